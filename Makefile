@@ -1,0 +1,97 @@
+# `make` lists the targets. Needs GNU make and sh; whatever it makes goes to .venv/ and dist/.
+
+PYTHONS  := $(shell tests/pythons)
+VERSIONS := $(foreach pair,$(PYTHONS),$(firstword $(subst =, ,$(pair))))
+OLDEST   := $(firstword $(VERSIONS))
+NEWEST   := $(lastword $(VERSIONS))
+# looked for when used: `packages` may just have installed it
+CLIENTS   = $(shell which -a docker | xargs -r readlink -f | awk '!seen[$$0]++')
+
+python = $(patsubst $(1)=%,%,$(filter $(1)=%,$(PYTHONS)))
+pip    = .venv/$(1)/bin/python -m pip install -qq --disable-pip-version-check
+pytest = .venv/$(1)/bin/python -B -m pytest -q -rs -p no:cacheprovider
+sources = dockfix.py $(wildcard tests/*.py tests/*/*.py)
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+
+# ---------------------------------------------------------------- tests
+# A ring is one suite under one Python, a target of its own; make runs them side by side and goes on after a failure.
+
+UNIT     := $(addprefix unit-,$(VERSIONS))
+ENGINE   := engine-oldest engine-newest
+
+test: RINGS = $(ENGINE) $(UNIT)
+test: ## both rings: tests/unit under every Python 3.6+ found, tests/engine under the oldest and the newest
+test-unit: RINGS = $(UNIT)
+test-unit: ## without an engine, under every Python found
+test-engine: RINGS = $(ENGINE)
+test-engine: ## on a private dockerd (root; installs docker.io, busybox-static and debootstrap when missing)
+test test-engine: packages
+
+test test-unit test-engine:
+	@$(if $(VERSIONS),,echo 'no Python 3.6 or newer found (Debian: apt-get install python3-venv)' >&2; exit 1)
+	@rm -rf .venv/results && mkdir -p .venv/results
+	@for ring in $(RINGS); do echo "NOT RUN: $$ring (reason above)" >.venv/results/$$ring; done
+	@$(MAKE) --no-print-directory -k -O $(if $(findstring -j,$(MAKEFLAGS)),,-j$(shell nproc)) $(RINGS) || :
+	@echo; cat $(addprefix .venv/results/,$(RINGS))
+	@! grep -q '^FAILED' .venv/results/* && grep -q '^passed' .venv/results/* && \
+		{ [ "$$CI" != true ] || ! grep -q '^NOT RUN' .venv/results/*; }
+
+# $(1): Python's version; $(2): what else there is to say; $(3): environment; $(4): directory of tests
+ring = @$(3) $(call pytest,$(1)) $(4) >.venv/results/$@.log 2>&1 && word=passed || word=FAILED; \
+	echo "== $@"; cat .venv/results/$@.log; \
+	echo "$$word: $(4), Python $$(.venv/$(1)/bin/python -c 'import platform as p; print(p.python_version())')$(2): $$(tail -n 1 \
+	.venv/results/$@.log)" >.venv/results/$@; rm .venv/results/$@.log; [ $$word = passed ]
+
+$(UNIT): unit-%: .venv/%/ready
+	$(call ring,$*,,,tests/unit)
+
+engine-oldest: .venv/$(OLDEST)/ready
+	$(call ring,$(OLDEST),$(comma) client $(lastword $(CLIENTS)),DOCKFIX_TEST_CLIENT=$(lastword $(CLIENTS)),tests/engine)
+
+engine-newest: .venv/$(NEWEST)/ready
+	$(call ring,$(NEWEST),$(comma) client $(firstword $(CLIENTS)),DOCKFIX_TEST_CLIENT=$(firstword $(CLIENTS)),tests/engine)
+
+comma := ,
+
+# the pip that comes with 3.6 stops at a package that needs a newer Python, where later ones look for an older package
+.PRECIOUS: .venv/%/ready
+.venv/%/ready:
+	@$(call python,$*) -c 'import venv, ensurepip' 2>/dev/null || tests/install =python$*-venv
+	@$(call python,$*) -m venv --clear .venv/$*
+	@$(if $(filter 3.6,$*),$(call pip,$*) pip==21.3.1)
+	@$(call pip,$*) pytest
+	@touch $@
+
+packages:
+	@tests/install dockerd=docker.io busybox=busybox-static debootstrap=debootstrap || :
+
+# ---------------------------------------------------------------- the rest
+
+demo: ## the main job, on three containers of a private dockerd (root)
+	@tests/install dockerd=docker.io busybox=busybox-static || :
+	@python3 -B tests/demo.py
+
+bench: ## how fast `chpasswd` is beside other ways (root; BENCH_N=60 containers, BENCH_ROUNDS=5)
+bench: packages
+	@python3 -B tests/bench/bench.py
+
+lint: ## syntax under every Python found, and pyflakes where it can be installed
+lint: $(addprefix lint-,$(VERSIONS)) .venv/$(NEWEST)/ready
+	@$(call pip,$(NEWEST)) pyflakes || echo 'pyflakes: not installable here' >&2
+	@! .venv/$(NEWEST)/bin/python -c 'import pyflakes' 2>/dev/null || .venv/$(NEWEST)/bin/python -m pyflakes $(sources)
+
+$(addprefix lint-,$(VERSIONS)): lint-%:
+	@$(call python,$*) -W error -c 'import sys; [compile(open(f, "rb").read(), f, "exec") for f in sys.argv[1:]]' $(sources)
+	@echo 'syntax: Python $*'
+
+dist: ## dist/dockfix.py, dist/dockfix.pyz and dist/SHA256SUMS, byte by byte the same on every build
+	@python3 -B tests/build_dist.py dist
+
+clean: ## remove .venv, dist and compiled files (the Debian root in ~/.cache/dockfix-tests stays)
+	rm -rf .venv dist
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+.PHONY: help test test-unit test-engine packages demo bench lint dist clean engine-oldest engine-newest $(UNIT) \
+	$(addprefix lint-,$(VERSIONS))

@@ -1,0 +1,359 @@
+"""Ring two: dockfix on a private, real engine (kit.py).  Python 3.6, pytest 7.0.1.
+
+`lab` is the engine with everything around it: containers, host directories that are watched, shadow files read from outside
+dockfix, a second opinion on hashes (perl's crypt), and `lab.dockfix(...)`, which runs the program as a user would.  Each module
+starts with an engine without containers, and ends with the proof that nothing on the host has changed.
+"""
+import collections
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import stat
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from kit import CannotRun, PrivateEngine
+
+PROGRAM = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "dockfix.py")
+HOST_FILES = ("/etc/shadow", "/etc/passwd", "/etc/group", "/etc/gshadow", "/etc/shadow-", "/etc/passwd-")
+FAKE_ETC = {"passwd": b"root:x:0:0:root:/root:/bin/sh\n", "group": b"root:x:0:\nshadow:x:42:\n",
+            "shadow": b"root:*:18000:0:99999:7:::\nhost:*:18000:0:99999:7:::\n"}
+JSON_KEYS = {"schema", "command", "ok", "exit_code", "changed", "dry_run", "results", "findings", "errors"}
+STATUSES = {"changed", "unchanged", "skipped", "refused", "failed", "unknown"}
+MEBI = 1 << 20
+
+Shadow = collections.namedtuple("Shadow", "kind mode uid gid size link data")
+Call = collections.namedtuple("Call", "argv env parent")
+
+
+def read(path):
+    with open(path, "rb") as f:
+        return f.read()
+
+
+def tree(path):
+    """{relative path: all that is known of it} of a directory of the host."""
+    found = {}
+    for folder, names, files in os.walk(path):
+        for name in [""] + names + files:
+            full = os.path.join(folder, name)
+            info = os.lstat(full)
+            content = os.readlink(full) if stat.S_ISLNK(info.st_mode) else (
+                hashlib.sha256(read(full)).hexdigest() if stat.S_ISREG(info.st_mode) else "")
+            found[os.path.relpath(full, path)] = (info.st_ino, info.st_mode, info.st_uid, info.st_gid, info.st_size,
+                                                  info.st_mtime_ns, content)
+    return found
+
+
+def host_files():
+    """The host's account files, and the names beside them (a copy or a lock left behind is a change too)."""
+    found = {"names": sorted(name for name in os.listdir("/etc") if "shadow" in name or "passwd" in name or "dockfix" in name)}
+    for path in filter(os.path.exists, HOST_FILES):
+        info = os.stat(path)
+        found[path] = (info.st_ino, info.st_mode, info.st_uid, info.st_gid, info.st_mtime_ns, read(path))
+    return found
+
+
+def field_of(data, user="root"):
+    for line in data.decode().split("\n"):
+        if line.startswith(user + ":"):
+            return line.split(":")[1]
+    raise AssertionError("no %s in %r" % (user, data))
+
+
+def crypt(password, salt):
+    """crypt(3) by perl, which knows what libcrypt knows; the words go by standard input."""
+    return subprocess.run(["perl", "-e", 'local $/; my ($p, $s) = split /\\0/, <STDIN>; print crypt($p, $s)'],
+                          input=password + b"\0" + salt, stdout=subprocess.PIPE, check=True).stdout
+
+
+def days():
+    return int(time.time() // 86400)
+
+
+def only_password_changed(before, after, user="root"):
+    """Nothing differs but the password and the date of last change; text of what else does."""
+    old, new = before.data.split(b"\n"), after.data.split(b"\n")
+    if before._replace(data=None, size=0) != after._replace(data=None, size=0):
+        return "%s became %s" % (before._replace(data=None), after._replace(data=None))
+    if len(old) != len(new):
+        return "%d lines became %d" % (len(old), len(new))
+    for was, now in zip(old, new):
+        if not was.startswith(user.encode() + b":"):
+            if was != now:
+                return "%r became %r" % (was, now)
+        elif was.split(b":")[3:] != now.split(b":")[3:] or int(now.split(b":")[2]) not in (days() - 1, days()):
+            return "%r became %r" % (was, now)
+    return ""
+
+
+class Run:
+    """What one run of dockfix said."""
+
+    def __init__(self, rc, out, err, seconds):
+        self.rc, self.out, self.err, self.seconds = rc, out, err, seconds
+
+    def __repr__(self):
+        return "exit %s after %.1f s\n--- stdout\n%s\n--- stderr\n%s" % (
+            self.rc, self.seconds, self.out.decode("utf-8", "backslashreplace")[:8000],
+            self.err.decode("utf-8", "backslashreplace")[:4000])
+
+    @property
+    def text(self):
+        return self.out.decode("utf-8", "backslashreplace")
+
+    @property
+    def doc(self):
+        """The one JSON document, with the envelope that every command has."""
+        doc = json.loads(self.out.decode("ascii"))
+        assert JSON_KEYS <= set(doc), "missing: %s" % sorted(JSON_KEYS - set(doc))
+        assert doc["schema"] == "dockfix/1" and doc["exit_code"] == self.rc and doc["ok"] is (self.rc == 0)
+        for row in doc["results"]:
+            assert row["status"] in STATUSES and re.match("[0-9a-f]{64}$", row["id"]) and isinstance(row["msg"], str), row
+        if not doc["dry_run"]:
+            assert doc["changed"] is any(row["status"] == "changed" for row in doc["results"])
+        return doc
+
+    @property
+    def rows(self):
+        """{container name: its row}; a name that comes twice is an error."""
+        rows = self.doc["results"]
+        assert len({row["target"] for row in rows}) == len(rows)
+        return {row["target"]: row for row in rows}
+
+
+class Recorder:
+    """A docker command that writes down its arguments and its environment, then (after `inject`, shell text) does the call."""
+
+    def __init__(self, folder, client, inject=""):
+        self.log, self.bin = os.path.join(folder, "log"), os.path.join(folder, "bin")
+        self.command = os.path.join(self.bin, "docker")
+        os.makedirs(self.log)
+        os.makedirs(self.bin)
+        with open(self.command, "w") as f:
+            f.write("#!/bin/sh\nREAL=%s\nLOG=%s\n" % (shlex.quote(client), shlex.quote(self.log)) +
+                    'printf "%s\\0" "$@" > "$LOG/$$.argv"\n'
+                    'cat /proc/$$/environ > "$LOG/$$.env"\n'
+                    'cat /proc/$PPID/cmdline > "$LOG/$$.parent" 2>/dev/null\n'
+                    + inject + '\nexec "$REAL" "$@"\n')
+        os.chmod(self.command, 0o755)
+
+    def calls(self):
+        """In the order in which they began."""
+        pids = [name[:-len(".argv")] for name in os.listdir(self.log) if name.endswith(".argv")]
+        pids.sort(key=lambda pid: os.stat(os.path.join(self.log, pid + ".argv")).st_mtime_ns)
+        return [Call(self.words(pid + ".argv"), self.words(pid + ".env"), self.words(pid + ".parent")) for pid in pids]
+
+    def words(self, name):
+        return [os.fsdecode(word) for word in read(os.path.join(self.log, name)).split(b"\0")[:-1]]
+
+    def everything(self):
+        return b"\n".join(read(os.path.join(self.log, name)) for name in sorted(os.listdir(self.log)))
+
+
+class Lab:
+    crypt, field_of, only_password_changed = staticmethod(crypt), staticmethod(field_of), staticmethod(only_password_changed)
+    read, tree = staticmethod(read), staticmethod(tree)
+
+    def __init__(self, engine, folder):
+        self.engine, self.folder, self.watched = engine, folder, {}
+        self.state = os.path.join(folder, "state")
+        self.images, self.lock, self.count = {}, threading.Lock(), 0
+
+    # ---------------------------------------------------------------- containers
+
+    def image(self, name):
+        with self.lock:
+            if name not in self.images:
+                self.images[name] = getattr(self.engine, "import_" + name)("ring/" + name)
+            return self.images[name]
+
+    def docker(self, *args, **options):
+        return self.engine.docker(*args, **options)
+
+    def run(self, name, *options, image="debian", command=()):
+        return self.engine.run(self.image(image), "--name", name, *options, command=command)
+
+    def create(self, name, *options, image="debian", command=()):
+        return self.engine.create(self.image(image), "--name", name, *options, command=command)
+
+    def inside(self, name, script):
+        """Run shell text in a container, as root; its output."""
+        return self.docker("exec", "-u", "0", name, "/bin/sh", "-ec", script).stdout
+
+    def pid(self, name):
+        return int(self.docker("inspect", "-f", "{{.State.Pid}}", name).stdout)
+
+    def id(self, name):
+        return self.docker("inspect", "-f", "{{.Id}}", name).stdout.decode().strip()
+
+    def status(self):
+        """{name: first word of its state}, for all containers."""
+        lines = self.docker("ps", "-a", "--format", "{{.Names}} {{.Status}}").stdout.decode().splitlines()
+        return {line.split()[0]: line.split()[1] for line in lines}
+
+    def clean(self):
+        listed = self.docker("ps", "-aq").stdout.decode().split()
+        if listed:
+            self.docker("rm", "-f", "-v", *listed)
+        self.watched.clear()
+
+    @staticmethod
+    def parallel(function, items):
+        """{item: function(item)}; two at a time for each core is what the engine can use."""
+        items = list(items)
+        with ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as pool:
+            return dict(zip(items, pool.map(function, items)))
+
+    # ---------------------------------------------------------------- the host's side
+
+    def host_dir(self, name, files=None, below=""):
+        """A new directory of the host with account files, to be mounted into containers."""
+        path = os.path.join(self.folder, "host", name)
+        os.makedirs(os.path.join(path, below))
+        for file, data in (FAKE_ETC if files is None else files).items():
+            with open(os.path.join(path, below, file), "wb") as f:
+                f.write(data)
+            os.chmod(f.name, 0o640 if file == "shadow" else 0o755)
+        return path
+
+    def watch(self, path):
+        """From now until the module's end this directory must stay as it is (the engine writes mount points on start)."""
+        self.watched[path] = tree(path)
+
+    def check_host(self, before):
+        assert host_files() == before, "the host's own account files have changed"
+        for path, old in self.watched.items():
+            assert tree(path) == old, "%s, mounted into a container, has changed" % path
+
+    def new_folder(self):
+        with self.lock:
+            self.count += 1
+            path = os.path.join(self.folder, "work", str(self.count))
+            os.makedirs(path)
+            return path
+
+    def recorder(self, inject=""):
+        return Recorder(self.new_folder(), self.engine.client, inject)
+
+    # ---------------------------------------------------------------- dockfix
+
+    def argv(self, *args):
+        return [sys.executable, PROGRAM, "--state", self.state] + [str(arg) for arg in args]
+
+    def dockfix(self, *args, stdin=b"", recorder=None, env=None, prefix=(), timeout=150):
+        """One run, as a user would start it.  stdin: bytes; env: more variables; recorder: given with --docker."""
+        argv = list(prefix) + self.argv(*((("--docker", shlex.quote(recorder.command)) if recorder else ()) + args))
+        start = time.monotonic()
+        done = subprocess.run(argv, input=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              env=self.engine.env(**(env or {})), timeout=timeout)
+        run = Run(done.returncode, done.stdout, done.stderr, time.monotonic() - start)
+        assert b"Traceback" not in run.err, run
+        return run
+
+    def script(self, text, env=None):
+        """Run a dry run's script as a user would, with `sh`."""
+        folder = self.new_folder()
+        with open(os.path.join(folder, "python3"), "w") as f:
+            f.write('#!/bin/sh\nexec %s "$@"\n' % shlex.quote(sys.executable))
+        os.chmod(f.name, 0o755)
+        with open(os.path.join(folder, "script"), "wb") as f:
+            f.write(text)
+        variables = self.engine.env(**(env or {}))
+        variables["PATH"] = folder + os.pathsep + variables["PATH"]
+        start = time.monotonic()
+        done = subprocess.run(["sh", f.name], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              env=variables, timeout=150)
+        return Run(done.returncode, done.stdout, done.stderr, time.monotonic() - start)
+
+    # ---------------------------------------------------------------- a second opinion
+
+    def shadow(self, name, path="/etc/shadow"):
+        """A file of a container, in any state, as `docker cp` has it; None where there is none.  Big ones without data."""
+        client = subprocess.Popen([self.engine.client, "cp", "%s:%s" % (name, path), "-"], env=self.engine.env(),
+                                  stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        try:
+            with tarfile.open(fileobj=client.stdout, mode="r|") as tar:
+                member = tar.next()
+                kinds = {tarfile.REGTYPE: "file", tarfile.SYMTYPE: "link", tarfile.DIRTYPE: "directory",
+                         tarfile.FIFOTYPE: "fifo", tarfile.CHRTYPE: "device"}
+                small = member.isreg() and member.size <= MEBI
+                return Shadow(kinds[member.type], member.mode, member.uid, member.gid, member.size, member.linkname,
+                              tar.extractfile(member).read() if small else None)
+        except tarfile.ReadError:
+            error = client.stderr.read()
+            assert b"Could not find" in error or b"No such" in error or b"no such" in error, error
+            return None
+        finally:
+            client.kill()
+            client.communicate()
+
+    def field(self, name, user="root"):
+        return field_of(self.shadow(name).data, user)
+
+    def opens(self, name, password, user="root"):
+        """Whether this password (bytes or text) opens the account, as perl's crypt(3) sees it."""
+        password = password.encode() if isinstance(password, str) else password
+        field = self.field(name, user).encode()
+        return field.startswith(b"$") and crypt(password, field) == field
+
+
+def not_here(reason):
+    """Skip with the reason; where a machine has been made for these tests, that is a failure."""
+    text = "no private engine: %s" % reason
+    if os.environ.get("CI") == "true":
+        pytest.fail(text, pytrace=False)
+    pytest.skip(text)
+
+
+@pytest.fixture(scope="session")
+def cannot_run():
+    return not_here
+
+
+@pytest.fixture(scope="session")
+def engine():
+    if not os.path.exists(PROGRAM):
+        pytest.exit("there is no %s" % PROGRAM, 2)
+    private = PrivateEngine()
+    try:
+        private.start()
+    except CannotRun as reason:
+        not_here(reason)
+    yield private
+    private.stop()
+
+
+@pytest.fixture(scope="session")
+def session_lab(engine):
+    folder = os.path.realpath(tempfile.mkdtemp(prefix="dockfix-lab-"))
+    os.chmod(folder, 0o755)
+    try:
+        yield Lab(engine, folder)
+    finally:
+        if engine.dir:
+            engine.kill_containers()
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def lab(session_lab):
+    """The engine without containers; at the end of the module the host must be as it was."""
+    before, session_lab.state = host_files(), os.path.join(session_lab.new_folder(), "state")
+    session_lab.clean()
+    yield session_lab
+    try:
+        session_lab.check_host(before)
+    finally:
+        session_lab.clean()
+        shutil.rmtree(os.path.join(session_lab.folder, "host"), ignore_errors=True)

@@ -1,0 +1,411 @@
+"""A private, real Docker engine for the tests, the demo and the benchmark.
+
+    with PrivateEngine() as engine:
+        image = engine.import_busybox()
+        web = engine.run(image, "--name", "web")
+        engine.docker("exec", web, "true")
+
+Its sockets, data and containers live below one temporary directory; the host's own daemon, its settings and its
+containerd are never spoken to.  Run as a program, it starts and stops one engine and says whether that works here.
+Python 3.6 and the standard library, like dockfix.py itself.
+"""
+import contextlib
+import fcntl
+import glob
+import io
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+import time
+
+SLEEP_FOREVER = "2147483647"
+PASSWD = "root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:1::/:/bin/false\nuser:x:1000:1000::/tmp:/bin/sh\n"
+GROUP = "root:x:0:\ndaemon:x:1:\nshadow:x:42:\nuser:x:1000:\n"
+SHADOW = "root:*:19000:0:99999:7:::\ndaemon:*:19000:0:99999:7:::\nuser:!:19000:0:99999:7:::\n"
+ACCOUNTS = {"etc/passwd": PASSWD, "etc/group": GROUP, "etc/shadow": SHADOW}
+USERNS_BASE = 500000
+
+
+class CannotRun(Exception):
+    """No private engine on this machine; the text says what would be needed."""
+
+
+def need(program, package):
+    """Path of a program, or CannotRun naming the Debian package that has it."""
+    path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin:/usr/bin:/bin")
+    if not path:
+        raise CannotRun("needs %s (Debian: apt-get install %s)" % (program, package))
+    return path
+
+
+def wait_until(true, what, seconds=60):
+    end = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > end:
+            raise RuntimeError("no %s within %s s" % (what, seconds))
+        time.sleep(0.05)
+
+
+def tail(path, lines=5):
+    """The last lines of a log, for a message."""
+    try:
+        with open(path, errors="replace") as f:
+            return "".join(f.readlines()[-lines:])
+    except OSError:
+        return ""
+
+
+def mounts_below(directory):
+    """Mount points at or below a directory, deepest first."""
+    with open("/proc/self/mountinfo", errors="surrogateescape") as f:
+        points = [re.sub(r"\\([0-7]{3})", lambda m: chr(int(m.group(1), 8)), line.split()[4]) for line in f]
+    return sorted((p for p in points if p == directory or p.startswith(directory + "/")), key=len, reverse=True)
+
+
+class PrivateEngine:
+    """A dockerd and a containerd of one's own, from `with` until its end.
+
+    extra:    more arguments for dockerd
+    userns:   remap the containers' ids to USERNS_BASE and up
+    client:   the docker command to use (default: $DOCKFIX_TEST_CLIENT, else docker from PATH)
+    """
+
+    def __init__(self, extra=(), userns=False, client=None):
+        self.extra, self.userns = list(extra), userns
+        self.client = client or os.environ.get("DOCKFIX_TEST_CLIENT")
+        self.dir = self.root = ""
+        self.processes, self.handlers = [], {}
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *exc):
+        self.stop()
+
+    # ------------------------------------------------------------------ start and stop
+
+    def start(self):
+        if os.geteuid() != 0:
+            raise CannotRun("needs root: dockerd mounts file systems and makes namespaces")
+        dockerd, containerd = need("dockerd", "docker.io"), need("containerd", "docker.io")
+        self.client = os.path.abspath(self.client) if self.client else need("docker", "docker.io")
+        if not os.access(self.client, os.X_OK):
+            raise CannotRun("needs the docker client %s" % self.client)
+        self.catch_signals()
+        try:
+            self.dir = os.path.realpath(tempfile.mkdtemp(prefix="dockfix-test-"))
+            self.root = self.path("root", "%d.%d" % (USERNS_BASE, USERNS_BASE)) if self.userns else self.path("root")
+            self.lay_out()
+            # A containerd of our own: where the host runs one, dockerd would otherwise join it.
+            enter = self.namespace_with_subids() if self.userns else []
+            self.spawn("containerd", enter + [containerd, "--config", self.path("containerd.toml")])
+            wait_until(lambda: self.alive() and os.path.exists(self.path("containerd.sock")), "socket of containerd")
+            enter = [need("nsenter", "util-linux"), "--mount", "--target", str(self.processes[0].pid)] if self.userns else []
+            self.spawn("dockerd", enter + [
+                dockerd, "--config-file", self.path("daemon.json"), "--containerd", self.path("containerd.sock"),
+                "--data-root", self.path("root"), "--exec-root", self.path("exec"), "-H", "unix://" + self.path("docker.sock"),
+                "--bridge=none", "--iptables=false", "-p", self.path("pid")]
+                + (["--userns-remap=daemon:daemon"] if self.userns else []) + self.extra)
+            wait_until(lambda: self.alive() and self.docker("version", check=False).returncode == 0, "answer from dockerd", 120)
+        except BaseException:
+            self.stop()
+            raise
+
+    def path(self, *parts):
+        return os.path.join(self.dir, *parts)
+
+    def lay_out(self):
+        # A container's root must be reachable for remapped ids, so the directory is open, its content is dockerd's.
+        os.chmod(self.dir, 0o711)
+        os.makedirs(self.path("bin"))
+        os.makedirs(self.path("client"))
+        os.symlink(self.client, self.path("bin", "docker"))
+        for name, text in {
+                "daemon.json": "{}\n", "subid": "daemon:%d:65536\n" % USERNS_BASE,
+                "containerd.toml": 'version = 2\nroot = "{0}/containerd"\nstate = "{0}/containerd.state"\n'
+                                   'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
+                                   '[grpc]\naddress = "{0}/containerd.sock"\n'.format(self.dir)}.items():
+            with open(self.path(name), "w") as f:
+                f.write(text)
+
+    def namespace_with_subids(self):
+        """For remapping, the daemons see an /etc/subuid of their own: the host's stays as it is."""
+        for path in ("/etc/subuid", "/etc/subgid"):
+            if not os.path.exists(path):
+                raise CannotRun("needs the file %s (may be empty)" % path)
+        return [need("unshare", "util-linux"), "--mount", "--propagation", "slave", "sh", "-c",
+                'for f in /etc/subuid /etc/subgid; do mount --bind "$0" $f || exit; done; exec "$@"', self.path("subid")]
+
+    def spawn(self, name, argv):
+        # In a session of its own: Ctrl-C is for the caller, who then stops the engine in good order.
+        with open(self.path(name + ".log"), "wb") as log:
+            self.processes.append(subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                                   start_new_session=True, env=self.env()))
+
+    def alive(self):
+        for process, name in zip(self.processes, ("containerd", "dockerd")):
+            if process.poll() is not None:
+                raise CannotRun("%s ended with %s:\n%s" % (name, process.returncode, tail(self.path(name + ".log"))))
+        return True
+
+    def catch_signals(self):
+        """SIGTERM and SIGHUP end Python without its `finally` blocks; make exceptions of them."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) is signal.SIG_DFL:
+                    self.handlers[number] = signal.signal(number, lambda n, frame: sys.exit(128 + n))
+
+    def stop(self):
+        """Leave nothing behind: containers, daemons, mounts, files.  Can be called again, and in any state."""
+        with self.undisturbed():
+            if not self.dir:
+                return
+            self.kill_containers()
+            for process in reversed(self.processes):
+                self.end(process)
+            self.kill_leftovers()
+            for point in mounts_below(self.dir):
+                subprocess.call(["umount", "-l", point])
+            left = mounts_below(self.dir)
+            if left:    # removing files through a mount could reach the host's
+                raise RuntimeError("still mounted, so not removed: " + " ".join(left))
+            shutil.rmtree(self.dir)
+            self.dir, self.processes = "", []
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        self.handlers = {}
+
+    @contextlib.contextmanager
+    def undisturbed(self):
+        """A second Ctrl-C must not interrupt the cleaning up, which is bounded."""
+        main = threading.current_thread() is threading.main_thread()
+        old = {n: signal.signal(n, signal.SIG_IGN) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if main}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    def kill_containers(self):
+        """At once: dockerd's own shutdown would wait ten seconds for each that ignores SIGTERM."""
+        with contextlib.suppress(subprocess.TimeoutExpired, OSError):
+            running = self.docker("ps", "-q", check=False, timeout=20).stdout.decode().split()
+            if running:
+                self.docker("kill", *running, check=False, timeout=60)
+
+    @staticmethod
+    def end(process):
+        for deed in (process.terminate, process.kill):
+            if process.poll() is None:
+                deed()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(30)
+
+    def kill_leftovers(self):
+        """What a daemon that died left: shims (they name our directory), the containers' processes, their cgroups."""
+        ids = [os.path.basename(p) for p in glob.glob(os.path.join(self.root, "containers", "*"))]
+        cgroups = [c for i in ids for c in glob.glob("/sys/fs/cgroup/docker/%s" % i) + glob.glob("/sys/fs/cgroup/*/*/*%s*" % i)]
+        marks = [i.encode() for i in ids] + [os.fsencode(self.dir)]
+        for cgroup in cgroups:      # what is paused dies only when thawed
+            for name, value in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
+                with contextlib.suppress(OSError), open(os.path.join(cgroup, name), "r+") as f:
+                    f.write(value)
+
+        def killed():
+            found = False
+            for pid in filter(str.isdigit, os.listdir("/proc")):
+                with contextlib.suppress(OSError):
+                    text = b"".join(open_bytes("/proc/%s/%s" % (pid, name)) for name in ("cmdline", "cgroup"))
+                    if int(pid) != os.getpid() and any(mark in text for mark in marks) and not is_zombie(pid):
+                        os.kill(int(pid), signal.SIGKILL)
+                        found = True
+            return not found
+        wait_until(killed, "end of the containers' processes")
+        for cgroup in cgroups:
+            with contextlib.suppress(OSError):
+                os.rmdir(cgroup)
+
+    # ------------------------------------------------------------------ use
+
+    def env(self, **more):
+        """The environment in which `docker`, and so dockfix, means this engine."""
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("DOCKER_", "DOCKFIX_"))}
+        env.update(DOCKER_HOST="unix://" + self.path("docker.sock"), DOCKER_CONFIG=self.path("client"),
+                   PATH=self.path("bin") + os.pathsep + env.get("PATH", os.defpath))
+        env.update(more)
+        return env
+
+    def docker(self, *args, input=None, check=True, timeout=300):
+        """Run the docker client; returns a CompletedProcess with bytes.  A failure shows both outputs."""
+        feed = {"stdin": subprocess.DEVNULL} if input is None else {"input": input}
+        done = subprocess.run([self.client] + [str(a) for a in args], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              env=self.env(), timeout=timeout, **feed)
+        if check and done.returncode:
+            raise RuntimeError("docker %s: exit %d\n%s%s" % (
+                " ".join(map(shlex.quote, map(str, args))), done.returncode,
+                done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")))
+        return done
+
+    def run(self, image, *options, command=()):
+        """`docker run -d` without a network; returns the full id."""
+        return self.docker("run", "-d", "--network", "none", *(options + (image,) + tuple(command))).stdout.decode().strip()
+
+    def create(self, image, *options, command=()):
+        return self.docker("create", "--network", "none", *(options + (image,) + tuple(command))).stdout.decode().strip()
+
+    def import_tar(self, name, tar, command, changes=()):
+        """`docker import` of tar bytes, or of the file with that path; returns the image's name."""
+        more = [word for change in changes for word in ("-c", change)]
+        words = ", ".join('"%s"' % word for word in command)
+        self.docker("import", "-c", "CMD [%s]" % words, *(more + ["-" if isinstance(tar, bytes) else tar, name]),
+                    input=tar if isinstance(tar, bytes) else None)
+        return name
+
+    def import_busybox(self, name="dockfix-test/busybox", files=None, changes=()):
+        """A root with a shell and busybox's applets (Debian's has no chpasswd).
+
+        files: {path: text or bytes} to add or, with None, to leave out; changes: Dockerfile lines (`USER 1000`).
+        """
+        return self.import_tar(name, busybox_tar(files), ["/bin/sleep", SLEEP_FOREVER], changes)
+
+    def import_scratch(self, name="dockfix-test/scratch", files=None, changes=()):
+        """One static program that sleeps, no shell, and its own account files.
+
+        The program is busybox under the name of one applet, so it can be nothing else.
+        """
+        content = dict(ACCOUNTS, **(files or {}))
+        return self.import_tar(name, make_tar(content, {"sleep": static_busybox()}), ["/sleep", SLEEP_FOREVER], changes)
+
+    def import_debian(self, name="dockfix-test/debian", changes=()):
+        """A Debian-like minbase root with PAM and shadow's chpasswd; built once, then kept below ~/.cache."""
+        return self.import_tar(name, debian_tar(), ["/bin/sleep", SLEEP_FOREVER], changes)
+
+
+# ---------------------------------------------------------------------- processes and roots
+
+def open_bytes(path):
+    with open(path, "rb") as f:
+        return f.read()
+
+
+def is_zombie(pid):
+    return open_bytes("/proc/%s/stat" % pid).rsplit(b")", 1)[1].split()[0] == b"Z"
+
+
+def make_tar(files, programs=None, links=None, dirs=()):
+    """Tar bytes.  files: path -> text, bytes or None (left out); programs: path -> host path; links: path -> target."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        def add(path, data=b"", **fields):
+            member = tarfile.TarInfo(path)
+            member.size, member.mode = len(data), 0o755
+            for key, value in fields.items():
+                setattr(member, key, value)
+            tar.addfile(member, io.BytesIO(data))
+        seen = set()
+        wanted = ["proc", "sys", "dev", "root", "tmp", "var"] + list(dirs)
+        for path in wanted + [os.path.dirname(p) for p in list(files) + list(programs or {}) + list(links or {})]:
+            parts = path.split("/")
+            for parent in ("/".join(parts[:n + 1]) for n in range(len(parts))):
+                if parent and parent not in seen:
+                    seen.add(parent)
+                    add(parent, type=tarfile.DIRTYPE, mode=0o1777 if parent == "tmp" else 0o755)
+        for path, host in (programs or {}).items():
+            add(path, open_bytes(host))
+        for path, target in (links or {}).items():
+            add(path, type=tarfile.SYMTYPE, linkname=target)
+        for path, data in files.items():
+            if data is not None:
+                secret = {"mode": 0o640, "gid": 42} if path == "etc/shadow" else {"mode": 0o644}
+                add(path, data.encode() if isinstance(data, str) else data, **secret)
+    return out.getvalue()
+
+
+def static_busybox():
+    path = need("busybox", "busybox-static")
+    if subprocess.call(["ldd", path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) == 0:
+        raise CannotRun("needs a static busybox (Debian: apt-get install busybox-static)")
+    return path
+
+
+def busybox_tar(files=None, programs=None):
+    busybox = static_busybox()
+    applets = subprocess.check_output([busybox, "--list"]).decode().split()
+    links = {"bin/" + name: "busybox" for name in applets if name != "busybox"}
+    return make_tar(dict(ACCOUNTS, **(files or {})), dict({"bin/busybox": busybox}, **(programs or {})), links)
+
+
+def cache_dir():
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    path = os.path.join(base, "dockfix-tests")
+    os.makedirs(path, exist_ok=True)
+    return path
+
+
+def debian_source():
+    """(suite, mirror): the host's own, as apt knows them, so that a machine with a local mirror uses that."""
+    release = dict(line.rstrip().split("=", 1) for line in open_bytes("/etc/os-release").decode().splitlines() if "=" in line)
+    suite = release.get("VERSION_CODENAME", "stable").strip('"')
+    if shutil.which("apt-get"):
+        listed = subprocess.check_output(["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)",
+                                          "Created-By: Packages"]).decode()
+        for line in listed.splitlines():
+            uri, name, component = line.rsplit(" ", 2)
+            if (name, component) == (suite, "main") and uri.startswith("http"):
+                return suite, [uri]
+    return suite, []
+
+
+def debian_tar():
+    """Path of the cached root; the first caller builds it, others wait for the lock."""
+    suite, mirror = debian_source()
+    path = os.path.join(cache_dir(), "%s-%s.tar" % (suite, os.uname().machine))
+    with open(os.path.join(cache_dir(), "lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not os.path.exists(path):
+            build_debian(suite, mirror, path)
+    return path
+
+
+def build_debian(suite, mirror, path):
+    debootstrap = need("debootstrap", "debootstrap")
+    work = tempfile.mkdtemp(prefix="build-", dir=cache_dir())
+    root, log = os.path.join(work, "root"), os.path.join(work, "log")
+    try:
+        print("building a %s root with debootstrap, once (about a minute) ..." % suite, file=sys.stderr, flush=True)
+        with open(log, "wb") as out:
+            # In a mount namespace of its own: an interrupted debootstrap leaves no mounts on the host.
+            code = subprocess.call([need("unshare", "util-linux"), "--mount", debootstrap, "--variant=minbase", suite, root]
+                                   + mirror, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        if code:
+            raise CannotRun("needs a Debian root; debootstrap ended with %d:\n%s" % (code, tail(log)))
+        made = os.path.join(work, "root.tar")
+        subprocess.check_call(["tar", "--numeric-owner", "-C", root, "-cf", made, "--exclude=./dev/*", "--exclude=./proc/*",
+                               "--exclude=./sys/*", "--exclude=./var/cache/apt/archives/*", "--exclude=./var/lib/apt/lists/*",
+                               "--exclude=./usr/share/doc/*", "--exclude=./usr/share/locale/*", "."])
+        os.rename(made, path)
+    finally:
+        shutil.rmtree(work)
+
+
+def main():
+    try:
+        with PrivateEngine() as engine:
+            print("docker %s" % engine.docker("version", "--format", "client {{.Client.Version}}, engine {{.Server.Version}}")
+                  .stdout.decode().strip())
+    except CannotRun as reason:
+        print("no private docker engine here: %s" % reason)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

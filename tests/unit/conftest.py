@@ -1,0 +1,487 @@
+"""Ring one: pure functions, and whole commands against a fake docker on PATH (fake_docker.py).  Python 3.6, pytest 7.0.1.
+
+`dockfix` is the program, imported once.  `box` is a sandbox with the fake docker, some containers and a state folder:
+`box.run("chpasswd", "--all", stdin=b"root:x\n")` runs a whole command in a forked child (real descriptors, real signals,
+no start-up cost), `box.script(...)` runs the file itself in a new Python.
+"""
+import fcntl
+import importlib.util
+import io
+import json
+import os
+import py_compile
+import pty
+import random
+import signal
+import subprocess
+import sys
+import tarfile
+import termios
+import time
+import traceback
+
+import pytest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+PROGRAM = os.path.join(ROOT, "dockfix.py")
+HERE = os.path.dirname(os.path.abspath(__file__))
+SHADOW = (b"root:*:19000:0:99999:7:::\n"
+          b"daemon:*:19000:0:99999:7:::\n"
+          b"app:!:19001:1:90:7:14:20000:\n"
+          b"locked:!$6$salt$" + b"a" * 86 + b":19000:0:99999:7:::\n"
+          b"# a comment that is no entry\n"
+          b"last:!!:::::::")
+JSON_KEYS = {"schema", "command", "ok", "exit_code", "changed", "dry_run", "results", "findings", "errors"}
+STATUSES = {"changed", "unchanged", "skipped", "refused", "failed", "unknown"}
+
+
+def load(path=PROGRAM):
+    """dockfix as a module, without leaving a __pycache__ in the tree."""
+    if not os.path.exists(path):
+        pytest.exit("there is no %s" % path, 2)
+    spec = importlib.util.spec_from_file_location("dockfix", path)
+    module = importlib.util.module_from_spec(spec)
+    kept, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.dont_write_bytecode = kept
+    return module
+
+
+@pytest.fixture(scope="session")
+def dockfix():
+    return load()
+
+
+@pytest.fixture
+def load_again():
+    """Makes a second module from the same file."""
+    return lambda: load(PROGRAM)
+
+
+@pytest.fixture
+def rng(request):
+    """Seeded by the test's name: a failure comes back on the next run."""
+    return random.Random(request.node.nodeid.split("/")[-1])
+
+
+class Result:
+    def __init__(self, rc, out, err):
+        self.rc, self.out, self.err = rc, out, err
+
+    def __repr__(self):
+        return "rc %s\n--- stdout\n%s\n--- stderr\n%s" % (self.rc, self.out.decode("utf-8", "backslashreplace"),
+                                                          self.err.decode("utf-8", "backslashreplace"))
+
+    @property
+    def json(self):
+        """The one document of --json, with the envelope checked."""
+        text = self.out.decode("ascii")
+        doc, end = json.JSONDecoder().raw_decode(text)
+        assert text[end:].strip() == "", "more than one document: %r" % text[end:]
+        assert JSON_KEYS <= set(doc), "missing: %s" % (JSON_KEYS - set(doc))
+        assert doc["schema"] == "dockfix/1" and doc["exit_code"] == self.code and doc["ok"] is (self.code == 0)
+        assert isinstance(doc["changed"], bool) and isinstance(doc["dry_run"], bool)
+        for row in doc["results"]:
+            assert {"target", "id", "status", "msg"} <= set(row) and row["status"] in STATUSES, row
+        for row in doc["errors"]:
+            assert {"msg", "hint", "code"} <= set(row), row
+        return doc
+
+    @property
+    def code(self):
+        """Exit code as a shell shows it."""
+        return self.rc if self.rc >= 0 else 128 - self.rc
+
+    def rows(self):
+        return {row["target"]: row for row in self.json["results"]}
+
+    def statuses(self):
+        return {row["target"]: row["status"] for row in self.json["results"]}
+
+
+class Call:
+    def __init__(self, entry):
+        self.__dict__.update(entry)
+        self.words = [w.decode("utf-8", "surrogateescape") for w in self.argv]
+        self.command = self.words[0] if self.words else ""
+
+    def __repr__(self):
+        return "docker " + " ".join(self.words)
+
+
+def wait_for(condition, seconds=15, what="condition"):
+    deadline = time.time() + seconds
+    while time.time() < deadline:
+        if condition():
+            return
+        time.sleep(0.005)
+    raise AssertionError("%s not reached in %s s" % (what, seconds))
+
+
+def reap(pid, seconds):
+    """Return code of a child as subprocess counts it; killed when it takes too long."""
+    deadline = time.time() + seconds
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+        if time.time() > deadline:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise AssertionError("still running after %s s" % seconds)
+        time.sleep(0.002)
+
+
+def fresh_streams(encoding=None):
+    """sys.stdin, stdout and stderr as a starting Python makes them over descriptors 0, 1 and 2."""
+    for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            raw = io.open(fd, mode + "b", buffering=-1, closefd=False)
+        except OSError:
+            stream = None
+        else:
+            errors = "backslashreplace" if fd == 2 else "strict"
+            stream = io.TextIOWrapper(raw, encoding=encoding or "utf-8", errors=errors, line_buffering=fd == 2 or os.isatty(fd))
+        setattr(sys, name, stream)
+        setattr(sys, "__%s__" % name, stream)
+
+
+def be_the_program(module, argv, env, prelude, encoding):
+    """In the forked child: become `python3 dockfix.py ARGV`; never returns."""
+    code = 70
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        sys.excepthook = sys.__excepthook__
+        os.environ.clear()
+        os.environ.update(env)
+        fresh_streams(encoding)
+        sys.argv = [module.__file__] + list(argv)
+        if prelude:
+            prelude(module)
+        try:
+            code = module.main(list(argv))
+        except SystemExit as e:
+            code = e.code
+        except KeyboardInterrupt:
+            traceback.print_exc()
+            code = 130
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        if not isinstance(code, int):
+            code = 0 if code is None else 1
+        try:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except (OSError, ValueError):
+            code = 120                      # what a Python does whose last flush fails
+    finally:
+        os._exit(code)
+
+
+class Box:
+    """A sandbox: bin/docker (the fake), fs/NAME/etc/shadow, state/, and what `docker` was asked in calls."""
+
+    def __init__(self, path, module, fake):
+        self.path, self.module = str(path), module
+        for name in ("bin", "fs", "home", "tmp"):
+            os.makedirs(self.at(name))
+        self.state = self.at("state")
+        self.world = {"containers": [], "filters": {}, "rules": [], "userns": 0, "info_text": "",
+                      "info_json": json.dumps({"ServerVersion": "20.10.24", "DockerRootDir": "/var/lib/docker", "Driver": "overlay2",
+                                               "SecurityOptions": ["name=seccomp,profile=default"]})}
+        self.program("docker", "exec '%s' -IS '%s' '%s' \"$@\"" % (sys.executable, fake, self.path))
+        self.env = {"PATH": self.at("bin") + os.pathsep + os.defpath.lstrip(":"), "HOME": self.at("home"), "TMPDIR": self.at("tmp"),
+                    "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8", "TERM": "dumb"}
+
+    def at(self, *names):
+        return os.path.join(self.path, *names)
+
+    def program(self, name, body):
+        """A sh script on the sandbox's PATH."""
+        with open(self.at("bin", name), "w") as f:
+            f.write("#!/bin/sh\n" + body + "\n")
+        os.chmod(self.at("bin", name), 0o755)
+        return self.at("bin", name)
+
+    def file(self, name, data, mode=0o600):
+        with open(self.at(name), "wb") as f:
+            f.write(data)
+        os.chmod(self.at(name), mode)
+        return self.at(name)
+
+    # ---- containers
+
+    def container(self, name, status="Up 2 hours", shadow=SHADOW, chpasswd="shadow-utils", inspect=None, host=None, aliases=(), **more):
+        """A container of the world; `inspect` and `host` are laid over the inspect object and its HostConfig."""
+        number = len(self.world["containers"])
+        full_id = more.pop("id", "") or "%02x" % (0xa0 + number % 96) + "%062x" % (number * 7919 + 1)
+        root = self.at("fs", name)
+        os.makedirs(os.path.join(root, "etc"))
+        if shadow is not None:
+            with open(os.path.join(root, "etc", "shadow"), "wb") as f:
+                f.write(shadow)
+            os.chmod(f.name, 0o640)
+        state = "paused" if "(Paused)" in status else {"Up": "running", "Re": "restarting", "Cr": "created"}.get(status[:2], "exited")
+        document = {"Id": full_id, "Name": "/" + name, "Created": "2024-01-01T00:00:00Z", "Path": "sleep", "Args": [],
+                    "State": {"Status": state, "Running": state in ("running", "paused", "restarting"), "Paused": state == "paused",
+                              "Restarting": state == "restarting", "Pid": 0, "Dead": False},
+                    "Image": "sha256:" + "1" * 64, "Driver": "overlay2", "MountLabel": "", "Mounts": [],
+                    "HostConfig": dict({"Binds": None, "Tmpfs": None, "ReadonlyRootfs": False, "UsernsMode": "", "AutoRemove": False,
+                                        "NetworkMode": "none"}, **(host or {})),
+                    "GraphDriver": {"Name": "overlay2", "Data": {"UpperDir": self.at("layers", name, "diff"), "MergedDir": "", "LowerDir": ""}},
+                    "Config": {"User": "", "Labels": {}, "Env": ["PATH=/bin"], "Image": "img"}}
+        document.update(inspect or {})
+        one = dict({"id": full_id, "name": name, "names": ",".join(list(aliases) + [name]), "status": status, "json": json.dumps(document),
+                    "chpasswd": chpasswd, "missing_rc": 126, "deaf": 0, "readonly": False, "truncates": 0, "answer": {}}, **more)
+        self.world["containers"].append(one)
+        return one
+
+    def containers(self, *names, **more):
+        return [self.container(name, **more) for name in names]
+
+    def id(self, name):
+        return next(c["id"] for c in self.world["containers"] if c["name"] == name)
+
+    def shadow(self, name):
+        with open(self.at("fs", name, "etc", "shadow"), "rb") as f:
+            return f.read()
+
+    def field(self, name, user=b"root", number=1):
+        for line in self.shadow(name).split(b"\n"):
+            if line.split(b":")[0] == user:
+                return line.split(b":")[number]
+        return None
+
+    def rule(self, on, **rule):
+        self.world["rules"].append(dict(rule, on=on))
+
+    # ---- running
+
+    def arguments(self, args, state=True):
+        return (["--state", self.state] if state else []) + list(args)
+
+    def start(self, args, stdin=b"", stdout=None, stderr=None, env=None, prelude=None, encoding=None, closed=()):
+        """Fork and become dockfix; returns the pid.  stdin: bytes, or a descriptor.  `closed`: descriptors to close."""
+        self.write_world()
+        source = stdin if isinstance(stdin, int) else os.open(self.file("stdin", stdin), os.O_RDONLY)
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+        out = os.open(self.at("stdout"), flags, 0o600) if stdout is None else stdout
+        err = os.open(self.at("stderr"), flags, 0o600) if stderr is None else stderr
+        environment = dict(self.env, **(env or {}))
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            for number, fd in enumerate((source, out, err)):
+                os.dup2(fd, number)
+            os.closerange(3, 256)
+            for fd in closed:
+                os.close(fd)
+            be_the_program(self.module, args, environment, prelude, encoding)
+        for fd, given in ((source, isinstance(stdin, int)), (out, stdout is not None), (err, stderr is not None)):
+            if not given:
+                os.close(fd)
+        return pid
+
+    def write_world(self):
+        with open(self.at("world.new"), "w") as f:
+            f.write(repr(self.world))
+        os.rename(self.at("world.new"), self.at("world"))
+
+    def outcome(self, pid, seconds=30):
+        rc = reap(pid, seconds)
+        return Result(rc, self.read("stdout"), self.read("stderr"))
+
+    def read(self, name):
+        if not os.path.exists(self.at(name)):
+            return b""
+        with open(self.at(name), "rb") as f:
+            return f.read()
+
+    def run(self, *args, **how):
+        """A whole command; --state is put in front unless state=False."""
+        seconds = how.pop("seconds", 30)
+        state = how.pop("state", True)
+        return self.outcome(self.start(self.arguments(args, state), **how), seconds)
+
+    def script(self, *args, **how):
+        """The same through a real `python3 dockfix.py`."""
+        return self.spawn([sys.executable, how.pop("program", PROGRAM)] + self.arguments(args, how.pop("state", True)), **how)
+
+    def spawn(self, argv, stdin=b"", env=None, cwd=None, seconds=30, stdout=subprocess.PIPE):
+        self.write_world()
+        p = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=stdout, stderr=subprocess.PIPE, cwd=cwd or self.path,
+                             env=dict(self.env, **(env or {})))
+        try:
+            out, err = p.communicate(stdin, timeout=seconds)
+        except subprocess.TimeoutExpired:
+            p.kill()
+            p.communicate()
+            raise AssertionError("still running after %s s: %r" % (seconds, argv))
+        return Result(p.returncode, out or b"", err)
+
+    # ---- what docker was asked
+
+    def calls(self, command=None):
+        found = [Call(eval(line)) for line in self.read("calls").decode("ascii").splitlines()]
+        return [c for c in found if command is None or c.command == command]
+
+    def forget(self):
+        for name in os.listdir(self.path):
+            if name == "calls" or name.startswith(("count.", "gone.")):
+                os.unlink(self.at(name))
+
+    def picture(self):
+        """Every file of the sandbox but the records of the harness itself: name, type, mode, mtime, bytes."""
+        seen = {}
+        for folder, dirs, files in os.walk(self.path):
+            for name in dirs + files:
+                path = os.path.join(folder, name)
+                if folder == self.path and (name in ("calls", "stdin", "stdout", "stderr", "world") or name.startswith("count.")):
+                    continue
+                st = os.lstat(path)
+                data = open(path, "rb").read() if os.path.isfile(path) and not os.path.islink(path) else b""
+                seen[path] = (st.st_mode, st.st_uid, st.st_gid, 0 if os.path.isdir(path) else st.st_mtime, st.st_ino, data)
+        return seen
+
+
+@pytest.fixture(scope="session")
+def fake(tmp_path_factory):
+    """fake_docker.py compiled once, with a line at the end that runs it."""
+    folder = tmp_path_factory.mktemp("fake")
+    with open(os.path.join(HERE, "fake_docker.py")) as f:
+        source = f.read()
+    path = str(folder / "fake.py")
+    with open(path, "w") as f:
+        f.write(source + "\n\nmain(sys.argv.pop(1))\n")
+    return py_compile.compile(path, cfile=path + "c", doraise=True)
+
+
+@pytest.fixture
+def make_box(tmp_path, dockfix, fake):
+    def make(name="box"):
+        os.mkdir(str(tmp_path / name))
+        return Box(tmp_path / name, dockfix, fake)
+    return make
+
+
+@pytest.fixture
+def box(make_box):
+    return make_box()
+
+
+@pytest.fixture
+def web(box):
+    """A box with three plain running containers."""
+    box.containers("web1", "web2", "db")
+    return box
+
+
+class Terminal:
+    """dockfix on a terminal of its own: what was shown, what is typed, whether the terminal echoes.
+
+    The test keeps the terminal's other end open too, so its settings can be looked at after dockfix has died.
+    """
+
+    def __init__(self, box, args, stdout=None, prelude=None, env=None):
+        box.write_world()
+        self.fd, self.tty = pty.openpty()
+        fcntl.fcntl(self.fd, fcntl.F_SETFL, fcntl.fcntl(self.fd, fcntl.F_GETFL) | os.O_NONBLOCK)
+        self.shown, self.code = b"", None
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.setsid()
+            fcntl.ioctl(self.tty, termios.TIOCSCTTY, 0)
+            for number, fd in enumerate((self.tty, self.tty if stdout is None else stdout, self.tty)):
+                os.dup2(fd, number)
+            os.closerange(3, 256)
+            be_the_program(box.module, box.arguments(args), dict(box.env, **(env or {})), prelude, None)
+
+    def pump(self):
+        """Take what is there, without waiting; False when there was nothing."""
+        try:
+            data = os.read(self.fd, 65536)
+        except BlockingIOError:
+            return False
+        self.shown += data
+        return data != b""
+
+    def ended(self):
+        if self.code is None:
+            done, status = os.waitpid(self.pid, os.WNOHANG)
+            if done:
+                self.code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+        return self.code is not None
+
+    def expect(self, text, seconds=15):
+        """Wait till `text` was shown (any case); what came before and with it is returned and forgotten."""
+        deadline = time.time() + seconds
+        while text.lower() not in self.shown.lower():
+            over = self.ended()
+            if not self.pump() and (over or time.time() > deadline):
+                raise AssertionError("%r was not shown, only %r" % (text, self.shown))
+            time.sleep(0.002)
+        cut = self.shown.lower().index(text.lower()) + len(text)
+        seen, self.shown = self.shown[:cut], self.shown[cut:]
+        return seen
+
+    def echo(self):
+        return bool(termios.tcgetattr(self.tty)[3] & termios.ECHO)
+
+    def type(self, data):
+        wait_for(lambda: not self.echo(), 15, "echo off")
+        os.write(self.fd, data)
+
+    def end(self, seconds=20):
+        """Return code; the rest of what was shown is in .shown."""
+        deadline = time.time() + seconds
+        while not self.ended() and time.time() < deadline:
+            self.pump()
+            time.sleep(0.002)
+        while self.pump():
+            pass
+        assert self.ended(), "still running; shown: %r" % self.shown
+        return self.code
+
+    def close(self):
+        if not self.ended():
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        os.close(self.fd)
+        os.close(self.tty)
+
+
+@pytest.fixture
+def terminal(box):
+    opened = []
+
+    def make(*args, **how):
+        opened.append(Terminal(box, args, **how))
+        return opened[-1]
+    yield make
+    for one in opened:
+        one.close()
+
+
+@pytest.fixture
+def make_tar():
+    def make(*members):
+        """A tar of (name, type, data or link name[, attributes]) members."""
+        buf = io.BytesIO()
+        with tarfile.open(fileobj=buf, mode="w") as tar:
+            for name, kind, content in members:
+                info = tarfile.TarInfo(name)
+                info.type, info.mode = kind, 0o640
+                if kind == tarfile.REGTYPE:
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+                else:
+                    info.linkname = content
+                    tar.addfile(info)
+        return buf.getvalue()
+    return make
+

@@ -1,0 +1,287 @@
+"""A docker that is not one: the fault-injecting fake of ring one.
+
+Installed as BOX/bin/docker by conftest.Box.  It reads BOX/world (a Python literal), appends one literal line per call
+to BOX/calls (argv, stdin, environment, process group), and answers like Docker 1.12 to 28 do.  Only cheap modules are
+imported at the top, because a test run starts it some hundred times.
+
+world = {
+  "containers": [{"id", "name", "names", "status", "json", "chpasswd", "deaf", "readonly", ...}],   conftest.Box.container makes them
+  "filters": {"label=x": ["web1"]},      what `ps --filter` lets through
+  "info_json": TEXT or None,             None: `info --format` is unknown, as in Docker 1.12
+  "info_text": TEXT,
+  "userns": 0,                           ids in tars of `cp ID:PATH -` have this added; ids at or above 65536 cannot be mapped
+  "rules": [{"on": "exec", "has": "chpasswd", "nth": 1, ...}],
+}
+A rule applies to calls whose command is `on` (and whose argv holds `has`, the nth time only where given):
+  "out"/"err"/"rc"  the whole answer, nothing else is done      "late": True   the effect first, then the answer
+  "sleep": S        wait first                                  "linger": S    the effect and the answer first, then wait
+  "hang": S         wait first, while a child of the same process group, and one in a session of its own, hold the pipes;
+                    their process ids are in BOX/helpers
+  "remove": NAME    that container is gone from now on           "signal": N    sent to the parent (dockfix) first
+  "touch": PATH     made first; "await": PATH: waits till PATH exists (at most 20 s)
+  "write": {PATH: bytes}   files of the sandbox that change at this moment
+"""
+import os
+import sys
+import time
+
+
+def note(box, entry):
+    """One write with O_APPEND, so lines of parallel calls never mix."""
+    fd = os.open(os.path.join(box, "calls"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.write(fd, repr(entry).encode("ascii", "backslashreplace") + b"\n")
+    os.close(fd)
+
+
+def times(box, number):
+    """How often rule `number` has matched, this time included: the position after an O_APPEND write of one byte."""
+    fd = os.open(os.path.join(box, "count.%d" % number), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.write(fd, b".")
+    where = os.lseek(fd, 0, os.SEEK_CUR)
+    os.close(fd)
+    return where
+
+
+def find_rule(box, world, argv):
+    for number, rule in enumerate(world["rules"]):
+        if rule["on"] not in (argv[:1] or [""])[0] or not any(rule.get("has", "") in word for word in argv):
+            continue
+        if times(box, number) == rule.get("nth", 0) or not rule.get("nth"):
+            return rule
+    return {}
+
+
+def hang(box, seconds):
+    """Two grandchildren that hold stdout and stderr: one in this process group, one that left it."""
+    pids = []
+    for leaves in (False, True):
+        pids.append(os.fork())
+        if pids[-1] == 0:
+            if leaves:
+                os.setsid()
+            time.sleep(seconds)
+            os._exit(0)
+    with open(os.path.join(box, "helpers.new"), "w") as f:
+        f.write(repr([os.getpid()] + pids))
+    os.rename(os.path.join(box, "helpers.new"), os.path.join(box, "helpers"))
+    time.sleep(seconds)
+
+
+def before(box, rule):
+    for path in rule.get("touch", []):
+        open(os.path.join(box, path), "w").close()
+    if "signal" in rule:
+        os.kill(os.getppid(), rule["signal"])
+    if "hang" in rule:
+        hang(box, rule["hang"])
+    time.sleep(rule.get("sleep", 0))
+    deadline = time.time() + 20
+    while "await" in rule and not os.path.exists(os.path.join(box, rule["await"])) and time.time() < deadline:
+        time.sleep(0.01)
+    if "remove" in rule:
+        open(os.path.join(box, "gone." + rule["remove"]), "w").close()
+    for path, data in rule.get("write", {}).items():
+        with open(os.path.join(box, path), "wb") as f:
+            f.write(data)
+
+
+class Fake:
+    def __init__(self, box, world):
+        self.box, self.world = box, world
+        self.out, self.err = b"", b""
+
+    def root(self, c):
+        return os.path.join(self.box, "fs", c["name"])
+
+    def listed(self):
+        return [c for c in self.world["containers"] if not os.path.exists(os.path.join(self.box, "gone." + c["name"]))]
+
+    def find(self, ref):
+        for c in self.listed():
+            if ref in (c["id"], c["name"]) or (len(ref) >= 4 and c["id"].startswith(ref)):
+                return c
+        self.err += b"Error: No such container: %s\n" % os.fsencode(ref)
+        return None
+
+    def ps(self, argv):
+        shown = self.listed()
+        wanted = [argv[i + 1] for i, word in enumerate(argv) if word in ("-f", "--filter")]
+        wanted += [word.split("=", 1)[1] for word in argv if word.startswith("--filter=")]
+        for one in wanted:
+            if one not in self.world["filters"]:
+                self.err += b"Error response from daemon: Invalid filter '%s'\n" % os.fsencode(one.split("=")[0])
+                return 1
+            shown = [c for c in shown if c["name"] in self.world["filters"][one]]
+        if "-a" not in argv and "--all" not in argv:
+            shown = [c for c in shown if c["status"].startswith("Up")]
+        quiet = "-q" in argv or "-aq" in argv or "--quiet" in argv
+        for c in shown:
+            line = c["id"] if quiet else "%s %s %s" % (c["id"], c["names"], c["status"])
+            self.out += line.encode("utf-8", "surrogateescape") + b"\n"
+        return 0
+
+    def inspect(self, argv):
+        refs = argv[:]
+        while refs and refs[0].startswith("-"):
+            del refs[:1 if "=" in refs[0] or refs[0] == "--" else 2]
+        found = [c for c in map(self.find, refs) if c]
+        self.out += b"[" + b",".join(c["json"].encode("ascii") for c in found) + b"]\n"
+        return 0 if len(found) == len(refs) else 1
+
+    def info(self, argv):
+        if any(word.startswith(("--format", "-f")) for word in argv):
+            if self.world["info_json"] is None:
+                self.err += b"flag provided but not defined: --format\nSee 'docker info --help'.\n"
+                return 125
+            self.out += self.world["info_json"].encode() + b"\n"
+            return 0
+        self.out += self.world["info_text"].encode()
+        return 0
+
+    def exec(self, argv, stdin):
+        while argv and argv[0].startswith("-"):
+            takes_value = argv[0] in ("-u", "--user", "-w", "--workdir", "-e", "--env")
+            del argv[:2 if takes_value else 1]
+        c = self.find(argv[0])
+        if c is None:
+            return 1
+        if not c["status"].startswith("Up"):
+            self.err += b"Error response from daemon: Container %s is not running\n" % c["id"].encode()
+            return 1
+        if "(Paused)" in c["status"]:
+            self.err += b"Error response from daemon: Container %s is paused, unpause the container before exec\n" % c["id"].encode()
+            return 1
+        if argv[1] in ("chpasswd", "/usr/sbin/chpasswd"):
+            return self.chpasswd(c, argv[1:], stdin)
+        answer = c["answer"]
+        self.out += stdin if answer == "cat" else answer.get("out", b"")
+        self.err += b"" if answer == "cat" else answer.get("err", b"")
+        return 0 if answer == "cat" else answer.get("rc", 0)
+
+    def chpasswd(self, c, argv, stdin):
+        """The tools A1 of the research tells apart."""
+        kind = c["chpasswd"]
+        if kind == "missing" or (kind == "path" and not argv[0].startswith("/")):
+            self.out += (b'OCI runtime exec failed: exec failed: unable to start container process: exec: "%s": '
+                         b'executable file not found in $PATH: unknown\r\n' % argv[0].encode())
+            return c["missing_rc"]
+        if kind == "liar":
+            return 0
+        if kind == "refuses":
+            self.err += b"chpasswd: cannot lock /etc/passwd; try again later.\n"
+            return 1
+        wanted = [line.split(b":", 1) for line in stdin.splitlines()]
+        if kind == "first":                     # BusyBox: stops at the first line it does not like, earlier lines stay
+            self.err += b"chpasswd: unknown user\n"
+            wanted = wanted[:1]
+        path = os.path.join(self.root(c), "etc", "shadow")
+        with open(path, "rb") as f:
+            lines = f.read().splitlines(True)
+        for user, value in wanted:
+            value = b"$6$other$" + b"x" * 86 if kind == "rehash" else value
+            lines = [self.edited(line, user, value, kind) for line in lines]
+        with open(path + "+", "wb") as f:
+            f.write(b"".join(lines))
+        os.rename(path + "+", path)
+        return 1 if kind == "first" else 0
+
+    def edited(self, line, user, value, kind):
+        fields = line.split(b":")
+        if fields[0] != user:
+            return line
+        fields[1] = value
+        fields[2] = str(int(time.time() // 86400)).encode()
+        if kind == "greedy" and len(fields) > 4:    # also changes what it was not asked to change
+            fields[4] = b"7"
+        return b":".join(fields)
+
+    def cp(self, argv, stdin):
+        source, target = argv[-2:]
+        ref, path = (target if source == "-" else source).split(":", 1)
+        c = self.find(ref)
+        if c is None:
+            return 1
+        where = os.path.join(self.root(c), path.lstrip("/"))
+        return self.cp_in(c, where, stdin) if source == "-" else self.cp_out(c, where, path)
+
+    def cp_out(self, c, where, path):
+        import io
+        import tarfile
+        if not os.path.lexists(where):
+            self.err += b"Error: No such container:path: %s:%s\n" % (c["name"].encode(), os.fsencode(path))
+            return 1
+        if c.get("tar") is not None and not os.path.isdir(where):       # a tar of the test's own making
+            self.out += c["tar"]
+            return 0
+        buf = io.BytesIO()
+        with tarfile.open(fileobj=buf, mode="w", format=tarfile.PAX_FORMAT) as tar:
+            tar.add(where, arcname=os.path.basename(where), filter=self.owned)
+        self.out += buf.getvalue()
+        return 0
+
+    def owned(self, member):
+        member.uid = self.world["userns"]
+        member.gid = self.world["userns"] + (42 if member.name.endswith("shadow") else 0)
+        member.uname = member.gname = ""
+        return member
+
+    def cp_in(self, c, where, stdin):
+        import io
+        import tarfile
+        if c["readonly"]:
+            self.err += b"Error response from daemon: container rootfs is marked read-only\n"
+            return 1
+        if c["deaf"] and times(self.box, 1000) <= c["deaf"]:
+            return 0
+        with tarfile.open(fileobj=io.BytesIO(stdin)) as tar:
+            for member in tar:
+                path = os.path.join(where, member.name)
+                if os.path.lexists(path):
+                    os.unlink(path)                     # docker removes the old file first: a failure now leaves none
+                if member.uid >= 65536 or member.gid >= 65536:
+                    self.err += b"Error response from daemon: Container ID %d cannot be mapped to a host ID\n" % max(member.uid, member.gid)
+                    return 1
+                if member.islnk():
+                    os.link(os.path.join(where, member.linkname), path)
+                else:
+                    data = tar.extractfile(member).read()
+                    with open(path, "wb") as f:
+                        f.write(data[:-20] if c["truncates"] and data and times(self.box, 1001) <= c["truncates"] else data)
+                    os.chmod(path, member.mode)
+        return 0
+
+
+def main(box):
+    argv = sys.argv[1:]
+    with open(os.path.join(box, "world")) as f:
+        world = eval(f.read())
+    reads = argv[:1] == ["exec"] and any(w in ("-i", "-it", "--interactive") for w in argv[1:]) or argv[:2] == ["cp", "-"]
+    stdin = sys.stdin.buffer.read() if reads else b""
+    note(box, {"argv": [os.fsencode(a) for a in argv], "stdin": stdin, "env": dict(os.environb), "pid": os.getpid(),
+               "ppid": os.getppid(), "pgid": os.getpgrp(), "time": time.time()})
+    while argv[:1] == ["-H"] or argv[:1] == ["--context"]:
+        del argv[:2]
+    rule = find_rule(box, world, argv)
+    before(box, rule)
+    fake = Fake(box, world)
+    answers = "out" in rule or "err" in rule or "rc" in rule
+    rc = 0
+    if not answers or rule.get("late"):
+        command = argv[0] if argv else ""
+        if command in ("exec", "cp"):
+            rc = getattr(fake, command)(argv[1:], stdin)
+        elif command in ("ps", "inspect", "info"):
+            rc = getattr(fake, command)(argv[1:])
+        else:
+            fake.err, rc = b"docker: '%s' is not a docker command.\n" % os.fsencode(command), 1
+    if answers:
+        fake.out, fake.err, rc = rule.get("out", b""), rule.get("err", b""), rule.get("rc", 0)
+    try:
+        sys.stdout.buffer.write(fake.out)
+        sys.stdout.buffer.flush()
+        sys.stderr.buffer.write(fake.err)
+        sys.stderr.buffer.flush()
+    except BrokenPipeError:
+        rc = 1
+    time.sleep(rule.get("linger", 0))
+    os._exit(rc)

@@ -1,0 +1,243 @@
+"""The rules of the house, read off dockfix.py's syntax tree: imports, the one seam, section order, sizes, the floor of Python 3.6."""
+import ast
+import builtins
+import os
+import re
+import statistics
+
+import pytest
+
+SECTIONS = ["promise", "errors", "parse", "seam", "plan", "features", "output", "command table", "main"]
+LATER = {                       # what Python 3.6 does not have, by how it shows in a syntax tree
+    "attributes": {"removeprefix", "removesuffix", "reconfigure", "is_relative_to", "fromisoformat", "time_ns", "perf_counter_ns", "pidfd_open",
+                   "waitstatus_to_exitcode", "copy_file_range", "memfd_create", "posix_spawn", "get_running_loop", "cancel_futures",
+                   "readlink_to", "batched", "pairwise", "bit_count", "randbytes", "isascii", "data_filter", "extraction_filter", "zoneinfo"},
+    "keywords": {"capture_output", "missing_ok", "cancel_futures", "dirs_exist_ok", "process_group", "pipesize", "extra_groups", "exit_on_error"},
+    "from shlex": {"join"}, "from math": {"prod", "dist", "isqrt", "comb", "perm", "lcm"}, "from contextlib": {"nullcontext", "chdir", "aclosing"},
+    "from functools": {"cache", "cached_property"}, "from typing": {"Literal", "TypedDict", "Final", "Protocol", "Annotated"},
+}
+LATER_MODULES = {"dataclasses", "contextvars", "importlib.resources", "importlib.metadata", "graphlib", "zoneinfo", "tomllib"}
+GONE_MODULES = {"crypt", "distutils", "imp", "asyncore", "asynchat", "cgi", "pipes", "telnetlib", "spwd", "nis", "smtpd", "audioop", "uu", "msilib"}
+
+
+@pytest.fixture(scope="module")
+def source(dockfix):
+    with open(dockfix.__file__, "rb") as f:
+        return f.read()
+
+
+@pytest.fixture(scope="module")
+def tree(source):
+    parsed = ast.parse(source)
+    for node in ast.walk(parsed):
+        for child in ast.iter_child_nodes(node):
+            child.parent = node
+    return parsed
+
+
+@pytest.fixture(scope="module")
+def sections(source):
+    """[(title, first line, last line)] of the banners: a row of #, the title, a row of #."""
+    lines = source.decode("ascii").splitlines()
+    starts = [i for i in range(1, len(lines) - 1) if re.match("#{20,}$", lines[i - 1]) and re.match("#{20,}$", lines[i + 1])
+              and lines[i].startswith("#")]
+    found = [(lines[i].strip("# ").lower(), i + 1) for i in starts]
+    return [(title, start, end) for (title, start), end in zip(found, [s for _, s in found[1:]] + [len(lines) + 1])]
+
+
+def called(node):
+    """'os.system' for os.system(...), 'open' for open(...)."""
+    parts, f = [], node.func
+    while isinstance(f, ast.Attribute):
+        parts.append(f.attr)
+        f = f.value
+    return ".".join(reversed(parts + ([f.id] if isinstance(f, ast.Name) else ["?"])))
+
+
+def calls(tree):
+    return [(called(n), n) for n in ast.walk(tree) if isinstance(n, ast.Call)]
+
+
+def imported(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, None
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                yield node.module, alias.name
+
+
+def within(sections, word, line):
+    return any(word in title and start <= line < end for title, start, end in sections)
+
+
+def test_source_is_ascii_and_has_no_tabs_or_trailing_blanks(source):
+    source.decode("ascii")
+    assert b"\r" not in source and b"\t" not in source and source.endswith(b"\n")
+    assert [n for n, line in enumerate(source.split(b"\n"), 1) if line != line.rstrip()] == []
+
+
+def test_line_4_is_the_floor_guard(source):
+    line = source.split(b"\n")[3].decode("ascii")
+    node = ast.parse(line).body[0]
+    assert isinstance(node, ast.Expr) and line.startswith(('f"', "f'")) and "3.6" in line and "python3" in line.lower()
+
+
+def test_sections_are_there_in_order(sections):
+    titles = [title for title, _, _ in sections]
+    positions = [next((i for i, title in enumerate(titles) if word in title or word.rstrip("s") in title), None) for word in SECTIONS[1:]]
+    assert None not in positions, "%s among %s" % (SECTIONS[1:], titles)
+    assert positions == sorted(positions), titles
+
+
+def test_imports_are_the_ones_readme_names(tree, dockfix):
+    path = os.path.join(os.path.dirname(dockfix.__file__), "README.md")
+    if not os.path.exists(path):
+        pytest.skip("README.md is not written yet")
+    with open(path, "rb") as f:
+        text = f.read().decode("utf-8")
+    modules = {name.split(".")[0] for name, _ in imported(tree)}
+    part = re.search(r"(?ims)^#+[^\n]*\b(?:modules|imports)\b[^\n]*\n(.*?)(?=^#+ |\Z)", text)
+    assert part, "README.md has no heading with the word modules or imports"
+    named = set(re.findall(r"(?m)^\s*(?:[-*|]\s*)`([a-z_0-9.]+)`", part.group(1)))
+    assert {name.split(".")[0] for name in named} == modules
+
+
+def test_imports_are_the_standard_library_of_every_python(tree):
+    names = {name for name, _ in imported(tree)}
+    assert not names & (LATER_MODULES | GONE_MODULES) and not {n.split(".")[0] for n in names} & GONE_MODULES
+    assert all(name is not None for name in names)
+    for name in names:
+        origin = __import__(name).__spec__.origin
+        assert origin in ("built-in", "frozen", None) or "site-packages" not in origin, name
+    assert len(names) <= 32, sorted(names)
+
+
+def test_no_network(tree):
+    assert not {name.split(".")[0] for name, _ in imported(tree)} & {"socket", "ssl", "urllib", "http", "ftplib", "smtplib", "asyncio", "xmlrpc"}
+
+
+STARTERS = re.compile(r"^(subprocess\..*|os\.(system|popen|fork|forkpty|exec\w+|spawn\w+|posix_spawn\w*)|pty\..*|multiprocessing\..*)$")
+WRITERS = re.compile(r"^os\.(rename|renames|replace|unlink|remove|rmdir|mkdir|makedirs|link|symlink|chmod|chown|lchown|fchmod|fchown|truncate|ftruncate|"
+                     r"setxattr|utime|mknod|mkfifo|open)$|^shutil\.(copy\w*|move|rmtree|chown)$|^tempfile\.")
+
+
+def opens_for_writing(node):
+    mode = node.args[1] if len(node.args) > 1 else next((k.value for k in node.keywords if k.arg == "mode"), None)
+    if mode is None:
+        return False
+    text = getattr(mode, "s", None) if not hasattr(mode, "value") else mode.value
+    return not isinstance(text, str) or bool(set(text) & set("wax+"))
+
+
+def reads_only(node):
+    """os.open(..., os.O_RDONLY | ...) by its flags."""
+    flags = {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute) and n.attr.startswith("O_")}
+    return bool(flags) and not flags & {"O_WRONLY", "O_RDWR", "O_CREAT", "O_TRUNC", "O_APPEND"}
+
+
+def test_processes_are_started_in_the_seam_only(tree, sections):
+    outside = [(name, node.lineno) for name, node in calls(tree) if STARTERS.match(name) and not within(sections, "seam", node.lineno)]
+    assert outside == []
+
+
+def test_files_are_written_in_the_seam_only(tree, sections):
+    outside = []
+    for name, node in calls(tree):
+        writes = WRITERS.match(name) and not (name == "os.open" and reads_only(node)) or name in ("open", "io.open", "os.fdopen") and \
+            opens_for_writing(node)
+        if writes and not within(sections, "seam", node.lineno):
+            outside.append((name, node.lineno))
+    assert outside == []
+
+
+def test_pure_parsers_do_no_input_or_output(tree, sections):
+    wrong = [(name, node.lineno) for name, node in calls(tree) if within(sections, "parse", node.lineno)
+             and (name in ("open", "print", "input") or name.startswith(("os.", "subprocess.", "sys.std", "shutil."))
+                  and name not in ("os.fsencode", "os.fsdecode", "os.path.join", "os.path.normpath", "os.path.dirname", "os.path.basename",
+                                   "os.major", "os.minor", "os.makedev", "os.path.commonpath", "os.path.isabs"))]
+    assert wrong == []
+
+
+def test_no_shell_no_eval_no_assert(tree):
+    wrong = [(name, n.lineno) for name, n in calls(tree) if name in ("eval", "exec", "compile", "os.system", "os.popen", "__import__",
+                                                                     "subprocess.getoutput", "subprocess.getstatusoutput", "pickle.loads")]
+    wrong += [("shell=", n.lineno) for _, n in calls(tree) for k in n.keywords if k.arg == "shell"]
+    wrong += [("assert", n.lineno) for n in ast.walk(tree) if isinstance(n, ast.Assert)]
+    wrong += [("bare except", n.lineno) for n in ast.walk(tree) if isinstance(n, ast.ExceptHandler) and n.type is None]
+    assert wrong == []
+
+
+def test_no_chroot_and_no_fork(tree):
+    """DESIGN part 4: a container may have chrooted itself into a host mount."""
+    used = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)} | {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
+    assert not used & {"chroot", "fork", "setns", "unshare"}
+
+
+def test_nothing_newer_than_3_6(tree):
+    found = [(n.attr, n.lineno) for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr in LATER["attributes"]]
+    found += [(k.arg, n.lineno) for _, n in calls(tree) for k in n.keywords if k.arg in LATER["keywords"]]
+    found += [("text=", n.lineno) for name, n in calls(tree) if name.startswith("subprocess.") for k in n.keywords if k.arg == "text"]
+    found += [("required=", n.lineno) for name, n in calls(tree) if name.endswith("add_subparsers") for k in n.keywords if k.arg == "required"]
+    for where, names in LATER.items():
+        if where.startswith("from "):
+            module = where[5:]
+            found += [(name, None) for origin, name in imported(tree) if origin == module and name in names]
+            found += [(n.attr, n.lineno) for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr in names
+                      and isinstance(n.value, ast.Name) and n.value.id == module]
+    newer = [getattr(ast, name) for name in ("NamedExpr", "Match", "TryStar", "TypeAlias") if hasattr(ast, name)]
+    found += [(type(n).__name__, n.lineno) for n in ast.walk(tree) if isinstance(n, tuple(newer))]
+    found += [("positional-only", n.lineno) for n in ast.walk(tree) if isinstance(n, ast.arguments) and getattr(n, "posonlyargs", [])]
+    assert found == []
+
+
+def test_no_annotation_that_3_6_evaluates_and_lacks(tree):
+    """list[int] and int | None are errors at import on 3.6 to 3.9."""
+    wrong = []
+    for node in ast.walk(tree):
+        for note in [getattr(node, "annotation", None), getattr(node, "returns", None)]:
+            for inner in ast.walk(note) if isinstance(note, ast.AST) else []:
+                if isinstance(inner, ast.BinOp) or isinstance(inner, ast.Subscript) and getattr(inner.value, "id", "") in dir(builtins):
+                    wrong.append(inner.lineno)
+    assert wrong == []
+
+
+def last_line(node):
+    return max([getattr(n, "end_lineno", None) or getattr(n, "lineno", 0) for n in ast.walk(node)])
+
+
+def functions(tree):
+    return [(n.name, n.lineno, last_line(n) - n.lineno + 1) for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
+
+
+def test_functions_are_short(tree):
+    lengths = functions(tree)
+    assert statistics.median([length for _, _, length in lengths]) <= 15
+    assert [f for f in lengths if f[2] > 80] == []
+
+
+def test_the_file_is_within_its_budget(source):
+    assert source.count(b"\n") <= 4500
+
+
+def test_no_line_is_too_long(source):
+    assert [n for n, line in enumerate(source.split(b"\n"), 1) if len(line) > 160] == []
+
+
+def test_no_function_is_left_unused(tree, dockfix, source):
+    """A public name is either used in the file or tried by a test of this folder."""
+    text = source.decode("ascii")
+    here = os.path.dirname(os.path.abspath(__file__))
+    tests = ""
+    for name in os.listdir(here):
+        if name.endswith(".py"):
+            with open(os.path.join(here, name), "rb") as f:
+                tests += f.read().decode("utf-8")
+    unused = [name for name, _, _ in functions(tree) if not name.startswith("__") and len(re.findall(r"\b%s\b" % name, text)) < 2
+              and not re.search(r"\b%s\b" % name, tests) and not hasattr(__import__("argparse").ArgumentParser, name)]
+    assert unused == []
+
+
+def test_version_is_there(dockfix):
+    assert re.match(r"[0-9]+\.[0-9]+", dockfix.VERSION)

@@ -1,0 +1,238 @@
+"""Pipes that break, disks that are full, descriptors that are closed, locales that cannot say it, signals in mid run."""
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+CHINESE = u"\u5bb9\u5668"
+LINES = b"root:x\n"
+
+
+def clean(data):
+    return b"Traceback" not in data and b"Exception ignored" not in data and b"Error in" not in data
+
+
+def wait_for_file(path, seconds=15):
+    deadline = time.time() + seconds
+    while not os.path.exists(path) and time.time() < deadline:
+        time.sleep(0.01)
+    assert os.path.exists(path), path
+
+
+# ---- standard streams
+
+def broken_pipe():
+    readable, writable = os.pipe()
+    os.close(readable)
+    return writable
+
+
+@pytest.mark.parametrize("args", [("chpasswd", "--all"), ("--json", "chpasswd", "--all"), ("-n", "chpasswd", "--all")], ids=" ".join)
+def test_a_reader_that_went_away_stops_nothing(web, args):
+    pipe = broken_pipe()
+    result = web.run(*args, stdin=LINES, stdout=pipe)
+    os.close(pipe)
+    assert clean(result.err) and result.rc not in (1, 120), result
+    assert (web.field("db") != b"*") == ("-n" not in args)
+
+
+def test_help_into_head(web):
+    pipe = broken_pipe()
+    result = web.run("--help", stdout=pipe, state=False)
+    os.close(pipe)
+    assert clean(result.err) and result.rc != 120, result
+
+
+def test_script_into_head(box):
+    box.container("web1", answer={"out": b"line\n" * 100000})
+    command = "'%s' '%s' --state '%s' exec web1 --max-output 8M -- x | head -1" % (sys.executable, box.module.__file__, box.state)
+    result = box.spawn(["sh", "-c", command])
+    assert result.out.startswith(b"== web1") and result.err == b""
+
+
+@pytest.mark.parametrize("args", [("exec", "--all", "--", "x"), ("--json", "exec", "--all", "--", "x"), ("--version",), ("--help",)], ids=" ".join)
+def test_a_full_disk_as_stdout_is_told_and_no_success(web, args):
+    full = os.open("/dev/full", os.O_WRONLY)
+    result = web.run(*args, stdout=full)
+    os.close(full)
+    assert result.rc not in (0, 120) and clean(result.err) and result.err != b"", result
+
+
+def test_the_work_is_done_before_a_full_disk_is_noticed(web):
+    full = os.open("/dev/full", os.O_WRONLY)
+    web.run("chpasswd", "--all", stdin=LINES, stdout=full)
+    os.close(full)
+    assert [web.field(name) == b"*" for name in ("web1", "web2", "db")] == [False] * 3
+
+
+@pytest.mark.parametrize("closed", [[1], [2], [1, 2], [0, 1, 2]], ids=str)
+@pytest.mark.parametrize("flags", [(), ("--json",)], ids=["text", "json"])
+def test_closed_descriptors_are_not_written_into(web, flags, closed):
+    """The next file that is opened gets the free number: it must not receive the output."""
+    path = web.file("secret", b"pw")
+    result = web.run(*(flags + ("chpasswd", "--all", "--password-file", path)), closed=closed)
+    assert clean(result.err) and result.rc in (0, 1, 2, 6), result
+    assert [web.field(name) == b"*" for name in ("web1", "web2", "db")] == [False] * 3
+    for name in os.listdir(web.state):
+        assert b"web1" not in web.read(os.path.join("state", name))
+    assert b"web1" not in web.read("secret")
+
+
+def test_closed_stdin_is_an_empty_one(web):
+    result = web.run("chpasswd", "--all", closed=[0])
+    assert result.rc == 2 and clean(result.err) and not web.calls("exec")
+    path = web.file("secret", b"pw")
+    assert web.run("chpasswd", "web1", "--password-file", path, closed=[0]).rc == 0 and web.field("web1") != b"*"
+    assert web.run("exec", "web1", "--", "x", closed=[0]).rc == 0
+
+
+def test_a_directory_as_stdin(web):
+    fd = os.open(web.path, os.O_RDONLY)
+    result = web.run("chpasswd", "--all", stdin=fd)
+    os.close(fd)
+    assert result.rc in (2, 6) and clean(result.err) and not web.calls("exec")
+
+
+# ---- locales
+
+POOR = {"LANG=C": {"LANG": "C", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+        "POSIX": {"LANG": "POSIX", "LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+        "PYTHONIOENCODING": {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        "not installed": {"LANG": "zh_CN.GB18030", "LC_ALL": "zh_CN.GB18030"}}
+
+
+@pytest.mark.parametrize("locale", sorted(POOR))
+def test_chinese_in_words_paths_and_output(box, locale):
+    box.container("web1", answer={"out": CHINESE.encode("utf-8") + b"\n"})
+    folder = box.at(CHINESE)
+    result = box.script("--state", folder, "exec", "web1", "--", "echo", CHINESE, state=False, env=POOR[locale])
+    assert result.rc == 0 and clean(result.err), result
+    assert u"web1 | " in result.out.decode("utf-8") and os.path.isdir(folder)
+    assert u"web1 | {}\n".format(CHINESE).encode("utf-8") in result.out
+    assert box.calls("exec")[0].argv[-1] == CHINESE.encode("utf-8")
+
+
+def test_errors_about_chinese_names_and_paths(box):
+    box.container("web1")
+    script = u"{0} {1} --state {2} exec {3} -- x; {0} {1} --state {2} chpasswd --password-file /none/{3} web1 --json; echo $?".format(
+        sys.executable, box.module.__file__, box.state, CHINESE)
+    result = box.spawn(["sh", "-c", script], env=POOR["LANG=C"])
+    assert clean(result.err), result
+    document, code = result.out.decode("ascii").rsplit("}", 1)
+    assert code.split() == ["2"] and CHINESE in json.loads(document + "}")["errors"][0]["msg"]
+
+
+def test_undecodable_words_reach_docker_as_they_are(web):
+    odd = b"caf\xe9 \xff".decode("utf-8", "surrogateescape")
+    assert web.run("--json", "exec", "web1", "--", "echo", odd).rc == 0
+    assert web.calls("exec")[0].argv[-1] == b"caf\xe9 \xff"
+    assert web.run("exec", odd, "--", "x").rc == 2
+    result = web.run("--json", "exec", odd, "--", "x")
+    assert result.rc == 2 and result.json["errors"]
+
+
+@pytest.mark.parametrize("flags", [(), ("--json",), ("-v",), ("-n",)], ids=" ".join)
+def test_a_stream_that_speaks_ascii_only(box, flags):
+    box.container("web1", answer={"out": CHINESE.encode("utf-8") + b"\n"})
+    result = box.run(*(flags + ("exec", "web1", "--", "echo", CHINESE)), encoding="ascii")
+    assert result.rc == 0 and clean(result.err), result
+
+
+# ---- signals
+
+def interrupted(box, number, *args, **how):
+    """Start a run whose exec waits for ever, send the signal once two containers are done, return the result."""
+    box.rule("exec", has=box.id("db"), touch=["waiting"], hang=12)
+    pid = box.start(box.arguments(args), **how)
+    wait_for_file(box.at("helpers"))
+    deadline = time.time() + 10
+    while len([c for c in box.calls() if c.command == "exec"]) < 3 and time.time() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    os.kill(pid, number)
+    return box.outcome(pid, 8)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("args", [("exec", "--all", "--", "x"), ("chpasswd", "--all")], ids=["exec", "chpasswd"])
+def test_a_signal_in_mid_run_really_kills_and_json_is_still_one_document(web, number, args):
+    result = interrupted(web, number, "--json", *args, stdin=LINES)
+    assert result.rc == -number and clean(result.err), result
+    document = result.json
+    assert document["exit_code"] == 128 + number and document["ok"] is False
+    statuses = result.statuses()
+    assert statuses.get("web1") == "changed" and statuses.get("db") in ("unknown", "failed", None), statuses
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_a_signal_in_text_mode(web, number):
+    result = interrupted(web, number, "exec", "--all", "--", "x")
+    assert result.rc == -number and clean(result.err), result
+
+
+def test_ctrl_c_during_the_look(web):
+    web.rule("ps", hang=12)
+    pid = web.start(web.arguments(["--json", "exec", "--all", "--", "x"]))
+    wait_for_file(web.at("helpers"))
+    os.kill(pid, signal.SIGINT)
+    result = web.outcome(pid, 8)
+    assert result.rc == -signal.SIGINT and result.json["exit_code"] == 130
+
+
+def test_a_second_ctrl_c_ends_it_at_once(web):
+    web.rule("exec", hang=12)
+    pid = web.start(web.arguments(["exec", "--all", "--", "x"]))
+    wait_for_file(web.at("helpers"))
+    os.kill(pid, signal.SIGINT)
+    time.sleep(0.05)
+    try:
+        os.kill(pid, signal.SIGINT)
+    except ProcessLookupError:
+        pass
+    result = web.outcome(pid, 8)
+    assert result.rc == -signal.SIGINT and clean(result.err)
+
+
+def test_the_script_dies_of_sigint_too(web):
+    web.rule("exec", hang=12)
+    web.write_world()
+    p = subprocess.Popen([sys.executable, web.module.__file__, "--state", web.state, "exec", "web1", "--", "x"], env=web.env,
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    wait_for_file(web.at("helpers"))
+    p.send_signal(signal.SIGINT)
+    out, err = p.communicate(timeout=10)
+    assert p.returncode == -signal.SIGINT and clean(err)
+
+
+def test_a_signal_while_idle_at_the_start_is_no_traceback(web):
+    """SIGINT comes while the program is being read and compiled: quiet or not, it must not look like success."""
+    web.write_world()
+    p = subprocess.Popen([sys.executable, web.module.__file__, "--state", web.state, "exec", "web1", "--", "x"], env=web.env,
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    p.send_signal(signal.SIGINT)
+    p.communicate(timeout=10)
+    assert p.returncode != 0
+
+
+# ---- the lock outlives a killed run
+
+def test_an_orphan_keeps_the_lock(web):
+    web.rule("exec", hang=4)
+    pid = web.start(web.arguments(["exec", "web1", "--", "x"]))
+    wait_for_file(web.at("helpers"))
+    os.kill(pid, signal.SIGKILL)
+    assert web.outcome(pid).rc == -signal.SIGKILL
+    free = []
+    for name in os.listdir(web.state):
+        with open(web.at("state", name)) as f:
+            try:
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                free.append(name)
+            except (IOError, OSError):
+                pass
+    assert os.listdir(web.state) and free == []
