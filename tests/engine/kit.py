@@ -25,6 +25,7 @@ import tempfile
 import threading
 import time
 
+SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"       # after `su`, root's PATH has no sbin
 SLEEP_FOREVER = "2147483647"
 PASSWD = "root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:1::/:/bin/false\nuser:x:1000:1000::/tmp:/bin/sh\n"
 GROUP = "root:x:0:\ndaemon:x:1:\nshadow:x:42:\nuser:x:1000:\n"
@@ -39,7 +40,7 @@ class CannotRun(Exception):
 
 def need(program, package):
     """Path of a program, or CannotRun naming the Debian package that has it."""
-    path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin:/usr/bin:/bin")
+    path = shutil.which(program) or shutil.which(program, path=SYSTEM_PATH)
     if not path:
         raise CannotRun("needs %s (Debian: apt-get install %s)" % (program, package))
     return path
@@ -173,7 +174,7 @@ class PrivateEngine:
                 self.end(process)
             self.kill_leftovers()
             for point in mounts_below(self.dir):
-                subprocess.call(["umount", "-l", point])
+                subprocess.call(["umount", "-l", point], env=self.env())
             left = mounts_below(self.dir)
             if left:    # removing files through a mount could reach the host's
                 raise RuntimeError("still mounted, so not removed: " + " ".join(left))
@@ -239,7 +240,7 @@ class PrivateEngine:
         """The environment in which `docker`, and so dockfix, means this engine."""
         env = {k: v for k, v in os.environ.items() if not k.startswith(("DOCKER_", "DOCKFIX_"))}
         env.update(DOCKER_HOST="unix://" + self.path("docker.sock"), DOCKER_CONFIG=self.path("client"),
-                   PATH=self.path("bin") + os.pathsep + env.get("PATH", os.defpath))
+                   PATH=os.pathsep.join([self.path("bin"), env.get("PATH", os.defpath), SYSTEM_PATH]))
         env.update(more)
         return env
 
