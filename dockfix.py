@@ -98,6 +98,10 @@ class WayClosed(Exception):
     """This way into the container cannot be used; the text says why. Another may be open."""
 
 
+class SharedEtc(WayClosed):
+    """/etc is a mount that docker does not tell of."""
+
+
 class Interrupted(Exception):
     """SIGINT or SIGTERM arrived; args[0] is its number."""
 
@@ -210,6 +214,17 @@ def parse_ps(text: str) -> List[Target]:
         names = [name for name in parts[1].split(",") if name and "/" not in name]
         rows.append(Target(parts[0], names[0] if names else parts[0][:12], parts[2] if len(parts) > 2 else ""))
     return rows
+
+
+def is_gone(text: str) -> bool:
+    """Does docker's text say that the container is no more?"""
+    return bool(re.search(r"No such container|marked for removal|[Rr]emoval .*in progress|container .* is dead", text))
+
+
+def is_dockers_own(rc: int, text: str) -> bool:
+    """Is the exit status of `docker exec` the daemon's or the runtime's, and not the command's?"""
+    return (rc in (1, 255) and bool(re.match(r"\s*(Error response from daemon|Error: |[Cc]annot connect to the Docker daemon|error during connect|rpc error)", text))
+            or rc in (126, 127) and bool(re.search(r"OCI runtime exec failed|oci runtime error|unable to find user|rpc error: code", text)))
 
 
 def is_up(target: Target) -> bool:
@@ -559,7 +574,11 @@ def run_child(host: Host, argv: Sequence[str], stdin: Optional[bytes], seconds: 
                                  env=dict(os.environ, LC_ALL="C"))
     except OSError as err:
         raise EnvironmentFault("%s cannot be started: %s" % (argv[0], err.strerror), "is Docker's client installed? --docker names another") from None
-    return pump(host, child, stdin, seconds, limit, enough)
+    try:
+        return pump(host, child, stdin, seconds, limit, enough)
+    except BaseException:               # a signal: leave no child behind
+        kill_group(child)
+        raise
 
 
 def pump(host: Host, child: "subprocess.Popen[bytes]", stdin: Optional[bytes], seconds: float, limit: int, enough: int) -> Answer:
@@ -867,7 +886,7 @@ def open_etc(container: Container) -> int:
         etc = os.open("etc", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
         if os.fstat(etc).st_dev != device:
             os.close(etc)
-            raise WayClosed("its /etc is on another device")
+            raise SharedEtc("its /etc is on another device than its root: a mount")
         return etc
     except OSError as err:
         raise WayClosed("/proc/%d: %s" % (container.pid, err.strerror)) from None
@@ -1004,14 +1023,15 @@ def copy_xattrs(source: int, new: int) -> None:
 
 
 def cp_first(host: Host, container: Container, path: str, limit: int) -> tarfile.TarInfo:
-    """Header and data (as .pax_headers-free TarInfo with .data set) of the first member docker cp
-    sends for a path; the client is stopped once `limit` bytes are here."""
+    """The first member docker cp sends for a path, a TarInfo with its content as .data; the client is
+    stopped once `limit` bytes are here. Raises Gone, FileNotFoundError, WayClosed."""
     answer = query(host, "cp", container.id + ":" + path, "-", seconds=host.timeout, limit=limit, enough=limit)
     if len(answer.out) < 512:
         text = answer.text()
-        if re.search(r"No such container|is not found|removal.*in progress", text) and container.id[:12] in text and path not in text:
+        # Engines before 19.03 say "No such container:path" for either; every container has an /etc.
+        if is_gone(text) and (path == "/etc" or "container:path" not in text):
             raise Gone()
-        if re.search(r"Could not find the file|[Nn]o such file or directory|not found in container", text):
+        if re.search(r"Could not find the file|[Nn]o such file or directory|container:path", text):
             raise FileNotFoundError(errno.ENOENT, path)
         if answer.timed_out:
             raise WayClosed("docker cp did not answer in %d s" % host.timeout)
@@ -1026,16 +1046,19 @@ def cp_first(host: Host, container: Container, path: str, limit: int) -> tarfile
     return member
 
 
+TAR_KINDS = {tarfile.REGTYPE: stat.S_IFREG, tarfile.AREGTYPE: stat.S_IFREG, tarfile.SYMTYPE: stat.S_IFLNK,
+             tarfile.LNKTYPE: stat.S_IFLNK, tarfile.FIFOTYPE: stat.S_IFIFO, tarfile.DIRTYPE: stat.S_IFDIR}
+
+
 def cp_shadow(host: Host, container: Container) -> Shadow:
     """The shadow file by docker cp; ids are the host's under user-namespace remapping."""
     try:
-        if not cp_first(host, container, "/etc", 512).isdir():
+        if not cp_first(host, container, "/etc", 4096).isdir():
             raise Refused("its /etc is a link, not a directory")
         member = cp_first(host, container, "/etc/shadow", SHADOW_MAX + 16384)
-    except FileNotFoundError as err:
-        raise Refused("it has no %s" % err.strerror if False else "it has no /etc/shadow") from None
-    kind = stat.S_IFREG if member.isreg() else stat.S_IFLNK if member.issym() or member.islnk() else stat.S_IFIFO if member.isfifo() else stat.S_IFDIR if member.isdir() else stat.S_IFCHR
-    check_regular("/etc/shadow", kind, member.size, SHADOW_MAX)
+    except FileNotFoundError:
+        raise Refused("it has no /etc/shadow") from None
+    check_regular("/etc/shadow", TAR_KINDS.get(member.type, stat.S_IFCHR), member.size, SHADOW_MAX)
     if len(member.data) != member.size:
         raise WayClosed("docker cp sent only a part of /etc/shadow")
     return Shadow(member.data, member.uid, member.gid, member.mode, ())
@@ -1076,3 +1099,980 @@ def cp_write(host: Host, container: Container, edit: Callable[[bytes], bytes]) -
         raise WayClosed("docker cp: %s; the old file was put back" % (first_line(answer) if answer.rc else "what was read back differs from what was sent"))
     if container.running and not container.paused:       # tidy where the image has an rm; empty otherwise
         change(host, ["exec", "-u", "0", container.id, "rm", "-f", "/etc/" + LEFTOVER])
+
+
+# --- the terminal
+
+
+def say(text: str) -> None:
+    """One line of conversation on stderr, escaped. A lost stderr is no reason to stop."""
+    try:
+        os.write(2, (printable(text) + "\n").encode("utf-8", "backslashreplace"))
+    except OSError:
+        pass
+
+
+def write_out(data: bytes) -> None:
+    """The product, on stdout. A reader that left (| head) is not an error; a full disk is."""
+    try:
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, "standard output is closed")
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)        # or the interpreter's own flush fails at exit
+    except OSError as err:
+        if sys.stdout is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise EnvironmentFault("the result cannot be written to standard output: %s" % err.strerror, "what was asked for has been done; only its report is lost") from None
+
+
+def is_terminal(fd: int) -> bool:
+    try:
+        return os.isatty(fd)
+    except OSError:
+        return False
+
+
+def ask_secret(prompt: str) -> bytes:
+    """One line from the terminal without echo, as bytes: getpass decodes by the locale, and falls
+    back to echoing when it finds no terminal."""
+    terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        before = termios.tcgetattr(terminal)
+        silent = before[:3] + [before[3] & ~termios.ECHO] + before[4:]
+        try:
+            termios.tcsetattr(terminal, termios.TCSAFLUSH, silent)
+            os.write(terminal, raw(prompt))
+            line = bytearray()
+            while not line.endswith(b"\n"):
+                got = os.read(terminal, 4096)
+                if not got:
+                    break
+                line += got
+            return bytes(line[:-1] if line.endswith(b"\n") else line)
+        finally:
+            termios.tcsetattr(terminal, termios.TCSAFLUSH, before)
+            os.write(terminal, b"\n")
+    finally:
+        os.close(terminal)
+
+
+class Progress:
+    """'chpasswd: 12 of 60 containers' on stderr for what takes longer than 2 s: one line that is
+    rewritten on a terminal, otherwise a line each 10 s."""
+
+    def __init__(self, what: str, total: int, quiet: bool) -> None:
+        self.what, self.total, self.quiet = what, total, quiet
+        self.began = time.monotonic()
+        self.next = self.began + 2
+        self.shown = False
+
+    def tick(self, done: int) -> None:
+        now = time.monotonic()
+        if self.quiet or now < self.next or done >= self.total:
+            return
+        terminal = is_terminal(2)
+        self.next = now + (0.5 if terminal else 10)
+        left = (now - self.began) / done * (self.total - done) if done else 0
+        line = "%s: %d of %d containers%s" % (self.what, done, self.total, ", about %d s left" % left if done else "")
+        os.write(2, ("\r\033[K" + line if terminal else line + "\n").encode("ascii", "replace"))
+        self.shown = terminal
+
+    def end(self) -> None:
+        if self.shown:
+            os.write(2, b"\r\033[K")
+
+
+def in_parallel(host: Host, items: Sequence, work: Callable, jobs: int, progress: Progress) -> list:
+    """work(item) for each item, `jobs` at a time; results in order, None for what was not begun after
+    a signal. A worker's surprise is its result, an exception."""
+    results = [None] * len(items)       # type: list
+    todo = iter(range(len(items)))
+    guard = threading.Lock()
+    host.memo["working"] = True
+
+    def worker() -> None:
+        while not host.stop.is_set():
+            with guard:
+                number = next(todo, None)
+            if number is None:
+                return
+            try:
+                results[number] = work(items[number])
+            except Exception as err:
+                results[number] = err
+
+    threads = [threading.Thread(target=worker, daemon=True) for _ in range(min(jobs, len(items)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        while thread.is_alive():
+            thread.join(0.1)
+            progress.tick(sum(result is not None for result in results))
+    progress.end()
+    host.memo["working"] = False
+    return results
+
+
+###############################################################################
+# 5. The plan: what would be done, as a shell script
+###############################################################################
+
+
+def script_text(report: dict, lines: List[str], refused: int) -> str:
+    """A POSIX script of `lines` (commands, or comments that start with #). It ends as the real run
+    would: 0, 1, 3, or 5 where there is nothing but refusals."""
+    head = ["#!/bin/sh", "# dockfix %s --dry-run: %s" % (VERSION, report["command"])]
+    commands = [line for line in lines if not line.startswith("#")]
+    if refused and not commands:
+        return "\n".join(head + lines + ["exit 5"]) + "\n"
+    for name in ("DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG"):
+        if os.environ.get(name):
+            head.append("%s=%s; export %s" % (name, sh_quote(os.environ[name]), name))
+    head += ["done=0 bad=%d" % (1 if refused else 0), "run() { if \"$@\"; then done=1; else bad=1; fi; }"]
+    tail = ["[ $bad = 0 ] && exit 0", "[ $done = 1 ] && exit 3", "exit 1"]
+    return "\n".join(head + lines + tail) + "\n"
+
+
+def comment(text: str) -> str:
+    """A script's comment: escaped like terminal text, so that no newline in a label ends it."""
+    return "# " + printable(text)
+
+
+def own_path() -> str:
+    """How a script calls this very program; 'dockfix.py' where it was read from standard input."""
+    path = globals().get("__file__") or ""
+    if os.path.basename(path) == "__main__.py" and os.path.isfile(os.path.dirname(path)):
+        path = os.path.dirname(path)            # inside dockfix.pyz
+    return os.path.abspath(path) if path and os.path.isfile(path) else "dockfix.py"
+
+
+###############################################################################
+# 6. Features
+###############################################################################
+
+# --- choosing containers and rows, the same for every container command
+
+
+def pick(host: Host, opts: argparse.Namespace) -> List[Target]:
+    """The containers a command line means. One docker ps; one more where there are filters."""
+    names = list(opts.containers)
+    for path in opts.from_file:
+        names += parse_names(read_input(path, 1 << 24, "--from"))
+    everything = opts.all or opts.stopped or bool(opts.filter)
+    if not names and not everything:
+        raise UsageError("no containers are named", "python3 dockfix.py %s --all, or name containers" % opts.command)
+    listed = list_containers(host)
+    filtered = [t.id for t in list_containers(host, opts.filter)] if opts.filter else None
+    chosen, idle = choose_targets(listed, names, everything, opts.stopped, filtered, opts.exclude)
+    for glob in idle:
+        say("dockfix: warning: --exclude %s matches no container" % glob)
+    if not chosen and not opts.allow_empty:
+        hint = "" if opts.stopped else "; stopped containers are left out: --stopped adds them"
+        raise DockfixError("no container matches", "docker ps -a%s; --allow-empty makes this a success" % hint)
+    return chosen
+
+
+def parse_names(data: bytes) -> List[str]:
+    lines = (line.split("#", 1)[0].strip() for line in data.decode("utf-8", "surrogateescape").split("\n"))
+    return [line for line in lines if line]
+
+
+def row(target: Target, status: str, msg: str, **more) -> dict:
+    return dict({"target": target.name, "id": target.id, "status": status, "msg": msg}, **more)
+
+
+def row_of_surprise(target: Target, result, more: dict) -> dict:
+    """The row for a job that did not come back with one: not begun, gone, refused, failed."""
+    if result is None:
+        return row(target, "skipped", "not begun: interrupted", **more)
+    if isinstance(result, Gone):
+        return row(target, "skipped", "gone", **more)
+    if isinstance(result, Refused):
+        return row(target, "refused", result.msg, **more)
+    if isinstance(result, DockfixError):
+        return row(target, "failed", result.msg, **more)
+    if isinstance(result, WayClosed):
+        return row(target, "failed", str(result), **more)
+    # The class only: the text of a surprise could hold what was being worked on.
+    return row(target, "failed", "internal error: %s" % type(result).__name__, **more)
+
+
+def exit_code(rows: List[dict], dry_exit: bool = False) -> int:
+    """The exit code of a container command, from its rows' statuses (DESIGN part 2)."""
+    found = {one["status"] for one in rows}
+    if dry_exit and "changed" in found:
+        return 4
+    if found <= {"changed", "unchanged", "skipped"}:
+        return 0
+    if not found & {"changed", "unknown"}:
+        return 5 if found == {"refused"} else 1
+    return 3
+
+
+# --- chpasswd: set a user's password in many containers
+
+
+class Job(NamedTuple):
+    """One container's part: what is set where. refusal is '' where nothing speaks against it."""
+    target: Target
+    container: Optional[Container]
+    accounts: List[Account]
+    refusal: str
+    notes: str
+
+
+def password_source(opts: argparse.Namespace) -> str:
+    """'lines', 'file', 'stdin', 'generate' or 'prompt'. Raises UsageError for two or none."""
+    given = [name for name, on in (("file", opts.password_file is not None), ("stdin", opts.password_stdin), ("generate", opts.generate)) if on]
+    if len(given) > 1:
+        raise UsageError("the password has more than one source: --password-file, --password-stdin or --generate")
+    if opts.generate != (opts.output is not None):
+        raise UsageError("--generate and --output FILE go together")
+    if opts.generate and opts.encrypted:
+        raise UsageError("--generate makes passwords, not hashes: leave -e out")
+    if given == ["file"] and opts.password_file == "-":
+        given = ["stdin"]
+    source = given[0] if given else "prompt" if is_terminal(0) else "lines"
+    if source == "lines" and opts.user is not None and not opts.dry_run:
+        raise UsageError("--user goes with --password-file, --password-stdin, --generate or the prompt; lines on standard input name their users",
+                         "echo the line as USER:PASSWORD, or --password-file FILE")
+    if source in ("lines", "stdin") and not opts.dry_run:
+        check_stdin_free(opts, source)
+    return source
+
+
+def check_stdin_free(opts: argparse.Namespace, source: str) -> None:
+    if "__file__" not in globals():
+        raise UsageError("dockfix itself was read from standard input, so the password cannot be", "--password-file FILE")
+    if "-" in opts.from_file:
+        raise UsageError("standard input serves one purpose: --from - or the password", "--password-file FILE")
+    if source == "stdin" and is_terminal(0):
+        raise UsageError("standard input is a terminal", "leave --password-stdin out to be asked")
+
+
+def read_accounts(opts: argparse.Namespace, source: str) -> List[Account]:
+    """What is to be set in every container (not for 'generate'). Raises UsageError."""
+    user = raw(opts.user if opts.user is not None else "root")
+    check_user(user, "--user")
+    if source == "lines":
+        accounts = parse_password_lines(read_input("-", 1 << 22, "standard input"), opts.encrypted)
+        if not accounts:
+            raise UsageError("standard input is empty: no USER:PASSWORD line", "--password-file FILE, or: echo USER:PASSWORD | python3 dockfix.py chpasswd ...")
+        return accounts
+    if source == "prompt":
+        secret, what = ask_twice(user), "the password"
+    else:
+        path = opts.password_file if source == "file" else "-"
+        secret, what = read_input(path, 65536, "--password-file"), "--password-file" if source == "file" else "--password-stdin"
+        secret = secret[:-1] if secret.endswith(b"\n") else secret
+    check_secret(secret, what)
+    if opts.encrypted:
+        check_hash(secret, what)
+    return [Account(user, secret)]
+
+
+def ask_twice(user: bytes) -> bytes:
+    try:
+        name = printable(user.decode("utf-8", "surrogateescape"))
+        first = ask_secret("New password for %s: " % name)
+        second = ask_secret("The same again: ")
+    except OSError as err:
+        raise UsageError("there is no terminal to ask on (%s)" % err.strerror, "--password-file FILE") from None
+    if first != second:
+        raise UsageError("the two passwords differ; nothing was changed")
+    return first
+
+
+ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+
+
+def random_word(length: int, alphabet: str) -> bytes:
+    """Uniform letters from the kernel's generator: bytes above the last whole multiple are thrown
+    away, or the first letters would come more often."""
+    top = 256 - 256 % len(alphabet)
+    word = ""
+    while len(word) < length:
+        word += "".join(alphabet[b % len(alphabet)] for b in os.urandom(length) if b < top)
+    return word[:length].encode("ascii")
+
+
+def run_chpasswd(host: Host, opts: argparse.Namespace, report: dict) -> None:
+    """look -> refuse -> (dry run: script) -> write the generated passwords -> change -> read back."""
+    source = password_source(opts)
+    check_user(raw(opts.user or "root"), "--user")
+    accounts = [] if opts.dry_run or source in ("generate", "prompt") else read_accounts(opts, source)
+    targets = pick(host, opts)
+    if not opts.dry_run:
+        take_lock(host)
+        accounts = read_accounts(opts, source) if source == "prompt" else accounts
+    users = [one.user for one in accounts] or ([] if source == "lines" else [raw(opts.user or "root")])
+    facts = inspect_containers(host, [target.id for target in targets])
+    before = host_accounts()
+    progress = Progress("chpasswd: looking", len(targets), opts.quiet)
+    looked = in_parallel(host, targets, lambda target: look(host, opts, target, facts.get(target.id), users), opts.jobs, progress)
+    plans = [one if isinstance(one, Job) else row_of_surprise(target, one, {"users": [], "via": None}) for target, one in zip(targets, looked)]
+    if opts.dry_run:
+        return plan_chpasswd(opts, report, plans)
+    if opts.generate:
+        plans = generate_passwords(opts, plans)
+    else:
+        plans = [one._replace(accounts=accounts) if isinstance(one, Job) else one for one in plans]
+    progress = Progress("chpasswd", len(targets), opts.quiet)
+    done = in_parallel(host, plans, lambda plan: set_passwords(host, opts, plan), opts.jobs, progress)
+    more = {"users": [show_bytes(user) for user in users], "via": None}
+    report["results"] = [one if isinstance(one, dict) else row_of_surprise(target, one, more) for target, one in zip(targets, done)]
+    report["exit_code"] = exit_code(report["results"])
+    trip(report, before)
+    warn_yescrypt(accounts, opts)
+
+
+def show_bytes(data: bytes) -> str:
+    return data.decode("utf-8", "backslashreplace")
+
+
+def warn_yescrypt(accounts: List[Account], opts: argparse.Namespace) -> None:
+    if opts.encrypted and any(one.secret.startswith(b"$y$") for one in accounts):
+        say("dockfix: warning: musl images (Alpine) and EL7 do not know $y$ hashes; $6$ works everywhere")
+
+
+def trip(report: dict, before: Dict[str, Tuple]) -> None:
+    """The tripwire: the host's own account files must be as they were."""
+    moved = [path for path, seen in host_accounts().items() if seen != before.get(path)]
+    if moved:
+        report["findings"].append({
+            "id": "host-accounts-changed", "severity": "critical",
+            "text": "the HOST's own %s changed while dockfix ran; dockfix never writes it: another program did, or a container reached it" % " and ".join(moved),
+            "remedy": "ls -l --time-style=full-iso %s" % " ".join(moved)})
+        report["exit_code"] = 3
+
+
+def look(host: Host, opts: argparse.Namespace, target: Target, container: Optional[Container], users: List[bytes]) -> Job:
+    """Everything that can be known before the first change."""
+    if container is None:
+        raise Gone()
+    refusal = etc_refusal(container, opts.allow_shared_etc, is_hosts_own)
+    notes = ""
+    if not refusal and users:
+        try:
+            refusal, notes = judge_users(read_shadow(host, container, opts.allow_shared_etc).data, users, opts.unlock)
+        except Refused as err:
+            refusal = err.msg
+    return Job(target, container, [], refusal, notes)
+
+
+def read_shadow(host: Host, container: Container, allow_shared: bool) -> Shadow:
+    """The shadow file without a docker call where root is on the engine's own host, else by docker cp."""
+    if os.geteuid() == 0 and container.pid:
+        try:
+            etc = open_etc(container)
+            try:
+                return proc_shadow(etc)
+            finally:
+                os.close(etc)
+        except SharedEtc as err:
+            if not allow_shared:
+                raise Refused("%s; --allow-shared-etc if that is meant" % err) from None
+        except WayClosed:
+            pass
+    return cp_shadow(host, container)
+
+
+def judge_users(data: bytes, users: List[bytes], unlock: bool) -> Tuple[str, str]:
+    """(refusal, notes) for setting these users' passwords in this shadow file."""
+    notes = []
+    for user in users:
+        fields = shadow_line(data, user)
+        if not fields:
+            return "there is no user %s in its /etc/shadow" % show_bytes(user), ""
+        state = field_state(fields[1])
+        if state == "locked" and not unlock:
+            return "%s is locked by an administrator (! before the hash); --unlock sets a password all the same" % show_bytes(user), ""
+        if state in ("never", "empty"):
+            notes.append("%s had %s password before (%s)" % (show_bytes(user), "no" if state == "never" else "an empty", show_bytes(fields[1][:20])))
+        if len(fields) > 7 and fields[7].isdigit() and int(fields[7]) <= time.time() // 86400:
+            notes.append("%s's account has expired and stays so" % show_bytes(user))
+    return "", "; ".join(notes)
+
+
+def generate_passwords(opts: argparse.Namespace, plans: list) -> list:
+    """A password for each container that was not refused, on the disk before anything is changed."""
+    user = raw(opts.user or "root")
+    made = [plan._replace(accounts=[Account(user, random_word(20, ALPHABET))]) if isinstance(plan, Job) and not plan.refusal else plan for plan in plans]
+    lines = [b"\t".join((raw(plan.target.name), raw(plan.target.id), user, plan.accounts[0].secret)) + b"\n" for plan in made if isinstance(plan, Job) and plan.accounts]
+    write_secret_file(opts.output, b"".join(lines))
+    return made
+
+
+def plan_chpasswd(opts: argparse.Namespace, report: dict, plans: list) -> None:
+    """The dry run: rows as they would be, and the script."""
+    words = ["python3", own_path(), "chpasswd", "--via", opts.via]
+    words += [flag for flag, on in (("--encrypted", opts.encrypted), ("--unlock", opts.unlock), ("--allow-shared-etc", opts.allow_shared_etc)) if on]
+    words += shared_words(opts)
+    if opts.generate:
+        words += ["--generate", "--output", os.path.abspath(opts.output), "--user", opts.user or "root"]
+    lines, ids = [], []
+    for plan in plans:
+        refusal = plan.refusal if isinstance(plan, Job) else plan["msg"]
+        target = plan.target if isinstance(plan, Job) else Target(plan["id"], plan["target"], "")
+        status = "refused" if isinstance(plan, Job) and refusal else "changed" if isinstance(plan, Job) else plan["status"]
+        ways = ways_for(plan.container, opts.via) if status == "changed" else []
+        report["results"].append(row(target, status, refusal or plan.notes, users=[raw_user(opts)] if opts.generate or opts.user else [], via=ways[0] if ways else None))
+        if status != "changed":
+            lines.append(comment("%s: %s (%s): %s" % (status, target.name, target.id, refusal)))
+            continue
+        lines.append(comment("%s: by %s%s" % (target.name, ", then ".join(ways), "; " + plan.notes if plan.notes else "")))
+        ids.append(target.id)
+        if not opts.generate:
+            lines.append("run %s < \"${DOCKFIX_LINES:?file of USER:PASSWORD lines, mode 0600}\"" % sh_line(words + [target.id]))
+    if opts.generate and ids:
+        lines.append("run " + sh_line(words + ids))
+    refused = sum(one["status"] in ("refused", "failed") for one in report["results"])
+    report["script"] = script_text(report, lines, refused)
+    report["exit_code"] = exit_code(report["results"], opts.exit_code)
+
+
+def raw_user(opts: argparse.Namespace) -> str:
+    return show_bytes(raw(opts.user or "root"))
+
+
+def shared_words(opts: argparse.Namespace) -> List[str]:
+    """The options a script must repeat to do the same."""
+    words = ["--docker", opts.docker] if opts.docker != "docker" else []
+    words += ["--timeout", "%g" % opts.timeout] if opts.timeout != CALL_SECONDS else []
+    return words + (["--state", opts.state] if opts.state != default_state() else [])
+
+
+def ways_for(container: Container, via: str) -> List[str]:
+    if via != "auto":
+        return [via]
+    can_exec = container.running and not container.paused and not container.restarting
+    return (["exec"] if can_exec else []) + (["proc"] if os.geteuid() == 0 and container.pid else []) + ["cp"]
+
+
+def set_passwords(host: Host, opts: argparse.Namespace, plan) -> dict:
+    """The row of one container: tries the ways in order, judges by the read-back only."""
+    if isinstance(plan, dict):
+        return plan
+    more = {"users": [show_bytes(one.user) for one in plan.accounts], "via": None}  # type: dict
+    if plan.refusal:
+        return row(plan.target, "refused", plan.refusal, **more)
+    hashes = {one.user: one.secret if opts.encrypted else sha512_crypt(one.secret, random_word(16, ALPHABET)) for one in plan.accounts}
+    reasons = []                # type: List[str]
+    for way in ways_for(plan.container, opts.via):
+        try:
+            status, msg = try_way(host, opts, plan.container, way, hashes)
+        except WayClosed as err:
+            status, msg = "failed", str(err)
+        if status == "failed":
+            reasons.append("%s: %s" % (way, msg))
+            continue
+        notes = "; ".join(part for part in (msg, plan.notes, "not by " + " / ".join(reasons) if reasons else "") if part)
+        return row(plan.target, status, notes, **dict(more, via=way))
+    return row(plan.target, "failed", "; ".join(reasons), **more)
+
+
+def try_way(host: Host, opts: argparse.Namespace, container: Container, way: str, hashes: Dict[bytes, bytes]) -> Tuple[str, str]:
+    """(status, msg): 'changed', 'unchanged', 'unknown', or 'failed' when the read-back shows no change."""
+    def edit(data: bytes) -> bytes:
+        try:
+            return edit_shadow(data, hashes, int(time.time()) // 86400)
+        except KeyError as err:
+            raise WayClosed("user %s is gone from its /etc/shadow" % show_bytes(err.args[0])) from None
+
+    if opts.encrypted and not missing_hashes(read_shadow(host, container, opts.allow_shared_etc).data, hashes):
+        return "unchanged", "the hash was already this one"
+    answer = None
+    if way == "exec":
+        answer = exec_chpasswd(host, container, hashes)
+        if is_gone(answer.text()) and answer.rc:
+            raise Gone()
+    elif way == "proc":
+        proc_write(container, edit, host.stop)
+    else:
+        cp_write(host, container, edit)
+    try:
+        data = read_shadow(host, container, opts.allow_shared_etc).data
+    except (WayClosed, Refused, FileNotFoundError) as err:
+        return "unknown", "sent, but the read-back failed: %s" % (err.msg if isinstance(err, Refused) else err)
+    left = missing_hashes(data, hashes)
+    if not left:
+        return "changed", odd_date(data, hashes)
+    if answer and answer.timed_out:
+        return "unknown", "no answer in %g s and not changed so far: the process inside may still do it (is /etc/.pwd.lock held?)" % host.timeout
+    some = "set only for %d of %d users: %s is left; " % (len(hashes) - len(left), len(hashes), ", ".join(show_bytes(u) for u in left)) if len(left) < len(hashes) else ""
+    return "failed", some + (first_line(answer) + " (exit %d)" % answer.rc if answer and answer.rc else "chpasswd reported success, but nothing changed")
+
+
+def exec_chpasswd(host: Host, container: Container, hashes: Dict[bytes, bytes]) -> Answer:
+    """chpasswd -e in the container, the lines on its standard input, no shell on either side. 126 and
+    127 are one (moby#45795): once more by its full path, for a PATH without /usr/sbin."""
+    lines = b"".join(user + b":" + value + b"\n" for user, value in hashes.items())
+    answer = change(host, ["exec", "-i", "-u", "0", container.id, "chpasswd", "-e"], lines)
+    if answer.rc in (126, 127) and not answer.timed_out:
+        answer = change(host, ["exec", "-i", "-u", "0", container.id, "/usr/sbin/chpasswd", "-e"], lines)
+    return answer
+
+
+def missing_hashes(data: bytes, hashes: Dict[bytes, bytes]) -> List[bytes]:
+    return [user for user, value in hashes.items() if shadow_field(data, user) != value]
+
+
+def odd_date(data: bytes, hashes: Dict[bytes, bytes]) -> str:
+    """A word where the image's tool wrote another day than today: libfaketime inside, or a wrong clock."""
+    for user in hashes:
+        fields = shadow_line(data, user) or []
+        if len(fields) > 2 and fields[2].isdigit() and abs(int(fields[2]) - time.time() // 86400) > 1:
+            return "the date of last change was written %d days off: is the container's clock shifted?" % (int(fields[2]) - time.time() // 86400)
+    return ""
+
+
+# --- exec: one command in many containers
+
+
+def run_exec(host: Host, opts: argparse.Namespace, report: dict) -> None:
+    words, stdin = exec_words(opts)
+    limit = parse_size(opts.max_output)
+    targets = pick(host, opts)
+    if opts.dry_run:
+        return plan_exec(host, opts, report, targets, words)
+    take_lock(host)
+    progress = Progress("exec", len(targets), opts.quiet)
+    done = in_parallel(host, targets, lambda target: exec_one(host, opts, target, words, stdin, limit), opts.jobs, progress)
+    more = {"rc": None, "stdout": "", "stderr": "", "truncated": False, "seconds": 0.0}
+    report["results"] = [one if isinstance(one, dict) else row_of_surprise(target, one, more) for target, one in zip(targets, done)]
+    report["exit_code"] = exit_code(report["results"])
+
+
+def exec_words(opts: argparse.Namespace) -> Tuple[List[str], Optional[bytes]]:
+    """The command inside, and what goes to its standard input (None: nothing)."""
+    command = opts.words or []
+    if opts.script is not None and opts.stdin is not None:
+        raise UsageError("standard input inside carries --script or --stdin, not both")
+    if opts.script is None and not command:
+        raise UsageError("no command: write it after --, or give --script FILE", "python3 dockfix.py exec %s -- CMD ARG" % (" ".join(opts.containers) or "--all"))
+    path = opts.script if opts.script is not None else opts.stdin
+    if path == "-":
+        if "__file__" not in globals() or "-" in opts.from_file:
+            raise UsageError("standard input serves one purpose per run", "put the script into a file: --script FILE")
+        if is_terminal(0) and not opts.dry_run:
+            raise UsageError("standard input is a terminal", "--script FILE")
+    if opts.script is not None:
+        command = shlex.split(opts.shell) + ["-s"] + (["--"] + command if command else [])
+    data = None if path is None else b"" if opts.dry_run and path == "-" else read_input(path, 1 << 26, "--script" if opts.script is not None else "--stdin")
+    return command, data
+
+
+def exec_argv(opts: argparse.Namespace, target: Target, words: List[str], stdin: bool) -> List[str]:
+    return ["exec"] + (["-i"] if stdin else []) + (["-u", opts.user] if opts.user is not None else []) + [target.id] + words
+
+
+def exec_one(host: Host, opts: argparse.Namespace, target: Target, words: List[str], stdin: Optional[bytes], limit: int) -> dict:
+    answer = change(host, exec_argv(opts, target, words, stdin is not None), stdin, limit)
+    if answer.rc and is_gone(answer.err.decode("utf-8", "replace")) and is_dockers_own(answer.rc, answer.err.decode("utf-8", "replace")):
+        raise Gone()
+    own = answer.timed_out or is_dockers_own(answer.rc, answer.err.decode("utf-8", "replace")) or (answer.rc in (126, 127) and is_dockers_own(answer.rc, answer.text()))
+    if answer.timed_out:
+        status, msg = "unknown", "no answer in %g s: the process inside may still run" % host.timeout
+    elif answer.rc == 0:
+        status, msg = "changed", ""
+    else:
+        status, msg = "failed", first_line(answer) if own else "exit %d" % answer.rc
+    return row(target, status, msg, rc=None if own else answer.rc, stdout=show_bytes(answer.out), stderr=show_bytes(answer.err),
+               truncated=answer.out_total > len(answer.out) or answer.err_total > len(answer.err), seconds=round(answer.seconds, 3),
+               cut={"stdout": answer.out_total - len(answer.out), "stderr": answer.err_total - len(answer.err)})
+
+
+def plan_exec(host: Host, opts: argparse.Namespace, report: dict, targets: List[Target], words: List[str]) -> None:
+    path = opts.script if opts.script is not None else opts.stdin
+    feed_from = "" if path is None else " < \"${DOCKFIX_STDIN:?file for standard input}\"" if path == "-" else " < " + sh_quote(os.path.abspath(path))
+    lines = []
+    for target in targets:
+        lines += [comment(target.name), "run " + sh_line(list(host.docker) + exec_argv(opts, target, words, path is not None)) + (feed_from or " < /dev/null")]
+        report["results"].append(row(target, "changed", "would run", rc=None, stdout="", stderr="", truncated=False, seconds=0.0))
+    report["script"] = script_text(report, lines, 0)
+    report["exit_code"] = exit_code(report["results"], opts.exit_code)
+
+
+###############################################################################
+# 7. Output
+###############################################################################
+
+
+def new_report(command: Optional[str], dry_run: bool) -> dict:
+    return {"schema": SCHEMA, "command": command, "ok": True, "exit_code": 0, "changed": False, "dry_run": dry_run,
+            "results": [], "findings": [], "errors": []}
+
+
+def render_json(report: dict) -> bytes:
+    """One ASCII document: no locale can break it, no terminal is steered by it."""
+    return (json.dumps(report, indent=1, ensure_ascii=True) + "\n").encode("ascii")
+
+
+def render_table(head: Sequence[str], rows: List[Sequence[str]]) -> str:
+    """Aligned columns, nothing cut; the last column is free text."""
+    shown = [head] + [[printable(cell) for cell in one] for one in rows]
+    widths = [max(len(one[n]) for one in shown) for n in range(len(head) - 1)]
+    return "".join(("  ".join(cell.ljust(width) for cell, width in zip(one, widths)) + "  " + one[-1]).rstrip() + "\n" for one in shown)
+
+
+def counts(rows: List[dict]) -> str:
+    order = ("changed", "unchanged", "skipped", "refused", "failed", "unknown")
+    found = [one["status"] for one in rows]
+    return ", ".join("%d %s" % (found.count(status), status) for status in order if status in found) or "no containers"
+
+
+def show_chpasswd(report: dict, quiet: bool) -> str:
+    rows = [one for one in report["results"] if not quiet or one["status"] not in ("changed", "unchanged")]
+    table = render_table(("CONTAINER", "ID", "STATUS", "VIA", "MESSAGE"), [(r["target"], r["id"][:12], r["status"], r["via"] or "-", r["msg"]) for r in rows]) if rows else ""
+    return table + ("" if quiet else counts(report["results"]) + "\n")
+
+
+def show_exec(report: dict, quiet: bool) -> str:
+    out = []
+    for one in report["results"]:
+        end = "exit %d" % one["rc"] if one["rc"] is not None else one["status"]
+        why = ": " + printable(one["msg"]) if one["msg"] and one["rc"] is None else ""
+        out.append("== %s: %s, %.1f s%s\n" % (printable(one["target"]), end, one["seconds"], why))
+        for mark, stream in (("|", "stdout"), ("!", "stderr")):
+            lines = one[stream].split("\n")
+            out += ["%s %s %s\n" % (printable(one["target"]), mark, escape_line(line)) for line in (lines[:-1] if not lines[-1] else lines)]
+            if one.get("cut", {}).get(stream):
+                out.append("%s %s [cut: %d more bytes of %s; --max-output]\n" % (printable(one["target"]), mark, one["cut"][stream], stream))
+    return "".join(out) + ("" if quiet else counts(report["results"]) + "\n")
+
+
+def escape_line(line: str) -> str:
+    """A container's line for the terminal: tabs stay, they steer nothing."""
+    return "\t".join(printable(part) for part in line.split("\t"))
+
+
+def show_errors(report: dict) -> None:
+    for finding in report["findings"]:
+        say("dockfix: %s: %s" % (finding["severity"], finding["text"]))
+        say("  remedy: %s" % finding["remedy"])
+    for one in report["errors"]:
+        say("dockfix: error: %s" % one["msg"])
+        if one["hint"]:
+            say("  hint: %s" % one["hint"])
+
+
+def add_error(report: dict, err: DockfixError) -> None:
+    report["errors"].append({"msg": err.msg, "hint": err.hint, "code": err.code})
+    report["exit_code"] = err.code
+
+
+def emit(report: dict, opts: argparse.Namespace, show: Optional[Callable]) -> None:
+    """Everything a run has to say, once: the product on stdout, the rest on stderr."""
+    report["ok"] = report["exit_code"] == 0
+    report["changed"] = any(one["status"] == "changed" for one in report["results"]) and not report["dry_run"]
+    if not opts.json:
+        show_errors(report)
+    if opts.json:
+        write_out(render_json(report))
+    elif "script" in report:
+        write_out(report["script"].encode("utf-8", "backslashreplace"))
+    elif show and (report["results"] or not report["errors"]):
+        write_out(show(report, opts.quiet).encode("utf-8", "backslashreplace"))
+
+
+###############################################################################
+# 8. The command table, from which parser and help are made
+###############################################################################
+
+
+def flag(*names: str, help: str, **more) -> Tuple:
+    return names, dict({"action": "store_true", "default": False}, help=help, **more)
+
+
+def value(*names: str, help: str, metavar: str, **more) -> Tuple:
+    return names, dict(more, help=help, metavar=metavar)
+
+
+GLOBAL = (
+    flag("--json", help="one JSON document on stdout, whatever happens"),
+    flag("-n", "--dry-run", help="change nothing; print a shell script of what would be done"),
+    flag("-y", "--yes", help="answer yes to yes/no questions"),
+    flag("-q", "--quiet", help="no progress; list only what is not done"),
+    flag("-v", "--verbose", help="show each docker call on stderr"),
+    value("--docker", metavar="CMD", help="docker command, split as a shell splits words (default: $DOCKFIX_DOCKER, else docker)"),
+    value("--timeout", metavar="SECONDS", help="bound of each container's call (default: 60)"),
+    value("--state", metavar="DIR", help="lock and state folder (default: /var/lib/dockfix)"),
+    flag("--version", help="version, sha256 of this file, Python"),
+)
+CHOOSING = (
+    flag("--all", help="all running, paused and restarting containers"),
+    flag("--stopped", help="with the stopped ones; implies --all"),
+    value("--filter", metavar="K=V", action="append", default=[], help="as for docker ps --filter; implies --all"),
+    value("--from", metavar="FILE", dest="from_file", action="append", default=[], help="names, one a line, # comments; - is standard input"),
+    value("--exclude", metavar="GLOB", action="append", default=[], help="leave these out, last of all"),
+    flag("--allow-empty", help="--all that matches nothing is a success"),
+    value("--jobs", metavar="N", default="", help="containers at a time (default: 2 for each CPU, at most 8)"),
+    flag("--exit-code", help="with --dry-run: exit 4 when there is something to do"),
+)
+CHPASSWD = (
+    value("--password-file", metavar="FILE", help="one password, one line, for --user"),
+    flag("--password-stdin", help="the same from standard input"),
+    flag("--generate", help="a new password of 20 characters for each container; needs --output"),
+    value("--output", metavar="FILE", help="where --generate writes NAME, ID, USER, PASSWORD; must not exist"),
+    value("--user", metavar="USER", help="whose password (default: root); lines on standard input name their own"),
+    flag("-e", "--encrypted", help="the values are hashes ($5$, $6$, $2b$, $y$) already"),
+    value("--via", metavar="WAY", choices=("auto", "exec", "proc", "cp"), default="auto", help="auto, exec, proc or cp (default: auto, in this order)"),
+    flag("--unlock", help="set a password also where an administrator locked the account"),
+    flag("--allow-shared-etc", help="also where /etc is a mount, but never the host's own"),
+)
+EXEC = (
+    value("-u", "--user", metavar="USER", help="run as this user (docker exec -u)"),
+    value("--script", metavar="FILE", help="run this script: it goes to 'sh -s' on standard input; words after -- are its arguments"),
+    value("--shell", metavar="SHELL", default="sh", help="the shell for --script (default: sh)"),
+    value("--stdin", metavar="FILE", help="standard input of the command (default: empty); - is dockfix's own"),
+    value("--max-output", metavar="SIZE", default="1M", help="keep so much of each stream (default: 1M)"),
+)
+
+
+class Command(NamedTuple):
+    name: str
+    help: str
+    usage: str
+    options: Tuple
+    run: Callable
+    show: Callable
+    examples: str
+
+
+COMMANDS = (
+    Command("chpasswd", "set a user's password in many containers", "chpasswd [OPTIONS] [CONTAINER ...]", CHPASSWD, run_chpasswd, show_chpasswd, """\
+  echo 'root:NEW' | python3 dockfix.py chpasswd --all
+  python3 dockfix.py chpasswd web1 'db-*' --password-file /root/pw
+  python3 dockfix.py chpasswd --all --generate --output /root/new-passwords
+
+The password is made a SHA-512 hash here; the container never sees the clear text. It comes from one
+source: USER:PASSWORD lines on standard input, --password-file, --password-stdin, --generate, or a
+prompt on a terminal. Each change is read back; the host's own accounts are watched."""),
+    Command("exec", "run one command, or a script, in many containers", "exec [OPTIONS] [CONTAINER ...] -- CMD [ARG ...]", EXEC, run_exec, show_exec, """\
+  python3 dockfix.py exec --all -- cat /etc/os-release
+  python3 dockfix.py exec web1 web2 -u 1000 -- ls -n /srv
+  python3 dockfix.py exec --all --script fix.sh
+
+A line of output is NAME | TEXT, of error output NAME ! TEXT; control characters are escaped. Do not put
+a secret into CMD: docker events shows it; --stdin FILE carries one."""),
+)
+
+TOP_HELP = """\
+usage: python3 dockfix.py [GLOBAL] COMMAND [OPTIONS] [CONTAINER ...]
+
+Repairs Docker where nothing can be installed: one file, no network, the docker command only.
+
+examples:
+  echo 'root:NEW' | python3 dockfix.py chpasswd --all     a new root password in every container
+  python3 dockfix.py chpasswd --all --dry-run             what that would do, as a shell script
+  python3 dockfix.py exec --all -- date                   one command in every container
+
+commands (COMMAND --help tells more):
+%s
+global options, before or after the command:
+%s
+exit codes: 0 done, 1 failed and nothing changed, 2 usage, 3 some targets not done, 4 changes pending
+(--dry-run --exit-code), 5 refused, 6 environment (docker, daemon, permission), 7 half-way, 8 locked
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise UsageError(message, "python3 dockfix.py %s--help" % (self.prog + " " if self.prog != "dockfix" else ""))
+
+
+def make_parser(command: Optional[Command]) -> Parser:
+    """A parser for the words of one command with the global options in it: one parser, one default
+    each (in a subparser a shared option's default would overwrite what stood before the command)."""
+    parser = Parser(prog=command.name if command else "dockfix", add_help=False, allow_abbrev=False)
+    for names, more in GLOBAL + ((CHOOSING + command.options) if command else ()):
+        parser.add_argument(*names, **more)
+    parser.add_argument("-h", "--help", action="store_true")
+    if command:
+        parser.add_argument("containers", nargs="*", metavar="CONTAINER")
+    return parser
+
+
+def option_lines(options: Sequence[Tuple]) -> str:
+    left = [(", ".join(names) + (" " + more["metavar"] if "metavar" in more else ""), more["help"]) for names, more in options]
+    return "".join("  %-24s %s\n" % one for one in left)
+
+
+def help_text(command: Optional[Command]) -> str:
+    if command is None:
+        return TOP_HELP % ("".join("  %-24s %s\n" % (one.name, one.help) for one in COMMANDS), option_lines(GLOBAL))
+    return "usage: python3 dockfix.py %s\n\n%s\n\n%s\n\noptions:\n%s\nwhich containers:\n%s\nglobal options:\n%s" % (
+        command.usage, command.help, command.examples, option_lines(command.options), option_lines(CHOOSING), option_lines(GLOBAL))
+
+
+def split_command(words: List[str]) -> Tuple[Optional[str], List[str]]:
+    """The command's name and the other words. Global options before it keep their values."""
+    with_value = {name for names, more in GLOBAL if "metavar" in more for name in names}
+    skip = False
+    for number, word in enumerate(words):
+        if skip or word.startswith("-"):
+            skip = not skip and word in with_value
+            continue
+        return word, words[:number] + words[number + 1:]
+    return None, words
+
+
+def parse_command_line(argv: Sequence[str]) -> Tuple[Optional[Command], argparse.Namespace]:
+    """argv is split at the first -- before argparse sees it: behind it stand exec's command, or names."""
+    words = list(argv)
+    cut = words.index("--") if "--" in words else len(words)
+    tail = words[cut + 1:] if cut < len(words) else None
+    name, rest = split_command(words[:cut])
+    command = next((one for one in COMMANDS if one.name == name), None)
+    if name is not None and command is None:
+        raise UsageError("there is no command %s; there are: %s" % (name, ", ".join(one.name for one in COMMANDS)), "python3 dockfix.py --help")
+    parser = make_parser(command)
+    # Names that stand between options come back as extras: argparse takes one run of them only.
+    opts, extra = parser.parse_known_args([part for word in rest for part in unbundle(word)])
+    strange = [word for word in extra if word.startswith("-")]
+    if strange or (extra and not command):
+        parser.error("unknown option: %s" % (strange or extra)[0])
+    opts.command = name
+    if command:
+        opts.containers += extra + (tail or [] if name != "exec" else [])
+        opts.words = tail if name == "exec" else None
+    return command, fill_defaults(opts)
+
+
+def unbundle(word: str) -> List[str]:
+    """-nq as -n -q: argparse before 3.8 does not, without abbreviations."""
+    return ["-" + letter for letter in word[1:]] if re.match(r"^-[nyqve]{2,}\Z", word) else [word]
+
+
+def default_state() -> str:
+    if os.geteuid() == 0:
+        return "/var/lib/dockfix"
+    home = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+    return os.path.join(home, "dockfix")
+
+
+def fill_defaults(opts: argparse.Namespace) -> argparse.Namespace:
+    opts.docker = opts.docker or os.environ.get("DOCKFIX_DOCKER") or "docker"
+    opts.state = os.path.abspath(opts.state) if opts.state else default_state()
+    opts.timeout = parse_number("--timeout", opts.timeout, CALL_SECONDS, 0.1, 1e6)
+    if hasattr(opts, "jobs"):
+        opts.jobs = int(parse_number("--jobs", opts.jobs, min(8, 2 * (os.cpu_count() or 1)), 1, 1000))
+    return opts
+
+
+def parse_number(name: str, text: Optional[str], default: float, low: float, high: float) -> float:
+    try:
+        number = float(text) if text else default
+    except ValueError:
+        number = -1
+    if not low <= number <= high:
+        raise UsageError("%s takes a number from %g to %g, not %s" % (name, low, high, text))
+    return number
+
+
+###############################################################################
+# 9. main
+###############################################################################
+
+
+def make_host(opts: argparse.Namespace) -> Host:
+    try:
+        docker = tuple(shlex.split(opts.docker))
+    except ValueError as err:
+        raise UsageError("--docker %s: %s" % (opts.docker, err)) from None
+    if not docker:
+        raise UsageError("--docker names no command")
+    return Host(docker, opts.timeout, opts.dry_run, opts.verbose, opts.state, [], threading.Event(), threading.Event(), {}, threading.Lock())
+
+
+def catch_signals(host: Host) -> dict:
+    """First signal: nothing new is begun, what runs is finished; outside the work it ends at once.
+    Second: what runs is killed. Returns the handlers as they were."""
+    def handler(number, frame) -> None:
+        if host.stop.is_set():
+            host.kill.set()
+        host.stop.set()
+        host.memo["signal"] = number
+        if not host.memo.get("working"):
+            raise Interrupted(number)
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+
+
+def version_line() -> Dict[str, str]:
+    path = own_path()
+    digest = ""
+    if os.path.isfile(path) and "__file__" in globals():
+        with open(raw(path), "rb") as source:
+            digest = hashlib.sha256(source.read()).hexdigest()
+    return {"version": VERSION, "sha256": digest or "unknown (read from standard input)", "python": "%d.%d.%d" % sys.version_info[:3]}
+
+
+def show_help(command: Optional[Command], opts: argparse.Namespace) -> bool:
+    if opts.version:
+        facts = version_line()
+        report = dict(new_report(opts.command, False), results=[facts])
+        write_out(render_json(report) if opts.json else ("dockfix %(version)s sha256 %(sha256)s python %(python)s\n" % facts).encode("ascii"))
+    elif opts.help:
+        write_out(help_text(command).encode("ascii"))
+    elif command is None:
+        raise UsageError("no command", help_text(None).replace("\n", "\n  ") if not opts.json else "python3 dockfix.py --help")
+    return opts.version or opts.help
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Runs one command line (default: the process's own) and returns the exit code; 130 and 143 stand
+    for SIGINT and SIGTERM. Raises nothing that a user would see as a traceback."""
+    words = [os.fsencode(word).decode("utf-8", "surrogateescape") for word in (sys.argv[1:] if argv is None else argv)]
+    fallback = argparse.Namespace(json="--json" in words[:words.index("--") if "--" in words else None], quiet=False)
+    report, opts, command, host, before = new_report(None, False), fallback, None, None, {}
+    try:
+        command, opts = parse_command_line(words)
+        report.update(command=opts.command, dry_run=opts.dry_run)
+        if show_help(command, opts):
+            return 0
+        host = make_host(opts)
+        before = catch_signals(host)
+        command.run(host, opts, report)
+    except DockfixError as err:
+        add_error(report, err)
+    except (Interrupted, KeyboardInterrupt) as err:
+        add_error(report, DockfixError("interrupted; nothing was changed" if not report["results"] else "interrupted"))
+        report["exit_code"] = 128 + (err.args[0] if err.args else signal.SIGINT)
+    except Exception as err:
+        place = sys.exc_info()[2]
+        while place.tb_next:
+            place = place.tb_next
+        add_error(report, DockfixError("internal error: %s in line %d" % (type(err).__name__, place.tb_lineno), "please report it with the output of --version"))
+    if host and host.memo.get("signal"):
+        report["exit_code"] = 128 + host.memo["signal"]
+    return finish(report, opts, command, host, before)
+
+
+def finish(report: dict, opts: argparse.Namespace, command: Optional[Command], host: Optional[Host], before: dict) -> int:
+    try:
+        emit(report, opts, command.show if command else None)
+    except DockfixError as err:
+        show_errors({"findings": [], "errors": [{"msg": err.msg, "hint": err.hint}]})
+        report["exit_code"] = report["exit_code"] or err.code
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    for lock in host.held if host else ():
+        os.close(lock)
+    return report["exit_code"]
+
+
+def run_as_program() -> None:
+    code = main()
+    if code in (130, 143):                  # die of the signal, so that a shell's loop stops too
+        signal.signal(code - 128, signal.SIG_DFL)
+        os.kill(os.getpid(), code - 128)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    run_as_program()

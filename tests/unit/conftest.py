@@ -236,7 +236,7 @@ class Box:
                     "Config": {"User": "", "Labels": {}, "Env": ["PATH=/bin"], "Image": "img"}}
         document.update(inspect or {})
         one = dict({"id": full_id, "name": name, "names": ",".join(list(aliases) + [name]), "status": status, "json": json.dumps(document),
-                    "chpasswd": chpasswd, "missing_rc": 126, "deaf": 0, "readonly": False, "truncates": 0, "answer": {}}, **more)
+                    "chpasswd": chpasswd, "missing_rc": 126, "deaf": 0, "readonly": False, "truncates": 0, "rm": True, "answer": {}}, **more)
         self.world["containers"].append(one)
         return one
 

@@ -153,6 +153,9 @@ class Fake:
             return 1
         if argv[1] in ("chpasswd", "/usr/sbin/chpasswd"):
             return self.chpasswd(c, argv[1:], stdin)
+        if argv[1:3] == ["rm", "-f"] and c["rm"]:
+            os.unlink(os.path.join(self.root(c), argv[3].lstrip("/")))
+            return 0
         answer = c["answer"]
         self.out += stdin if answer == "cat" else answer.get("out", b"")
         self.err += b"" if answer == "cat" else answer.get("err", b"")

@@ -45,6 +45,7 @@ def test_nothing_changes_and_only_reading_calls_are_made(street, name, json):
     assert result.rc in (0, 3), result
     assert street.picture() == before
     assert not os.path.exists(street.state)
+    assert street.calls("ps")
     for call in street.calls():
         assert call.command in ("ps", "inspect", "info") or call.command == "cp" and call.words[-1] == "-", call
 
@@ -60,13 +61,14 @@ def test_standard_input_is_not_read(street, name):
     fcntl.ioctl(readable, termios.FIONREAD, left)
     os.close(readable)
     os.close(writable)
-    assert left[0] == 7
+    assert left[0] == 7 and street.calls("ps")
 
 
 def test_it_asks_for_nothing_on_a_terminal(street, terminal):
     session = terminal("-n", "chpasswd", "web1")
     code = session.end()
     assert code == 0 and b"assword:" not in session.shown and b"chpasswd" in session.shown
+    assert street.calls("ps") and not street.calls("exec")
 
 
 def test_it_works_while_another_dockfix_holds_the_lock(web):
@@ -93,7 +95,7 @@ def test_text_is_the_script_of_the_json(street):
 
 def test_a_refusal_cannot_become_a_command(street):
     script = street.run("-n", "chpasswd", "bound").out.decode()
-    assert "\x1b" not in script
+    assert "exit 5" in script and "\x1b" not in script
     for line in script.splitlines():
         assert not line.strip().startswith("reboot"), script
 
@@ -209,4 +211,4 @@ def test_the_script_is_one_for_posix_shells(street):
 
 def test_generate_writes_no_passwords(web):
     result = web.run("--json", "-n", "chpasswd", "--all", "--generate", "--output", web.at("out"))
-    assert result.rc == 0 and not os.path.exists(web.at("out"))
+    assert result.rc == 0 and not os.path.exists(web.at("out")) and "chpasswd" in result.json["script"]

@@ -211,7 +211,7 @@ def test_a_grandchild_that_keeps_the_pipe_open_does_not_delay_a_finished_command
     box.program("docker", 'if [ "$1" = exec ]; then setsid sleep 8 & fi\nexec %s "$@"' % inner)
     started = time.time()
     result = box.run("exec", "web1", "--timeout", "30", "--", "x")
-    assert result.rc == 0 and time.time() - started < 6
+    assert result.rc == 0 and time.time() - started < 6 and len(box.calls("exec")) == 1
 
 
 def test_the_client_is_in_a_process_group_of_its_own(web):
@@ -222,6 +222,7 @@ def test_the_client_is_in_a_process_group_of_its_own(web):
 
 def test_children_speak_english(web):
     web.run("exec", "web1", "--", "x", env={"LANG": "zh_CN.UTF-8", "LC_ALL": "zh_CN.UTF-8"})
+    assert len(web.calls()) == 2
     for call in web.calls():
         assert call.env.get(b"LC_ALL") == b"C", call
 

@@ -11,6 +11,10 @@ ID = "0123456789abcdef" * 4
 OTHER = "fedcba9876543210" * 4
 
 
+def not_the_hosts(source):
+    return False
+
+
 # ---- lines of USER:PASSWORD
 
 def lines(dockfix, data):
@@ -230,7 +234,7 @@ def test_inspect_of_1_12(dockfix):
     del document["HostConfig"]["Tmpfs"]
     document["State"].pop("Paused")
     [container] = parse(dockfix, document)
-    assert container.id == ID and not dockfix.etc_refusal(container, False, set())
+    assert container.id == ID and not dockfix.etc_refusal(container, False, not_the_hosts)
 
 
 @pytest.mark.parametrize("changes", [
@@ -238,7 +242,7 @@ def test_inspect_of_1_12(dockfix):
 ])
 def test_inspect_with_nulls(dockfix, changes):
     [container] = parse(dockfix, inspected(**changes))
-    assert container.id == ID and not dockfix.etc_refusal(container, False, set())
+    assert container.id == ID and not dockfix.etc_refusal(container, False, not_the_hosts)
 
 
 @pytest.mark.parametrize("changes", [
@@ -256,7 +260,7 @@ def test_inspect_with_hostile_types_fails_closed(dockfix, changes):
         return
     for container in containers:
         try:
-            assert dockfix.etc_refusal(container, False, set())
+            assert dockfix.etc_refusal(container, False, not_the_hosts)
         except dockfix.DockfixError:
             pass
 
@@ -276,9 +280,9 @@ def test_inspect_keeps_names_it_cannot_decode(dockfix):
 
 # ---- mounts over /etc
 
-def refusal(dockfix, allow=False, host_ids=frozenset(), **changes):
+def refusal(dockfix, allow=False, **changes):
     [container] = parse(dockfix, inspected(**changes))
-    return dockfix.etc_refusal(container, allow, host_ids)
+    return dockfix.etc_refusal(container, allow, dockfix.is_hosts_own)
 
 
 FORMS = {
