@@ -234,7 +234,7 @@ def is_up(target: Target) -> bool:
 
 def find_named(listed: List[Target], name: str) -> List[Target]:
     """The containers a name means: a full id, else a name or glob, else an id prefix. Raises
-    UsageError where it means none, or two by prefix."""
+    UsageError for a prefix of two."""
     name = name[1:] if name.startswith("/") else name
     by_id = [t for t in listed if t.id == name]
     by_name = by_id or [t for t in listed if t.name == name] or [t for t in listed if fnmatch.fnmatchcase(t.name, name)]
@@ -243,8 +243,6 @@ def find_named(listed: List[Target], name: str) -> List[Target]:
     prefixed = [t for t in listed if name and t.id.startswith(name)]
     if len(prefixed) > 1:
         raise UsageError("%s means %d containers: %s" % (name, len(prefixed), ", ".join(t.name for t in prefixed)), "give a name or more of the id")
-    if not prefixed:
-        raise UsageError("no such container: %s" % name, "docker ps -a")
     return prefixed
 
 
@@ -252,9 +250,11 @@ def choose_targets(listed: List[Target], names: Sequence[str], everything: bool 
                    filtered: Optional[Sequence[str]] = None, exclude: Sequence[str] = ()) -> Tuple[List[Target], List[str]]:
     """The chosen containers in docker's order without doubles, and the --exclude globs that met none.
     `filtered` are the ids a --filter let through (None: no filter); it narrows --all, never names."""
-    wanted = set()
-    for name in names:
-        wanted.update(target.id for target in find_named(listed, name))
+    found = [find_named(listed, name) for name in names]
+    unknown = [name for name, targets in zip(names, found) if not targets]
+    if unknown:
+        raise UsageError("no such container: %s" % ", ".join(unknown), "docker ps -a")
+    wanted = {target.id for targets in found for target in targets}
     for target in listed if everything else ():
         if (stopped or is_up(target)) and (filtered is None or target.id in filtered):
             wanted.add(target.id)
@@ -664,9 +664,9 @@ def wait_child(host: Host, child: "subprocess.Popen[bytes]", seconds: float) -> 
     return None
 
 
-def query(host: Host, *words: str, seconds: float = 0, limit: int = 1 << 28, enough: int = 0) -> Answer:
+def query(host: Host, *words: str, limit: int = 1 << 28, enough: int = 0) -> Answer:
     """A docker call that only reads. Allowed in a dry run, needs no lock."""
-    return run_child(host, host.docker + words, None, seconds or max(host.timeout, CALL_SECONDS), limit, (), enough)
+    return run_child(host, host.docker + words, None, host.timeout, limit, (), enough)
 
 
 def change(host: Host, words: Sequence[str], stdin: Optional[bytes] = None, limit: int = 1 << 20) -> Answer:
@@ -1022,10 +1022,9 @@ def copy_xattrs(source: int, new: int) -> None:
 # --- a container's /etc through docker cp
 
 
-def cp_first(host: Host, container: Container, path: str, limit: int) -> tarfile.TarInfo:
-    """The first member docker cp sends for a path, a TarInfo with its content as .data; the client is
-    stopped once `limit` bytes are here. Raises Gone, FileNotFoundError, WayClosed."""
-    answer = query(host, "cp", container.id + ":" + path, "-", seconds=host.timeout, limit=limit, enough=limit)
+def cp_first(host: Host, container: Container, path: str, limit: int) -> Tuple[tarfile.TarInfo, bytes]:
+    """The first member docker cp sends for a path, and its content; the client is stopped once `limit` bytes are here. Raises Gone, FileNotFoundError, WayClosed."""
+    answer = query(host, "cp", container.id + ":" + path, "-", limit=limit, enough=limit)
     if len(answer.out) < 512:
         text = answer.text()
         # Engines before 19.03 say "No such container:path" for either; every container has an /etc.
@@ -1042,8 +1041,7 @@ def cp_first(host: Host, container: Container, path: str, limit: int) -> tarfile
     except (tarfile.TarError, StopIteration, ValueError, OSError, EOFError):
         raise WayClosed("docker cp sent something that is not a tar stream") from None
     offset = member.offset_data
-    member.data = answer.out[offset:offset + member.size]
-    return member
+    return member, answer.out[offset:offset + member.size]
 
 
 TAR_KINDS = {tarfile.REGTYPE: stat.S_IFREG, tarfile.AREGTYPE: stat.S_IFREG, tarfile.SYMTYPE: stat.S_IFLNK,
@@ -1053,15 +1051,15 @@ TAR_KINDS = {tarfile.REGTYPE: stat.S_IFREG, tarfile.AREGTYPE: stat.S_IFREG, tarf
 def cp_shadow(host: Host, container: Container) -> Shadow:
     """The shadow file by docker cp; ids are the host's under user-namespace remapping."""
     try:
-        if not cp_first(host, container, "/etc", 4096).isdir():
+        if not cp_first(host, container, "/etc", 4096)[0].isdir():
             raise Refused("its /etc is a link, not a directory")
-        member = cp_first(host, container, "/etc/shadow", SHADOW_MAX + 16384)
+        member, data = cp_first(host, container, "/etc/shadow", SHADOW_MAX + 16384)
     except FileNotFoundError:
         raise Refused("it has no /etc/shadow") from None
     check_regular("/etc/shadow", TAR_KINDS.get(member.type, stat.S_IFCHR), member.size, SHADOW_MAX)
-    if len(member.data) != member.size:
+    if len(data) != member.size:
         raise WayClosed("docker cp sent only a part of /etc/shadow")
-    return Shadow(member.data, member.uid, member.gid, member.mode, ())
+    return Shadow(data, member.uid, member.gid, member.mode, ())
 
 
 def shadow_tar(old: Shadow, data: bytes, base: Tuple[int, int]) -> bytes:
@@ -1860,6 +1858,10 @@ A line of output is NAME | TEXT, of error output NAME ! TEXT; control characters
 a secret into CMD: docker events shows it; --stdin FILE carries one."""),
 )
 
+BRIEF_HELP = """\
+usage: python3 dockfix.py [GLOBAL] COMMAND [OPTIONS] [CONTAINER ...]
+commands: %s""" % ", ".join(one.name for one in COMMANDS)
+
 TOP_HELP = """\
 usage: python3 dockfix.py [GLOBAL] COMMAND [OPTIONS] [CONTAINER ...]
 
@@ -1955,7 +1957,7 @@ def default_state() -> str:
 
 
 def fill_defaults(opts: argparse.Namespace) -> argparse.Namespace:
-    opts.docker = opts.docker or os.environ.get("DOCKFIX_DOCKER") or "docker"
+    opts.docker = opts.docker if opts.docker is not None else os.environ.get("DOCKFIX_DOCKER") or "docker"
     opts.state = os.path.abspath(opts.state) if opts.state else default_state()
     opts.timeout = parse_number("--timeout", opts.timeout, CALL_SECONDS, 0.1, 1e6)
     if hasattr(opts, "jobs"):
@@ -2020,7 +2022,10 @@ def show_help(command: Optional[Command], opts: argparse.Namespace) -> bool:
     elif opts.help:
         write_out(help_text(command).encode("ascii"))
     elif command is None:
-        raise UsageError("no command", help_text(None).replace("\n", "\n  ") if not opts.json else "python3 dockfix.py --help")
+        if not opts.json:
+            for line in BRIEF_HELP.split("\n"):
+                say(line)
+        raise UsageError("no command is given", "python3 dockfix.py --help")
     return opts.version or opts.help
 
 

@@ -383,9 +383,10 @@ def build_debian(suite, mirror, path):
     try:
         print("building a %s root with debootstrap, once (about a minute) ..." % suite, file=sys.stderr, flush=True)
         with open(log, "wb") as out:
-            # In a mount namespace of its own: an interrupted debootstrap leaves no mounts on the host.
-            code = subprocess.call([need("unshare", "util-linux"), "--mount", debootstrap, "--variant=minbase", suite, root]
-                                   + mirror, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+            # In namespaces of its own: an interrupted debootstrap leaves no mounts and no processes on the host.
+            code = subprocess.call([need("unshare", "util-linux"), "--mount", "--pid", "--fork", "--kill-child",
+                                    debootstrap, "--variant=minbase", suite, root] + mirror,
+                                   stdin=subprocess.DEVNULL, stdout=out, stderr=out)
         if code:
             raise CannotRun("needs a Debian root; debootstrap ended with %d:\n%s" % (code, tail(log)))
         made = os.path.join(work, "root.tar")

@@ -162,7 +162,7 @@ def be_the_program(module, argv, env, prelude, encoding):
         if prelude:
             prelude(module)
         try:
-            code = module.main(list(argv))
+            code = module.run_as_program()
         except SystemExit as e:
             code = e.code
         except KeyboardInterrupt:
@@ -190,7 +190,7 @@ class Box:
         for name in ("bin", "fs", "home", "tmp"):
             os.makedirs(self.at(name))
         self.state = self.at("state")
-        self.world = {"containers": [], "filters": {}, "rules": [], "userns": 0, "info_text": "",
+        self.world = {"containers": [], "filters": {}, "rules": [], "userns": 0, "client": "28", "info_text": "",
                       "info_json": json.dumps({"ServerVersion": "20.10.24", "DockerRootDir": "/var/lib/docker", "Driver": "overlay2",
                                                "SecurityOptions": ["name=seccomp,profile=default"]})}
         self.program("docker", "exec '%s' -IS '%s' '%s' \"$@\"" % (sys.executable, fake, self.path))

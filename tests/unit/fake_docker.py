@@ -9,6 +9,7 @@ world = {
   "filters": {"label=x": ["web1"]},      what `ps --filter` lets through
   "info_json": TEXT or None,             None: `info --format` is unknown, as in Docker 1.12
   "info_text": TEXT,
+  "client": "28",                        whose words for what is not there: "28", "20.10" or "1.12"
   "userns": 0,                           ids in tars of `cp ID:PATH -` have this added; ids at or above 65536 cannot be mapped
   "rules": [{"on": "exec", "has": "chpasswd", "nth": 1, ...}],
 }
@@ -85,6 +86,16 @@ def before(box, rule):
             f.write(data)
 
 
+# What clients say, as {id} and {path} of the call: a container that is gone, to cp and to everything else; a file that is not there.
+WORDS = {
+    "28": ("Error response from daemon: No such container: {id}", "Error response from daemon: No such container: {id}",
+           "Error response from daemon: Could not find the file {path} in container {id}"),
+    "20.10": ("Error: No such container:path: {id}:{path}", "Error: No such container: {id}", "Error: No such container:path: {id}:{path}"),
+    "1.12": ("Error response from daemon: No such container: {id}", "Error response from daemon: No such container: {id}",
+             "Error response from daemon: lstat /var/lib/docker/devicemapper/mnt/77/rootfs{path}: no such file or directory"),
+}
+
+
 class Fake:
     def __init__(self, box, world):
         self.box, self.world = box, world
@@ -96,12 +107,15 @@ class Fake:
     def listed(self):
         return [c for c in self.world["containers"] if not os.path.exists(os.path.join(self.box, "gone." + c["name"]))]
 
-    def find(self, ref):
+    def find(self, ref, path=None):
         for c in self.listed():
             if ref in (c["id"], c["name"]) or (len(ref) >= 4 and c["id"].startswith(ref)):
                 return c
-        self.err += b"Error: No such container: %s\n" % os.fsencode(ref)
+        self.complain(0 if path else 1, ref, path)
         return None
+
+    def complain(self, which, ref, path):
+        self.err += os.fsencode(WORDS[self.world["client"]][which].format(id=ref, path=path)) + b"\n"
 
     def ps(self, argv):
         shown = self.listed()
@@ -201,8 +215,10 @@ class Fake:
     def cp(self, argv, stdin):
         source, target = argv[-2:]
         ref, path = (target if source == "-" else source).split(":", 1)
-        c = self.find(ref)
+        c = self.find(ref, path)
         if c is None:
+            if source == "-":           # the client looks first, and takes `not there` for `no directory`
+                self.err = b'destination "%s" must be a directory\n' % os.fsencode(target)
             return 1
         where = os.path.join(self.root(c), path.lstrip("/"))
         return self.cp_in(c, where, stdin) if source == "-" else self.cp_out(c, where, path)
@@ -211,7 +227,7 @@ class Fake:
         import io
         import tarfile
         if not os.path.lexists(where):
-            self.err += b"Error: No such container:path: %s:%s\n" % (c["name"].encode(), os.fsencode(path))
+            self.complain(2, c["id"], path)
             return 1
         if c.get("tar") is not None and not os.path.isdir(where):       # a tar of the test's own making
             self.out += c["tar"]

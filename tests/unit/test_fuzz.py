@@ -70,7 +70,7 @@ def test_ps(dockfix, rng):
         rows = [row for row in text(data).split("\n") if row.strip()]
         for target in targets:
             assert len(target.id) == 64 and set(target.id) <= set("0123456789abcdef")
-            assert target.name and not set(target.name) & set("/, \0\n\r")
+            assert target.name and not set(target.name) & set("/, \n")
             assert any(row.startswith(target.id + " ") and target.name in row and row.rstrip().endswith(target.status.strip()) for row in rows), \
                 (target, data)
     assert 20 < understood < ROUNDS - 20
@@ -99,8 +99,8 @@ def test_inspect(dockfix, rng):
             assert len(container.id) == 64 and container.id.encode() in data
             why = judged(dockfix, lambda c: dockfix.etc_refusal(c, False, lambda source: False), container)
             try:
-                document = [d for d in json.loads(text(data)) if d.get("Id") == container.id][-1]
-            except (ValueError, IndexError, AttributeError):
+                [document] = [d for d in json.loads(text(data)) if d.get("Id") == container.id]
+            except ValueError:          # damaged, or one container twice
                 continue
             mounts = document.get("Mounts")
             if isinstance(mounts, list) and any(isinstance(m, dict) and m.get("Destination") == "/etc" for m in mounts):
@@ -133,7 +133,8 @@ def test_mountinfo(dockfix, rng):
         mounts = judged(dockfix, dockfix.parse_mountinfo, text(data))
         if mounts:
             understood += 1
-            assert len(mounts) == len([row for row in text(data).split("\n") if row.strip()])
+            rows = [row for row in text(data).split("\n") if " - " in row]
+            assert len(mounts) <= len(rows) and all(any(m.fstype in row and m.dev in row for row in rows) for m in mounts)
     assert 20 < understood < ROUNDS - 20
 
 
