@@ -67,12 +67,12 @@ comma := ,
 	@touch $@
 
 packages:
-	@tests/install dockerd=docker.io busybox=busybox-static debootstrap=debootstrap || :
+	@tests/install dockerd=docker.io =busybox-static debootstrap=debootstrap || :
 
 # ---------------------------------------------------------------- the rest
 
 demo: ## the main job, on three containers of a private dockerd (root)
-	@tests/install dockerd=docker.io busybox=busybox-static || :
+	@tests/install python3=python3 dockerd=docker.io =busybox-static || :
 	@python3 -B tests/demo.py
 
 bench: ## how fast `chpasswd` is beside other ways (root; BENCH_N=60 containers, BENCH_ROUNDS=5)

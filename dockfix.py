@@ -50,6 +50,7 @@ CALL_SECONDS = 60.0         # default bound of one call for one container
 LOCK_SECONDS = 15.0         # what lckpwdf(3) waits for /etc/.pwd.lock
 DRAIN_SECONDS = 2.0         # after a kill: a grandchild may hold the pipe for ever
 SHADOW_MAX = 1 << 20        # a larger shadow file is not one
+ID_MAX = 65535              # a user namespace of the engine spans so many ids
 CHUNK_IDS = 500             # ids in one docker call: 65 bytes each, far below ARG_MAX
 PASSWORD_MAX = 511          # libcrypt's own limit, bytes
 LEFTOVER = ".shadow.dockfix"
@@ -1027,10 +1028,10 @@ def cp_first(host: Host, container: Container, path: str, limit: int) -> Tuple[t
     answer = query(host, "cp", container.id + ":" + path, "-", limit=limit, enough=limit)
     if len(answer.out) < 512:
         text = answer.text()
-        # Engines before 19.03 say "No such container:path" for either; every container has an /etc.
-        if is_gone(text) and (path == "/etc" or "container:path" not in text):
-            raise Gone()
-        if re.search(r"Could not find the file|[Nn]o such file or directory|container:path", text):
+        # Clients say "No such container:path" where either is missing.
+        if re.search(r"No such container|Could not find the file|[Nn]o such file or directory", text):
+            if container.id not in inspect_containers(host, [container.id]):
+                raise Gone()
             raise FileNotFoundError(errno.ENOENT, path)
         if answer.timed_out:
             raise WayClosed("docker cp did not answer in %d s" % host.timeout)
@@ -1048,10 +1049,11 @@ TAR_KINDS = {tarfile.REGTYPE: stat.S_IFREG, tarfile.AREGTYPE: stat.S_IFREG, tarf
              tarfile.LNKTYPE: stat.S_IFLNK, tarfile.FIFOTYPE: stat.S_IFIFO, tarfile.DIRTYPE: stat.S_IFDIR}
 
 
-def cp_shadow(host: Host, container: Container) -> Shadow:
-    """The shadow file by docker cp; ids are the host's under user-namespace remapping."""
+def cp_shadow(host: Host, container: Container, first: bool = False) -> Shadow:
+    """The shadow file by docker cp; ids are the host's under user-namespace remapping. The first
+    look asks about /etc too: docker cp would follow a link there."""
     try:
-        if not cp_first(host, container, "/etc", 4096)[0].isdir():
+        if first and not cp_first(host, container, "/etc", 4096)[0].isdir():
             raise Refused("its /etc is a link, not a directory")
         member, data = cp_first(host, container, "/etc/shadow", SHADOW_MAX + 16384)
     except FileNotFoundError:
@@ -1067,7 +1069,7 @@ def shadow_tar(old: Shadow, data: bytes, base: Tuple[int, int]) -> bytes:
     the old file is still there; the link then takes its place; the third empties the leftover,
     which docker cp cannot delete."""
     uid, gid = old.uid - base[0], old.gid - base[1]
-    if uid < 0 or gid < 0:
+    if not (0 <= uid <= ID_MAX and 0 <= gid <= ID_MAX):
         raise WayClosed("the owner of its /etc/shadow (%d:%d) is outside the engine's user namespace (from %d:%d)" % (old.uid, old.gid, base[0], base[1]))
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as tar:
@@ -1079,24 +1081,34 @@ def shadow_tar(old: Shadow, data: bytes, base: Tuple[int, int]) -> bytes:
     return out.getvalue()
 
 
-def cp_write(host: Host, container: Container, edit: Callable[[bytes], bytes]) -> None:
-    """Replaces the shadow file through docker cp, reads it back, and puts the old bytes back if
-    the read-back differs. docker cp has no lock and is not atomic: the last way."""
+def cp_again(host: Host, container: Container) -> Optional[bytes]:
+    try:
+        return cp_shadow(host, container).data
+    except (Refused, WayClosed):
+        return None
+
+
+def cp_write(host: Host, container: Container, edit: Callable[[bytes], bytes]) -> bytes:
+    """Replaces the shadow file through docker cp and returns what is read back; puts the old bytes
+    back if that differs. docker cp has no lock and is not atomic: the last way."""
     base = engine_userns(host)
     if base != (0, 0) and container.userns == "host":
         raise WayClosed("--userns host under a remapping engine: docker cp would delete its /etc/shadow (moby#43698)")
     old = cp_shadow(host, container)
     new = edit(old.data)
     answer = change(host, ["cp", "-", container.id + ":/etc"], shadow_tar(old, new, base))
-    try:
-        same = cp_shadow(host, container).data == new
-    except (Refused, WayClosed):
-        same = False
-    if not same:
-        change(host, ["cp", "-", container.id + ":/etc"], shadow_tar(old, old.data, base))
-        raise WayClosed("docker cp: %s; the old file was put back" % (first_line(answer) if answer.rc else "what was read back differs from what was sent"))
+    found = cp_again(host, container)
+    if found != new:
+        why = first_line(answer) if answer.rc else "what was read back differs from what was sent"
+        if found != old.data:
+            change(host, ["cp", "-", container.id + ":/etc"], shadow_tar(old, old.data, base))
+            if cp_again(host, container) != old.data:
+                raise WayClosed("docker cp: %s; AND its old /etc/shadow could not be restored: look at it now" % why)
+            why += "; the old file was put back"
+        raise WayClosed("docker cp: %s" % why)
     if container.running and not container.paused:       # tidy where the image has an rm; empty otherwise
         change(host, ["exec", "-u", "0", container.id, "rm", "-f", "/etc/" + LEFTOVER])
+    return new
 
 
 # --- the terminal
@@ -1356,7 +1368,8 @@ def read_accounts(opts: argparse.Namespace, source: str) -> List[Account]:
     user = raw(opts.user if opts.user is not None else "root")
     check_user(user, "--user")
     if source == "lines":
-        accounts = parse_password_lines(read_input("-", 1 << 22, "standard input"), opts.encrypted)
+        data = read_input("-", 1 << 22, "standard input")
+        accounts = parse_password_lines(data, opts.encrypted) if data.strip(b"\r\n ") else []
         if not accounts:
             raise UsageError("standard input is empty: no USER:PASSWORD line", "--password-file FILE, or: echo USER:PASSWORD | python3 dockfix.py chpasswd ...")
         return accounts
@@ -1455,13 +1468,13 @@ def look(host: Host, opts: argparse.Namespace, target: Target, container: Option
     notes = ""
     if not refusal and users:
         try:
-            refusal, notes = judge_users(read_shadow(host, container, opts.allow_shared_etc).data, users, opts.unlock)
+            refusal, notes = judge_users(read_shadow(host, container, opts.allow_shared_etc, first=True).data, users, opts.unlock)
         except Refused as err:
             refusal = err.msg
     return Job(target, container, [], refusal, notes)
 
 
-def read_shadow(host: Host, container: Container, allow_shared: bool) -> Shadow:
+def read_shadow(host: Host, container: Container, allow_shared: bool, first: bool = False) -> Shadow:
     """The shadow file without a docker call where root is on the engine's own host, else by docker cp."""
     if os.geteuid() == 0 and container.pid:
         try:
@@ -1475,7 +1488,7 @@ def read_shadow(host: Host, container: Container, allow_shared: bool) -> Shadow:
                 raise Refused("%s; --allow-shared-etc if that is meant" % err) from None
         except WayClosed:
             pass
-    return cp_shadow(host, container)
+    return cp_shadow(host, container, first)
 
 
 def judge_users(data: bytes, users: List[bytes], unlock: bool) -> Tuple[str, str]:
@@ -1582,7 +1595,7 @@ def try_way(host: Host, opts: argparse.Namespace, container: Container, way: str
 
     if opts.encrypted and not missing_hashes(read_shadow(host, container, opts.allow_shared_etc).data, hashes):
         return "unchanged", "the hash was already this one"
-    answer = None
+    answer, data = None, None
     if way == "exec":
         answer = exec_chpasswd(host, container, hashes)
         if is_gone(answer.text()) and answer.rc:
@@ -1590,9 +1603,9 @@ def try_way(host: Host, opts: argparse.Namespace, container: Container, way: str
     elif way == "proc":
         proc_write(container, edit, host.stop)
     else:
-        cp_write(host, container, edit)
+        data = cp_write(host, container, edit)
     try:
-        data = read_shadow(host, container, opts.allow_shared_etc).data
+        data = data or read_shadow(host, container, opts.allow_shared_etc).data
     except (WayClosed, Refused, FileNotFoundError) as err:
         return "unknown", "sent, but the read-back failed: %s" % (err.msg if isinstance(err, Refused) else err)
     left = missing_hashes(data, hashes)
@@ -1600,7 +1613,9 @@ def try_way(host: Host, opts: argparse.Namespace, container: Container, way: str
         return "changed", odd_date(data, hashes)
     if answer and answer.timed_out:
         return "unknown", "no answer in %g s and not changed so far: the process inside may still do it (is /etc/.pwd.lock held?)" % host.timeout
-    some = "set only for %d of %d users: %s is left; " % (len(hashes) - len(left), len(hashes), ", ".join(show_bytes(u) for u in left)) if len(left) < len(hashes) else ""
+    some = ""
+    if len(left) < len(hashes):
+        some = "the image's tool set %s but not %s; " % tuple(", ".join(show_bytes(u) for u in hashes if (u in left) is side) for side in (False, True))
     return "failed", some + (first_line(answer) + " (exit %d)" % answer.rc if answer and answer.rc else "chpasswd reported success, but nothing changed")
 
 
@@ -2017,7 +2032,7 @@ def version_line() -> Dict[str, str]:
 def show_help(command: Optional[Command], opts: argparse.Namespace) -> bool:
     if opts.version:
         facts = version_line()
-        report = dict(new_report(opts.command, False), results=[facts])
+        report = dict(new_report(opts.command, False), **facts)
         write_out(render_json(report) if opts.json else ("dockfix %(version)s sha256 %(sha256)s python %(python)s\n" % facts).encode("ascii"))
     elif opts.help:
         write_out(help_text(command).encode("ascii"))

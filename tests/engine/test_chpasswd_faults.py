@@ -139,8 +139,7 @@ def test_chpasswd_that_does_more_is_named(lab):
     row = run.rows["does-more"]
     assert row["status"] == "changed" and lab.opens("does-more", "more"), run
     assert lab.only_password_changed(before, lab.shadow("does-more")) != ""
-    plain = lab.dockfix("chpasswd", "does-more", "--json", stdin=b"root:again\n")
-    assert row["msg"] != plain.rows["does-more"]["msg"] and re.search("more|else|other|games", row["msg"]), run
+    assert re.search("chpasswd", row["msg"]) and re.search("more|else|other|games", row["msg"]), run
 
 
 # ---------------------------------------------------------------------- broken docker

@@ -81,8 +81,8 @@ ZOO = [
     Animal("chrooted", "changed", via="exec", host="etc", options=SHARED, command=["chroot", "/mnt/host", "/sleep", "1000000"]),
     Animal("chrooted-busybox", "changed", via="cp", image="busybox", host="etc", options=SHARED,
            command=["chroot", "/mnt/host", "/sleep", "1000000"]),
-    Animal("never-set", "changed", "never", via="proc", image="busybox", inside=SET_ROOT % "!locked"),
-    Animal("never-set-debian", "changed", "never", via="exec", inside=SET_ROOT % "!!"),
+    Animal("never-set", "changed", "no password before|never", via="proc", image="busybox", inside=SET_ROOT % "!locked"),
+    Animal("never-set-debian", "changed", "no password before|never", via="exec", inside=SET_ROOT % "!!"),
 
     Animal("read-only", "refused", "read-only", options=["--read-only"]),
     Animal("read-only-stopped", "refused", "read-only", options=["--read-only"], state="kill"),
@@ -115,8 +115,8 @@ ZOO = [
     Animal("shadow-fifo-stopped", "refused", "fifo|pipe|regular", inside="rm /etc/shadow; mkfifo /etc/shadow", state="kill"),
     Animal("shadow-device", "refused", "device|regular", inside="rm /etc/shadow; mknod /etc/shadow c 1 5"),
     Animal("shadow-directory", "refused", "director|regular", inside="rm /etc/shadow; mkdir /etc/shadow"),
-    Animal("shadow-5-gib", "refused", "MiB|GiB|big|large", inside="truncate -s 5G /etc/shadow"),
-    Animal("shadow-5-gib-stopped", "refused", "MiB|GiB|big|large", inside="truncate -s 5G /etc/shadow", state="kill"),
+    Animal("shadow-5-gib", "refused", "5368709120|5 GiB|5.0 GiB", inside="truncate -s 5G /etc/shadow"),
+    Animal("shadow-5-gib-stopped", "refused", "5368709120|5 GiB|5.0 GiB", inside="truncate -s 5G /etc/shadow", state="kill"),
     Animal("no-such-user", "refused", "root", inside="sed -i /^root:/d /etc/shadow"),
     Animal("no-such-user-stopped", "refused", "root", inside="sed -i /^root:/d /etc/shadow", state="kill"),
     Animal("locked", "refused", "lock", inside=SET_ROOT % LOCKED),
@@ -200,7 +200,8 @@ def test_no_copy_of_a_hash_is_left_behind(lab, visit, animal):
     via = visit.run.rows[animal.name]["via"]
     if via == "cp":
         assert new <= {"/etc/.shadow.dockfix"}
-        assert lab.shadow(animal.name, "/etc/.shadow.dockfix").size == 0
+        left = lab.shadow(animal.name, "/etc/.shadow.dockfix")
+        assert left is None or left.size == 0
     elif via == "proc":
         assert new <= {"/etc/.pwd.lock"}
     else:

@@ -2,7 +2,7 @@
 
 Installed as BOX/bin/docker by conftest.Box.  It reads BOX/world (a Python literal), appends one literal line per call
 to BOX/calls (argv, stdin, environment, process group), and answers like Docker 1.12 to 28 do.  Only cheap modules are
-imported at the top, because a test run starts it some hundred times.
+imported at the top, because a test run starts it some hundred times.  Box.quick calls respond() without a process.
 
 world = {
   "containers": [{"id", "name", "names", "status", "json", "chpasswd", "deaf", "readonly", ...}],   conftest.Box.container makes them
@@ -270,14 +270,14 @@ class Fake:
         return 0
 
 
-def main(box):
-    argv = sys.argv[1:]
-    with open(os.path.join(box, "world")) as f:
-        world = eval(f.read())
-    reads = argv[:1] == ["exec"] and any(w in ("-i", "-it", "--interactive") for w in argv[1:]) or argv[:2] == ["cp", "-"]
-    stdin = sys.stdin.buffer.read() if reads else b""
-    note(box, {"argv": [os.fsencode(a) for a in argv], "stdin": stdin, "env": dict(os.environb), "pid": os.getpid(),
-               "ppid": os.getppid(), "pgid": os.getpgrp(), "time": time.time()})
+def wants_input(argv):
+    return argv[:1] == ["exec"] and any(w in ("-i", "-it", "--interactive") for w in argv[1:]) or argv[:2] == ["cp", "-"]
+
+
+def respond(box, world, argv, stdin, env):
+    """(rule, rc, stdout, stderr) of one call, noted and with its effects done."""
+    note(box, {"argv": [os.fsencode(a) for a in argv], "stdin": stdin, "env": dict(env), "pid": os.getpid(), "pgid": os.getpgrp()})
+    argv = list(argv)
     while argv[:1] == ["-H"] or argv[:1] == ["--context"]:
         del argv[:2]
     rule = find_rule(box, world, argv)
@@ -294,12 +294,20 @@ def main(box):
         else:
             fake.err, rc = b"docker: '%s' is not a docker command.\n" % os.fsencode(command), 1
     if answers:
-        fake.out, fake.err, rc = rule.get("out", b""), rule.get("err", b""), rule.get("rc", 0)
+        return rule, rule.get("rc", 0), rule.get("out", b""), rule.get("err", b"")
+    return rule, rc, fake.out, fake.err
+
+
+def main(box):
+    argv = sys.argv[1:]
+    with open(os.path.join(box, "world")) as f:
+        world = eval(f.read())
+    stdin = sys.stdin.buffer.read() if wants_input(argv) else b""
+    rule, rc, out, err = respond(box, world, argv, stdin, os.environb)
     try:
-        sys.stdout.buffer.write(fake.out)
-        sys.stdout.buffer.flush()
-        sys.stderr.buffer.write(fake.err)
-        sys.stderr.buffer.flush()
+        for stream, data in ((sys.stdout.buffer, out), (sys.stderr.buffer, err)):
+            stream.write(data)
+            stream.flush()
     except BrokenPipeError:
         rc = 1
     time.sleep(rule.get("linger", 0))

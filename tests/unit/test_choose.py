@@ -21,7 +21,7 @@ def town(box):
 
 
 def chosen(box, *args, **how):
-    result = box.run("--json", "exec", *(args + ("--", "x")), **how)
+    result = box.quick("--json", "exec", *(args + ("--", "x")), **how)
     return [row["target"] for row in result.json["results"]] if result.rc not in (2, 6) else result.rc
 
 
@@ -59,12 +59,12 @@ def test_chosen(town, args, expected):
 
 
 def test_ambiguous_names_are_told_with_what_they_could_mean(town):
-    result = town.run("exec", "aaaa", "--", "x")
+    result = town.quick("exec", "aaaa", "--", "x")
     assert result.rc == 2 and b"web1" in result.err and b"web2" in result.err
 
 
 def test_every_unknown_name_is_told_at_once(town):
-    result = town.run("exec", "ghost1", "web1", "ghost2", "--", "x")
+    result = town.quick("exec", "ghost1", "web1", "ghost2", "--", "x")
     assert result.rc == 2 and b"ghost1" in result.err and b"ghost2" in result.err
 
 
@@ -81,29 +81,29 @@ def test_from_a_file_that_is_not_there(town):
 def test_all_that_matches_nothing_is_1_unless_allowed(box):
     box.world["filters"] = {"name=zzz": []}
     for args in (["--all"], ["--filter", "name=zzz"]):
-        assert box.run("exec", *(args + ["--", "x"])).rc == 1
-        result = box.run("--json", "exec", *(args + ["--allow-empty", "--", "x"]))
+        assert box.quick("exec", *(args + ["--", "x"])).rc == 1
+        result = box.quick("--json", "exec", *(args + ["--allow-empty", "--", "x"]))
         assert result.rc == 0 and result.json["results"] == []
 
 
 def test_excluding_everything(town):
-    assert town.run("exec", "--all", "--exclude", "*", "--", "x").rc == 1
-    assert town.run("exec", "--all", "--exclude", "*", "--allow-empty", "--", "x").rc == 0
+    assert town.quick("exec", "--all", "--exclude", "*", "--", "x").rc == 1
+    assert town.quick("exec", "--all", "--exclude", "*", "--allow-empty", "--", "x").rc == 0
 
 
 def test_filters_go_to_docker_as_they_are(town):
-    town.run("exec", "--filter", "label=tier=web", "--", "x")
+    town.quick("exec", "--filter", "label=tier=web", "--", "x")
     asked = [c.words for c in town.calls("ps")]
     assert len(asked) == 2 and "--filter" in asked[1] and "label=tier=web" in asked[1]
 
 
 def test_a_filter_docker_does_not_know(town):
-    result = town.run("exec", "--filter", "shape=round", "--", "x")
+    result = town.quick("exec", "--filter", "shape=round", "--", "x")
     assert result.rc in (2, 6) and b"Invalid filter" in result.err
 
 
 def test_the_list_is_asked_for_in_the_words_of_1_12(town):
-    town.run("exec", "--all", "--", "x")
+    town.quick("exec", "--all", "--", "x")
     assert [c.words for c in town.calls("ps")] == [["ps", "-a", "--no-trunc", "--format", "{{.ID}} {{.Names}} {{.Status}}"]]
 
 
@@ -116,7 +116,7 @@ def test_the_list_is_asked_for_in_the_words_of_1_12(town):
 @pytest.mark.parametrize("command", [("exec", "--all", "--", "x"), ("chpasswd", "--all")], ids=["exec", "chpasswd"])
 def test_a_ps_that_says_nothing_useful_is_exit_6(web, command, out, err, rc, word):
     web.rule("ps", out=out, err=err, rc=rc)
-    result = web.run("--json", *command, stdin=b"root:x\n")
+    result = web.quick("--json", *command, stdin=b"root:x\n")
     assert result.rc == 6 and result.json["errors"][0]["code"] == 6
     assert word in (result.json["errors"][0]["msg"] + str(result.json["errors"][0]["hint"])).lower()
     assert not web.calls("exec")
@@ -126,7 +126,7 @@ def test_a_ps_that_says_nothing_useful_is_exit_6(web, command, out, err, rc, wor
                                  b'[{"Id": "' + b"0" * 64 + b'", "HostConfig": {}, "State": {}}]'], ids=repr)
 def test_garbage_from_inspect_is_exit_6(web, out):
     web.rule("inspect", out=out + b"\n", rc=0)
-    result = web.run("--json", "chpasswd", "--all", stdin=b"root:x\n")
+    result = web.quick("--json", "chpasswd", "--all", stdin=b"root:x\n")
     assert result.rc == 6 and not [c for c in web.calls() if c.command in ("exec", "cp")], result
 
 

@@ -41,7 +41,7 @@ def words(box, name):
 def test_nothing_changes_and_only_reading_calls_are_made(street, name, json):
     args = words(street, name)
     before = street.picture()
-    result = street.run(*(json + ["-n"] + args), stdin=b"root:x\n")
+    result = street.quick(*(json + ["-n"] + args), stdin=b"root:x\n")
     assert result.rc in (0, 3), result
     assert street.picture() == before
     assert not os.path.exists(street.state)
@@ -72,29 +72,29 @@ def test_it_asks_for_nothing_on_a_terminal(street, terminal):
 
 
 def test_it_works_while_another_dockfix_holds_the_lock(web):
-    assert web.run("exec", "web1", "--", "x").rc == 0
+    assert web.quick("exec", "web1", "--", "x").rc == 0
     held = [open(web.at("state", name)) for name in os.listdir(web.state)]
     for f in held:
         fcntl.flock(f, fcntl.LOCK_EX)
-    assert web.run("-n", "exec", "web1", "--", "x").rc == 0
+    assert web.quick("-n", "exec", "web1", "--", "x").rc == 0
     for f in held:
         f.close()
 
 
 def test_status_changed_means_would_change(street):
-    result = street.run("--json", "-n", "chpasswd", "--all", "--stopped", stdin=b"")
+    result = street.quick("--json", "-n", "chpasswd", "--all", "--stopped", stdin=b"")
     assert result.json["dry_run"] is True and result.rc == 3
     assert result.statuses() == {"web1": "changed", "web2": "changed", "old": "changed", "ro": "refused", "bound": "refused"}
     assert result.json["script"].startswith("#!/bin/sh")
 
 
 def test_text_is_the_script_of_the_json(street):
-    text = street.run("-n", "chpasswd", "web1", "old", "ro").out.decode()
-    assert text.strip() == street.run("--json", "-n", "chpasswd", "web1", "old", "ro").json["script"].strip()
+    text = street.quick("-n", "chpasswd", "web1", "old", "ro").out.decode()
+    assert text.strip() == street.quick("--json", "-n", "chpasswd", "web1", "old", "ro").json["script"].strip()
 
 
 def test_a_refusal_cannot_become_a_command(street):
-    script = street.run("-n", "chpasswd", "bound").out.decode()
+    script = street.quick("-n", "chpasswd", "bound").out.decode()
     assert "exit 5" in script and "\x1b" not in script
     for line in script.splitlines():
         assert not line.strip().startswith("reboot"), script
@@ -108,7 +108,7 @@ def run_script(box, text, env=None, shell="sh"):
 
 
 def test_nothing_but_refusals_is_comments_and_exit_5(street):
-    result = street.run("-n", "chpasswd", "ro", "bound")
+    result = street.quick("-n", "chpasswd", "ro", "bound")
     assert result.rc == 5
     before = street.picture()
     ran = run_script(street, result.out)
@@ -146,13 +146,13 @@ def test_the_script_of_chpasswd_changes_what_the_real_run_changes(make_box, dock
 
 
 def test_the_script_of_chpasswd_asks_for_its_lines(web):
-    text = web.run("-n", "chpasswd", "web1").out
+    text = web.quick("-n", "chpasswd", "web1").out
     ran = run_script(web, text)
     assert ran.rc != 0 and b"DOCKFIX_LINES" in ran.err and web.field("web1") == b"*"
 
 
 def test_the_script_of_chpasswd_names_the_way_and_the_full_id(web):
-    text = web.run("-n", "chpasswd", "web1").out.decode()
+    text = web.quick("-n", "chpasswd", "web1").out.decode()
     line = [line for line in text.splitlines() if "DOCKFIX_LINES" in line and not line.lstrip().startswith("#")][0]
     assert "--via exec" in line and web.id("web1") in line and os.path.basename(web.module.__file__) in line
 
@@ -195,14 +195,14 @@ def test_the_script_of_a_script_feeds_the_file(make_box):
 def test_the_script_ends_with_the_code_of_the_outcome(box, failing, code):
     for name in ("web1", "web2"):
         box.container(name, answer={"rc": int(name in failing)})
-    text = box.run("-n", "exec", "--all", "--", "x").out
+    text = box.quick("-n", "exec", "--all", "--", "x").out
     assert run_script(box, text).rc == code
-    assert box.run("exec", "--all", "--", "x").rc == code
+    assert box.quick("exec", "--all", "--", "x").rc == code
 
 
 def test_the_script_is_one_for_posix_shells(street):
     for name in sorted(COMMANDS):
-        text = street.run(*(["-n"] + words(street, name)), stdin=b"").out
+        text = street.quick(*(["-n"] + words(street, name)), stdin=b"").out
         assert text.startswith(b"#!/bin/sh")
         for shell in ("dash", "bash", "sh"):
             if subprocess.call(["which", shell], stdout=subprocess.DEVNULL) == 0:
@@ -210,5 +210,5 @@ def test_the_script_is_one_for_posix_shells(street):
 
 
 def test_generate_writes_no_passwords(web):
-    result = web.run("--json", "-n", "chpasswd", "--all", "--generate", "--output", web.at("out"))
+    result = web.quick("--json", "-n", "chpasswd", "--all", "--generate", "--output", web.at("out"))
     assert result.rc == 0 and not os.path.exists(web.at("out")) and "chpasswd" in result.json["script"]

@@ -43,26 +43,26 @@ def test_a_row_holds_what_the_command_said(answer):
 
 def test_text_is_labelled_per_container(answer):
     box = answer(out=b"one\ntwo\n", err=b"oops\n")
-    lines = box.run("exec", "web1", "--", "x").out.decode().splitlines()
+    lines = box.quick("exec", "web1", "--", "x").out.decode().splitlines()
     assert lines[0].startswith("== web1: exit 0, ") and lines[0].endswith(" s")
     assert "web1 | one" in lines and "web1 | two" in lines and "web1 ! oops" in lines
 
 
 def test_some_failed_is_3(web):
     web.container("bad", answer={"rc": 1})
-    assert web.run("exec", "--all", "--", "x").rc == 3
+    assert web.quick("exec", "--all", "--", "x").rc == 3
 
 
 def test_all_failed_is_1(answer):
     box = answer(rc=1)
-    assert box.run("exec", "--all", "--", "x").rc == 1
+    assert box.quick("exec", "--all", "--", "x").rc == 1
 
 
 @pytest.mark.parametrize("name", sorted(DAEMON_TEXTS))
 def test_dockers_own_error_has_no_rc(answer, name):
     rc, out, err = DAEMON_TEXTS[name]
     box = answer(rc=rc, out=out, err=err)
-    row = box.run("--json", "exec", "web1", "--", "x").rows()["web1"]
+    row = box.quick("--json", "exec", "web1", "--", "x").rows()["web1"]
     assert row["rc"] is None and row["status"] == "failed" and row["msg"]
 
 
@@ -74,18 +74,18 @@ def test_the_commands_own_number_is_kept(answer, rc):
 
 def test_a_vanished_container_is_skipped(web):
     web.rule("exec", remove="db", has=web.id("db"))
-    result = web.run("--json", "exec", "--all", "--", "x")
+    result = web.quick("--json", "exec", "--all", "--", "x")
     assert result.rc == 0 and result.statuses() == {"web1": "changed", "web2": "changed", "db": "skipped"}
 
 
 def test_without_a_command_the_right_line_is_shown(web):
-    result = web.run("exec", "web1", "ls")
+    result = web.quick("exec", "web1", "ls")
     assert result.rc == 2 and b" -- " in result.err and not web.calls("exec")
 
 
 @pytest.mark.parametrize("args", [["exec", "web1", "--"], ["exec", "--all"], ["exec", "--", "ls"]], ids=" ".join)
 def test_nothing_to_run_or_nowhere_to_run_it(web, args):
-    assert web.run(*args).rc == 2 and not web.calls("exec")
+    assert web.quick(*args).rc == 2 and not web.calls("exec")
 
 
 def test_without_stdin_docker_gets_dev_null(web):
@@ -96,7 +96,7 @@ def test_without_stdin_docker_gets_dev_null(web):
 
 
 def test_user_is_handed_on(web):
-    web.run("exec", "-u", "app", "web1", "--", "id")
+    web.quick("exec", "-u", "app", "web1", "--", "id")
     assert [c.words for c in web.calls("exec")] == [["exec", "-u", "app", web.id("web1"), "id"]]
 
 
@@ -116,13 +116,13 @@ def test_a_script_goes_to_sh_on_standard_input(web):
 
 def test_a_script_without_arguments_and_with_another_shell(web):
     path = web.file("job.sh", b"echo hi\n")
-    web.run("exec", "web1", "--script", path, "--shell", "/bin/bash")
+    web.quick("exec", "web1", "--script", path, "--shell", "/bin/bash")
     [call] = web.calls("exec")
     assert call.words == ["exec", "-i", web.id("web1"), "/bin/bash", "-s"]
 
 
 def test_a_script_from_standard_input(web):
-    assert web.run("exec", "--all", "--script", "-", stdin=b"echo hi\n").rc == 0
+    assert web.quick("exec", "--all", "--script", "-", stdin=b"echo hi\n").rc == 0
     assert [c.stdin for c in web.calls("exec")] == [b"echo hi\n"] * 3
 
 
@@ -130,13 +130,13 @@ def test_a_script_from_standard_input(web):
                                      ["--stdin", "/nonexistent"], ["--max-output", "lots"], ["--jobs", "0"], ["--jobs", "x"],
                                      ["--timeout", "-1"], ["--timeout", "soon"]], ids=" ".join)
 def test_options_that_do_not_fit_are_exit_2(web, options):
-    assert web.run("exec", *(options + ["web1", "--", "x"]), stdin=b"web2\n").rc == 2
+    assert web.quick("exec", *(options + ["web1", "--", "x"]), stdin=b"web2\n").rc == 2
     assert not web.calls("exec")
 
 
 def test_nothing_reaches_the_terminal_raw(answer):
     box = answer(out=b"\x1b]0;evil\x07 red \x1b[31m\r\x08 \xff\xfe \xc2\x9b1m \xe2\x80\xae bidi\n", err=b"\x1b[2J\n")
-    result = box.run("exec", "web1", "--", "x")
+    result = box.quick("exec", "web1", "--", "x")
     assert not set(result.out + result.err) & (set(range(32)) - {10} | {127}), result
     for raw in (b"\xc2\x9b", b"\xe2\x80\xae", b"\xff"):
         assert raw not in result.out + result.err
@@ -145,14 +145,14 @@ def test_nothing_reaches_the_terminal_raw(answer):
 
 def test_json_keeps_undecodable_bytes_visible(answer):
     box = answer(out=b"caf\xe9 \xe5\xae\xb9\xe5\x99\xa8 \0 end")
-    row = box.run("--json", "exec", "web1", "--", "x").rows()["web1"]
+    row = box.quick("--json", "exec", "web1", "--", "x").rows()["web1"]
     assert "e9" in row["stdout"].lower() and u"\u5bb9\u5668" in row["stdout"] and row["stdout"].endswith("end")
     row["stdout"].encode("utf-8")           # no lone surrogates in the document
 
 
 def test_chinese_output_is_readable(answer):
     box = answer(out=u"\u5bb9\u5668\n".encode("utf-8"))
-    assert u"web1 | \u5bb9\u5668".encode("utf-8") in box.run("exec", "web1", "--", "x").out
+    assert u"web1 | \u5bb9\u5668".encode("utf-8") in box.quick("exec", "web1", "--", "x").out
 
 
 def test_long_output_is_cut_and_that_is_said(answer):
@@ -230,7 +230,7 @@ def test_children_speak_english(web):
 def test_many_containers_are_one_call_each(box):
     count = 200
     box.containers(*["c%03d" % i for i in range(count)])
-    result = box.run("--json", "exec", "--all", "--", "true")
+    result = box.quick("--json", "exec", "--all", "--", "true")
     assert result.rc == 0 and len(result.json["results"]) == count
     assert [row["target"] for row in result.json["results"]] == ["c%03d" % i for i in range(count)]
     assert len(box.calls("exec")) == count and len(box.calls()) <= count + 3

@@ -28,7 +28,7 @@ def source(box, how):
 @pytest.mark.parametrize("how", ["lines", "file", "stdin"])
 def test_every_source_and_every_output(web, how, flags):
     options, stdin = source(web, how)
-    result = web.run(*(flags + ["chpasswd", "--all"] + options), stdin=stdin)
+    result = web.quick(*(flags + ["chpasswd", "--all"] + options), stdin=stdin)
     assert result.rc == 0 and [web.field(name) == b"*" for name in ("web1", "web2", "db")] == ["-n" in flags] * 3
     assert_unseen(web, result)
 
@@ -37,7 +37,7 @@ def test_every_source_and_every_output(web, how, flags):
 @pytest.mark.parametrize("kind", ["shadow-utils", "missing", "liar", "refuses", "rehash"])
 def test_every_way_and_every_failure(box, via, kind):
     box.container("c", chpasswd=kind, truncates=1)
-    result = box.run("--json", "-v", "chpasswd", "--via", via, "c", stdin=b"root:" + SENTINEL + b"\n")
+    result = box.quick("--json", "-v", "chpasswd", "--via", via, "c", stdin=b"root:" + SENTINEL + b"\n")
     assert set(result.statuses()) == {"c"} and len(box.calls()) > 2
     assert_unseen(box, result)
 
@@ -56,13 +56,13 @@ BAD = {"CR": b"root:" + SENTINEL + b"\r\n", "NUL": b"root:" + SENTINEL + b"\0\n"
 @pytest.mark.parametrize("name", sorted(BAD))
 def test_messages_about_bad_lines_do_not_show_them(web, name):
     for flags in ([], ["--json"]):
-        result = web.run(*(flags + ["chpasswd", "web1"]), stdin=BAD[name])
+        result = web.quick(*(flags + ["chpasswd", "web1"]), stdin=BAD[name])
         assert result.rc in (2, 5)
         assert_unseen(web, result)
 
 
 def test_a_password_where_a_hash_belongs_is_not_shown(web):
-    result = web.run("--json", "chpasswd", "-e", "web1", stdin=b"root:" + SENTINEL + b"\n")
+    result = web.quick("--json", "chpasswd", "-e", "web1", stdin=b"root:" + SENTINEL + b"\n")
     assert result.rc == 2
     assert_unseen(web, result)
 
@@ -70,7 +70,7 @@ def test_a_password_where_a_hash_belongs_is_not_shown(web):
 def test_docker_that_repeats_its_input_gives_nothing_away(web):
     """The tool inside sees a hash only, so even one that prints what it reads cannot print the password."""
     web.rule("exec", out=b"got it\n", err=b"chpasswd: (user root) pam_chauthtok() failed\n", rc=1)
-    result = web.run("--json", "chpasswd", "--via", "exec", "web1", stdin=b"root:" + SENTINEL + b"\n")
+    result = web.quick("--json", "chpasswd", "--via", "exec", "web1", stdin=b"root:" + SENTINEL + b"\n")
     assert result.rc == 1
     assert_unseen(web, result)
 
@@ -89,7 +89,7 @@ def test_tracebacks_do_not_show_it(web, name, error):
             raise error("injected fault")
         setattr(dockfix, name, broken)
     assert hasattr(web.module, name)
-    result = web.run("-v", "chpasswd", "--via", "cp", "web1", stdin=b"root:" + SENTINEL + b"\n", prelude=prelude)
+    result = web.quick("-v", "chpasswd", "--via", "cp", "web1", stdin=b"root:" + SENTINEL + b"\n", prelude=prelude)
     assert_unseen(web, result)
     if name not in ("printable",):
         assert result.rc != 0, result
@@ -100,7 +100,7 @@ def test_json_stays_json_when_an_internal_function_breaks(web):
         def broken(*args, **kw):
             raise RuntimeError("injected fault")
         dockfix.parse_ps = broken
-    result = web.run("--json", "chpasswd", "web1", stdin=b"root:" + SENTINEL + b"\n", prelude=prelude)
+    result = web.quick("--json", "chpasswd", "web1", stdin=b"root:" + SENTINEL + b"\n", prelude=prelude)
     assert result.rc not in (0, 2) and result.json["errors"]
     assert_unseen(web, result)
 

@@ -18,7 +18,7 @@ def locks(box):
 @pytest.fixture
 def used(web):
     """A box whose state folder is there."""
-    assert web.run("exec", "web1", "--", "x").rc == 0
+    assert web.quick("exec", "web1", "--", "x").rc == 0
     web.forget()
     return web
 
@@ -27,7 +27,7 @@ def used(web):
 def test_the_folder_is_for_its_owner_alone(web, umask):
     kept = os.umask(umask)
     try:
-        assert web.run("exec", "web1", "--", "x").rc == 0
+        assert web.quick("exec", "web1", "--", "x").rc == 0
     finally:
         os.umask(kept)
     st = os.stat(web.state)
@@ -40,10 +40,10 @@ def test_an_exclusive_lock_of_another_is_exit_8(used, name):
     for path in locks(used):
         fcntl.flock(os.open(path, os.O_RDONLY), fcntl.LOCK_EX)
     args = words(used, name)
-    result = used.run("--json", *args, seconds=10)
+    result = used.quick("--json", *args, seconds=10)
     assert result.rc == 8 and result.json["errors"][0]["code"] == 8
     assert not [c for c in used.calls() if c.command == "exec"] and used.field("web1") == b"*"
-    assert used.run("-n", *args).rc == 0
+    assert used.quick("-n", *args).rc == 0
 
 
 @pytest.mark.parametrize("name", sorted(CHANGING))
@@ -51,7 +51,7 @@ def test_a_shared_lock_of_another_is_no_hindrance(used, name):
     held = [os.open(path, os.O_RDONLY) for path in locks(used)]
     for fd in held:
         fcntl.flock(fd, fcntl.LOCK_SH)
-    assert used.run(*words(used, name), seconds=10).rc == 0
+    assert used.quick(*words(used, name), seconds=10).rc == 0
     for fd in held:
         os.close(fd)
 
@@ -61,7 +61,7 @@ def test_a_folder_of_another_user_is_refused(web):
         pytest.skip("only root can give a folder away")
     os.mkdir(web.state, 0o700)
     os.chown(web.state, 65534, 65534)
-    result = web.run("--json", "exec", "web1", "--", "x")
+    result = web.quick("--json", "exec", "web1", "--", "x")
     assert result.rc in (5, 6) and web.state in result.json["errors"][0]["msg"] and not web.calls("exec")
 
 
@@ -69,7 +69,7 @@ def test_a_folder_that_is_a_link_or_a_file_is_refused(web):
     os.mkdir(web.at("elsewhere"), 0o755)
     web.file("plain", b"")
     for name in ("plain", "bin/docker"):
-        result = web.run("--state", web.at(name), "exec", "web1", "--", "x", state=False)
+        result = web.quick("--state", web.at(name), "exec", "web1", "--", "x", state=False)
         assert result.rc in (2, 5, 6) and b"Traceback" not in result.err, result
     assert not web.calls("exec")
 
@@ -77,7 +77,7 @@ def test_a_folder_that_is_a_link_or_a_file_is_refused(web):
 def test_a_folder_open_to_others_is_closed_or_refused(web):
     os.mkdir(web.state)
     os.chmod(web.state, 0o777)
-    result = web.run("exec", "web1", "--", "x")
+    result = web.quick("exec", "web1", "--", "x")
     assert result.rc in (5, 6) or os.stat(web.state).st_mode & 0o7777 == 0o700, result
 
 
@@ -86,12 +86,12 @@ def test_a_lock_that_is_a_link_is_not_followed(used):
     for path in locks(used):
         os.unlink(path)
         os.symlink(target, path)
-    used.run("exec", "web1", "--", "x")
+    used.quick("exec", "web1", "--", "x")
     assert used.read("precious") == b"precious" and os.stat(target).st_mode & 0o7777 == 0o600
 
 
 def test_a_state_that_cannot_be_made_is_exit_6(web):
-    result = web.run("--json", "--state", "/proc/none/state", "exec", "web1", "--", "x", state=False)
+    result = web.quick("--json", "--state", "/proc/none/state", "exec", "web1", "--", "x", state=False)
     assert result.rc == 6 and not web.calls("exec")
 
 
@@ -110,14 +110,14 @@ def test_others_than_root_use_their_own_folder(web):
         dockfix.os.stat, dockfix.os.lstat, dockfix.os.fstat = owned(stat), owned(lstat), owned(fstat)
     home = web.at("xdg")
     os.mkdir(home)
-    result = web.run("exec", "web1", "--", "x", state=False, prelude=prelude, env={"XDG_STATE_HOME": home})
+    result = web.quick("exec", "web1", "--", "x", state=False, prelude=prelude, env={"XDG_STATE_HOME": home})
     assert result.rc == 0 and os.path.isdir(os.path.join(home, "dockfix")), result
-    result = web.run("exec", "web1", "--", "x", state=False, prelude=prelude)
+    result = web.quick("exec", "web1", "--", "x", state=False, prelude=prelude)
     assert result.rc == 0 and os.path.isdir(web.at("home", ".local", "state", "dockfix")), result
 
 
 def test_reading_only_makes_no_folder(web):
-    assert web.run("-n", "exec", "web1", "--", "x").rc == 0
-    assert web.run("exec", "ghost", "--", "x").rc == 2
-    assert web.run("--version").rc == 0
+    assert web.quick("-n", "exec", "web1", "--", "x").rc == 0
+    assert web.quick("exec", "ghost", "--", "x").rc == 2
+    assert web.quick("--version").rc == 0
     assert not os.path.exists(web.state)
