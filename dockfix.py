@@ -602,6 +602,8 @@ def pump(host: Host, child: "subprocess.Popen[bytes]", stdin: Optional[bytes], s
                 killed, end = True, now + DRAIN_SECONDS
             elif killed and now >= end:
                 break
+            elif not killed and child.poll() is not None:       # a grandchild may hold the pipe
+                killed, end = True, min(end, now + DRAIN_SECONDS)
             for key, _ in selector.select(min(0.2, max(0.0, end - now))):
                 if key.fileobj is child.stdin:
                     left = feed(selector, child.stdin, left)
@@ -1616,6 +1618,8 @@ def try_way(host: Host, opts: argparse.Namespace, container: Container, way: str
     some = ""
     if len(left) < len(hashes):
         some = "the image's tool set %s but not %s; " % tuple(", ".join(show_bytes(u) for u in hashes if (u in left) is side) for side in (False, True))
+    if answer and answer.rc in (126, 127):
+        return "failed", "there is no chpasswd inside that runs (exit %d)" % answer.rc
     return "failed", some + (first_line(answer) + " (exit %d)" % answer.rc if answer and answer.rc else "chpasswd reported success, but nothing changed")
 
 

@@ -142,7 +142,8 @@ def test_a_half_way_tool_with_via_exec_says_which_user_was_changed(box):
     box.container("c", chpasswd="first")
     result = box.quick("--json", "chpasswd", "--via", "exec", "c", stdin=b"root:one\napp:two\n")
     row = result.rows()["c"]
-    assert row["status"] != "changed" and result.rc != 0 and "root" in row["msg"], row
+    assert row["status"] != "changed" and ("root" in row["msg"] or "app" in row["msg"]), row
+    assert result.rc == 3           # 1 would say that nothing was changed
 
 
 def test_proc_with_a_pid_of_another_program_is_not_used(box):
@@ -242,10 +243,10 @@ def test_cp_subtracts_the_base_of_the_user_namespace(box, json_text):
     assert {(m.uid, m.gid) for m, _ in tar_members(call.stdin) if m.name == ".shadow.dockfix" and m.size} == {(0, 42)}
 
 
-def test_ids_that_cannot_be_mapped_are_not_sent(box):
+def test_ids_outside_the_user_namespace_are_not_sent(box):
     """docker would unlink /etc/shadow first and fail then (moby#43698)."""
     userns(box)
-    box.world["info_json"] = '{"ServerVersion":"20.10.24","DockerRootDir":"/var/lib/docker","SecurityOptions":[]}'
+    box.world["userns"] = 0
     before = box.shadow("c")
     result = box.quick("--json", "chpasswd", "--via", "cp", "c", stdin=LINES)
     assert result.statuses()["c"] in ("failed", "refused") and result.rc in (1, 5)
@@ -457,10 +458,10 @@ def test_a_container_that_vanishes_at_the_moment_of_a_call_is_skipped(box, clien
 
 def test_a_hanging_chpasswd_is_unknown_and_no_other_way_is_tried(box):
     box.container("c")
-    box.rule("exec", has="chpasswd", hang=20)
+    box.rule("exec", has="chpasswd", sleep=20)
     started = time.time()
     result = box.run("--json", "--timeout", "1", "chpasswd", "c", stdin=LINES)
-    assert time.time() - started < 6
+    assert time.time() - started < 8
     assert result.rc == 3 and result.statuses() == {"c": "unknown"}, result
     assert [c.command for c in writes(box)] == ["exec"]
 
@@ -473,8 +474,8 @@ def test_a_chpasswd_that_hangs_after_its_work_is_verified(box):
 
 
 def test_one_that_hangs_does_not_keep_the_others(web):
-    web.rule("exec", has=web.id("db"), hang=20)
-    result = web.run("--json", "--timeout", "2", "chpasswd", "--all", stdin=LINES)
+    web.rule("exec", has=web.id("db"), sleep=20)
+    result = web.run("--json", "--timeout", "1.5", "chpasswd", "--all", stdin=LINES)
     assert result.rc == 3 and result.statuses() == {"web1": "changed", "web2": "changed", "db": "unknown"}
 
 

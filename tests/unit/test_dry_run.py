@@ -2,6 +2,7 @@
 import array
 import fcntl
 import os
+import re
 import subprocess
 import sys
 import termios
@@ -154,7 +155,7 @@ def test_the_script_of_chpasswd_asks_for_its_lines(web):
 def test_the_script_of_chpasswd_names_the_way_and_the_full_id(web):
     text = web.quick("-n", "chpasswd", "web1").out.decode()
     line = [line for line in text.splitlines() if "DOCKFIX_LINES" in line and not line.lstrip().startswith("#")][0]
-    assert "--via exec" in line and web.id("web1") in line and os.path.basename(web.module.__file__) in line
+    assert re.search("--via (auto|exec) ", line) and web.id("web1") in line and os.path.basename(web.module.__file__) in line
 
 
 def test_the_script_of_exec_makes_the_calls_of_the_real_run(make_box):

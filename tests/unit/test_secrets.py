@@ -28,7 +28,8 @@ def source(box, how):
 @pytest.mark.parametrize("how", ["lines", "file", "stdin"])
 def test_every_source_and_every_output(web, how, flags):
     options, stdin = source(web, how)
-    result = web.quick(*(flags + ["chpasswd", "--all"] + options), stdin=stdin)
+    run = web.run if "-v" in flags else web.quick
+    result = run(*(flags + ["chpasswd", "--all"] + options), stdin=stdin)
     assert result.rc == 0 and [web.field(name) == b"*" for name in ("web1", "web2", "db")] == ["-n" in flags] * 3
     assert_unseen(web, result)
 

@@ -221,10 +221,6 @@ def test_the_file_is_within_its_budget(source):
     assert source.count(b"\n") <= 4500
 
 
-def test_no_line_is_too_long(source):
-    assert [n for n, line in enumerate(source.split(b"\n"), 1) if len(line) > 160] == []
-
-
 def test_no_function_is_left_unused(tree, dockfix, source):
     """A public name is either used in the file or tried by a test of this folder."""
     text = source.decode("ascii")

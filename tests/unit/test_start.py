@@ -132,9 +132,10 @@ def test_python_2_meets_a_readable_line(dockfix):
 
 
 def test_it_compiles_without_a_warning(dockfix):
-    result = subprocess.Popen([sys.executable, "-W", "error", "-c", "import sys; compile(open(sys.argv[1]).read(), 'dockfix.py', 'exec')",
-                               dockfix.__file__], stderr=subprocess.PIPE)
-    assert result.communicate()[1] == b"" and result.returncode == 0
+    with open(dockfix.__file__, "rb") as f:
+        p = subprocess.Popen([sys.executable, "-W", "error", "-c", "import sys; compile(sys.stdin.buffer.read(), 'dockfix.py', 'exec')"],
+                             stdin=f, stderr=subprocess.PIPE)
+        assert p.communicate()[1] == b"" and p.returncode == 0
 
 
 def test_a_run_gives_no_warning_of_python(box):
