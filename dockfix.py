@@ -180,7 +180,8 @@ def sh_quote(text: str) -> str:
     if text.isprintable():
         return shlex.quote(text)
     head = text.rstrip("\n")
-    body = "".join(chr(b) if 32 <= b < 127 and b not in b"%\\'" else "\\%03o" % b for b in raw(head))
+    plain = [32 <= b < 127 and b not in b"%\\'" and (n or b != 45) for n, b in enumerate(raw(head))]    # no '-' first: an option
+    body = "".join(chr(b) if fits else "\\%03o" % b for fits, b in zip(plain, raw(head)))
     return '"%s%s"' % ("$(printf '%s')" % body if head else "", "${IFS#??}" * (len(text) - len(head)))
 
 
@@ -204,13 +205,16 @@ def parse_size(text: str) -> int:
 
 def parse_ps(text: str) -> List[Target]:
     """Rows of `docker ps --format "{{.ID}} {{.Names}} {{.Status}}"`. Raises EnvironmentFault."""
-    rows = []
+    rows, seen = [], set()
     for line in text.split("\n"):
         if not line.strip():
             continue
         parts = line.rstrip("\r").split(" ", 2)
         if len(parts) < 2 or not re.match(r"^[0-9a-f]{64}$", parts[0]):
             raise EnvironmentFault("docker ps gave an answer that is not understood: %s" % line[:80], "docker ps -a --no-trunc")
+        if parts[0] in seen:
+            raise EnvironmentFault("docker ps lists one container twice: %s" % parts[0][:12], "docker ps -a --no-trunc")
+        seen.add(parts[0])
         # With --no-trunc Names also lists link aliases ("other/alias").
         names = [name for name in parts[1].split(",") if name and "/" not in name]
         rows.append(Target(parts[0], names[0] if names else parts[0][:12], parts[2] if len(parts) > 2 else ""))
@@ -268,7 +272,7 @@ def choose_targets(listed: List[Target], names: Sequence[str], everything: bool 
 def parse_inspect(data: bytes) -> List[Container]:
     """The objects of `docker inspect`. Raises EnvironmentFault when they are none."""
     try:
-        found = json.loads(data.decode("utf-8", "replace") or "[]")
+        found = json.loads(data.decode("utf-8", "replace"))
         if not isinstance(found, list):
             raise ValueError("not a list")
         return [container_facts(one) for one in found]
@@ -279,7 +283,9 @@ def parse_inspect(data: bytes) -> List[Container]:
 def container_facts(one: dict) -> Container:
     if not re.match(r"^[0-9a-f]{64}$", one["Id"]):
         raise ValueError("no id")
-    state, host = one["State"], one.get("HostConfig") or {}
+    state, host = one["State"], one["HostConfig"]
+    if not isinstance(host, dict):
+        raise ValueError("no HostConfig")       # without it a mount over /etc could not be seen
     graph = one.get("GraphDriver") or {}
     layer = graph.get("Data") or {}
     pid = state.get("Pid") or 0
@@ -288,18 +294,18 @@ def container_facts(one: dict) -> Container:
     return Container(
         one["Id"], str(one.get("Name") or one["Id"][:12]).lstrip("/"), state["Running"] is True, state.get("Paused") is True,
         state.get("Restarting") is True, pid, host.get("ReadonlyRootfs") is True, str(host.get("UsernsMode") or ""),
-        str(graph.get("Name") or ""), {str(k): str(v) for k, v in layer.items()}, tuple(inspect_mounts(one.get("Mounts") or [], host)))
+        str(graph.get("Name") or ""), {str(k): str(v) for k, v in layer.items()}, tuple(inspect_mounts(one["Mounts"] or [], host)))
 
 
 def inspect_mounts(mounts: list, host: dict) -> List[Tuple[str, str]]:
     """(source, destination) of every mount in any of the places engines since 1.12 note them in."""
-    found = [(str(m.get("Source") or m.get("Name") or ""), str(m["Destination"])) for m in mounts]
+    found = [(m.get("Source") or m.get("Name") or "", m["Destination"]) for m in mounts]
     for bind in host.get("Binds") or []:
-        parts = str(bind).split(":")
+        parts = bind.split(":")
         found.append((parts[0], parts[1]) if len(parts) > 1 else ("", parts[0]))
-    found += [("tmpfs", str(path)) for path in (host.get("Tmpfs") or {})]
-    found += [(str(m.get("Source") or m.get("Type") or ""), str(m["Target"])) for m in host.get("Mounts") or []]
-    return [(source, posixpath.normpath("/" + target.lstrip("/"))) for source, target in found]
+    found += [("tmpfs", path) for path in (host.get("Tmpfs") or {})]
+    found += [(m.get("Source") or m.get("Type") or "", m["Target"]) for m in host.get("Mounts") or []]
+    return [(str(source), posixpath.normpath("/" + target.lstrip("/"))) for source, target in found]
 
 
 def parse_info(text: str) -> Dict[str, object]:

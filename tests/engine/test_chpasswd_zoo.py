@@ -141,8 +141,12 @@ class Visit:
         lab.parallel(lambda animal: animal.make(lab), ZOO)
         self.ids = lab.parallel(lab.id, BY_NAME)
         self.before = look()
-        self.diff = lab.parallel(lambda name: self.names(lab, name), BY_NAME)
+        self.diff = lab.parallel(lambda name: self.names(lab, name), [animal.name for animal in CHANGED])
+        secret = os.path.join(lab.new_folder(), "secret")
+        with open(secret, "wb") as f:
+            f.write(PASSWORD.encode())
         self.dry = lab.dockfix("chpasswd", "--all", "--stopped", "--dry-run")
+        self.foreseen = lab.dockfix("chpasswd", "--all", "--stopped", "--dry-run", "--password-file", secret, "--json")
         self.between = look()
         self.run = lab.dockfix("chpasswd", "--all", "--stopped", "--json", stdin=LINE)
         self.after = look()
@@ -215,14 +219,28 @@ def test_the_containers_still_stand_as_they_did(visit):
                       for a in ZOO if a.name != "crash-loop"}
 
 
-def test_dry_run_changes_nothing_and_lists_the_refusals(visit):
-    assert visit.dry.rc in (0, 3), visit.dry
+def test_dry_run_changes_nothing(visit):
     assert visit.between == visit.before
+
+
+def test_dry_run_that_knows_the_user_foresees_every_row(visit):
+    assert {name: row["status"] for name, row in visit.foreseen.rows.items()} == {
+        name: row["status"] for name, row in visit.run.rows.items()}
+    assert {name: row["msg"] for name, row in visit.foreseen.rows.items() if row["status"] == "refused"} == {
+        name: row["msg"] for name, row in visit.run.rows.items() if row["status"] == "refused"}
+
+
+def test_dry_run_that_awaits_lines_lists_what_is_refused_for_every_user(visit):
+    """Whether a user is there, or locked, is not known before the lines are."""
+    assert visit.dry.rc in (0, 3), visit.dry
+    comments = [line for line in visit.dry.text.splitlines() if line.startswith("#")]
+    commands = [line for line in visit.dry.text.splitlines() if not line.startswith("#")]
     for animal in CHANGED:
-        assert visit.ids[animal.name] in visit.dry.text
-    for animal in REFUSED:
-        lines = [line for line in visit.dry.text.splitlines() if re.search(r"\b%s\b" % animal.name, line)]
-        assert lines and all(line.startswith("#") for line in lines), lines
+        assert any(visit.ids[animal.name] in line for line in commands), animal.name
+    refused = [animal.name for animal in REFUSED if not re.match("locked|no-such-user", animal.name)]
+    assert [name for name in refused if any(visit.ids[name] in line for line in commands)] == []
+    for name in refused:
+        assert any(re.search("refused.*%s\\b" % name, line) for line in comments), name
 
 
 def test_dry_run_script_is_shell_and_holds_nothing_raw(lab, visit):

@@ -17,19 +17,16 @@ def told(result):
 
 
 def both_places(box, flag, command):
-    """Result and calls of the command with the flag before, and after, the command's name."""
+    """What was said and which calls were made, with the flag before the command's name, right after it, and at the end."""
     secret = box.file("secret", b"pw")
     command = [secret if word == "SECRET" else word for word in command]
-    box.quick(*command)       # a password that was never set would be mentioned once only
+    end = command.index("--") if "--" in command else len(command)
+    run = box.run if flag[0] in ("-v", "--verbose") else box.quick
     seen = []
-    for args in (flag + command, command[:1] + flag + command[1:]):
-        box.forget()
-        result = box.quick(*args)
-        seen.append((told(result), sorted((c.words[:6], c.command == "exec" and c.words[:1]) for c in box.calls())))
-    if "--" not in command:
-        box.forget()
-        result = box.quick(*(command + flag))
-        seen.append((told(result), sorted((c.words[:6], c.command == "exec" and c.words[:1]) for c in box.calls())))
+    for args in (flag + command, command[:1] + flag + command[1:], command[:end] + flag + command[end:]):
+        box.reset()
+        result = run(*args)
+        seen.append((told(result), sorted(c.words[:6] for c in box.calls())))
     return seen
 
 
