@@ -253,20 +253,23 @@ def find_named(listed: List[Target], name: str) -> List[Target]:
 
 def choose_targets(listed: List[Target], names: Sequence[str], everything: bool = False, stopped: bool = False,
                    filtered: Optional[Sequence[str]] = None, exclude: Sequence[str] = ()) -> Tuple[List[Target], List[str]]:
-    """The chosen containers in docker's order without doubles, and the --exclude globs that met none.
+    """The chosen containers without doubles, named ones in the order given, then --all by name, and the --exclude globs that met none.
     `filtered` are the ids a --filter let through (None: no filter); it narrows --all, never names."""
     found = [find_named(listed, name) for name in names]
     unknown = [name for name, targets in zip(names, found) if not targets]
     if unknown:
         raise UsageError("no such container: %s" % ", ".join(unknown), "docker ps -a")
-    wanted = {target.id for targets in found for target in targets}
-    for target in listed if everything else ():
-        if (stopped or is_up(target)) and (filtered is None or target.id in filtered):
-            wanted.add(target.id)
+    ranged = [t for t in listed if everything and (stopped or is_up(t)) and (filtered is None or t.id in filtered)]
+    wanted = [target for targets in found for target in targets] + sorted(ranged, key=lambda target: target.name)
     out = {glob: [t.id for t in listed if fnmatch.fnmatchcase(t.name, glob) or (len(glob) >= 4 and t.id.startswith(glob))] for glob in exclude}
-    for ids in out.values():
-        wanted.difference_update(ids)
-    return [t for t in listed if t.id in wanted], [glob for glob in exclude if not out[glob]]
+    left_out = {one for ids in out.values() for one in ids}
+    chosen = []                 # type: List[Target]
+    known = set(left_out)
+    for target in wanted:
+        if target.id not in known:
+            chosen.append(target)
+            known.add(target.id)
+    return chosen, [glob for glob in exclude if not out[glob]]
 
 
 def parse_inspect(data: bytes) -> List[Container]:
@@ -886,16 +889,18 @@ def open_etc(container: Container) -> int:
             raise WayClosed("process %d is not this container's" % container.pid)
         root = keep(fds, os.open("root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=proc))
         # After the open, so that what is judged is what was opened: the device ties both together.
-        mount = own_root(parse_mountinfo(read_proc(proc, "mountinfo")), container)
+        mounts = parse_mountinfo(read_proc(proc, "mountinfo"))
+        mount = own_root(mounts, container)
         device = os.fstat(root).st_dev
         if not mount or mount.dev != "%d:%d" % (os.major(device), os.minor(device)):
             raise WayClosed("the root of its first process is not shown to be the container's own layer (driver %s)" % (container.driver or "unknown"))
         if not stat.S_ISDIR(os.stat("etc", dir_fd=root, follow_symlinks=False).st_mode):
             raise Refused("its /etc is a link, not a directory")
         etc = os.open("etc", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
-        if os.fstat(etc).st_dev != device:
+        over = [one.point for one in mounts if one.point in ("/etc/passwd", "/etc/shadow")]
+        if os.fstat(etc).st_dev != device or over:
             os.close(etc)
-            raise SharedEtc("its /etc is on another device than its root: a mount")
+            raise SharedEtc("its %s is a mount" % over[0] if over else "its /etc is on another device than its root: a mount")
         return etc
     except OSError as err:
         raise WayClosed("/proc/%d: %s" % (container.pid, err.strerror)) from None
@@ -1101,7 +1106,7 @@ def cp_write(host: Host, container: Container, edit: Callable[[bytes], bytes]) -
     back if that differs. docker cp has no lock and is not atomic: the last way."""
     base = engine_userns(host)
     if base != (0, 0) and container.userns == "host":
-        raise WayClosed("--userns host under a remapping engine: docker cp would delete its /etc/shadow (moby#43698)")
+        raise Refused("--userns host under a remapping engine: docker cp would delete its /etc/shadow (moby#43698)")
     old = cp_shadow(host, container)
     new = edit(old.data)
     answer = change(host, ["cp", "-", container.id + ":/etc"], shadow_tar(old, new, base))
@@ -1320,7 +1325,7 @@ def row_of_surprise(target: Target, result, more: dict) -> dict:
 
 def exit_code(rows: List[dict], dry_exit: bool = False) -> int:
     """The exit code of a container command, from its rows' statuses (DESIGN part 2)."""
-    found = {one["status"] for one in rows}
+    found = {one["status"] for one in rows} | {"changed" for one in rows if one.get("partial")}
     if dry_exit and "changed" in found:
         return 4
     if found <= {"changed", "unchanged", "skipped"}:
@@ -1340,6 +1345,7 @@ class Job(NamedTuple):
     accounts: List[Account]
     refusal: str
     notes: str
+    before: bytes               # the shadow file at the look
 
 
 def password_source(opts: argparse.Namespace) -> str:
@@ -1473,13 +1479,14 @@ def look(host: Host, opts: argparse.Namespace, target: Target, container: Option
     if container is None:
         raise Gone()
     refusal = etc_refusal(container, opts.allow_shared_etc, is_hosts_own)
-    notes = ""
+    notes, before = "", b""
     if not refusal and users:
         try:
-            refusal, notes = judge_users(read_shadow(host, container, opts.allow_shared_etc, first=True).data, users, opts.unlock)
+            before = read_shadow(host, container, opts.allow_shared_etc, first=True).data
+            refusal, notes = judge_users(before, users, opts.unlock)
         except Refused as err:
             refusal = err.msg
-    return Job(target, container, [], refusal, notes)
+    return Job(target, container, [], refusal, notes, before)
 
 
 def read_shadow(host: Host, container: Container, allow_shared: bool, first: bool = False) -> Shadow:
@@ -1580,21 +1587,28 @@ def set_passwords(host: Host, opts: argparse.Namespace, plan) -> dict:
         return row(plan.target, "refused", plan.refusal, **more)
     hashes = {one.user: one.secret if opts.encrypted else sha512_crypt(one.secret, random_word(16, ALPHABET)) for one in plan.accounts}
     reasons = []                # type: List[str]
+    status = "failed"
     for way in ways_for(plan.container, opts.via):
         try:
-            status, msg = try_way(host, opts, plan.container, way, hashes)
+            status, msg = try_way(host, opts, plan, way, hashes)
         except WayClosed as err:
             status, msg = "failed", str(err)
-        if status == "failed":
+        except Refused as err:
+            status, msg = "refused", err.msg
+        if status in ("failed", "refused", "partial"):
+            more["partial"] = more.get("partial", False) or status == "partial"
             reasons.append("%s: %s" % (way, msg))
             continue
         notes = "; ".join(part for part in (msg, plan.notes, "not by " + " / ".join(reasons) if reasons else "") if part)
         return row(plan.target, status, notes, **dict(more, via=way))
-    return row(plan.target, "failed", "; ".join(reasons), **more)
+    return row(plan.target, "refused" if status == "refused" and not more.get("partial") else "failed", "; ".join(reasons), **more)
 
 
-def try_way(host: Host, opts: argparse.Namespace, container: Container, way: str, hashes: Dict[bytes, bytes]) -> Tuple[str, str]:
-    """(status, msg): 'changed', 'unchanged', 'unknown', or 'failed' when the read-back shows no change."""
+def try_way(host: Host, opts: argparse.Namespace, plan: Job, way: str, hashes: Dict[bytes, bytes]) -> Tuple[str, str]:
+    """(status, msg): 'changed', 'unchanged', 'unknown', 'failed' when the read-back shows no change,
+    'partial' when it shows some of the users."""
+    container = plan.container
+
     def edit(data: bytes) -> bytes:
         try:
             return edit_shadow(data, hashes, int(time.time()) // 86400)
@@ -1618,15 +1632,14 @@ def try_way(host: Host, opts: argparse.Namespace, container: Container, way: str
         return "unknown", "sent, but the read-back failed: %s" % (err.msg if isinstance(err, Refused) else err)
     left = missing_hashes(data, hashes)
     if not left:
-        return "changed", odd_date(data, hashes)
+        return "changed", "; ".join(word for word in (odd_date(data, hashes), more_than_asked(plan.before, data, hashes)) if word)
     if answer and answer.timed_out:
         return "unknown", "no answer in %g s and not changed so far: the process inside may still do it (is /etc/.pwd.lock held?)" % host.timeout
-    some = ""
     if len(left) < len(hashes):
-        some = "the image's tool set %s but not %s; " % tuple(", ".join(show_bytes(u) for u in hashes if (u in left) is side) for side in (False, True))
+        return "partial", "the image's chpasswd set %s but not %s" % tuple(", ".join(show_bytes(u) for u in hashes if (u in left) is side) for side in (False, True))
     if answer and answer.rc in (126, 127):
         return "failed", "there is no chpasswd inside that runs (exit %d)" % answer.rc
-    return "failed", some + (first_line(answer) + " (exit %d)" % answer.rc if answer and answer.rc else "chpasswd reported success, but nothing changed")
+    return "failed", (first_line(answer) + " (exit %d)" % answer.rc if answer and answer.rc else "chpasswd reported success, but nothing changed")
 
 
 def exec_chpasswd(host: Host, container: Container, hashes: Dict[bytes, bytes]) -> Answer:
@@ -1641,6 +1654,16 @@ def exec_chpasswd(host: Host, container: Container, hashes: Dict[bytes, bytes]) 
 
 def missing_hashes(data: bytes, hashes: Dict[bytes, bytes]) -> List[bytes]:
     return [user for user, value in hashes.items() if shadow_field(data, user) != value]
+
+
+def more_than_asked(before: bytes, after: bytes, hashes: Dict[bytes, bytes]) -> str:
+    """A word where the image's tool changed more than hash and date: both files are compared with
+    these fields made equal."""
+    try:
+        same = edit_shadow(before, hashes, 0) == edit_shadow(after, hashes, 0)
+    except KeyError:
+        same = False
+    return "" if same else "the image's chpasswd changed more in its /etc/shadow than password and date"
 
 
 def odd_date(data: bytes, hashes: Dict[bytes, bytes]) -> str:
@@ -1763,7 +1786,7 @@ def show_exec(report: dict, quiet: bool) -> str:
             lines = one[stream].split("\n")
             out += ["%s %s %s\n" % (printable(one["target"]), mark, escape_line(line)) for line in (lines[:-1] if not lines[-1] else lines)]
             if one.get("cut", {}).get(stream):
-                out.append("%s %s [cut: %d more bytes of %s; --max-output]\n" % (printable(one["target"]), mark, one["cut"][stream], stream))
+                out.append("%s %s [cut: %d more bytes of %s]\n" % (printable(one["target"]), mark, one["cut"][stream], stream))
     return "".join(out) + ("" if quiet else counts(report["results"]) + "\n")
 
 

@@ -105,6 +105,37 @@ def test_lock_held_in_a_container_without_chpasswd(lab):
     assert row["status"] == "changed" or lab.shadow("held-busybox") == before
 
 
+# ---------------------------------------------------------------------- traps laid by a container
+
+TRAPS = {
+    "helper-link": ("ln -s /mnt/host/shadow /etc/.shadow.dockfix", "cp", "changed"),
+    "helper-fifo": ("mkfifo /etc/.shadow.dockfix", "cp", "changed"),
+    "helper-directory": ("mkdir -p /etc/.shadow.dockfix/full", "cp", "failed"),
+    "lock-link": ("ln -s /mnt/host/lock /etc/.pwd.lock", "auto", "changed"),
+    "lock-link-to-shadow": ("ln -s /mnt/host/shadow /etc/.pwd.lock", "auto", "changed"),
+    "lock-fifo": ("mkfifo /etc/.pwd.lock", "auto", "changed"),
+    "lock-directory": ("mkdir /etc/.pwd.lock", "auto", "changed"),
+}
+
+
+@pytest.mark.parametrize("trap", sorted(TRAPS))
+def test_trap_laid_by_a_container_catches_nothing_of_the_host(lab, trap):
+    """Names that dockfix itself uses below /etc are already there, as links into a mounted directory, fifos, directories."""
+    host = lab.host_dir(trap)
+    lab.run(trap, "-v", host + ":/mnt/host", image="busybox")
+    lab.inside(trap, TRAPS[trap][0])
+    lab.watch(host)
+    before = lab.shadow(trap)
+    run = lab.dockfix("chpasswd", trap, "--via", TRAPS[trap][1], "--json", stdin=b"root:trapped\n")
+    row = run.rows[trap]
+    assert row["status"] == TRAPS[trap][2] and run.seconds < 60, run
+    assert lab.tree(host) == lab.watched[host]
+    if row["status"] == "changed":
+        assert row["via"] == "cp" and lab.opens(trap, "trapped") and lab.only_password_changed(before, lab.shadow(trap)) == ""
+    else:
+        assert lab.shadow(trap) == before
+
+
 # ---------------------------------------------------------------------- chpasswd programs that lie
 
 LIARS = {

@@ -32,13 +32,13 @@ def broken_pipe():
     return writable
 
 
-@pytest.mark.parametrize("args", [("chpasswd", "--all"), ("--json", "chpasswd", "--all"), ("-n", "chpasswd", "--all")], ids=" ".join)
+@pytest.mark.parametrize("args", [("chpasswd", "web1"), ("--json", "chpasswd", "web1"), ("-n", "chpasswd", "web1")], ids=" ".join)
 def test_a_reader_that_went_away_stops_nothing(web, args):
     pipe = broken_pipe()
     result = web.run(*args, stdin=LINES, stdout=pipe)
     os.close(pipe)
-    assert clean(result.err) and result.rc not in (1, 120), result
-    assert (web.field("db") != b"*") == ("-n" not in args)
+    assert clean(result.err) and result.rc == 0, result
+    assert (web.field("web1") != b"*") == ("-n" not in args)
 
 
 def test_help_into_head(web):
@@ -58,16 +58,16 @@ def test_script_into_head(box):
 @pytest.mark.parametrize("args", [("exec", "--all", "--", "x"), ("--json", "exec", "--all", "--", "x"), ("--version",), ("--help",)], ids=" ".join)
 def test_a_full_disk_as_stdout_is_told_and_no_success(web, args):
     full = os.open("/dev/full", os.O_WRONLY)
-    result = web.run(*args, stdout=full)
+    result = web.quick(*args, stdout=full)
     os.close(full)
     assert result.rc not in (0, 120) and clean(result.err) and result.err != b"", result
 
 
 def test_the_work_is_done_before_a_full_disk_is_noticed(web):
     full = os.open("/dev/full", os.O_WRONLY)
-    web.run("chpasswd", "--all", stdin=LINES, stdout=full)
+    web.run("chpasswd", "web1", stdin=LINES, stdout=full)
     os.close(full)
-    assert [web.field(name) == b"*" for name in ("web1", "web2", "db")] == [False] * 3
+    assert web.field("web1") != b"*"
 
 
 @pytest.mark.parametrize("closed", [[1], [2], [1, 2], [0, 1, 2]], ids=str)
@@ -75,9 +75,9 @@ def test_the_work_is_done_before_a_full_disk_is_noticed(web):
 def test_closed_descriptors_are_not_written_into(web, flags, closed):
     """The next file that is opened gets the free number: it must not receive the output."""
     path = web.file("secret", b"pw")
-    result = web.run(*(flags + ("chpasswd", "--all", "--password-file", path)), closed=closed)
+    result = web.run(*(flags + ("chpasswd", "web1", "--password-file", path)), closed=closed)
     assert clean(result.err) and result.rc in (0, 1, 2, 6), result
-    assert [web.field(name) == b"*" for name in ("web1", "web2", "db")] == [False] * 3
+    assert web.field("web1") != b"*"
     for name in os.listdir(web.state):
         assert b"web1" not in web.read(os.path.join("state", name))
     assert b"web1" not in web.read("secret")
