@@ -105,6 +105,34 @@ def test_lock_held_in_a_container_without_chpasswd(lab):
     assert row["status"] == "changed" or lab.shadow("held-busybox") == before
 
 
+# ---------------------------------------------------------------------- a file that cannot be written
+
+@pytest.fixture
+def immutable(lab):
+    """A container whose shadow file nobody can replace (chattr +i)."""
+    lab.run("immutable")
+    lab.inside("immutable", "touch /etc/shadow")
+    upper = lab.docker("inspect", "-f", "{{.GraphDriver.Data.UpperDir}}", "immutable").stdout.decode().strip()
+    path = upper + "/etc/shadow"
+    if subprocess.call(["chattr", "+i", path]):
+        pytest.skip("needs a file system with chattr +i below the temporary directory")
+    yield "immutable"
+    subprocess.check_call(["chattr", "-i", path])
+    lab.docker("rm", "-f", "immutable")
+
+
+@pytest.mark.parametrize("state", ["running", "stopped"])
+def test_file_that_cannot_be_written_stays_and_no_hash_is_left_beside_it(lab, immutable, state):
+    if state == "stopped":
+        lab.docker("kill", immutable)
+    before = lab.shadow(immutable)
+    run = lab.dockfix("chpasswd", immutable, "--json", stdin=b"root:immutable\n")
+    assert run.rc == 1 and run.rows[immutable]["status"] == "failed" and "permitted" in run.rows[immutable]["msg"], run
+    assert lab.shadow(immutable) == before
+    left = lab.shadow(immutable, "/etc/.shadow.dockfix")
+    assert left is None or left.size == 0
+
+
 # ---------------------------------------------------------------------- traps laid by a container
 
 TRAPS = {

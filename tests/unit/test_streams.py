@@ -160,7 +160,7 @@ def interrupted(box, numbers, *args, **how):
     return result
 
 
-COMMANDS = [["exec", "--all", "--jobs", "1", "--", "x"], ["chpasswd", "--all", "--jobs", "1"]]
+COMMANDS = [["exec", "web1", "web2", "db", "--jobs", "1", "--", "x"], ["chpasswd", "web1", "web2", "db", "--jobs", "1"]]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
