@@ -1001,7 +1001,6 @@ def replace_shadow(etc: int, old: Shadow, edit: Callable[[bytes], bytes]) -> Non
         if file_state(os.fstat(source)) != old.state or file_state(os.stat("shadow", dir_fd=etc, follow_symlinks=False)) != old.state:
             raise WayClosed("its /etc/shadow was changed by another program meanwhile")
         os.rename(name, "shadow", src_dir_fd=etc, dst_dir_fd=etc)
-        os.fsync(etc)
     except BaseException:
         unlink_quietly(name, etc, new >= 0)
         raise
@@ -1009,6 +1008,10 @@ def replace_shadow(etc: int, old: Shadow, edit: Callable[[bytes], bytes]) -> Non
         os.close(source)
         if new >= 0:
             os.close(new)
+    try:
+        os.fsync(etc)
+    except OSError:                 # the new file is in place: the read-back judges, not this
+        pass
 
 
 def unlink_quietly(name: str, folder: int, made: bool) -> None:
@@ -1077,16 +1080,17 @@ def cp_shadow(host: Host, container: Container, first: bool = False) -> Shadow:
     return Shadow(data, member.uid, member.gid, member.mode, ())
 
 
-def shadow_tar(old: Shadow, data: bytes, base: Tuple[int, int]) -> bytes:
+def shadow_tar(old: Shadow, data: Optional[bytes], base: Tuple[int, int]) -> bytes:
     """The tar for `docker cp - C:/etc`. What can fail (space, ids) fails on the first member, while
     the old file is still there; the link then takes its place; the third empties the leftover,
-    which docker cp cannot delete."""
+    which docker cp cannot delete (data None: that alone)."""
     uid, gid = old.uid - base[0], old.gid - base[1]
     if not (0 <= uid <= ID_MAX and 0 <= gid <= ID_MAX):
         raise WayClosed("the owner of its /etc/shadow (%d:%d) is outside the engine's user namespace (from %d:%d)" % (old.uid, old.gid, base[0], base[1]))
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as tar:
-        for name, body, link in ((LEFTOVER, data, ""), ("shadow", b"", LEFTOVER), (LEFTOVER, b"", "")):
+        members = ((LEFTOVER, data or b"", ""), ("shadow", b"", LEFTOVER), (LEFTOVER, b"", ""))
+        for name, body, link in members[2 if data is None else 0:]:
             member = tarfile.TarInfo(name)
             member.uid, member.gid, member.mode, member.mtime = uid, gid, old.mode, int(time.time())
             member.type, member.linkname, member.size = (tarfile.LNKTYPE if link else tarfile.REGTYPE), link, len(body)
@@ -1118,6 +1122,8 @@ def cp_write(host: Host, container: Container, edit: Callable[[bytes], bytes]) -
             if cp_again(host, container) != old.data:
                 raise WayClosed("docker cp: %s; AND its old /etc/shadow could not be restored: look at it now" % why)
             why += "; the old file was put back"
+        else:                           # it failed between the members: no hash may stay behind
+            change(host, ["cp", "-", container.id + ":/etc"], shadow_tar(old, None, base))
         raise WayClosed("docker cp: %s" % why)
     if container.running and not container.paused:       # tidy where the image has an rm; empty otherwise
         change(host, ["exec", "-u", "0", container.id, "rm", "-f", "/etc/" + LEFTOVER])
@@ -1480,7 +1486,7 @@ def look(host: Host, opts: argparse.Namespace, target: Target, container: Option
         raise Gone()
     refusal = etc_refusal(container, opts.allow_shared_etc, is_hosts_own)
     notes, before = "", b""
-    if not refusal and users:
+    if not refusal:
         try:
             before = read_shadow(host, container, opts.allow_shared_etc, first=True).data
             refusal, notes = judge_users(before, users, opts.unlock)

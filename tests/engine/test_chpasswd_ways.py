@@ -5,10 +5,7 @@ import re
 import pytest
 
 from kit import static_busybox
-
-LOCKED = "!$6$saltsalt$" + "a" * 86
-SET_ROOT = "sed -i 's,^root:[^:]*:,root:%s:,' /etc/shadow"
-MOUNTS = ["--cap-add", "SYS_ADMIN", "--security-opt", "apparmor=unconfined", "--security-opt", "seccomp=unconfined"]
+from test_chpasswd_zoo import LOCKED, MOUNTS, SET_ROOT
 
 # container: the ways that can change it; all others must leave it alone and say why
 WORKS = {

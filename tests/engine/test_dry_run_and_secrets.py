@@ -7,6 +7,8 @@ import time
 
 import pytest
 
+from test_chpasswd_zoo import LOCKED, SET_ROOT
+
 SENTINEL = "S3ntinel-p\u00e4ssw0rd-'\"$x"
 LINE = ("root:%s\n" % SENTINEL).encode()
 READ_ONLY = {"ps", "inspect", "info", "version"}
@@ -180,7 +182,7 @@ def test_script_of_a_dry_run_does_what_the_real_run_does(lab):
 def test_script_carries_the_options_that_matter(lab):
     lab.clean()
     lab.run("locked")
-    lab.inside("locked", "sed -i 's,^root:[^:]*:,root:!$6$saltsalt$%s:,' /etc/shadow" % ("a" * 86))
+    lab.inside("locked", SET_ROOT % LOCKED)
     value = lab.crypt(b"prepared", b"$6$saltsalt$")
     lines = os.path.join(lab.new_folder(), "lines")
     with open(lines, "wb") as f:

@@ -18,7 +18,7 @@ A rule applies to calls whose command is `on` (and whose argv holds `has`, the n
   "sleep": S        wait first                                  "linger": S    the effect and the answer first, then wait
   "hang": S         wait first, while a child of the same process group, and one in a session of its own, hold the pipes;
                     their process ids are in BOX/helpers
-  "remove": NAME    that container is gone from now on           "signal": N    sent to the parent (dockfix) first
+  "remove": NAME    that container is gone from now on
   "touch": PATH     made first; "await": PATH: waits till PATH exists (at most 20 s)
   "write": {PATH: bytes}   files of the sandbox that change at this moment
 """
@@ -72,8 +72,6 @@ def hang(box, seconds):
 def before(box, rule):
     for path in rule.get("touch", []):
         open(os.path.join(box, path), "w").close()
-    if "signal" in rule:
-        os.kill(os.getppid(), rule["signal"])
     if "hang" in rule:
         hang(box, rule["hang"])
     time.sleep(rule.get("sleep", 0))

@@ -141,7 +141,7 @@ def test_a_docker_that_may_not_be_run(web):
 
 
 def test_a_ps_that_hangs_is_exit_6(web):
-    web.rule("ps", hang=15)
+    web.rule("ps", sleep=15)
     result = web.run("--json", "--timeout", "1", "exec", "--all", "--", "x", seconds=10)
     assert result.rc == 6
 

@@ -29,8 +29,8 @@ def source(box, how):
 def test_every_source_and_every_output(web, how, flags):
     options, stdin = source(web, how)
     run = web.run if "-v" in flags else web.quick
-    result = run(*(flags + ["chpasswd", "--all"] + options), stdin=stdin)
-    assert result.rc == 0 and [web.field(name) == b"*" for name in ("web1", "web2", "db")] == ["-n" in flags] * 3
+    result = run(*(flags + ["chpasswd", "web1"] + options), stdin=stdin)
+    assert result.rc == 0 and (web.field("web1") == b"*") == ("-n" in flags)
     assert_unseen(web, result)
 
 

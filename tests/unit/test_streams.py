@@ -152,7 +152,7 @@ def interrupted(box, numbers, *args, **how):
     wait_for_file(box.at("waiting"))
     for number in numbers:
         os.kill(pid, number)
-        time.sleep(0.3)
+        time.sleep(0.15)
     if len(numbers) == 1:
         box.file("go", b"")
     result = box.outcome(pid, 10)
@@ -190,20 +190,20 @@ def test_a_signal_in_text_mode_still_tells_what_was_done(web, number):
 
 
 def test_ctrl_c_during_the_look(web):
-    web.rule("ps", hang=12)
+    web.rule("ps", touch=["waiting"], sleep=12)
     pid = web.start(web.arguments(["--json", "exec", "--all", "--", "x"]))
-    wait_for_file(web.at("helpers"))
+    wait_for_file(web.at("waiting"))
     os.kill(pid, signal.SIGINT)
     result = web.outcome(pid, 8)
     assert result.rc == -signal.SIGINT and result.json["exit_code"] == 130
 
 
 def test_the_script_dies_of_sigint_too(web):
-    web.rule("exec", hang=12)
+    web.rule("exec", touch=["waiting"], sleep=12)
     web.write_world()
     p = subprocess.Popen([sys.executable, web.module.__file__, "--state", web.state, "exec", "web1", "--", "x"], env=web.env,
                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
-    wait_for_file(web.at("helpers"))
+    wait_for_file(web.at("waiting"))
     p.send_signal(signal.SIGINT)
     time.sleep(0.3)
     p.send_signal(signal.SIGINT)
@@ -224,9 +224,9 @@ def test_a_signal_while_idle_at_the_start_is_no_traceback(web):
 # ---- the lock outlives a killed run
 
 def test_an_orphan_keeps_the_lock(web):
-    web.rule("exec", hang=4)
+    web.rule("exec", touch=["waiting"], sleep=4)
     pid = web.start(web.arguments(["exec", "web1", "--", "x"]))
-    wait_for_file(web.at("helpers"))
+    wait_for_file(web.at("waiting"))
     os.kill(pid, signal.SIGKILL)
     assert web.outcome(pid).rc == -signal.SIGKILL
     free = []
