@@ -619,7 +619,8 @@ def pump(host: Host, child: "subprocess.Popen[bytes]", stdin: Optional[bytes], s
                 else:
                     collect(selector, key.fileobj, kept, total, limit)
     for stream in (child.stdin, child.stdout, child.stderr):
-        close_quietly(stream)
+        if stream:
+            quietly(stream.close)
     rc = wait_child(host, child, max(0.0, end - time.monotonic()))
     return Answer(-1 if rc is None else rc, bytes(kept[child.stdout]), bytes(kept[child.stderr]), total[child.stdout],
                   total[child.stderr], time.monotonic() - began, timed_out or rc is None)
@@ -634,7 +635,7 @@ def feed(selector: selectors.BaseSelector, stream, left: memoryview) -> memoryvi
         left = left[:0]
     if not left:
         selector.unregister(stream)
-        close_quietly(stream)
+        quietly(stream.close)
     return left
 
 
@@ -646,19 +647,8 @@ def collect(selector: selectors.BaseSelector, stream, kept: dict, total: dict, l
     kept[stream] += data[:max(0, limit - len(kept[stream]))]
 
 
-def close_quietly(stream) -> None:
-    try:
-        if stream:
-            stream.close()
-    except OSError:
-        pass
-
-
 def kill_group(child: "subprocess.Popen[bytes]") -> None:
-    try:
-        os.killpg(child.pid, signal.SIGKILL)
-    except OSError:
-        pass
+    quietly(os.killpg, child.pid, signal.SIGKILL)
 
 
 def wait_child(host: Host, child: "subprocess.Popen[bytes]", seconds: float) -> Optional[int]:
@@ -952,11 +942,11 @@ def proc_write(container: Container, edit: Callable[[bytes], bytes], stop: threa
         try:
             replace_shadow(etc, proc_shadow(etc), edit)
         finally:
-            os.close(lock)
+            quietly(os.close, lock)
     except OSError as err:
         raise WayClosed("writing through /proc: %s" % err.strerror) from None
     finally:
-        os.close(etc)
+        quietly(os.close, etc)
 
 
 def lock_accounts(etc: int, owner: os.stat_result, stop: threading.Event) -> int:
@@ -1002,22 +992,20 @@ def replace_shadow(etc: int, old: Shadow, edit: Callable[[bytes], bytes]) -> Non
             raise WayClosed("its /etc/shadow was changed by another program meanwhile")
         os.rename(name, "shadow", src_dir_fd=etc, dst_dir_fd=etc)
     except BaseException:
-        unlink_quietly(name, etc, new >= 0)
+        if new >= 0:
+            quietly(os.unlink, name, dir_fd=etc)
         raise
     finally:
-        os.close(source)
+        quietly(os.close, source)
         if new >= 0:
-            os.close(new)
-    try:
-        os.fsync(etc)
-    except OSError:                 # the new file is in place: the read-back judges, not this
-        pass
+            quietly(os.close, new)
+    quietly(os.fsync, etc)              # the new file is in place: the read-back judges, not this
 
 
-def unlink_quietly(name: str, folder: int, made: bool) -> None:
+def quietly(deed: Callable, *args, **more) -> None:
+    """A deed whose failure changes nothing any more."""
     try:
-        if made:
-            os.unlink(name, dir_fd=folder)
+        deed(*args, **more)
     except OSError:
         pass
 
