@@ -54,6 +54,7 @@ ID_MAX = 65535              # a user namespace of the engine spans so many ids
 CHUNK_IDS = 500             # ids in one docker call: 65 bytes each, far below ARG_MAX
 PASSWORD_MAX = 511          # libcrypt's own limit, bytes
 LEFTOVER = ".shadow.dockfix"
+SBIN = ":/usr/sbin:/sbin"   # dmsetup, losetup
 ETC_TARGETS = ("/", "/etc", "/etc/passwd", "/etc/shadow")
 
 ###############################################################################
@@ -572,7 +573,7 @@ class Host(NamedTuple):
 
 
 def run_child(host: Host, argv: Sequence[str], stdin: Optional[bytes], seconds: float, limit: int, inherit: Sequence[int], enough: int = 0) -> Answer:
-    """Runs argv in its own process group without a shell. Keeps `limit` bytes of each stream and
+    """Runs argv in its own process group without a shell, with sbin in PATH (after `su` root has none). Keeps `limit` bytes of each stream and
     throws the rest away; with `enough` it stops the child once that much of stdout is there.
     After `seconds` the group is killed and the pipes drained for a bounded time (a grandchild may
     hold them; subprocess.run does not come back from that on 3.6). Raises EnvironmentFault."""
@@ -581,9 +582,10 @@ def run_child(host: Host, argv: Sequence[str], stdin: Optional[bytes], seconds: 
     try:
         child = subprocess.Popen([raw(word) for word in argv], stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, pass_fds=tuple(inherit),
-                                 env=dict(os.environ, LC_ALL="C"))
+                                 env=dict(os.environ, LC_ALL="C", PATH=os.environ.get("PATH", os.defpath) + SBIN))
     except OSError as err:
-        raise EnvironmentFault("%s cannot be started: %s" % (argv[0], err.strerror), "is Docker's client installed? --docker names another") from None
+        hint = "is Docker's client installed? --docker names another" if argv[:1] == host.docker[:1] else "command -v %s" % argv[0]
+        raise EnvironmentFault("%s cannot be started: %s" % (argv[0], err.strerror), hint) from None
     try:
         return pump(host, child, stdin, seconds, limit, enough)
     except BaseException:               # a signal: leave no child behind
@@ -668,15 +670,26 @@ def wait_child(host: Host, child: "subprocess.Popen[bytes]", seconds: float) -> 
 
 def query(host: Host, *words: str, limit: int = 1 << 28, enough: int = 0) -> Answer:
     """A docker call that only reads. Allowed in a dry run, needs no lock."""
-    return run_child(host, host.docker + words, None, host.timeout, limit, (), enough)
+    return query_host(host, host.docker + words, limit, enough)
+
+
+def query_host(host: Host, argv: Sequence[str], limit: int = 1 << 28, enough: int = 0) -> Answer:
+    """The same for a program of the host (dmsetup, losetup, systemctl): only calls that read. Raises
+    EnvironmentFault where there is no such program."""
+    return run_child(host, argv, None, host.timeout, limit, (), enough)
 
 
 def change(host: Host, words: Sequence[str], stdin: Optional[bytes] = None, limit: int = 1 << 20) -> Answer:
-    """A docker call that may change something. The child inherits the lock, so an orphan of a killed
-    run is seen by the next one."""
+    """A docker call that may change something."""
+    return change_host(host, host.docker + tuple(words), stdin, host.timeout, limit)
+
+
+def change_host(host: Host, argv: Sequence[str], stdin: Optional[bytes] = None, seconds: float = 1e9, limit: int = 1 << 20, inherit: bool = True) -> Answer:
+    """A program that may change something. The child inherits the lock, so an orphan of a killed run is
+    seen by the next one; not where `inherit` is False (what starts or stops a service would keep it)."""
     if host.dry_run:
         raise DockfixError("internal error: a change was asked for in a dry run")
-    return run_child(host, host.docker + tuple(words), stdin, host.timeout, limit, host.held)
+    return run_child(host, argv, stdin, seconds, limit, host.held if inherit else ())
 
 
 FAULTS = (
@@ -793,6 +806,25 @@ def write_secret_file(path: str, data: bytes) -> None:
         raise EnvironmentFault("%s cannot be written: %s; no password was changed" % (path, err.strerror), "--output FILE on another disk") from None
     finally:
         os.close(new)
+
+
+def replace_file(path: str, data: bytes, mode: int = 0o600) -> None:
+    """Writes a file of dockfix's own state (or a setting of the host) so that a reader, or a power cut,
+    meets the old bytes or the new ones and nothing between; on the disk before this returns. Raises OSError."""
+    folder, name = os.path.split(os.path.abspath(path))
+    draft = raw(os.path.join(folder, ".%s.dockfix-%s" % (name, os.urandom(6).hex())))
+    new = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    try:
+        os.fchmod(new, mode)
+        write_all(new, data)
+        os.fsync(new)
+        os.rename(draft, raw(path))
+    except BaseException:
+        quietly(os.unlink, draft)
+        raise
+    finally:
+        os.close(new)
+    sync_folder(folder)
 
 
 def write_all(fd: int, data: bytes) -> None:
@@ -1150,6 +1182,22 @@ def is_terminal(fd: int) -> bool:
         return os.isatty(fd)
     except OSError:
         return False
+
+
+def confirm(opts: argparse.Namespace, question: str) -> None:
+    """A yes/no question on the terminal; --yes answers it. Raises Refused on no, and where there is no terminal."""
+    if opts.yes:
+        return
+    try:
+        terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        raise Refused("%s: this has to be confirmed, and there is no terminal to ask on" % question, "look at it with --dry-run, then add --yes") from None
+    try:
+        os.write(terminal, raw(printable(question) + " [y/N] "))
+        if os.read(terminal, 4096).strip().lower() not in (b"y", b"yes"):
+            raise Refused("not confirmed; nothing was changed")
+    finally:
+        os.close(terminal)
 
 
 def ask_secret(prompt: str) -> bytes:
@@ -1873,6 +1921,7 @@ EXEC = (
 
 
 class Command(NamedTuple):
+    """words: None where the command chooses containers, else (least, most) words that it takes itself (opts.words)."""
     name: str
     help: str
     usage: str
@@ -1880,6 +1929,10 @@ class Command(NamedTuple):
     run: Callable
     show: Callable
     examples: str
+    words: Optional[Tuple[int, int]] = None
+
+    def all_options(self) -> Tuple:
+        return self.options + (CHOOSING if self.words is None else ())
 
 
 COMMANDS = (
@@ -1932,7 +1985,7 @@ def make_parser(command: Optional[Command]) -> Parser:
     """A parser for the words of one command with the global options in it: one parser, one default
     each (in a subparser a shared option's default would overwrite what stood before the command)."""
     parser = Parser(prog=command.name if command else "dockfix", add_help=False, allow_abbrev=False)
-    for names, more in GLOBAL + ((CHOOSING + command.options) if command else ()):
+    for names, more in GLOBAL + (command.all_options() if command else ()):
         parser.add_argument(*names, **more)
     parser.add_argument("-h", "--help", action="store_true")
     if command:
@@ -1948,8 +2001,9 @@ def option_lines(options: Sequence[Tuple]) -> str:
 def help_text(command: Optional[Command]) -> str:
     if command is None:
         return TOP_HELP % ("".join("  %-24s %s\n" % (one.name, one.help) for one in COMMANDS), option_lines(GLOBAL))
-    return "usage: python3 dockfix.py %s\n\n%s\n\n%s\n\noptions:\n%s\nwhich containers:\n%s\nglobal options:\n%s" % (
-        command.usage, command.help, command.examples, option_lines(command.options), option_lines(CHOOSING), option_lines(GLOBAL))
+    parts = [("options", command.options), ("which containers", CHOOSING if command.words is None else ()), ("global options", GLOBAL)]
+    return "usage: python3 dockfix.py %s\n\n%s\n\n%s\n%s" % (
+        command.usage, command.help, command.examples, "".join("\n%s:\n%s" % (title, option_lines(some)) for title, some in parts if some))
 
 
 def split_command(words: List[str]) -> Tuple[Optional[str], List[str]]:
@@ -1982,7 +2036,10 @@ def parse_command_line(argv: Sequence[str]) -> Tuple[Optional[Command], argparse
     opts.command = name
     if command:
         opts.containers += extra + (tail or [] if name != "exec" else [])
-        opts.words = tail if name == "exec" else None
+        opts.words = tail if name == "exec" else opts.containers
+        if command.words and not command.words[0] <= len(opts.words) <= command.words[1]:
+            raise UsageError("%s takes %s, not %d words" % (name, "%d" % command.words[0] if command.words[0] == command.words[1] else "%d to %d" % command.words, len(opts.words)),
+                             "python3 dockfix.py %s" % command.usage)
     return command, fill_defaults(opts)
 
 
