@@ -273,14 +273,22 @@ def choose_targets(listed: List[Target], names: Sequence[str], everything: bool 
     return chosen, [glob for glob in exclude if not out[glob]]
 
 
-def parse_inspect(data: bytes) -> List[Container]:
-    """The objects of `docker inspect`. Raises EnvironmentFault when they are none."""
+def parse_objects(data: bytes) -> List[dict]:
+    """The objects of `docker inspect` as they are, each with an Id or a Name. Raises EnvironmentFault when they are none."""
     try:
         found = json.loads(data.decode("utf-8", "replace"))
-        if not isinstance(found, list):
-            raise ValueError("not a list")
-        return [container_facts(one) for one in found]
-    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        if not isinstance(found, list) or not all(isinstance(one, dict) and (one.get("Id") or one.get("Name")) for one in found):
+            raise ValueError("not a list of objects")
+        return found
+    except (ValueError, RecursionError):
+        raise EnvironmentFault("docker inspect gave an answer that is not understood", "docker inspect CONTAINER") from None
+
+
+def facts_of(one: dict, take: Callable) -> object:
+    """take(one), or EnvironmentFault where the object lacks what is taken, or has it of another kind."""
+    try:
+        return take(one)
+    except (ValueError, TypeError, AttributeError, KeyError, IndexError):
         raise EnvironmentFault("docker inspect gave an answer that is not understood", "docker inspect CONTAINER") from None
 
 
@@ -724,14 +732,20 @@ def list_containers(host: Host, filters: Sequence[str] = ()) -> List[Target]:
 
 
 def inspect_containers(host: Host, ids: Sequence[str]) -> Dict[str, Container]:
-    """Facts by id. One call for CHUNK_IDS containers; one that is gone is left out by docker, which
-    then exits 1 but prints the others."""
-    found = {}
-    for start in range(0, len(ids), CHUNK_IDS):
-        answer = query(host, "inspect", "--type", "container", *ids[start:start + CHUNK_IDS])
-        if answer.rc and not re.search(r"No such (container|object)", answer.text()):
+    """Facts by id, without those that are gone."""
+    return {one["Id"]: facts_of(one, container_facts) for one in inspect_objects(host, "container", ids)}
+
+
+def inspect_objects(host: Host, kind: str, names: Sequence[str]) -> List[dict]:
+    """Whole objects (kind: container, image, volume, network). One call for CHUNK_IDS of them; what is gone
+    is left out by docker, which then exits 1 but prints the others."""
+    found = []                  # type: List[dict]
+    for start in range(0, len(names), CHUNK_IDS):
+        verb = [kind, "inspect"] if kind in ("volume", "network") else ["inspect", "--type", kind]      # 1.12 has --type for two kinds only
+        answer = query(host, *(verb + list(names[start:start + CHUNK_IDS])))
+        if answer.rc and not re.search(r"[Nn]o such (container|object|image|volume)|network .* not found", answer.text()):
             expect(answer, "docker inspect")
-        found.update((one.id, one) for one in parse_inspect(answer.out))
+        found += parse_objects(answer.out)
     return found
 
 

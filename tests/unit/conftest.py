@@ -63,6 +63,11 @@ def load_again():
     return lambda: load(PROGRAM)
 
 
+def containers_of(dockfix):
+    """data -> what container commands take from docker inspect's answer."""
+    return lambda data: [dockfix.facts_of(one, dockfix.container_facts) for one in dockfix.parse_objects(data)]
+
+
 @pytest.fixture
 def rng(request):
     """Seeded by the test's name: a failure comes back on the next run."""

@@ -3,6 +3,8 @@ import json
 
 import pytest
 
+from conftest import containers_of
+
 ROUNDS = 2500
 ID = "0123456789abcdef" * 4
 IDS = ["%064x" % (i * 0x1234567 + 11) for i in range(4)]
@@ -93,7 +95,7 @@ def test_inspect(dockfix, rng):
     """A container whose /etc mount is still written in the text is never said to have none."""
     understood = 0
     for data in mutants(rng, INSPECT.encode()):
-        containers = judged(dockfix, dockfix.parse_inspect, data) or []
+        containers = judged(dockfix, containers_of(dockfix), data) or []
         understood += bool(containers)
         for container in containers:
             assert len(container.id) == 64 and container.id.encode() in data
@@ -122,7 +124,7 @@ def hostile(rng, value, depth=0):
 def test_inspect_of_hostile_types(dockfix, rng):
     for _ in range(ROUNDS):
         document = hostile(rng, json.loads(INSPECT))
-        for container in judged(dockfix, dockfix.parse_inspect, json.dumps(document).encode()) or []:
+        for container in judged(dockfix, containers_of(dockfix), json.dumps(document).encode()) or []:
             assert len(container.id) == 64
             judged(dockfix, lambda c: dockfix.etc_refusal(c, False, lambda source: False), container)
 

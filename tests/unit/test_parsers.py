@@ -7,6 +7,8 @@ import time
 
 import pytest
 
+from conftest import containers_of
+
 ID = "0123456789abcdef" * 4
 OTHER = "fedcba9876543210" * 4
 
@@ -218,7 +220,7 @@ def inspected(**changes):
 
 
 def parse(dockfix, *documents):
-    return dockfix.parse_inspect(json.dumps(list(documents)).encode())
+    return containers_of(dockfix)(json.dumps(list(documents)).encode())
 
 
 def test_inspect_facts(dockfix):
@@ -284,12 +286,12 @@ def test_inspect_with_an_odd_name(dockfix, name):
                                   b"[" * 100000])
 def test_inspect_garbage(dockfix, data):
     with pytest.raises(dockfix.DockfixError):
-        dockfix.parse_inspect(data)
+        containers_of(dockfix)(data)
 
 
 def test_inspect_keeps_names_it_cannot_decode(dockfix):
     text = json.dumps([inspected()]).encode().replace(b'"User": ""', b'"User": "caf\xe9"')
-    [container] = dockfix.parse_inspect(text)
+    [container] = containers_of(dockfix)(text)
     assert container.id == ID
 
 
