@@ -146,6 +146,7 @@ class Container(NamedTuple):
     running: bool
     paused: bool
     restarting: bool
+    dying: bool
     pid: int
     read_only: bool
     userns: str
@@ -211,7 +212,7 @@ def parse_ps(text: str) -> List[Target]:
         if not line.strip():
             continue
         parts = line.rstrip("\r").split(" ", 2)
-        if len(parts) < 2 or not re.match(r"^[0-9a-f]{64}$", parts[0]):
+        if len(parts) < 2 or not re.match(r"[0-9a-f]{64}\Z", parts[0]):
             raise EnvironmentFault("docker ps gave an answer that is not understood: %s" % line[:80], "docker ps -a --no-trunc")
         if parts[0] in seen:
             raise EnvironmentFault("docker ps lists one container twice: %s" % parts[0][:12], "docker ps -a --no-trunc")
@@ -223,13 +224,13 @@ def parse_ps(text: str) -> List[Target]:
 
 
 def is_gone(text: str) -> bool:
-    """Does docker's text say that the container is no more?"""
+    """Does the text say that the container is no more? It may be the command's own: is_gone_now() asks docker."""
     return bool(re.search(r"No such container|marked for removal|[Rr]emoval .*in progress|container .* is dead", text))
 
 
 def is_dockers_own(rc: int, text: str) -> bool:
     """Is the exit status of `docker exec` the daemon's or the runtime's, and not the command's?"""
-    return (rc in (1, 255) and bool(re.match(r"\s*(Error response from daemon|Error: |[Cc]annot connect to the Docker daemon|error during connect|rpc error)", text))
+    return (rc in (1, 255) and bool(re.match(r"\s*(Error response from daemon|Error: ([Nn]o such|no) container|[Cc]annot connect to the Docker daemon|error during connect|rpc error)", text))
             or rc in (126, 127) and bool(re.search(r"OCI runtime exec failed|oci runtime error|unable to find user|rpc error: code", text)))
 
 
@@ -284,7 +285,7 @@ def parse_objects(data: bytes) -> List[dict]:
         raise EnvironmentFault("docker inspect gave an answer that is not understood", "docker inspect CONTAINER") from None
 
 
-def facts_of(one: dict, take: Callable) -> object:
+def facts_of(one: dict, take: Callable):
     """take(one), or EnvironmentFault where the object lacks what is taken, or has it of another kind."""
     try:
         return take(one)
@@ -293,7 +294,7 @@ def facts_of(one: dict, take: Callable) -> object:
 
 
 def container_facts(one: dict) -> Container:
-    if not re.match(r"^[0-9a-f]{64}$", one["Id"]):
+    if not re.match(r"[0-9a-f]{64}\Z", one["Id"]):
         raise ValueError("no id")
     state, host = one["State"], one["HostConfig"]
     if not isinstance(host, dict):
@@ -305,7 +306,7 @@ def container_facts(one: dict) -> Container:
         raise ValueError("no pid")
     return Container(
         one["Id"], str(one.get("Name") or one["Id"][:12]).lstrip("/"), state["Running"] is True, state.get("Paused") is True,
-        state.get("Restarting") is True, pid, host.get("ReadonlyRootfs") is True, str(host.get("UsernsMode") or ""),
+        state.get("Restarting") is True, state.get("Status") == "removing" or state.get("Dead") is True, pid, host.get("ReadonlyRootfs") is True, str(host.get("UsernsMode") or ""),
         str(graph.get("Name") or ""), {str(k): str(v) for k, v in layer.items()}, tuple(inspect_mounts(one["Mounts"] or [], host)))
 
 
@@ -386,6 +387,17 @@ def own_root(mounts: List[Mount], container: Container) -> Optional[Mount]:
 
 
 # --- passwords and shadow files
+
+
+def split_words(option: str, text: str) -> List[str]:
+    """The words of a command that an option names, as a shell splits them. Raises UsageError."""
+    try:
+        words = shlex.split(text)
+    except ValueError as err:
+        raise UsageError("%s %s: %s" % (option, text, err)) from None
+    if not words:
+        raise UsageError("%s names no command" % option)
+    return words
 
 
 def check_user(user: bytes, what: str) -> None:
@@ -697,6 +709,7 @@ def change_host(host: Host, argv: Sequence[str], stdin: Optional[bytes] = None, 
     seen by the next one; not where `inherit` is False (what starts or stops a service would keep it)."""
     if host.dry_run:
         raise DockfixError("internal error: a change was asked for in a dry run")
+    host.memo["begun"] = True
     return run_child(host, argv, stdin, seconds, limit, host.held if inherit else ())
 
 
@@ -732,8 +745,9 @@ def list_containers(host: Host, filters: Sequence[str] = ()) -> List[Target]:
 
 
 def inspect_containers(host: Host, ids: Sequence[str]) -> Dict[str, Container]:
-    """Facts by id, without those that are gone."""
-    return {one["Id"]: facts_of(one, container_facts) for one in inspect_objects(host, "container", ids)}
+    """Facts by id, without those that are gone or being removed."""
+    found = [facts_of(one, container_facts) for one in inspect_objects(host, "container", ids)]
+    return {one.id: one for one in found if not one.dying}
 
 
 def inspect_objects(host: Host, kind: str, names: Sequence[str]) -> List[dict]:
@@ -747,6 +761,10 @@ def inspect_objects(host: Host, kind: str, names: Sequence[str]) -> List[dict]:
             expect(answer, "docker inspect")
         found += parse_objects(answer.out)
     return found
+
+
+def is_gone_now(host: Host, container: str, text: str) -> bool:
+    return is_gone(text) and container not in inspect_containers(host, [container])
 
 
 def engine_userns(host: Host) -> Tuple[int, int]:
@@ -802,12 +820,16 @@ def read_input(path: str, limit: int, what: str) -> bytes:
     return data
 
 
+def exists(path: str) -> Refused:
+    return Refused("%s exists; it is never overwritten" % path, "--output NEWFILE")
+
+
 def write_secret_file(path: str, data: bytes) -> None:
     """A new file, 0600, on the disk before this returns. Refuses one that exists."""
     try:
         new = os.open(raw(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except FileExistsError:
-        raise Refused("%s exists; it is never overwritten" % path, "--output NEWFILE") from None
+        raise exists(path) from None
     except OSError as err:
         raise EnvironmentFault("%s cannot be written: %s" % (path, err.strerror), "--output FILE on another disk") from None
     try:
@@ -874,11 +896,10 @@ def is_hosts_own(source: str) -> bool:
     """Is a mount's source the host's own /, /etc, passwd or shadow, under whatever name?"""
     if not source.startswith("/"):
         return False
-    own = ETC_TARGETS
-    if posixpath.normpath("/" + source.lstrip("/")) in own or os.path.realpath(source) in own:
+    if posixpath.normpath("/" + source.lstrip("/")) in ETC_TARGETS or os.path.realpath(raw(source)) in map(raw, ETC_TARGETS):
         return True
     try:
-        return any(os.path.samefile(raw(source), path) for path in own)
+        return any(os.path.samefile(raw(source), path) for path in ETC_TARGETS)
     except OSError:
         return False
 
@@ -895,14 +916,16 @@ class Shadow(NamedTuple):
     state: Tuple
 
 
-def read_at(folder: int, name: str, limit: int) -> Tuple[bytes, os.stat_result]:
-    """A regular file of at most `limit` bytes; never a link, never blocks on a fifo. Raises Refused."""
-    found = os.stat(name, dir_fd=folder, follow_symlinks=False)
-    check_regular("/etc/" + name, found.st_mode, found.st_size, limit)
-    with os.fdopen(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder), "rb") as source:
-        opened = os.fstat(source.fileno())
-        check_regular("/etc/" + name, opened.st_mode, opened.st_size, limit)
-        return source.read(limit + 1), opened
+def open_plain(folder: int, name: str, flags: int, limit: int) -> int:
+    """A regular file of at most `limit` bytes; never a link, never blocks on a fifo. Judged through O_PATH first, and then that very
+    inode is opened: to open a device is to act on it (a watchdog reboots the host). Raises Refused."""
+    place = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        found = os.fstat(place)
+        check_regular("/etc/" + name, found.st_mode, found.st_size, limit)
+        return os.open("/proc/self/fd/%d" % place, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    finally:
+        os.close(place)
 
 
 def check_regular(path: str, mode: int, size: int, limit: int) -> None:
@@ -962,7 +985,10 @@ def proc_shadow(etc: int) -> Shadow:
     except FileNotFoundError:
         pass
     try:
-        data, found = read_at(etc, "shadow", SHADOW_MAX)
+        with os.fdopen(open_plain(etc, "shadow", os.O_RDONLY, SHADOW_MAX), "rb") as source:
+            found, data = os.fstat(source.fileno()), source.read(SHADOW_MAX + 1)
+        if len(data) != found.st_size:
+            raise WayClosed("its /etc/shadow grows while it is read")
     except FileNotFoundError:
         raise Refused("it has no /etc/shadow") from None
     except OSError as err:
@@ -998,15 +1024,15 @@ def proc_write(container: Container, edit: Callable[[bytes], bytes], stop: threa
 def lock_accounts(etc: int, owner: os.stat_result, stop: threading.Event) -> int:
     """The lock of lckpwdf(3). One made here gets /etc's owner: under user-namespace remapping a file
     of the host's root would lock the container's root out for good."""
-    flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        lock = os.open(".pwd.lock", flags | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=etc)
+        lock = os.open(".pwd.lock", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=etc)
         os.fchown(lock, owner.st_uid, owner.st_gid)
     except FileExistsError:
-        lock = os.open(".pwd.lock", flags, dir_fd=etc)
+        try:
+            lock = open_plain(etc, ".pwd.lock", os.O_WRONLY, SHADOW_MAX)
+        except Refused as err:
+            raise WayClosed(err.msg) from None
     try:
-        if not stat.S_ISREG(os.fstat(lock).st_mode):
-            raise WayClosed("its /etc/.pwd.lock is not a file")
         end = time.monotonic() + LOCK_SECONDS
         while True:
             try:
@@ -1016,7 +1042,7 @@ def lock_accounts(etc: int, owner: os.stat_result, stop: threading.Event) -> int
                 if err.errno not in (errno.EAGAIN, errno.EACCES):
                     raise
             if time.monotonic() >= end or stop.is_set():
-                raise WayClosed("its /etc/.pwd.lock was held by another program for %d s" % LOCK_SECONDS)
+                raise WayClosed("its /etc/.pwd.lock is held by another program")
             time.sleep(0.1)
     except BaseException:
         os.close(lock)
@@ -1025,7 +1051,7 @@ def lock_accounts(etc: int, owner: os.stat_result, stop: threading.Event) -> int
 
 def replace_shadow(etc: int, old: Shadow, edit: Callable[[bytes], bytes]) -> None:
     name = ".shadow.dockfix-%s" % os.urandom(8).hex()
-    source = os.open("shadow", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=etc)
+    source = open_plain(etc, "shadow", os.O_RDONLY, SHADOW_MAX)
     new = -1
     try:
         new = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=etc)
@@ -1079,7 +1105,7 @@ def cp_first(host: Host, container: Container, path: str, limit: int) -> Tuple[t
     if len(answer.out) < 512:
         text = answer.text()
         # Clients say "No such container:path" where either is missing.
-        if re.search(r"No such container|Could not find the file|[Nn]o such file or directory", text):
+        if is_gone(text) or re.search(r"Could not find the file|[Nn]o such file or directory", text):
             if container.id not in inspect_containers(host, [container.id]):
                 raise Gone()
             raise FileNotFoundError(errno.ENOENT, path)
@@ -1165,6 +1191,15 @@ def cp_write(host: Host, container: Container, edit: Callable[[bytes], bytes]) -
 
 
 # --- the terminal
+
+
+def fill_standard_streams() -> None:
+    """A closed 0, 1 or 2 (cron, `2>&-`) would be the number of the next file that is opened: a lock, a shadow file."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
 
 
 def say(text: str) -> None:
@@ -1256,12 +1291,12 @@ class Progress:
         self.next = now + (0.5 if terminal else 10)
         left = (now - self.began) / done * (self.total - done) if done else 0
         line = "%s: %d of %d containers%s" % (self.what, done, self.total, ", about %d s left" % left if done else "")
-        os.write(2, ("\r\033[K" + line if terminal else line + "\n").encode("ascii", "replace"))
+        quietly(os.write, 2, ("\r\033[K" + line if terminal else line + "\n").encode("ascii", "replace"))
         self.shown = terminal
 
     def end(self) -> None:
         if self.shown:
-            os.write(2, b"\r\033[K")
+            quietly(os.write, 2, b"\r\033[K")
 
 
 def in_parallel(host: Host, items: Sequence, work: Callable, jobs: int, progress: Progress) -> list:
@@ -1413,6 +1448,8 @@ def password_source(opts: argparse.Namespace) -> str:
         raise UsageError("--generate and --output FILE go together")
     if opts.generate and opts.encrypted:
         raise UsageError("--generate makes passwords, not hashes: leave -e out")
+    if opts.generate and os.path.lexists(raw(opts.output)):
+        raise exists(opts.output)
     if given == ["file"] and opts.password_file == "-":
         given = ["stdin"]
     source = given[0] if given else "prompt" if is_terminal(0) else "lines"
@@ -1433,10 +1470,15 @@ def check_stdin_free(opts: argparse.Namespace, source: str) -> None:
         raise UsageError("standard input is a terminal", "leave --password-stdin out to be asked")
 
 
+def user_of(opts: argparse.Namespace) -> bytes:
+    user = raw("root" if opts.user is None else opts.user)
+    check_user(user, "--user")
+    return user
+
+
 def read_accounts(opts: argparse.Namespace, source: str) -> List[Account]:
     """What is to be set in every container (not for 'generate'). Raises UsageError."""
-    user = raw(opts.user if opts.user is not None else "root")
-    check_user(user, "--user")
+    user = user_of(opts)
     if source == "lines":
         data = read_input("-", 1 << 22, "standard input")
         accounts = parse_password_lines(data, opts.encrypted) if data.strip(b"\r\n ") else []
@@ -1482,23 +1524,22 @@ def random_word(length: int, alphabet: str) -> bytes:
 
 def run_chpasswd(host: Host, opts: argparse.Namespace, report: dict) -> None:
     """look -> refuse -> (dry run: script) -> write the generated passwords -> change -> read back."""
-    source = password_source(opts)
-    check_user(raw(opts.user or "root"), "--user")
+    source, user = password_source(opts), user_of(opts)
     accounts = [] if opts.dry_run or source in ("generate", "prompt") else read_accounts(opts, source)
     targets = pick(host, opts)
     if not opts.dry_run:
         take_lock(host)
         accounts = read_accounts(opts, source) if source == "prompt" else accounts
-    users = [one.user for one in accounts] or ([] if source == "lines" else [raw(opts.user or "root")])
+    users = [one.user for one in accounts] or ([] if source == "lines" else [user])
     facts = inspect_containers(host, [target.id for target in targets])
     before = host_accounts()
     progress = Progress("chpasswd: looking", len(targets), opts.quiet)
     looked = in_parallel(host, targets, lambda target: look(host, opts, target, facts.get(target.id), users), opts.jobs, progress)
     plans = [one if isinstance(one, Job) else row_of_surprise(target, one, {"users": [], "via": None}) for target, one in zip(targets, looked)]
     if opts.dry_run:
-        return plan_chpasswd(opts, report, plans)
+        return plan_chpasswd(opts, report, plans, users)
     if opts.generate:
-        plans = generate_passwords(opts, plans)
+        plans = generate_passwords(opts, plans, user)
     else:
         plans = [one._replace(accounts=accounts) if isinstance(one, Job) else one for one in plans]
     progress = Progress("chpasswd", len(targets), opts.quiet)
@@ -1579,16 +1620,16 @@ def judge_users(data: bytes, users: List[bytes], unlock: bool) -> Tuple[str, str
     return "", "; ".join(notes)
 
 
-def generate_passwords(opts: argparse.Namespace, plans: list) -> list:
+def generate_passwords(opts: argparse.Namespace, plans: list, user: bytes) -> list:
     """A password for each container that was not refused, on the disk before anything is changed."""
-    user = raw(opts.user or "root")
     made = [plan._replace(accounts=[Account(user, random_word(20, ALPHABET))]) if isinstance(plan, Job) and not plan.refusal else plan for plan in plans]
     lines = [b"\t".join((raw(plan.target.name), raw(plan.target.id), user, plan.accounts[0].secret)) + b"\n" for plan in made if isinstance(plan, Job) and plan.accounts]
-    write_secret_file(opts.output, b"".join(lines))
+    if lines:
+        write_secret_file(opts.output, b"".join(lines))
     return made
 
 
-def plan_chpasswd(opts: argparse.Namespace, report: dict, plans: list) -> None:
+def plan_chpasswd(opts: argparse.Namespace, report: dict, plans: list, users: List[bytes]) -> None:
     """The dry run: rows as they would be, and the script."""
     words = ["python3", own_path(), "chpasswd", "--via", opts.via]
     words += [flag for flag, on in (("--encrypted", opts.encrypted), ("--unlock", opts.unlock), ("--allow-shared-etc", opts.allow_shared_etc)) if on]
@@ -1601,7 +1642,7 @@ def plan_chpasswd(opts: argparse.Namespace, report: dict, plans: list) -> None:
         target = plan.target if isinstance(plan, Job) else Target(plan["id"], plan["target"], "")
         status = "refused" if isinstance(plan, Job) and refusal else "changed" if isinstance(plan, Job) else plan["status"]
         ways = ways_for(plan.container, opts.via) if status == "changed" else []
-        report["results"].append(row(target, status, refusal or plan.notes, users=[raw_user(opts)] if opts.generate or opts.user else [], via=ways[0] if ways else None))
+        report["results"].append(row(target, status, refusal or plan.notes, users=[show_bytes(one) for one in users], via=ways[0] if ways else None))
         if status != "changed":
             lines.append(comment("%s: %s (%s): %s" % (status, target.name, target.id, refusal)))
             continue
@@ -1614,10 +1655,6 @@ def plan_chpasswd(opts: argparse.Namespace, report: dict, plans: list) -> None:
     refused = sum(one["status"] in ("refused", "failed") for one in report["results"])
     report["script"] = script_text(report, lines, refused)
     report["exit_code"] = exit_code(report["results"], opts.exit_code)
-
-
-def raw_user(opts: argparse.Namespace) -> str:
-    return show_bytes(raw(opts.user or "root"))
 
 
 def shared_words(opts: argparse.Namespace) -> List[str]:
@@ -1676,9 +1713,10 @@ def try_way(host: Host, opts: argparse.Namespace, plan: Job, way: str, hashes: D
     answer, data = None, None
     if way == "exec":
         answer = exec_chpasswd(host, container, hashes)
-        if is_gone(answer.text()) and answer.rc:
+        if answer.rc and is_gone_now(host, container.id, answer.text()):
             raise Gone()
     elif way == "proc":
+        host.memo["begun"] = True
         proc_write(container, edit, host.stop)
     else:
         data = cp_write(host, container, edit)
@@ -1762,7 +1800,7 @@ def exec_words(opts: argparse.Namespace) -> Tuple[List[str], Optional[bytes]]:
         if is_terminal(0) and not opts.dry_run:
             raise UsageError("standard input is a terminal", "--script FILE")
     if opts.script is not None:
-        command = shlex.split(opts.shell) + ["-s"] + (["--"] + command if command else [])
+        command = split_words("--shell", opts.shell) + ["-s"] + (["--"] + command if command else [])
     data = None if path is None else b"" if opts.dry_run and path == "-" else read_input(path, 1 << 26, "--script" if opts.script is not None else "--stdin")
     return command, data
 
@@ -1773,9 +1811,10 @@ def exec_argv(opts: argparse.Namespace, target: Target, words: List[str], stdin:
 
 def exec_one(host: Host, opts: argparse.Namespace, target: Target, words: List[str], stdin: Optional[bytes], limit: int) -> dict:
     answer = change(host, exec_argv(opts, target, words, stdin is not None), stdin, limit)
-    if answer.rc and is_gone(answer.err.decode("utf-8", "replace")) and is_dockers_own(answer.rc, answer.err.decode("utf-8", "replace")):
+    said = answer.err.decode("utf-8", "replace")
+    own = answer.timed_out or is_dockers_own(answer.rc, said) or (answer.rc in (126, 127) and is_dockers_own(answer.rc, answer.text()))
+    if own and is_gone_now(host, target.id, said):
         raise Gone()
-    own = answer.timed_out or is_dockers_own(answer.rc, answer.err.decode("utf-8", "replace")) or (answer.rc in (126, 127) and is_dockers_own(answer.rc, answer.text()))
     if answer.timed_out:
         status, msg = "unknown", "no answer in %g s: the process inside may still run" % host.timeout
     elif answer.rc == 0:
@@ -2094,13 +2133,7 @@ def parse_number(name: str, text: Optional[str], default: float, low: float, hig
 
 
 def make_host(opts: argparse.Namespace) -> Host:
-    try:
-        docker = tuple(shlex.split(opts.docker))
-    except ValueError as err:
-        raise UsageError("--docker %s: %s" % (opts.docker, err)) from None
-    if not docker:
-        raise UsageError("--docker names no command")
-    return Host(docker, opts.timeout, opts.dry_run, opts.verbose, opts.state, [], threading.Event(), threading.Event(), {}, threading.Lock())
+    return Host(tuple(split_words("--docker", opts.docker)), opts.timeout, opts.dry_run, opts.verbose, opts.state, [], threading.Event(), threading.Event(), {}, threading.Lock())
 
 
 def catch_signals(host: Host) -> dict:
@@ -2128,12 +2161,10 @@ def version_line() -> Dict[str, str]:
 
 
 def show_help(command: Optional[Command], opts: argparse.Namespace) -> bool:
-    if opts.version:
-        facts = version_line()
-        report = dict(new_report(opts.command, False), **facts)
-        write_out(render_json(report) if opts.json else ("dockfix %(version)s sha256 %(sha256)s python %(python)s\n" % facts).encode("ascii"))
-    elif opts.help:
-        write_out(help_text(command).encode("ascii"))
+    if opts.version or opts.help:
+        facts = version_line() if opts.version else {"help": help_text(command)}
+        text = facts.get("help") or "dockfix %(version)s sha256 %(sha256)s python %(python)s\n" % facts
+        write_out(render_json(dict(new_report(opts.command, False), **facts)) if opts.json else text.encode("ascii"))
     elif command is None:
         if not opts.json:
             for line in BRIEF_HELP.split("\n"):
@@ -2159,7 +2190,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except DockfixError as err:
         add_error(report, err)
     except (Interrupted, KeyboardInterrupt) as err:
-        add_error(report, DockfixError("interrupted; nothing was changed" if not report["results"] else "interrupted"))
+        add_error(report, DockfixError("interrupted" if host and host.memo.get("begun") else "interrupted; nothing was changed"))
         report["exit_code"] = 128 + (err.args[0] if err.args else signal.SIGINT)
     except Exception as err:
         place = sys.exc_info()[2]
@@ -2177,6 +2208,8 @@ def finish(report: dict, opts: argparse.Namespace, command: Optional[Command], h
     except DockfixError as err:
         show_errors({"findings": [], "errors": [{"msg": err.msg, "hint": err.hint}]})
         report["exit_code"] = report["exit_code"] or err.code
+    except (Interrupted, KeyboardInterrupt) as err:         # the reader of stdout hangs
+        report["exit_code"] = 128 + (err.args[0] if err.args else signal.SIGINT)
     for number, handler in before.items():
         signal.signal(number, handler)
     for lock in host.held if host else ():
@@ -2185,6 +2218,7 @@ def finish(report: dict, opts: argparse.Namespace, command: Optional[Command], h
 
 
 def run_as_program() -> None:
+    fill_standard_streams()
     code = main()
     if code in (130, 143):                  # die of the signal, so that a shell's loop stops too
         signal.signal(code - 128, signal.SIG_DFL)

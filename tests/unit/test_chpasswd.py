@@ -454,6 +454,20 @@ def test_a_container_that_vanishes_at_the_moment_of_a_call_is_skipped(box, clien
     assert result.rc == 0 and result.statuses() == {"db": "skipped"} and result.json["changed"] is False
 
 
+def test_a_chpasswd_that_says_its_container_is_gone_is_not_believed(box):
+    box.container("web1")
+    box.rule("exec", rc=1, err=b"Error: No such container: web1\n")
+    result = box.quick("--json", "chpasswd", "--via", "exec", "web1", stdin=LINES)
+    assert result.rc == 1 and result.statuses() == {"web1": "failed"}
+
+
+@pytest.mark.parametrize("state", [{"Status": "removing"}, {"Dead": True}], ids=str)
+def test_a_container_that_is_being_removed_is_gone(box, state):
+    box.container("web1", inspect={"State": dict({"Running": False, "Pid": 0}, **state)})
+    result = box.quick("--json", "chpasswd", "web1", stdin=LINES)
+    assert result.rc == 0 and result.statuses() == {"web1": "skipped"}
+
+
 # ---- time-outs
 
 def test_a_hanging_chpasswd_is_unknown_and_no_other_way_is_tried(box):
@@ -621,6 +635,25 @@ def test_an_output_that_exists_is_refused(web):
     out = web.file("out", b"precious")
     result = web.quick("--json", "chpasswd", "--all", "--generate", "--output", out)
     assert result.rc == 5 and web.read("out") == b"precious" and not writes(web)
+
+
+@pytest.mark.parametrize("flags", [[], ["-n"]], ids=["real", "dry run"])
+def test_an_output_that_exists_stops_all_at_once(web, flags):
+    result = web.quick("chpasswd", "--all", "--generate", "--output", web.file("taken", b"mine"), *flags)
+    assert result.rc == 5 and web.read("taken") == b"mine" and web.calls() == []
+
+
+@pytest.mark.parametrize("user", ["", "a:b"], ids=repr)
+@pytest.mark.parametrize("flags", [[], ["-n"]], ids=["real", "dry run"])
+def test_a_user_that_is_no_name_is_exit_2_for_generate_too(web, user, flags):
+    assert web.quick("chpasswd", "--all", "--generate", "--output", web.at("new"), "--user", user, *flags).rc == 2
+    assert web.calls() == [] and not os.path.exists(web.at("new"))
+
+
+def test_nothing_but_refusals_makes_no_output(box):
+    box.container("web1", shadow=None)
+    assert box.quick("chpasswd", "web1", "--generate", "--output", box.at("new")).rc == 5
+    assert not os.path.exists(box.at("new"))
 
 
 def test_an_output_that_is_a_dangling_link_is_refused(web):

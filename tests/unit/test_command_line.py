@@ -231,3 +231,9 @@ def test_main_takes_argv_from_the_command_line_when_none_is_given(web):
 
 def test_stdout_is_empty_when_nothing_was_produced(web):
     assert web.quick("exec", "ghost", "--", "x").out == b""
+
+
+@pytest.mark.parametrize("args", [["--help"], ["chpasswd", "--help"], ["exec", "-h"]], ids=" ".join)
+def test_help_is_json_too_where_json_is_asked_for(web, args):
+    result = web.quick("--json", *args)
+    assert result.rc == 0 and result.json["help"].encode() == web.quick(*args).out and b"usage:" in web.quick(*args).out

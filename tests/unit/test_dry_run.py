@@ -213,3 +213,10 @@ def test_the_script_is_one_for_posix_shells(street):
 def test_generate_writes_no_passwords(web):
     result = web.quick("--json", "-n", "chpasswd", "--all", "--generate", "--output", web.at("out"))
     assert result.rc == 0 and not os.path.exists(web.at("out")) and "chpasswd" in result.json["script"]
+
+
+def test_rows_name_the_users_that_would_be_set(web):
+    secret = web.file("secret", b"pw")
+    for flags in ([], ["-n"]):
+        result = web.quick("--json", "chpasswd", "web1", "--password-file", secret, *flags)
+        assert result.rows()["web1"]["users"] == ["root"], result

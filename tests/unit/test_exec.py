@@ -72,6 +72,18 @@ def test_the_commands_own_number_is_kept(answer, rc):
     assert box.run("--json", "exec", "web1", "--", "x").rows()["web1"]["rc"] == rc
 
 
+@pytest.mark.parametrize("text", [b"Error: boo\n", b"Error: cannot open file\n"])
+def test_a_command_that_speaks_like_docker_keeps_its_number(answer, text):
+    assert answer(rc=1, err=text).quick("--json", "exec", "web1", "--", "x").rows()["web1"]["rc"] == 1
+
+
+def test_a_command_that_says_its_container_is_gone_is_not_believed(answer):
+    """`skipped: gone` is exit 0: a text from inside must not get there."""
+    box = answer(rc=1, err=b"Error response from daemon: No such container: web1\n")
+    result = box.quick("--json", "exec", "web1", "--", "x")
+    assert result.rc == 1 and result.statuses() == {"web1": "failed"}
+
+
 def test_a_vanished_container_is_skipped(web):
     web.rule("exec", remove="db", has=web.id("db"))
     result = web.quick("--json", "exec", "--all", "--", "x")
@@ -132,6 +144,12 @@ def test_a_script_from_standard_input(web):
 def test_options_that_do_not_fit_are_exit_2(web, options):
     assert web.quick("exec", *(options + ["web1", "--", "x"]), stdin=b"web2\n").rc == 2
     assert not web.calls("exec")
+
+
+@pytest.mark.parametrize("shell", ["'", "", " "], ids=repr)
+def test_a_shell_that_is_no_command_is_exit_2(web, shell):
+    result = web.quick("--json", "exec", "web1", "--script", web.file("fix.sh", b"id\n"), "--shell", shell)
+    assert result.rc == 2 and "--shell" in result.json["errors"][0]["msg"] and not web.calls("exec")
 
 
 def test_nothing_reaches_the_terminal_raw(answer):

@@ -1,6 +1,8 @@
 """The seam's files and questions: replace_file and confirm."""
 import argparse
 import os
+import socket
+import threading
 
 import pytest
 
@@ -35,3 +37,47 @@ def test_confirm_is_answered_by_yes_and_refused_without_a_terminal(dockfix, monk
     with pytest.raises(dockfix.Refused) as refusal:
         dockfix.confirm(argparse.Namespace(yes=False), "stop docker?")
     assert refusal.value.code == 5 and "--yes" in refusal.value.hint
+
+
+@pytest.mark.parametrize("kind", ["fifo", "socket", "link", "directory"])
+def test_what_is_no_file_is_not_opened_to_find_that_out(dockfix, tmp_path, monkeypatch, kind):
+    """To open a device of a container is to act on it (a watchdog reboots the host): only O_PATH may touch it."""
+    path = str(tmp_path / ".pwd.lock")
+    if kind == "socket":
+        socket.socket(socket.AF_UNIX).bind(path)
+    else:
+        {"fifo": os.mkfifo, "link": lambda name: os.symlink("target", name), "directory": os.mkdir}[kind](path)
+    etc, opened, really = os.open(str(tmp_path), os.O_RDONLY), [], os.open
+
+    def watched(name, flags, *args, **more):
+        fd = really(name, flags, *args, **more)
+        opened.append((name, flags & os.O_PATH))
+        return fd
+    monkeypatch.setattr(dockfix.os, "open", watched)
+    with pytest.raises(dockfix.WayClosed):
+        dockfix.lock_accounts(etc, os.fstat(etc), threading.Event())
+    assert [one for one in opened if not one[1]] == [] and opened
+    monkeypatch.undo()
+    os.close(etc)
+
+
+def test_a_shadow_that_grows_while_it_is_read_is_not_used(dockfix, tmp_path, monkeypatch):
+    (tmp_path / "shadow").write_bytes(b"root:*:1::::::\n")
+    etc, fstat = os.open(str(tmp_path), os.O_RDONLY), os.fstat
+
+    def grown(fd):
+        with open(str(tmp_path / "shadow"), "ab") as more:
+            more.write(b"x:*:1::::::\n")
+        return fstat(fd)
+    assert dockfix.proc_shadow(etc).data == b"root:*:1::::::\n"
+    monkeypatch.setattr(dockfix.os, "fstat", lambda fd: (fstat(fd), grown(fd))[0])
+    with pytest.raises(dockfix.WayClosed):
+        dockfix.proc_shadow(etc)
+    monkeypatch.undo()
+    os.close(etc)
+
+
+def test_is_hosts_own_takes_any_name_under_any_locale(dockfix):
+    for source in (u"/\u5bb9\u5668", u"/x\udcff", "relative", ""):
+        assert dockfix.is_hosts_own(source) is False
+    assert dockfix.is_hosts_own("/etc/../etc") is True

@@ -198,6 +198,53 @@ def test_ctrl_c_during_the_look(web):
     assert result.rc == -signal.SIGINT and result.json["exit_code"] == 130
 
 
+def test_ctrl_c_where_the_reader_of_the_report_hangs(box):
+    box.container("web1", answer={"out": b"line\n" * 100000})
+    readable, writable = os.pipe()
+    pid = box.start(box.arguments(["exec", "web1", "--", "x"]), stdout=writable)
+    os.close(writable)
+    os.read(readable, 1)                # it is writing now, and nobody reads on
+    time.sleep(0.1)
+    os.kill(pid, signal.SIGINT)
+    result = box.outcome(pid, 10)
+    os.close(readable)
+    assert result.rc == -signal.SIGINT and clean(result.err), result
+
+
+def test_an_interrupt_after_the_first_change_does_not_say_that_nothing_was_changed(web):
+    def prelude(module):
+        def interrupted(report, before):
+            raise module.Interrupted(signal.SIGINT)
+        module.trip = interrupted
+    result = web.run("--json", "chpasswd", "web1", stdin=LINES, prelude=prelude)
+    assert result.rc == -signal.SIGINT and "nothing" not in result.json["errors"][0]["msg"] and web.field("web1") != b"*"
+    web.rule("ps", touch=["waiting"], sleep=12)
+    pid = web.start(web.arguments(["--json", "exec", "--all", "--", "x"]))
+    wait_for_file(web.at("waiting"))
+    os.kill(pid, signal.SIGINT)
+    assert "nothing was changed" in web.outcome(pid, 8).json["errors"][0]["msg"]
+
+
+@pytest.mark.parametrize("how", ["closed", "no reader"])
+def test_progress_that_nobody_can_read_stops_nothing(web, how):
+    """The line of progress comes after two seconds, in the middle of the work."""
+    web.rule("exec", sleep=3, has=web.id("web1"))
+    more = {"closed": [2]} if how == "closed" else {"stderr": broken_pipe()}
+    result = web.run("--json", "exec", "--all", "--jobs", "1", "--", "x", **more)
+    assert result.rc == 0 and set(result.statuses().values()) == {"changed"}, result
+
+
+@pytest.mark.parametrize("closed", [[0], [2], [0, 2], [1, 2]], ids=str)
+def test_no_file_takes_the_number_of_a_closed_stream(web, closed):
+    web.rule("exec", touch=["waiting"], **{"await": "go"})
+    pid = web.start(web.arguments(["exec", "web1", "--", "x"]), closed=closed)
+    wait_for_file(web.at("waiting"))
+    places = [os.readlink("/proc/%d/fd/%d" % (pid, number)) for number in closed]
+    web.file("go", b"")
+    web.outcome(pid)
+    assert places == ["/dev/null"] * len(closed)
+
+
 def test_the_script_dies_of_sigint_too(web):
     web.rule("exec", touch=["waiting"], sleep=12)
     web.write_world()
