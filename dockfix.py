@@ -1360,7 +1360,15 @@ def own_path() -> str:
     path = globals().get("__file__") or ""
     if os.path.basename(path) == "__main__.py" and os.path.isfile(os.path.dirname(path)):
         path = os.path.dirname(path)            # inside dockfix.pyz
-    return os.path.abspath(path) if path and os.path.isfile(path) else "dockfix.py"
+    return os.path.abspath(path) if path and os.path.isfile(path) and not came_by_stdin() else "dockfix.py"
+
+
+def came_by_stdin() -> bool:
+    """Was this program read from standard input (`python3 - ... < dockfix.py`)? Python then says that __file__ is "<stdin>"."""
+    try:
+        return os.path.samestat(os.stat(globals().get("__file__") or ""), os.fstat(0))
+    except OSError:
+        return not os.path.isfile(os.path.dirname(globals().get("__file__") or ""))      # inside dockfix.pyz
 
 
 ###############################################################################
@@ -1374,6 +1382,8 @@ def pick(host: Host, opts: argparse.Namespace) -> List[Target]:
     """The containers a command line means. One docker ps; one more where there are filters."""
     names = list(opts.containers)
     for path in opts.from_file:
+        if path == "-":
+            claim_stdin(opts, "--from -", "--from FILE")
         names += parse_names(read_input(path, 1 << 24, "--from"))
     everything = opts.all or opts.stopped or bool(opts.filter)
     if not names and not everything:
@@ -1387,6 +1397,17 @@ def pick(host: Host, opts: argparse.Namespace) -> List[Target]:
         hint = "" if opts.stopped else "; stopped containers are left out: --stopped adds them"
         raise DockfixError("no container matches", "docker ps -a%s; --allow-empty makes this a success" % hint)
     return chosen
+
+
+def claim_stdin(opts: argparse.Namespace, purpose: str, hint: str) -> None:
+    """Standard input serves one purpose per run. Raises UsageError for a second one, for a terminal, and where dockfix itself came that way."""
+    if came_by_stdin():
+        raise UsageError("dockfix itself was read from standard input, so %s cannot be" % purpose, hint)
+    if opts.stdin_for:
+        raise UsageError("standard input serves one purpose: %s or %s" % (opts.stdin_for, purpose), hint)
+    if is_terminal(0) and not opts.dry_run:
+        raise UsageError("%s is to come from standard input, and that is a terminal" % purpose, hint)
+    opts.stdin_for = purpose
 
 
 def parse_names(data: bytes) -> List[str]:
@@ -1457,17 +1478,8 @@ def password_source(opts: argparse.Namespace) -> str:
         raise UsageError("--user goes with --password-file, --password-stdin, --generate or the prompt; lines on standard input name their users",
                          "echo the line as USER:PASSWORD, or --password-file FILE")
     if source in ("lines", "stdin") and not opts.dry_run:
-        check_stdin_free(opts, source)
+        claim_stdin(opts, "the password", "--password-file FILE" if source == "lines" else "--password-file FILE; on a terminal leave --password-stdin out to be asked")
     return source
-
-
-def check_stdin_free(opts: argparse.Namespace, source: str) -> None:
-    if "__file__" not in globals():
-        raise UsageError("dockfix itself was read from standard input, so the password cannot be", "--password-file FILE")
-    if "-" in opts.from_file:
-        raise UsageError("standard input serves one purpose: --from - or the password", "--password-file FILE")
-    if source == "stdin" and is_terminal(0):
-        raise UsageError("standard input is a terminal", "leave --password-stdin out to be asked")
 
 
 def user_of(opts: argparse.Namespace) -> bytes:
@@ -1795,10 +1807,7 @@ def exec_words(opts: argparse.Namespace) -> Tuple[List[str], Optional[bytes]]:
         raise UsageError("no command: write it after --, or give --script FILE", "python3 dockfix.py exec %s -- CMD ARG" % (" ".join(opts.containers) or "--all"))
     path = opts.script if opts.script is not None else opts.stdin
     if path == "-":
-        if "__file__" not in globals() or "-" in opts.from_file:
-            raise UsageError("standard input serves one purpose per run", "put the script into a file: --script FILE")
-        if is_terminal(0) and not opts.dry_run:
-            raise UsageError("standard input is a terminal", "--script FILE")
+        claim_stdin(opts, "the script" if opts.script else "the command's input", "put it into a file")
     if opts.script is not None:
         command = split_words("--shell", opts.shell) + ["-s"] + (["--"] + command if command else [])
     data = None if path is None else b"" if opts.dry_run and path == "-" else read_input(path, 1 << 26, "--script" if opts.script is not None else "--stdin")
@@ -2086,7 +2095,7 @@ def parse_command_line(argv: Sequence[str]) -> Tuple[Optional[Command], argparse
     strange = [word for word in extra if word.startswith("-")]
     if strange or (extra and not command):
         parser.error("unknown option: %s" % (strange or extra)[0])
-    opts.command = name
+    opts.command, opts.stdin_for = name, ""
     if command:
         opts.containers += extra + (tail or [] if name != "exec" else [])
         opts.words = tail if name == "exec" else opts.containers
@@ -2154,7 +2163,7 @@ def catch_signals(host: Host) -> dict:
 def version_line() -> Dict[str, str]:
     path = own_path()
     digest = ""
-    if os.path.isfile(path) and "__file__" in globals():
+    if os.path.isfile(path) and not came_by_stdin():
         with open(raw(path), "rb") as source:
             digest = hashlib.sha256(source.read()).hexdigest()
     return {"version": VERSION, "sha256": digest or "unknown (read from standard input)", "python": "%d.%d.%d" % sys.version_info[:3]}

@@ -82,10 +82,10 @@ def test_nor_when_it_is_run_through_a_link(box, copied):
     assert result.rc == 0 and b"HIJACKED" not in result.err, result
 
 
-def from_stdin(box, folder, *args):
+def from_stdin(box, folder, *args, place="-"):
     box.write_world()
     with open(os.path.join(folder, "dockfix.py"), "rb") as f:
-        p = subprocess.Popen([sys.executable, "-"] + list(args), stdin=f, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=box.env, cwd=folder)
+        p = subprocess.Popen([sys.executable, place] + list(args), stdin=f, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=box.env, cwd=folder)
         out, err = p.communicate(timeout=30)
     return p.returncode, out, err
 
@@ -101,11 +101,16 @@ def test_read_from_standard_input_it_works(box, copied):
     assert code == 0 and b"web1" in out and err == b"", err
 
 
-@pytest.mark.parametrize("options", [[], ["--password-stdin"], ["--from", "-"]], ids=["lines", "--password-stdin", "--from -"])
-def test_read_from_standard_input_it_cannot_read_passwords_there(box, copied, options):
+@pytest.mark.parametrize("place", ["-", "/dev/stdin"])
+@pytest.mark.parametrize("args", [["chpasswd", "web1"], ["chpasswd", "web1", "--password-stdin"], ["chpasswd", "--from", "-", "--password-file", "PW"],
+                                  ["exec", "web1", "--script", "-"], ["exec", "web1", "--stdin", "-", "--", "x"], ["exec", "--from", "-", "--", "x"]],
+                         ids=" ".join)
+def test_read_from_standard_input_it_cannot_read_anything_else_there(box, copied, args, place):
+    """It said that standard input was empty, or ran an empty script, and called that a success."""
     box.container("web1")
-    code, out, err = from_stdin(box, copied, "--state", box.state, "chpasswd", "web1", *options)
-    assert code == 2 and b"dockfix: error" in err and box.field("web1") == b"*", err
+    args = [box.file("pw", b"pw") if word == "PW" else word for word in args]
+    code, out, err = from_stdin(box, copied, "--state", box.state, *args, place=place)
+    assert code == 2 and b"dockfix itself was read from standard input" in err and box.field("web1") == b"*" and box.calls() == [], err
 
 
 def test_read_from_standard_input_its_scripts_name_dockfix_py(box, copied):
