@@ -72,40 +72,15 @@ class DockfixError(Exception):
         self.hint = hint
 
 
-class UsageError(DockfixError):
-    code = 2
-
-
-class Refused(DockfixError):
-    code = 5
-
-
-class EnvironmentFault(DockfixError):
-    code = 6
-
-
-class HalfWay(DockfixError):
-    code = 7
-
-
-class Locked(DockfixError):
-    code = 8
-
-
-class Gone(Exception):
-    """The container vanished between look and deed."""
-
-
-class WayClosed(Exception):
-    """This way into the container cannot be used; the text says why. Another may be open."""
-
-
-class SharedEtc(WayClosed):
-    """/etc is a mount that docker does not tell of."""
-
-
-class Interrupted(Exception):
-    """SIGINT or SIGTERM arrived; args[0] is its number."""
+class UsageError(DockfixError): code = 2
+class Refused(DockfixError): code = 5
+class EnvironmentFault(DockfixError): code = 6
+class HalfWay(DockfixError): code = 7
+class Locked(DockfixError): code = 8
+class Gone(Exception): """The container vanished between look and deed."""
+class WayClosed(Exception): """This way into the container cannot be used; the text says why. Another may be open."""
+class SharedEtc(WayClosed): """/etc is a mount that docker does not tell of."""
+class Interrupted(Exception): """SIGINT or SIGTERM arrived; args[0] is its number."""
 
 
 ###############################################################################
@@ -228,10 +203,11 @@ def is_gone(text: str) -> bool:
     return bool(re.search(r"No such container|marked for removal|[Rr]emoval .*in progress|container .* is dead", text))
 
 
-def is_dockers_own(rc: int, text: str) -> bool:
-    """Is the exit status of `docker exec` the daemon's or the runtime's, and not the command's?"""
-    return (rc in (1, 255) and bool(re.match(r"\s*(Error response from daemon|Error: ([Nn]o such|no) container|[Cc]annot connect to the Docker daemon|error during connect|rpc error)", text))
-            or rc in (126, 127) and bool(re.search(r"OCI runtime exec failed|oci runtime error|unable to find user|rpc error: code", text)))
+def is_dockers_own(rc: int, err: str, both: str) -> bool:
+    """Is the exit status of `docker exec` the daemon's or the runtime's, and not the command's? The daemon speaks on stderr, runtimes on either."""
+    daemon = r"\s*(Error response from daemon|Error: ([Nn]o such|no) container|[Cc]annot connect to the Docker daemon|error during connect|rpc error)"
+    runtime = r"OCI runtime exec failed|oci runtime error|unable to find user|rpc error: code"
+    return bool(re.match(daemon, err) if rc in (1, 255) else re.search(runtime, both) if rc in (126, 127) else False)
 
 
 def is_up(target: Target) -> bool:
@@ -824,24 +800,29 @@ def exists(path: str) -> Refused:
     return Refused("%s exists; it is never overwritten" % path, "--output NEWFILE")
 
 
+def write_new(path: bytes, data: bytes, mode: int) -> None:
+    """A new file, on the disk before this returns; nothing stays of one that cannot be finished. Raises OSError."""
+    new = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    try:
+        os.fchmod(new, mode)
+        write_all(new, data)
+        os.fsync(new)
+    except BaseException:
+        quietly(os.unlink, path)
+        raise
+    finally:
+        os.close(new)
+
+
 def write_secret_file(path: str, data: bytes) -> None:
     """A new file, 0600, on the disk before this returns. Refuses one that exists."""
     try:
-        new = os.open(raw(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        write_new(raw(path), data, 0o600)
+        sync_folder(os.path.dirname(os.path.abspath(path)))
     except FileExistsError:
         raise exists(path) from None
     except OSError as err:
-        raise EnvironmentFault("%s cannot be written: %s" % (path, err.strerror), "--output FILE on another disk") from None
-    try:
-        os.fchmod(new, 0o600)
-        write_all(new, data)
-        os.fsync(new)
-        sync_folder(os.path.dirname(os.path.abspath(path)))
-    except OSError as err:
-        os.unlink(raw(path))
         raise EnvironmentFault("%s cannot be written: %s; no password was changed" % (path, err.strerror), "--output FILE on another disk") from None
-    finally:
-        os.close(new)
 
 
 def replace_file(path: str, data: bytes, mode: int = 0o600) -> None:
@@ -849,17 +830,12 @@ def replace_file(path: str, data: bytes, mode: int = 0o600) -> None:
     meets the old bytes or the new ones and nothing between; on the disk before this returns. Raises OSError."""
     folder, name = os.path.split(os.path.abspath(path))
     draft = raw(os.path.join(folder, ".%s.dockfix-%s" % (name, os.urandom(6).hex())))
-    new = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    write_new(draft, data, mode)
     try:
-        os.fchmod(new, mode)
-        write_all(new, data)
-        os.fsync(new)
         os.rename(draft, raw(path))
-    except BaseException:
+    except OSError:
         quietly(os.unlink, draft)
         raise
-    finally:
-        os.close(new)
     sync_folder(folder)
 
 
@@ -941,7 +917,9 @@ def open_etc(container: Container) -> int:
     """A descriptor of the container's own /etc, through its first process. Raises WayClosed where
     it is not proven that this is the container's own layer: a process may have chrooted itself
     into a mount of the host, and a pid may have been reused."""
-    fds = []
+    if os.geteuid() != 0 or not container.pid:
+        raise WayClosed("it has no running process" if os.geteuid() == 0 else "only root can go through /proc")
+    fds = []                    # type: List[int]
     try:
         proc = keep(fds, os.open("/proc/%d" % container.pid, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         if container.id not in read_proc(proc, "cgroup"):
@@ -1003,10 +981,6 @@ def file_state(found: os.stat_result) -> Tuple:
 def proc_write(container: Container, edit: Callable[[bytes], bytes], stop: threading.Event) -> None:
     """Replaces the shadow file atomically under its lock, keeping owner, mode and xattrs. Any
     surprise is WayClosed, and the old file is still there."""
-    if os.geteuid() != 0:
-        raise WayClosed("only root can go through /proc")
-    if not container.pid:
-        raise WayClosed("it has no running process")
     etc = open_etc(container)
     try:
         owner = os.fstat(etc)
@@ -1421,18 +1395,16 @@ def row(target: Target, status: str, msg: str, **more) -> dict:
 
 def row_of_surprise(target: Target, result, more: dict) -> dict:
     """The row for a job that did not come back with one: not begun, gone, refused, failed."""
-    if result is None:
-        return row(target, "skipped", "not begun: interrupted", **more)
-    if isinstance(result, Gone):
-        return row(target, "skipped", "gone", **more)
-    if isinstance(result, Refused):
-        return row(target, "refused", result.msg, **more)
-    if isinstance(result, DockfixError):
-        return row(target, "failed", result.msg, **more)
-    if isinstance(result, WayClosed):
-        return row(target, "failed", str(result), **more)
-    # The class only: the text of a surprise could hold what was being worked on.
-    return row(target, "failed", "internal error: %s" % type(result).__name__, **more)
+    kinds = ((type(None), "skipped", "not begun: interrupted"), (Gone, "skipped", "gone"), (Refused, "refused", ""), ((DockfixError, WayClosed), "failed", ""),
+             (object, "failed", "internal error: %s" % type(result).__name__))       # its text could hold what was being worked on
+    status, msg = next(one[1:] for one in kinds if isinstance(result, one[0]))
+    return row(target, status, msg or str(result), **more)
+
+
+def rows_of(host: Host, opts: argparse.Namespace, what: str, targets: List[Target], items: Sequence, work: Callable, more: dict) -> list:
+    """work(item) for the item of each target, --jobs at a time, with progress: what it returns, or the row for its surprise (with `more` in it)."""
+    done = in_parallel(host, items, work, opts.jobs, Progress(what, len(items), opts.quiet))
+    return [row_of_surprise(target, one, more) if one is None or isinstance(one, Exception) else one for target, one in zip(targets, done)]
 
 
 def exit_code(rows: List[dict], dry_exit: bool = False) -> int:
@@ -1545,19 +1517,15 @@ def run_chpasswd(host: Host, opts: argparse.Namespace, report: dict) -> None:
     users = [one.user for one in accounts] or ([] if source == "lines" else [user])
     facts = inspect_containers(host, [target.id for target in targets])
     before = host_accounts()
-    progress = Progress("chpasswd: looking", len(targets), opts.quiet)
-    looked = in_parallel(host, targets, lambda target: look(host, opts, target, facts.get(target.id), users), opts.jobs, progress)
-    plans = [one if isinstance(one, Job) else row_of_surprise(target, one, {"users": [], "via": None}) for target, one in zip(targets, looked)]
+    more = {"users": [show_bytes(one) for one in users], "via": None}
+    plans = rows_of(host, opts, "chpasswd: looking", targets, targets, lambda target: look(host, opts, target, facts.get(target.id), users), more)
     if opts.dry_run:
-        return plan_chpasswd(opts, report, plans, users)
+        return plan_chpasswd(opts, report, plans, more)
     if opts.generate:
         plans = generate_passwords(opts, plans, user)
     else:
         plans = [one._replace(accounts=accounts) if isinstance(one, Job) else one for one in plans]
-    progress = Progress("chpasswd", len(targets), opts.quiet)
-    done = in_parallel(host, plans, lambda plan: set_passwords(host, opts, plan), opts.jobs, progress)
-    more = {"users": [show_bytes(user) for user in users], "via": None}
-    report["results"] = [one if isinstance(one, dict) else row_of_surprise(target, one, more) for target, one in zip(targets, done)]
+    report["results"] = rows_of(host, opts, "chpasswd", targets, plans, lambda plan: set_passwords(host, opts, plan), more)
     report["exit_code"] = exit_code(report["results"])
     trip(report, before)
     warn_yescrypt(accounts, opts)
@@ -1600,18 +1568,17 @@ def look(host: Host, opts: argparse.Namespace, target: Target, container: Option
 
 def read_shadow(host: Host, container: Container, allow_shared: bool, first: bool = False) -> Shadow:
     """The shadow file without a docker call where root is on the engine's own host, else by docker cp."""
-    if os.geteuid() == 0 and container.pid:
+    try:
+        etc = open_etc(container)
         try:
-            etc = open_etc(container)
-            try:
-                return proc_shadow(etc)
-            finally:
-                os.close(etc)
-        except SharedEtc as err:
-            if not allow_shared:
-                raise Refused("%s; --allow-shared-etc if that is meant" % err) from None
-        except WayClosed:
-            pass
+            return proc_shadow(etc)
+        finally:
+            os.close(etc)
+    except SharedEtc as err:
+        if not allow_shared:
+            raise Refused("%s; --allow-shared-etc if that is meant" % err) from None
+    except WayClosed:
+        pass
     return cp_shadow(host, container, first)
 
 
@@ -1641,7 +1608,7 @@ def generate_passwords(opts: argparse.Namespace, plans: list, user: bytes) -> li
     return made
 
 
-def plan_chpasswd(opts: argparse.Namespace, report: dict, plans: list, users: List[bytes]) -> None:
+def plan_chpasswd(opts: argparse.Namespace, report: dict, plans: list, more: dict) -> None:
     """The dry run: rows as they would be, and the script."""
     words = ["python3", own_path(), "chpasswd", "--via", opts.via]
     words += [flag for flag, on in (("--encrypted", opts.encrypted), ("--unlock", opts.unlock), ("--allow-shared-etc", opts.allow_shared_etc)) if on]
@@ -1650,22 +1617,19 @@ def plan_chpasswd(opts: argparse.Namespace, report: dict, plans: list, users: Li
         words += ["--generate", "--output", os.path.abspath(opts.output), "--user", opts.user or "root"]
     lines, ids = [], []
     for plan in plans:
-        refusal = plan.refusal if isinstance(plan, Job) else plan["msg"]
-        target = plan.target if isinstance(plan, Job) else Target(plan["id"], plan["target"], "")
-        status = "refused" if isinstance(plan, Job) and refusal else "changed" if isinstance(plan, Job) else plan["status"]
-        ways = ways_for(plan.container, opts.via) if status == "changed" else []
-        report["results"].append(row(target, status, refusal or plan.notes, users=[show_bytes(one) for one in users], via=ways[0] if ways else None))
-        if status != "changed":
-            lines.append(comment("%s: %s (%s): %s" % (status, target.name, target.id, refusal)))
+        ways = [] if isinstance(plan, dict) or plan.refusal else ways_for(plan.container, opts.via)
+        one = plan if isinstance(plan, dict) else row(plan.target, "changed" if ways else "refused", plan.refusal or plan.notes, **dict(more, via=ways[0] if ways else None))
+        report["results"].append(one)
+        if not ways:
+            lines.append(comment("%s: %s (%s): %s" % (one["status"], one["target"], one["id"], one["msg"])))
             continue
-        lines.append(comment("%s: by %s%s" % (target.name, ", then ".join(ways), "; " + plan.notes if plan.notes else "")))
-        ids.append(target.id)
+        lines.append(comment("%s: by %s%s" % (one["target"], ", then ".join(ways), "; " + one["msg"] if one["msg"] else "")))
+        ids.append(one["id"])
         if not opts.generate:
-            lines.append("run %s < \"${DOCKFIX_LINES:?file of USER:PASSWORD lines, mode 0600}\"" % sh_line(words + [target.id]))
+            lines.append("run %s < \"${DOCKFIX_LINES:?file of USER:PASSWORD lines, mode 0600}\"" % sh_line(words + [one["id"]]))
     if opts.generate and ids:
         lines.append("run " + sh_line(words + ids))
-    refused = sum(one["status"] in ("refused", "failed") for one in report["results"])
-    report["script"] = script_text(report, lines, refused)
+    report["script"] = script_text(report, lines, sum(one["status"] in ("refused", "failed") for one in report["results"]))
     report["exit_code"] = exit_code(report["results"], opts.exit_code)
 
 
@@ -1791,11 +1755,11 @@ def run_exec(host: Host, opts: argparse.Namespace, report: dict) -> None:
     if opts.dry_run:
         return plan_exec(host, opts, report, targets, words)
     take_lock(host)
-    progress = Progress("exec", len(targets), opts.quiet)
-    done = in_parallel(host, targets, lambda target: exec_one(host, opts, target, words, stdin, limit), opts.jobs, progress)
-    more = {"rc": None, "stdout": "", "stderr": "", "truncated": False, "seconds": 0.0}
-    report["results"] = [one if isinstance(one, dict) else row_of_surprise(target, one, more) for target, one in zip(targets, done)]
+    report["results"] = rows_of(host, opts, "exec", targets, targets, lambda target: exec_one(host, opts, target, words, stdin, limit), NO_ANSWER)
     report["exit_code"] = exit_code(report["results"])
+
+
+NO_ANSWER = {"rc": None, "stdout": "", "stderr": "", "truncated": False, "seconds": 0.0}
 
 
 def exec_words(opts: argparse.Namespace) -> Tuple[List[str], Optional[bytes]]:
@@ -1821,7 +1785,7 @@ def exec_argv(opts: argparse.Namespace, target: Target, words: List[str], stdin:
 def exec_one(host: Host, opts: argparse.Namespace, target: Target, words: List[str], stdin: Optional[bytes], limit: int) -> dict:
     answer = change(host, exec_argv(opts, target, words, stdin is not None), stdin, limit)
     said = answer.err.decode("utf-8", "replace")
-    own = answer.timed_out or is_dockers_own(answer.rc, said) or (answer.rc in (126, 127) and is_dockers_own(answer.rc, answer.text()))
+    own = answer.timed_out or is_dockers_own(answer.rc, said, answer.text())
     if own and is_gone_now(host, target.id, said):
         raise Gone()
     if answer.timed_out:
@@ -1841,7 +1805,7 @@ def plan_exec(host: Host, opts: argparse.Namespace, report: dict, targets: List[
     lines = []
     for target in targets:
         lines += [comment(target.name), "run " + sh_line(list(host.docker) + exec_argv(opts, target, words, path is not None)) + (feed_from or " < /dev/null")]
-        report["results"].append(row(target, "changed", "would run", rc=None, stdout="", stderr="", truncated=False, seconds=0.0))
+        report["results"].append(row(target, "changed", "would run", **NO_ANSWER))
     report["script"] = script_text(report, lines, 0)
     report["exit_code"] = exit_code(report["results"], opts.exit_code)
 
