@@ -55,6 +55,7 @@ CHUNK_IDS = 500             # ids in one docker call: 65 bytes each, far below A
 PASSWORD_MAX = 511          # libcrypt's own limit, bytes
 LEFTOVER = ".shadow.dockfix"
 SBIN = ":/usr/sbin:/sbin"   # dmsetup, losetup
+RECORD_MAX = 16 << 20       # one record of a Docker root; containers with a huge environment stay far below
 ETC_TARGETS = ("/", "/etc", "/etc/passwd", "/etc/shadow")
 
 ###############################################################################
@@ -360,6 +361,159 @@ def own_root(mounts: List[Mount], container: Container) -> Optional[Mount]:
         if mount.fstype == "zfs" and layer.get("Dataset") and mount.source == layer["Dataset"]:
             return mount
     return None
+
+
+# --- layers: whose a directory or device of the storage driver is
+
+
+class Layers(NamedTuple):
+    """Whose the layers below a Docker root are, from its files alone. rows: {"layer", "driver", "paths", "role", "container", "images", "note"}, with
+    devicemapper "device" and "device_id" too; role None: it cannot be told. words: each name of a row (full ids, tags, chain and diff ids, short
+    links, device ids) -> its numbers in rows. containers: {id: {"name", "driver", "image"}}; images: {id: tags}; unread: {path: reason}."""
+    rows: List[dict]
+    words: Dict[str, List[int]]
+    containers: Dict[str, dict]
+    images: Dict[str, List[str]]
+    unread: Dict[str, str]
+
+
+class Claim(NamedTuple):
+    """Who has a layer: its role, the container's id, the images' ids, a remark, and other names of it."""
+    role: Optional[str]
+    container: str = ""
+    images: Tuple[str, ...] = ()
+    note: str = ""
+    words: Tuple[str, ...] = ()
+
+
+LAYOUTS = {                     # in a driver's home: the folder whose names are layers, and a layer's paths (one that is mounted comes first)
+    "devicemapper": ("metadata", ("mnt/%s", "metadata/%s")),
+    "overlay2": (".", ("%s/diff", "%s/merged", "%s")), "fuse-overlayfs": (".", ("%s/diff", "%s/merged", "%s")),
+    "overlay": (".", ("%s/upper", "%s/root", "%s/merged", "%s")),
+    "aufs": ("diff", ("diff/%s", "mnt/%s", "layers/%s")),
+    "btrfs": ("subvolumes", ("subvolumes/%s",)), "zfs": ("graph", ("graph/%s",)), "vfs": ("dir", ("dir/%s",)),
+}
+HASH = r"[0-9a-f]{64}\Z"
+LAYER = r"(?:[0-9a-f]{64}|[0-9a-z]{25})(?:-init|-removing)?\Z"      # BuildKit's names have 25 characters
+
+
+def chain_ids(diff_ids: Sequence[str]) -> List[str]:
+    """The name in layerdb of each layer of an image, lowest first: the lowest's diff id, then the hash of 'PARENT DIFF'."""
+    chains = []                 # type: List[str]
+    for diff in diff_ids:
+        chains.append("sha256:" + hashlib.sha256(("%s %s" % (chains[-1], diff)).encode("ascii")).hexdigest() if chains else diff)
+    return [chain[len("sha256:"):] for chain in chains]
+
+
+def take_word(files: Dict[str, bytes], name: str, form: str) -> str:
+    text = files.get(name, b"").decode("ascii", "replace").strip()
+    if not re.match(form, text):
+        raise ValueError("no %s that is one" % name)
+    return text[len("sha256:"):] if text.startswith("sha256:") else text
+
+
+def take_object(data: Optional[bytes]) -> dict:
+    found = json.loads((data or b"").decode("utf-8", "surrogateescape"))
+    if not isinstance(found, dict):
+        raise ValueError("no JSON object")
+    return found
+
+
+def take_chain(files: Dict[str, bytes]) -> Tuple[str, str]:
+    """(layer, parent's chain id or '') of layerdb/sha256/CHAIN."""
+    return take_word(files, "cache-id", LAYER), take_word(files, "parent", "sha256:" + HASH) if "parent" in files else ""
+
+
+def take_mount(files: Dict[str, bytes]) -> Tuple[str, str, str]:
+    """(layer, its init layer or '', the chain id it stands on or '') of layerdb/mounts/CONTAINER."""
+    return (take_word(files, "mount-id", LAYER), take_word(files, "init-id", LAYER) if "init-id" in files else "",
+            take_word(files, "parent", "sha256:" + HASH) if "parent" in files else "")
+
+
+def take_image(files: Dict[str, bytes]) -> List[str]:
+    """The diff ids of an image's configuration."""
+    diffs = (take_object(files.get("")).get("rootfs") or {}).get("diff_ids") or []
+    if not all(isinstance(diff, str) and re.match("sha256:" + HASH, diff) for diff in diffs):
+        raise ValueError("no diff ids")
+    return diffs
+
+
+def take_graph(files: Dict[str, bytes]) -> str:
+    """The parent's id, or '', of an image of engines before 1.10."""
+    return str(take_object(files.get("json")).get("parent") or "")
+
+
+def take_container(files: Dict[str, bytes]) -> Dict[str, str]:
+    found = take_object(files.get("config.v2.json", files.get("config.json")))
+    image = str(found.get("Image") or "")
+    return {"name": str(found.get("Name") or "").lstrip("/"), "driver": str(found.get("Driver") or ""), "image": image[image.startswith("sha256:") * 7:]}
+
+
+def take_device(files: Dict[str, bytes]) -> Tuple[int, bool]:
+    found = take_object(files.get(""))
+    if type(found.get("device_id")) is not int:
+        raise ValueError("no device_id")
+    return found["device_id"], found.get("deleted") is True
+
+
+def take_tags(files: Dict[str, bytes]) -> Dict[str, List[str]]:
+    """{image id: tags and digests} of repositories.json, whose inner keys are whole references since 1.10 and bare tags before."""
+    tags = {}                   # type: Dict[str, List[str]]
+    for name, references in (take_object(files.get("")).get("Repositories") or {}).items():
+        for reference, image in references.items():
+            tags.setdefault(str(image).split(":")[-1], []).append(reference if reference.startswith(name) else name + ":" + reference)
+    return {image: sorted(found) for image, found in tags.items()}
+
+
+def claim_layers(chains: Dict[str, Tuple], mounts: Dict[str, Tuple], images: Dict[str, List[str]], containers: Dict[str, dict]) -> Dict[str, Claim]:
+    """{layer: Claim} by the records of engines since 1.10. An image has the layers of its diff ids; a container has its mount, and keeps
+    the layers under it alive even where their image is gone."""
+    users, diffs, standing = {}, {}, {}  # type: Dict[str, List[str]], Dict[str, str], Dict[str, str]
+    for image, diff_ids in images.items():
+        for chain, diff in zip(chain_ids(diff_ids), diff_ids):
+            users.setdefault(chain, []).append(image)
+            diffs[chain] = diff[len("sha256:"):]
+    for container, (_, _, chain) in mounts.items():
+        while chain in chains and chain not in standing:
+            standing[chain] = container
+            chain = chains[chain][1]
+    claims = {}
+    for chain, (layer, _) in chains.items():
+        role = "image" if chain in users or chain in standing else "orphan"
+        note = "" if chain in users else "its image is gone; container %s stands on it" % standing[chain][:12] if role == "image" else "in layerdb, but no image has it"
+        claims[layer] = Claim(role, "", tuple(sorted(users.get(chain, ()))), note, (chain, diffs.get(chain, chain)))
+    for container, (layer, init, _) in mounts.items():
+        gone = "" if container in containers else "of container %s, which is gone, or of a build" % container[:12]
+        claims[layer] = Claim("orphan" if gone else "container", container, (), gone)
+        if init:
+            claims[init] = Claim("orphan" if gone else "container-init", container, (), gone)
+    return claims
+
+
+def claim_graph(parents: Dict[str, str], tagged: Dict[str, List[str]]) -> Dict[str, Claim]:
+    """{layer: Claim} by the records of engines before 1.10, where each layer is an image: it belongs to the images above it that
+    have a tag, or that nothing stands on."""
+    users = {image: [] for image in parents}        # type: Dict[str, List[str]]
+    for top in sorted(set(parents) & set(tagged) | set(parents) - set(parents.values())):
+        below, seen = top, set()
+        while below in parents and below not in seen:
+            seen.add(below)
+            users[below].append(top)
+            below = parents[below]
+    return {image: Claim("image", "", tuple(tops)) for image, tops in users.items()}
+
+
+def named_in(data: bytes, names: set) -> set:
+    """Which of these names (of 25 or 64 characters) a BuildKit database holds. Its pages are not parsed: a name that stands in a
+    page no longer used counts too, which errs on the side of keeping."""
+    return {word for run in re.findall(rb"[0-9a-z]{25,}", data) for n in range(len(run) - 24) for word in (run[n:n + 25].decode("ascii"), run[n:n + 64].decode("ascii")) if word in names}
+
+
+def keep_build_cache(names: List[str], claims: Dict[str, Claim], database: bytes) -> Dict[str, Claim]:
+    """The claims with what nothing else has, but BuildKit's cache knows, by its name or its chain id."""
+    loose = {name: claims.get(name) or Claim("orphan") for name in names if name not in claims or claims[name].role == "orphan"}
+    kept = named_in(database, {word for name, claim in loose.items() for word in (name,) + claim.words})
+    return dict(claims, **{name: Claim("image", note="build cache", words=claim.words) for name, claim in loose.items() if kept & {name, *claim.words}})
 
 
 # --- passwords and shadow files
@@ -880,6 +1034,218 @@ def is_hosts_own(source: str) -> bool:
         return False
 
 
+# --- a Docker root's own records, by descriptors: no link is followed, and nothing is taken for granted
+
+
+class Root(NamedTuple):
+    """A Docker root while it is read. follow: links of its own first level are followed (the daemon's own root, not a foreign disk's).
+    hidden: the drivers ('' all) of whose records something was not readable, so that no orphan can be told."""
+    path: str
+    fd: int
+    follow: bool
+    unread: Dict[str, str]
+    hidden: set
+
+
+def not_read(root: Root, path: str, err: Exception, hides: Optional[str]) -> None:
+    odd = getattr(err, "errno", 0) in (errno.ENOTDIR, errno.ELOOP)
+    reason = "a link, or not a folder: not followed" if odd else getattr(err, "strerror", None) or getattr(err, "msg", None) or str(err)
+    root.unread[os.path.normpath(os.path.join(root.path, path))] = reason
+    if hides is not None:
+        root.hidden.add(hides)
+
+
+def open_below(root: Root, path: str, hides: Optional[str], must: bool = False) -> int:
+    """A descriptor of a folder below the root, opened part by part so that no link is followed; -1 where it is not there, or not
+    readable, which is noted."""
+    at = os.dup(root.fd)
+    try:
+        for depth, part in enumerate(path.split("/")):
+            link = 0 if root.follow and depth == 0 else os.O_NOFOLLOW
+            old, at = at, os.open(raw(part), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | link, dir_fd=at)
+            os.close(old)
+        return at
+    except OSError as err:
+        os.close(at)
+        if must or not isinstance(err, FileNotFoundError):
+            not_read(root, path, err, hides)
+        return -1
+
+
+def names_below(root: Root, path: str, hides: Optional[str], must: bool = False) -> List[str]:
+    """The names in a folder, sorted."""
+    top = open_below(root, path, hides, must)
+    try:
+        return sorted(os.fsencode(name).decode("utf-8", "surrogateescape") for name in os.listdir(top)) if top >= 0 else []
+    except OSError as err:
+        not_read(root, path, err, hides)
+        return []
+    finally:
+        if top >= 0:
+            os.close(top)
+
+
+def read_records(root: Root, path: str, files: Sequence[str], take: Callable, hides: Optional[str], form: str = HASH, must: bool = False, soft: bool = False) -> dict:
+    """{name: take({file: bytes})} of every folder in `path` whose name has the form; with files=() of every file there, as {'': bytes}.
+    None: not readable or not understood, which is noted, or vanished meanwhile. hides: the driver whose orphans cannot be told
+    then ('' all, None none; soft: only where `path` itself is not readable)."""
+    names = [name for name in names_below(root, path, hides, must) if re.match(form, name)]
+    top = open_below(root, path, hides) if names else -1
+    try:
+        return {name: read_record(root, top, path, name, files, take, None if soft else hides) for name in names if top >= 0}
+    finally:
+        if top >= 0:
+            os.close(top)
+
+
+def read_record(root: Root, top: int, path: str, name: str, files: Sequence[str], take: Callable, hides: Optional[str]) -> object:
+    folder, data = top, {}
+    try:
+        if files:
+            folder = os.open(raw(name), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
+        for file in files or (name,):
+            try:
+                with os.fdopen(open_plain(folder, file, os.O_RDONLY, RECORD_MAX, file), "rb") as source:
+                    data[file if files else ""] = source.read(RECORD_MAX + 1)
+            except FileNotFoundError:
+                pass
+        return take(data)
+    except FileNotFoundError:                       # the folder vanished meanwhile
+        return None
+    except (OSError, Refused, ValueError, TypeError, AttributeError, RecursionError) as err:
+        not_read(root, os.path.join(path, name), err, hides)
+        return None
+    finally:
+        if folder != top:
+            os.close(folder)
+
+
+def layer_names(root: Root, driver: str) -> List[str]:
+    return [name for name in names_below(root, os.path.normpath(os.path.join(driver, LAYOUTS[driver][0])), driver) if re.match(LAYER, name) or (driver, name) == ("devicemapper", "base")]
+
+
+def read_layers(path: str, follow: bool = False) -> Layers:
+    """The layer table of a Docker root (of its uid.gid folders too, where users are remapped), from the files alone. follow: for
+    the daemon's own root, whose first level may be links. Raises EnvironmentFault where the root itself cannot be read."""
+    out = Layers([], {}, {}, {}, {})
+    try:
+        fd = os.open(raw(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as err:
+        raise EnvironmentFault("Docker's root %s cannot be read: %s" % (path, err.strerror),
+                               "run it as root" if isinstance(err, PermissionError) else "--root DIR names another") from None
+    try:
+        root = Root(os.path.realpath(path), fd, follow, out.unread, set())
+        read_tree(root, out)
+        for name in names_below(root, ".", None):
+            inner = open_below(root, name, None) if re.match(r"[0-9]+\.[0-9]+\Z", name) else -1
+            if inner >= 0:
+                try:
+                    read_tree(Root(os.path.join(root.path, name), inner, follow, out.unread, set()), out)
+                finally:
+                    os.close(inner)
+    finally:
+        os.close(fd)
+    return out
+
+
+def read_tree(root: Root, out: Layers) -> None:
+    """One tree's rows. The drivers' folders are listed before the records are read, so that a layer made meanwhile is in no list."""
+    homes = {driver: layer_names(root, driver) for driver in LAYOUTS}
+    there = any(homes.values())
+    containers = read_records(root, "containers", ("config.v2.json", "config.json"), take_container, "", must=there, soft=True)
+    containers = {one: facts or {"name": "", "driver": "", "image": ""} for one, facts in containers.items()}
+    graph = read_records(root, "graph", ("json",), take_graph, "")
+    held = read_records(root, "buildkit", (), lambda files: files.get(""), "", form=r"snapshots\.db\Z")
+    out.containers.update(containers)
+    for driver, names in homes.items():
+        claims = claim_driver(root, driver, names, graph, containers, out)
+        claims = keep_build_cache(names, claims, held.get("snapshots.db") or b"")
+        add_rows(root, driver, names, claims, containers, out)
+
+
+def claim_driver(root: Root, driver: str, names: List[str], graph: Dict[str, str], containers: Dict[str, dict], out: Layers) -> Dict[str, Claim]:
+    """Who has which layer by the records of both kinds of engines; an engine since 1.10 leaves graph/ where it was."""
+    place, listed = "image/%s/" % driver, set(names)
+    must = bool(names) and not graph
+    chains = read_records(root, place + "layerdb/sha256", ("cache-id", "parent"), take_chain, driver, must=must)
+    mounts = read_records(root, place + "layerdb/mounts", ("mount-id", "init-id", "parent"), take_mount, driver, form=LAYER)
+    images = read_records(root, place + "imagedb/content/sha256", (), take_image, driver, must=must)
+    tags = read_records(root, "image/" + driver, (), take_tags, None, form=r"repositories\.json\Z").get("repositories.json") or {}
+    old = read_records(root, ".", (), take_tags, None, form="repositories-%s\\Z" % re.escape(driver)).get("repositories-" + driver) or {}
+    claims = {one: Claim("container", one) for one in containers}       # before 1.10 a container's layer has the container's id
+    claims.update(claim_graph({one: parent for one, parent in graph.items() if parent is not None}, old))
+    claims = {one: claim for one, claim in claims.items() if one in listed}
+    claims.update(claim_layers(*({one: facts for one, facts in found.items() if facts is not None} for found in (chains, mounts, images)), containers))
+    if driver == "devicemapper" and "base" in names:
+        claims["base"] = Claim("image", note="the base device: image layers are snapshots of it")
+    for image in list(images) + list(graph):
+        out.images.setdefault(image, []).extend(tag for tag in tags.get(image, []) + old.get(image, []) if tag not in out.images.get(image, []))
+    return claims
+
+
+def add_rows(root: Root, driver: str, names: List[str], claims: Dict[str, Claim], containers: Dict[str, dict], out: Layers) -> None:
+    """The rows of one driver: every layer that is there or that the records have."""
+    home = os.path.join(root.path, driver)
+    devices = read_records(root, "devicemapper/metadata", (), take_device, None, form=LAYER + "|base\\Z") if driver == "devicemapper" else {}
+    prefix = pool_prefix(home) if devices else ""
+    links, mounted = short_links(root, driver), {one.point for one in own_mounts()}
+    for name in sorted(set(names) | set(claims)):
+        claim = claims.get(name) or init_claim(claims.get(name[:-len("-init")]), name)
+        paths = [path for path in (os.path.join(home, form % name) for form in LAYOUTS[driver][1]) if os.path.lexists(raw(path))]
+        paths.sort(key=lambda path: path not in mounted)
+        if claim.role == "orphan" and not paths:
+            continue                                # it vanished meanwhile
+        if claim.role == "orphan" and root.hidden & {"", driver}:
+            claim = claim._replace(role=None, note="what would tell whose it is could not be read")
+        facts = containers.get(claim.container, {})
+        images = claim.images or ((facts["image"],) if facts.get("image") else ())
+        one = {"layer": name, "driver": driver, "paths": paths, "role": claim.role, "container": {"id": claim.container, "name": facts.get("name", "")} if claim.container else None,
+               "images": [{"id": image, "tags": out.images.get(image, [])} for image in images], "note": claim.note or ("" if paths or driver == "zfs" else "its folder is missing")}
+        words = [name, claim.container, facts.get("name", "")] + list(claim.words) + links.get(name, [])
+        words += [word for image in claim.images for word in [image] + out.images.get(image, [])]
+        if name in devices and devices[name]:
+            one.update(device=prefix + name, device_id=devices[name][0])
+            one["note"] = one["note"] or ("the driver will delete it" if devices[name][1] else "")
+            words += [str(devices[name][0]), prefix + name]
+        for word in set(words) - {""}:
+            out.words.setdefault(word, []).append(len(out.rows))
+        out.rows.append(one)
+
+
+def own_mounts() -> List[Mount]:
+    with open("/proc/self/mountinfo", "rb") as source:
+        return parse_mountinfo(source.read().decode("utf-8", "surrogateescape"))
+
+
+def init_claim(base: Optional[Claim], name: str) -> Claim:
+    """A layer H-init that no record has is of the container of H."""
+    return Claim("container-init", base.container) if base and base.role == "container" and name.endswith("-init") else Claim("orphan")
+
+
+def pool_prefix(home: str) -> str:
+    """How the names of a pool's devices begin: the driver makes them from where its folder is, so they are right on this host only."""
+    try:
+        found = os.stat(raw(home))
+    except OSError:
+        return ""
+    return "docker-%d:%d-%d-" % (os.major(found.st_dev), os.minor(found.st_dev), found.st_ino)
+
+
+def short_links(root: Root, driver: str) -> Dict[str, List[str]]:
+    """{layer: its names below l/} of overlay2."""
+    found = {}                  # type: Dict[str, List[str]]
+    if driver not in ("overlay2", "fuse-overlayfs"):
+        return found
+    for name in names_below(root, driver + "/l", None):
+        try:
+            target = os.readlink(raw(os.path.join(root.path, driver, "l", name))).decode("utf-8", "surrogateescape").split("/")
+        except OSError:
+            continue
+        if len(target) == 3 and target[0] == "..":
+            found.setdefault(target[1], []).append(name)
+    return found
+
+
 # --- a container's /etc, by descriptors below /proc/PID: no chroot, no fork, no link is followed
 
 
@@ -892,13 +1258,13 @@ class Shadow(NamedTuple):
     state: Tuple
 
 
-def open_plain(folder: int, name: str, flags: int, limit: int) -> int:
+def open_plain(folder: int, name: str, flags: int, limit: int, path: str) -> int:
     """A regular file of at most `limit` bytes; never a link, never blocks on a fifo. Judged through O_PATH first, and then that very
-    inode is opened: to open a device is to act on it (a watchdog reboots the host). Raises Refused."""
-    place = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    inode is opened: to open a device is to act on it (a watchdog reboots the host). Raises Refused, which calls it `path`."""
+    place = os.open(raw(name), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     try:
         found = os.fstat(place)
-        check_regular("/etc/" + name, found.st_mode, found.st_size, limit)
+        check_regular(path, found.st_mode, found.st_size, limit)
         return os.open("/proc/self/fd/%d" % place, flags | os.O_NONBLOCK | os.O_CLOEXEC)
     finally:
         os.close(place)
@@ -910,7 +1276,7 @@ def check_regular(path: str, mode: int, size: int, limit: int) -> None:
     if kind:
         raise Refused("its %s is %s, not a file" % (path, kind))
     if size > limit:
-        raise Refused("its %s has %d bytes; more than %d is not a shadow file" % (path, size, limit))
+        raise Refused("its %s has %d bytes; more than %d is not such a file" % (path, size, limit))
 
 
 def open_etc(container: Container) -> int:
@@ -963,7 +1329,7 @@ def proc_shadow(etc: int) -> Shadow:
     except FileNotFoundError:
         pass
     try:
-        with os.fdopen(open_plain(etc, "shadow", os.O_RDONLY, SHADOW_MAX), "rb") as source:
+        with os.fdopen(open_plain(etc, "shadow", os.O_RDONLY, SHADOW_MAX, "/etc/shadow"), "rb") as source:
             found, data = os.fstat(source.fileno()), source.read(SHADOW_MAX + 1)
         if len(data) != found.st_size:
             raise WayClosed("its /etc/shadow grows while it is read")
@@ -1003,7 +1369,7 @@ def lock_accounts(etc: int, owner: os.stat_result, stop: threading.Event) -> int
         os.fchown(lock, owner.st_uid, owner.st_gid)
     except FileExistsError:
         try:
-            lock = open_plain(etc, ".pwd.lock", os.O_WRONLY, SHADOW_MAX)
+            lock = open_plain(etc, ".pwd.lock", os.O_WRONLY, SHADOW_MAX, "/etc/.pwd.lock")
         except Refused as err:
             raise WayClosed(err.msg) from None
     try:
@@ -1025,7 +1391,7 @@ def lock_accounts(etc: int, owner: os.stat_result, stop: threading.Event) -> int
 
 def replace_shadow(etc: int, old: Shadow, edit: Callable[[bytes], bytes]) -> None:
     name = ".shadow.dockfix-%s" % os.urandom(8).hex()
-    source = open_plain(etc, "shadow", os.O_RDONLY, SHADOW_MAX)
+    source = open_plain(etc, "shadow", os.O_RDONLY, SHADOW_MAX, "/etc/shadow")
     new = -1
     try:
         new = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=etc)
@@ -1881,7 +2247,7 @@ def add_error(report: dict, err: DockfixError) -> None:
 def emit(report: dict, opts: argparse.Namespace, show: Optional[Callable]) -> None:
     """Everything a run has to say, once: the product on stdout, the rest on stderr."""
     report["ok"] = report["exit_code"] == 0
-    report["changed"] = any(one["status"] == "changed" for one in report["results"]) and not report["dry_run"]
+    report["changed"] = any(one.get("status") == "changed" for one in report["results"]) and not report["dry_run"]
     if not opts.json:
         show_errors(report)
     if opts.json:
