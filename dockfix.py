@@ -298,27 +298,14 @@ def inspect_mounts(mounts: list, host: dict) -> List[Tuple[str, str]]:
     return [(str(source), posixpath.normpath("/" + target.lstrip("/"))) for source, target in found]
 
 
-def parse_info(text: str) -> Dict[str, object]:
-    """DockerRootDir and SecurityOptions of `docker info`, JSON or (before 1.13) text."""
-    try:
-        facts = json.loads(text)
-        if isinstance(facts, dict) and isinstance(facts.get("DockerRootDir"), str):
-            return {"DockerRootDir": facts["DockerRootDir"], "SecurityOptions": [str(o) for o in facts.get("SecurityOptions") or []]}
-    except (ValueError, TypeError, RecursionError):
-        pass
-    root = re.search(r"^ *Docker Root Dir: *(/.*?)\s*$", text, re.M)
-    if not root:
-        raise EnvironmentFault("docker info does not say where Docker's root is", "docker info")
-    block = re.search(r"^ *Security Options:(.*(?:\n {2,}.*|\n [a-z].*)*)", text, re.M)
-    return {"DockerRootDir": root.group(1), "SecurityOptions": ["name=" + w for w in block.group(1).split()] if block else []}
-
-
 def userns_base(info: Dict[str, object]) -> Tuple[int, int]:
     """First host uid and gid of a remapped engine, (0, 0) without remapping. The root then ends in
     UID.GID (docker's own naming). Raises WayClosed where `docker cp` is unproven."""
     options = info["SecurityOptions"]
     if any("name=rootless" in option for option in options):
         raise WayClosed("docker cp under a rootless engine is not proven safe")
+    if not info["DockerRootDir"]:
+        raise WayClosed("docker info does not say where Docker's root is")
     found = re.search(r"/([0-9]+)\.([0-9]+)/?$", str(info["DockerRootDir"]))
     if found:
         return int(found.group(1)), int(found.group(2))
@@ -514,6 +501,154 @@ def keep_build_cache(names: List[str], claims: Dict[str, Claim], database: bytes
     loose = {name: claims.get(name) or Claim("orphan") for name in names if name not in claims or claims[name].role == "orphan"}
     kept = named_in(database, {word for name, claim in loose.items() for word in (name,) + claim.words})
     return dict(claims, **{name: Claim("image", note="build cache", words=claim.words) for name, claim in loose.items() if kept & {name, *claim.words}})
+
+
+# --- docker info, of any engine from 0.12 to 29, as text or JSON
+
+
+INFO_KEYS = {                   # as the text prints them: what the JSON calls them, and the form their value must have
+    "Server Version": ("ServerVersion", r"[0-9A-Za-z][\w.+~-]*(?: .*)?"),
+    "Storage Driver": ("Driver", r"[\w./:-]+(?: .*)?|"),
+    "Docker Root Dir": ("DockerRootDir", r"/.*|[A-Za-z]:\\.*"),
+    "OSType": ("OSType", r"\w+"),
+    "Swarm": ("Swarm", r"\w+"),
+    "Live Restore Enabled": ("LiveRestoreEnabled", r"true|false"),
+}
+POOL_SIZES = {"Data Space Used": "data_used", "Data Space Total": "data_total", "Data Space Available": "data_available",
+              "Metadata Space Used": "metadata_used", "Metadata Space Total": "metadata_total", "Metadata Space Available": "metadata_available",
+              "Base Device Size": "base_device_size", "Pool Blocksize": "block_size", "Thin Pool Minimum Free Space": "min_free"}
+POOL_WORDS = {"Pool Name": "name", "Data file": "data_file", "Metadata file": "metadata_file", "Data loop file": "data_loop_file",
+              "Metadata loop file": "metadata_loop_file"}
+STATUS_KEYS = tuple(POOL_SIZES) + tuple(POOL_WORDS) + ("Backing Filesystem", "driver-type", "Root Dir", "Parent Dataset")
+MANAGER_KEYS = ("Strategy", "Filters", "Role")          # only a classic Swarm manager prints these
+GRAPH_DRIVERS = ("devicemapper", "overlay2", "overlay", "aufs", "btrfs", "zfs", "vfs", "fuse-overlayfs")
+DRIVERS = GRAPH_DRIVERS + ("overlayfs", "native", "stargz", "nydus", "windowsfilter", "windows", "lcow")
+
+
+def decode_saved(data: bytes) -> str:
+    """A saved answer as text: UTF-8, or UTF-16 with its mark (what PowerShell's > writes)."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return data.decode("utf-16", "replace")
+    return data.decode("utf-8", "replace").lstrip("\ufeff")
+
+
+def parse_info(text: str) -> Dict[str, object]:
+    """`docker info` in the shape of its JSON, whichever way it was printed: ServerVersion, Driver, DockerRootDir, OSType, Swarm,
+    LiveRestoreEnabled ("true", "false"), each None where it is not said once and well; SecurityOptions (list); DriverStatus
+    {key: text}, without what is said twice in two ways. Raises EnvironmentFault where nothing, or no engine's answer, is recognised."""
+    facts, status, options = info_from_json(text) or info_from_text(text)
+    info = {name: facts.get(name) for name, _ in INFO_KEYS.values()}      # type: Dict[str, object]
+    if any(key in status for key in MANAGER_KEYS) and not info["Driver"]:
+        raise EnvironmentFault("this is the answer of a classic Swarm manager, which has no storage of its own", "ask each engine: docker -H ENGINE:2375 info")
+    if not info["Driver"] and not info["DockerRootDir"] and not any(key in status for key in POOL_SIZES):
+        for pattern, msg, hint in FAULTS:               # clients of 20.10 and older print these, and exit 0
+            found = re.search("(?:%s)[^\"\\n]{0,160}" % pattern, text)
+            if found:
+                raise EnvironmentFault("%s: %s" % (msg, found.group(0).strip()), hint)
+        raise EnvironmentFault("this is not an answer of docker info, or only a part without storage driver and root", "docker info, on the host in question")
+    info["ServerVersion"] = str(info["ServerVersion"]).split(" ")[0] if info["ServerVersion"] else None
+    driver = str(info["Driver"] or "").split(" ")[0]
+    info["Driver"] = driver if driver in DRIVERS or "driver-type" in status else None
+    info["DriverStatus"] = {key: status[key] for key in STATUS_KEYS if key in status}
+    info["SecurityOptions"] = options
+    return info
+
+
+def info_from_json(text: str) -> Optional[Tuple[Dict[str, str], Dict[str, str], List[str]]]:
+    """(facts, status, security options) of the JSON of `docker info --format` or the API's /info; None where it is none."""
+    start = re.search(r"^\s*\{", text, re.M)            # warnings, or HTTP headers, may stand before it
+    try:
+        found = json.JSONDecoder().raw_decode(text, start.end() - 1)[0] if start else None
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict):
+        return None
+    swarm = found.get("Swarm")
+    flat = dict(found, Swarm=swarm.get("LocalNodeState") if isinstance(swarm, dict) else None, LiveRestoreEnabled=str(found.get("LiveRestoreEnabled")).lower())
+    seen = [(text_key, flat[name]) for text_key, (name, _) in INFO_KEYS.items() if isinstance(flat.get(name), str)]
+    for name in ("DriverStatus", "SystemStatus"):
+        pairs = found.get(name) if isinstance(found.get(name), list) else []
+        seen += [(pair[0], pair[1]) for pair in pairs if isinstance(pair, list) and len(pair) == 2 and all(isinstance(word, str) for word in pair)]
+    options = found.get("SecurityOptions")
+    return info_facts(seen) + ([str(one) for one in options] if isinstance(options, list) else [],)
+
+
+def info_from_text(text: str) -> Tuple[Dict[str, str], Dict[str, str], List[str]]:
+    """The same of the text. Keys are known by name: pastes lose the nesting, and warnings, their continuation lines and remarks
+    stand anywhere between them. A last line without its end may be cut, and counts only where a size with its unit is whole."""
+    text = re.sub(r"(?m)^ *WARNING:.*(?:\n {9}.*)*", "", text.replace("\u00a0", " "))
+    lines = text.split("\n" if "\n" in text else "\r")
+    seen = []
+    for number, line in enumerate(lines, 1):
+        key, colon, value = line.rstrip("\r").partition(":")
+        value = re.split(r"\t|  +|\s+<-|\s*WARNING:", value.lstrip(" \t"))[0].rstrip(" ")
+        if colon and (number < len(lines) or parse_reported(value) is not None):
+            seen.append((key, value))
+    block = re.search(r"^ *Security Options:(.*(?:\n {2,}.*|\n [a-z].*)*)", text, re.M)
+    return info_facts(seen) + (["name=" + word for word in block.group(1).split()] if block else [],)
+
+
+def info_facts(seen: List[Tuple[str, str]]) -> Tuple[Dict[str, str], Dict[str, str]]:
+    """(facts by JSON's names, the driver's keys) of (key, value) pairs; what is said in two ways, or malformed, is left out."""
+    known = {}                  # type: Dict[str, List[str]]
+    for key, value in seen:
+        key = key.strip(" \t\b")                        # early Swarm managers put a backspace before theirs
+        if key in INFO_KEYS or key in STATUS_KEYS or key in MANAGER_KEYS:
+            known.setdefault(key, []).append(value.strip(" \t"))
+    if len(set(known.get("Storage Driver", []))) > 1:
+        raise EnvironmentFault("two storage drivers in one text: %s" % printable(", ".join(known["Storage Driver"]))[:200], "give each host's answer in a file of its own")
+    once = {key: values[0] for key, values in known.items() if len(set(values)) == 1 and values[0].isprintable() and "\ufffd" not in values[0]}
+    facts = {name: once.pop(key) for key, (name, form) in INFO_KEYS.items() if re.match("(?:%s)\\Z" % form, once.get(key, "\n"), re.A)}
+    return facts, {key: value for key, value in once.items() if key not in INFO_KEYS}
+
+
+def parse_reported(text: str) -> Optional[int]:
+    """Bytes of a size as docker prints it ('107.4 GB', '65.54kB', '0 B': decimal, at most four digits), exact within what is printed; a
+    remark may follow. None for anything else."""
+    found = re.match(r"([0-9]{1,4})(?:\.([0-9]{1,3}))? ?(B|[kKMGT]B|[KMGT]iB)(?= |\Z)", text, re.A)
+    if not found:
+        return None
+    whole, part, unit = found.group(1), found.group(2) or "", found.group(3)
+    if len(whole + part) > 4 or (len(whole) > 1 and whole[0] == "0") or int(whole) > (1023 if "i" in unit else 1000):
+        return None
+    factor = (1024 if "i" in unit else 1000) ** " KMGT".index(unit[0].upper() if unit != "B" else " ")
+    return (int(whole + part) * factor * 2 // 10 ** len(part) + 1) // 2
+
+
+def pool_reported(status: Dict[str, str]) -> Dict[str, object]:
+    """The pool as docker info's DriverStatus has it: bytes and text, None where it is not said, '' where it is said to be empty.
+    Engines up to 1.1 print MiB as 'Mb'. All zeros is how the driver prints a pool whose state it cannot read: None."""
+    mebis = [re.match(r"([0-9]{1,9})\.([0-9]) Mb\Z", status[key], re.A) for key in POOL_SIZES if key in status]
+    old = bool(mebis) and all(mebis)
+    pool = {name: status.get(key) for key, name in POOL_WORDS.items()}      # type: Dict[str, object]
+    for key, name in POOL_SIZES.items():
+        tenths = int("".join(re.findall("[0-9]", status.get(key, "")))) if old and key in status else 0
+        pool[name] = ((tenths << 20) * 2 // 10 + 1) // 2 if old and key in status else parse_reported(status.get(key, ""))
+    for kind in ("data", "metadata"):
+        used, total = pool[kind + "_used"], pool[kind + "_total"]
+        if used is None or total is None or used > total or total == 0:     # the two are printed together: one alone is damage
+            pool.update({kind + tail: None for tail in ("_used", "_total", "_available")})
+    pool["failed"] = any(parse_reported(status.get(key, "")) == 0 for key in ("Data Space Total", "Metadata Space Total", "Pool Blocksize"))
+    if pool["min_free"] == 0 and pool["data_total"] is None:
+        pool["min_free"] = None
+    if pool["failed"]:
+        pool.update({name: None for name in POOL_SIZES.values() if name != "base_device_size"})
+    pool["mode"], pool["mode_why"] = pool_mode(pool)
+    return pool
+
+
+def pool_mode(pool: Dict[str, object]) -> Tuple[str, str]:
+    """('loop' | 'direct' | 'unknown', why). An empty Data file alone decides nothing: a loop pool that outlived its daemon shows the
+    same (moby#14020), and dm.datadev pools are named like loop pools."""
+    name, data, loop = (str(pool[key] or "") for key in ("name", "data_file", "data_loop_file"))
+    if loop:
+        return "loop", "there is a Data loop file"
+    if data.startswith("/"):
+        is_loop = bool(re.match(r"/dev/loop[0-9]+\Z", data)) or not data.startswith("/dev/")
+        return "loop" if is_loop else "direct", "its data file is %s" % data
+    if name and not re.match(r"docker-[0-9]+:[0-9]+-[0-9]+-pool\Z", name):
+        return "direct", "its name is not one that Docker gives to its own pools"
+    return "unknown", "neither a loop file nor a data device is said"
 
 
 # --- passwords and shadow files
@@ -897,14 +1032,21 @@ def is_gone_now(host: Host, container: str, text: str) -> bool:
     return is_gone(text) and container not in inspect_containers(host, [container])
 
 
+def engine_info(host: Host) -> Dict[str, object]:
+    """What parse_info makes of this engine's `docker info`; asked once. Raises EnvironmentFault."""
+    if "info" not in host.memo:
+        answer = query(host, "info", "--format", "{{json .}}")
+        if re.search(r"flag provided but not defined|unknown flag", answer.text()):     # Docker 1.12 has no info --format
+            answer = query(host, "info")
+        host.memo["info"] = parse_info(decode_saved(expect(answer, "docker info").out))
+    return host.memo["info"]
+
+
 def engine_userns(host: Host) -> Tuple[int, int]:
     """First host uid and gid of the engine's remapping; looked up once, and only for docker cp."""
     with host.guard:
         if "userns" not in host.memo:
-            answer = query(host, "info", "--format", "{{json .}}")
-            if answer.rc or not answer.out.strip():         # Docker 1.12 has no info --format
-                answer = query(host, "info")
-            host.memo["userns"] = userns_base(parse_info(expect(answer, "docker info").out.decode("utf-8", "replace")))
+            host.memo["userns"] = userns_base(engine_info(host))
         return host.memo["userns"]
 
 
