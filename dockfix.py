@@ -1028,6 +1028,14 @@ def inspect_objects(host: Host, kind: str, names: Sequence[str]) -> List[dict]:
     return found
 
 
+def volume_device(host: Host, source: str) -> str:
+    """What a local volume (its name, or its _data folder) is a mount of, '' for another source. Docker mounts it only while a container
+    runs, or for a docker cp; before that its folder does not look like the host's /etc."""
+    name = source if "/" not in source else os.path.basename(os.path.dirname(source)) if source.endswith("/_data") else ""
+    found = inspect_objects(host, "volume", [name]) if name not in ("", "tmpfs") else []
+    return str((found[0].get("Options") or {}).get("device") or "") if found else ""
+
+
 def is_gone_now(host: Host, container: str, text: str) -> bool:
     return is_gone(text) and container not in inspect_containers(host, [container])
 
@@ -2063,7 +2071,7 @@ def look(host: Host, opts: argparse.Namespace, target: Target, container: Option
     """Everything that can be known before the first change."""
     if container is None:
         raise Gone()
-    refusal = etc_refusal(container, opts.allow_shared_etc, is_hosts_own)
+    refusal = etc_refusal(container, opts.allow_shared_etc, lambda source: is_hosts_own(source) or opts.allow_shared_etc and is_hosts_own(volume_device(host, source)))
     notes, before = "", b""
     if not refusal:
         try:

@@ -142,6 +142,7 @@ TRAPS = {
     "lock-link": ("ln -s /mnt/host/lock /etc/.pwd.lock", "auto", "changed"),
     "lock-link-to-shadow": ("ln -s /mnt/host/shadow /etc/.pwd.lock", "auto", "changed"),
     "lock-fifo": ("mkfifo /etc/.pwd.lock", "auto", "changed"),
+    "lock-device": ("mknod /etc/.pwd.lock c 1 3", "auto", "changed"),
     "lock-directory": ("mkdir /etc/.pwd.lock", "auto", "changed"),
 }
 

@@ -139,6 +139,14 @@ def test_allow_shared_etc_lifts_the_refusal_but_never_for_the_hosts_own(lab):
     assert lab.read("/etc/shadow") == own
 
 
+def test_a_volume_of_the_hosts_etc_is_known_before_it_is_mounted(lab):
+    """A dry run, for a mistake here would cost the host its passwords."""
+    lab.docker("volume", "create", "-d", "local", "-o", "type=none", "-o", "o=bind", "-o", "device=/etc", "ring-hosts-etc")
+    lab.create("not-started", "-v", "ring-hosts-etc:/etc:ro")
+    run = lab.dockfix("chpasswd", "not-started", "--allow-shared-etc", "-n", "--json")
+    assert run.rc == 5 and "never written" in run.rows["not-started"]["msg"], run
+
+
 def test_lines_for_several_users_all_or_none(lab):
     """One line that cannot be carried out keeps the others of that container from being carried out."""
     lab.parallel(lambda name: lab.run(name), ["both", "only-root", "stopped-root"])

@@ -1,5 +1,6 @@
 """chpasswd from the command line to the shadow file, against a fake docker whose tools misbehave in every known way."""
 import io
+import json
 import os
 import tarfile
 import time
@@ -330,6 +331,16 @@ def test_nor_for_another_name_of_the_hosts_etc(box):
     os.symlink("/etc", box.at("alias"))
     mount = {"Type": "bind", "Source": box.at("alias"), "Destination": "/etc", "RW": True}
     refused(box, "--allow-shared-etc", inspect={"Mounts": [mount]})
+
+
+@pytest.mark.parametrize("device, words", [("/etc", "never written"), ("/srv/etc", "")])
+@pytest.mark.parametrize("source", ["vol", "/var/lib/docker/volumes/vol/_data"])
+def test_nor_a_volume_that_becomes_the_hosts_etc_when_it_is_mounted(box, source, device, words):
+    """Of a stopped container: its folder on the host is empty until docker cp has it mounted."""
+    box.container("c", status="Exited (0) 1 hour ago", inspect={"Mounts": [{"Type": "volume", "Name": "vol", "Source": source, "Destination": "/etc"}]})
+    box.rule("volume", out=json.dumps([{"Name": "vol", "Driver": "local", "Options": {"type": "none", "o": "bind", "device": device}}]).encode())
+    result = box.quick("--json", "chpasswd", "c", "--allow-shared-etc", stdin=LINES)
+    assert (result.rc, result.statuses()["c"]) == ((5, "refused") if words else (0, "changed")) and words in result.rows()["c"]["msg"]
 
 
 def test_a_read_only_root_is_refused(box):
