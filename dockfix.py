@@ -54,8 +54,11 @@ ID_MAX = 65535              # a user namespace of the engine spans so many ids
 CHUNK_IDS = 500             # ids in one docker call: 65 bytes each, far below ARG_MAX
 PASSWORD_MAX = 511          # libcrypt's own limit, bytes
 LEFTOVER = ".shadow.dockfix"
+JOURNAL = "journal.json"    # in the state folder while a storage change is under way
+HALF_WAY_HINT = "python3 dockfix.py resume, or: python3 dockfix.py rollback"
 SBIN = ":/usr/sbin:/sbin"   # dmsetup, losetup
 RECORD_MAX = 16 << 20       # one record of a Docker root; containers with a huge environment stay far below
+SERVICE_PROGRAMS = ("systemctl", "service")
 ETC_TARGETS = ("/", "/etc", "/etc/passwd", "/etc/shadow")
 
 ###############################################################################
@@ -167,8 +170,10 @@ def sh_line(argv: Sequence[str]) -> str:
     return " ".join(sh_quote(word) for word in argv)
 
 
-def parse_size(text: str) -> int:
-    """Bytes of '500', '64K', '1.5M', '20MiB': K, M, G, T and KiB... are binary. 'GB' is refused (UsageError)."""
+def parse_size(text: str, now: Optional[int] = None) -> int:
+    """Bytes of '500', '64K', '1.5M', '20MiB': K, M, G, T and KiB... are binary. 'GB' is refused (UsageError). With `now` also '+100G': so much more."""
+    if now is not None and text.startswith("+"):
+        return now + parse_size(text[1:])
     found = re.match(r"^([0-9]{1,15})(\.[0-9]{1,3})?(?:([KkMmGgTt])(iB)?)?\Z", text, re.A)
     if found and (found.group(3) or not found.group(2)):
         unit = 1 << 10 * " KMGT".index((found.group(3) or " ").upper())
@@ -176,6 +181,17 @@ def parse_size(text: str) -> int:
     decimal = re.match(r"^([0-9.]+)([KMGTkmgt])[bB]\Z", text, re.A)
     hint = "write {0}{1} or {0}{1}iB, both binary".format(decimal.group(1), decimal.group(2).upper()) if decimal else "such as 500M or 20GiB"
     raise UsageError("not a size: %s" % text, hint)
+
+
+def show_size(size: float) -> str:
+    """Bytes for people, in binary units: '1.5 GiB'."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size) < 1024:
+            break
+        size /= 1024
+    else:
+        unit = "TiB"
+    return "%d B" % size if unit == "B" else "%.1f %s" % (size, unit)
 
 
 # --- docker's answers
@@ -857,28 +873,82 @@ class Host(NamedTuple):
     guard: threading.Lock
 
 
-def run_child(host: Host, argv: Sequence[str], stdin: Optional[bytes], seconds: float, limit: int, inherit: Sequence[int], enough: int = 0) -> Answer:
+class Flow(NamedTuple):
+    """Files instead of memory at a child's ends: standard input from the file `source`, standard output to `target` ('': as always).
+    `target` appears, 0600, only once the child has succeeded and the bytes are on the disk; until then it is target.part. tick(bytes
+    so far) is called some five times a second while the child runs."""
+    source: str = ""
+    target: str = ""
+    tick: Callable[[int], None] = lambda done: None
+
+
+def run_child(host: Host, argv: Sequence[str], stdin: Optional[bytes], seconds: float, limit: int, inherit: Sequence[int], enough: int = 0,
+              flow: Flow = Flow()) -> Answer:
     """Runs argv in its own process group without a shell, with sbin in PATH (after `su` root has none). Keeps `limit` bytes of each stream and
     throws the rest away; with `enough` it stops the child once that much of stdout is there.
     After `seconds` the group is killed and the pipes drained for a bounded time (a grandchild may
     hold them; subprocess.run does not come back from that on 3.6). Raises EnvironmentFault."""
     if host.verbose:
-        say("+ " + sh_line(argv))
+        say("+ " + sh_line(argv) + (" < " + sh_quote(flow.source) if flow.source else "") + (" > " + sh_quote(flow.target) if flow.target else ""))
+    ends = open_flow(flow)
     try:
-        child = subprocess.Popen([raw(word) for word in argv], stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
-                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, pass_fds=tuple(inherit),
+        child = subprocess.Popen([raw(word) for word in argv], stdin=ends[0] if ends[0] is not None else subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
+                                 stdout=subprocess.PIPE if ends[1] is None else ends[1], stderr=subprocess.PIPE, start_new_session=True, pass_fds=tuple(inherit),
                                  env=dict(os.environ, LC_ALL="C", PATH=os.environ.get("PATH", os.defpath) + SBIN))
     except OSError as err:
+        close_flow(flow, ends, False)
         hint = "is Docker's client installed? --docker names another" if argv[:1] == host.docker[:1] else "command -v %s" % argv[0]
         raise EnvironmentFault("%s cannot be started: %s" % (argv[0], err.strerror), hint) from None
+    good = False
     try:
-        return pump(host, child, stdin, seconds, limit, enough)
+        answer = pump(host, child, stdin, seconds, limit, enough, lambda: flow.tick(flowed(ends)))
+        good = answer.rc == 0 and not answer.timed_out
+        return answer
     except BaseException:               # a signal: leave no child behind
         kill_group(child)
         raise
+    finally:
+        close_flow(flow, ends, good)
 
 
-def pump(host: Host, child: "subprocess.Popen[bytes]", stdin: Optional[bytes], seconds: float, limit: int, enough: int) -> Answer:
+def open_flow(flow: Flow) -> list:
+    """Descriptors for a child's standard input and output; None where there is no file. Raises EnvironmentFault."""
+    ends = [None, None]         # type: list
+    try:
+        if flow.source:
+            ends[0] = os.open(raw(flow.source), os.O_RDONLY | os.O_CLOEXEC)
+        if flow.target:
+            ends[1] = os.open(raw(flow.target + ".part"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            os.fchmod(ends[1], 0o600)
+    except OSError as err:
+        close_flow(flow, ends, False)
+        raise EnvironmentFault("%s cannot be opened: %s" % (err.filename.decode("utf-8", "surrogateescape"), err.strerror)) from None
+    return ends
+
+
+def flowed(ends: list) -> int:
+    """Bytes read of the source (the child shares its offset), else written to the target."""
+    return os.lseek(ends[0], 0, os.SEEK_CUR) if ends[0] is not None else os.fstat(ends[1]).st_size if ends[1] is not None else 0
+
+
+def close_flow(flow: Flow, ends: list, good: bool) -> None:
+    """Gives the finished output its name, or takes the torso away. Raises EnvironmentFault where the disk does not keep it."""
+    try:
+        if ends[1] is not None and good:
+            os.fsync(ends[1])
+            os.rename(raw(flow.target + ".part"), raw(flow.target))
+            sync_folder(os.path.dirname(os.path.abspath(flow.target)))
+        elif ends[1] is not None:
+            quietly(os.unlink, raw(flow.target + ".part"))
+    except OSError as err:
+        raise EnvironmentFault("%s cannot be written: %s" % (flow.target, err.strerror)) from None
+    finally:
+        for fd in ends:
+            if fd is not None:
+                os.close(fd)
+
+
+def pump(host: Host, child: "subprocess.Popen[bytes]", stdin: Optional[bytes], seconds: float, limit: int, enough: int, beat: Callable[[], None]) -> Answer:
     began = time.monotonic()
     end = began + seconds
     kept, total = {child.stdout: bytearray(), child.stderr: bytearray()}, {child.stdout: 0, child.stderr: 0}
@@ -886,11 +956,13 @@ def pump(host: Host, child: "subprocess.Popen[bytes]", stdin: Optional[bytes], s
     left = memoryview(stdin or b"")
     with selectors.DefaultSelector() as selector:
         for stream in (child.stdout, child.stderr):
-            selector.register(stream, selectors.EVENT_READ)
+            if stream:
+                selector.register(stream, selectors.EVENT_READ)
         if child.stdin:
             os.set_blocking(child.stdin.fileno(), False)
             selector.register(child.stdin, selectors.EVENT_WRITE)
         while selector.get_map():
+            beat()
             now = time.monotonic()
             if not killed and (now >= end or host.kill.is_set() or (enough and len(kept[child.stdout]) >= enough)):
                 timed_out = now >= end or host.kill.is_set()
@@ -969,13 +1041,13 @@ def change(host: Host, words: Sequence[str], stdin: Optional[bytes] = None, limi
     return change_host(host, host.docker + tuple(words), stdin, host.timeout, limit)
 
 
-def change_host(host: Host, argv: Sequence[str], stdin: Optional[bytes] = None, seconds: float = 1e9, limit: int = 1 << 20, inherit: bool = True) -> Answer:
+def change_host(host: Host, argv: Sequence[str], stdin: Optional[bytes] = None, seconds: float = 1e9, limit: int = 1 << 20, flow: Flow = Flow()) -> Answer:
     """A program that may change something. The child inherits the lock, so an orphan of a killed run is
-    seen by the next one; not where `inherit` is False (what starts or stops a service would keep it)."""
+    seen by the next one; not what starts or stops a service: the daemon would keep it."""
     if host.dry_run:
         raise DockfixError("internal error: a change was asked for in a dry run")
     host.memo["begun"] = True
-    return run_child(host, argv, stdin, seconds, limit, host.held if inherit else ())
+    return run_child(host, argv, stdin, seconds, limit, host.held if os.path.basename(argv[0]) not in SERVICE_PROGRAMS else (), 0, flow)
 
 
 FAULTS = (
@@ -1072,8 +1144,9 @@ def open_state(path: str) -> None:
         raise Refused("the state folder %s is not a folder that only this user can write" % path, "--state DIR names another")
 
 
-def take_lock(host: Host, exclusive: bool = False) -> None:
-    """flock on STATE/lock: storage changes exclusive, the container commands shared."""
+def take_lock(host: Host, exclusive: bool = False, mending: bool = False) -> None:
+    """flock on STATE/lock: storage changes exclusive, the container commands shared. Raises Locked, and HalfWay while a storage change
+    stands half-way (not with `mending`: resume and rollback)."""
     open_state(host.state)
     try:
         lock = os.open(raw(os.path.join(host.state, "lock")), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -1083,9 +1156,26 @@ def take_lock(host: Host, exclusive: bool = False) -> None:
         fcntl.flock(lock, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
     except OSError:
         os.close(lock)
-        raise Locked("another dockfix, or a child of one that was killed, changes the storage now (lock: %s/lock)" % host.state,
+        raise Locked("another dockfix, or a child of one that was killed, changes %s now (lock: %s/lock)" % (half_way(host) or "something", host.state),
                      "wait for it: fuser -v %s/lock" % host.state) from None
     host.held.append(lock)
+    where = half_way(host)
+    if where and not mending:
+        raise HalfWay("a storage change stands half-way: %s" % where, HALF_WAY_HINT)
+
+
+def half_way(host: Host) -> str:
+    """Where a storage change stands ('pool recreate, step 7 of 12: TITLE'), '' where there is none. Fails closed: a journal that is not understood is one."""
+    try:
+        with open(raw(os.path.join(host.state, JOURNAL)), "rb") as source:
+            found = json.loads(source.read().decode("ascii"))
+        steps = found["plan"]["steps"]
+        at = min(found["at"] + 1, len(steps))
+        return "%s, step %d of %d: %s%s" % (found["plan"]["kind"], at, len(steps), steps[at - 1]["title"], " (being undone)" if found["going"] == "back" else "")
+    except (FileNotFoundError, NotADirectoryError, PermissionError):    # another user's folder: nothing that this run could change
+        return ""
+    except (OSError, ValueError, TypeError, KeyError, IndexError, RecursionError):
+        return "its journal %s is not understood" % os.path.join(host.state, JOURNAL)
 
 
 def read_input(path: str, limit: int, what: str) -> bytes:
@@ -1141,6 +1231,12 @@ def replace_file(path: str, data: bytes, mode: int = 0o600) -> None:
         quietly(os.unlink, draft)
         raise
     sync_folder(folder)
+
+
+def remove_file(path: str) -> None:
+    """A file of dockfix's own state; gone from the disk before this returns. Raises OSError."""
+    os.unlink(raw(path))
+    sync_folder(os.path.dirname(os.path.abspath(path)))
 
 
 def write_all(fd: int, data: bytes) -> None:
@@ -1774,13 +1870,28 @@ class Progress:
         self.shown = False
 
     def tick(self, done: int) -> None:
+        if done < self.total:
+            self.line("%d of %d containers%s" % (done, self.total, self.left(self.began, done, self.total)))
+
+    def step(self, number: int, title: str, size: int) -> Callable[[int], None]:
+        """tick(bytes done) for one step of a plan; size: the bytes to come, 0 = not known."""
+        began = time.monotonic()
+
+        def tick(done: int) -> None:
+            flowing = "; %s%s%s" % (show_size(done), " of " + show_size(size) if size else "", self.left(began, done, size)) if done else ""
+            self.line("step %d of %d: %s%s" % (number, self.total, title, flowing))
+        return tick
+
+    def left(self, began: float, done: int, total: int) -> str:
+        return ", about %d s left" % ((time.monotonic() - began) / done * (total - done)) if 0 < done < total else ""
+
+    def line(self, text: str) -> None:
         now = time.monotonic()
-        if self.quiet or now < self.next or done >= self.total:
+        if self.quiet or now < self.next:
             return
         terminal = is_terminal(2)
         self.next = now + (0.5 if terminal else 10)
-        left = (now - self.began) / done * (self.total - done) if done else 0
-        line = "%s: %d of %d containers%s" % (self.what, done, self.total, ", about %d s left" % left if done else "")
+        line = printable("%s: %s" % (self.what, text))
         quietly(os.write, 2, ("\r\033[K" + line if terminal else line + "\n").encode("ascii", "replace"))
         self.shown = terminal
 
@@ -1859,6 +1970,303 @@ def came_by_stdin() -> bool:
         return os.path.samestat(os.stat(globals().get("__file__") or ""), os.fstat(0))
     except OSError:
         return not os.path.isfile(os.path.dirname(globals().get("__file__") or ""))      # inside dockfix.pyz
+
+
+# --- a storage change: steps as data, shown as a script, kept in a journal, carried on and undone
+
+
+class Step(NamedTuple):
+    """One step of a storage change. It is done when every test of `check` holds: they are asked before the deed (then there is nothing to
+    do, as after a kill) and after it, for at most `wait` seconds; without tests, when the deed succeeds. The deed is a host program (`argv`,
+    no shell; standard input `data`, or the file `source`; standard output to the file `target`), or, with `path`, putting `data` there with
+    `mode`; with neither the step only waits for its tests. A test is (MODE, [TEXT,] WORD ...), see TESTS. `undo`: steps that are safe also
+    where the deed never began or is undone already; void once the step called `until` was begun. `size`: bytes that will flow, for the
+    progress. `daemon`: 'down' or 'up', what the daemon must be from here on: made so again when a reboot has changed it."""
+    title: str
+    argv: Tuple[str, ...] = ()
+    check: Tuple[Tuple[str, ...], ...] = ()
+    undo: Tuple = ()
+    wait: float = 0.0
+    data: str = ""              # text stands for bytes as raw() makes them
+    path: str = ""
+    mode: int = 0o600
+    source: str = ""
+    target: str = ""
+    size: int = 0
+    daemon: str = ""
+    until: str = ""
+
+
+class Plan(NamedTuple):
+    """A storage change. name: unique, also the name for rollback and discard; kind: the command; goal: one line for people; keeps: the
+    folder with the old data that only discard deletes ('': nothing is kept); facts: what the features want to know later (JSON)."""
+    name: str
+    kind: str
+    goal: str
+    steps: Tuple[Step, ...]
+    keeps: str = ""
+    facts: dict = {}
+
+
+class Journal(NamedTuple):
+    """How far a plan is: step `at` (from 0) is begun, those before it are done; reached is the furthest one ever begun.
+    going: 'on', 'back', 'done' or 'undone'."""
+    plan: Plan
+    at: int = 0
+    reached: int = 0
+    going: str = "on"
+
+
+TESTS = {                       # MODE: (does it take a TEXT, does the answer satisfy it, the same in sh; rc 126 and 127: no such program)
+    "ok": (False, lambda answer, text: answer.rc == 0, '"$@" >/dev/null 2>&1'),
+    "not": (False, lambda answer, text: 0 < answer.rc < 126, '"$@" >/dev/null 2>&1; case $? in 0|12[67]) false;; esac'),
+    "silent": (False, lambda answer, text: answer.rc in (0, 1) and not answer.out.strip(), 'out=$("$@" 2>/dev/null) || [ $? = 1 ] && [ -z "$out" ]'),
+    "says": (True, lambda answer, text: answer.rc == 0 and answer.out.strip() == text, 'want=$1; shift; out=$("$@" 2>/dev/null) && [ "$out" = "$want" ]'),
+    "has": (True, lambda answer, text: text in answer.out, 'want=$1; shift; "$@" 2>/dev/null | grep -q -F -e "$want"'),
+    "lacks": (True, lambda answer, text: text not in answer.out, '! has "$@"'),
+}
+
+
+def failing_test(host: Host, tests: Sequence[Sequence[str]]) -> str:
+    """The first test that does not hold, with what its program said; '' when all hold."""
+    for test in tests:
+        takes_text, holds, _ = TESTS[test[0]]
+        words = test[2:] if takes_text else test[1:]
+        answer = query_host(host, words)
+        if answer.timed_out or not holds(answer, raw(test[1])):
+            wanted = {"ok": "succeed", "not": "fail", "silent": "print nothing", "says": "say '%s'" % test[1], "has": "show '%s'" % test[1], "lacks": "not show '%s'" % test[1]}
+            return "%s does not %s: %s" % (sh_line(words), wanted[test[0]], "no answer" if answer.timed_out else first_line(answer))
+    return ""
+
+
+def do_step(host: Host, step: Step, tick: Callable[[int], None]) -> None:
+    """Raises DockfixError where the step is not done afterwards."""
+    if step.check and not failing_test(host, step.check):
+        return
+    if step.path:
+        try:
+            replace_file(step.path, raw(step.data), step.mode)
+        except OSError as err:
+            raise DockfixError("%s: %s cannot be written: %s" % (step.title, step.path, err.strerror)) from None
+    elif step.argv:
+        answer = change_host(host, step.argv, raw(step.data) if step.data else None, flow=Flow(step.source, step.target, tick))
+        if answer.rc or answer.timed_out:
+            raise DockfixError("%s: %s failed (exit %d): %s" % (step.title, sh_line(step.argv), answer.rc, first_line(answer)), "")
+    end = time.monotonic() + step.wait
+    while step.check:
+        wrong = failing_test(host, step.check)
+        if not wrong:
+            break
+        if time.monotonic() >= end or host.kill.is_set():
+            raise DockfixError("%s: %s" % (step.title, wrong))
+        tick(0)
+        time.sleep(0.2)
+
+
+def put_file(title: str, path: str, text: str, mode: int = 0o644) -> Step:
+    """A step that writes a setting of the host; its undo puts the bytes of now back, or takes the file away where there is none."""
+    try:
+        with open(raw(path), "rb") as source:
+            old = source.read().decode("utf-8", "surrogateescape")
+        kept = Step("put %s back" % path, path=path, data=old, mode=stat.S_IMODE(os.stat(raw(path)).st_mode))
+        mode = kept.mode
+    except FileNotFoundError:
+        kept = Step("take %s away" % path, ("rm", "-f", path))
+    return Step(title, path=path, data=text, mode=mode, undo=(kept,))
+
+
+def move_step(title: str, old: str, new: str, stray: str = "") -> Step:
+    """A rename inside one file system, never into or over what is there. Undone, it first moves what stands at `old` meanwhile to `stray`."""
+    aside = Step("move the newer %s aside" % old, ("mv", "-T", old, stray), (("not", "test", "-e", old, "-a", "-e", new),))
+    back = Step("move %s back" % old, ("mv", "-T", new, old), (("not", "test", "-e", new),))
+    return Step(title, ("mv", "-T", old, new), (("ok", "test", "!", "-e", old, "-a", "-e", new),), ((aside,) if stray else ()) + (back,))
+
+
+# --- the plan as a script
+
+
+def script_step(step: Step, fail: str) -> List[str]:
+    """The lines that do in sh what do_step does; `fail` is a command that does not come back."""
+    tests = " && ".join(sh_line(test) for test in step.check)
+    command = sh_line(step.argv)
+    if step.data:
+        command = "printf %%s %s | %s" % (sh_quote(step.data), command)
+    command += " < " + sh_quote(step.source) if step.source else "" if step.data else " < /dev/null"
+    if step.target:
+        command = "(umask 077; %s > %s) && mv %s %s" % (command, sh_quote(step.target + ".part"), sh_quote(step.target + ".part"), sh_quote(step.target))
+    deed = "put %o %s" % (step.mode, sh_line((step.path, step.data))) if step.path else command if step.argv else ":"
+    lines = ["%s%s || %s" % (tests + " || " if tests else "", "{ %s; }" % deed if " && " in deed or " | " in deed else deed, fail)]
+    if tests:
+        lines.append("n=%d; until %s; do [ $((n -= 1)) -ge 0 ] || %s; sleep 1; done" % (step.wait, tests, fail))
+    return lines
+
+
+def plan_script(report: dict, plan: Plan, start: int = 0) -> str:
+    """The change from step `start` on as a POSIX script; a step that fails undoes what was done, as the real run would, and ends in 1 (7: the undoing failed)."""
+    lines = [comment(plan.goal)] + ["%s() { %s; }" % (mode, body) for mode, (_, _, body) in TESTS.items()]
+    lines += ["put() { (umask 077; printf %s \"$3\" > \"$2.dockfix\") && chmod \"$1\" \"$2.dockfix\" && mv \"$2.dockfix\" \"$2\"; }",
+              "stuck() { echo \"step $at failed and could not be undone\" >&2; exit 7; }", "back() {", "echo \"step $at failed; undoing\" >&2"]
+    titles = [step.title for step in plan.steps]
+    for number, step in reversed(list(enumerate(plan.steps, 1))):
+        before = " && [ $at -lt %d ]" % (titles.index(step.until) + 1) if step.until else ""
+        if step.undo:
+            lines += ["if [ $at -ge %d ]%s; then %s" % (number, before, comment(step.title))] + [line for one in step.undo for line in script_step(one, "stuck")] + ["fi"]
+    lines += ["exit 1", "}"]
+    for number, step in list(enumerate(plan.steps, 1))[start:]:
+        lines += ["at=%d %s" % (number, comment("of %d: %s" % (len(plan.steps), step.title)))] + script_step(step, "back")
+    return script_text(report, lines, 0)
+
+
+# --- the journal
+
+
+def step_data(step: Step) -> dict:
+    kept = {name: value for name, value in step._asdict().items() if value != Step._field_defaults.get(name)}
+    return dict(kept, undo=[step_data(one) for one in step.undo]) if step.undo else kept
+
+
+def step_from(found: dict) -> Step:
+    return Step(**dict(found, argv=tuple(found.get("argv", ())), check=tuple(tuple(test) for test in found.get("check", ())),
+                       undo=tuple(step_from(one) for one in found.get("undo", ()))))
+
+
+def save_journal(host: Host, journal: Journal) -> None:
+    """On the disk before this returns. Raises DockfixError where that fails: the next step is then not begun."""
+    plan = journal.plan
+    with host.guard:            # the plan never changes: made text once
+        if host.memo.get("plan", (None,))[0] is not plan:
+            host.memo["plan"] = (plan, json.dumps(dict(plan._asdict(), steps=[step_data(step) for step in plan.steps])))
+    text = '{"dockfix": "%s", "going": "%s", "at": %d, "reached": %d, "plan": %s}\n' % (VERSION, journal.going, journal.at, journal.reached, host.memo["plan"][1])
+    name = JOURNAL if journal.going in ("on", "back") else plan.name + ".json"
+    try:
+        replace_file(os.path.join(host.state, name), text.encode("ascii"))
+    except OSError as err:
+        begun = os.path.exists(os.path.join(host.state, JOURNAL))
+        raise (HalfWay if begun else EnvironmentFault)("the journal in %s cannot be written: %s%s" % (
+            host.state, err.strerror, "; the change stands half-way" if begun else "; nothing was changed"), "make room there, or --state DIR on another disk") from None
+
+
+def read_journal(host: Host, name: str = JOURNAL) -> Optional[Journal]:
+    """None where there is no such change. Raises HalfWay where the journal is not understood."""
+    try:
+        with open(raw(os.path.join(host.state, name)), "rb") as source:
+            found = json.loads(source.read().decode("ascii"))
+        plan = Plan(**dict(found["plan"], steps=tuple(step_from(one) for one in found["plan"]["steps"])))
+        return Journal(plan, int(found["at"]), int(found["reached"]), str(found["going"]))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        raise HalfWay("the journal %s is not understood" % os.path.join(host.state, name), "made by another version of dockfix? use that one") from None
+
+
+# --- carrying a plan out
+
+
+def lock_storage(host: Host, opts: argparse.Namespace, mending: bool = False) -> None:
+    """What every storage change does before it looks: only root, one at a time, none while another stands half-way. A dry run needs none of it."""
+    if not opts.dry_run:
+        if os.geteuid() != 0:
+            raise EnvironmentFault("only root can change Docker's storage", "sudo python3 dockfix.py %s ..." % opts.command)
+        take_lock(host, exclusive=True, mending=mending)
+
+
+def run_change(host: Host, opts: argparse.Namespace, report: dict, plan: Plan, question: str = "") -> None:
+    """Confirmation (with a question), journal, steps; a step that fails undoes all of it (exit 1). A dry run: the script. Facts and refusals
+    come before this, under lock_storage. One row in report: the change."""
+    if opts.dry_run:
+        report["script"] = plan_script(report, plan)
+        report["exit_code"] = 4 if getattr(opts, "exit_code", False) and plan.steps else 0
+        return change_row(report, plan, "changed", "would: " + plan.goal)
+    if question:
+        confirm(opts, question)
+    save_journal(host, Journal(plan))
+    host.memo["working"] = True
+    progress = Progress(plan.kind, len(plan.steps), opts.quiet)
+    try:
+        go_on(host, Journal(plan), progress)
+    except HalfWay:
+        raise
+    except DockfixError as err:
+        if host.stop.is_set():
+            raise half_way_error(host, err) from None
+        say("dockfix: %s; undoing what was done" % err.msg)
+        tell_daemon_log(host, plan)
+        go_back(host, read_journal(host), progress)
+        raise DockfixError("%s; all of it is undone" % err.msg, err.hint) from None
+    finally:
+        progress.end()
+        host.memo["working"] = False
+    change_row(report, plan, "changed", plan.goal)
+
+
+def change_row(report: dict, plan: Plan, status: str, msg: str) -> None:
+    report["results"].append({"target": plan.kind, "id": plan.name, "status": status, "msg": msg, "steps": len(plan.steps), "keeps": plan.keeps or None})
+
+
+def half_way_error(host: Host, err: Optional[DockfixError]) -> HalfWay:
+    return HalfWay("%sthe change stands half-way: %s" % (err.msg + "; " if err else "", half_way(host)), HALF_WAY_HINT)
+
+
+def go_on(host: Host, journal: Journal, progress: Progress) -> None:
+    """The steps from where the journal stands to the end. Raises DockfixError for the step that failed, HalfWay after a signal."""
+    plan = journal.plan
+    for number in range(journal.at, len(plan.steps)):
+        save_journal(host, Journal(plan, number, max(number, journal.reached)))
+        if host.stop.is_set():
+            raise half_way_error(host, None)
+        do_step(host, plan.steps[number], progress.step(number + 1, plan.steps[number].title, plan.steps[number].size))
+    close_journal(host, Journal(plan, len(plan.steps), len(plan.steps) - 1, "done"))
+
+
+def go_back(host: Host, journal: Journal, progress: Progress) -> None:
+    """Undoes the steps from where the journal stands down to the first. Raises HalfWay where one cannot be."""
+    plan = journal.plan
+    titles = [step.title for step in plan.steps]
+    for number in range(min(journal.at, len(titles) - 1), -1, -1):
+        save_journal(host, Journal(plan, number, journal.reached, "back"))
+        if host.stop.is_set():
+            raise half_way_error(host, None)
+        step = plan.steps[number]
+        for one in step.undo if not step.until or titles.index(step.until) > journal.reached else ():
+            try:
+                do_step(host, one, progress.step(number + 1, one.title, one.size))
+            except DockfixError as err:
+                raise half_way_error(host, err) from None
+    close_journal(host, Journal(plan, 0, journal.reached, "undone"))
+
+
+def close_journal(host: Host, journal: Journal) -> None:
+    """The end of a change. Where old data is kept, the record stays under the change's name, for rollback and discard."""
+    record = os.path.join(host.state, journal.plan.name + ".json")
+    try:
+        if journal.plan.keeps and os.path.isdir(raw(journal.plan.keeps)):
+            save_journal(host, journal)
+        elif os.path.exists(record):
+            remove_file(record)
+        if os.path.exists(os.path.join(host.state, JOURNAL)):
+            remove_file(os.path.join(host.state, JOURNAL))
+    except OSError as err:
+        raise EnvironmentFault("the journal in %s cannot be closed: %s" % (host.state, err.strerror), "python3 dockfix.py resume") from None
+
+
+def settle_daemon(host: Host, journal: Journal, progress: Progress) -> None:
+    """A reboot in between may have started (or stopped) the daemon: the last steps that say what it must be are made so again. On the way
+    back only 'down' counts: a start that fails may be why one goes back."""
+    again = []                  # type: List[Step]
+    for step in reversed(journal.plan.steps[:journal.at]):
+        if step.daemon and again and step.daemon != again[0].daemon:
+            break
+        again += [step] if step.daemon else []
+    for step in reversed(again) if again and (journal.going == "on" or again[0].daemon == "down") else ():
+        do_step(host, step, progress.step(journal.at + 1, step.title, 0))
+
+
+def tell_daemon_log(host: Host, plan: Plan) -> None:
+    """After a start that failed: the daemon's own last words."""
+    journal = read_journal(host)
+    if journal and plan.steps[journal.at].daemon == "up":
+        for line in query_host(host, ("journalctl", "-u", "docker", "-n", "20", "--no-pager", "-o", "cat")).out.decode("utf-8", "replace").split("\n"):
+            say("| " + line)
 
 
 ###############################################################################
@@ -2326,6 +2734,105 @@ def plan_exec(host: Host, opts: argparse.Namespace, report: dict, targets: List[
     report["exit_code"] = exit_code(report["results"], opts.exit_code)
 
 
+# --- resume, rollback, discard: what became of a storage change
+
+
+def carry_on(host: Host, opts: argparse.Namespace, report: dict, journal: Journal) -> None:
+    """A change that stands half-way (or is to be undone) to its end, the way it was going."""
+    plan, back = journal.plan, journal.going == "back"
+    msg = "undone: %s" % plan.goal if back else plan.goal
+    if opts.dry_run:
+        undoing = [one for step in reversed(plan.steps[:journal.at + 1]) for one in step.undo]
+        report["script"] = plan_script(report, plan._replace(steps=tuple(undoing)) if back else plan, 0 if back else journal.at)
+        return change_row(report, plan, "changed", "would: " + msg)
+    save_journal(host, journal)
+    host.memo["working"] = True
+    progress = Progress(opts.command, len(plan.steps), opts.quiet)
+    try:
+        settle_daemon(host, journal, progress)
+        (go_back if back else go_on)(host, journal, progress)
+    except DockfixError as err:
+        raise err if isinstance(err, HalfWay) else half_way_error(host, err) from None
+    finally:
+        progress.end()
+        host.memo["working"] = False
+    change_row(report, plan, "changed", msg)
+
+
+def run_resume(host: Host, opts: argparse.Namespace, report: dict) -> None:
+    lock_storage(host, opts, mending=True)
+    journal = read_journal(host)
+    if journal:
+        carry_on(host, opts, report, journal)
+    else:
+        say("dockfix: no storage change stands half-way; there is nothing to resume")
+
+
+def run_rollback(host: Host, opts: argparse.Namespace, report: dict) -> None:
+    """The change that stands half-way, else the finished one that is named (or the only one)."""
+    lock_storage(host, opts, mending=True)
+    journal = read_journal(host)
+    name = opts.words[0] if opts.words else ""
+    if journal and name not in ("", journal.plan.name):
+        raise HalfWay("%s stands half-way; that one comes first" % journal.plan.name, HALF_WAY_HINT)
+    journal = journal or finished_change(host, name)
+    if journal.going == "undone":
+        return change_row(report, journal.plan, "unchanged", "undone already; python3 dockfix.py discard %s deletes what was set aside" % journal.plan.name)
+    if journal.going == "done":
+        for line in made_since(host, journal.plan.facts):
+            say("dockfix: made since, kept aside: " + line)
+    if not opts.dry_run:
+        confirm(opts, "undo %s (%s)?" % (journal.plan.name, journal.plan.goal))
+    carry_on(host, opts, report, journal._replace(going="back", at=min(journal.at, len(journal.plan.steps) - 1)))
+
+
+def finished_change(host: Host, name: str) -> Journal:
+    """The record of a finished change. Raises UsageError where the name means none, or no name more than one."""
+    try:
+        names = sorted(one[:-5] for one in os.listdir(raw(host.state).decode("utf-8", "surrogateescape")) if one.endswith(".json") and one != JOURNAL)
+    except OSError:
+        names = []
+    if name not in names and (name or len(names) != 1):
+        raise UsageError("there is no storage change %s" % name if name else "no storage change stands half-way, and %d finished ones are kept" % len(names),
+                         "kept: %s" % ", ".join(names) if names else "")
+    return read_journal(host, (name or names[0]) + ".json") or Journal(Plan("", "", "", ()))
+
+
+def made_since(host: Host, facts: dict) -> List[str]:
+    """Containers and image tags that the finished change did not know."""
+    answers = [query(host, "ps", "-a", "--format", "{{.Names}}"), query(host, "images", "--format", "{{.Repository}}:{{.Tag}}")] if "containers" in facts else []
+    found = [[line for line in answer.out.decode("utf-8", "replace").split("\n") if line and "<none>" not in line] for answer in answers]
+    return ["%s %s" % (kind, one) for kind, some, known in zip(("container", "image"), found, (facts.get("containers", ()), facts.get("images", ())))
+            for one in some if one not in known]
+
+
+def unused(path: str) -> Tuple[Tuple[str, ...], ...]:
+    """Tests: nothing is mounted at or below the path in any process's view. What the failing one prints names the processes."""
+    point = path.replace(" ", "\\040")
+    return (("silent", "find", "/proc", "-mindepth", "2", "-maxdepth", "2", "-name", "mountinfo", "-exec", "grep", "-l", "-s", "-F",
+             "-e", " %s/" % point, "-e", " %s " % point, "{}", "+"),)
+
+
+def run_discard(host: Host, opts: argparse.Namespace, report: dict) -> None:
+    """Deletes the old data of a finished (or undone) change; from then on there is no way back."""
+    lock_storage(host, opts)
+    journal = finished_change(host, opts.words[0])
+    plan = journal.plan
+    if not opts.dry_run:
+        confirm(opts, "delete %s for good (the old data of %s)?" % (plan.keeps, plan.name))
+    steps = (Step("nothing uses %s" % plan.keeps, check=unused(plan.keeps)),
+             Step("delete %s" % plan.keeps, ("rm", "-rf", "--one-file-system", "--", plan.keeps), (("not", "test", "-e", plan.keeps),)))
+    if opts.dry_run:
+        report["script"] = plan_script(report, plan._replace(goal="delete %s" % plan.keeps, steps=steps))
+    progress = Progress("discard", len(steps), opts.quiet)
+    for number, step in enumerate(() if opts.dry_run else steps, 1):
+        do_step(host, step, progress.step(number, step.title, 0))
+    progress.end()
+    if not opts.dry_run:
+        remove_file(os.path.join(host.state, plan.name + ".json"))
+    change_row(report, plan, "changed", "%s is deleted" % plan.keeps)
+
+
 ###############################################################################
 # 7. Output
 ###############################################################################
@@ -2377,6 +2884,11 @@ def show_exec(report: dict, quiet: bool) -> str:
 def escape_line(line: str) -> str:
     """A container's line for the terminal: tabs stay, they steer nothing."""
     return "\t".join(printable(part) for part in line.split("\t"))
+
+
+def show_change(report: dict, quiet: bool) -> str:
+    return "".join("%s: %s\n%s" % (one["target"], printable(one["msg"]), "  the old data is kept in %s; rollback %s goes back, discard %s deletes it\n" % (
+        one["keeps"], one["id"], one["id"]) if one["keeps"] and not quiet and one["status"] == "changed" else "") for one in report["results"])
 
 
 def show_errors(report: dict) -> None:
@@ -2461,6 +2973,8 @@ EXEC = (
     value("--max-output", metavar="SIZE", default="1M", help="keep so much of each stream (default: 1M)"),
 )
 
+CHANGE = (flag("--exit-code", help="with --dry-run: exit 4 when there is something to do"),)
+
 
 class Command(NamedTuple):
     """words: None where the command chooses containers, else (least, most) words that it takes itself (opts.words)."""
@@ -2478,6 +2992,19 @@ class Command(NamedTuple):
 
 
 COMMANDS = (
+    Command("resume", "finish a storage change that was interrupted", "resume", CHANGE, run_resume, show_change, """\
+  python3 dockfix.py resume
+
+After a kill, a Ctrl-C or a power cut: carries on with the step that was begun, the way the change was going.""", (0, 0)),
+    Command("rollback", "undo a storage change, half-way or finished", "rollback [NAME]", CHANGE, run_rollback, show_change, """\
+  python3 dockfix.py rollback
+  python3 dockfix.py rollback pool-recreate-20240131-120000
+
+Everything is as before: the old data, the old options, what ran runs. What was made since is set aside, not deleted.""", (0, 1)),
+    Command("discard", "delete the old data that a storage change has kept", "discard NAME", CHANGE, run_discard, show_change, """\
+  python3 dockfix.py discard pool-recreate-20240131-120000
+
+Only this deletes what pool recreate, relocate and rollback have set aside.""", (1, 1)),
     Command("chpasswd", "set a user's password in many containers", "chpasswd [OPTIONS] [CONTAINER ...]", CHPASSWD, run_chpasswd, show_chpasswd, """\
   echo 'root:NEW' | python3 dockfix.py chpasswd --all
   python3 dockfix.py chpasswd web1 'db-*' --password-file /root/pw
@@ -2675,9 +3202,15 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             return 0
         host = make_host(opts)
         before = catch_signals(host)
+        where = "" if opts.command in ("resume", "rollback") else half_way(host)
+        if where:
+            report["findings"].append({"id": "half-way", "severity": "critical", "text": "a storage change stands half-way, or is under way: " + where,
+                                       "remedy": "python3 dockfix.py resume"})
         command.run(host, opts, report)
     except DockfixError as err:
         add_error(report, err)
+        if err.code == 5 and report["dry_run"] and "script" not in report:
+            report["script"] = script_text(report, [comment("refused: " + err.msg)], 1)
     except (Interrupted, KeyboardInterrupt) as err:
         add_error(report, DockfixError("interrupted" if host and host.memo.get("begun") else "interrupted; nothing was changed"))
         report["exit_code"] = 128 + (err.args[0] if err.args else signal.SIGINT)

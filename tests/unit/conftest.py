@@ -328,7 +328,7 @@ class Box:
                 given(module)
         return self.run(*args, prelude=prelude, **how)
 
-    def in_process(self, host, argv, stdin, seconds, limit, inherit, enough=0):
+    def in_process(self, host, argv, stdin, seconds, limit, inherit, enough=0, flow=None):
         """Stands for dockfix.run_child: docker's answer from fake_docker.respond."""
         assert argv[0] == "docker", argv
         with LOCK:

@@ -1,0 +1,225 @@
+"""The plan model: a change made of real programs (mkdir, dd, mv, truncate, cat), killed before and after each of its steps, resumed, undone, run as a script."""
+import fcntl
+import json
+import os
+import signal
+import subprocess
+
+import pytest
+
+if os.geteuid() != 0:
+    pytest.skip("storage changes are root's", allow_module_level=True)
+
+STEPS = 8
+
+
+def make_plan(dockfix, box):
+    """old/ is set aside, a new one made in its place, a setting edited, a service told: the shape of every storage change."""
+    step, at = dockfix.Step, box.at
+    service = at("bin", "service")
+    return dockfix.Plan("trial-1", "trial", "old data aside, new data in place", (
+        step("stop the daemon", (service, "stop"), (("says", "stopped", service, "status"),), daemon="down", wait=2,
+             undo=(step("start the daemon", (service, "start"), (("says", "started", service, "status"),), wait=2),)),
+        step("make the folder aside", ("mkdir", at("aside")), (("ok", "test", "-d", at("aside")),)),
+        dockfix.move_step("old data aside", at("old"), at("aside", "old"), at("aside", "newer")),
+        step("new folder", ("mkdir", at("aside", "made")), (("ok", "test", "-d", at("aside", "made")),)),
+        step("copy", ("cat",), (("ok", "test", "-f", at("aside", "made", "copy")),), source=at("aside", "old", "file"), target=at("aside", "made", "copy")),
+        step("new data in place", ("mv", "-T", at("aside", "made"), at("old")), (("not", "test", "-e", at("aside", "made")),)),
+        dockfix.put_file("the setting", at("setting"), 'new "setting"\n$HOME \\ `x`\nno line end'),
+        step("start the daemon anew", (service, "start"), (("says", "started", service, "status"),), daemon="up", wait=2,
+             undo=(step("stop the newer daemon", (service, "stop"), (("says", "stopped", service, "status"),)),)),
+    ), keeps=at("aside"))
+
+
+@pytest.fixture
+def trial(box, dockfix):
+    """A box with old data and a fake service; box.go(...) runs the plan as a command `trial`, killed or failing at a given step."""
+    box.container("x")
+    os.mkdir(box.at("old"))
+    box.file("old/file", b"precious" * 1000)
+    box.file("setting", b"old setting\n", 0o640)
+    box.file("service.state", b"started\n")
+    box.program("service", "case $1 in status) /bin/cat %s;; stop) echo stopped > %s;; start) echo started > %s;; esac" % ((box.at("service.state"),) * 3))
+
+    def prelude(kill=None, side="before", extra=None):
+        def patch(module):
+            def run(host, opts, report):
+                module.lock_storage(host, opts)
+                module.run_change(host, opts, report, make_plan(module, box), "really?")
+            module.COMMANDS += (module.Command("trial", "", "trial", module.CHANGE, run, module.show_change, "", (0, 0)),)
+            real, count = module.do_step, [0]
+
+            def do_step(host, one, tick):
+                count[0] += 1
+                if count[0] == kill and side == "before":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                real(host, one, tick)
+                if count[0] == kill:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            if kill:
+                module.do_step = do_step
+            if extra:
+                extra(module)
+        return patch
+    box.go = lambda *args, **how: box.run(*args, prelude=prelude(**how))
+    return box
+
+
+def state(box):
+    seen = {}
+    for folder, _, files in os.walk(box.path):
+        for name in files:
+            path = os.path.join(folder, name)
+            where = os.path.relpath(path, box.path)
+            if where.startswith(("old/", "aside/", "setting", "service.state")):
+                with open(path, "rb") as f:
+                    seen[where] = f.read()
+    return seen
+
+
+BEFORE = {"old/file": b"precious" * 1000, "setting": b"old setting\n", "service.state": b"started\n"}
+AFTER = {"aside/old/file": b"precious" * 1000, "old/copy": b"precious" * 1000, "setting": b'new "setting"\n$HOME \\ `x`\nno line end', "service.state": b"started\n"}
+
+
+def test_the_whole_way_and_back(trial):
+    result = trial.go("-y", "--json", "trial")
+    assert result.rc == 0 and result.json["changed"] is True and result.json["results"][0]["keeps"] == trial.at("aside"), result
+    assert state(trial) == AFTER and os.stat(trial.at("setting")).st_mode & 0o777 == 0o640
+    assert sorted(os.listdir(trial.state)) == ["lock", "trial-1.json"]
+    result = trial.go("-y", "rollback", "trial-1")
+    assert result.rc == 0, result
+    assert state(trial) == dict(BEFORE, **{"aside/newer/copy": b"precious" * 1000})
+    assert trial.go("-y", "--json", "rollback").json["results"][0]["status"] == "unchanged"
+    result = trial.go("-y", "discard", "trial-1")
+    assert result.rc == 0 and state(trial) == BEFORE and os.listdir(trial.state) == ["lock"], result
+    assert trial.go("-y", "discard", "trial-1").rc == 2 and trial.go("-y", "rollback").rc == 2 and trial.go("resume").rc == 0
+
+
+@pytest.mark.parametrize("side", ["before", "after"])
+@pytest.mark.parametrize("kill", range(1, STEPS + 1))
+@pytest.mark.parametrize("way", ["resume", "rollback"])
+def test_killed_at_any_step(trial, kill, side, way):
+    assert trial.go("-y", "trial", kill=kill, side=side).rc == -signal.SIGKILL
+    result = trial.go("-y", "--json", "trial")
+    assert result.rc == 7 and "step %d of %d" % (kill, STEPS) in result.json["errors"][0]["msg"] and "resume" in result.json["errors"][0]["hint"]
+    assert "half-way" in [one["id"] for one in result.json["findings"]]
+    trial.file("service.state", b"started\n")           # a reboot in between starts the daemon
+    result = trial.go("-y", way)
+    assert result.rc == 0, result
+    newer = {name: data for name, data in state(trial).items() if name.startswith("aside/")}
+    assert state(trial) == (AFTER if way == "resume" else dict(BEFORE, **newer))
+    assert not os.path.exists(os.path.join(trial.state, "journal.json"))
+
+
+@pytest.mark.parametrize("kill", range(STEPS + 1, 2 * STEPS))
+def test_killed_on_the_way_back(trial, kill):
+    """The start fails, all is undone by itself, and that is killed: rollback and resume both go on going back."""
+    def no_start(module):
+        trial.program("service", "case $1 in status) /bin/cat %s;; stop) echo stopped > %s;; start) exit 1;; esac" % ((trial.at("service.state"),) * 2))
+    result = trial.go("-y", "trial", kill=kill, extra=no_start)
+    if result.rc != -signal.SIGKILL:
+        assert kill > STEPS + 5
+        return
+    trial.program("service", "case $1 in status) /bin/cat %s;; stop) echo stopped > %s;; start) echo started > %s;; esac" % ((trial.at("service.state"),) * 3))
+    result = trial.go("-y", "resume" if kill % 2 else "rollback")
+    assert result.rc == 0, result
+    assert {name: data for name, data in state(trial).items() if not name.startswith("aside/newer")} == {
+        name: data for name, data in dict(BEFORE, **{k: v for k, v in state(trial).items() if k.startswith("aside/")}).items() if not name.startswith("aside/newer")}
+
+
+def test_a_step_that_fails_undoes_all_of_it(trial):
+    trial.program("mv", "case \"$2\" in */old) exit 1;; esac; exec /bin/mv \"$@\"")
+    result = trial.go("-y", "--json", "trial")
+    assert result.rc == 1 and "old data aside" in result.json["errors"][0]["msg"] and "undone" in result.json["errors"][0]["msg"], result
+    assert result.json["changed"] is False and state(trial) == BEFORE
+
+
+@pytest.mark.parametrize("fail", [0, 3, 6])
+def test_the_dry_run_script_gives_the_same_end(trial, fail):
+    before = trial.picture()
+    result = trial.go("-n", "trial")
+    assert result.rc == 0 and trial.picture() == before and not os.path.exists(trial.state)
+    if fail:
+        trial.program("mv", "case \"$2\" in %s) exit 1;; esac; exec /bin/mv \"$@\"" % ("*/old" if fail == 3 else "*/made"))
+    done = subprocess.run(["sh", "-s"], input=result.out, env=trial.env, stderr=subprocess.PIPE)
+    if not fail:
+        assert done.returncode == 0 and state(trial) == AFTER, done.stderr
+    else:
+        assert done.returncode == 1 and b"step %d failed" % fail in done.stderr, done.stderr
+        assert {k: v for k, v in state(trial).items() if not k.startswith("aside/")} == BEFORE
+
+
+def test_an_orphan_of_a_killed_run_keeps_resume_out(trial, dockfix):
+    trial.program("cat", "sleep 1; exec /bin/cat")
+    pid = trial.start(trial.arguments(["-y", "trial"]), prelude=lambda module: trial_prelude(module, trial))
+    journal = os.path.join(trial.state, "journal.json")
+    from conftest import wait_for
+    wait_for(lambda: os.path.exists(journal) and json.loads(open(journal).read())["at"] == 4, what="step 5")
+    wait_for(lambda: os.path.exists(trial.at("aside", "made", "copy.part")), what="the copy")
+    os.kill(pid, signal.SIGKILL)
+    trial.outcome(pid)
+    result = trial.go("--json", "resume")
+    assert result.rc == 8 and "step 5 of 8: copy" in result.json["errors"][0]["msg"], result
+    lock = os.open(os.path.join(trial.state, "lock"), os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX)                    # comes back when the orphan has ended
+    os.close(lock)
+    assert trial.go("resume").rc == 0 and state(trial) == AFTER
+
+
+def trial_prelude(module, box):
+    def run(host, opts, report):
+        module.lock_storage(host, opts)
+        module.run_change(host, opts, report, make_plan(module, box))
+    module.COMMANDS += (module.Command("trial", "", "trial", module.CHANGE, run, module.show_change, "", (0, 0)),)
+
+
+def test_a_journal_that_cannot_be_written_refuses_the_change(trial):
+    def full(module):
+        def replace_file(path, data, mode=0o600):
+            raise OSError(28, "No space left on device")
+        module.replace_file = replace_file
+    result = trial.go("-y", "--json", "trial", extra=full)
+    assert result.rc == 6 and "journal" in result.json["errors"][0]["msg"] and "nothing was changed" in result.json["errors"][0]["msg"]
+    assert state(trial) == BEFORE and os.listdir(trial.state) == ["lock"]
+
+
+def test_ctrl_c_finishes_the_step_and_stops(trial):
+    trial.program("cat", "kill -INT $(cut -d' ' -f4 /proc/$$/stat); exec /bin/cat")
+    result = trial.go("-y", "--json", "trial")
+    assert result.rc == -signal.SIGINT and "step 6 of 8" in result.json["errors"][0]["msg"], result
+    assert os.path.exists(trial.at("aside", "made", "copy")) and trial.go("-y", "exec", "x", "--", "y").rc == 7
+    os.unlink(trial.at("bin", "cat"))
+    assert trial.go("resume").rc == 0 and state(trial) == AFTER
+
+
+def test_a_journal_that_is_not_understood_blocks_changes(trial):
+    assert trial.go("-y", "trial", kill=3).rc == -signal.SIGKILL
+    with open(os.path.join(trial.state, "journal.json"), "w") as f:
+        f.write('{"at": 3')
+    for words in (["-y", "trial"], ["resume"], ["-y", "rollback"], ["exec", "--all", "--", "x"]):
+        result = trial.go("--json", *words)
+        assert result.rc == 7 or words[0] == "exec" and result.rc in (1, 7), result
+
+
+def test_no_answer_is_a_refusal(trial):
+    result = trial.go("trial")
+    assert result.rc == 5 and state(trial) == BEFORE and os.listdir(trial.state) == ["lock"]
+
+
+def test_steps_survive_the_journal(trial, dockfix):
+    plan = make_plan(dockfix, trial)
+    back = tuple(dockfix.step_from(json.loads(json.dumps(dockfix.step_data(step)))) for step in plan.steps)
+    assert back == plan.steps
+
+
+@pytest.mark.parametrize("text,size", [("500", 500), ("+1G", (1 << 30) + 7), ("2GiB", 2 << 30)])
+def test_relative_sizes(dockfix, text, size):
+    assert dockfix.parse_size(text, 7) == size
+    if "+" in text:
+        with pytest.raises(dockfix.UsageError):
+            dockfix.parse_size(text)
+
+
+@pytest.mark.parametrize("size,text", [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 << 30, "3.0 GiB"), (5 << 40, "5.0 TiB")])
+def test_sizes_for_people(dockfix, size, text):
+    assert dockfix.show_size(size) == text
