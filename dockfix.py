@@ -18,6 +18,7 @@ if __name__ == "__main__":
         del sys.path[0]
 
 import argparse
+import base64
 import errno
 import fcntl
 import fnmatch
@@ -56,6 +57,7 @@ PASSWORD_MAX = 511          # libcrypt's own limit, bytes
 LEFTOVER = ".shadow.dockfix"
 JOURNAL = "journal.json"    # in the state folder while a storage change is under way
 HALF_WAY_HINT = "python3 dockfix.py resume, or: python3 dockfix.py rollback"
+LINKS_MAX = 40              # as many links on one path as the kernel follows
 SBIN = ":/usr/sbin:/sbin"   # dmsetup, losetup
 RECORD_MAX = 16 << 20       # one record of a Docker root; containers with a huge environment stay far below
 SERVICE_PROGRAMS = ("systemctl", "service")
@@ -132,6 +134,33 @@ class Container(NamedTuple):
     driver: str
     layer: Dict[str, str]
     mounts: Tuple[Tuple[str, str], ...]     # (source, destination), destination normalised
+    env: Tuple[str, ...]                    # Config.Env, NAME=VALUE each
+    started: str                            # State.StartedAt, ISO 8601 in UTC
+
+
+class Member(NamedTuple):
+    """One path of a container. kind: 'file', 'link' (text in `link`), 'hard' (to write only), 'dir', 'other', or
+    'absent'. uid and gid as the host sees them (user-namespace base included); mtime in whole seconds."""
+    path: str
+    kind: str
+    data: bytes = b""
+    link: str = ""
+    uid: int = 0
+    gid: int = 0
+    mode: int = 0
+    mtime: int = 0
+
+
+class Undo(NamedTuple):
+    """What STATE/undo/KIND-ID.json holds: what was at each path before dockfix's first change of this kind. `engine`
+    is `docker info`'s ID, `changed` the time of the last change (ISO 8601 in UTC), `more` the feature's own facts."""
+    kind: str
+    id: str
+    name: str
+    engine: str
+    changed: str
+    members: Tuple[Member, ...]
+    more: dict
 
 
 # --- text for terminals and shells
@@ -300,7 +329,8 @@ def container_facts(one: dict) -> Container:
     return Container(
         one["Id"], str(one.get("Name") or one["Id"][:12]).lstrip("/"), state["Running"] is True, state.get("Paused") is True,
         state.get("Restarting") is True, state.get("Status") == "removing" or state.get("Dead") is True, pid, host.get("ReadonlyRootfs") is True, str(host.get("UsernsMode") or ""),
-        str(graph.get("Name") or ""), {str(k): str(v) for k, v in layer.items()}, tuple(inspect_mounts(one["Mounts"] or [], host)))
+        str(graph.get("Name") or ""), {str(k): str(v) for k, v in layer.items()}, tuple(inspect_mounts(one["Mounts"] or [], host)),
+        tuple(str(word) for word in (one.get("Config") or {}).get("Env") or []), str(state.get("StartedAt") or ""))
 
 
 def inspect_mounts(mounts: list, host: dict) -> List[Tuple[str, str]]:
@@ -529,6 +559,7 @@ INFO_KEYS = {                   # as the text prints them: what the JSON calls t
     "OSType": ("OSType", r"\w+"),
     "Swarm": ("Swarm", r"\w+"),
     "Live Restore Enabled": ("LiveRestoreEnabled", r"true|false"),
+    "ID": ("ID", r"[\w:.-]+"),
 }
 POOL_SIZES = {"Data Space Used": "data_used", "Data Space Total": "data_total", "Data Space Available": "data_available",
               "Metadata Space Used": "metadata_used", "Metadata Space Total": "metadata_total", "Metadata Space Available": "metadata_available",
@@ -549,7 +580,7 @@ def decode_saved(data: bytes) -> str:
 
 
 def parse_info(text: str) -> Dict[str, object]:
-    """`docker info` in the shape of its JSON, whichever way it was printed: ServerVersion, Driver, DockerRootDir, OSType, Swarm,
+    """`docker info` in the shape of its JSON, whichever way it was printed: ServerVersion, Driver, DockerRootDir, ID, OSType, Swarm,
     LiveRestoreEnabled ("true", "false"), each None where it is not said once and well; SecurityOptions (list); DriverStatus
     {key: text}, without what is said twice in two ways. Raises EnvironmentFault where nothing, or no engine's answer, is recognised."""
     facts, status, options = info_from_json(text) or info_from_text(text)
@@ -828,15 +859,84 @@ def field_state(field: bytes) -> str:
 def etc_refusal(container: Container, allow_shared: bool, host_ids: Callable[[str], bool]) -> str:
     """Why the container's /etc must not be written, '' when it may. host_ids(source) tells whether
     a mount's source is the host's own /, /etc, passwd or shadow."""
-    shared = [(source, target) for source, target in container.mounts if target in ETC_TARGETS]
+    shared = mounts_over(container, ("/etc/passwd", "/etc/shadow"))
     for source, target in shared:
         if host_ids(source):
             return "%s is the host's own %s: never written" % (target, source)
     if shared and not allow_shared:
         return "%s is a mount (%s): a change would reach beyond the container; --allow-shared-etc if that is meant" % (shared[0][1], shared[0][0] or "volume")
     if container.read_only and not any(target == "/etc" for _, target in shared):
-        return "the container's root file system is read-only"
+        return READ_ONLY
     return ""
+
+
+# --- files of a container
+
+
+READ_ONLY = "the container's root file system is read-only"
+TAR_TYPES = {"file": tarfile.REGTYPE, "link": tarfile.SYMTYPE, "hard": tarfile.LNKTYPE, "dir": tarfile.DIRTYPE}
+TAR_KINDS = {tarfile.REGTYPE: stat.S_IFREG, tarfile.AREGTYPE: stat.S_IFREG, tarfile.SYMTYPE: stat.S_IFLNK,
+             tarfile.LNKTYPE: stat.S_IFLNK, tarfile.FIFOTYPE: stat.S_IFIFO, tarfile.DIRTYPE: stat.S_IFDIR}
+
+
+def kind_of(mode: int) -> str:
+    """The kind of a Member from st_mode."""
+    return {stat.S_IFREG: "file", stat.S_IFLNK: "link", stat.S_IFDIR: "dir"}.get(stat.S_IFMT(mode), "other")
+
+
+def mounts_over(container: Container, paths: Sequence[str]) -> List[Tuple[str, str]]:
+    """(source, destination) of the mounts at or above any of these paths."""
+    return [(source, target) for source, target in container.mounts if any((path + "/").startswith(target.rstrip("/") + "/") for path in paths)]
+
+
+def files_refusal(container: Container, paths: Sequence[str]) -> str:
+    """Why these paths must not be written, '' when they may."""
+    over = mounts_over(container, paths)
+    if over:
+        return "%s is a mount (%s): a change would reach beyond the container, or be covered at its next start" % (over[0][1], over[0][0] or "volume")
+    return READ_ONLY if container.read_only else ""
+
+
+def members_tar(members: Sequence[Member], base: Tuple[int, int]) -> bytes:
+    """The tar for `docker cp - C:/` of the members that are not absent, in their order. `base` is the engine's
+    userns_base. Raises WayClosed for an owner outside it: docker cp unlinks first and fails then (moby#43698)."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for one in members:
+            if one.kind == "absent":
+                continue
+            member = tarfile.TarInfo(one.path.lstrip("/"))
+            member.uid, member.gid, member.mode, member.mtime = one.uid - base[0], one.gid - base[1], one.mode, one.mtime
+            if not (0 <= member.uid <= ID_MAX and 0 <= member.gid <= ID_MAX):
+                raise WayClosed("the owner of its %s (%d:%d) is outside the engine's user namespace (from %d:%d)" % ((one.path, one.uid, one.gid) + base))
+            member.type, member.linkname, member.size = TAR_TYPES[one.kind], one.link, len(one.data)
+            tar.addfile(member, io.BytesIO(one.data))
+    return out.getvalue()
+
+
+def same_member(found: Member, wanted: Member) -> bool:
+    """Is it what was to be written? A link's mode and what a directory holds say nothing; docker keeps no mtime of links."""
+    keep = {"absent": (), "dir": (), "link": ("link", "uid", "gid"), "file": ("data", "uid", "gid", "mode")}[wanted.kind]
+    return found.kind == wanted.kind and all(getattr(found, name) == getattr(wanted, name) for name in keep)
+
+
+def undo_text(undo: Undo) -> bytes:
+    members = [dict(one._asdict(), data=base64.b64encode(one.data).decode("ascii")) for one in undo.members]
+    return (json.dumps(dict(undo._asdict(), schema="dockfix-undo/1", members=members), indent=1) + "\n").encode("ascii")
+
+
+def parse_undo(data: bytes) -> Undo:
+    """The reverse. Raises ValueError for what is no such record."""
+    try:
+        found = json.loads(data.decode("utf-8", "replace"))
+        if found.pop("schema") != "dockfix-undo/1" or not re.match(r"[0-9a-f]{64}\Z", found["id"]):
+            raise ValueError("not a record")
+        members = [Member(**dict(one, data=base64.b64decode(one["data"], validate=True))) for one in found.pop("members")]
+        if not (isinstance(found["more"], dict) and all(one.path.startswith("/") and one.kind in ("file", "link", "absent") for one in members)):
+            raise ValueError("not a member")
+        return Undo(members=tuple(members), **found)
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        raise ValueError("not an undo record of dockfix") from None
 
 ###############################################################################
 # 4. The seam: the only code that starts a process or writes a file
@@ -1144,20 +1244,21 @@ def open_state(path: str) -> None:
         raise Refused("the state folder %s is not a folder that only this user can write" % path, "--state DIR names another")
 
 
-def take_lock(host: Host, exclusive: bool = False, mending: bool = False) -> None:
-    """flock on STATE/lock: storage changes exclusive, the container commands shared. Raises Locked, and HalfWay while a storage change
+def take_lock(host: Host, exclusive: bool = False, mending: bool = False, name: str = "lock") -> None:
+    """flock on STATE/lock: storage changes exclusive, the container commands shared. What keeps undo records takes STATE/undo.lock
+    too, exclusive: two runs would note each other's changes as the former state. Raises Locked, and HalfWay while a storage change
     stands half-way (not with `mending`: resume and rollback)."""
     open_state(host.state)
     try:
-        lock = os.open(raw(os.path.join(host.state, "lock")), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        lock = os.open(raw(os.path.join(host.state, name)), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as err:
         raise EnvironmentFault("the lock in %s cannot be opened: %s" % (host.state, err.strerror), "--state DIR names another folder, such as /run/dockfix") from None
     try:
         fcntl.flock(lock, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
     except OSError:
         os.close(lock)
-        raise Locked("another dockfix, or a child of one that was killed, changes %s now (lock: %s/lock)" % (half_way(host) or "something", host.state),
-                     "wait for it: fuser -v %s/lock" % host.state) from None
+        raise Locked("another dockfix, or a child of one that was killed, changes %s now (lock: %s/%s)" % (half_way(host) or "something", host.state, name),
+                     "wait for it: fuser -v %s/%s" % (host.state, name)) from None
     host.held.append(lock)
     where = half_way(host)
     if where and not mending:
@@ -1516,6 +1617,15 @@ def open_plain(folder: int, name: str, flags: int, limit: int, path: str) -> int
         os.close(place)
 
 
+def read_at(folder: int, name: str, limit: int, path: str) -> Tuple[bytes, os.stat_result]:
+    """The bytes of open_plain's file. Raises WayClosed for one that grows meanwhile."""
+    with os.fdopen(open_plain(folder, name, os.O_RDONLY, limit, path), "rb") as source:
+        found, data = os.fstat(source.fileno()), source.read(limit + 1)
+    if len(data) != found.st_size:
+        raise WayClosed("its %s grows while it is read" % path)
+    return data, found
+
+
 def check_regular(path: str, mode: int, size: int, limit: int) -> None:
     kinds = ((stat.S_ISLNK, "a symbolic link"), (stat.S_ISFIFO, "a fifo"), (stat.S_ISDIR, "a directory"), (stat.S_ISREG, ""))
     kind = next((word for test, word in kinds if test(mode)), "a device or socket")
@@ -1525,10 +1635,10 @@ def check_regular(path: str, mode: int, size: int, limit: int) -> None:
         raise Refused("its %s has %d bytes; more than %d is not such a file" % (path, size, limit))
 
 
-def open_etc(container: Container) -> int:
-    """A descriptor of the container's own /etc, through its first process. Raises WayClosed where
-    it is not proven that this is the container's own layer: a process may have chrooted itself
-    into a mount of the host, and a pid may have been reused."""
+def open_root(container: Container) -> Tuple[int, List[Mount]]:
+    """A descriptor of the container's own root, through its first process, and the mounts that one sees. Raises
+    WayClosed where it is not proven that this is the container's own layer: a process may have chrooted itself into
+    a mount of the host, and a pid may have been reused. Raises OSError too."""
     if os.geteuid() != 0 or not container.pid:
         raise WayClosed("it has no running process" if os.geteuid() == 0 else "only root can go through /proc")
     fds = []                    # type: List[int]
@@ -1543,19 +1653,31 @@ def open_etc(container: Container) -> int:
         device = os.fstat(root).st_dev
         if not mount or mount.dev != "%d:%d" % (os.major(device), os.minor(device)):
             raise WayClosed("the root of its first process is not shown to be the container's own layer (driver %s)" % (container.driver or "unknown"))
+        return fds.pop(), mounts
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def open_etc(container: Container) -> int:
+    """A descriptor of the container's own /etc. Raises WayClosed, SharedEtc where it is a mount, Refused where it is a link."""
+    try:
+        root, mounts = open_root(container)
+    except OSError as err:
+        raise WayClosed("/proc/%d: %s" % (container.pid, err.strerror)) from None
+    try:
         if not stat.S_ISDIR(os.stat("etc", dir_fd=root, follow_symlinks=False).st_mode):
             raise Refused("its /etc is a link, not a directory")
         etc = os.open("etc", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
         over = [one.point for one in mounts if one.point in ("/etc/passwd", "/etc/shadow")]
-        if os.fstat(etc).st_dev != device or over:
+        if os.fstat(etc).st_dev != os.fstat(root).st_dev or over:
             os.close(etc)
             raise SharedEtc("its %s is a mount" % over[0] if over else "its /etc is on another device than its root: a mount")
         return etc
     except OSError as err:
         raise WayClosed("/proc/%d: %s" % (container.pid, err.strerror)) from None
     finally:
-        for fd in fds:
-            os.close(fd)
+        os.close(root)
 
 
 def keep(fds: List[int], fd: int) -> int:
@@ -1575,10 +1697,7 @@ def proc_shadow(etc: int) -> Shadow:
     except FileNotFoundError:
         pass
     try:
-        with os.fdopen(open_plain(etc, "shadow", os.O_RDONLY, SHADOW_MAX, "/etc/shadow"), "rb") as source:
-            found, data = os.fstat(source.fileno()), source.read(SHADOW_MAX + 1)
-        if len(data) != found.st_size:
-            raise WayClosed("its /etc/shadow grows while it is read")
+        data, found = read_at(etc, "shadow", SHADOW_MAX, "/etc/shadow")
     except FileNotFoundError:
         raise Refused("it has no /etc/shadow") from None
     except OSError as err:
@@ -1685,9 +1804,9 @@ def copy_xattrs(source: int, new: int) -> None:
 # --- a container's /etc through docker cp
 
 
-def cp_first(host: Host, container: Container, path: str, limit: int) -> Tuple[tarfile.TarInfo, bytes]:
+def cp_first(host: Host, container: Container, path: str, limit: int, follow: bool = False) -> Tuple[tarfile.TarInfo, bytes]:
     """The first member docker cp sends for a path, and its content; the client is stopped once `limit` bytes are here. Raises Gone, FileNotFoundError, WayClosed."""
-    answer = query(host, "cp", container.id + ":" + path, "-", limit=limit, enough=limit)
+    answer = query(host, "cp", *((["-L"] if follow else []) + [container.id + ":" + path, "-"]), limit=limit, enough=limit)
     if len(answer.out) < 512:
         text = answer.text()
         # Clients say "No such container:path" where either is missing.
@@ -1705,10 +1824,6 @@ def cp_first(host: Host, container: Container, path: str, limit: int) -> Tuple[t
         raise WayClosed("docker cp sent something that is not a tar stream") from None
     offset = member.offset_data
     return member, answer.out[offset:offset + member.size]
-
-
-TAR_KINDS = {tarfile.REGTYPE: stat.S_IFREG, tarfile.AREGTYPE: stat.S_IFREG, tarfile.SYMTYPE: stat.S_IFLNK,
-             tarfile.LNKTYPE: stat.S_IFLNK, tarfile.FIFOTYPE: stat.S_IFIFO, tarfile.DIRTYPE: stat.S_IFDIR}
 
 
 def cp_shadow(host: Host, container: Container, first: bool = False) -> Shadow:
@@ -1730,18 +1845,10 @@ def shadow_tar(old: Shadow, data: Optional[bytes], base: Tuple[int, int]) -> byt
     """The tar for `docker cp - C:/etc`. What can fail (space, ids) fails on the first member, while
     the old file is still there; the link then takes its place; the third empties the leftover,
     which docker cp cannot delete (data None: that alone)."""
-    uid, gid = old.uid - base[0], old.gid - base[1]
-    if not (0 <= uid <= ID_MAX and 0 <= gid <= ID_MAX):
-        raise WayClosed("the owner of its /etc/shadow (%d:%d) is outside the engine's user namespace (from %d:%d)" % (old.uid, old.gid, base[0], base[1]))
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as tar:
-        members = ((LEFTOVER, data or b"", ""), ("shadow", b"", LEFTOVER), (LEFTOVER, b"", ""))
-        for name, body, link in members[2 if data is None else 0:]:
-            member = tarfile.TarInfo(name)
-            member.uid, member.gid, member.mode, member.mtime = uid, gid, old.mode, int(time.time())
-            member.type, member.linkname, member.size = (tarfile.LNKTYPE if link else tarfile.REGTYPE), link, len(body)
-            tar.addfile(member, io.BytesIO(body))
-    return out.getvalue()
+    now = int(time.time())
+    first = Member("/" + LEFTOVER, "file", data or b"", "", old.uid, old.gid, old.mode, now)
+    members = (first, first._replace(path="/shadow", kind="hard", data=b"", link=LEFTOVER), first._replace(data=b""))
+    return members_tar(members[2 if data is None else 0:], base)
 
 
 def cp_again(host: Host, container: Container) -> Optional[bytes]:
@@ -1754,9 +1861,7 @@ def cp_again(host: Host, container: Container) -> Optional[bytes]:
 def cp_write(host: Host, container: Container, edit: Callable[[bytes], bytes]) -> bytes:
     """Replaces the shadow file through docker cp and returns what is read back; puts the old bytes
     back if that differs. docker cp has no lock and is not atomic: the last way."""
-    base = engine_userns(host)
-    if base != (0, 0) and container.userns == "host":
-        raise Refused("--userns host under a remapping engine: docker cp would delete its /etc/shadow (moby#43698)")
+    base = cp_base(host, container)
     old = cp_shadow(host, container)
     new = edit(old.data)
     answer = change(host, ["cp", "-", container.id + ":/etc"], shadow_tar(old, new, base))
@@ -1774,6 +1879,239 @@ def cp_write(host: Host, container: Container, edit: Callable[[bytes], bytes]) -
     if container.running and not container.paused:       # tidy where the image has an rm; empty otherwise
         change(host, ["exec", "-u", "0", container.id, "rm", "-f", "/etc/" + LEFTOVER])
     return new
+
+
+def cp_base(host: Host, container: Container) -> Tuple[int, int]:
+    """engine_userns for a write through docker cp. Raises Refused where that would delete what it should replace."""
+    base = engine_userns(host)
+    if base != (0, 0) and container.userns == "host":
+        raise Refused("--userns host under a remapping engine: docker cp would delete the file that it should replace (moby#43698)")
+    return base
+
+
+# --- any file of a container: by descriptors where root is on the engine's host and a process runs, else by docker cp
+
+
+def read_member(host: Host, container: Container, path: str, limit: int = SHADOW_MAX, follow: bool = False) -> Member:
+    """What is at an absolute path of the container, in any state of it: kind 'absent' where nothing is. Links above the path
+    are followed as the container would, a link at its end with `follow` only. A file larger than `limit` is Refused. Raises Gone,
+    WayClosed. The path of a member is the one asked for, whatever links led there."""
+    try:
+        return proc_member(container, path, limit, follow)
+    except WayClosed:
+        return cp_member(host, container, path, limit, follow)
+
+
+def cp_member(host: Host, container: Container, path: str, limit: int, follow: bool) -> Member:
+    try:
+        found, data = cp_first(host, container, path, limit + 16384, follow)
+    except FileNotFoundError:
+        return Member(path, "absent")
+    kind = kind_of(TAR_KINDS.get(found.type, stat.S_IFCHR))
+    if kind == "file":
+        check_regular(path, stat.S_IFREG, found.size, limit)
+        if len(data) != found.size:
+            raise WayClosed("docker cp sent only a part of %s" % path)
+    return Member(path, kind, data if kind == "file" else b"", found.linkname if kind == "link" else "", found.uid, found.gid,
+                  found.mode & 0o7777, int(found.mtime))
+
+
+def proc_member(container: Container, path: str, limit: int, follow: bool) -> Member:
+    try:
+        root, mounts = open_root(container)
+    except OSError as err:
+        raise WayClosed("/proc/%d: %s" % (container.pid, err.strerror)) from None
+    folder = -1
+    try:
+        folder, name, place = walk(root, path, follow)
+        if any(one.point == place for one in mounts if place != "/"):
+            raise WayClosed("its %s is a mount" % place)
+        found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        kind, link, data = kind_of(found.st_mode), "", b""
+        if kind == "link":
+            link = os.readlink(name, dir_fd=folder).decode("utf-8", "surrogateescape")
+        elif kind == "file":
+            data, found = read_at(folder, name.decode("utf-8", "surrogateescape"), limit, path)
+        return Member(path, kind, data, link, found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode), int(found.st_mtime))
+    except (FileNotFoundError, NotADirectoryError):
+        return Member(path, "absent")
+    except OSError as err:
+        raise WayClosed("%s: %s" % (path, err.strerror)) from None
+    finally:
+        for fd in (root, folder):
+            if fd >= 0:
+                os.close(fd)
+
+
+def walk(root: int, path: str, follow: bool) -> Tuple[int, bytes, str]:
+    """(descriptor of the folder, name in it, path without links) of a path below an opened root, each link read and
+    walked from that root as a chroot would: none is left to the kernel. Raises OSError, and WayClosed on another device (a mount)."""
+    device = os.fstat(root).st_dev
+    fds, names, links = [os.dup(root)], [], 0       # type: List[int], List[bytes], int
+    todo = raw(path).split(b"/")[::-1]
+    try:
+        while True:
+            word = todo.pop() if todo else b"."
+            left = any(part not in (b"", b".") for part in todo)
+            if word == b".." and names:
+                os.close(fds.pop())
+                names.pop()
+            if word in (b"", b".", b".."):
+                if not left:
+                    return fds.pop(), b".", "/" + b"/".join(names).decode("utf-8", "surrogateescape")
+                continue
+            mode = os.stat(word, dir_fd=fds[-1], follow_symlinks=False).st_mode
+            if stat.S_ISLNK(mode) and (left or follow):
+                links += 1
+                if links > LINKS_MAX:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+                target = os.readlink(word, dir_fd=fds[-1])
+                while target.startswith(b"/") and names:
+                    os.close(fds.pop())
+                    names.pop()
+                todo += target.split(b"/")[::-1]
+            elif not left:
+                return fds.pop(), word, "/" + b"/".join(names + [word]).decode("utf-8", "surrogateescape")
+            else:
+                fds.append(os.open(word, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fds[-1]))
+                names.append(word)
+                if os.fstat(fds[-1]).st_dev != device:
+                    raise WayClosed("its /%s is a mount" % show_bytes(b"/".join(names)))
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def missing_folders(host: Host, container: Container, paths: Sequence[str]) -> List[str]:
+    """The folders above these paths that are not there, outermost first. Raises Refused where one is a link or no folder:
+    docker cp would follow it, perhaps into a mount. (A container that makes one in the moment between gains
+    nothing: docker cp extracts chrooted, and what is mounted there it can write itself.)"""
+    missing = []                # type: List[str]
+    for folder in sorted({path[:at] for path in paths for at in range(1, len(path)) if path[at] == "/"}):
+        if any(folder.startswith(one + "/") for one in missing):
+            missing.append(folder)
+            continue
+        found = read_member(host, container, folder)
+        if found.kind == "absent":
+            missing.append(folder)
+        elif found.kind != "dir":
+            raise Refused("its %s is %s, not a folder" % (folder, "a link to %s" % found.link if found.kind == "link" else "a file"))
+    return missing
+
+
+def write_members(host: Host, container: Container, members: Sequence[Member]) -> None:
+    """Writes the members through one `docker cp - C:/`, in their order, and reads each back; 'absent' ones are left alone. What files_refusal
+    and missing_folders say comes first, and save_undo. docker cp replaces a link, it does not write through it, but
+    unlinks first: what can fail for want of space goes first. Raises Refused, Gone, WayClosed (then look at what is there)."""
+    members = [one for one in members if one.kind != "absent"]
+    if not members:
+        return
+    answer = change(host, ["cp", "-", container.id + ":/"], members_tar(members, cp_base(host, container)))
+    if answer.rc and is_gone_now(host, container.id, answer.text()):
+        raise Gone()
+    for one in members:
+        if not same_member(read_member(host, container, one.path, max(SHADOW_MAX, len(one.data))), one):
+            raise WayClosed("docker cp: %s" % (first_line(answer) if answer.rc else "what was read back of %s differs from what was sent" % one.path))
+
+
+def remove_paths(host: Host, container: Container, paths: Sequence[str]) -> List[str]:
+    """Removes files and links, then empty folders, innermost first; returns what is still there. By descriptors where root is on the engine's
+    host and a process runs; by rm and rmdir inside where there are such; a file that stays, by a hard link to nothing, before
+    which docker cp removes what is there. None of them removes the folders of a stopped container."""
+    def still() -> List[Member]:
+        found = [read_member(host, container, path, 1 << 30) for path in paths]
+        return sorted((one for one in found if one.kind != "absent"), key=lambda one: (one.kind == "dir", -len(one.path)))
+    left = still()
+    if left:
+        quietly(proc_remove, container, left)
+        left = still()
+    for words, group in ((["rm", "-f"], [one for one in left if one.kind != "dir"]), (["rmdir"], [one for one in left if one.kind == "dir"])):
+        if group and container.running and not container.paused and not container.restarting:
+            change(host, ["exec", "-u", "0", container.id] + words + [one.path for one in group])
+    for one in (still() if left else []):
+        if one.kind != "dir":
+            bait = Member(one.path, "hard", link=".dockfix-nothing-%s" % os.urandom(8).hex())
+            change(host, ["cp", "-", container.id + ":/"], members_tar([bait], (0, 0)))
+    return [one.path for one in (still() if left else [])]
+
+
+def proc_remove(container: Container, members: Sequence[Member]) -> None:
+    """Raises OSError; WayClosed is one way less, and no more."""
+    try:
+        root = open_root(container)[0]
+    except WayClosed:
+        return
+    try:
+        for one in members:
+            folder, name, _ = walk(root, one.path, False)
+            try:
+                (os.rmdir if one.kind == "dir" else os.unlink)(name, dir_fd=folder)
+            finally:
+                os.close(folder)
+    except WayClosed:
+        pass
+    finally:
+        os.close(root)
+
+
+# --- what undo needs
+
+
+def undo_path(host: Host, kind: str, ident: str) -> str:
+    return os.path.join(host.state, "undo", "%s-%s.json" % (kind, ident))
+
+
+def load_undo(host: Host, kind: str, ident: str) -> Optional[Undo]:
+    """The record of a container, None without one. Raises DockfixError for one that cannot be read: it is never overwritten."""
+    path = undo_path(host, kind, ident)
+    try:
+        with open(raw(path), "rb") as source:
+            return parse_undo(source.read())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as err:
+        raise DockfixError("what undo needs cannot be read from %s: %s" % (path, err), "look at it; moved away, the former state is forgotten") from None
+
+
+def save_undo(host: Host, kind: str, container: Container, former: Sequence[Member], more: Optional[dict] = None) -> Undo:
+    """Notes what was there, on the disk before this returns and so before the container is touched. Of a path that the record has
+    already, the older state stays: undo goes back to before dockfix's first change. `more` replaces facts of the same name."""
+    old = load_undo(host, kind, container.id)
+    kept = old.members if old else ()
+    known = {one.path for one in kept}
+    undo = Undo(kind, container.id, container.name, str(engine_info(host)["ID"] or ""), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                kept + tuple(one for one in former if one.path not in known), dict(old.more if old else {}, **(more or {})))
+    try:
+        os.makedirs(raw(os.path.join(host.state, "undo")), 0o700, exist_ok=True)
+        replace_file(undo_path(host, kind, container.id), undo_text(undo))
+        sync_folder(host.state)
+    except OSError as err:
+        raise EnvironmentFault("what undo needs cannot be kept in %s: %s; nothing was changed" % (host.state, err.strerror), "--state DIR on another disk") from None
+    return undo
+
+
+def drop_undo(host: Host, kind: str, ident: str) -> None:
+    quietly(os.unlink, raw(undo_path(host, kind, ident)))
+
+
+def restore_undo(host: Host, container: Container, undo: Undo) -> List[str]:
+    """Puts back every path of the record, and returns what could not be removed. The record stays: drop_undo it when nothing is left."""
+    write_members(host, container, [one for one in undo.members if not same_member(read_member(host, container, one.path, 1 << 30), one)])
+    return remove_paths(host, container, [one.path for one in undo.members if one.kind == "absent"])
+
+
+def tidy_undo(host: Host, listed: Sequence[str]) -> None:
+    """Drops the records of containers that this engine had and has no more; `listed` are all its ids (docker ps -a). Another engine's stay."""
+    try:
+        names = os.listdir(raw(os.path.join(host.state, "undo")))
+    except OSError:
+        return
+    for name in names:
+        kind, _, ident = os.fsdecode(name).partition("-")
+        if re.match(r"[0-9a-f]{64}\.json\Z", ident) and ident[:64] not in listed:
+            undo = load_undo(host, kind, ident[:64])
+            if undo and undo.engine and undo.engine == engine_info(host)["ID"]:
+                drop_undo(host, kind, ident[:64])
 
 
 # --- the terminal

@@ -187,7 +187,12 @@ class Fake:
         if argv[1] in ("chpasswd", "/usr/sbin/chpasswd"):
             return self.chpasswd(c, argv[1:], stdin)
         if argv[1:3] == ["rm", "-f"] and c["rm"]:
-            os.unlink(os.path.join(self.root(c), argv[3].lstrip("/")))
+            for path in argv[3:]:
+                os.unlink(os.path.join(self.root(c), path.lstrip("/")))
+            return 0
+        if argv[1] == "rmdir" and c["rm"]:
+            for path in argv[2:]:
+                os.rmdir(os.path.join(self.root(c), path.lstrip("/")))
             return 0
         answer = c["answer"]
         self.out += stdin if answer == "cat" else answer.get("out", b"")
@@ -240,6 +245,8 @@ class Fake:
                 self.err = b'destination "%s" must be a directory\n' % os.fsencode(target)
             return 1
         where = os.path.join(self.root(c), path.lstrip("/"))
+        if "-L" in argv and os.path.islink(where):      # as within the container
+            where = os.path.join(self.root(c), os.path.join(os.path.dirname(path), os.readlink(where)).lstrip("/"))
         return self.cp_in(c, where, stdin) if source == "-" else self.cp_out(c, where, path)
 
     def cp_out(self, c, where, path):
@@ -267,13 +274,28 @@ class Fake:
         with tarfile.open(fileobj=io.BytesIO(stdin)) as tar:
             for member in tar:
                 path = os.path.join(where, member.name)
+                if os.path.isdir(path) and not os.path.islink(path):
+                    if member.isdir():
+                        continue
+                    self.err += b"Error response from daemon: cannot overwrite directory with non-directory\n"
+                    return 1
                 if os.path.lexists(path):
                     os.unlink(path)                     # docker removes the old file first: a failure now leaves none
+                if not os.path.exists(os.path.dirname(path)):
+                    os.makedirs(os.path.dirname(path), 0o777)
                 if member.uid >= 65536 or member.gid >= 65536:
                     self.err += b"Error response from daemon: Container ID %d cannot be mapped to a host ID\n" % max(member.uid, member.gid)
                     return 1
                 if member.islnk():
-                    os.link(os.path.join(where, member.linkname), path)
+                    try:
+                        os.link(os.path.join(where, member.linkname), path)
+                    except FileNotFoundError as err:
+                        self.err += b"Error response from daemon: %s\n" % str(err).encode()
+                        return 1
+                elif member.issym():
+                    os.symlink(member.linkname, path)
+                elif member.isdir():
+                    os.mkdir(path, member.mode)
                 else:
                     data = tar.extractfile(member).read()
                     with open(path, "wb") as f:
