@@ -48,6 +48,7 @@ and prints a POSIX shell script that does what the real run would do.
 VERSION = "0.1.0"
 SCHEMA = "dockfix/1"
 CALL_SECONDS = 60.0         # default bound of one call for one container
+WALK_SECONDS = 10.0         # what looking for sizes may take in all
 LOCK_SECONDS = 15.0         # what lckpwdf(3) waits for /etc/.pwd.lock
 DRAIN_SECONDS = 2.0         # after a kill: a grandchild may hold the pipe for ever
 SHADOW_MAX = 1 << 20        # a larger shadow file is not one
@@ -193,6 +194,12 @@ def sh_quote(text: str) -> str:
     plain = [32 <= b < 127 and b not in b"%\\'" and (n or b != 45) for n, b in enumerate(raw(head))]    # no '-' first: an option
     body = "".join(chr(b) if fits else "\\%03o" % b for fits, b in zip(plain, raw(head)))
     return '"%s%s"' % ("$(printf '%s')" % body if head else "", "${IFS#??}" * (len(text) - len(head)))
+
+
+def human_size(size: int) -> str:
+    """Binary units, three digits: 512 B, 1.5 KiB, 10.0 GiB."""
+    unit = max(0, min(5, (size.bit_length() - 1) // 10))
+    return "%d B" % size if not unit else "%.1f %siB" % (size / (1 << 10 * unit), " KMGTP"[unit])
 
 
 def sh_line(argv: Sequence[str]) -> str:
@@ -534,6 +541,43 @@ def claim_graph(parents: Dict[str, str], tagged: Dict[str, List[str]]) -> Dict[s
             users[below].append(top)
             below = parents[below]
     return {image: Claim("image", "", tuple(tops)) for image, tops in users.items()}
+
+
+def find_rows(layers: Layers, word: str) -> List[int]:
+    """Numbers of the rows that a word means: a name as it stands, else the layer of a device's name, else the first part of a path that
+    is one, else the beginning of a hash. [] where it means none; UsageError where it begins two."""
+    bare = re.sub(r"^(?:sha256:|docker\.io/(?:library/)?|/(?=[^/]+\Z))", "", word)
+    device = re.match(r"(?:/dev/mapper/)?docker-[0-9]+:[0-9]+-[0-9]+-(.+)\Z", word)
+    parts = [part for part in posixpath.normpath(word).split("/") if re.match(LAYER + "|[0-9A-Z]{26}\\Z", part)] if "/" in word else []
+    known = [name for name in [word, bare, bare + ":latest", device.group(1) if device else ""] + parts if name in layers.words]
+    if known:
+        return layers.words[known[0]]
+    stem, init = re.match(r"(.*?)(-init)?\Z", bare, re.S).groups()
+    begun = [name for name in layers.words if name.startswith(stem) and re.match(LAYER, name) and name.endswith("-init") == bool(init)] if stem else []
+    if len({tuple(layers.words[name]) for name in begun}) > 1:
+        shown = ["%s (%s)" % (name, owner_text(layers.rows[layers.words[name][0]])) for name in sorted(begun)]
+        raise UsageError("%s begins %d hashes: %s" % (word, len(begun), ", ".join(shown[:6]) + (", ..." if len(shown) > 6 else "")), "give more of the hash")
+    return layers.words[begun[0]] if begun else []
+
+
+def owner_text(row: dict) -> str:
+    """A row's owner in words: the container's name, else the image's tags."""
+    if row["container"]:
+        return row["container"]["name"] or "container " + row["container"]["id"][:12]
+    tags = [tag for image in row["images"] for tag in image["tags"][:1] or [image["id"][:12]]]
+    return ", ".join(tags[:3]) + (" and %d more" % (len(tags) - 3) if len(tags) > 3 else "") or "-"
+
+
+def inspect_differences(row: dict, one: Optional[Container]) -> str:
+    """In what `docker inspect` (None: it has no such container) differs from a container's row, '' where both agree or it says nothing:
+    aufs, btrfs and vfs tell no paths."""
+    if one is None:
+        return "docker does not know it"
+    told = {part for value in one.layer.values() for part in re.split("[/:]", value)} | {value.split("-", 3)[-1] for value in one.layer.values()}
+    checks = (("name", row["container"]["name"], one.name), ("driver", row["driver"], one.driver or row["driver"]),
+              ("layer", row["layer"], row["layer"] if row["layer"] in told or not told else " ".join(sorted(one.layer.values()))),
+              ("device id", str(row.get("device_id")), one.layer.get("DeviceId", str(row.get("device_id")))))
+    return "; ".join("its %s is %s by the files, %s by docker" % check for check in checks if check[1] != check[2])
 
 
 def named_in(data: bytes, names: set) -> set:
@@ -1576,6 +1620,29 @@ def pool_prefix(home: str) -> str:
     except OSError:
         return ""
     return "docker-%d:%d-%d-" % (os.major(found.st_dev), os.minor(found.st_dev), found.st_ino)
+
+
+def disk_usage(path: str, until: float) -> Tuple[Optional[int], str]:
+    """(bytes allocated below a folder on its own device, hard links once, and why that is not all of it, '' where it is); None after
+    the monotonic time `until`."""
+    total, failed, seen, left = 0, 0, set(), [raw(path)]
+    try:
+        device = os.lstat(left[0]).st_dev
+    except OSError as err:
+        return None, "not measured: %s" % err.strerror
+    while left:
+        if time.monotonic() > until:
+            return None, "not measured in time"
+        try:
+            for entry in os.scandir(left.pop()):
+                found = entry.stat(follow_symlinks=False)
+                if found.st_dev == device and (found.st_nlink < 2 or stat.S_ISDIR(found.st_mode) or found.st_ino not in seen):
+                    total += found.st_blocks * 512
+                    seen.update({found.st_ino} if found.st_nlink > 1 else ())
+                    left += [entry.path] if stat.S_ISDIR(found.st_mode) else []
+        except OSError:
+            failed += 1
+    return total, "at least: %d folders not readable" % failed if failed else ""
 
 
 def short_links(root: Root, driver: str) -> Dict[str, List[str]]:
@@ -2681,6 +2748,134 @@ def exit_code(rows: List[dict], dry_exit: bool = False) -> int:
     return 3
 
 
+# --- owner: whose a layer's folder or device is, and back
+
+
+def run_owner(host: Host, opts: argparse.Namespace, report: dict) -> None:
+    if opts.orphans and opts.words:
+        raise UsageError("--orphans takes no words", "python3 dockfix.py owner --orphans")
+    info = None if opts.root is not None else ask_engine(host, report)
+    root = opts.root if opts.root is not None else str(info["DockerRootDir"]) if info else configured_root()
+    layers = read_layers(root, follow=opts.root is None)
+    rows = owners_of(layers, opts, report)
+    if opts.orphans:
+        measure_orphans(rows)
+    report["results"] += rows
+    if info and not opts.orphans:
+        compare_with_docker(host, layers, rows, not opts.words, report)
+    owner_findings(layers, rows, opts, info, report)
+
+
+def ask_engine(host: Host, report: dict) -> Optional[Dict[str, object]]:
+    """docker info, or None and a finding where the daemon does not answer: the files tell as much."""
+    try:
+        info = engine_info(host)
+        return info if info.get("DockerRootDir") else None
+    except EnvironmentFault as err:
+        add_finding(report, "engine-silent", "info", "from the files alone, unchecked: %s" % err.msg, err.hint)
+        return None
+
+
+def configured_root() -> str:
+    """Docker's root where no daemon tells it: by daemon.json, else where it always was."""
+    try:
+        with open("/etc/docker/daemon.json", "rb") as source:
+            found = take_object(source.read(RECORD_MAX))
+        return str(found.get("data-root") or found.get("graph") or "/var/lib/docker")
+    except (OSError, ValueError, RecursionError):
+        return "/var/lib/docker"
+
+
+def owners_of(layers: Layers, opts: argparse.Namespace, report: dict) -> List[dict]:
+    """The rows asked for, each once, in the order asked; a word that means none is an error of its own."""
+    if not opts.words:
+        return [row for row in layers.rows if not opts.orphans or row["role"] == "orphan"]
+    numbers = []                # type: List[int]
+    for word in opts.words:
+        found = next((rows for rows in (find_rows(layers, name) for name in other_names(word)) if rows), [])
+        numbers += [number for number in found if number not in numbers]
+        if not found:
+            add_error(report, no_owner(layers, word, opts))
+    report["exit_code"] = 3 if report["errors"] and numbers else report["exit_code"]
+    return [layers.rows[number] for number in numbers]
+
+
+def other_names(word: str) -> List[str]:
+    """The word, and what this host knows it by: the device-mapper name of a dm-N, the real path of a path."""
+    found, node = [word], re.match(r"(?:/dev/)?(dm-[0-9]+)\Z", os.path.realpath(raw(word)).decode("utf-8", "surrogateescape") if word.startswith("/dev/") else word)
+    if node:
+        try:
+            with open("/sys/block/%s/dm/name" % node.group(1), "rb") as source:
+                found.append(source.read(4096).decode("utf-8", "surrogateescape").strip())
+        except OSError:
+            pass
+    return found + ([os.path.realpath(raw(word)).decode("utf-8", "surrogateescape")] if "/" in word or os.path.lexists(raw(word)) else [])
+
+
+def no_owner(layers: Layers, word: str, opts: argparse.Namespace) -> DockfixError:
+    bare = word.lstrip("/")
+    layerless = [(one, facts) for one, facts in layers.containers.items() if bare and (facts["name"] == bare or one.startswith(bare))]
+    if layerless:
+        one, facts = layerless[0]
+        return UsageError("container %s (%s) is there, but no layer of it (driver %s)" % (facts["name"], one[:12], facts["driver"] or "unknown"), CONTAINERD_HINT)
+    if re.search(r"docker-[0-9]+:[0-9]+-[0-9]+-pool\Z", word):
+        return UsageError("%s is the pool of all layers" % word, "python3 dockfix.py storage")
+    return UsageError("%s: no layer, device, container or image is called so%s" % (word, ", or what would tell could not be read" if layers.unread else ""),
+                      "a hash or its beginning, a path, l/LINK, a device name, dm-N, a device id, a container's name, an image's tag; all of them: python3 dockfix.py owner")
+
+
+CONTAINERD_HINT = "ctr -n moby snapshots ls"
+
+
+def measure_orphans(rows: List[dict]) -> None:
+    """Adds "size", allocated bytes or None, within ten seconds in all."""
+    until = time.monotonic() + WALK_SECONDS
+    for row in rows:
+        folder = next((path for path in row["paths"] if os.path.isdir(raw(path))), None)
+        size, why = disk_usage(folder, until) if folder and row["driver"] != "devicemapper" else (None, "its size is not in files")
+        row["size"], row["note"] = size, "; ".join(part for part in (row["note"], why) if part)
+
+
+def compare_with_docker(host: Host, layers: Layers, rows: List[dict], whole: bool, report: dict) -> None:
+    """What `docker inspect` says, one call for all containers, against the files."""
+    own = {row["container"]["id"]: row for row in rows if row["role"] == "container"}
+    try:
+        listed = {one.id for one in list_containers(host)} if whole else set()
+        inspected = inspect_containers(host, sorted(listed | set(own))) if listed or own else {}
+    except EnvironmentFault as err:
+        return add_finding(report, "owner-unchecked", "info", "not checked against docker inspect: %s" % err.msg, err.hint)
+    different = ["%s: %s" % (row["container"]["name"] or one[:12], inspect_differences(row, inspected.get(one))) for one, row in own.items() if inspect_differences(row, inspected.get(one))]
+    different += ["%s: it has no layer by the files" % one.name for one in inspected.values() if one.id not in own and one.driver in LAYOUTS]
+    if different:
+        add_finding(report, "owner-differs", "warning", "files and docker inspect differ (made or removed just now?): %s" % "; ".join(different[:10]), "python3 dockfix.py owner")
+
+
+DRIVER_ADVICE = {
+    "overlay2": "never delete below its diff from the host while the container is there: it is left with a file that ls does not show and writes that vanish; inside, or below merged while it runs, is right",
+    "overlay": "never delete below its upper from the host while the container is there: it is left with a file that ls does not show and writes that vanish; inside, or below merged while it runs, is right",
+    "aufs": "diff is the layer's own files, mnt what the container sees while it runs, layers the list of what lies under it",
+}
+
+
+def owner_findings(layers: Layers, rows: List[dict], opts: argparse.Namespace, info: Optional[dict], report: dict) -> None:
+    for driver, advice in DRIVER_ADVICE.items():
+        row = next((one for one in rows if opts.words and one["driver"] == driver and one["role"] == "container"), None)
+        if row:
+            add_finding(report, "owner-" + driver, "info", "%s: %s" % (row["container"]["name"], advice), "docker exec %s rm FILE" % sh_quote(row["container"]["name"] or row["container"]["id"]))
+    owned = {row["container"]["id"] for row in layers.rows if row["container"]}
+    elsewhere = [facts for one, facts in layers.containers.items() if one not in owned and facts["driver"] not in LAYOUTS]
+    if elsewhere or (info or {}).get("DriverStatus", {}).get("driver-type"):
+        add_finding(report, "owner-containerd", "info", "images and containers of the containerd store are not in Docker's root but in containerd's (/var/lib/containerd)", CONTAINERD_HINT)
+    orphans, untold = ([row for row in layers.rows if row["role"] == role] for role in ("orphan", None))
+    if orphans and not opts.words:
+        add_finding(report, "owner-orphans", "info", "nothing has %d of the layers; a pull or build that runs now makes such ones, so look again when none does; nothing is deleted here" % len(orphans),
+                    "python3 dockfix.py owner --orphans")
+    if layers.unread:
+        some = ["%s: %s" % one for one in list(layers.unread.items())[:5]]
+        add_finding(report, "owner-unread", "warning", "not readable: %s%s%s" % ("; ".join(some), " and %d more" % (len(layers.unread) - 5) if len(layers.unread) > 5 else "",
+                    "; so of %d layers it cannot be told whose they are" % len(untold) if untold else ""), "sudo python3 dockfix.py owner" if os.geteuid() else "ls -la %s" % sh_quote(list(layers.unread)[0]))
+
+
 # --- chpasswd: set a user's password in many containers
 
 
@@ -3199,6 +3394,21 @@ def counts(rows: List[dict]) -> str:
     return ", ".join("%d %s" % (found.count(status), status) for status in order if status in found) or "no containers"
 
 
+def show_owner(report: dict, quiet: bool) -> str:
+    rows = report["results"]
+    sized = any("size" in row for row in rows)
+    head = ("ROLE", "DRIVER", "OWNER", "ID") + (("SIZE",) if sized else ()) + ("PATH",)
+    cells = []
+    for row in rows:
+        ids = [row["container"]["id"]] if row["container"] else [image["id"] for image in row["images"]]
+        size = (human_size(row["size"]) if row.get("size") is not None else "unknown",) if sized else ()
+        place = row["paths"][0] if row["paths"] else row["layer"]
+        more = ", ".join(word for word in ("device id %d" % row["device_id"] if "device_id" in row else "", row["note"]) if word)
+        cells.append((row["role"] or "unknown", row["driver"], owner_text(row), ids[0][:12] if ids else "-") + size + (place + (" (%s)" % more if more else ""),))
+    count = ", ".join("%d %s" % (number, role) for role, number in ((role, sum(row["role"] == role for row in rows)) for role in ("container", "container-init", "image", "orphan", None)) if number and role)
+    return (render_table(head, cells) if rows else "") + ("" if quiet else "%d layers%s\n" % (len(rows), ": " + count if count else ""))
+
+
 def show_chpasswd(report: dict, quiet: bool) -> str:
     rows = [one for one in report["results"] if not quiet or one["status"] not in ("changed", "unchanged")]
     table = render_table(("CONTAINER", "ID", "STATUS", "VIA", "MESSAGE"), [(r["target"], r["id"][:12], r["status"], r["via"] or "-", r["msg"]) for r in rows]) if rows else ""
@@ -3237,6 +3447,10 @@ def show_errors(report: dict) -> None:
         say("dockfix: error: %s" % one["msg"])
         if one["hint"]:
             say("  hint: %s" % one["hint"])
+
+
+def add_finding(report: dict, name: str, severity: str, text: str, remedy: str) -> None:
+    report["findings"].append({"id": name, "severity": severity, "text": text, "remedy": remedy})
 
 
 def add_error(report: dict, err: DockfixError) -> None:
@@ -3292,6 +3506,10 @@ CHOOSING = (
     value("--jobs", metavar="N", default="", help="containers at a time (default: 2 for each CPU, at most 8)"),
     flag("--exit-code", help="with --dry-run: exit 4 when there is something to do"),
 )
+OWNER = (
+    flag("--orphans", help="only layers that nothing has, with their sizes; deletes nothing"),
+    value("--root", metavar="DIR", help="a Docker root that is not the daemon's: another disk's, or a copy"),
+)
 CHPASSWD = (
     value("--password-file", metavar="FILE", help="one password, one line, for --user"),
     flag("--password-stdin", help="the same from standard input"),
@@ -3330,6 +3548,14 @@ class Command(NamedTuple):
 
 
 COMMANDS = (
+    Command("owner", "which container or image a layer's folder or device belongs to, and back", "owner [OPTIONS] [HASH|PATH|DEVICE|CONTAINER|IMAGE ...]", OWNER, run_owner, show_owner, """\
+  python3 dockfix.py owner                                all layers and whose they are
+  python3 dockfix.py owner 92fd3b3e /dev/dm-3 web1        a hash's beginning, a device, a container
+  python3 dockfix.py owner /var/lib/docker/overlay2/*     paths, and whatever is below one
+  python3 dockfix.py owner --root /mnt/disk/docker        a root of another host
+
+It reads Docker's own files, so it works with the daemon down; when the daemon answers, the containers are
+checked against docker inspect. Nothing is changed.""", (0, 10000)),
     Command("resume", "finish a storage change that was interrupted", "resume", CHANGE, run_resume, show_change, """\
   python3 dockfix.py resume
 
