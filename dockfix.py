@@ -742,6 +742,98 @@ def pool_mode(pool: Dict[str, object]) -> Tuple[str, str]:
     return "unknown", "neither a loop file nor a data device is said"
 
 
+# --- where the daemon's options are set
+
+
+class OptionSource(NamedTuple):
+    """One place that can set options of the daemon. kind: 'unit' (raw: the ExecStart line in force), 'environment' (raw: what `variable` holds in a
+    file or an Environment= line), 'daemon.json' (raw: its text), 'running' (raw: the command line of the process). options: (name, value) in their
+    order, by the names of FLAGS. used: the daemon is given them on its next start. fault: why the place cannot be read or understood, else ''."""
+    kind: str
+    path: str
+    variable: str
+    raw: str
+    options: Tuple[Tuple[str, str], ...]
+    used: bool
+    fault: str
+
+    def where(self) -> str:
+        return self.path + (" (%s)" % self.variable if self.variable else "")
+
+
+FLAGS = {"--storage-opt": "storage-opt", "--storage-driver": "storage-driver", "-s": "storage-driver", "--data-root": "data-root", "--graph": "data-root",
+         "-g": "data-root", "--config-file": "config-file", "--log-opt": "log-opt", "--log-driver": "log-driver", "--live-restore": "live-restore"}
+
+
+def shell_words(text: str) -> List[str]:
+    """Words as sh and systemd split them; what has no closing quote is split at blanks."""
+    try:
+        return shlex.split(text)
+    except ValueError:
+        return text.split()
+
+
+def daemon_flags(words: Sequence[str]) -> Tuple[Tuple[str, str], ...]:
+    """(name, value) of the known options among a daemon's words, also inside `sh -c '...'`, as CentOS 7 had it."""
+    flat = [part for word in words for part in (shell_words(word) if " " in word and "docker" in word else [word])]
+    found = []
+    for word, after in zip(flat, flat[1:] + [""]):
+        flag, equals, value = word.partition("=")
+        if flag in FLAGS:
+            found.append((FLAGS[flag], value if equals or flag == "--live-restore" else after))
+    return tuple(found)
+
+
+def daemon_json(text: str) -> Tuple[Tuple[str, str], ...]:
+    """The same of daemon.json. Raises ValueError where dockerd would not start with it."""
+    found = json.loads(text or "{}")
+    if not isinstance(found, dict):
+        raise ValueError("it is not a JSON object")
+    listed = [("storage-opt", one) for one in found.get("storage-opts") or []]
+    listed += [(name, found[key]) for key, name in (("storage-driver", "storage-driver"), ("data-root", "data-root"), ("graph", "data-root"), ("log-driver", "log-driver"),
+                                                    ("live-restore", "live-restore")) if key in found]
+    listed += [("log-opt", "%s=%s" % one) for one in (found.get("log-opts") or {}).items()]
+    return tuple((name, str(value)) for name, value in listed)
+
+
+def unit_settings(text: str) -> List[Tuple[str, str]]:
+    """(key, value) of a unit's [Service] section (systemd.syntax(7)): a backslash joins lines, comments between joined lines are left out."""
+    section, line, found = "", "", []
+    for part in text.split("\n"):
+        if part.lstrip().startswith(("#", ";")):
+            continue
+        line += part.rstrip("\r")
+        if line.endswith("\\"):
+            line = line[:-1] + " "
+            continue
+        key, equals, value = line.partition("=")
+        section = line.strip() if line.strip().startswith("[") else section
+        if equals and section == "[Service]":
+            found.append((key.strip(), value.strip()))
+        line = ""
+    return found
+
+
+def environment_settings(text: str) -> Dict[str, str]:
+    """NAME -> value of an EnvironmentFile or a shell's settings file (/etc/default/docker)."""
+    lines = re.findall(r"^[ \t]*(?:export[ \t]+)?(\w+)=(.*)", text.replace("\\\n", " "), re.M)
+    return {name: " ".join(shell_words(value)) for name, value in lines}
+
+
+def option_conflicts(sources: Sequence[OptionSource]) -> List[Tuple[str, List[str]]]:
+    """(option, places) of what is set more than once for the next start. The daemon does not start with one directive both as a flag and
+    in daemon.json, even with different dm.* keys; twice on the command line, the last one wins silently."""
+    places, sides = {}, {}      # type: Dict[str, List[str]], Dict[str, Dict[str, List[str]]]
+    for source in sources:
+        for name, value in source.options if source.used else ():
+            places.setdefault(value.partition("=")[0] if name.endswith("-opt") else name, []).append(source.where())
+            sides.setdefault(name + ("s" if name.endswith("-opt") else ""), {}).setdefault(str(source.kind == "daemon.json"), []).append(source.where())
+    found = [(name, where) for name, where in places.items() if len(where) > 1]
+    known = {name for name, _ in found}
+    return found + [(name, sorted(set(sum(both.values(), [])))) for name, both in sides.items() if len(both) > 1 and name not in known and not (
+        name.endswith("-opts") and any(key.startswith("dm.") for key in known))]
+
+
 # --- passwords and shadow files
 
 
@@ -1423,6 +1515,93 @@ def is_hosts_own(source: str) -> bool:
         return any(os.path.samefile(raw(source), path) for path in ETC_TARGETS)
     except OSError:
         return False
+
+
+# --- where the daemon's options are set
+
+
+UNIT_FOLDERS = ("etc/systemd/system", "run/systemd/system", "usr/local/lib/systemd/system", "usr/lib/systemd/system", "lib/systemd/system")
+SETTING_FILES = ("/etc/sysconfig/docker", "/etc/sysconfig/docker-storage", "/etc/default/docker")
+
+
+def host_text(path: str) -> str:
+    """A settings file of the host, at most 1 MiB. Raises OSError."""
+    with open(raw(path), "rb") as source:
+        return source.read(1 << 20).decode("utf-8", "surrogateescape")
+
+
+def unit_files(top: str, unit: str) -> List[str]:
+    """The unit's file and its drop-ins as systemd takes them: the first folder's file of a name hides the later ones'."""
+    found = next((path for path in (os.path.join(top, folder, unit) for folder in UNIT_FOLDERS) if os.path.isfile(raw(path))), None)
+    drop_ins = {}               # type: Dict[str, str]
+    for folder in UNIT_FOLDERS:
+        place = os.path.join(top, folder, unit + ".d")
+        for name in os.listdir(raw(place)) if os.path.isdir(raw(place)) else ():
+            if name.endswith(b".conf"):
+                drop_ins.setdefault(os.fsdecode(name), os.path.join(place, os.fsdecode(name)))
+    return ([found] if found else []) + [drop_ins[name] for name in sorted(drop_ins)]
+
+
+def settings_of(path: str, parse: Callable, empty):
+    """(text, parse(text), '') of a file, ('', empty, '') where there is none, and the reason in place of '' where it is not readable."""
+    try:
+        text = host_text(path)
+        return text, parse(text), ""
+    except FileNotFoundError:
+        return "", empty, ""
+    except OSError as err:
+        return "", empty, "cannot be read: %s" % err.strerror
+    except (ValueError, TypeError, AttributeError, RecursionError) as err:
+        return text, empty, "is not what dockerd takes: %s" % err
+
+
+def option_sources(top: str = "/", unit: str = "docker.service") -> List[OptionSource]:
+    """Every place that sets options of the host's daemon, in the order in which they come to count: the unit's ExecStart (with drop-ins), the
+    variables and files it takes, settings files that no unit takes (used False; without any unit an init script takes them), daemon.json.
+    The unit and daemon.json are there even where they set nothing, so that an edit knows its place. top: another root, for tests."""
+    command, inline, files, faults, found = ("", ""), [], [], [], []    # type: Tuple[str, str], list, list, list, list
+    for path in unit_files(top, unit):
+        _, settings, fault = settings_of(path, unit_settings, [])
+        faults += [(path, fault)] if fault else []
+        for key, value in settings:
+            if key == "ExecStart":
+                command = (path, value)
+            elif key == "EnvironmentFile":
+                files = files + [value.lstrip("-")] if value else []
+            elif key == "Environment":
+                inline = inline + [(path, word) for word in shell_words(value)] if value else []
+    flags = daemon_flags(shell_words(command[1]))
+    taken = set(re.findall(r"\$\{?(\w+)", command[1]))
+    if command[0]:
+        found.append(OptionSource("unit", command[0], "", command[1], flags, True, ""))
+    held = [(path, word.partition("=")[0], word.partition("=")[2], True) for path, word in inline]
+    for path in files + [path for path in SETTING_FILES if path not in files]:
+        _, settings, fault = settings_of(os.path.join(top, path.lstrip("/")), environment_settings, {})
+        faults += [(path, fault)] if fault else []
+        held += [(path, name, value, path in files) for name, value in settings.items()]
+    for path, name, value, given in held:
+        options = daemon_flags(shell_words(value))
+        if options:
+            found.append(OptionSource("environment", path, name, value, options, given and name in taken or not command[0], ""))
+    named = [value for one in found if one.used for name, value in one.options if name == "config-file"]
+    config = named[-1] if named else "/etc/docker/daemon.json"
+    text, options, fault = settings_of(os.path.join(top, config.lstrip("/")), daemon_json, ())
+    return found + [OptionSource("daemon.json", config, "", text, options, True, fault)] + [OptionSource("unit", path, "", "", (), False, why) for path, why in faults]
+
+
+def running_daemons() -> List[OptionSource]:
+    """The dockerd processes of the host, by their command lines: also `docker daemon` and `docker -d` of old engines. variable: the pid."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open("/proc/%s/cmdline" % pid, "rb") as source:
+                words = [word.decode("utf-8", "surrogateescape") for word in source.read(1 << 20).split(b"\0")[:-1]]
+        except OSError:
+            continue                            # it ended meanwhile
+        name = os.path.basename(words[0]) if words else ""
+        if re.match(r"dockerd(-\w+)?\Z", name) or re.match(r"docker(-\w+)?\Z", name) and words[1:2] in (["daemon"], ["-d"]):
+            found.append(OptionSource("running", "/proc/%s/cmdline" % pid, pid, sh_line(words), daemon_flags(words), False, ""))
+    return found
 
 
 # --- a Docker root's own records, by descriptors: no link is followed, and nothing is taken for granted
