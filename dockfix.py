@@ -1989,12 +1989,10 @@ def lock_accounts(etc: int, owner: os.stat_result, stop: threading.Event) -> int
             try:
                 fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return lock
-            except OSError as err:
-                if err.errno not in (errno.EAGAIN, errno.EACCES):
-                    raise
-            if time.monotonic() >= end or stop.is_set():
-                raise WayClosed("its /etc/.pwd.lock is held by another program")
-            time.sleep(0.1)
+            except (BlockingIOError, PermissionError):      # EAGAIN, EACCES
+                if time.monotonic() >= end or stop.is_set():
+                    raise WayClosed("its /etc/.pwd.lock is held by another program") from None
+                time.sleep(0.1)
     except BaseException:
         os.close(lock)
         raise
@@ -2422,25 +2420,16 @@ def confirm(opts: argparse.Namespace, question: str) -> None:
 def ask_secret(prompt: str) -> bytes:
     """One line from the terminal without echo, as bytes: getpass decodes by the locale, and falls
     back to echoing when it finds no terminal."""
-    terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-    try:
+    with open("/dev/tty", "r+b", buffering=0) as terminal:
         before = termios.tcgetattr(terminal)
-        silent = before[:3] + [before[3] & ~termios.ECHO] + before[4:]
         try:
-            termios.tcsetattr(terminal, termios.TCSAFLUSH, silent)
-            os.write(terminal, raw(prompt))
-            line = bytearray()
-            while not line.endswith(b"\n"):
-                got = os.read(terminal, 4096)
-                if not got:
-                    break
-                line += got
-            return bytes(line[:-1] if line.endswith(b"\n") else line)
+            termios.tcsetattr(terminal, termios.TCSAFLUSH, before[:3] + [before[3] & ~termios.ECHO] + before[4:])
+            terminal.write(raw(prompt))
+            line = terminal.readline()
+            return line[:-1] if line.endswith(b"\n") else line
         finally:
             termios.tcsetattr(terminal, termios.TCSAFLUSH, before)
-            os.write(terminal, b"\n")
-    finally:
-        os.close(terminal)
+            terminal.write(b"\n")
 
 
 class Progress:
@@ -2871,7 +2860,10 @@ def pick(host: Host, opts: argparse.Namespace) -> List[Target]:
     if not names and not everything:
         raise UsageError("no containers are named", "python3 dockfix.py %s --all, or name containers" % opts.command)
     listed = list_containers(host)
-    filtered = [t.id for t in list_containers(host, opts.filter)] if opts.filter else None
+    try:
+        filtered = [t.id for t in list_containers(host, opts.filter)] if opts.filter else None
+    except EnvironmentFault as err:
+        raise UsageError(err.msg, "docker ps --help") if "nvalid filter" in err.msg else err from None
     chosen, idle = choose_targets(listed, names, everything, opts.stopped, filtered, opts.exclude)
     for glob in idle:
         say("dockfix: warning: --exclude %s matches no container" % glob)
@@ -3936,8 +3928,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Runs one command line (default: the process's own) and returns the exit code; 130 and 143 stand
     for SIGINT and SIGTERM. Raises nothing that a user would see as a traceback."""
     words = [os.fsencode(word).decode("utf-8", "surrogateescape") for word in (sys.argv[1:] if argv is None else argv)]
-    fallback = argparse.Namespace(json="--json" in words[:words.index("--") if "--" in words else None], quiet=False)
-    report, opts, command, host, before = new_report(None, False), fallback, None, None, {}
+    head = words[:words.index("--") if "--" in words else None]
+    report, opts, command, host, before = new_report(split_command(head)[0], False), argparse.Namespace(json="--json" in head, quiet=False), None, None, {}
     try:
         command, opts = parse_command_line(words)
         report.update(command=opts.command, dry_run=opts.dry_run)

@@ -237,3 +237,10 @@ def test_stdout_is_empty_when_nothing_was_produced(web):
 def test_help_is_json_too_where_json_is_asked_for(web, args):
     result = web.quick("--json", *args)
     assert result.rc == 0 and result.json["help"].encode() == web.quick(*args).out and b"usage:" in web.quick(*args).out
+
+
+@pytest.mark.parametrize("args, command", [(["chpasswd", "--nope"], "chpasswd"), (["--jobs", "x", "exec"], "x"), (["--timeout", "x", "exec", "a", "--", "b"], "exec"),
+                                           (["nosuch"], "nosuch"), ([], None), (["--", "exec"], None)], ids=str)
+def test_a_usage_error_in_json_says_of_which_command(web, args, command):
+    result = web.quick("--json", *args)
+    assert result.rc == 2 and result.json["command"] == command
