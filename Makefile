@@ -28,14 +28,17 @@ test-unit: RINGS = $(UNIT)
 test-unit: ## without an engine, under every Python found
 test-engine: RINGS = $(ENGINE)
 test-engine: ## on a private dockerd (root; installs docker.io, busybox-static and debootstrap when missing)
+test-vm: RINGS = vm
+test-vm: ## in a virtual machine with a real devicemapper pool (root, x86_64; installs qemu and mmdebstrap when missing; FULL=1: all of it)
 test test-engine: packages
+test-vm: vm-packages
 
-test test-unit test-engine:
+test test-unit test-engine test-vm:
 	@$(if $(VERSIONS),,echo 'no Python 3.6 or newer found (Debian: apt-get install python3-venv)' >&2; exit 1)
 	@rm -rf .venv/results && mkdir -p .venv/results
 	@for ring in $(RINGS); do echo "NOT RUN: $$ring (reason above)" >.venv/results/$$ring; done
 	@$(MAKE) --no-print-directory -k -O $(if $(findstring -j,$(MAKEFLAGS)),,-j$(shell nproc)) $(RINGS) || :
-	@echo; $(if $(or $(word 2,$(CLIENTS)),$(filter test-unit,$@)),,echo 'one docker client found: $(CLIENTS)';) \
+	@echo; $(if $(or $(word 2,$(CLIENTS)),$(filter test-unit test-vm,$@)),,echo 'one docker client found: $(CLIENTS)';) \
 		cat $(addprefix .venv/results/,$(RINGS))
 	@! grep -q '^FAILED' .venv/results/* && grep -q '^passed' .venv/results/* && \
 		{ [ "$$CI" != true ] || ! grep -q '^NOT RUN' .venv/results/*; }
@@ -55,6 +58,9 @@ engine-oldest: .venv/$(OLDEST)/ready
 engine-newest: .venv/$(NEWEST)/ready
 	$(call ring,$(NEWEST),$(comma) client $(firstword $(CLIENTS)),DOCKFIX_TEST_CLIENT=$(firstword $(CLIENTS)),tests/engine)
 
+vm: .venv/$(NEWEST)/ready
+	$(call ring,$(NEWEST),,,tests/vm)
+
 comma := ,
 
 # the pip that comes with 3.6 stops at a package that needs a newer Python, where later ones look for an older package
@@ -68,6 +74,9 @@ comma := ,
 
 packages:
 	@tests/install dockerd=docker.io =busybox-static debootstrap=debootstrap || :
+
+vm-packages:
+	@tests/install qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils mmdebstrap=mmdebstrap mkfs.ext4=e2fsprogs =busybox-static || :
 
 # ---------------------------------------------------------------- the rest
 
@@ -92,9 +101,9 @@ $(addprefix lint-,$(VERSIONS)): lint-%:
 dist: ## dist/dockfix.py, dist/dockfix.pyz and dist/SHA256SUMS, byte by byte the same on every build
 	@python3 -B tests/build_dist.py dist
 
-clean: ## remove .venv, dist and compiled files (the Debian root in ~/.cache/dockfix-tests stays)
+clean: ## remove .venv, dist and compiled files (the Debian roots in ~/.cache/dockfix-tests stay)
 	rm -rf .venv dist
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help test test-unit test-engine packages demo bench lint dist clean engine-oldest engine-newest $(UNIT) \
+.PHONY: help test test-unit test-engine test-vm vm packages vm-packages demo bench lint dist clean engine-oldest engine-newest $(UNIT) \
 	$(addprefix lint-,$(VERSIONS))

@@ -6,9 +6,7 @@ starts with an engine without containers, and ends with the proof that nothing o
 """
 import collections
 import hashlib
-import json
 import os
-import re
 import shlex
 import shutil
 import stat
@@ -22,14 +20,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from kit import CannotRun, PrivateEngine
+from kit import CannotRun, PrivateEngine, Run
 
 PROGRAM = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "dockfix.py")
 HOST_FILES = ("/etc/shadow", "/etc/passwd", "/etc/group", "/etc/gshadow", "/etc/shadow-", "/etc/passwd-")
 FAKE_ETC = {"passwd": b"root:x:0:0:root:/root:/bin/sh\n", "group": b"root:x:0:\nshadow:x:42:\n",
             "shadow": b"root:*:18000:0:99999:7:::\nhost:*:18000:0:99999:7:::\n"}
-JSON_KEYS = {"schema", "command", "ok", "exit_code", "changed", "dry_run", "results", "findings", "errors"}
-STATUSES = {"changed", "unchanged", "skipped", "refused", "failed", "unknown"}
 MEBI = 1 << 20
 
 Shadow = collections.namedtuple("Shadow", "kind mode uid gid size link data")
@@ -95,41 +91,6 @@ def only_password_changed(before, after, user="root"):
         elif was.split(b":")[3:] != now.split(b":")[3:] or int(now.split(b":")[2]) not in (days() - 1, days()):
             return "%r became %r" % (was, now)
     return ""
-
-
-class Run:
-    """What one run of dockfix said."""
-
-    def __init__(self, rc, out, err, seconds):
-        self.rc, self.out, self.err, self.seconds = rc, out, err, seconds
-
-    def __repr__(self):
-        return "exit %s after %.1f s\n--- stdout\n%s\n--- stderr\n%s" % (
-            self.rc, self.seconds, self.out.decode("utf-8", "backslashreplace")[:8000],
-            self.err.decode("utf-8", "backslashreplace")[:4000])
-
-    @property
-    def text(self):
-        return self.out.decode("utf-8", "backslashreplace")
-
-    @property
-    def doc(self):
-        """The one JSON document, with the envelope that every command has."""
-        doc = json.loads(self.out.decode("ascii"))
-        assert JSON_KEYS <= set(doc), "missing: %s" % sorted(JSON_KEYS - set(doc))
-        assert doc["schema"] == "dockfix/1" and doc["exit_code"] == self.rc and doc["ok"] is (self.rc == 0)
-        for row in doc["results"]:
-            assert row["status"] in STATUSES and re.match("[0-9a-f]{64}$", row["id"]) and isinstance(row["msg"], str), row
-        if not doc["dry_run"]:
-            assert doc["changed"] is any(row["status"] == "changed" for row in doc["results"])
-        return doc
-
-    @property
-    def rows(self):
-        """{container name: its row}; a name that comes twice is an error."""
-        rows = self.doc["results"]
-        assert len({row["target"] for row in rows}) == len(rows)
-        return {row["target"]: row for row in rows}
 
 
 class Recorder:

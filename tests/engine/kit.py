@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import glob
 import io
+import json
 import os
 import re
 import shlex
@@ -288,6 +289,47 @@ class PrivateEngine:
     def import_debian(self, name="dockfix-test/debian", changes=()):
         """A Debian-like minbase root with PAM and shadow's chpasswd; built once, then kept below ~/.cache."""
         return self.import_tar(name, debian_tar(), ["/bin/sleep", SLEEP_FOREVER], changes)
+
+
+# ---------------------------------------------------------------------- what dockfix said
+
+JSON_KEYS = {"schema", "command", "ok", "exit_code", "changed", "dry_run", "results", "findings", "errors"}
+STATUSES = {"changed", "unchanged", "skipped", "refused", "failed", "unknown"}
+
+
+class Run:
+    """What one run of dockfix said."""
+
+    def __init__(self, rc, out, err, seconds):
+        self.rc, self.out, self.err, self.seconds = rc, out, err, seconds
+
+    def __repr__(self):
+        return "exit %s after %.1f s\n--- stdout\n%s\n--- stderr\n%s" % (
+            self.rc, self.seconds, self.out.decode("utf-8", "backslashreplace")[:8000],
+            self.err.decode("utf-8", "backslashreplace")[:4000])
+
+    @property
+    def text(self):
+        return self.out.decode("utf-8", "backslashreplace")
+
+    @property
+    def doc(self):
+        """The one JSON document, with the envelope that every command has."""
+        doc = json.loads(self.out.decode("ascii"))
+        assert JSON_KEYS <= set(doc), "missing: %s" % sorted(JSON_KEYS - set(doc))
+        assert doc["schema"] == "dockfix/1" and doc["exit_code"] == self.rc and doc["ok"] is (self.rc == 0)
+        for row in doc["results"]:
+            assert row["status"] in STATUSES and re.match("[0-9a-f]{64}$", row["id"]) and isinstance(row["msg"], str), row
+        if not doc["dry_run"]:
+            assert doc["changed"] is any(row["status"] == "changed" for row in doc["results"])
+        return doc
+
+    @property
+    def rows(self):
+        """{container name: its row}; a name that comes twice is an error."""
+        rows = self.doc["results"]
+        assert len({row["target"] for row in rows}) == len(rows)
+        return {row["target"]: row for row in rows}
 
 
 # ---------------------------------------------------------------------- processes and roots
