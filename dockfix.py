@@ -19,6 +19,7 @@ if __name__ == "__main__":
 
 import argparse
 import base64
+import calendar
 import errno
 import fcntl
 import fnmatch
@@ -31,6 +32,7 @@ import selectors
 import shlex
 import signal
 import stat
+import struct
 import subprocess
 import tarfile
 import termios
@@ -1074,6 +1076,117 @@ def parse_undo(data: bytes) -> Undo:
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
         raise ValueError("not an undo record of dockfix") from None
 
+
+# --- time zones
+
+
+ZONEINFO, LOCALTIME, TIMEZONE = "/usr/share/zoneinfo", "/etc/localtime", "/etc/timezone"
+ZONE_NAME = r"[A-Za-z0-9_+-]+(?:/[A-Za-z0-9_+-]+)*\Z"
+ZONE_MAX = 1 << 18          # the largest zone file has some 4 KiB
+POSIX_TZ = r"([A-Za-z]{3,}|<[A-Za-z0-9+-]{3,}>)([+-]?[0-9:]+)(?:([A-Za-z]{3,}|<[A-Za-z0-9+-]{3,}>)([+-]?[0-9:]+)?(?:,([^,]+),([^,]+))?)?\Z"
+
+
+def zone_offset(data: bytes, when: int) -> Tuple[int, str]:
+    """(seconds east of UTC, abbreviation) at a time in seconds since 1970, from a zone file (TZif, RFC 8536, versions 1 to 4).
+    Raises ValueError for what is none."""
+    try:
+        (times, numbers, types, names), end = tzif_block(data, 0, "l")
+        footer = ""
+        if data[4:5] >= b"2":                           # the same again with 64 bits, and the rule for what comes after it
+            (times, numbers, types, names), end = tzif_block(data, end, "q")
+            start, footer, _ = data[end:].decode("ascii").split("\n", 2)
+            if start:
+                raise ValueError("no footer")
+        if footer and (not times or when >= times[-1]):
+            return posix_offset(footer, when)
+        past = sum(one <= when for one in times)
+        east, _, name = types[numbers[past - 1] if past else 0]
+        return check_east(east), names[name:names.index(b"\0", name)].decode("ascii")
+    except (struct.error, LookupError, ValueError):
+        raise ValueError("not a time zone file") from None
+
+
+def tzif_block(data: bytes, at: int, form: str) -> Tuple[Tuple, int]:
+    """((times, type numbers, types, names), end) of one block, its times of struct's `form`."""
+    magic, utc, std, leaps, count, kinds, chars = struct.unpack_from(">4s16x6L", data, at)
+    size, at = struct.calcsize(">" + form), at + 44
+    end = at + count * (size + 1) + kinds * 6 + chars + leaps * (size + 4) + std + utc
+    if magic != b"TZif" or end > len(data):
+        raise ValueError("cut short")
+    times = struct.unpack_from(">%d%s" % (count, form), data, at)
+    numbers = data[at + count * size:at + count * (size + 1)]
+    at += count * (size + 1)
+    types = [struct.unpack_from(">lBB", data, at + 6 * number) for number in range(kinds)]
+    if list(times) != sorted(times):
+        raise ValueError("out of order")
+    return (times, numbers, types, data[at + 6 * kinds:at + 6 * kinds + chars]), end
+
+
+def posix_offset(rule: str, when: int) -> Tuple[int, str]:
+    """The same by a rule as in TZ=CET-1CEST,M3.5.0,M10.5.0/3 (POSIX; the name of a file is none). Raises ValueError."""
+    found = re.match(POSIX_TZ, rule, re.A)
+    if not found:
+        raise ValueError("not a rule for TZ")
+    std, west, dst, summer, begin, end = found.groups()
+    east = check_east(-clock_seconds(west))
+    if not dst:
+        return east, std.strip("<>")
+    ahead = check_east(-clock_seconds(summer)) if summer else east + 3600
+    try:
+        year = time.gmtime(when + east).tm_year
+        start, stop = rule_seconds(begin or "M3.2.0", year) - east, rule_seconds(end or "M11.1.0", year) - ahead
+    except (OverflowError, OSError):
+        raise ValueError("no such year") from None
+    is_summer = start <= when < stop if start < stop else not stop <= when < start
+    return (ahead, dst.strip("<>")) if is_summer else (east, std.strip("<>"))
+
+
+def check_east(east: int) -> int:
+    if abs(east) > 26 * 3600:
+        raise ValueError("no such offset")
+    return east
+
+
+def clock_seconds(text: str) -> int:
+    """'-3:30' or '167:00:00' in seconds."""
+    found = re.match(r"([+-]?)([0-9]{1,3})(?::([0-5][0-9]))?(?::([0-5][0-9]))?\Z", text, re.A)
+    if not found or int(found.group(2)) > 167:
+        raise ValueError("not a time")
+    seconds = int(found.group(2)) * 3600 + int(found.group(3) or 0) * 60 + int(found.group(4) or 0)
+    return -seconds if found.group(1) == "-" else seconds
+
+
+def rule_seconds(rule: str, year: int) -> int:
+    """The instant of 'M3.5.0/2' (month, week, day), 'J60' (never counts 29 February) or '59' (counts it), as if it were UTC."""
+    day, _, clock = rule.partition("/")
+    found = re.match(r"(?:M([1-9]|1[0-2])\.([1-5])\.([0-6])|(J?)([0-9]{1,3}))\Z", day, re.A)
+    if not found:
+        raise ValueError("not a day")
+    seconds = clock_seconds(clock or "2")
+    if found.group(1):
+        month, week = int(found.group(1)), int(found.group(2))
+        first, length = calendar.monthrange(year, month)        # Monday is 0 here, Sunday in the rule
+        number = (int(found.group(3)) - first - 1) % 7 + 7 * (week - 1)
+        return calendar.timegm((year, month, 1, 0, 0, 0)) + 86400 * (number if number < length else number - 7) + seconds
+    number = int(found.group(5)) - (1 if found.group(4) else 0)
+    if not 0 <= number <= 365 - bool(found.group(4)):
+        raise ValueError("not a day")
+    return calendar.timegm((year, 1, 1, 0, 0, 0)) + 86400 * (number + (1 if found.group(4) and number > 58 and calendar.isleap(year) else 0)) + seconds
+
+
+def zone_of_link(target: str) -> str:
+    """'Asia/Tokyo' of the text of a link to its file, '' where that is none."""
+    name = re.sub(r"^(?:posix|right)/", "", target.rpartition("zoneinfo/")[2] if "zoneinfo/" in target else "")
+    return name if re.match(ZONE_NAME, name, re.A) else ""
+
+
+def same_zone(one: bytes, other: bytes, when: int) -> bool:
+    """Do two zone files agree for the year from `when` on?"""
+    try:
+        return one == other or all(zone_offset(one, at)[0] == zone_offset(other, at)[0] for at in range(when, when + 366 * 86400, 86400))
+    except ValueError:
+        return False
+
 ###############################################################################
 # 4. The seam: the only code that starts a process or writes a file
 ###############################################################################
@@ -1837,6 +1950,62 @@ def short_links(root: Root, driver: str) -> Dict[str, List[str]]:
         if len(target) == 3 and target[0] == "..":
             found.setdefault(target[1], []).append(name)
     return found
+
+
+# --- the host's time zone
+
+
+def zone_data(name: str, root: str = "") -> bytes:
+    """The host's own file of a zone. Raises UsageError where there is none by that name."""
+    try:
+        if not re.match(ZONE_NAME, name, re.A):
+            raise ValueError("not a name")
+        with open(raw(root + ZONEINFO + "/" + name), "rb") as source:
+            data = source.read(ZONE_MAX)
+        zone_offset(data, 0)
+        return data
+    except (OSError, ValueError):
+        raise UsageError("this host knows no time zone %s" % name, "ls -R %s shows its zones, such as Asia/Shanghai or Etc/UTC" % ZONEINFO) from None
+
+
+def host_localtime(root: str = "") -> bytes:
+    """The zone file that rules the host; one for UTC where there is none (as glibc takes it)."""
+    try:
+        with open(raw(root + LOCALTIME), "rb") as source:
+            return source.read(ZONE_MAX)
+    except OSError:
+        return b"TZif" + bytes(16) + struct.pack(">6L", 0, 0, 0, 0, 1, 4) + bytes(6) + b"UTC\0"
+
+
+def host_zone(root: str = "") -> str:
+    """The name of the host's zone: by the link, else by /etc/timezone or TZ where their file agrees with the host's, else the zone
+    whose file has the same bytes (one of zone.tab first: Asia/Shanghai has four more names). Raises DockfixError where no name is found."""
+    now, data = int(time.time()), host_localtime(root)
+    names = [os.environ.get("TZ", "").lstrip(":")]
+    for path, take in ((TIMEZONE, lambda one: read_text(one).strip()), (LOCALTIME, lambda one: zone_of_link(os.readlink(one)))):
+        try:
+            names.insert(0, take(root + path))
+        except OSError:
+            pass
+    tab = re.findall(r"(?m)^[A-Z]{2}\t\S+\t(\S+)", read_text(root + ZONEINFO + "/zone.tab"))
+    every = (os.path.relpath(os.path.join(folder, name), root + ZONEINFO) for folder, _, files in os.walk(root + ZONEINFO) for name in sorted(files))
+    for certain, some in ((False, names), (True, tab), (True, every), (False, ["Etc/UTC", "UTC"])):
+        for name in some:
+            try:
+                found = zone_data(name, root)
+            except UsageError:
+                continue
+            if found == data if certain else same_zone(found, data, now):
+                return name
+    raise DockfixError("the name of this host's time zone is not found (%s is no file of %s)" % (LOCALTIME, ZONEINFO), "--zone NAME")
+
+
+def read_text(path: str) -> str:
+    try:
+        with open(raw(path), "rb") as source:
+            return source.read(1 << 20).decode("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 # --- a container's /etc, by descriptors below /proc/PID: no chroot, no fork, no link is followed
