@@ -851,8 +851,8 @@ def split_words(option: str, text: str) -> List[str]:
 
 
 def check_user(user: bytes, what: str) -> None:
-    if not user or any(bad in user for bad in (b":", b"\n", b"\r", b"\0")):
-        raise UsageError("%s: a user name is not empty and has no ':', CR, LF or NUL in it" % what)
+    if not user or any(bad in user for bad in (b":", b"\n", b"\r", b"\0", b"\xef\xbb\xbf")):
+        raise UsageError("%s: a user name is not empty and has no ':', CR, LF, NUL or byte order mark in it" % what)
 
 
 def check_secret(secret: bytes, what: str) -> None:
@@ -863,6 +863,8 @@ def check_secret(secret: bytes, what: str) -> None:
         raise UsageError("%s: there is a carriage return (CR) in the password" % what, "the file has Windows line ends: tr -d '\\r' < FILE > NEWFILE")
     if b"\n" in secret or b"\0" in secret:
         raise UsageError("%s: there is a line feed or NUL in the password" % what, "--password-file takes one password, on one line")
+    if secret.startswith(b"\xef\xbb\xbf"):
+        raise UsageError("%s: the password starts with a byte order mark, which nobody types" % what, "the file comes from Windows: tail -c +4 FILE > NEWFILE")
     if len(secret) > PASSWORD_MAX:
         raise UsageError("%s: the password has %d bytes; crypt(3) takes %d" % (what, len(secret), PASSWORD_MAX))
 
@@ -2685,7 +2687,7 @@ def script_text(report: dict, lines: List[str], refused: int) -> str:
     commands = [line for line in lines if not line.startswith("#")]
     if refused and not commands:
         return "\n".join(head + lines + ["exit 5"]) + "\n"
-    for name in ("DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG"):
+    for name in ("DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "DOCKER_API_VERSION"):
         if os.environ.get(name):
             head.append("%s=%s; export %s" % (name, sh_quote(os.environ[name]), name))
     head += ["done=0 bad=%d" % (1 if refused else 0), "run() { if \"$@\"; then done=1; else bad=1; fi; }"]

@@ -3,6 +3,7 @@ import array
 import fcntl
 import os
 import re
+import shlex
 import subprocess
 import sys
 import termios
@@ -220,3 +221,10 @@ def test_rows_name_the_users_that_would_be_set(web):
     for flags in ([], ["-n"]):
         result = web.quick("--json", "chpasswd", "web1", "--password-file", secret, *flags)
         assert result.rows()["web1"]["users"] == ["root"], result
+
+
+def test_the_script_speaks_to_the_same_daemon(web):
+    given = {"DOCKER_HOST": "tcp://h:2376", "DOCKER_TLS_VERIFY": "1", "DOCKER_CERT_PATH": "/root/my certs", "DOCKER_API_VERSION": "1.24"}
+    script = web.quick("-n", "exec", "web1", "--", "x", env=given).out.decode()
+    for name, text in given.items():
+        assert "%s=%s; export %s\n" % (name, shlex.quote(text), name) in script

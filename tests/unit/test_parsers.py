@@ -63,7 +63,7 @@ def test_secrets_that_will_do(dockfix, secret):
     assert dockfix.check_secret(secret, "password") in (None, secret)
 
 
-@pytest.mark.parametrize("secret", [b"", b"a\nb", b"a\r", b"\0", b"x" * 512])
+@pytest.mark.parametrize("secret", [b"", b"a\nb", b"a\r", b"\0", b"x" * 512, b"\xef\xbb\xbfx"])
 def test_secrets_that_will_not(dockfix, secret):
     with pytest.raises(dockfix.UsageError) as e:
         dockfix.check_secret(secret, "the thing")
@@ -76,7 +76,7 @@ def test_users_that_will_do(dockfix, user):
     assert dockfix.check_user(user, "user") in (None, user)
 
 
-@pytest.mark.parametrize("user", [b"", b"a:b", b"a\nb", b"a\r", b"a\0"])
+@pytest.mark.parametrize("user", [b"", b"a:b", b"a\nb", b"a\r", b"a\0", b"\xef\xbb\xbfroot"])
 def test_users_that_will_not(dockfix, user):
     with pytest.raises(dockfix.UsageError):
         dockfix.check_user(user, "user")
