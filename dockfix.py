@@ -1021,7 +1021,7 @@ TAR_KINDS = {tarfile.REGTYPE: stat.S_IFREG, tarfile.AREGTYPE: stat.S_IFREG, tarf
 
 def kind_of(mode: int) -> str:
     """The kind of a Member from st_mode."""
-    return {stat.S_IFREG: "file", stat.S_IFLNK: "link", stat.S_IFDIR: "dir"}.get(stat.S_IFMT(mode), "other")
+    return {stat.S_IFREG: "file", stat.S_IFLNK: "link", stat.S_IFDIR: "dir", stat.S_IFIFO: "fifo"}.get(stat.S_IFMT(mode), "other")
 
 
 def mounts_over(container: Container, paths: Sequence[str]) -> List[Tuple[str, str]]:
@@ -2013,22 +2013,13 @@ def read_text(path: str) -> str:
 # --- a container's /etc, by descriptors below /proc/PID: no chroot, no fork, no link is followed
 
 
-class Shadow(NamedTuple):
-    """A container's shadow file as read: bytes, owner, mode, and its state as (dev, inode, mtime, size)."""
-    data: bytes
-    uid: int
-    gid: int
-    mode: int
-    state: Tuple
-
-
 def open_plain(folder: int, name: str, flags: int, limit: int, path: str) -> int:
     """A regular file of at most `limit` bytes; never a link, never blocks on a fifo. Judged through O_PATH first, and then that very
     inode is opened: to open a device is to act on it (a watchdog reboots the host). Raises Refused, which calls it `path`."""
     place = os.open(raw(name), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     try:
         found = os.fstat(place)
-        check_regular(path, found.st_mode, found.st_size, limit)
+        check_regular(path, kind_of(found.st_mode), found.st_size, limit)
         return os.open("/proc/self/fd/%d" % place, flags | os.O_NONBLOCK | os.O_CLOEXEC)
     finally:
         os.close(place)
@@ -2043,11 +2034,10 @@ def read_at(folder: int, name: str, limit: int, path: str) -> Tuple[bytes, os.st
     return data, found
 
 
-def check_regular(path: str, mode: int, size: int, limit: int) -> None:
-    kinds = ((stat.S_ISLNK, "a symbolic link"), (stat.S_ISFIFO, "a fifo"), (stat.S_ISDIR, "a directory"), (stat.S_ISREG, ""))
-    kind = next((word for test, word in kinds if test(mode)), "a device or socket")
-    if kind:
-        raise Refused("its %s is %s, not a file" % (path, kind))
+def check_regular(path: str, kind: str, size: int, limit: int) -> None:
+    if kind != "file":
+        what = {"link": "a symbolic link", "fifo": "a fifo", "dir": "a directory"}.get(kind, "a device or socket")
+        raise Refused("its %s is %s, not a file" % (path, what))
     if size > limit:
         raise Refused("its %s has %d bytes; more than %d is not such a file" % (path, size, limit))
 
@@ -2107,19 +2097,18 @@ def read_proc(proc: int, name: str) -> str:
         return source.read().decode("utf-8", "surrogateescape")
 
 
-def proc_shadow(etc: int) -> Shadow:
+def proc_shadow(etc: int) -> Tuple[bytes, os.stat_result]:
     """The shadow file below an opened /etc; passwd must be a plain file too, for chpasswd writes both."""
     try:
-        check_regular("/etc/passwd", os.stat("passwd", dir_fd=etc, follow_symlinks=False).st_mode, 0, 0)
+        check_regular("/etc/passwd", kind_of(os.stat("passwd", dir_fd=etc, follow_symlinks=False).st_mode), 0, 0)
     except FileNotFoundError:
         pass
     try:
-        data, found = read_at(etc, "shadow", SHADOW_MAX, "/etc/shadow")
+        return read_at(etc, "shadow", SHADOW_MAX, "/etc/shadow")
     except FileNotFoundError:
         raise Refused("it has no /etc/shadow") from None
     except OSError as err:
         raise WayClosed("/etc/shadow: %s" % err.strerror) from None
-    return Shadow(data, found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode), file_state(found))
 
 
 def file_state(found: os.stat_result) -> Tuple:
@@ -2134,7 +2123,8 @@ def proc_write(container: Container, edit: Callable[[bytes], bytes], stop: threa
         owner = os.fstat(etc)
         lock = lock_accounts(etc, owner, stop)
         try:
-            replace_shadow(etc, proc_shadow(etc), edit)
+            data, found = proc_shadow(etc)
+            replace_shadow(etc, edit(data), found)
         finally:
             quietly(os.close, lock)
     except OSError as err:
@@ -2169,18 +2159,18 @@ def lock_accounts(etc: int, owner: os.stat_result, stop: threading.Event) -> int
         raise
 
 
-def replace_shadow(etc: int, old: Shadow, edit: Callable[[bytes], bytes]) -> None:
+def replace_shadow(etc: int, data: bytes, old: os.stat_result) -> None:
     name = ".shadow.dockfix-%s" % os.urandom(8).hex()
     source = open_plain(etc, "shadow", os.O_RDONLY, SHADOW_MAX, "/etc/shadow")
     new = -1
     try:
         new = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=etc)
-        write_all(new, edit(old.data))
-        os.fchown(new, old.uid, old.gid)
-        os.fchmod(new, old.mode)
+        write_all(new, data)
+        os.fchown(new, old.st_uid, old.st_gid)
+        os.fchmod(new, stat.S_IMODE(old.st_mode))
         copy_xattrs(source, new)
         os.fsync(new)
-        if file_state(os.fstat(source)) != old.state or file_state(os.stat("shadow", dir_fd=etc, follow_symlinks=False)) != old.state:
+        if any(file_state(now) != file_state(old) for now in (os.fstat(source), os.stat("shadow", dir_fd=etc, follow_symlinks=False))):
             raise WayClosed("its /etc/shadow was changed by another program meanwhile")
         os.rename(name, "shadow", src_dir_fd=etc, dst_dir_fd=etc)
     except BaseException:
@@ -2241,27 +2231,23 @@ def cp_first(host: Host, container: Container, path: str, limit: int, follow: bo
     return member, answer.out[offset:offset + member.size]
 
 
-def cp_shadow(host: Host, container: Container, first: bool = False) -> Shadow:
+def cp_shadow(host: Host, container: Container, first: bool = False) -> Member:
     """The shadow file by docker cp; ids are the host's under user-namespace remapping. The first
     look asks about /etc too: docker cp would follow a link there."""
-    try:
-        if first and not cp_first(host, container, "/etc", 4096)[0].isdir():
-            raise Refused("its /etc is a link, not a directory")
-        member, data = cp_first(host, container, "/etc/shadow", SHADOW_MAX + 16384)
-    except FileNotFoundError:
-        raise Refused("it has no /etc/shadow") from None
-    check_regular("/etc/shadow", TAR_KINDS.get(member.type, stat.S_IFCHR), member.size, SHADOW_MAX)
-    if len(data) != member.size:
-        raise WayClosed("docker cp sent only a part of /etc/shadow")
-    return Shadow(data, member.uid, member.gid, member.mode, ())
+    if first and cp_member(host, container, "/etc", 4096).kind not in ("dir", "absent"):
+        raise Refused("its /etc is a link, not a directory")
+    found = cp_member(host, container, "/etc/shadow", SHADOW_MAX)
+    if found.kind == "absent":
+        raise Refused("it has no /etc/shadow")
+    check_regular("/etc/shadow", found.kind, len(found.data), SHADOW_MAX)
+    return found
 
 
-def shadow_tar(old: Shadow, data: Optional[bytes], base: Tuple[int, int]) -> bytes:
+def shadow_tar(old: Member, data: Optional[bytes], base: Tuple[int, int]) -> bytes:
     """The tar for `docker cp - C:/etc`. What can fail (space, ids) fails on the first member, while
     the old file is still there; the link then takes its place; the third empties the leftover,
     which docker cp cannot delete (data None: that alone)."""
-    now = int(time.time())
-    first = Member("/" + LEFTOVER, "file", data or b"", "", old.uid, old.gid, old.mode, now)
+    first = old._replace(path="/" + LEFTOVER, data=data or b"", mtime=int(time.time()))
     members = (first, first._replace(path="/shadow", kind="hard", data=b"", link=LEFTOVER), first._replace(data=b""))
     return members_tar(members[2 if data is None else 0:], base)
 
@@ -2317,14 +2303,14 @@ def read_member(host: Host, container: Container, path: str, limit: int = SHADOW
         return cp_member(host, container, path, limit, follow)
 
 
-def cp_member(host: Host, container: Container, path: str, limit: int, follow: bool) -> Member:
+def cp_member(host: Host, container: Container, path: str, limit: int, follow: bool = False) -> Member:
     try:
         found, data = cp_first(host, container, path, limit + 16384, follow)
     except FileNotFoundError:
         return Member(path, "absent")
     kind = kind_of(TAR_KINDS.get(found.type, stat.S_IFCHR))
     if kind == "file":
-        check_regular(path, stat.S_IFREG, found.size, limit)
+        check_regular(path, kind, found.size, limit)
         if len(data) != found.size:
             raise WayClosed("docker cp sent only a part of %s" % path)
     return Member(path, kind, data if kind == "file" else b"", found.linkname if kind == "link" else "", found.uid, found.gid,
@@ -3358,19 +3344,19 @@ def look(host: Host, opts: argparse.Namespace, target: Target, container: Option
     notes, before = "", b""
     if not refusal:
         try:
-            before = read_shadow(host, container, opts.allow_shared_etc, first=True).data
+            before = read_shadow(host, container, opts.allow_shared_etc, first=True)
             refusal, notes = judge_users(before, users, opts.unlock)
         except Refused as err:
             refusal = err.msg
     return Job(target, container, [], refusal, notes, before)
 
 
-def read_shadow(host: Host, container: Container, allow_shared: bool, first: bool = False) -> Shadow:
+def read_shadow(host: Host, container: Container, allow_shared: bool, first: bool = False) -> bytes:
     """The shadow file without a docker call where root is on the engine's own host, else by docker cp."""
     try:
         etc = open_etc(container)
         try:
-            return proc_shadow(etc)
+            return proc_shadow(etc)[0]
         finally:
             os.close(etc)
     except SharedEtc as err:
@@ -3378,7 +3364,7 @@ def read_shadow(host: Host, container: Container, allow_shared: bool, first: boo
             raise Refused("%s; --allow-shared-etc if that is meant" % err) from None
     except WayClosed:
         pass
-    return cp_shadow(host, container, first)
+    return cp_shadow(host, container, first).data
 
 
 def judge_users(data: bytes, users: List[bytes], unlock: bool) -> Tuple[str, str]:
@@ -3483,7 +3469,7 @@ def try_way(host: Host, opts: argparse.Namespace, plan: Job, way: str, hashes: D
         except KeyError as err:
             raise WayClosed("user %s is gone from its /etc/shadow" % show_bytes(err.args[0])) from None
 
-    if opts.encrypted and not missing_hashes(read_shadow(host, container, opts.allow_shared_etc).data, hashes):
+    if opts.encrypted and not missing_hashes(read_shadow(host, container, opts.allow_shared_etc), hashes):
         return "unchanged", "the hash was already this one"
     answer, data = None, None
     if way == "exec":
@@ -3496,7 +3482,7 @@ def try_way(host: Host, opts: argparse.Namespace, plan: Job, way: str, hashes: D
     else:
         data = cp_write(host, container, edit)
     try:
-        data = data or read_shadow(host, container, opts.allow_shared_etc).data
+        data = data or read_shadow(host, container, opts.allow_shared_etc)
     except (WayClosed, Refused, FileNotFoundError) as err:
         return "unknown", "sent, but the read-back failed: %s" % (err.msg if isinstance(err, Refused) else err)
     left = missing_hashes(data, hashes)

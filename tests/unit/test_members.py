@@ -76,7 +76,7 @@ def test_a_member_comes_as_it_is(dockfix, box, seam):
     assert read("/etc/link").kind == "link" and read("/etc/link").link == "/etc/shadow"
     followed = read("/etc/link", follow=True)
     assert followed.kind == "file" and followed.data == box.shadow("web") and followed.mode == 0o640
-    assert read("/etc").kind == "dir" and read("/etc/fifo").kind == "other" and read("/none/such").kind == "absent"
+    assert read("/etc").kind == "dir" and read("/etc/fifo").kind == "fifo" and read("/none/such").kind == "absent"
     with pytest.raises(dockfix.Refused):
         read("/etc/shadow", limit=10)
 

@@ -69,7 +69,7 @@ def test_a_shadow_that_grows_while_it_is_read_is_not_used(dockfix, tmp_path, mon
         with open(str(tmp_path / "shadow"), "ab") as more:
             more.write(b"x:*:1::::::\n")
         return fstat(fd)
-    assert dockfix.proc_shadow(etc).data == b"root:*:1::::::\n"
+    assert dockfix.proc_shadow(etc)[0] == b"root:*:1::::::\n"
     monkeypatch.setattr(dockfix.os, "fstat", lambda fd: (fstat(fd), grown(fd))[0])
     with pytest.raises(dockfix.WayClosed):
         dockfix.proc_shadow(etc)
