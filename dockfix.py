@@ -51,6 +51,7 @@ VERSION = "0.1.0"
 SCHEMA = "dockfix/1"
 CALL_SECONDS = 60.0         # default bound of one call for one container
 WALK_SECONDS = 10.0         # what looking for sizes may take in all
+SLOW = "not finished in time"
 LOCK_SECONDS = 15.0         # what lckpwdf(3) waits for /etc/.pwd.lock
 DRAIN_SECONDS = 2.0         # after a kill: a grandchild may hold the pipe for ever
 SHADOW_MAX = 1 << 20        # a larger shadow file is not one
@@ -411,12 +412,14 @@ def own_root(mounts: List[Mount], container: Container) -> Optional[Mount]:
 class Layers(NamedTuple):
     """Whose the layers below a Docker root are, from its files alone. rows: {"layer", "driver", "paths", "role", "container", "images", "note"}, with
     devicemapper "device" and "device_id" too; role None: it cannot be told. words: each name of a row (full ids, tags, chain and diff ids, short
-    links, device ids) -> its numbers in rows. containers: {id: {"name", "driver", "image"}}; images: {id: tags}; unread: {path: reason}."""
+    links, device ids) -> its numbers in rows. containers: {id: what take_container makes of it}; images: {id: tags}; unread: {path: reason}.
+    sizes: {layer: bytes of the files it adds, as layerdb has it}."""
     rows: List[dict]
     words: Dict[str, List[int]]
     containers: Dict[str, dict]
     images: Dict[str, List[str]]
     unread: Dict[str, str]
+    sizes: Dict[str, int]
 
 
 class Claim(NamedTuple):
@@ -461,9 +464,10 @@ def take_object(data: Optional[bytes]) -> dict:
     return found
 
 
-def take_chain(files: Dict[str, bytes]) -> Tuple[str, str]:
-    """(layer, parent's chain id or '') of layerdb/sha256/CHAIN."""
-    return take_word(files, "cache-id", LAYER), take_word(files, "parent", "sha256:" + HASH) if "parent" in files else ""
+def take_chain(files: Dict[str, bytes]) -> Tuple[str, str, Optional[int]]:
+    """(layer, parent's chain id or '', bytes of its files) of layerdb/sha256/CHAIN."""
+    size = re.match(rb"[0-9]{1,18}\Z", files.get("size", b"").strip())
+    return take_word(files, "cache-id", LAYER), take_word(files, "parent", "sha256:" + HASH) if "parent" in files else "", int(size.group(0)) if size else None
 
 
 def take_mount(files: Dict[str, bytes]) -> Tuple[str, str, str]:
@@ -485,10 +489,16 @@ def take_graph(files: Dict[str, bytes]) -> str:
     return str(take_object(files.get("json")).get("parent") or "")
 
 
-def take_container(files: Dict[str, bytes]) -> Dict[str, str]:
+def take_container(files: Dict[str, bytes]) -> Dict[str, object]:
+    """name, driver, image; running (None: not said), volumes (names), rotated: whether its log is kept from growing without end."""
     found = take_object(files.get("config.v2.json", files.get("config.json")))
-    image = str(found.get("Image") or "")
-    return {"name": str(found.get("Name") or "").lstrip("/"), "driver": str(found.get("Driver") or ""), "image": image[image.startswith("sha256:") * 7:]}
+    image, log = str(found.get("Image") or ""), {}
+    if "hostconfig.json" in files:
+        log = take_object(files["hostconfig.json"]).get("LogConfig") or found.get("LogConfig") or {}
+    sources = [str(one.get("Name") or one.get("Source") or "") for one in (found.get("MountPoints") or {}).values()] + [str(one) for one in (found.get("Volumes") or {}).values()]
+    return {"name": str(found.get("Name") or "").lstrip("/"), "driver": str(found.get("Driver") or ""), "image": image[image.startswith("sha256:") * 7:],
+            "running": (found.get("State") or {}).get("Running"), "volumes": [re.sub(r".*/volumes/([^/]+)/_data\Z", r"\1", one) for one in sources],
+            "rotated": "max-size" in (log.get("Config") or {}) or log.get("Type") not in (None, "", "json-file")}
 
 
 def take_device(files: Dict[str, bytes]) -> Tuple[int, bool]:
@@ -520,7 +530,7 @@ def claim_layers(chains: Dict[str, Tuple], mounts: Dict[str, Tuple], images: Dic
             standing[chain] = container
             chain = chains[chain][1]
     claims = {}
-    for chain, (layer, _) in chains.items():
+    for chain, (layer, _, _) in chains.items():
         role = "image" if chain in users or chain in standing else "orphan"
         note = "" if chain in users else "its image is gone; container %s stands on it" % standing[chain][:12] if role == "image" else "in layerdb, but no image has it"
         claims[layer] = Claim(role, "", tuple(sorted(users.get(chain, ()))), note, (chain, diffs.get(chain, chain)))
@@ -606,6 +616,8 @@ INFO_KEYS = {                   # as the text prints them: what the JSON calls t
     "Swarm": ("Swarm", r"\w+"),
     "Live Restore Enabled": ("LiveRestoreEnabled", r"true|false"),
     "ID": ("ID", r"[\w:.-]+"),
+    "Name": ("Name", r"[\w.-]+"),
+    "Containers": ("Containers", r"[0-9]{1,9}"), "Stopped": ("ContainersStopped", r"[0-9]{1,9}"), "Images": ("Images", r"[0-9]{1,9}"),
 }
 POOL_SIZES = {"Data Space Used": "data_used", "Data Space Total": "data_total", "Data Space Available": "data_available",
               "Metadata Space Used": "metadata_used", "Metadata Space Total": "metadata_total", "Metadata Space Available": "metadata_available",
@@ -627,7 +639,7 @@ def decode_saved(data: bytes) -> str:
 
 def parse_info(text: str) -> Dict[str, object]:
     """`docker info` in the shape of its JSON, whichever way it was printed: ServerVersion, Driver, DockerRootDir, ID, OSType, Swarm,
-    LiveRestoreEnabled ("true", "false"), each None where it is not said once and well; SecurityOptions (list); DriverStatus
+    LiveRestoreEnabled ("true", "false"), Name (the host's), Containers, ContainersStopped, Images, each None where it is not said once and well; SecurityOptions (list); DriverStatus
     {key: text}, without what is said twice in two ways. Raises EnvironmentFault where nothing, or no engine's answer, is recognised."""
     facts, status, options = info_from_json(text) or info_from_text(text)
     info = {name: facts.get(name) for name, _ in INFO_KEYS.values()}      # type: Dict[str, object]
@@ -659,6 +671,7 @@ def info_from_json(text: str) -> Optional[Tuple[Dict[str, str], Dict[str, str], 
     swarm = found.get("Swarm")
     flat = dict(found, Swarm=swarm.get("LocalNodeState") if isinstance(swarm, dict) else None, LiveRestoreEnabled=str(found.get("LiveRestoreEnabled")).lower())
     seen = [(text_key, flat[name]) for text_key, (name, _) in INFO_KEYS.items() if isinstance(flat.get(name), str)]
+    seen += [(text_key, str(flat[name])) for text_key, (name, _) in INFO_KEYS.items() if name.startswith(("Containers", "Images")) and type(flat.get(name)) is int]
     for name in ("DriverStatus", "SystemStatus"):
         pairs = found.get(name) if isinstance(found.get(name), list) else []
         seen += [(pair[0], pair[1]) for pair in pairs if isinstance(pair, list) and len(pair) == 2 and all(isinstance(word, str) for word in pair)]
@@ -1812,7 +1825,7 @@ def layer_names(root: Root, driver: str) -> List[str]:
 def read_layers(path: str, follow: bool = False) -> Layers:
     """The layer table of a Docker root (of its uid.gid folders too, where users are remapped), from the files alone. follow: for
     the daemon's own root, whose first level may be links. Raises EnvironmentFault where the root itself cannot be read."""
-    out = Layers([], {}, {}, {}, {})
+    out = Layers([], {}, {}, {}, {}, {})
     try:
         fd = os.open(raw(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as err:
@@ -1837,8 +1850,8 @@ def read_tree(root: Root, out: Layers) -> None:
     """One tree's rows. The drivers' folders are listed before the records are read, so that a layer made meanwhile is in no list."""
     homes = {driver: layer_names(root, driver) for driver in LAYOUTS}
     there = any(homes.values())
-    containers = read_records(root, "containers", ("config.v2.json", "config.json"), take_container, "", must=there, soft=True)
-    containers = {one: facts or {"name": "", "driver": "", "image": ""} for one, facts in containers.items()}
+    containers = read_records(root, "containers", ("config.v2.json", "config.json", "hostconfig.json"), take_container, "", must=there, soft=True)
+    containers = {one: facts or take_container({"config.json": b"{}"}) for one, facts in containers.items()}
     graph = read_records(root, "graph", ("json",), take_graph, "")
     held = read_records(root, "buildkit", (), lambda files: files.get(""), "", form=r"snapshots\.db\Z")
     out.containers.update(containers)
@@ -1852,7 +1865,7 @@ def claim_driver(root: Root, driver: str, names: List[str], graph: Dict[str, str
     """Who has which layer by the records of both kinds of engines; an engine since 1.10 leaves graph/ where it was."""
     place, listed = "image/%s/" % driver, set(names)
     must = bool(names) and not graph
-    chains = read_records(root, place + "layerdb/sha256", ("cache-id", "parent"), take_chain, driver, must=must)
+    chains = read_records(root, place + "layerdb/sha256", ("cache-id", "parent", "size"), take_chain, driver, must=must)
     mounts = read_records(root, place + "layerdb/mounts", ("mount-id", "init-id", "parent"), take_mount, driver, form=LAYER)
     images = read_records(root, place + "imagedb/content/sha256", (), take_image, driver, must=must)
     tags = read_records(root, "image/" + driver, (), take_tags, None, form=r"repositories\.json\Z").get("repositories.json") or {}
@@ -1863,6 +1876,7 @@ def claim_driver(root: Root, driver: str, names: List[str], graph: Dict[str, str
     claims.update(claim_layers(*({one: facts for one, facts in found.items() if facts is not None} for found in (chains, mounts, images)), containers))
     if driver == "devicemapper" and "base" in names:
         claims["base"] = Claim("image", note="the base device: image layers are snapshots of it")
+    out.sizes.update({one[0]: one[2] for one in chains.values() if one and one[2] is not None})
     for image in list(images) + list(graph):
         out.images.setdefault(image, []).extend(tag for tag in tags.get(image, []) + old.get(image, []) if tag not in out.images.get(image, []))
     return claims
@@ -1916,27 +1930,62 @@ def pool_prefix(home: str) -> str:
     return "docker-%d:%d-%d-" % (os.major(found.st_dev), os.minor(found.st_dev), found.st_ino)
 
 
-def disk_usage(path: str, until: float) -> Tuple[Optional[int], str]:
-    """(bytes allocated below a folder on its own device, hard links once, and why that is not all of it, '' where it is); None after
-    the monotonic time `until`."""
-    total, failed, seen, left = 0, 0, set(), [raw(path)]
+def disk_usage(path: str, until: float, points: set) -> Tuple[Optional[int], str]:
+    """(bytes allocated by a folder and all below it on its own device, hard links once, mount points left out; why that is not all of it, '' where
+    it is). By descriptors, so that no link a container makes meanwhile is followed. Stops at the monotonic time `until`: SLOW and what it had by then."""
+    folder = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    total, failed, seen, stack = 0, 0, set(), []        # type: int, int, set, list
+
+    def enter(fd: int, here: bytes) -> int:
+        size, below = os.fstat(fd).st_blocks, []
+        stack.append((fd, here, below))
+        for entry in os.scandir(fd if sys.version_info >= (3, 7) else "/proc/self/fd/%d" % fd):
+            found = entry.stat(follow_symlinks=False)
+            if stat.S_ISDIR(found.st_mode):
+                below += [os.fsencode(entry.name)] if found.st_dev == device else []
+            elif found.st_nlink == 1 or found.st_ino not in seen:
+                size += found.st_blocks
+                seen.update((found.st_ino,) if found.st_nlink > 1 else ())
+            if time.monotonic() > until:
+                break
+        return size * 512
+
     try:
-        device = os.lstat(left[0]).st_dev
+        top = os.open(raw(path), folder)
+        device = os.fstat(top).st_dev
+        total = enter(top, raw(os.path.realpath(path)))
     except OSError as err:
+        quietly(os.close, stack[0][0]) if stack else None
         return None, "not measured: %s" % err.strerror
-    while left:
-        if time.monotonic() > until:
-            return None, "not measured in time"
+    while stack:
+        fd, here, below = stack[-1]
+        if not below or time.monotonic() > until:
+            os.close(fd)
+            stack.pop()
+            continue
+        inner = os.path.join(here, below.pop())
         try:
-            for entry in os.scandir(left.pop()):
-                found = entry.stat(follow_symlinks=False)
-                if found.st_dev == device and (found.st_nlink < 2 or stat.S_ISDIR(found.st_mode) or found.st_ino not in seen):
-                    total += found.st_blocks * 512
-                    seen.update({found.st_ino} if found.st_nlink > 1 else ())
-                    left += [entry.path] if stat.S_ISDIR(found.st_mode) else []
+            total += enter(os.open(os.path.basename(inner), folder, dir_fd=fd), inner) if inner not in points else 0
+        except FileNotFoundError:                       # removed meanwhile
+            pass
         except OSError:
             failed += 1
-    return total, "at least: %d folders not readable" % failed if failed else ""
+    return total, SLOW if time.monotonic() > until else "at least: %d folders not readable" % failed if failed else ""
+
+
+def measure(folders: Dict[Tuple, str], seconds: float, tick: Callable[[str], None]) -> Dict[Tuple, Tuple[Optional[int], str]]:
+    """{key: disk_usage of its folder} within `seconds` in all. Half of the time is shared out evenly; the rest goes to what did not get ready,
+    the largest so far first."""
+    end, sizes, points = time.monotonic() + seconds, {}, {raw(one.point) for one in own_mounts()}      # type: float, dict, set
+    for key, path in folders.items():
+        tick("measured %d of %d folders" % (len(sizes), len(folders)))
+        now = time.monotonic()
+        sizes[key] = disk_usage(path, max(now, min(end, now + seconds / 2 / len(folders))), points) if now < end else (None, SLOW)
+    for key in sorted((key for key in sizes if sizes[key][1] == SLOW), key=lambda key: -(sizes[key][0] or 0)):
+        tick("measuring what is large: %s" % folders[key])
+        again = disk_usage(folders[key], end, points) if time.monotonic() < end else (None, SLOW)
+        sizes[key] = again if again[1] != SLOW or (again[0] or 0) > (sizes[key][0] or 0) else sizes[key]
+    return sizes
 
 
 def short_links(root: Root, driver: str) -> Dict[str, List[str]]:
@@ -3105,13 +3154,8 @@ def ask_engine(host: Host, report: dict) -> Optional[Dict[str, object]]:
 
 
 def configured_root() -> str:
-    """Docker's root where no daemon tells it: by daemon.json, else where it always was."""
-    try:
-        with open("/etc/docker/daemon.json", "rb") as source:
-            found = take_object(source.read(RECORD_MAX))
-        return str(found.get("data-root") or found.get("graph") or "/var/lib/docker")
-    except (OSError, ValueError, RecursionError):
-        return "/var/lib/docker"
+    """Docker's root where no daemon tells it: by the options of its next start, else where it always was."""
+    return dict(pair for one in option_sources() if one.used for pair in one.options).get("data-root") or "/var/lib/docker"
 
 
 def owners_of(layers: Layers, opts: argparse.Namespace, report: dict) -> List[dict]:
@@ -3155,13 +3199,18 @@ def no_owner(layers: Layers, word: str, opts: argparse.Namespace) -> DockfixErro
 CONTAINERD_HINT = "ctr -n moby snapshots ls"
 
 
+def own_folder(row: dict) -> str:
+    """Where a layer keeps its own files (not where it is mounted together with those below), '' where that is no folder."""
+    forms = [form % row["layer"] for form in LAYOUTS[row["driver"]][1] if row["driver"] != "devicemapper" and not form.startswith("mnt/") and "merged" not in form]
+    return next((path for form in forms for path in row["paths"] if path.endswith("/" + form) and os.path.isdir(raw(path))), "")
+
+
 def measure_orphans(rows: List[dict]) -> None:
     """Adds "size", allocated bytes or None, within ten seconds in all."""
-    until = time.monotonic() + WALK_SECONDS
+    sizes = measure({(row["layer"],): own_folder(row) for row in rows if own_folder(row)}, WALK_SECONDS, lambda text: None)
     for row in rows:
-        folder = next((path for path in row["paths"] if os.path.isdir(raw(path))), None)
-        size, why = disk_usage(folder, until) if folder and row["driver"] != "devicemapper" else (None, "its size is not in files")
-        row["size"], row["note"] = size, "; ".join(part for part in (row["note"], why) if part)
+        row["size"], why = sizes.get((row["layer"],), (None, "its size is not in files"))
+        row["note"] = "; ".join(part for part in (row["note"], why) if part)
 
 
 def compare_with_docker(host: Host, layers: Layers, rows: List[dict], whole: bool, report: dict) -> None:
