@@ -1202,6 +1202,146 @@ def same_zone(one: bytes, other: bytes, when: int) -> bool:
     except ValueError:
         return False
 
+
+# --- faketime: offsets, and the ELF files that must fit together
+
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "y": 365 * 86400}
+LAST_INSTANT = 253402300799     # 9999-12-31 23:59:59 UTC
+
+
+def parse_offset(spec: str) -> int:
+    """Whole seconds of '+8h', '-1.5d', '90m': sign, number, one unit of s m h d y (365 days). Refuses the rest (UsageError):
+    libfaketime itself takes +1w for one second and +1h30m for one minute."""
+    found = re.match(r"([+-]?)([0-9]{1,30})(?:\.([0-9]{1,9}))?([smhdy])\Z", spec, re.A)
+    if not found:
+        raise UsageError("not an offset: %s" % spec, "a sign, one number and one unit of s, m, h, d, y (365 days): +8h, -1.5d, +90m; a week is +7d, 1h30m is +90m or +1.5h")
+    sign, whole, part, unit = found.group(1), found.group(2), found.group(3) or "", found.group(4)
+    twice, scale = 2 * int(whole + part) * UNITS[unit], 10 ** len(part)
+    if 0 < twice < scale:
+        raise UsageError("%s is less than half a second: only whole seconds can be set" % spec, "--offset +1s")
+    seconds = (twice + scale) // (2 * scale)
+    return -seconds if sign == "-" else seconds
+
+
+def check_instant(instant: int, what: str) -> None:
+    """Raises UsageError for a clock (seconds since 1970) that would stand where programs fail."""
+    if not 0 <= instant <= LAST_INSTANT:
+        why = "before 1970, where time(2) is negative and programs fail" if instant < 0 else "after the year 9999"
+        raise UsageError("%s: the clock would stand %s" % (what, why), "an instant from 1970-01-01 00:00:00 to 9999-12-31 23:59:59 UTC")
+
+
+def parse_wall(text: str) -> int:
+    """'YYYY-MM-DD HH:MM:SS' as seconds since 1970, were it UTC. Raises UsageError."""
+    try:
+        if not re.match(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-5][0-9]\Z", text, re.A):
+            raise ValueError("another form")
+        return calendar.timegm(time.strptime(text, "%Y-%m-%d %H:%M:%S"))
+    except ValueError:
+        raise UsageError("not a time: %s" % text, "--at 'YYYY-MM-DD HH:MM:SS' --zone NAME") from None
+
+
+class Elf(NamedTuple):
+    """What decides whether a program or library fits (elf(5)). interp: its loader, '' in libraries and static programs; go: made by
+    Go, whose programs read the clock past any library; wants: symbol versions it needs of others; has: those that it defines."""
+    bits: int
+    machine: int
+    interp: str
+    go: bool
+    needed: Tuple[str, ...] = ()
+    wants: Tuple[str, ...] = ()
+    has: Tuple[str, ...] = ()
+
+
+MACHINES = {3: ("x86", "i386-linux-gnu"), 21: ("ppc64", "powerpc64le-linux-gnu"), 22: ("s390x", "s390x-linux-gnu"), 40: ("arm", "arm-linux-gnueabihf"),
+            62: ("x86-64", "x86_64-linux-gnu"), 183: ("aarch64", "aarch64-linux-gnu"), 243: ("riscv", "riscv64-linux-gnu")}
+ELF_STEPS = 4096                # no honest table is longer; a hostile one may be a ring
+
+
+def parse_elf(data: bytes, whole: bool = True) -> Elf:
+    """whole False: `data` is the first part of a program. Raises ValueError for what is no ELF file, is cut short or contradicts itself."""
+    if data[:4] != b"\x7fELF" or data[4:5] not in (b"\1", b"\2") or data[5:6] not in (b"\1", b"\2"):
+        raise ValueError("not an ELF file")
+    wide, order = data[4] == 2, "<" if data[5] == 1 else ">"
+    try:
+        machine, phoff, shoff, phsize, phnum, shsize, shnum = struct.unpack_from(order + ("H12xQQ6x4H" if wide else "H8xII6x4H"), data, 18)
+        form = order + ("I4xQQ8xQ16x" if wide else "III4xI12x")
+        if phnum > 256:
+            raise ValueError("it has too many segments")
+        heads = [struct.unpack_from(form, data, phoff + phsize * number) for number in range(phnum)]
+        if whole and max([shoff + shsize * shnum] + [offset + size for _, offset, _, size in heads]) > len(data):
+            raise ValueError("it is cut short")
+        interp = [data[offset:offset + min(size, ELF_STEPS)].split(b"\0")[0].decode("ascii") for kind, offset, _, size in heads if kind == 3]
+        go = any(b"Go\0\0" in data[offset:offset + min(size, ELF_STEPS)] for kind, offset, _, size in heads if kind == 4)
+        return Elf(64 if wide else 32, machine, interp[0] if interp else "", go, *(elf_tables(data, order, wide, heads) if whole else ()))
+    except (struct.error, LookupError, UnicodeDecodeError, OverflowError):
+        raise ValueError("its tables contradict each other") from None
+
+
+def elf_tables(data: bytes, order: str, wide: bool, heads: List[Tuple]) -> Tuple[Tuple[str, ...], ...]:
+    """(needed, wants, has) from the dynamic section: names lie in one string table, versions in two chains."""
+    step = 16 if wide else 8
+    pairs = [struct.unpack_from(order + ("QQ" if wide else "II"), data, at) for _, offset, _, size in [one for one in heads if one[0] == 2][:1]
+             for at in range(offset, offset + min(size, step * ELF_STEPS) - step + 1, step)]
+    pairs = pairs[:pairs.index((0, 0))] if (0, 0) in pairs else pairs
+    found = dict(pairs)
+
+    def place(address: int) -> int:
+        return [offset + address - start for kind, offset, start, size in heads if kind == 1 and start <= address < start + size][0]
+
+    def name(offset: int) -> str:
+        at = place(found[5] + offset)
+        return data[at:at + 256].split(b"\0")[0].decode("ascii")
+
+    chains = [elf_chain(data, order, place(found[tag]), *forms) if tag in found else [] for tag, forms in
+              ((0x6ffffffe, ("2xH4xII", "8xII")), (0x6ffffffc, ("6xH4xII", "II")))]
+    return tuple(tuple(name(one) for one in some) for some in [[value for tag, value in pairs if tag == 1]] + chains)
+
+
+def elf_chain(data: bytes, order: str, at: int, entry: str, part: str) -> List[int]:
+    """Name offsets of a version table: entries (count, first part, next entry), each with a chain of parts (name, next)."""
+    names, onward = [], 1       # type: List[int], int
+    for _ in range(ELF_STEPS):
+        count, first, onward = struct.unpack_from(order + entry, data, at)
+        spot = at + first
+        for _ in range(count):
+            name, more = struct.unpack_from(order + part, data, spot)
+            names.append(name)
+            spot += more
+        if not onward or len(names) > ELF_STEPS:
+            break
+        at += onward
+    if onward or len(names) > ELF_STEPS:
+        raise ValueError("its tables do not end")
+    return names
+
+
+def elf_kind(one: Elf) -> str:
+    return "%d-bit %s" % (one.bits, MACHINES.get(one.machine, ("machine %d" % one.machine,))[0])
+
+
+def misfit(library: Elf, libc: Elf) -> str:
+    """Why a library cannot be loaded beside this libc.so.6, '' where nothing speaks against it. Symbol versions are compared, not releases."""
+    def number(version: str) -> List[int]:
+        return [int(word) for word in version[len("GLIBC_"):].split(".")] if re.match(r"GLIBC_[0-9]{1,4}(\.[0-9]{1,4}){1,3}\Z", version) else []
+
+    if (library.bits, library.machine) != (libc.bits, libc.machine):
+        return "it is for %s, the container's libc for %s" % (elf_kind(library), elf_kind(libc))
+    if "libc.so.6" not in library.needed:
+        return "it is not built for glibc"
+    newest = max([number(one) for one in libc.has] + [[]])
+    beyond = [one for one in library.wants if one.startswith("GLIBC_") and one not in libc.has and (not number(one) or number(one) > newest)]
+    return "it needs %s, the container's glibc ends at GLIBC_%s" % (max(beyond, key=number), ".".join(map(str, newest))) if beyond else ""
+
+
+GLIBC_OWN = r"(lib(c|m|dl|rt|pthread)\.so\.[0-9]+|ld-linux.*\.so\.[0-9]+|ld64\.so\.[0-9]+)\Z"     # comes with libc.so.6
+RANKS = ((b"FAKETIME_FOLLOW_ABSOLUTE", 4, "after 0.9.12"), (b"FAKETIME_DISABLE_SHM", 3, "0.9.11 or so"), (b"FAKETIME_FORCE_MONOTONIC_FIX", 2, "0.9.10"),
+         (b"/etc/faketimerc", 1, "before 0.9.10"))
+
+
+def faketime_rank(data: bytes) -> Tuple[int, str]:
+    """How new a libfaketime is, by the variables that it reads; (0, ...) is none."""
+    return next(((rank, age) for mark, rank, age in RANKS if mark in data), (0, "no libfaketime"))
+
 ###############################################################################
 # 4. The seam: the only code that starts a process or writes a file
 ###############################################################################
