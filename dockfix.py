@@ -61,6 +61,8 @@ PASSWORD_MAX = 511          # libcrypt's own limit, bytes
 LEFTOVER = ".shadow.dockfix"
 JOURNAL = "journal.json"    # in the state folder while a storage change is under way
 HALF_WAY_HINT = "python3 dockfix.py resume, or: python3 dockfix.py rollback"
+HEAD_BYTES = 65536          # of a program: its kind stands at its start
+BUILD_SECONDS = 900.0       # to compile libfaketime
 LINKS_MAX = 40              # as many links on one path as the kernel follows
 SBIN = ":/usr/sbin:/sbin"   # dmsetup, losetup
 RECORD_MAX = 16 << 20       # one record of a Docker root; containers with a huge environment stay far below
@@ -1204,6 +1206,30 @@ def same_zone(one: bytes, other: bytes, when: int) -> bool:
 
 
 # --- faketime: offsets, and the ELF files that must fit together
+
+
+class Start(NamedTuple):
+    """How a container starts, of one `docker inspect` object. words: Path and Args."""
+    words: Tuple[str, ...]
+    user: str
+    folder: str
+    auto_remove: bool
+    restarts: int
+
+
+class Program(NamedTuple):
+    """A container's first process. elf: None where it is not understood; drops: it starts as root and goes on as another user; seen: from /proc."""
+    path: str
+    elf: "Optional[Elf]"
+    drops: bool
+    seen: bool
+
+
+def start_facts(one: dict) -> Start:
+    config = one.get("Config") or {}
+    words = tuple(str(word) for word in [one.get("Path") or ""] + (one.get("Args") or []))
+    return Start(words, str(config.get("User") or ""), str(config.get("WorkingDir") or ""), one["HostConfig"].get("AutoRemove") is True, int(one.get("RestartCount") or 0))
+
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "y": 365 * 86400}
 LAST_INSTANT = 253402300799     # 9999-12-31 23:59:59 UTC
@@ -2704,6 +2730,44 @@ def tidy_undo(host: Host, listed: Sequence[str]) -> None:
                 drop_undo(host, kind, ident[:64])
 
 
+# --- the processes of a container, where root is on the engine's host
+
+
+def processes_of(container: Container) -> Optional[Dict[int, bool]]:
+    """Does it map a libfaketime? for each process of the container, None where that cannot be seen (not root, another host)."""
+    if os.geteuid() != 0 or not container.pid or not owns_process(container, container.pid):
+        return None
+    found = {}
+    for pid in [int(name) for name in os.listdir("/proc") if name.isdigit()]:
+        try:
+            if owns_process(container, pid):
+                with open("/proc/%d/maps" % pid, "rb") as source:
+                    found[pid] = b"faketime" in source.read()
+        except OSError:             # ended meanwhile
+            continue
+    return found
+
+
+def owns_process(container: Container, pid: int) -> bool:
+    try:
+        with open("/proc/%d/cgroup" % pid, "rb") as source:
+            return raw(container.id) in source.read()
+    except OSError:
+        return False
+
+
+def first_process(container: Container) -> Tuple[str, bytes, Optional[int]]:
+    """(program, its first part, uid on the host) of the container's first process; ('', b'', None) where that cannot be seen."""
+    try:
+        if os.geteuid() == 0 and container.pid and owns_process(container, container.pid):
+            with open("/proc/%d/exe" % container.pid, "rb") as source:      # the very file that runs, whatever its name
+                uid = os.stat("/proc/%d" % container.pid).st_uid
+                return os.readlink("/proc/%d/exe" % container.pid), source.read(HEAD_BYTES), uid
+    except OSError:
+        pass
+    return "", b"", None
+
+
 # --- the terminal
 
 
@@ -3883,6 +3947,505 @@ def run_discard(host: Host, opts: argparse.Namespace, report: dict) -> None:
     change_row(report, plan, "changed", "%s is deleted" % plan.keeps)
 
 
+# --- faketime: shift the clock of containers through libfaketime
+
+
+class Library(NamedTuple):
+    """A libfaketime of the host, or one built in a container. rank and age as in RANKS; fault says why it is none."""
+    path: str
+    data: bytes
+    elf: Optional[Elf]
+    rank: int
+    age: str
+    fault: str
+
+
+class Shift(NamedTuple):
+    """One container's part, as the look found it. before: its three files, ld.so.preload first; library: None where it is yet to be built."""
+    target: Target
+    container: Container
+    undo: Optional[Undo]
+    preloaded: Optional[bool]           # do its running programs use a libfaketime? None: cannot be seen
+    before: Tuple[Member, ...] = ()
+    program: Program = Program("", None, False, False)
+    libc: Tuple[str, Optional[Elf]] = ("", None)
+    library: Optional[Library] = None
+    msg: str = ""
+
+
+PRELOAD, RC, PRIVATE = "/etc/ld.so.preload", "/etc/faketimerc", "/usr/lib/libfaketime-dockfix-%s.so.1"
+INITS = ("tini", "tini-static", "docker-init", "dumb-init", "catatonit", "s6-svscan", "runsvdir")
+DROPPERS = rb"(?:^|[\s;&|(\"'/])(gosu|su-exec|setpriv|runuser|setuidgid|s6-setuidgid|chpst|sudo|su)(?=[\s\"']|$)"
+GOES = "it was started with --rm: stopped for a restart, it would be removed"
+NO_SHIFT = {"offset": None, "library": None, "preloaded": None}
+RECIPE = "docker run -v %s:/opt/libfaketime.so.1:ro -e LD_PRELOAD=/opt/libfaketime.so.1 -e FAKETIME=%+d -e FAKETIME_DONT_FAKE_MONOTONIC=1 -e FAKETIME_FORCE_MONOTONIC_FIX=0 -e FAKETIME_DISABLE_SHM=1 IMAGE"
+
+
+def faketime_action(opts: argparse.Namespace) -> str:
+    given = [name for name, on in (("offset", opts.offset is not None), ("at", opts.at is not None), ("undo", opts.undo), ("status", opts.status)) if on]
+    if len(given) != 1:
+        raise UsageError("say one of --offset SPEC, --at TIME, --undo, --status", "python3 dockfix.py faketime NAME --offset +8h")
+    setting = given[0] in ("offset", "at")
+    for name, on in (("--zone", opts.zone is not None and given != ["at"]), ("--lib", opts.lib and not setting), ("--build-from", opts.build_from is not None and not setting),
+                     ("--step-running", opts.step_running and not setting), ("--restart", opts.restart and opts.status)):
+        if on:
+            raise UsageError("%s does not go with --%s" % (name, given[0]))
+    if opts.build_from is not None and opts.lib:
+        raise UsageError("the library comes from --lib or from --build-from, not from both")
+    return "set" if setting else given[0]
+
+
+def wanted_shift(opts: argparse.Namespace) -> int:
+    """Whole seconds from now. A wall time is taken in the zone that is named, else in the host's. Raises UsageError."""
+    now = int(time.time())
+    seconds = parse_offset(opts.offset) if opts.offset is not None else wall_instant(opts) - now
+    check_instant(now + seconds, "--offset %s" % opts.offset if opts.offset is not None else "--at '%s'" % opts.at)
+    return seconds
+
+
+def run_faketime(host: Host, opts: argparse.Namespace, report: dict) -> None:
+    """look -> (dry run: script) -> ask -> change -> watch -> undone by itself where it does not do well."""
+    action = faketime_action(opts)
+    opts.watch = parse_number("--watch", opts.watch, 10, 0, 3600)
+    opts.seconds = wanted_shift(opts) if action == "set" else 0
+    source = build_source(opts.build_from) if opts.build_from is not None else {}
+    libraries = host_libraries(opts.lib) if action == "set" and not source else []
+    targets = pick(host, opts)
+    if action != "status" and not opts.dry_run:
+        take_lock(host)
+    objects = {one["Id"]: one for one in inspect_objects(host, "container", [target.id for target in targets])}
+    looks = {"set": lambda *words: look_shift(host, opts, libraries, *words), "undo": lambda *words: look_undo(host, opts, *words), "status": lambda *words: shift_status(host, *words)}
+    plans = rows_of(host, opts, "faketime: looking", targets, targets, lambda target: looks[action](target, objects.get(target.id)), NO_SHIFT)
+    shifts = [one for one in plans if isinstance(one, Shift)]
+    if opts.dry_run:
+        return plan_faketime(opts, report, action, plans)
+    if action == "set":
+        report["findings"].append({"id": "faketime-new-containers", "severity": "info", "text": "a new container is better shifted when it is made, with a libfaketime of 0.9.11 or newer (musl images: one built with musl)",
+                                   "remedy": RECIPE % (shifts[0].library.path if shifts and shifts[0].library else "LIBFAKETIME", opts.seconds)})
+    restarts = [one.target.name for one in shifts if one.container.running] if opts.restart else []
+    if restarts:
+        confirm(opts, "restart %d containers (%s)" % (len(restarts), ", ".join(restarts)))
+    deeds = {"set": lambda one: set_shift(host, opts, source, one), "undo": lambda one: undo_shift(host, opts, one)}
+    report["results"] = rows_of(host, opts, "faketime", targets, plans, lambda one: one if isinstance(one, dict) else deeds[action](one), NO_SHIFT)
+    report["exit_code"] = exit_code(report["results"])
+
+
+def wall_instant(opts):
+    return parse_wall(opts.at)
+
+
+def uses_faketime(container: Container) -> Optional[bool]:
+    users = processes_of(container)
+    return None if users is None else any(users.values())
+
+
+def host_libraries(paths: Sequence[str]) -> List[Library]:
+    """--lib in the order given, else what lies in the host's usual places, the newest first. Raises UsageError, EnvironmentFault."""
+    roots = [os.path.join(base, name) for base in ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/local/lib64") if os.path.isdir(base) for name in [""] + sorted(os.listdir(base))]
+    usual = [path for path in (os.path.join(root, "faketime", "libfaketime.so.1") for root in roots) if os.path.isfile(path)]
+    found = [judge_library(os.path.abspath(path), read_input(path, 1 << 24, "--lib")) for path in paths or usual]
+    if not found:
+        raise EnvironmentFault("there is no libfaketime in this host's usual places, and dockfix brings none", "--lib FILE (Debian: apt-get install libfaketime; EL: EPEL's libfaketime)")
+    return found if paths else sorted(found, key=lambda one: -one.rank)
+
+
+def judge_library(path: str, data: bytes) -> Library:
+    rank, age = faketime_rank(data)
+    try:
+        return Library(path, data, parse_elf(data), rank, age, "" if rank else "it is no libfaketime")
+    except ValueError as err:
+        return Library(path, data, None, rank, age, str(err))
+
+
+# the look: reads only
+
+
+def look_shift(host: Host, opts: argparse.Namespace, libraries: List[Library], target: Target, found: Optional[dict]):
+    """The Shift, or a row where it is so already, with everything that is to be said before anything is written. Raises Refused, Gone, WayClosed."""
+    if found is None:
+        raise Gone()
+    container, start, undo = facts_of(found, container_facts), facts_of(found, start_facts), load_undo(host, "faketime", target.id)
+    if not container.running or container.paused or container.restarting:
+        raise Refused("it is not running (or paused, or restarting): the library could not be tried in it first")
+    if undo and not undo.more.get("done"):
+        raise Refused("an earlier change was cut off: python3 dockfix.py faketime --undo %s" % target.name)
+    if opts.restart and start.auto_remove:
+        raise Refused(GOES)
+    env = [word.split("=")[0] for word in container.env if word.startswith("FAKETIME") or re.match(r"LD_PRELOAD=.*faketime", word)]
+    if env:
+        raise Refused("its environment sets %s, which beats /etc/faketimerc: it has to be made anew (docker run -e)" % ", ".join(env))
+    refusal = files_refusal(container, (PRELOAD, RC, PRIVATE)) or (missing_folders(host, container, (PRELOAD, PRIVATE)) and "it has no /etc or no /usr/lib")
+    if refusal:
+        raise Refused(str(refusal))
+    before = tuple(read_member(host, container, path) for path in (PRELOAD, RC))
+    check_foreign(before, undo)
+    preloaded = uses_faketime(container)
+    if undo and not opts.restart and undo.more["offset"] == opts.seconds and before[1].data == b"%+d\n" % opts.seconds and b"libfaketime-dockfix-" in before[0].data:
+        return row(target, "unchanged", "it is shifted so already", offset=opts.seconds, library=undo.more["library"], preloaded=preloaded)
+    program = first_program(host, container, start)
+    notes = judge_program(program)
+    libc = find_libc(host, container, program.elf)
+    if libc[1].bits == 32 and time.time() + opts.seconds >= 1 << 31:
+        raise Refused("its programs are of 32 bits: their clock ends in January 2038")
+    library = choose_library(host, container, libraries, libc, program) if libraries else None
+    if (preloaded or preloaded is None and undo) and not (opts.restart or opts.step_running):
+        raise Refused("%s libfaketime, and a step makes timers run in bursts or stop: --restart (stop, write, start) or --step-running"
+                      % ("its running programs use" if preloaded else "it cannot be seen from here whether its running programs use"))
+    return Shift(target, container, undo, preloaded, before, program, libc, library, "; ".join(notes))
+
+
+def check_foreign(before: Tuple[Member, ...], undo: Optional[Undo]) -> None:
+    """Raises Refused for a set-up of somebody else's."""
+    preload, rc = before
+    for one in before:
+        if one.kind not in ("file", "absent"):
+            raise Refused("its %s is no plain file" % one.path)
+    if not undo and b"faketime" in preload.data:
+        raise Refused("its %s names a libfaketime already, not by dockfix: %s" % (PRELOAD, printable(show_bytes(preload.data.strip()))))
+    if not undo and rc.kind == "file" and not re.match(rb"[+-][0-9]+(\.[0-9]+)?[smhdy]?\n?\Z", rc.data):
+        raise Refused("its %s is not dockfix's, and not a plain offset (%s): put back by an undo, it would end every program that reads it; remove it first"
+                      % (RC, printable(show_bytes(rc.data[:60]))))
+
+
+def judge_program(program: Program) -> List[str]:
+    """What is to be said of the first process. Raises Refused where a shift would miss it."""
+    name, elf = posixpath.basename(program.path) or "?", program.elf
+    if elf is None:
+        return ["what kind of program its first process is cannot be told"]
+    if elf.go:
+        raise Refused("its first process, %s, is a Go program: it reads the clock past any library and would keep the real time" % name)
+    if not elf.interp and name not in INITS:
+        raise Refused("its first process, %s, is a static program: no library can be loaded into it" % name)
+    if "musl" in elf.interp:
+        raise Refused("its programs are built for musl, which ignores /etc/ld.so.preload: only made anew, with -e LD_PRELOAD and a library built with musl, can it be shifted")
+    return [] if elf.interp else ["its first process, %s, is static and keeps the real time" % name]
+
+
+def first_program(host: Host, container: Container, start: Start) -> Program:
+    """What its first process is, by /proc where that can be seen, else by its configuration; with the texts of the scripts that lead there."""
+    path, head, uid = first_process(container)
+    seen, texts = bool(path), [raw(" ".join(start.words))]
+    for word in [one for number, one in enumerate(start.words[:4]) if not number or "/" in one or one.endswith(".sh")]:
+        if seen and posixpath.basename(word) == posixpath.basename(path):
+            continue
+        place, data = find_program(host, container, start, word)
+        for _ in range(3):                                  # a script's interpreter may be a script
+            words = data[2:].split(b"\n")[0].split() if data[:2] == b"#!" else []
+            if words:
+                texts.append(data)
+                place, data = find_program(host, container, start, show_bytes(words[-1 if words[0].endswith(b"/env") else 0]))
+        path, head = (path, head) if path else (place, data)
+    try:
+        elf = parse_elf(head, whole=False)      # type: Optional[Elf]
+    except ValueError:
+        elf = None
+    lines = b"\n".join(line for text in texts for line in text.split(b"\n") if not line.lstrip().startswith(b"#"))
+    dropped = uid is not None and start.user in ("", "0", "root", "0:0", "root:root") and uid != engine_userns(host)[0]
+    return Program(path, elf, dropped or bool(re.search(DROPPERS, lines)), seen)
+
+
+def find_program(host: Host, container: Container, start: Start, word: str) -> Tuple[str, bytes]:
+    """(path, first part) of a program as the container would find it; ('', b'') where it is not found."""
+    path = next((one[5:] for one in container.env if one.startswith("PATH=")), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+    for folder in [start.folder or "/"] if "/" in word else path.split(":") if word and not word.startswith("-") else []:
+        try:
+            place = posixpath.join("/", folder, word)
+            member, data = cp_first(host, container, place, HEAD_BYTES, True)
+        except (FileNotFoundError, WayClosed):
+            continue
+        if member.isreg():
+            return place, data[:HEAD_BYTES]
+    return "", b""
+
+
+def find_libc(host: Host, container: Container, program: Optional[Elf]) -> Tuple[str, Elf]:
+    """(folder, facts) of the container's libc.so.6. Raises Refused."""
+    known = [MACHINES[program.machine]] if program and program.machine in MACHINES else MACHINES.values()
+    for folder in ["/lib/" + triplet for _, triplet in known] + ["/lib64", "/usr/lib64", "/usr/lib", "/lib"]:
+        found = read_member(host, container, folder + "/libc.so.6", 1 << 25, True)
+        if found.kind == "file":
+            try:
+                return folder, parse_elf(found.data)
+            except ValueError as err:
+                raise Refused("its %s/libc.so.6 is not understood: %s" % (folder, err)) from None
+    raise Refused("there is no glibc in it (no libc.so.6): musl and static programs do not read /etc/ld.so.preload")
+
+
+def choose_library(host: Host, container: Container, libraries: List[Library], libc: Tuple[str, Elf], program: Program) -> Library:
+    """The first that fits, by its ELF facts. Raises Refused with what speaks against each."""
+    reasons = []                # type: List[str]
+    for one in libraries:
+        why = one.fault or misfit(one.elf, libc[1])
+        for name in [] if why else [name for name in one.elf.needed if not re.match(GLIBC_OWN, name)]:
+            if not any(read_member(host, container, posixpath.join(folder, name), 1 << 26, True).kind == "file" for folder in (libc[0], "/usr" + libc[0], "/usr/lib", "/usr/lib64")):
+                why = "it needs %s, which is not in the container" % name
+        if not why and program.drops and one.rank < 4:
+            why = "its entrypoint starts as root and goes on as another user, where a libfaketime up to 0.9.12 ends it or hangs (this one: %s)" % one.age
+        if not why:
+            return one
+        reasons.append("%s: %s" % (one.path, why))
+    raise Refused("; ".join(reasons) + "; --lib FILE names another: one made on a release as old as the container's, or older, fits")
+
+
+# the deed
+
+
+def set_shift(host: Host, opts: argparse.Namespace, source: Dict[str, bytes], plan: Shift) -> dict:
+    """Library, trial, faketimerc, ld.so.preload last, restart, watch; what does not do well is taken back."""
+    facts = {"done": False, "offset": opts.seconds, "stopped": False, "build": ""}
+    try:
+        if source:
+            save_undo(host, "faketime", plan.container, plan.before, facts)
+            plan = plan._replace(library=choose_library(host, plan.container, [build_library(host, plan, source)], plan.libc, plan.program))
+            facts["build"] = ""
+        private = read_member(host, plan.container, PRIVATE % hashlib.sha256(plan.library.data).hexdigest()[:12], 1 << 24)
+        plan = plan._replace(before=plan.before + (private,))
+        save_undo(host, "faketime", plan.container, plan.before, facts)
+        why, status = apply_shift(host, opts, plan), "failed"
+    except (Refused, WayClosed, EnvironmentFault) as err:
+        why, status = str(err), "refused" if isinstance(err, Refused) else "failed"
+    more = dict(NO_SHIFT, library=plan.library.path if plan.library else None)
+    if why:
+        left = take_back(host, plan)
+        return row(plan.target, status, why + (left or "; undone: it is as it was"), **dict(more, **({"partial": True} if left else {})))
+    save_undo(host, "faketime", plan.container, (), {"done": True, "stopped": False, "library": plan.library.path})
+    preloaded = True if opts.restart else plan.preloaded
+    notes = [plan.msg, "" if opts.restart else "its running programs follow within 10 s" if plan.undo and preloaded is not False else "running programs keep the real time until they are restarted (--restart)"]
+    return row(plan.target, "changed", "; ".join(note for note in notes if note), **dict(more, offset=opts.seconds, preloaded=preloaded))
+
+
+def apply_shift(host: Host, opts: argparse.Namespace, plan: Shift) -> str:
+    """Why the shift does not do well, '' where it does. Raises Refused, WayClosed: nothing but the library has been written, or something has."""
+    container, private = plan.container, plan.before[2]
+    owner = cp_base(host, container)
+    new = dict(kind="file", uid=owner[0], gid=owner[1], mode=0o644, mtime=int(time.time()))
+    if private.data != plan.library.data:
+        write_members(host, container, [Member(private.path, data=plan.library.data, **new)])
+    try_library(host, plan, opts.seconds, private.path)
+    old = plan.before[0]
+    kept = b"".join(line for line in old.data.splitlines(True) if b"libfaketime-dockfix-" not in line)
+    kept += b"\n" if kept and not kept.endswith(b"\n") else b""
+    preload = dict(new, uid=old.uid, gid=old.gid, mode=old.mode) if old.kind == "file" else new
+    since = iso_seconds(container.started) if opts.restart else time.time() - opts.watch
+    talk = log_seconds(host, container, since, opts.watch)
+    if opts.restart:
+        save_undo(host, "faketime", container, (), {"stopped": True})
+        docker_must(host, "stop", container.id)
+    write_members(host, container, [Member(RC, data=b"%+d\n" % opts.seconds, **new)])
+    write_members(host, container, [Member(PRELOAD, data=kept + raw(private.path) + b"\n", **preload)])
+    if opts.restart:
+        docker_must(host, "start", container.id)
+    return watch_shift(host, opts, plan, talk)
+
+
+def docker_must(host: Host, *words: str) -> None:
+    answer = change(host, words)
+    if answer.rc or answer.timed_out:
+        raise WayClosed("docker %s: %s" % (words[0], "no answer in %g s" % host.timeout if answer.timed_out else first_line(answer)))
+
+
+def clock_shift(host: Host, container: Container, env: Sequence[str] = ()) -> float:
+    """Seconds that `date` inside is ahead of the host. Raises WayClosed for anything but one quiet line with a number."""
+    began = time.time()
+    answer = change(host, ["exec", container.id] + (["env"] + list(env) if env else []) + ["date", "+%s"])
+    if answer.rc or answer.timed_out or answer.err or not re.match(rb"-?[0-9]{1,15}\n\Z", answer.out):
+        said = first_line(answer) if answer.err or answer.rc or not answer.out else show_bytes(answer.out[:60])
+        raise WayClosed("date inside: %s" % ("no answer in %g s" % host.timeout if answer.timed_out else "exit %d, %s" % (answer.rc, said)))
+    return int(answer.out) - (began + time.time()) / 2
+
+
+def try_library(host: Host, plan: Shift, seconds: int, path: str) -> None:
+    """The library in one exec of its own, before a file that others read names it. Raises Refused."""
+    trial = seconds if abs(seconds) >= 60 else 86400
+    env = ["LD_PRELOAD=" + path, "FAKETIME=%+d" % trial]
+    try:
+        plain = 0.0 if plan.undo else clock_shift(host, plan.container)
+        if abs(plain) > 5:
+            raise Refused("its clock is %+d s off already, and not by dockfix" % plain)
+        shift = clock_shift(host, plan.container, env)
+    except WayClosed as err:
+        raise Refused("the trial of %s failed: %s" % (plan.library.path, err)) from None
+    if abs(shift - trial) > 5:
+        raise Refused("the trial of %s shifted the clock by %+d s, not %+d s" % (plan.library.path, shift, trial))
+    name = posixpath.basename(plan.program.path)
+    if re.match(r"python[0-9.]*\Z", name):
+        code = "import signal, threading; signal.alarm(4); threading.Event().wait(0.1)"
+        answer = change(host, ["exec", plan.container.id, "env"] + env + [plan.program.path, "-c", code])
+        if answer.rc or answer.timed_out:
+            raise Refused("its first process is Python, whose timed waits hang with this library (%s, %s)" % (plan.library.path, plan.library.age))
+
+
+def watch_shift(host: Host, opts: argparse.Namespace, plan: Shift, talk: Tuple[int, int]) -> str:
+    """Looks each second for --watch seconds: up, not restarted, exec works, the clock shifted; at the end: its output goes on, and its first
+    process is the same program as before (one that hangs in its entrypoint stays Up). Returns what is wrong, ''."""
+    began, first, wall = time.monotonic(), None, int(time.time())
+    while True:
+        found = inspect_objects(host, "container", [plan.target.id])
+        if not found:
+            raise Gone()
+        container, start = facts_of(found[0], container_facts), facts_of(found[0], start_facts)
+        first = first or (container.started, start.restarts)
+        if not container.running or container.restarting or (container.started, start.restarts) != first:
+            return "with it, the container does not stay up"
+        try:
+            shift = clock_shift(host, container)
+        except WayClosed as err:
+            return "with it, a command inside fails: %s" % err
+        if abs(shift - opts.seconds) > 5:
+            return "its clock is %+d s off, not %+d s: a ~/.faketimerc of its user would win" % (shift, opts.seconds)
+        if time.monotonic() - began >= opts.watch or host.stop.is_set():
+            break
+        time.sleep(min(1.0, max(0.0, opts.watch - (time.monotonic() - began))))
+    program = first_process(container)[0]
+    if plan.program.seen and program and program != plan.program.path:
+        return "after %g s its first process is %s and not %s: it hangs in its start (or needs longer: --watch SECONDS)" % (opts.watch, program, plan.program.path)
+    early, late = log_seconds(host, container, wall, opts.watch)
+    if talk[0] and (opts.restart and not early + late or talk[0] + talk[1] >= 3 and talk[1] and not late):
+        return "it is silent for %g s, where it wrote to its log before (--watch SECONDS waits longer)" % opts.watch
+    return ""
+
+
+def iso_seconds(text: str) -> int:
+    """Seconds since 1970 of docker's ISO 8601 text, always UTC; 0 where it is another form."""
+    found = re.match(r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)", text)
+    return calendar.timegm(tuple(int(word) for word in found.groups()) + (0, 0, 0)) if found else 0
+
+
+def log_seconds(host: Host, container: Container, since: float, span: float) -> Tuple[int, int]:
+    """In how many seconds of each half of [since, since + span] it wrote to its log, by docker's own clock; (0, 0) where docker cannot read the log."""
+    answer = query(host, "logs", "-t", "--since", "%d" % since, container.id, limit=1 << 22, enough=1 << 22)
+    stamps = {iso_seconds(line) for line in (answer.out + b"\n" + answer.err).decode("utf-8", "replace").split("\n")}
+    return sum(0 <= one - int(since) < span / 2 for one in stamps), sum(span / 2 <= one - int(since) <= span for one in stamps)
+
+
+def take_back(host: Host, plan: Shift) -> str:
+    """What was there at the look is put back; '' or what is left to be said. The container runs again as it did."""
+    try:
+        record = load_undo(host, "faketime", plan.target.id)
+        container = inspect_containers(host, [plan.target.id]).get(plan.target.id)
+        if container is None:
+            raise Gone()
+        remove_build(host, container, record.more["build"])
+        left = restore_undo(host, container, record._replace(members=plan.before))
+        if record.more["stopped"]:
+            docker_must(host, "restart" if container.running else "start", container.id)
+        if plan.undo:
+            save_undo(host, "faketime", container, (), plan.undo.more)
+        elif not left:
+            drop_undo(host, "faketime", container.id)
+        return "; but left behind: %s" % ", ".join(left) if left else ""
+    except (Refused, WayClosed, EnvironmentFault) as err:
+        return "; AND it could not be undone (%s): python3 dockfix.py faketime --undo %s" % (err, plan.target.name)
+
+
+# --build-from: the notes' own way
+
+
+def build_source(folder: str) -> Dict[str, bytes]:
+    """The files of libfaketime's src folder. Raises UsageError."""
+    folder = os.path.join(folder, "src") if os.path.isdir(os.path.join(folder, "src")) else folder
+    try:
+        names = [name for name in sorted(os.listdir(folder)) if os.path.isfile(os.path.join(folder, name))]
+    except OSError as err:
+        raise UsageError("--build-from %s: %s" % (folder, err.strerror)) from None
+    if "libfaketime.c" not in names or "Makefile" not in names:
+        raise UsageError("--build-from %s: there is no source of libfaketime (no src/libfaketime.c)" % folder, "on a machine with Debian: apt-get source libfaketime")
+    return {name: read_input(os.path.join(folder, name), 1 << 22, "--build-from") for name in names[:100]}
+
+
+def build_library(host: Host, plan: Shift, source: Dict[str, bytes]) -> Library:
+    """Compiles libfaketime inside the container, in a folder that is gone afterwards. Raises Refused, WayClosed."""
+    container, owner = plan.container, cp_base(host, plan.container)
+    for tool in ("make", "gcc"):
+        answer = change(host, ["exec", container.id, tool, "--version"])
+        if answer.rc:
+            raise Refused("there is no %s in it to compile with; LIB from another container of the same release: --lib FILE" % tool)
+    folder = "/.dockfix-build-%s" % os.urandom(6).hex()
+    save_undo(host, "faketime", container, (), {"build": folder})
+    own = dict(uid=owner[0], gid=owner[1], mtime=int(time.time()))
+    write_members(host, container, [Member(folder, "dir", mode=0o755, **own)] + [Member(folder + "/" + name, "file", data, mode=0o644, **own) for name, data in source.items()])
+    answer = change_host(host, host.docker + ("exec", "-u", "0", container.id, "make", "-C", folder, "CC=gcc", "libfaketime.so.1"), None, max(host.timeout, BUILD_SECONDS))
+    found = read_member(host, container, folder + "/libfaketime.so.1", 1 << 24)
+    remove_build(host, container, folder)
+    if found.kind != "file":
+        raise WayClosed("make failed in it (exit %d): %s" % (answer.rc, ([line for line in answer.text().split("\n") if "rror" in line] or [first_line(answer)])[0][:300]))
+    return judge_library("the library built in it", found.data)
+
+
+def remove_build(host: Host, container: Container, folder: str) -> None:
+    """Only a folder that build_library named."""
+    if re.match(r"/\.dockfix-build-[0-9a-f]{12}\Z", folder):
+        change(host, ["exec", "-u", "0", container.id, "rm", "-rf", folder])
+        if read_member(host, container, folder).kind != "absent":
+            raise WayClosed("%s could not be removed from it" % folder)
+
+
+# --undo, --status, --dry-run
+
+
+def look_undo(host: Host, opts: argparse.Namespace, target: Target, found: Optional[dict]):
+    if found is None:
+        raise Gone()
+    container, undo = facts_of(found, container_facts), load_undo(host, "faketime", target.id)
+    if not undo:
+        return row(target, "unchanged", "dockfix has shifted nothing here", **NO_SHIFT)
+    if opts.restart and container.running and facts_of(found, start_facts).auto_remove:
+        raise Refused(GOES)
+    return Shift(target, container, undo, uses_faketime(container))
+
+
+def undo_shift(host: Host, opts: argparse.Namespace, plan: Shift) -> dict:
+    """What was there before dockfix's first shift, byte by byte. A container that a cut-off run left stopped is started."""
+    container, stopped = plan.container, plan.undo.more["stopped"]
+    remove_build(host, container, plan.undo.more["build"])
+    if opts.restart and container.running:
+        save_undo(host, "faketime", container, (), {"stopped": True})
+        docker_must(host, "stop", container.id)
+        container, stopped = inspect_containers(host, [container.id])[container.id], True
+    left = restore_undo(host, container, plan.undo)
+    if stopped and not container.running:
+        docker_must(host, "start", container.id)
+    if left:
+        return row(plan.target, "failed", "left behind: %s" % ", ".join(left), **dict(NO_SHIFT, partial=True))
+    drop_undo(host, "faketime", container.id)
+    running = plan.preloaded is not False and container.running
+    return row(plan.target, "changed", "its running programs go back within 10 s, and keep the library until they are restarted (--restart)" if running else "", **dict(NO_SHIFT, offset=0))
+
+
+def shift_status(host: Host, target: Target, found: Optional[dict]) -> dict:
+    """What is set in it, from its files; what its clock shows is `clock`'s part."""
+    if found is None:
+        raise Gone()
+    container, undo = facts_of(found, container_facts), load_undo(host, "faketime", target.id)
+    preload, rc = (read_member(host, container, path) for path in (PRELOAD, RC))
+    users = uses_faketime(container)
+    if undo and not undo.more["done"]:
+        return row(target, "unchanged", "a change was cut off: python3 dockfix.py faketime --undo %s" % target.name, **dict(NO_SHIFT, preloaded=users))
+    if undo:
+        msg = "%+d s by dockfix since %s; running programs: %s" % (undo.more["offset"], undo.changed, {True: "shifted", False: "not before a restart", None: "cannot be seen"}[users])
+        return row(target, "unchanged", msg, offset=undo.more["offset"], library=undo.more["library"], preloaded=users)
+    foreign = [where for where, on in ((PRELOAD, b"faketime" in preload.data), (RC, rc.kind != "absent"), ("its environment", any("faketime" in one.lower() for one in container.env))) if on]
+    return row(target, "unchanged", "not by dockfix, but set in %s" % ", ".join(foreign) if foreign else "not shifted", **dict(NO_SHIFT, preloaded=users))
+
+
+def plan_faketime(opts: argparse.Namespace, report: dict, action: str, plans: list) -> None:
+    """The dry run. Its script calls dockfix for each container: what undo needs has to be kept on the way."""
+    options = [("--offset", opts.offset), ("--at", opts.at), ("--zone", opts.zone), ("--build-from", opts.build_from and os.path.abspath(opts.build_from))] + [("--lib", os.path.abspath(path)) for path in opts.lib]
+    words = ["python3", own_path(), "faketime"] + ["%s=%s" % one for one in options if one[1] is not None] + ["--watch=%g" % opts.watch]
+    words += [flag for flag, on in (("--undo", opts.undo), ("--restart", opts.restart), ("--yes", opts.restart), ("--step-running", opts.step_running)) if on] + shared_words(opts)
+    lines = []                  # type: List[str]
+    for plan in plans:
+        if isinstance(plan, Shift):
+            using = "with %s" % (plan.library.path if plan.library else "a library built in it") if action == "set" else "undo"
+            lines += [comment("%s: %s%s" % (plan.target.name, using, "; " + plan.msg if plan.msg else "")), "run " + sh_line(words + [plan.target.id])]
+            plan = row(plan.target, "changed", plan.msg, offset=opts.seconds, library=plan.library.path if plan.library else None, preloaded=plan.preloaded)
+        else:
+            lines.append(comment("%s: %s (%s): %s" % (plan["status"], plan["target"], plan["id"], plan["msg"])))
+        report["results"].append(plan)
+    report["script"] = script_text(report, lines, sum(one["status"] in ("refused", "failed") for one in report["results"]))
+    report["exit_code"] = exit_code(report["results"], opts.exit_code)
+
+
 ###############################################################################
 # 7. Output
 ###############################################################################
@@ -3954,6 +4517,12 @@ def escape_line(line: str) -> str:
 def show_change(report: dict, quiet: bool) -> str:
     return "".join("%s: %s\n%s" % (one["target"], printable(one["msg"]), "  the old data is kept in %s; rollback %s goes back, discard %s deletes it\n" % (
         one["keeps"], one["id"], one["id"]) if one["keeps"] and not quiet and one["status"] == "changed" else "") for one in report["results"])
+
+
+def show_faketime(report: dict, quiet: bool) -> str:
+    rows = [one for one in report["results"] if not quiet or one["status"] not in ("changed", "unchanged")]
+    cells = [(r["target"], r["id"][:12], r["status"], "-" if r["offset"] is None else "%+d s" % r["offset"], r["msg"]) for r in rows]
+    return (render_table(("CONTAINER", "ID", "STATUS", "SHIFT", "MESSAGE"), cells) if rows else "") + ("" if quiet else counts(report["results"]) + "\n")
 
 
 def show_errors(report: dict) -> None:
@@ -4045,6 +4614,18 @@ EXEC = (
     value("--stdin", metavar="FILE", help="standard input of the command (default: empty); - is dockfix's own"),
     value("--max-output", metavar="SIZE", default="1M", help="keep so much of each stream (default: 1M)"),
 )
+FAKETIME = (
+    value("--offset", metavar="SPEC", help="a sign, a number, one unit of s, m, h, d, y (365 days): +8h, -1.5d"),
+    value("--at", metavar="TIME", help="'YYYY-MM-DD HH:MM:SS': the clock stands there now, and runs on"),
+    value("--zone", metavar="NAME", help="the zone of --at, such as Asia/Shanghai or UTC (default: the host's)"),
+    flag("--undo", "--off", help="put back what was there"),
+    flag("--status", help="tell what is set"),
+    value("--lib", metavar="FILE", action="append", default=[], help="a libfaketime.so.1; may be repeated, the first that fits is used (default: the host's)"),
+    value("--build-from", metavar="DIR", help="compile libfaketime's source inside the container (it needs gcc and make)"),
+    flag("--restart", help="stop and start it, so that its first process follows; asks"),
+    flag("--step-running", help="step the clock of running programs that use libfaketime already"),
+    value("--watch", metavar="SECONDS", default="", help="look so long whether it does well, else undo (default: 10)"),
+)
 
 CHANGE = (flag("--exit-code", help="with --dry-run: exit 4 when there is something to do"),)
 
@@ -4101,6 +4682,14 @@ prompt on a terminal. Each change is read back; the host's own accounts are watc
 
 A line of output is NAME | TEXT, of error output NAME ! TEXT; control characters are escaped. Do not put
 a secret into CMD: docker events shows it; --stdin FILE carries one."""),
+    Command("faketime", "shift the clock of containers through libfaketime, and put it back", "faketime [OPTIONS] [CONTAINER ...]", FAKETIME, run_faketime, show_faketime, """\
+  python3 dockfix.py faketime web1 --offset +8h --restart
+  python3 dockfix.py faketime web1 --at '2030-01-01 00:00:00' --zone Asia/Shanghai
+  python3 dockfix.py faketime --all --status
+  python3 dockfix.py faketime web1 --undo --restart
+
+For glibc containers that run. The library is tried in one exec before any file names it; a container that does not
+do well with it is put back. New processes follow at once, the first process after a restart."""),
 )
 
 BRIEF_HELP = """\
@@ -4179,7 +4768,11 @@ def parse_command_line(argv: Sequence[str]) -> Tuple[Optional[Command], argparse
         raise UsageError("there is no command %s; there are: %s" % (name, ", ".join(one.name for one in COMMANDS)), "python3 dockfix.py --help")
     parser = make_parser(command)
     # Names that stand between options come back as extras: argparse takes one run of them only.
-    opts, extra = parser.parse_known_args([part for word in rest for part in unbundle(word)])
+    parts = [part for word in rest for part in unbundle(word)]
+    while "--offset" in parts[:-1]:                 # argparse takes -1.5d for an option
+        at = parts.index("--offset")
+        parts[at:at + 2] = ["--offset=" + parts[at + 1]]
+    opts, extra = parser.parse_known_args(parts)
     strange = [word for word in extra if word.startswith("-")]
     if strange or (extra and not command):
         parser.error("unknown option: %s" % (strange or extra)[0])
