@@ -142,6 +142,11 @@ class Container(NamedTuple):
     mounts: Tuple[Tuple[str, str], ...]     # (source, destination), destination normalised
     env: Tuple[str, ...]                    # Config.Env, NAME=VALUE each
     started: str                            # State.StartedAt, ISO 8601 in UTC
+    words: Tuple[str, ...]                  # Path and Args
+    user: str
+    folder: str                             # Config.WorkingDir
+    auto_remove: bool
+    restarts: int
 
 
 class Member(NamedTuple):
@@ -330,7 +335,7 @@ def facts_of(one: dict, take: Callable):
 def container_facts(one: dict) -> Container:
     if not re.match(r"[0-9a-f]{64}\Z", one["Id"]):
         raise ValueError("no id")
-    state, host = one["State"], one["HostConfig"]
+    state, host, config = one["State"], one["HostConfig"], one.get("Config") or {}
     if not isinstance(host, dict):
         raise ValueError("no HostConfig")       # without it a mount over /etc could not be seen
     graph = one.get("GraphDriver") or {}
@@ -342,7 +347,9 @@ def container_facts(one: dict) -> Container:
         one["Id"], str(one.get("Name") or one["Id"][:12]).lstrip("/"), state["Running"] is True, state.get("Paused") is True,
         state.get("Restarting") is True, state.get("Status") == "removing" or state.get("Dead") is True, pid, host.get("ReadonlyRootfs") is True, str(host.get("UsernsMode") or ""),
         str(graph.get("Name") or ""), {str(k): str(v) for k, v in layer.items()}, tuple(inspect_mounts(one["Mounts"] or [], host)),
-        tuple(str(word) for word in (one.get("Config") or {}).get("Env") or []), str(state.get("StartedAt") or ""))
+        tuple(str(word) for word in config.get("Env") or []), str(state.get("StartedAt") or ""),
+        tuple(str(word) for word in [one.get("Path") or ""] + (one.get("Args") or [])), str(config.get("User") or ""), str(config.get("WorkingDir") or ""),
+        host.get("AutoRemove") is True, int(one.get("RestartCount") or 0))
 
 
 def inspect_mounts(mounts: list, host: dict) -> List[Tuple[str, str]]:
@@ -1207,30 +1214,6 @@ def same_zone(one: bytes, other: bytes, when: int) -> bool:
 
 # --- faketime: offsets, and the ELF files that must fit together
 
-
-class Start(NamedTuple):
-    """How a container starts, of one `docker inspect` object. words: Path and Args."""
-    words: Tuple[str, ...]
-    user: str
-    folder: str
-    auto_remove: bool
-    restarts: int
-
-
-class Program(NamedTuple):
-    """A container's first process. elf: None where it is not understood; drops: it starts as root and goes on as another user; seen: from /proc."""
-    path: str
-    elf: "Optional[Elf]"
-    drops: bool
-    seen: bool
-
-
-def start_facts(one: dict) -> Start:
-    config = one.get("Config") or {}
-    words = tuple(str(word) for word in [one.get("Path") or ""] + (one.get("Args") or []))
-    return Start(words, str(config.get("User") or ""), str(config.get("WorkingDir") or ""), one["HostConfig"].get("AutoRemove") is True, int(one.get("RestartCount") or 0))
-
-
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "y": 365 * 86400}
 LAST_INSTANT = 253402300799     # 9999-12-31 23:59:59 UTC
 
@@ -1245,8 +1228,7 @@ def parse_offset(spec: str) -> int:
     twice, scale = 2 * int(whole + part) * UNITS[unit], 10 ** len(part)
     if 0 < twice < scale:
         raise UsageError("%s is less than half a second: only whole seconds can be set" % spec, "--offset +1s")
-    seconds = (twice + scale) // (2 * scale)
-    return -seconds if sign == "-" else seconds
+    return (twice + scale) // (2 * scale) * (-1 if sign == "-" else 1)
 
 
 def check_instant(instant: int, what: str) -> None:
@@ -1280,7 +1262,7 @@ class Elf(NamedTuple):
 
 MACHINES = {3: ("x86", "i386-linux-gnu"), 21: ("ppc64", "powerpc64le-linux-gnu"), 22: ("s390x", "s390x-linux-gnu"), 40: ("arm", "arm-linux-gnueabihf"),
             62: ("x86-64", "x86_64-linux-gnu"), 183: ("aarch64", "aarch64-linux-gnu"), 243: ("riscv", "riscv64-linux-gnu")}
-ELF_STEPS = 4096                # no honest table is longer; a hostile one may be a ring
+ELF_STEPS = 4096                # no honest table is longer; a hostile one may go round in a ring
 
 
 def parse_elf(data: bytes, whole: bool = True) -> Elf:
@@ -1290,15 +1272,16 @@ def parse_elf(data: bytes, whole: bool = True) -> Elf:
     wide, order = data[4] == 2, "<" if data[5] == 1 else ">"
     try:
         machine, phoff, shoff, phsize, phnum, shsize, shnum = struct.unpack_from(order + ("H12xQQ6x4H" if wide else "H8xII6x4H"), data, 18)
-        form = order + ("I4xQQ8xQ16x" if wide else "III4xI12x")
         if phnum > 256:
             raise ValueError("it has too many segments")
-        heads = [struct.unpack_from(form, data, phoff + phsize * number) for number in range(phnum)]
+        heads = [struct.unpack_from(order + ("I4xQQ8xQ16x" if wide else "III4xI12x"), data, phoff + phsize * number) for number in range(phnum)]
         if whole and max([shoff + shsize * shnum] + [offset + size for _, offset, _, size in heads]) > len(data):
             raise ValueError("it is cut short")
-        interp = [data[offset:offset + min(size, ELF_STEPS)].split(b"\0")[0].decode("ascii") for kind, offset, _, size in heads if kind == 3]
-        go = any(b"Go\0\0" in data[offset:offset + min(size, ELF_STEPS)] for kind, offset, _, size in heads if kind == 4)
-        return Elf(64 if wide else 32, machine, interp[0] if interp else "", go, *(elf_tables(data, order, wide, heads) if whole else ()))
+        parts = {3: b"", 4: b""}                # the loader's name; notes, one of them Go's
+        for kind, offset, _, size in heads:
+            parts[kind] = parts.get(kind, b"") + data[offset:offset + min(size, ELF_STEPS)]
+        tables = elf_tables(data, order, wide, heads) if whole else ()
+        return Elf(64 if wide else 32, machine, parts[3].split(b"\0")[0].decode("ascii"), b"Go\0\0" in parts[4], *tables)
     except (struct.error, LookupError, UnicodeDecodeError, OverflowError):
         raise ValueError("its tables contradict each other") from None
 
@@ -1317,7 +1300,6 @@ def elf_tables(data: bytes, order: str, wide: bool, heads: List[Tuple]) -> Tuple
     def name(offset: int) -> str:
         at = place(found[5] + offset)
         return data[at:at + 256].split(b"\0")[0].decode("ascii")
-
     chains = [elf_chain(data, order, place(found[tag]), *forms) if tag in found else [] for tag, forms in
               ((0x6ffffffe, ("2xH4xII", "8xII")), (0x6ffffffc, ("6xH4xII", "II")))]
     return tuple(tuple(name(one) for one in some) for some in [[value for tag, value in pairs if tag == 1]] + chains)
@@ -1325,33 +1307,28 @@ def elf_tables(data: bytes, order: str, wide: bool, heads: List[Tuple]) -> Tuple
 
 def elf_chain(data: bytes, order: str, at: int, entry: str, part: str) -> List[int]:
     """Name offsets of a version table: entries (count, first part, next entry), each with a chain of parts (name, next)."""
-    names, onward = [], 1       # type: List[int], int
-    for _ in range(ELF_STEPS):
+    names, onward, left = [], 1, ELF_STEPS      # type: List[int], int, int
+    while onward:
         count, first, onward = struct.unpack_from(order + entry, data, at)
+        left -= 1 + count
+        if left < 0:
+            raise ValueError("its tables do not end")
         spot = at + first
         for _ in range(count):
             name, more = struct.unpack_from(order + part, data, spot)
             names.append(name)
             spot += more
-        if not onward or len(names) > ELF_STEPS:
-            break
         at += onward
-    if onward or len(names) > ELF_STEPS:
-        raise ValueError("its tables do not end")
     return names
-
-
-def elf_kind(one: Elf) -> str:
-    return "%d-bit %s" % (one.bits, MACHINES.get(one.machine, ("machine %d" % one.machine,))[0])
 
 
 def misfit(library: Elf, libc: Elf) -> str:
     """Why a library cannot be loaded beside this libc.so.6, '' where nothing speaks against it. Symbol versions are compared, not releases."""
     def number(version: str) -> List[int]:
         return [int(word) for word in version[len("GLIBC_"):].split(".")] if re.match(r"GLIBC_[0-9]{1,4}(\.[0-9]{1,4}){1,3}\Z", version) else []
-
-    if (library.bits, library.machine) != (libc.bits, libc.machine):
-        return "it is for %s, the container's libc for %s" % (elf_kind(library), elf_kind(libc))
+    mine, theirs = ("%d-bit %s" % (one.bits, MACHINES.get(one.machine, ("machine %d" % one.machine,))[0]) for one in (library, libc))
+    if mine != theirs:
+        return "it is for %s, the container's libc for %s" % (mine, theirs)
     if "libc.so.6" not in library.needed:
         return "it is not built for glibc"
     newest = max([number(one) for one in libc.has] + [[]])
@@ -1360,13 +1337,13 @@ def misfit(library: Elf, libc: Elf) -> str:
 
 
 GLIBC_OWN = r"(lib(c|m|dl|rt|pthread)\.so\.[0-9]+|ld-linux.*\.so\.[0-9]+|ld64\.so\.[0-9]+)\Z"     # comes with libc.so.6
-RANKS = ((b"FAKETIME_FOLLOW_ABSOLUTE", 4, "after 0.9.12"), (b"FAKETIME_DISABLE_SHM", 3, "0.9.11 or so"), (b"FAKETIME_FORCE_MONOTONIC_FIX", 2, "0.9.10"),
-         (b"/etc/faketimerc", 1, "before 0.9.10"))
+RANKS = ((b"FAKETIME_FOLLOW_ABSOLUTE", "after 0.9.12"), (b"FAKETIME_DISABLE_SHM", "about 0.9.11"), (b"FAKETIME_FORCE_MONOTONIC_FIX", "0.9.10"),
+         (b"/etc/faketimerc", "before 0.9.10"), (b"", "no libfaketime"))
 
 
-def faketime_rank(data: bytes) -> Tuple[int, str]:
-    """How new a libfaketime is, by the variables that it reads; (0, ...) is none."""
-    return next(((rank, age) for mark, rank, age in RANKS if mark in data), (0, "no libfaketime"))
+def faketime_rank(data: bytes) -> int:
+    """How new a libfaketime is, by the variables that it reads: its place in RANKS, 0 the newest."""
+    return [mark in data for mark, _ in RANKS].index(True)
 
 ###############################################################################
 # 4. The seam: the only code that starts a process or writes a file
@@ -2733,39 +2710,33 @@ def tidy_undo(host: Host, listed: Sequence[str]) -> None:
 # --- the processes of a container, where root is on the engine's host
 
 
-def processes_of(container: Container) -> Optional[Dict[int, bool]]:
-    """Does it map a libfaketime? for each process of the container, None where that cannot be seen (not root, another host)."""
-    if os.geteuid() != 0 or not container.pid or not owns_process(container, container.pid):
-        return None
+def processes_of(container: Container) -> Dict[int, bool]:
+    """{pid: does it map a libfaketime?}; {} where that cannot be seen (not root, another host, none runs)."""
     found = {}
-    for pid in [int(name) for name in os.listdir("/proc") if name.isdigit()]:
+    for name in os.listdir("/proc") if os.geteuid() == 0 and container.pid else []:
         try:
-            if owns_process(container, pid):
-                with open("/proc/%d/maps" % pid, "rb") as source:
-                    found[pid] = b"faketime" in source.read()
-        except OSError:             # ended meanwhile
+            if name.isdigit() and raw(container.id) in read_all("/proc/%s/cgroup" % name):
+                found[int(name)] = b"faketime" in read_all("/proc/%s/maps" % name)
+        except OSError:                     # ended meanwhile
             continue
     return found
 
 
-def owns_process(container: Container, pid: int) -> bool:
+def first_process(container: Container) -> Tuple[str, bytes, int]:
+    """(program, its first part, uid on the host) of its first process; ('', b'', -1) where that cannot be seen."""
+    proc = "/proc/%d" % container.pid
     try:
-        with open("/proc/%d/cgroup" % pid, "rb") as source:
-            return raw(container.id) in source.read()
-    except OSError:
-        return False
-
-
-def first_process(container: Container) -> Tuple[str, bytes, Optional[int]]:
-    """(program, its first part, uid on the host) of the container's first process; ('', b'', None) where that cannot be seen."""
-    try:
-        if os.geteuid() == 0 and container.pid and owns_process(container, container.pid):
-            with open("/proc/%d/exe" % container.pid, "rb") as source:      # the very file that runs, whatever its name
-                uid = os.stat("/proc/%d" % container.pid).st_uid
-                return os.readlink("/proc/%d/exe" % container.pid), source.read(HEAD_BYTES), uid
+        if os.geteuid() == 0 and container.pid and raw(container.id) in read_all(proc + "/cgroup"):
+            head = read_all(proc + "/exe", HEAD_BYTES)      # the very file that runs, whatever its name
+            return os.readlink(proc + "/exe"), head, int(re.search(rb"^Uid:\s+\d+\s+(\d+)", read_all(proc + "/status"), re.M).group(1))
     except OSError:
         pass
-    return "", b"", None
+    return "", b"", -1
+
+
+def read_all(path: str, limit: int = -1) -> bytes:
+    with open(raw(path), "rb") as source:
+        return source.read(limit)
 
 
 # --- the terminal
@@ -3951,92 +3922,87 @@ def run_discard(host: Host, opts: argparse.Namespace, report: dict) -> None:
 
 
 class Library(NamedTuple):
-    """A libfaketime of the host, or one built in a container. rank and age as in RANKS; fault says why it is none."""
+    """A libfaketime of the host, or one built in a container; rank: its place in RANKS; fault: why it is none."""
     path: str
     data: bytes
     elf: Optional[Elf]
     rank: int
-    age: str
     fault: str
 
 
 class Shift(NamedTuple):
-    """One container's part, as the look found it. before: its three files, ld.so.preload first; library: None where it is yet to be built."""
+    """One container's part. preloaded: do its running programs use a libfaketime (None: cannot be seen)? before: its PRELOAD, RC and private
+    library at the look; program: its first process ('': unknown); fit: chooses among libraries; library: None where it is yet to be built."""
     target: Target
     container: Container
     undo: Optional[Undo]
-    preloaded: Optional[bool]           # do its running programs use a libfaketime? None: cannot be seen
+    preloaded: Optional[bool]
     before: Tuple[Member, ...] = ()
-    program: Program = Program("", None, False, False)
-    libc: Tuple[str, Optional[Elf]] = ("", None)
+    program: str = ""
+    fit: Optional[Callable] = None
     library: Optional[Library] = None
     msg: str = ""
 
 
-PRELOAD, RC, PRIVATE = "/etc/ld.so.preload", "/etc/faketimerc", "/usr/lib/libfaketime-dockfix-%s.so.1"
+PRELOAD, RC, PRIVATE, OURS = "/etc/ld.so.preload", "/etc/faketimerc", "/usr/lib/libfaketime-dockfix-%s.so.1", b"/libfaketime-dockfix-"
 INITS = ("tini", "tini-static", "docker-init", "dumb-init", "catatonit", "s6-svscan", "runsvdir")
 DROPPERS = rb"(?:^|[\s;&|(\"'/])(gosu|su-exec|setpriv|runuser|setuidgid|s6-setuidgid|chpst|sudo|su)(?=[\s\"']|$)"
-GOES = "it was started with --rm: stopped for a restart, it would be removed"
 NO_SHIFT = {"offset": None, "library": None, "preloaded": None}
-RECIPE = "docker run -v %s:/opt/libfaketime.so.1:ro -e LD_PRELOAD=/opt/libfaketime.so.1 -e FAKETIME=%+d -e FAKETIME_DONT_FAKE_MONOTONIC=1 -e FAKETIME_FORCE_MONOTONIC_FIX=0 -e FAKETIME_DISABLE_SHM=1 IMAGE"
+RECIPE = ("docker run -v %s:/opt/libfaketime.so.1:ro -e LD_PRELOAD=/opt/libfaketime.so.1 -e FAKETIME=%+d -e FAKETIME_DONT_FAKE_MONOTONIC=1"
+          " -e FAKETIME_FORCE_MONOTONIC_FIX=0 -e FAKETIME_DISABLE_SHM=1 IMAGE")
 
 
 def faketime_action(opts: argparse.Namespace) -> str:
+    """'set', 'undo' or 'status'. Raises UsageError for none, for two, and for an option that does not belong."""
     given = [name for name, on in (("offset", opts.offset is not None), ("at", opts.at is not None), ("undo", opts.undo), ("status", opts.status)) if on]
     if len(given) != 1:
         raise UsageError("say one of --offset SPEC, --at TIME, --undo, --status", "python3 dockfix.py faketime NAME --offset +8h")
-    setting = given[0] in ("offset", "at")
-    for name, on in (("--zone", opts.zone is not None and given != ["at"]), ("--lib", opts.lib and not setting), ("--build-from", opts.build_from is not None and not setting),
-                     ("--step-running", opts.step_running and not setting), ("--restart", opts.restart and opts.status)):
-        if on:
-            raise UsageError("%s does not go with --%s" % (name, given[0]))
-    if opts.build_from is not None and opts.lib:
-        raise UsageError("the library comes from --lib or from --build-from, not from both")
-    return "set" if setting else given[0]
-
-
-def wanted_shift(opts: argparse.Namespace) -> int:
-    """Whole seconds from now. A wall time is taken in the zone that is named, else in the host's. Raises UsageError."""
-    now = int(time.time())
-    seconds = parse_offset(opts.offset) if opts.offset is not None else wall_instant(opts) - now
-    check_instant(now + seconds, "--offset %s" % opts.offset if opts.offset is not None else "--at '%s'" % opts.at)
-    return seconds
+    only_set = (("--lib", opts.lib), ("--build-from", opts.build_from is not None), ("--step-running", opts.step_running))
+    strange = [name for name, on in only_set if on and given[0] in ("undo", "status")] + ["--zone"] * (opts.zone is not None and given != ["at"]) + ["--restart"] * (opts.restart and opts.status)
+    if strange or opts.build_from is not None and opts.lib:
+        raise UsageError("%s does not go with --%s" % ((strange[0], given[0]) if strange else ("--build-from", "lib")))
+    return given[0] if given[0] in ("undo", "status") else "set"
 
 
 def run_faketime(host: Host, opts: argparse.Namespace, report: dict) -> None:
-    """look -> (dry run: script) -> ask -> change -> watch -> undone by itself where it does not do well."""
-    action = faketime_action(opts)
+    """look -> (dry run: script) -> ask -> change -> watch; what does not do well is undone by itself."""
+    action, now = faketime_action(opts), int(time.time())
     opts.watch = parse_number("--watch", opts.watch, 10, 0, 3600)
-    opts.seconds = wanted_shift(opts) if action == "set" else 0
+    opts.seconds = 0 if action != "set" else parse_offset(opts.offset) if opts.offset is not None else wall_instant(opts) - now
+    check_instant(now + opts.seconds, "--offset %s" % opts.offset if opts.offset is not None else "--at '%s'" % opts.at)
     source = build_source(opts.build_from) if opts.build_from is not None else {}
     libraries = host_libraries(opts.lib) if action == "set" and not source else []
     targets = pick(host, opts)
     if action != "status" and not opts.dry_run:
         take_lock(host)
-    objects = {one["Id"]: one for one in inspect_objects(host, "container", [target.id for target in targets])}
-    looks = {"set": lambda *words: look_shift(host, opts, libraries, *words), "undo": lambda *words: look_undo(host, opts, *words), "status": lambda *words: shift_status(host, *words)}
-    plans = rows_of(host, opts, "faketime: looking", targets, targets, lambda target: looks[action](target, objects.get(target.id)), NO_SHIFT)
-    shifts = [one for one in plans if isinstance(one, Shift)]
+        tidy_undo(host, [target.id for target in list_containers(host)])
+    found = inspect_containers(host, [target.id for target in targets])
+
+    def look(target: Target):
+        if target.id not in found:
+            raise Gone()
+        users = processes_of(found[target.id])
+        plan = Shift(target, found[target.id], load_undo(host, "faketime", target.id), any(users.values()) if users else None)
+        return look_shift(host, opts, libraries, plan) if action == "set" else look_undo(opts, plan) if action == "undo" else shift_status(host, plan, users)
+    plans = rows_of(host, opts, "faketime: looking", targets, targets, look, NO_SHIFT)
     if opts.dry_run:
-        return plan_faketime(opts, report, action, plans)
+        return plan_faketime(opts, report, plans)
     if action == "set":
-        report["findings"].append({"id": "faketime-new-containers", "severity": "info", "text": "a new container is better shifted when it is made, with a libfaketime of 0.9.11 or newer (musl images: one built with musl)",
-                                   "remedy": RECIPE % (shifts[0].library.path if shifts and shifts[0].library else "LIBFAKETIME", opts.seconds)})
-    restarts = [one.target.name for one in shifts if one.container.running] if opts.restart else []
+        lib = next((one.library.path for one in plans if isinstance(one, Shift) and one.library), "LIBFAKETIME")
+        report["findings"].append({"id": "faketime-new-containers", "severity": "info", "remedy": RECIPE % (sh_quote(lib), opts.seconds),
+                                   "text": "for a new container there is a safer way, with a libfaketime of 0.9.11 or newer (for musl, one built with musl)"})
+    restarts = [one.target.name for one in plans if isinstance(one, Shift) and one.container.running] if opts.restart else []
     if restarts:
         confirm(opts, "restart %d containers (%s)" % (len(restarts), ", ".join(restarts)))
-    deeds = {"set": lambda one: set_shift(host, opts, source, one), "undo": lambda one: undo_shift(host, opts, one)}
-    report["results"] = rows_of(host, opts, "faketime", targets, plans, lambda one: one if isinstance(one, dict) else deeds[action](one), NO_SHIFT)
+    deed = (lambda plan: undo_shift(host, opts, plan)) if action == "undo" else (lambda plan: set_shift(host, opts, source, plan))
+    report["results"] = rows_of(host, opts, "faketime", targets, plans, lambda plan: plan if isinstance(plan, dict) else deed(plan), NO_SHIFT)
     report["exit_code"] = exit_code(report["results"])
 
 
-def wall_instant(opts):
+def wall_instant(opts: argparse.Namespace) -> int:
+    if opts.zone != "UTC":
+        raise UsageError("--at needs --zone UTC so far", "--zone UTC")
     return parse_wall(opts.at)
-
-
-def uses_faketime(container: Container) -> Optional[bool]:
-    users = processes_of(container)
-    return None if users is None else any(users.values())
 
 
 def host_libraries(paths: Sequence[str]) -> List[Library]:
@@ -4045,200 +4011,182 @@ def host_libraries(paths: Sequence[str]) -> List[Library]:
     usual = [path for path in (os.path.join(root, "faketime", "libfaketime.so.1") for root in roots) if os.path.isfile(path)]
     found = [judge_library(os.path.abspath(path), read_input(path, 1 << 24, "--lib")) for path in paths or usual]
     if not found:
-        raise EnvironmentFault("there is no libfaketime in this host's usual places, and dockfix brings none", "--lib FILE (Debian: apt-get install libfaketime; EL: EPEL's libfaketime)")
-    return found if paths else sorted(found, key=lambda one: -one.rank)
+        raise EnvironmentFault("there is no libfaketime in this host's usual places, and dockfix brings none", "--lib FILE (Debian: apt-get install libfaketime; EL: EPEL has it)")
+    return found if paths else sorted(found, key=lambda one: one.rank)
 
 
 def judge_library(path: str, data: bytes) -> Library:
-    rank, age = faketime_rank(data)
     try:
-        return Library(path, data, parse_elf(data), rank, age, "" if rank else "it is no libfaketime")
+        elf, rank = parse_elf(data), faketime_rank(data)
+        return Library(path, data, elf, rank, "it is no libfaketime" if rank == len(RANKS) - 1 else "")
     except ValueError as err:
-        return Library(path, data, None, rank, age, str(err))
+        return Library(path, data, None, 0, str(err))
 
 
-# the look: reads only
-
-
-def look_shift(host: Host, opts: argparse.Namespace, libraries: List[Library], target: Target, found: Optional[dict]):
-    """The Shift, or a row where it is so already, with everything that is to be said before anything is written. Raises Refused, Gone, WayClosed."""
-    if found is None:
-        raise Gone()
-    container, start, undo = facts_of(found, container_facts), facts_of(found, start_facts), load_undo(host, "faketime", target.id)
-    if not container.running or container.paused or container.restarting:
-        raise Refused("it is not running (or paused, or restarting): the library could not be tried in it first")
-    if undo and not undo.more.get("done"):
-        raise Refused("an earlier change was cut off: python3 dockfix.py faketime --undo %s" % target.name)
-    if opts.restart and start.auto_remove:
-        raise Refused(GOES)
-    env = [word.split("=")[0] for word in container.env if word.startswith("FAKETIME") or re.match(r"LD_PRELOAD=.*faketime", word)]
-    if env:
-        raise Refused("its environment sets %s, which beats /etc/faketimerc: it has to be made anew (docker run -e)" % ", ".join(env))
-    refusal = files_refusal(container, (PRELOAD, RC, PRIVATE)) or (missing_folders(host, container, (PRELOAD, PRIVATE)) and "it has no /etc or no /usr/lib")
-    if refusal:
-        raise Refused(str(refusal))
+def look_shift(host: Host, opts: argparse.Namespace, libraries: List[Library], plan: Shift):
+    """The plan, or a row where it is shifted so already. Everything that speaks against it, before anything is written: Refused, WayClosed."""
+    container, undo = plan.container, plan.undo
+    env = [word.split("=")[0] for word in container.env if re.match(r"FAKETIME|LD_PRELOAD=.*faketime", word)]
+    reasons = (
+        (not container.running or container.paused or container.restarting, "it is not running (or paused, or restarting): the library could not be tried in it first"),
+        (undo and not undo.more["done"], "an earlier change was cut off: python3 dockfix.py faketime --undo %s" % plan.target.name),
+        (opts.restart and container.auto_remove, "it was started with --rm: stopped for a restart, it would be removed"),
+        (env, "its environment sets %s, which beats %s: it has to be made anew" % (", ".join(env), RC)),
+        (container.read_only or mounts_over(container, (PRELOAD, RC, PRIVATE)), files_refusal(container, (PRELOAD, RC, PRIVATE))))
+    for fault, why in reasons:
+        if fault:
+            raise Refused(why)
+    if missing_folders(host, container, (PRELOAD, PRIVATE)):
+        raise Refused("it has no /etc or no /usr/lib")
     before = tuple(read_member(host, container, path) for path in (PRELOAD, RC))
     check_foreign(before, undo)
-    preloaded = uses_faketime(container)
-    if undo and not opts.restart and undo.more["offset"] == opts.seconds and before[1].data == b"%+d\n" % opts.seconds and b"libfaketime-dockfix-" in before[0].data:
-        return row(target, "unchanged", "it is shifted so already", offset=opts.seconds, library=undo.more["library"], preloaded=preloaded)
-    program = first_program(host, container, start)
-    notes = judge_program(program)
-    libc = find_libc(host, container, program.elf)
-    if libc[1].bits == 32 and time.time() + opts.seconds >= 1 << 31:
+    if undo and not opts.restart and undo.more["offset"] == opts.seconds and before[1].data == b"%+d\n" % opts.seconds and OURS in before[0].data:
+        return row(plan.target, "unchanged", "it is shifted so already", offset=opts.seconds, library=undo.more["library"], preloaded=plan.preloaded)
+    path, head, drops = first_program(host, container)
+    machine, note = judge_program(posixpath.basename(path), head)
+    folder, libc = find_libc(host, container, machine)
+    if libc.bits == 32 and time.time() + opts.seconds >= 1 << 31:
         raise Refused("its programs are of 32 bits: their clock ends in January 2038")
-    library = choose_library(host, container, libraries, libc, program) if libraries else None
-    if (preloaded or preloaded is None and undo) and not (opts.restart or opts.step_running):
-        raise Refused("%s libfaketime, and a step makes timers run in bursts or stop: --restart (stop, write, start) or --step-running"
-                      % ("its running programs use" if preloaded else "it cannot be seen from here whether its running programs use"))
-    return Shift(target, container, undo, preloaded, before, program, libc, library, "; ".join(notes))
+    if (plan.preloaded or plan.preloaded is None and undo) and not (opts.restart or opts.step_running):
+        raise Refused("%s libfaketime, and a step makes timers run in bursts or stand still: --restart (stop, write, start) or --step-running"
+                      % ("its running programs use" if plan.preloaded else "it cannot be seen from here whether its running programs use"))
+
+    def fit(some: List[Library]) -> Library:
+        return choose_library(host, container, some, folder, libc, drops)
+    return plan._replace(before=before, program=path, fit=fit, library=fit(libraries) if libraries else None, msg=note)
 
 
 def check_foreign(before: Tuple[Member, ...], undo: Optional[Undo]) -> None:
     """Raises Refused for a set-up of somebody else's."""
     preload, rc = before
-    for one in before:
-        if one.kind not in ("file", "absent"):
-            raise Refused("its %s is no plain file" % one.path)
+    if any(one.kind not in ("file", "absent") for one in before):
+        raise Refused("its %s or %s is no plain file" % (PRELOAD, RC))
     if not undo and b"faketime" in preload.data:
-        raise Refused("its %s names a libfaketime already, not by dockfix: %s" % (PRELOAD, printable(show_bytes(preload.data.strip()))))
+        raise Refused("its %s names a libfaketime already, not dockfix's: %s" % (PRELOAD, show_bytes(preload.data[:200].strip())))
     if not undo and rc.kind == "file" and not re.match(rb"[+-][0-9]+(\.[0-9]+)?[smhdy]?\n?\Z", rc.data):
-        raise Refused("its %s is not dockfix's, and not a plain offset (%s): put back by an undo, it would end every program that reads it; remove it first"
-                      % (RC, printable(show_bytes(rc.data[:60]))))
+        raise Refused("its %s is not dockfix's and no plain offset (%s): put back by an undo, it would end each program that reads it; remove it first" % (RC, show_bytes(rc.data[:60].strip())))
 
 
-def judge_program(program: Program) -> List[str]:
-    """What is to be said of the first process. Raises Refused where a shift would miss it."""
-    name, elf = posixpath.basename(program.path) or "?", program.elf
-    if elf is None:
-        return ["what kind of program its first process is cannot be told"]
-    if elf.go:
-        raise Refused("its first process, %s, is a Go program: it reads the clock past any library and would keep the real time" % name)
-    if not elf.interp and name not in INITS:
-        raise Refused("its first process, %s, is a static program: no library can be loaded into it" % name)
+def judge_program(name: str, head: bytes) -> Tuple[int, str]:
+    """(e_machine, what is to be said) of the first process. Raises Refused where a shift would miss it."""
+    try:
+        elf = parse_elf(head, whole=False)
+    except ValueError:
+        return 0, "what its first process is cannot be told"
     if "musl" in elf.interp:
-        raise Refused("its programs are built for musl, which ignores /etc/ld.so.preload: only made anew, with -e LD_PRELOAD and a library built with musl, can it be shifted")
-    return [] if elf.interp else ["its first process, %s, is static and keeps the real time" % name]
+        raise Refused("its programs are built for musl, which ignores %s: it has to be made anew, with -e LD_PRELOAD and a library built with musl" % PRELOAD)
+    if elf.go or not elf.interp and name not in INITS:
+        raise Refused("its first process, %s, is a %s: it would keep the real time" % (name, "Go program, which reads the clock past any library" if elf.go else "static program, which loads no library"))
+    return elf.machine, "" if elf.interp else "its first process, %s, is static and keeps the real time" % name
 
 
-def first_program(host: Host, container: Container, start: Start) -> Program:
-    """What its first process is, by /proc where that can be seen, else by its configuration; with the texts of the scripts that lead there."""
+def first_program(host: Host, container: Container) -> Tuple[str, bytes, bool]:
+    """(path, first part) of its first process, by /proc or else by its configuration; does it start as root and go on as another user?"""
     path, head, uid = first_process(container)
-    seen, texts = bool(path), [raw(" ".join(start.words))]
-    for word in [one for number, one in enumerate(start.words[:4]) if not number or "/" in one or one.endswith(".sh")]:
-        if seen and posixpath.basename(word) == posixpath.basename(path):
+    name, texts = posixpath.basename(path), [raw(" ".join(container.words))]
+    for word in [one for number, one in enumerate(container.words[:4]) if not number or "/" in one or one.endswith(".sh")]:
+        if posixpath.basename(word) == name:
             continue
-        place, data = find_program(host, container, start, word)
+        place, data = find_program(host, container, word)
         for _ in range(3):                                  # a script's interpreter may be a script
             words = data[2:].split(b"\n")[0].split() if data[:2] == b"#!" else []
             if words:
                 texts.append(data)
-                place, data = find_program(host, container, start, show_bytes(words[-1 if words[0].endswith(b"/env") else 0]))
+                place, data = find_program(host, container, show_bytes(words[-1 if words[0].endswith(b"/env") else 0]))
         path, head = (path, head) if path else (place, data)
-    try:
-        elf = parse_elf(head, whole=False)      # type: Optional[Elf]
-    except ValueError:
-        elf = None
     lines = b"\n".join(line for text in texts for line in text.split(b"\n") if not line.lstrip().startswith(b"#"))
-    dropped = uid is not None and start.user in ("", "0", "root", "0:0", "root:root") and uid != engine_userns(host)[0]
-    return Program(path, elf, dropped or bool(re.search(DROPPERS, lines)), seen)
+    dropped = uid >= 0 and container.user.split(":")[0] in ("", "0", "root") and uid != engine_userns(host)[0]
+    return path, head, dropped or bool(re.search(DROPPERS, lines))
 
 
-def find_program(host: Host, container: Container, start: Start, word: str) -> Tuple[str, bytes]:
+def find_program(host: Host, container: Container, word: str) -> Tuple[str, bytes]:
     """(path, first part) of a program as the container would find it; ('', b'') where it is not found."""
     path = next((one[5:] for one in container.env if one.startswith("PATH=")), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
-    for folder in [start.folder or "/"] if "/" in word else path.split(":") if word and not word.startswith("-") else []:
+    for folder in [container.folder] if "/" in word else path.split(":") if word else []:
         try:
             place = posixpath.join("/", folder, word)
             member, data = cp_first(host, container, place, HEAD_BYTES, True)
+            if member.isreg():
+                return place, data[:HEAD_BYTES]
         except (FileNotFoundError, WayClosed):
             continue
-        if member.isreg():
-            return place, data[:HEAD_BYTES]
     return "", b""
 
 
-def find_libc(host: Host, container: Container, program: Optional[Elf]) -> Tuple[str, Elf]:
+def find_libc(host: Host, container: Container, machine: int) -> Tuple[str, Elf]:
     """(folder, facts) of the container's libc.so.6. Raises Refused."""
-    known = [MACHINES[program.machine]] if program and program.machine in MACHINES else MACHINES.values()
-    for folder in ["/lib/" + triplet for _, triplet in known] + ["/lib64", "/usr/lib64", "/usr/lib", "/lib"]:
+    for folder in ["/lib/" + one[1] for number, one in MACHINES.items() if machine in (0, number)] + ["/lib64", "/usr/lib64", "/usr/lib", "/lib"]:
         found = read_member(host, container, folder + "/libc.so.6", 1 << 25, True)
         if found.kind == "file":
             try:
                 return folder, parse_elf(found.data)
             except ValueError as err:
                 raise Refused("its %s/libc.so.6 is not understood: %s" % (folder, err)) from None
-    raise Refused("there is no glibc in it (no libc.so.6): musl and static programs do not read /etc/ld.so.preload")
+    raise Refused("there is no glibc in it (no libc.so.6): musl and static programs do not read %s" % PRELOAD)
 
 
-def choose_library(host: Host, container: Container, libraries: List[Library], libc: Tuple[str, Elf], program: Program) -> Library:
-    """The first that fits, by its ELF facts. Raises Refused with what speaks against each."""
+def choose_library(host: Host, container: Container, libraries: List[Library], folder: str, libc: Elf, drops: bool) -> Library:
+    """The first that fits. Raises Refused with what speaks against each."""
     reasons = []                # type: List[str]
     for one in libraries:
-        why = one.fault or misfit(one.elf, libc[1])
+        why = one.fault or misfit(one.elf, libc)
         for name in [] if why else [name for name in one.elf.needed if not re.match(GLIBC_OWN, name)]:
-            if not any(read_member(host, container, posixpath.join(folder, name), 1 << 26, True).kind == "file" for folder in (libc[0], "/usr" + libc[0], "/usr/lib", "/usr/lib64")):
+            if not any(read_member(host, container, posixpath.join(place, name), 1 << 26, True).kind == "file" for place in (folder, "/usr" + folder, "/usr/lib", "/usr/lib64")):
                 why = "it needs %s, which is not in the container" % name
-        if not why and program.drops and one.rank < 4:
-            why = "its entrypoint starts as root and goes on as another user, where a libfaketime up to 0.9.12 ends it or hangs (this one: %s)" % one.age
+        if not why and drops and one.rank:
+            why = "its entrypoint starts as root and goes on as another user, where a libfaketime up to 0.9.12 (this one: %s) ends it or hangs" % RANKS[one.rank][1]
         if not why:
             return one
         reasons.append("%s: %s" % (one.path, why))
     raise Refused("; ".join(reasons) + "; --lib FILE names another: one made on a release as old as the container's, or older, fits")
 
 
-# the deed
-
-
 def set_shift(host: Host, opts: argparse.Namespace, source: Dict[str, bytes], plan: Shift) -> dict:
-    """Library, trial, faketimerc, ld.so.preload last, restart, watch; what does not do well is taken back."""
-    facts = {"done": False, "offset": opts.seconds, "stopped": False, "build": ""}
+    """Library, trial, RC, PRELOAD last, restart, watch. What is needed to undo is on the disk before the first write."""
+    container, status, why = plan.container, "failed", ""
+    facts = {"done": False, "offset": opts.seconds, "stopped": False, "build": "", "library": ""}
     try:
-        if source:
-            save_undo(host, "faketime", plan.container, plan.before, facts)
-            plan = plan._replace(library=choose_library(host, plan.container, [build_library(host, plan, source)], plan.libc, plan.program))
-            facts["build"] = ""
-        private = read_member(host, plan.container, PRIVATE % hashlib.sha256(plan.library.data).hexdigest()[:12], 1 << 24)
-        plan = plan._replace(before=plan.before + (private,))
-        save_undo(host, "faketime", plan.container, plan.before, facts)
-        why, status = apply_shift(host, opts, plan), "failed"
+        save_undo(host, "faketime", container, plan.before, facts)
+        library = plan.fit([build_library(host, container, source)]) if source else plan.library
+        private = read_member(host, container, PRIVATE % hashlib.sha256(library.data).hexdigest()[:12], 1 << 24)
+        plan = plan._replace(library=library, before=plan.before + (private,))
+        save_undo(host, "faketime", container, plan.before, {"library": library.path, "build": ""})
+        why = apply_shift(host, opts, plan)
     except (Refused, WayClosed, EnvironmentFault) as err:
-        why, status = str(err), "refused" if isinstance(err, Refused) else "failed"
+        status, why = "refused" if isinstance(err, Refused) else "failed", str(err)
     more = dict(NO_SHIFT, library=plan.library.path if plan.library else None)
     if why:
         left = take_back(host, plan)
-        return row(plan.target, status, why + (left or "; undone: it is as it was"), **dict(more, **({"partial": True} if left else {})))
-    save_undo(host, "faketime", plan.container, (), {"done": True, "stopped": False, "library": plan.library.path})
-    preloaded = True if opts.restart else plan.preloaded
-    notes = [plan.msg, "" if opts.restart else "its running programs follow within 10 s" if plan.undo and preloaded is not False else "running programs keep the real time until they are restarted (--restart)"]
-    return row(plan.target, "changed", "; ".join(note for note in notes if note), **dict(more, offset=opts.seconds, preloaded=preloaded))
+        return row(plan.target, "failed" if left else status, why + (left or "; undone: it is as it was"), **dict(more, **({"partial": True} if left else {})))
+    save_undo(host, "faketime", container, (), {"done": True, "stopped": False})
+    more.update(offset=opts.seconds, preloaded=True if opts.restart else plan.preloaded)
+    note = "" if opts.restart else "its running programs follow within 10 s" if plan.preloaded else "its first process follows when it is restarted (--restart)"
+    return row(plan.target, "changed", "; ".join(one for one in (plan.msg, note) if one), **more)
 
 
 def apply_shift(host: Host, opts: argparse.Namespace, plan: Shift) -> str:
-    """Why the shift does not do well, '' where it does. Raises Refused, WayClosed: nothing but the library has been written, or something has."""
-    container, private = plan.container, plan.before[2]
-    owner = cp_base(host, container)
+    """Why the container does not do well with it, ''. Raises Refused, WayClosed."""
+    container, (old, _, private), owner = plan.container, plan.before, cp_base(host, plan.container)
     new = dict(kind="file", uid=owner[0], gid=owner[1], mode=0o644, mtime=int(time.time()))
     if private.data != plan.library.data:
         write_members(host, container, [Member(private.path, data=plan.library.data, **new)])
-    try_library(host, plan, opts.seconds, private.path)
-    old = plan.before[0]
-    kept = b"".join(line for line in old.data.splitlines(True) if b"libfaketime-dockfix-" not in line)
-    kept += b"\n" if kept and not kept.endswith(b"\n") else b""
-    preload = dict(new, uid=old.uid, gid=old.gid, mode=old.mode) if old.kind == "file" else new
+    try_library(host, plan, opts.seconds)
     since = iso_seconds(container.started) if opts.restart else time.time() - opts.watch
     talk = log_seconds(host, container, since, opts.watch)
     if opts.restart:
         save_undo(host, "faketime", container, (), {"stopped": True})
-        docker_must(host, "stop", container.id)
+        must(host, "stop", container.id)
     write_members(host, container, [Member(RC, data=b"%+d\n" % opts.seconds, **new)])
-    write_members(host, container, [Member(PRELOAD, data=kept + raw(private.path) + b"\n", **preload)])
+    kept = b"".join(line.rstrip(b"\n") + b"\n" for line in old.data.splitlines(True) if OURS not in line)
+    if old.kind == "file":
+        new.update(uid=old.uid, gid=old.gid, mode=old.mode)
+    write_members(host, container, [Member(PRELOAD, data=kept + raw(private.path) + b"\n", **new)])
     if opts.restart:
-        docker_must(host, "start", container.id)
+        must(host, "start", container.id)
     return watch_shift(host, opts, plan, talk)
 
 
-def docker_must(host: Host, *words: str) -> None:
+def must(host: Host, *words: str) -> None:
     answer = change(host, words)
     if answer.rc or answer.timed_out:
         raise WayClosed("docker %s: %s" % (words[0], "no answer in %g s" % host.timeout if answer.timed_out else first_line(answer)))
@@ -4248,97 +4196,104 @@ def clock_shift(host: Host, container: Container, env: Sequence[str] = ()) -> fl
     """Seconds that `date` inside is ahead of the host. Raises WayClosed for anything but one quiet line with a number."""
     began = time.time()
     answer = change(host, ["exec", container.id] + (["env"] + list(env) if env else []) + ["date", "+%s"])
-    if answer.rc or answer.timed_out or answer.err or not re.match(rb"-?[0-9]{1,15}\n\Z", answer.out):
-        said = first_line(answer) if answer.err or answer.rc or not answer.out else show_bytes(answer.out[:60])
-        raise WayClosed("date inside: %s" % ("no answer in %g s" % host.timeout if answer.timed_out else "exit %d, %s" % (answer.rc, said)))
+    if answer.timed_out or answer.rc or answer.err or not re.match(rb"-?[0-9]{1,15}\n\Z", answer.out):
+        raise WayClosed("date inside: %s" % ("no answer in %g s" % host.timeout if answer.timed_out else "exit %d, %s" % (answer.rc, first_line(answer))))
     return int(answer.out) - (began + time.time()) / 2
 
 
-def try_library(host: Host, plan: Shift, seconds: int, path: str) -> None:
-    """The library in one exec of its own, before a file that others read names it. Raises Refused."""
+def try_library(host: Host, plan: Shift, seconds: int) -> None:
+    """The library in execs of its own, before a file that others read names it. Raises Refused."""
     trial = seconds if abs(seconds) >= 60 else 86400
-    env = ["LD_PRELOAD=" + path, "FAKETIME=%+d" % trial]
+    env = ["LD_PRELOAD=" + plan.before[2].path, "FAKETIME=%+d" % trial]
     try:
         plain = 0.0 if plan.undo else clock_shift(host, plan.container)
-        if abs(plain) > 5:
-            raise Refused("its clock is %+d s off already, and not by dockfix" % plain)
-        shift = clock_shift(host, plan.container, env)
+        shift = clock_shift(host, plan.container, env) if abs(plain) <= 5 else 0.0
     except WayClosed as err:
         raise Refused("the trial of %s failed: %s" % (plan.library.path, err)) from None
-    if abs(shift - trial) > 5:
-        raise Refused("the trial of %s shifted the clock by %+d s, not %+d s" % (plan.library.path, shift, trial))
-    name = posixpath.basename(plan.program.path)
-    if re.match(r"python[0-9.]*\Z", name):
+    if abs(plain) > 5 or abs(shift - trial) > 5:
+        raise Refused("its clock is %+d s off already, and not by dockfix" % plain if not shift else "%s shifted the clock by %+d s in its trial, not by %+d s" % (plan.library.path, shift, trial))
+    if re.match(r".*/python[0-9.]*\Z", plan.program):
         code = "import signal, threading; signal.alarm(4); threading.Event().wait(0.1)"
-        answer = change(host, ["exec", plan.container.id, "env"] + env + [plan.program.path, "-c", code])
-        if answer.rc or answer.timed_out:
-            raise Refused("its first process is Python, whose timed waits hang with this library (%s, %s)" % (plan.library.path, plan.library.age))
+        if change(host, ["exec", plan.container.id, "env"] + env + [plan.program, "-c", code]).rc:
+            raise Refused("its first process is Python, whose timed waits hang with %s (%s)" % (plan.library.path, RANKS[plan.library.rank][1]))
 
 
 def watch_shift(host: Host, opts: argparse.Namespace, plan: Shift, talk: Tuple[int, int]) -> str:
-    """Looks each second for --watch seconds: up, not restarted, exec works, the clock shifted; at the end: its output goes on, and its first
-    process is the same program as before (one that hangs in its entrypoint stays Up). Returns what is wrong, ''."""
-    began, first, wall = time.monotonic(), None, int(time.time())
+    """Looks each second for --watch seconds: up, not started anew, exec works, the clock shifted. At the end: its first process is the same program
+    as before, and its output goes on (what hangs in its entrypoint stays Up). Returns what is wrong, ''."""
+    began, wall, first = time.monotonic(), time.time(), None
     while True:
-        found = inspect_objects(host, "container", [plan.target.id])
-        if not found:
+        container = inspect_containers(host, [plan.target.id]).get(plan.target.id)
+        if container is None:
             raise Gone()
-        container, start = facts_of(found[0], container_facts), facts_of(found[0], start_facts)
-        first = first or (container.started, start.restarts)
-        if not container.running or container.restarting or (container.started, start.restarts) != first:
+        first = first or (container.started, container.restarts)
+        if not container.running or container.restarting or (container.started, container.restarts) != first:
             return "with it, the container does not stay up"
         try:
             shift = clock_shift(host, container)
         except WayClosed as err:
             return "with it, a command inside fails: %s" % err
         if abs(shift - opts.seconds) > 5:
-            return "its clock is %+d s off, not %+d s: a ~/.faketimerc of its user would win" % (shift, opts.seconds)
-        if time.monotonic() - began >= opts.watch or host.stop.is_set():
+            return "its clock is then %+d s off, not %+d s (is there a ~/.faketimerc?)" % (shift, opts.seconds)
+        left = opts.watch - (time.monotonic() - began)
+        if left <= 0 or host.stop.is_set():
             break
-        time.sleep(min(1.0, max(0.0, opts.watch - (time.monotonic() - began))))
-    program = first_process(container)[0]
-    if plan.program.seen and program and program != plan.program.path:
-        return "after %g s its first process is %s and not %s: it hangs in its start (or needs longer: --watch SECONDS)" % (opts.watch, program, plan.program.path)
+        time.sleep(min(1.0, left))
+    now = first_process(container)[0]
+    if now and posixpath.basename(now) != posixpath.basename(plan.program):
+        return "after %g s its first process is %s, not %s: it hangs in its start (--watch SECONDS waits longer)" % (opts.watch, now, plan.program)
     early, late = log_seconds(host, container, wall, opts.watch)
-    if talk[0] and (opts.restart and not early + late or talk[0] + talk[1] >= 3 and talk[1] and not late):
-        return "it is silent for %g s, where it wrote to its log before (--watch SECONDS waits longer)" % opts.watch
+    if sum(talk) and opts.restart and not early + late or sum(talk) >= 3 and talk[1] and not late:
+        return "it wrote nothing for %g s, and did before (--watch SECONDS waits longer)" % opts.watch
     return ""
 
 
 def iso_seconds(text: str) -> int:
-    """Seconds since 1970 of docker's ISO 8601 text, always UTC; 0 where it is another form."""
-    found = re.match(r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)", text)
+    """Seconds since 1970 of docker's ISO 8601 text in UTC; 0 where it is none."""
+    found = re.match(r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)", text, re.A)
     return calendar.timegm(tuple(int(word) for word in found.groups()) + (0, 0, 0)) if found else 0
 
 
 def log_seconds(host: Host, container: Container, since: float, span: float) -> Tuple[int, int]:
     """In how many seconds of each half of [since, since + span] it wrote to its log, by docker's own clock; (0, 0) where docker cannot read the log."""
     answer = query(host, "logs", "-t", "--since", "%d" % since, container.id, limit=1 << 22, enough=1 << 22)
-    stamps = {iso_seconds(line) for line in (answer.out + b"\n" + answer.err).decode("utf-8", "replace").split("\n")}
-    return sum(0 <= one - int(since) < span / 2 for one in stamps), sum(span / 2 <= one - int(since) <= span for one in stamps)
+    stamps = {iso_seconds(line) - int(since) for line in (answer.out + b"\n" + answer.err).decode("utf-8", "replace").split("\n")}
+    return sum(0 <= one < span / 2 for one in stamps), sum(span / 2 <= one <= span for one in stamps)
 
 
 def take_back(host: Host, plan: Shift) -> str:
-    """What was there at the look is put back; '' or what is left to be said. The container runs again as it did."""
+    """What was there at the look is put back, PRELOAD first, and the container runs again as it did; '' or what is left to be said."""
     try:
-        record = load_undo(host, "faketime", plan.target.id)
-        container = inspect_containers(host, [plan.target.id]).get(plan.target.id)
-        if container is None:
-            raise Gone()
-        remove_build(host, container, record.more["build"])
-        left = restore_undo(host, container, record._replace(members=plan.before))
-        if record.more["stopped"]:
-            docker_must(host, "restart" if container.running else "start", container.id)
+        undo = load_undo(host, "faketime", plan.target.id)
+        if not undo:
+            return ""
+        left = put_back(host, plan.container, undo._replace(members=plan.before), False)
         if plan.undo:
-            save_undo(host, "faketime", container, (), plan.undo.more)
+            save_undo(host, "faketime", plan.container, (), plan.undo.more)
         elif not left:
-            drop_undo(host, "faketime", container.id)
-        return "; but left behind: %s" % ", ".join(left) if left else ""
+            drop_undo(host, "faketime", plan.target.id)
+        return "; left behind: %s" % ", ".join(left) if left else ""
     except (Refused, WayClosed, EnvironmentFault) as err:
         return "; AND it could not be undone (%s): python3 dockfix.py faketime --undo %s" % (err, plan.target.name)
 
 
-# --build-from: the notes' own way
+def put_back(host: Host, container: Container, undo: Undo, restart: bool) -> List[str]:
+    """Restores a record's paths; returns what could not be removed. A container that dockfix stopped, or started with the library, is started (anew)."""
+    container = inspect_containers(host, [container.id]).get(container.id)
+    if container is None:
+        raise Gone()
+    if container.running:
+        remove_build(host, container, undo.more["build"])
+    restart = restart and container.running
+    if restart:
+        undo = save_undo(host, "faketime", container, (), {"stopped": True})._replace(members=undo.members)
+        must(host, "stop", container.id)
+        container = container._replace(running=False, pid=0)
+    restore_undo(host, container, undo._replace(members=[one for one in undo.members if one.path == PRELOAD]))
+    left = restore_undo(host, container, undo)
+    if undo.more["stopped"]:
+        must(host, "restart" if container.running else "start", container.id)
+    return left
 
 
 def build_source(folder: str) -> Dict[str, bytes]:
@@ -4349,26 +4304,25 @@ def build_source(folder: str) -> Dict[str, bytes]:
     except OSError as err:
         raise UsageError("--build-from %s: %s" % (folder, err.strerror)) from None
     if "libfaketime.c" not in names or "Makefile" not in names:
-        raise UsageError("--build-from %s: there is no source of libfaketime (no src/libfaketime.c)" % folder, "on a machine with Debian: apt-get source libfaketime")
+        raise UsageError("--build-from %s: this is not libfaketime's source (no src/libfaketime.c)" % folder, "Debian: apt-get source libfaketime")
     return {name: read_input(os.path.join(folder, name), 1 << 22, "--build-from") for name in names[:100]}
 
 
-def build_library(host: Host, plan: Shift, source: Dict[str, bytes]) -> Library:
-    """Compiles libfaketime inside the container, in a folder that is gone afterwards. Raises Refused, WayClosed."""
-    container, owner = plan.container, cp_base(host, plan.container)
+def build_library(host: Host, container: Container, source: Dict[str, bytes]) -> Library:
+    """Compiles libfaketime inside the container, the notes' own way, in a folder that is gone afterwards. Raises Refused, WayClosed."""
     for tool in ("make", "gcc"):
-        answer = change(host, ["exec", container.id, tool, "--version"])
-        if answer.rc:
-            raise Refused("there is no %s in it to compile with; LIB from another container of the same release: --lib FILE" % tool)
-    folder = "/.dockfix-build-%s" % os.urandom(6).hex()
-    save_undo(host, "faketime", container, (), {"build": folder})
+        if change(host, ["exec", container.id, tool, "--version"]).rc:
+            raise Refused("there is no %s in it to compile with" % tool)
+    owner, folder = cp_base(host, container), "/.dockfix-build-%s" % os.urandom(6).hex()
     own = dict(uid=owner[0], gid=owner[1], mtime=int(time.time()))
+    save_undo(host, "faketime", container, (), {"build": folder})
     write_members(host, container, [Member(folder, "dir", mode=0o755, **own)] + [Member(folder + "/" + name, "file", data, mode=0o644, **own) for name, data in source.items()])
     answer = change_host(host, host.docker + ("exec", "-u", "0", container.id, "make", "-C", folder, "CC=gcc", "libfaketime.so.1"), None, max(host.timeout, BUILD_SECONDS))
     found = read_member(host, container, folder + "/libfaketime.so.1", 1 << 24)
     remove_build(host, container, folder)
-    if found.kind != "file":
-        raise WayClosed("make failed in it (exit %d): %s" % (answer.rc, ([line for line in answer.text().split("\n") if "rror" in line] or [first_line(answer)])[0][:300]))
+    if answer.rc or found.kind != "file":
+        lines = [line for line in answer.text().split("\n") if "rror" in line] or [first_line(answer)]
+        raise WayClosed("make in it failed (exit %d): %s" % (answer.rc, lines[0][:300]))
     return judge_library("the library built in it", found.data)
 
 
@@ -4380,63 +4334,50 @@ def remove_build(host: Host, container: Container, folder: str) -> None:
             raise WayClosed("%s could not be removed from it" % folder)
 
 
-# --undo, --status, --dry-run
-
-
-def look_undo(host: Host, opts: argparse.Namespace, target: Target, found: Optional[dict]):
-    if found is None:
-        raise Gone()
-    container, undo = facts_of(found, container_facts), load_undo(host, "faketime", target.id)
-    if not undo:
-        return row(target, "unchanged", "dockfix has shifted nothing here", **NO_SHIFT)
-    if opts.restart and container.running and facts_of(found, start_facts).auto_remove:
-        raise Refused(GOES)
-    return Shift(target, container, undo, uses_faketime(container))
+def look_undo(opts: argparse.Namespace, plan: Shift):
+    if not plan.undo:
+        return row(plan.target, "unchanged", "dockfix has shifted nothing here", **NO_SHIFT)
+    if opts.restart and plan.container.running and plan.container.auto_remove:
+        raise Refused("it was started with --rm: stopped for a restart, it would be removed")
+    return plan
 
 
 def undo_shift(host: Host, opts: argparse.Namespace, plan: Shift) -> dict:
-    """What was there before dockfix's first shift, byte by byte. A container that a cut-off run left stopped is started."""
-    container, stopped = plan.container, plan.undo.more["stopped"]
-    remove_build(host, container, plan.undo.more["build"])
-    if opts.restart and container.running:
-        save_undo(host, "faketime", container, (), {"stopped": True})
-        docker_must(host, "stop", container.id)
-        container, stopped = inspect_containers(host, [container.id])[container.id], True
-    left = restore_undo(host, container, plan.undo)
-    if stopped and not container.running:
-        docker_must(host, "start", container.id)
+    """What was there before dockfix's first shift, byte by byte."""
+    left = put_back(host, plan.container, plan.undo, opts.restart)
     if left:
         return row(plan.target, "failed", "left behind: %s" % ", ".join(left), **dict(NO_SHIFT, partial=True))
-    drop_undo(host, "faketime", container.id)
-    running = plan.preloaded is not False and container.running
-    return row(plan.target, "changed", "its running programs go back within 10 s, and keep the library until they are restarted (--restart)" if running else "", **dict(NO_SHIFT, offset=0))
+    drop_undo(host, "faketime", plan.target.id)
+    stays = plan.preloaded and not opts.restart and not plan.undo.more["stopped"]
+    return row(plan.target, "changed", "its running programs go back within 10 s; they keep the library until they are restarted (--restart)" if stays else "", **dict(NO_SHIFT, offset=0))
 
 
-def shift_status(host: Host, target: Target, found: Optional[dict]) -> dict:
-    """What is set in it, from its files; what its clock shows is `clock`'s part."""
-    if found is None:
-        raise Gone()
-    container, undo = facts_of(found, container_facts), load_undo(host, "faketime", target.id)
+def shift_status(host: Host, plan: Shift, users: Dict[int, bool]) -> dict:
+    """What is set in it, by its files; what its clock shows is for `clock` to tell."""
+    container, undo = plan.container, plan.undo
     preload, rc = (read_member(host, container, path) for path in (PRELOAD, RC))
-    users = uses_faketime(container)
-    if undo and not undo.more["done"]:
-        return row(target, "unchanged", "a change was cut off: python3 dockfix.py faketime --undo %s" % target.name, **dict(NO_SHIFT, preloaded=users))
-    if undo:
-        msg = "%+d s by dockfix since %s; running programs: %s" % (undo.more["offset"], undo.changed, {True: "shifted", False: "not before a restart", None: "cannot be seen"}[users])
-        return row(target, "unchanged", msg, offset=undo.more["offset"], library=undo.more["library"], preloaded=users)
     foreign = [where for where, on in ((PRELOAD, b"faketime" in preload.data), (RC, rc.kind != "absent"), ("its environment", any("faketime" in one.lower() for one in container.env))) if on]
-    return row(target, "unchanged", "not by dockfix, but set in %s" % ", ".join(foreign) if foreign else "not shifted", **dict(NO_SHIFT, preloaded=users))
+    offset = undo.more["offset"] if undo and undo.more["done"] else None
+    if offset is not None:
+        first = "cannot be seen" if not users else "follows" if users.get(container.pid) else "after a restart only"
+        msg = "by dockfix since %s; its first process: %s" % (undo.changed, first)
+    elif undo:
+        msg = "a change was cut off: python3 dockfix.py faketime --undo %s" % plan.target.name
+    else:
+        msg = "not by dockfix, but set in %s" % ", ".join(foreign) if foreign else "not shifted"
+    return row(plan.target, "unchanged", msg, offset=offset, library=undo.more["library"] if undo else None, preloaded=plan.preloaded)
 
 
-def plan_faketime(opts: argparse.Namespace, report: dict, action: str, plans: list) -> None:
+def plan_faketime(opts: argparse.Namespace, report: dict, plans: list) -> None:
     """The dry run. Its script calls dockfix for each container: what undo needs has to be kept on the way."""
-    options = [("--offset", opts.offset), ("--at", opts.at), ("--zone", opts.zone), ("--build-from", opts.build_from and os.path.abspath(opts.build_from))] + [("--lib", os.path.abspath(path)) for path in opts.lib]
-    words = ["python3", own_path(), "faketime"] + ["%s=%s" % one for one in options if one[1] is not None] + ["--watch=%g" % opts.watch]
-    words += [flag for flag, on in (("--undo", opts.undo), ("--restart", opts.restart), ("--yes", opts.restart), ("--step-running", opts.step_running)) if on] + shared_words(opts)
+    options = [("--offset", opts.offset), ("--at", opts.at), ("--zone", opts.zone), ("--build-from", opts.build_from and os.path.abspath(opts.build_from))]
+    words = ["python3", own_path(), "faketime"] + ["%s=%s" % one for one in options + [("--lib", os.path.abspath(path)) for path in opts.lib] if one[1] is not None]
+    words += [flag for flag, on in (("--undo", opts.undo), ("--restart", opts.restart), ("--yes", opts.restart), ("--step-running", opts.step_running)) if on]
+    words += ["--watch=%g" % opts.watch] + shared_words(opts)
     lines = []                  # type: List[str]
     for plan in plans:
         if isinstance(plan, Shift):
-            using = "with %s" % (plan.library.path if plan.library else "a library built in it") if action == "set" else "undo"
+            using = "undo" if opts.undo else "with %s" % (plan.library.path if plan.library else "a library built in it")
             lines += [comment("%s: %s%s" % (plan.target.name, using, "; " + plan.msg if plan.msg else "")), "run " + sh_line(words + [plan.target.id])]
             plan = row(plan.target, "changed", plan.msg, offset=opts.seconds, library=plan.library.path if plan.library else None, preloaded=plan.preloaded)
         else:
