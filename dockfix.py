@@ -1248,6 +1248,12 @@ def parse_wall(text: str) -> int:
         raise UsageError("not a time: %s" % text, "--at 'YYYY-MM-DD HH:MM:SS' --zone NAME") from None
 
 
+def wall_instants(zone: bytes, wall: int) -> List[int]:
+    """The instants at which the clocks of a zone (TZif) show a wall time of parse_wall: none where it is skipped, two where it comes twice."""
+    easts = {zone_offset(zone, min(max(0, wall + shift), LAST_INSTANT))[0] for shift in (-86400, 0, 86400)}
+    return sorted(wall - east for east in easts if zone_offset(zone, wall - east)[0] == east)
+
+
 class Elf(NamedTuple):
     """What decides whether a program or library fits (elf(5)). interp: its loader, '' in libraries and static programs; go: made by
     Go, whose programs read the clock past any library; wants: symbol versions it needs of others; has: those that it defines."""
@@ -4000,9 +4006,15 @@ def run_faketime(host: Host, opts: argparse.Namespace, report: dict) -> None:
 
 
 def wall_instant(opts: argparse.Namespace) -> int:
-    if opts.zone != "UTC":
-        raise UsageError("--at needs --zone UTC so far", "--zone UTC")
-    return parse_wall(opts.at)
+    """The instant of --at in --zone, or in the host's zone (which --zone then names). Raises UsageError."""
+    opts.zone = opts.zone if opts.zone is not None else host_zone()
+    wall = parse_wall(opts.at)
+    check_instant(min(wall + 86400, LAST_INSTANT), "--at '%s'" % opts.at)       # zones are known from 1970 on
+    found = wall_instants(zone_data(opts.zone), wall)
+    if len(found) != 1:
+        hint = "; ".join("--at '%s' --zone UTC" % time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(one)) for one in found)
+        raise UsageError("%s %s %s: the clocks are changed then" % (opts.at, "comes twice in" if found else "never comes in", opts.zone), hint or "an hour earlier or later")
+    return found[0]
 
 
 def host_libraries(paths: Sequence[str]) -> List[Library]:
@@ -4161,7 +4173,8 @@ def set_shift(host: Host, opts: argparse.Namespace, source: Dict[str, bytes], pl
     save_undo(host, "faketime", container, (), {"done": True, "stopped": False})
     more.update(offset=opts.seconds, preloaded=True if opts.restart else plan.preloaded)
     note = "" if opts.restart else "its running programs follow within 10 s" if plan.preloaded else "its first process follows when it is restarted (--restart)"
-    return row(plan.target, "changed", "; ".join(one for one in (plan.msg, note) if one), **more)
+    at = "%s %s" % (opts.at, opts.zone) if opts.at is not None else ""
+    return row(plan.target, "changed", "; ".join(one for one in (at, plan.msg, note) if one), **more)
 
 
 def apply_shift(host: Host, opts: argparse.Namespace, plan: Shift) -> str:
