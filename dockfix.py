@@ -38,7 +38,7 @@ import tarfile
 import termios
 import threading
 import time
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 __doc__ = """dockfix: one file that repairs Docker on hosts where nothing can be installed.
 
@@ -368,6 +368,24 @@ def userns_base(info: Dict[str, object]) -> Tuple[int, int]:
     if any("userns" in option for option in options):
         raise WayClosed("the engine remaps users, and its root does not say from which uid")
     return 0, 0
+
+
+def parse_age(text: str) -> int:
+    """Seconds of '90s', '15m', '12h' or '30d'. Raises UsageError."""
+    found = re.match(r"([0-9]{1,6})([smhd])\Z", text, re.A)
+    if not found:
+        raise UsageError("not an age: %s" % text, "a number and one unit of s m h d, such as 12h or 30d")
+    return int(found.group(1)) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found.group(2)]
+
+
+def parse_instant(text: object) -> int:
+    """Seconds since 1970 of Docker's '2024-01-31T12:00:00.123456789Z' (or +08:00); 0 where it is none, and for year 1, Docker's 'never'."""
+    found = re.match(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(?:Z|([+-])(\d\d):(\d\d))\Z", str(text or ""), re.A)
+    try:
+        shift = int(found.group(2) + "1") * (int(found.group(3)) * 3600 + int(found.group(4)) * 60) if found and found.group(2) else 0
+        return max(0, calendar.timegm(time.strptime(found.group(1), "%Y-%m-%dT%H:%M:%S")) - shift) if found else 0
+    except ValueError:
+        return 0
 
 
 def parse_mountinfo(text: str) -> List[Mount]:
@@ -1744,6 +1762,18 @@ def remove_file(path: str) -> None:
     sync_folder(os.path.dirname(os.path.abspath(path)))
 
 
+def cut_file(path: str) -> str:
+    """Empties a container's log in place; dockerd appends, so it goes on behind the cut and nothing newer is lost. Raises OSError."""
+    log = os.open(raw(path), os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(log).st_mode):
+            raise OSError(errno.EINVAL, "it is not a file")
+        os.ftruncate(log, 0)
+    finally:
+        os.close(log)
+    return ""
+
+
 def write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
@@ -2027,7 +2057,7 @@ def add_rows(root: Root, driver: str, names: List[str], claims: Dict[str, Claim]
     home = os.path.join(root.path, driver)
     devices = read_records(root, "devicemapper/metadata", (), take_device, None, form=LAYER + "|base\\Z") if driver == "devicemapper" else {}
     prefix = pool_prefix(home) if devices else ""
-    links, mounted = short_links(root, driver), {one.point for one in own_mounts()}
+    links, mounted = short_links(root, driver), {one.point for one in mounts_of()}
     for name in sorted(set(names) | set(claims)):
         claim = claims.get(name) or init_claim(claims.get(name[:-len("-init")]), name)
         paths = [path for path in (os.path.join(home, form % name) for form in LAYOUTS[driver][1]) if os.path.lexists(raw(path))]
@@ -2051,9 +2081,13 @@ def add_rows(root: Root, driver: str, names: List[str], claims: Dict[str, Claim]
         out.rows.append(one)
 
 
-def own_mounts() -> List[Mount]:
-    with open("/proc/self/mountinfo", "rb") as source:
-        return parse_mountinfo(source.read().decode("utf-8", "surrogateescape"))
+def mounts_of(pid: str = "self") -> List[Mount]:
+    """What is mounted in a process's view; nothing where that process is gone."""
+    try:
+        with open("/proc/%s/mountinfo" % pid, "rb") as source:
+            return parse_mountinfo(source.read().decode("utf-8", "surrogateescape"))
+    except FileNotFoundError:
+        return []
 
 
 def init_claim(base: Optional[Claim], name: str) -> Claim:
@@ -2116,7 +2150,7 @@ def disk_usage(path: str, until: float, points: set) -> Tuple[Optional[int], str
 def measure(folders: Dict[Tuple, str], seconds: float, tick: Callable[[str], None]) -> Dict[Tuple, Tuple[Optional[int], str]]:
     """{key: disk_usage of its folder} within `seconds` in all. Half of the time is shared out evenly; the rest goes to what did not get ready,
     the largest so far first."""
-    end, sizes, points = time.monotonic() + seconds, {}, {raw(one.point) for one in own_mounts()}      # type: float, dict, set
+    end, sizes, points = time.monotonic() + seconds, {}, {raw(one.point) for one in mounts_of()}      # type: float, dict, set
     for key, path in folders.items():
         tick("measured %d of %d folders" % (len(sizes), len(folders)))
         now = time.monotonic()
@@ -3883,6 +3917,305 @@ def run_discard(host: Host, opts: argparse.Namespace, report: dict) -> None:
     change_row(report, plan, "changed", "%s is deleted" % plan.keeps)
 
 
+# --- reclaim: give space back, in the order in which a full disk allows it
+
+
+class Spoil(NamedTuple):
+    """One thing whose removal gives space back. refs: the words docker removes it by, or a path (logs, trim); size: bytes on the
+    disk that nothing else needs, None where unknown; lost: what is gone for good."""
+    category: str
+    name: str
+    id: str
+    refs: Tuple[str, ...]
+    size: Optional[int]
+    lost: str
+
+
+class Stock(NamedTuple):
+    """What reclaim chooses from, looked at once: Docker's root, whole inspect objects, the layer table (None where it cannot be read)."""
+    host: Host
+    root: str
+    driver: str
+    containers: List[dict]
+    images: List[dict]
+    layers: Optional[Layers]
+    until: float                # when measuring gives up, by the monotonic clock
+    points: set                 # mount points: their contents do not count
+    sizes: Dict[str, Optional[int]]     # of layers, as far as they were asked for
+
+
+CATEGORIES = {      # docker's words, in the order of work: logs need no daemon and a trim no space; images can go only after their containers
+    "logs": (), "trim": (), "containers": ("rm",), "images": ("rmi",), "build-cache": ("builder", "prune", "-a", "-f"), "volumes": ("volume", "rm")}
+GOES_ALONG = (("older_than", "containers"), ("unused", "images"), ("max_log", "logs"))
+
+
+def run_reclaim(host: Host, opts: argparse.Namespace, report: dict) -> None:
+    """look -> list -> question -> remove -> look again: what is gone is judged by the state afterwards, what was gained by statvfs.
+    Without a category it only lists."""
+    chosen = [name for name in CATEGORIES if getattr(opts, "take_" + name)]
+    for option, category in GOES_ALONG:
+        if getattr(opts, option) and chosen and category not in chosen:
+            raise UsageError("--%s goes with --%s" % (option.replace("_", "-"), category), "python3 dockfix.py reclaim --%s --%s" % (category, option.replace("_", "-")))
+    parse_age(opts.older_than or "0s"), parse_size(opts.max_log or "100M")      # a slip is told before anything is looked at
+    stock = look_stock(host, chosen)
+    spoils = facts_of(stock, lambda stock: [one for name in CATEGORIES if name in chosen or not chosen for one in LOOKS[name](host, opts, stock)])
+    report.update(root=stock.root, promised=promised(stock, spoils))
+    if not chosen or opts.dry_run:
+        report["results"] = [spoil_row(one, "changed" if chosen else "unchanged", one.lost) for one in spoils]
+        return plan_reclaim(host, report, spoils if chosen else []) if opts.dry_run else None
+    for one in spoils:
+        say("  %-11s %10s  %s: %s" % (one.category, show_known(one.size), one.name, one.lost))
+    if spoils:
+        confirm(opts, "remove these %d for good?" % len(spoils))
+    take_lock(host)
+    before = free_bytes(stock.root)
+    for name in [name for name in CATEGORIES if name in chosen]:
+        report["results"] += DEEDS.get(name, remove_spoils)(host, stock, [one for one in spoils if one.category == name])
+    tell_gain(report, stock, before, [one for one, done in zip(spoils, report["results"]) if done["status"] == "changed"])
+    report["exit_code"] = exit_code(report["results"])
+
+
+def look_stock(host: Host, chosen: Sequence[str]) -> Stock:
+    """Raises EnvironmentFault with the daemon down, except for logs: they are what a full disk is cured with first."""
+    try:
+        info = engine_info(host)
+        containers = inspect_objects(host, "container", [one.id for one in list_containers(host)])
+        listed = expect(query(host, "images", "-q", "-a", "--no-trunc"), "docker images").out.decode("ascii", "replace").split()
+        images = inspect_objects(host, "image", sorted(set(listed)))
+    except EnvironmentFault:
+        if list(chosen) != ["logs"]:
+            raise
+        info, containers, images = {"DockerRootDir": configured_root(), "Driver": ""}, [], []
+    root = str(info["DockerRootDir"])
+    try:
+        layers = read_layers(root, follow=True)
+    except EnvironmentFault:                # not root, or not this host's
+        layers = None
+    return Stock(host, root, str(info["Driver"]), containers, images, layers, time.monotonic() + 6 * WALK_SECONDS, {raw(one.point) for one in mounts_of()}, {})
+
+
+def stopped_spoils(host: Host, opts: argparse.Namespace, stock: Stock) -> List[Spoil]:
+    """Stopped containers. docker rm, without -f, refuses one that was started meanwhile."""
+    found, least = [], parse_age(opts.older_than or "0s")
+    for one in stock.containers:
+        state = one["State"]
+        ended = max(parse_instant(state.get("FinishedAt")), parse_instant(one.get("Created")))
+        if not (state.get("Running") or state.get("Paused") or state.get("Restarting")) and time.time() - ended >= least:
+            size = added((layer_bytes(stock, lambda row: (row["container"] or {}).get("id") == one["Id"]), path_bytes(stock, os.path.join(stock.root, "containers", one["Id"]))))
+            age = "%d days" % ((time.time() - ended) // 86400) if ended else "an unknown time"
+            found.append(Spoil("containers", one["Name"].lstrip("/"), one["Id"], (one["Id"],), size, "its own files and its log; stopped for %s" % age))
+    return found
+
+
+def image_spoils(host: Host, opts: argparse.Namespace, stock: Stock) -> List[Spoil]:
+    """Dangling images; with --unused every image that no container was made from. docker rmi, without -f, refuses what is in use."""
+    used = {one.get("Image") for one in stock.containers}
+    parents = {one.get("Parent") for one in stock.images}
+    found = []
+    for one in stock.images:
+        tags = [tag for tag in one.get("RepoTags") or [] if not tag.startswith("<none>")]
+        if one["Id"] in used or (tags and not opts.unused) or (not tags and one["Id"] in parents):
+            continue
+        digests = [] if tags else [ref for ref in one.get("RepoDigests") or [] if not ref.startswith("<none>")]
+        if digests and not opts.unused:
+            continue                        # pulled by its digest: that is a name too
+        size = layer_bytes(stock, lambda row: [image["id"] for image in row["images"]] == [bare_id(one["Id"])] and row["role"] == "image")
+        found.append(Spoil("images", ", ".join(tags) or one["Id"][:19], one["Id"], tuple(tags or digests or [one["Id"]]), size,
+                           "the image; a host without network cannot pull it again" if tags or digests else "an image without a name"))
+    return found
+
+
+def bare_id(ident: str) -> str:
+    return ident.split(":")[-1]
+
+
+def cache_spoils(host: Host, opts: argparse.Namespace, stock: Stock) -> List[Spoil]:
+    rows = [row for row in stock.layers.rows if row["note"] == "build cache"] if stock.layers else []
+    size = layer_bytes(stock, lambda row: row["note"] == "build cache")
+    return [Spoil("build-cache", "BuildKit's cache", "", (), size, "%d layers; the next builds begin from nothing" % len(rows))] if rows else []
+
+
+def volume_spoils(host: Host, opts: argparse.Namespace, stock: Stock) -> List[Spoil]:
+    """The volumes that were named; without a category, those that no container has. Raises UsageError and Refused before anything is removed."""
+    using = {}                              # type: Dict[str, str]
+    for one in stock.containers:
+        using.update((mount.get("Name"), one["Name"].lstrip("/")) for mount in one.get("Mounts") or [] if mount.get("Type", "volume") == "volume")
+    names = opts.take_volumes or expect(query(host, "volume", "ls", "-q"), "docker volume ls").out.decode("utf-8", "replace").split()
+    there = {one["Name"]: one for one in inspect_objects(host, "volume", names)}
+    unknown = [name for name in names if name not in there]
+    if unknown:
+        raise UsageError("no such volume: %s" % ", ".join(unknown), "docker volume ls")
+    taken = [name for name in opts.take_volumes if name in using]
+    if taken:
+        raise Refused("volume %s is used by container %s; nothing was removed" % (taken[0], using[taken[0]]), "docker rm %s, if that container is not needed any more" % sh_quote(using[taken[0]]))
+    return [Spoil("volumes", name, name, (name,), path_bytes(stock, there[name].get("Mountpoint") or ""), "ALL DATA in it%s" % ("" if opts.take_volumes else " (goes only when named: --volumes %s)" % name))
+            for name in names if name not in using]
+
+
+def log_spoils(host: Host, opts: argparse.Namespace, stock: Stock) -> List[Spoil]:
+    """json logs longer than --max-log, by Docker's own layout: a path from inspect could name anything."""
+    names = {one["Id"]: one["Name"].lstrip("/") for one in stock.containers} or {ident: one["name"] for ident, one in (stock.layers.containers if stock.layers else {}).items()}
+    found, limit = [], parse_size(opts.max_log or "100M")
+    for ident, name in sorted(names.items(), key=lambda one: one[1]):
+        path = os.path.join(stock.root, "containers", ident, ident + "-json.log")
+        try:
+            seen = os.lstat(raw(path))
+        except OSError:
+            continue
+        if stat.S_ISREG(seen.st_mode) and seen.st_size > limit:
+            found.append(Spoil("logs", name, ident, (path,), seen.st_blocks * 512, "its log so far, %s; it goes on from here" % show_size(seen.st_size)))
+    return found
+
+
+def cut_logs(host: Host, stock: Stock, spoils: List[Spoil]) -> List[dict]:
+    rows = [did(one, cut_file, one.refs[0]) for one in spoils]
+    if rows:
+        say('dockfix: to keep them short from now on, in /etc/docker/daemon.json (for containers made afterwards): '
+            '"log-driver": "json-file", "log-opts": {"max-size": "100m", "max-file": "3"}')
+    return rows
+
+
+def trim_spoils(host: Host, opts: argparse.Namespace, stock: Stock) -> List[Spoil]:
+    """Running containers of devicemapper, by their mounts in dockerd's own view. Never through /proc/PID/root: fstrim resolves that
+    link to / and trims the host (measured)."""
+    found, wanted = [], {one["GraphDriver"]["Data"]["DeviceName"]: one for one in stock.containers if stock.driver == "devicemapper" and one["State"].get("Running")}
+    for pid in [one.variable for one in running_daemons()] if wanted and os.geteuid() == 0 else []:
+        for mount in mounts_of(pid):
+            one = wanted.pop(mount.source[len("/dev/mapper/"):], None) if mount.point.startswith(stock.root + "/devicemapper/mnt/") else None
+            if one:
+                found.append(Spoil("trim", one["Name"].lstrip("/"), one["Id"], (pid, mount.point), None, "nothing; what its deleted files still hold goes back to the pool"))
+    return found
+
+
+def trim_argv(spoil: Spoil) -> List[str]:
+    return ["nsenter", "-t", spoil.refs[0], "-m", "--", "fstrim", "-v", spoil.refs[1]]
+
+
+def trim_layers(host: Host, stock: Stock, spoils: List[Spoil]) -> List[dict]:
+    def trim(spoil: Spoil) -> str:
+        before, answer = free_bytes(stock.root), change_host(host, trim_argv(spoil), seconds=max(host.timeout, 600))
+        if answer.rc or answer.timed_out:
+            raise DockfixError(first_line(answer))
+        return "the disk has %s more" % show_size(max(0, (free_bytes(stock.root) or 0) - (before or 0)))
+    return [did(one, trim, one) for one in spoils]
+
+
+def free_bytes(path: str) -> Optional[int]:
+    try:
+        found = os.statvfs(raw(path))
+        return found.f_bfree * found.f_frsize
+    except OSError:
+        return None
+
+
+def did(spoil: Spoil, deed: Callable, *words) -> dict:
+    """The row of a deed that raises OSError or DockfixError where it fails, and returns a remark."""
+    try:
+        return spoil_row(spoil, "changed", deed(*words) or spoil.lost)
+    except FileNotFoundError:
+        return spoil_row(spoil, "skipped", "gone")
+    except (OSError, DockfixError) as err:
+        return spoil_row(spoil, "failed", getattr(err, "strerror", None) or str(err))
+
+
+def remove_spoils(host: Host, stock: Stock, spoils: List[Spoil]) -> List[dict]:
+    """docker rm, rmi and volume rm, some at a time; what is gone afterwards is what was removed."""
+    said = ""
+    if not spoils:
+        return []
+    category = spoils[0].category
+    for start in range(0, len(spoils), 20):
+        refs = [ref for one in unmoved(host, spoils[start:start + 20]) for ref in one.refs]
+        if not host.stop.is_set() and (refs or category == "build-cache"):
+            said += change_host(host, host.docker + CATEGORIES[category] + tuple(refs), seconds=max(host.timeout, 600)).text()
+    if category == "build-cache":
+        left = {""} if re.search(r"(?i)error|unknown|not a docker command", said) else set()
+    elif category == "containers":
+        left = {one.id for one in list_containers(host)}
+    else:
+        left = {one["Id" if category == "images" else "Name"] for one in inspect_objects(host, category[:-1], [one.id for one in spoils])}
+    return [spoil_row(one, *verdict(one, said)) if one.id in left else spoil_row(one, "changed", one.lost) for one in spoils]
+
+
+def unmoved(host: Host, spoils: List[Spoil]) -> List[Spoil]:
+    """Without the images whose tags were given to another one since the look: rmi goes by the tag."""
+    if spoils[0].category != "images":
+        return spoils
+    now = {one["Id"]: set(one.get("RepoTags") or []) | set(one.get("RepoDigests") or []) | {one["Id"]} for one in inspect_objects(host, "image", [one.id for one in spoils])}
+    return [one for one in spoils if set(one.refs) <= now.get(one.id, set())]
+
+
+def verdict(spoil: Spoil, said: str) -> Tuple[str, str]:
+    """(status, msg) of what is still there, by docker's words about it."""
+    lines = [line for line in said.split("\n") if any(word in line for word in spoil.refs + (spoil.id[:12], spoil.id[7:19]))] or ["docker said nothing of it"]
+    in_use = re.search(r"in use|is using|running container|is being used|stop the container|conflict|dependent child", " ".join(lines))
+    return ("skipped", "in use meanwhile: " + lines[0].strip()) if in_use else ("failed", lines[0].strip())
+
+
+def layer_bytes(stock: Stock, wanted: Callable[[dict], bool]) -> Optional[int]:
+    """Bytes on the disk of the layers that are wanted, None where one cannot be measured."""
+    return added(layer_size(stock, row) for row in stock.layers.rows if wanted(row)) if stock.layers else None
+
+
+def added(sizes: Iterable[Optional[int]]) -> Optional[int]:
+    known = list(sizes)
+    return None if None in known else sum(known)
+
+
+def layer_size(stock: Stock, row: dict) -> Optional[int]:
+    """Allocated bytes of one layer. A thin device tells only while it is active: its mapped sectors."""
+    if row["layer"] not in stock.sizes:
+        if row["driver"] == "devicemapper":
+            answer = query_host(stock.host, ("dmsetup", "status", row.get("device") or "none"))
+            mapped = re.match(rb"0 [0-9]+ thin ([0-9]+) ", answer.out) if answer.rc == 0 else None
+            stock.sizes[row["layer"]] = int(mapped.group(1)) * 512 if mapped else None
+        else:
+            stock.sizes[row["layer"]] = path_bytes(stock, own_folder(row))
+    return stock.sizes[row["layer"]]
+
+
+def path_bytes(stock: Stock, path: str) -> Optional[int]:
+    size, why = disk_usage(path, stock.until, stock.points)
+    return None if why else size
+
+
+def promised(stock: Stock, spoils: List[Spoil]) -> Optional[int]:
+    """What all of it together gives back: layers that only images on the list share count too. None where a part is unknown."""
+    images = {bare_id(one.id) for one in spoils if one.category == "images"}
+    shared = layer_bytes(stock, lambda row: row["role"] == "image" and bool(row["images"]) and {image["id"] for image in row["images"]} <= images) if images else 0
+    return added([one.size for one in spoils if one.category != "images"] + [shared])
+
+
+def tell_gain(report: dict, stock: Stock, before: Optional[int], done: List[Spoil]) -> None:
+    """Measured on the disk; the file system may need a moment."""
+    wanted, end = promised(stock, done), time.monotonic() + 5
+    after = free_bytes(stock.root)
+    while before is not None and wanted and after - before < 0.95 * wanted and time.monotonic() < end:
+        time.sleep(0.2)
+        after = free_bytes(stock.root)
+    report["freed"] = None if before is None or after is None else after - before
+    if wanted and report["freed"] is not None and abs(report["freed"] - wanted) > 0.05 * wanted + (1 << 20):
+        report["findings"].append({
+            "id": "reclaim-differs", "severity": "info", "remedy": "lsof +L1 %s" % stock.root,
+            "text": "%s were to be freed, the disk has %s more: other programs wrote or deleted meanwhile, or a process still holds a deleted file open" % (show_size(wanted), show_size(report["freed"]))})
+
+
+def spoil_row(spoil: Spoil, status: str, msg: str) -> dict:
+    return {"target": spoil.name, "id": spoil.id, "status": status, "msg": msg, "category": spoil.category, "size": spoil.size}
+
+
+def plan_reclaim(host: Host, report: dict, spoils: List[Spoil]) -> None:
+    lines = []                              # type: List[str]
+    for one in spoils:
+        argv = {"trim": trim_argv, "logs": lambda one: ("truncate", "-s", "0", "--") + one.refs}.get(one.category, lambda one: host.docker + CATEGORIES[one.category] + one.refs)(one)
+        lines += [comment("%s %s: %s" % (one.category, one.name, one.lost)), "run " + sh_line(argv)]
+    report["script"] = script_text(report, lines, 0)
+
+
+LOOKS = {"logs": log_spoils, "trim": trim_spoils, "containers": stopped_spoils, "images": image_spoils, "build-cache": cache_spoils, "volumes": volume_spoils}
+DEEDS = {"logs": cut_logs, "trim": trim_layers}
+
+
 ###############################################################################
 # 7. Output
 ###############################################################################
@@ -3949,6 +4282,18 @@ def show_exec(report: dict, quiet: bool) -> str:
 def escape_line(line: str) -> str:
     """A container's line for the terminal: tabs stay, they steer nothing."""
     return "\t".join(printable(part) for part in line.split("\t"))
+
+
+def show_known(size: Optional[int]) -> str:
+    return "unknown" if size is None else show_size(size)
+
+
+def show_reclaim(report: dict, quiet: bool) -> str:
+    rows = [(r["category"], r["target"], show_known(r["size"]), r["status"], r["msg"]) for r in report["results"] if not quiet or r["status"] != "changed"]
+    table = render_table(("CATEGORY", "NAME", "SIZE", "STATUS", "MESSAGE"), rows) if rows else ""
+    last = "freed on the disk: %s (measured)" % show_known(report["freed"]) if "freed" in report else \
+        "all of it: %s; nothing was removed: choose categories, such as --logs --containers" % show_known(report.get("promised")) if rows else "there is nothing to reclaim"
+    return table + ("" if quiet else last + "\n")
 
 
 def show_change(report: dict, quiet: bool) -> str:
@@ -4046,6 +4391,18 @@ EXEC = (
     value("--max-output", metavar="SIZE", default="1M", help="keep so much of each stream (default: 1M)"),
 )
 
+RECLAIM = (
+    flag("--logs", dest="take_logs", help="empty the json logs longer than --max-log, in place"),
+    value("--max-log", metavar="SIZE", help="how long a log may be (default: 100M)"),
+    flag("--trim", dest="take_trim", help="devicemapper: hand what running containers have deleted back to the pool and the disk"),
+    flag("--containers", dest="take_containers", help="remove the stopped containers"),
+    value("--older-than", metavar="AGE", help="only those stopped for so long, such as 12h or 30d"),
+    flag("--images", dest="take_images", help="remove the dangling images (no name, no container)"),
+    flag("--unused", help="with --images: all that no container was made from"),
+    flag("--build-cache", dest="take_build-cache", help="empty BuildKit's cache"),
+    value("--volumes", dest="take_volumes", metavar="NAME", nargs="+", default=[], help="remove these volumes, if no container has them"),
+    flag("--exit-code", help="with --dry-run: exit 4 when there is something to do"),
+)
 CHANGE = (flag("--exit-code", help="with --dry-run: exit 4 when there is something to do"),)
 
 
@@ -4073,6 +4430,13 @@ COMMANDS = (
 
 It reads Docker's own files, so it works with the daemon down; when the daemon answers, the containers are
 checked against docker inspect. Nothing is changed.""", (0, 10000)),
+    Command("reclaim", "give space back: logs, trim, containers, images, build cache, volumes", "reclaim [OPTIONS]", RECLAIM, run_reclaim, show_reclaim, """\
+  python3 dockfix.py reclaim                              what each category would give, removing nothing
+  python3 dockfix.py reclaim --logs --max-log 500M        first, where the disk is full: needs no daemon
+  python3 dockfix.py reclaim --containers --older-than 30d --images
+  python3 dockfix.py reclaim --volumes old-db             a volume goes only by its name
+
+It shows every object, its size and what will be lost, and asks. Nothing that is in use is touched.""", (0, 0)),
     Command("resume", "finish a storage change that was interrupted", "resume", CHANGE, run_resume, show_change, """\
   python3 dockfix.py resume
 
@@ -4188,8 +4552,9 @@ def parse_command_line(argv: Sequence[str]) -> Tuple[Optional[Command], argparse
         opts.containers += extra + (tail or [] if name != "exec" else [])
         opts.words = tail if name == "exec" else opts.containers
         if command.words and not command.words[0] <= len(opts.words) <= command.words[1]:
-            raise UsageError("%s takes %s, not %d words" % (name, "%d" % command.words[0] if command.words[0] == command.words[1] else "%d to %d" % command.words, len(opts.words)),
-                             "python3 dockfix.py %s" % command.usage)
+            least, most = command.words
+            takes = "no words of its own" if not most else "%d word%s" % (most, "s"[:most > 1]) if least == most else "%d to %d words" % command.words
+            raise UsageError("%s takes %s: %s" % (name, takes, " ".join(opts.words) or "none is given"), "python3 dockfix.py %s" % command.usage)
     return command, fill_defaults(opts)
 
 

@@ -319,7 +319,8 @@ class Run:
         assert JSON_KEYS <= set(doc), "missing: %s" % sorted(JSON_KEYS - set(doc))
         assert doc["schema"] == "dockfix/1" and doc["exit_code"] == self.rc and doc["ok"] is (self.rc == 0)
         for row in doc["results"]:
-            assert row["status"] in STATUSES and re.match("[0-9a-f]{64}$", row["id"]) and isinstance(row["msg"], str), row
+            named = doc["command"] in ("reclaim", "relocate", "pool", "backup", "restore", "resume", "rollback", "discard")
+            assert row["status"] in STATUSES and (named or re.match("[0-9a-f]{64}$", row["id"])) and isinstance(row["msg"], str), row
         if not doc["dry_run"]:
             assert doc["changed"] is any(row["status"] == "changed" for row in doc["results"])
         return doc
