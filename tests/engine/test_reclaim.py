@@ -1,16 +1,14 @@
 """`reclaim` on a real engine whose root is a small file system of its own, so that what is freed can be measured by statvfs."""
-import glob
 import json
 import os
 import re
 import subprocess
 import tempfile
-import time
 
 import pytest
 
-from conftest import Lab, Run
-from kit import CannotRun, PrivateEngine, busybox_tar, make_tar, wait_until
+from conftest import Lab
+from kit import CannotRun, PrivateEngine, make_tar, wait_until
 
 MEBI = 1 << 20
 
