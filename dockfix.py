@@ -2482,14 +2482,16 @@ def cp_again(host: Host, container: Container) -> Optional[bytes]:
         return None
 
 
-def cp_write(host: Host, container: Container, edit: Callable[[bytes], bytes]) -> bytes:
-    """Replaces the shadow file through docker cp and returns what is read back; puts the old bytes
-    back if that differs. docker cp has no lock and is not atomic: the last way."""
+def cp_write(host: Host, container: Container, edit: Callable[[bytes], bytes]) -> Tuple[Answer, Optional[bytes]]:
+    """Replaces the shadow file through docker cp; the answer, and what is read back. Puts the old bytes back if that differs, but not
+    after a time-out: the daemon may still be at it. docker cp has no lock and is not atomic: the last way."""
     base = cp_base(host, container)
     old = cp_shadow(host, container)
     new = edit(old.data)
     answer = change(host, ["cp", "-", container.id + ":/etc"], shadow_tar(old, new, base))
     found = cp_again(host, container)
+    if found != new and answer.timed_out:
+        return answer, found
     if found != new:
         why = first_line(answer) if answer.rc else "what was read back differs from what was sent"
         if found != old.data:
@@ -2502,7 +2504,7 @@ def cp_write(host: Host, container: Container, edit: Callable[[bytes], bytes]) -
         raise WayClosed("docker cp: %s" % why)
     if container.running and not container.paused:       # tidy where the image has an rm; empty otherwise
         change(host, ["exec", "-u", "0", container.id, "rm", "-f", "/etc/" + LEFTOVER])
-    return new
+    return answer, new
 
 
 def cp_base(host: Host, container: Container) -> Tuple[int, int]:
@@ -3703,7 +3705,7 @@ def try_way(host: Host, opts: argparse.Namespace, plan: Job, way: str, hashes: D
         host.memo["begun"] = True
         proc_write(container, edit, host.stop)
     else:
-        data = cp_write(host, container, edit)
+        answer, data = cp_write(host, container, edit)
     try:
         data = data or read_shadow(host, container, opts.allow_shared_etc)
     except (WayClosed, Refused, FileNotFoundError) as err:
@@ -3712,7 +3714,7 @@ def try_way(host: Host, opts: argparse.Namespace, plan: Job, way: str, hashes: D
     if not left:
         return "changed", "; ".join(word for word in (odd_date(data, hashes), more_than_asked(plan.before, data, hashes)) if word)
     if answer and answer.timed_out:
-        return "unknown", "no answer in %g s and not changed so far: the process inside may still do it (is /etc/.pwd.lock held?)" % host.timeout
+        return "unknown", "no answer in %.3g s and not changed so far: what was begun may still do it (is /etc/.pwd.lock held?)" % answer.seconds
     if len(left) < len(hashes):
         return "partial", "the image's chpasswd set %s but not %s" % tuple(", ".join(show_bytes(u) for u in hashes if (u in left) is side) for side in (False, True))
     if answer and answer.rc in (126, 127):

@@ -481,6 +481,16 @@ def test_a_container_that_is_being_removed_is_gone(box, state):
 
 # ---- time-outs
 
+@pytest.mark.parametrize("lands", [True, False], ids=["after all", "not so far"])
+def test_a_docker_cp_that_hangs_is_unknown_unless_it_is_seen_to_have_worked(box, lands):
+    """The daemon may still be at it: nothing is put back, nothing else is tried."""
+    box.container("c", status="Exited (0) 1 hour ago")
+    box.rule("cp", nth=4, has="-", **({"linger": 20} if lands else {"hang": 20}))
+    result = box.run("--json", "chpasswd", "c", "--timeout", "1.5", stdin=LINES)
+    assert result.statuses() == {"c": "changed" if lands else "unknown"} and result.rc == (0 if lands else 3), result
+    assert len([call for call in box.calls("cp") if call.words[1] == "-"]) == 1
+
+
 def test_a_hanging_chpasswd_is_unknown_and_no_other_way_is_tried(box):
     box.container("c")
     box.rule("exec", has="chpasswd", sleep=20)

@@ -198,6 +198,19 @@ def test_ctrl_c_during_the_look(web):
     assert result.rc == -signal.SIGINT and result.json["exit_code"] == 130
 
 
+def test_two_signals_while_docker_cp_writes_are_unknown_and_not_put_back(box):
+    box.container("c", status="Exited (0) 1 hour ago")
+    box.rule("cp", nth=4, touch=["waiting"], sleep=12)
+    pid = box.start(box.arguments(["--json", "chpasswd", "c"]), stdin=LINES)
+    wait_for_file(box.at("waiting"))
+    for _ in range(2):
+        os.kill(pid, signal.SIGINT)
+        time.sleep(0.15)
+    result = box.outcome(pid, 10)
+    assert result.rc == -signal.SIGINT and result.statuses() == {"c": "unknown"}, result
+    assert len([call for call in box.calls("cp") if call.words[1] == "-"]) == 1
+
+
 def test_ctrl_c_where_the_reader_of_the_report_hangs(box):
     box.container("web1", answer={"out": b"line\n" * 100000})
     readable, writable = os.pipe()
