@@ -3933,7 +3933,7 @@ class Spoil(NamedTuple):
     lost: str
 
 
-class Stock(NamedTuple):
+class Inventory(NamedTuple):
     """What reclaim chooses from, looked at once: Docker's root, whole inspect objects, the layer table (None where it cannot be read)."""
     host: Host
     root: str
@@ -3959,9 +3959,9 @@ def run_reclaim(host: Host, opts: argparse.Namespace, report: dict) -> None:
         if getattr(opts, option) and chosen and category not in chosen:
             raise UsageError("--%s goes with --%s" % (option.replace("_", "-"), category), "python3 dockfix.py reclaim --%s --%s" % (category, option.replace("_", "-")))
     parse_age(opts.older_than or "0s"), parse_size(opts.max_log or "100M")      # a slip is told before anything is looked at
-    stock = look_stock(host, chosen)
-    spoils = facts_of(stock, lambda stock: [one for name in CATEGORIES if name in chosen or not chosen for one in LOOKS[name](host, opts, stock)])
-    report.update(root=stock.root, promised=promised(stock, spoils))
+    goods = look_inventory(host, chosen)
+    spoils = facts_of(goods, lambda goods: [one for name in CATEGORIES if name in chosen or not chosen for one in LOOKS[name](host, opts, goods)])
+    report.update(root=goods.root, promised=promised(goods, spoils))
     if not chosen or opts.dry_run:
         report["results"] = [spoil_row(one, "changed" if chosen else "unchanged", one.lost) for one in spoils]
         return plan_reclaim(host, report, spoils if chosen else []) if opts.dry_run else None
@@ -3970,14 +3970,14 @@ def run_reclaim(host: Host, opts: argparse.Namespace, report: dict) -> None:
     if spoils:
         confirm(opts, "remove these %d for good?" % len(spoils))
     take_lock(host)
-    before = free_bytes(stock.root)
+    before = free_bytes(goods.root)
     for name in [name for name in CATEGORIES if name in chosen]:
-        report["results"] += DEEDS.get(name, remove_spoils)(host, stock, [one for one in spoils if one.category == name])
-    tell_gain(report, stock, before, [one for one, done in zip(spoils, report["results"]) if done["status"] == "changed"])
+        report["results"] += DEEDS.get(name, remove_spoils)(host, goods, [one for one in spoils if one.category == name])
+    tell_gain(report, goods, before, [one for one, done in zip(spoils, report["results"]) if done["status"] == "changed"])
     report["exit_code"] = exit_code(report["results"])
 
 
-def look_stock(host: Host, chosen: Sequence[str]) -> Stock:
+def look_inventory(host: Host, chosen: Sequence[str]) -> Inventory:
     """Raises EnvironmentFault with the daemon down, except for logs: they are what a full disk is cured with first."""
     try:
         info = engine_info(host)
@@ -3993,35 +3993,35 @@ def look_stock(host: Host, chosen: Sequence[str]) -> Stock:
         layers = read_layers(root, follow=True)
     except EnvironmentFault:                # not root, or not this host's
         layers = None
-    return Stock(host, root, str(info["Driver"]), containers, images, layers, time.monotonic() + 6 * WALK_SECONDS, {raw(one.point) for one in mounts_of()}, {})
+    return Inventory(host, root, str(info["Driver"]), containers, images, layers, time.monotonic() + 6 * WALK_SECONDS, {raw(one.point) for one in mounts_of()}, {})
 
 
-def stopped_spoils(host: Host, opts: argparse.Namespace, stock: Stock) -> List[Spoil]:
+def stopped_spoils(host: Host, opts: argparse.Namespace, goods: Inventory) -> List[Spoil]:
     """Stopped containers. docker rm, without -f, refuses one that was started meanwhile."""
     found, least = [], parse_age(opts.older_than or "0s")
-    for one in stock.containers:
+    for one in goods.containers:
         state = one["State"]
         ended = max(parse_instant(state.get("FinishedAt")), parse_instant(one.get("Created")))
         if not (state.get("Running") or state.get("Paused") or state.get("Restarting")) and time.time() - ended >= least:
-            size = added((layer_bytes(stock, lambda row: (row["container"] or {}).get("id") == one["Id"]), path_bytes(stock, os.path.join(stock.root, "containers", one["Id"]))))
+            size = added((layer_bytes(goods, lambda row: (row["container"] or {}).get("id") == one["Id"]), path_bytes(goods, os.path.join(goods.root, "containers", one["Id"]))))
             age = "%d days" % ((time.time() - ended) // 86400) if ended else "an unknown time"
             found.append(Spoil("containers", one["Name"].lstrip("/"), one["Id"], (one["Id"],), size, "its own files and its log; stopped for %s" % age))
     return found
 
 
-def image_spoils(host: Host, opts: argparse.Namespace, stock: Stock) -> List[Spoil]:
+def image_spoils(host: Host, opts: argparse.Namespace, goods: Inventory) -> List[Spoil]:
     """Dangling images; with --unused every image that no container was made from. docker rmi, without -f, refuses what is in use."""
-    used = {one.get("Image") for one in stock.containers}
-    parents = {one.get("Parent") for one in stock.images}
+    used = {one.get("Image") for one in goods.containers}
+    parents = {one.get("Parent") for one in goods.images}
     found = []
-    for one in stock.images:
+    for one in goods.images:
         tags = [tag for tag in one.get("RepoTags") or [] if not tag.startswith("<none>")]
         if one["Id"] in used or (tags and not opts.unused) or (not tags and one["Id"] in parents):
             continue
         digests = [] if tags else [ref for ref in one.get("RepoDigests") or [] if not ref.startswith("<none>")]
         if digests and not opts.unused:
             continue                        # pulled by its digest: that is a name too
-        size = layer_bytes(stock, lambda row: [image["id"] for image in row["images"]] == [bare_id(one["Id"])] and row["role"] == "image")
+        size = layer_bytes(goods, lambda row: [image["id"] for image in row["images"]] == [bare_id(one["Id"])] and row["role"] == "image")
         found.append(Spoil("images", ", ".join(tags) or one["Id"][:19], one["Id"], tuple(tags or digests or [one["Id"]]), size,
                            "the image; a host without network cannot pull it again" if tags or digests else "an image without a name"))
     return found
@@ -4031,16 +4031,16 @@ def bare_id(ident: str) -> str:
     return ident.split(":")[-1]
 
 
-def cache_spoils(host: Host, opts: argparse.Namespace, stock: Stock) -> List[Spoil]:
-    rows = [row for row in stock.layers.rows if row["note"] == "build cache"] if stock.layers else []
-    size = layer_bytes(stock, lambda row: row["note"] == "build cache")
+def cache_spoils(host: Host, opts: argparse.Namespace, goods: Inventory) -> List[Spoil]:
+    rows = [row for row in goods.layers.rows if row["note"] == "build cache"] if goods.layers else []
+    size = layer_bytes(goods, lambda row: row["note"] == "build cache")
     return [Spoil("build-cache", "BuildKit's cache", "", (), size, "%d layers; the next builds begin from nothing" % len(rows))] if rows else []
 
 
-def volume_spoils(host: Host, opts: argparse.Namespace, stock: Stock) -> List[Spoil]:
+def volume_spoils(host: Host, opts: argparse.Namespace, goods: Inventory) -> List[Spoil]:
     """The volumes that were named; without a category, those that no container has. Raises UsageError and Refused before anything is removed."""
     using = {}                              # type: Dict[str, str]
-    for one in stock.containers:
+    for one in goods.containers:
         using.update((mount.get("Name"), one["Name"].lstrip("/")) for mount in one.get("Mounts") or [] if mount.get("Type", "volume") == "volume")
     names = opts.take_volumes or expect(query(host, "volume", "ls", "-q"), "docker volume ls").out.decode("utf-8", "replace").split()
     there = {one["Name"]: one for one in inspect_objects(host, "volume", names)}
@@ -4050,16 +4050,16 @@ def volume_spoils(host: Host, opts: argparse.Namespace, stock: Stock) -> List[Sp
     taken = [name for name in opts.take_volumes if name in using]
     if taken:
         raise Refused("volume %s is used by container %s; nothing was removed" % (taken[0], using[taken[0]]), "docker rm %s, if that container is not needed any more" % sh_quote(using[taken[0]]))
-    return [Spoil("volumes", name, name, (name,), path_bytes(stock, there[name].get("Mountpoint") or ""), "ALL DATA in it%s" % ("" if opts.take_volumes else " (goes only when named: --volumes %s)" % name))
+    return [Spoil("volumes", name, name, (name,), path_bytes(goods, there[name].get("Mountpoint") or ""), "ALL DATA in it%s" % ("" if opts.take_volumes else " (goes only when named: --volumes %s)" % name))
             for name in names if name not in using]
 
 
-def log_spoils(host: Host, opts: argparse.Namespace, stock: Stock) -> List[Spoil]:
+def log_spoils(host: Host, opts: argparse.Namespace, goods: Inventory) -> List[Spoil]:
     """json logs longer than --max-log, by Docker's own layout: a path from inspect could name anything."""
-    names = {one["Id"]: one["Name"].lstrip("/") for one in stock.containers} or {ident: one["name"] for ident, one in (stock.layers.containers if stock.layers else {}).items()}
+    names = {one["Id"]: one["Name"].lstrip("/") for one in goods.containers} or {ident: one["name"] for ident, one in (goods.layers.containers if goods.layers else {}).items()}
     found, limit = [], parse_size(opts.max_log or "100M")
     for ident, name in sorted(names.items(), key=lambda one: one[1]):
-        path = os.path.join(stock.root, "containers", ident, ident + "-json.log")
+        path = os.path.join(goods.root, "containers", ident, ident + "-json.log")
         try:
             seen = os.lstat(raw(path))
         except OSError:
@@ -4069,7 +4069,7 @@ def log_spoils(host: Host, opts: argparse.Namespace, stock: Stock) -> List[Spoil
     return found
 
 
-def cut_logs(host: Host, stock: Stock, spoils: List[Spoil]) -> List[dict]:
+def cut_logs(host: Host, goods: Inventory, spoils: List[Spoil]) -> List[dict]:
     rows = [did(one, cut_file, one.refs[0]) for one in spoils]
     if rows:
         say('dockfix: to keep them short from now on, in /etc/docker/daemon.json (for containers made afterwards): '
@@ -4077,13 +4077,13 @@ def cut_logs(host: Host, stock: Stock, spoils: List[Spoil]) -> List[dict]:
     return rows
 
 
-def trim_spoils(host: Host, opts: argparse.Namespace, stock: Stock) -> List[Spoil]:
+def trim_spoils(host: Host, opts: argparse.Namespace, goods: Inventory) -> List[Spoil]:
     """Running containers of devicemapper, by their mounts in dockerd's own view. Never through /proc/PID/root: fstrim resolves that
     link to / and trims the host (measured)."""
-    found, wanted = [], {one["GraphDriver"]["Data"]["DeviceName"]: one for one in stock.containers if stock.driver == "devicemapper" and one["State"].get("Running")}
+    found, wanted = [], {one["GraphDriver"]["Data"]["DeviceName"]: one for one in goods.containers if goods.driver == "devicemapper" and one["State"].get("Running")}
     for pid in [one.variable for one in running_daemons()] if wanted and os.geteuid() == 0 else []:
         for mount in mounts_of(pid):
-            one = wanted.pop(mount.source[len("/dev/mapper/"):], None) if mount.point.startswith(stock.root + "/devicemapper/mnt/") else None
+            one = wanted.pop(mount.source[len("/dev/mapper/"):], None) if mount.point.startswith(goods.root + "/devicemapper/mnt/") else None
             if one:
                 found.append(Spoil("trim", one["Name"].lstrip("/"), one["Id"], (pid, mount.point), None, "nothing; what its deleted files still hold goes back to the pool"))
     return found
@@ -4093,12 +4093,12 @@ def trim_argv(spoil: Spoil) -> List[str]:
     return ["nsenter", "-t", spoil.refs[0], "-m", "--", "fstrim", "-v", spoil.refs[1]]
 
 
-def trim_layers(host: Host, stock: Stock, spoils: List[Spoil]) -> List[dict]:
+def trim_layers(host: Host, goods: Inventory, spoils: List[Spoil]) -> List[dict]:
     def trim(spoil: Spoil) -> str:
-        before, answer = free_bytes(stock.root), change_host(host, trim_argv(spoil), seconds=max(host.timeout, 600))
+        before, answer = free_bytes(goods.root), change_host(host, trim_argv(spoil), seconds=max(host.timeout, 600))
         if answer.rc or answer.timed_out:
             raise DockfixError(first_line(answer))
-        return "the disk has %s more" % show_size(max(0, (free_bytes(stock.root) or 0) - (before or 0)))
+        return "the disk has %s more" % show_size(max(0, (free_bytes(goods.root) or 0) - (before or 0)))
     return [did(one, trim, one) for one in spoils]
 
 
@@ -4120,7 +4120,7 @@ def did(spoil: Spoil, deed: Callable, *words) -> dict:
         return spoil_row(spoil, "failed", getattr(err, "strerror", None) or str(err))
 
 
-def remove_spoils(host: Host, stock: Stock, spoils: List[Spoil]) -> List[dict]:
+def remove_spoils(host: Host, goods: Inventory, spoils: List[Spoil]) -> List[dict]:
     """docker rm, rmi and volume rm, some at a time; what is gone afterwards is what was removed."""
     said = ""
     if not spoils:
@@ -4154,9 +4154,9 @@ def verdict(spoil: Spoil, said: str) -> Tuple[str, str]:
     return ("skipped", "in use meanwhile: " + lines[0].strip()) if in_use else ("failed", lines[0].strip())
 
 
-def layer_bytes(stock: Stock, wanted: Callable[[dict], bool]) -> Optional[int]:
+def layer_bytes(goods: Inventory, wanted: Callable[[dict], bool]) -> Optional[int]:
     """Bytes on the disk of the layers that are wanted, None where one cannot be measured."""
-    return added(layer_size(stock, row) for row in stock.layers.rows if wanted(row)) if stock.layers else None
+    return added(layer_size(goods, row) for row in goods.layers.rows if wanted(row)) if goods.layers else None
 
 
 def added(sizes: Iterable[Optional[int]]) -> Optional[int]:
@@ -4164,41 +4164,41 @@ def added(sizes: Iterable[Optional[int]]) -> Optional[int]:
     return None if None in known else sum(known)
 
 
-def layer_size(stock: Stock, row: dict) -> Optional[int]:
+def layer_size(goods: Inventory, row: dict) -> Optional[int]:
     """Allocated bytes of one layer. A thin device tells only while it is active: its mapped sectors."""
-    if row["layer"] not in stock.sizes:
+    if row["layer"] not in goods.sizes:
         if row["driver"] == "devicemapper":
-            answer = query_host(stock.host, ("dmsetup", "status", row.get("device") or "none"))
+            answer = query_host(goods.host, ("dmsetup", "status", row.get("device") or "none"))
             mapped = re.match(rb"0 [0-9]+ thin ([0-9]+) ", answer.out) if answer.rc == 0 else None
-            stock.sizes[row["layer"]] = int(mapped.group(1)) * 512 if mapped else None
+            goods.sizes[row["layer"]] = int(mapped.group(1)) * 512 if mapped else None
         else:
-            stock.sizes[row["layer"]] = path_bytes(stock, own_folder(row))
-    return stock.sizes[row["layer"]]
+            goods.sizes[row["layer"]] = path_bytes(goods, own_folder(row))
+    return goods.sizes[row["layer"]]
 
 
-def path_bytes(stock: Stock, path: str) -> Optional[int]:
-    size, why = disk_usage(path, stock.until, stock.points)
+def path_bytes(goods: Inventory, path: str) -> Optional[int]:
+    size, why = disk_usage(path, goods.until, goods.points)
     return None if why else size
 
 
-def promised(stock: Stock, spoils: List[Spoil]) -> Optional[int]:
+def promised(goods: Inventory, spoils: List[Spoil]) -> Optional[int]:
     """What all of it together gives back: layers that only images on the list share count too. None where a part is unknown."""
     images = {bare_id(one.id) for one in spoils if one.category == "images"}
-    shared = layer_bytes(stock, lambda row: row["role"] == "image" and bool(row["images"]) and {image["id"] for image in row["images"]} <= images) if images else 0
+    shared = layer_bytes(goods, lambda row: row["role"] == "image" and bool(row["images"]) and {image["id"] for image in row["images"]} <= images) if images else 0
     return added([one.size for one in spoils if one.category != "images"] + [shared])
 
 
-def tell_gain(report: dict, stock: Stock, before: Optional[int], done: List[Spoil]) -> None:
+def tell_gain(report: dict, goods: Inventory, before: Optional[int], done: List[Spoil]) -> None:
     """Measured on the disk; the file system may need a moment."""
-    wanted, end = promised(stock, done), time.monotonic() + 5
-    after = free_bytes(stock.root)
+    wanted, end = promised(goods, done), time.monotonic() + 5
+    after = free_bytes(goods.root)
     while before is not None and wanted and after - before < 0.95 * wanted and time.monotonic() < end:
         time.sleep(0.2)
-        after = free_bytes(stock.root)
+        after = free_bytes(goods.root)
     report["freed"] = None if before is None or after is None else after - before
     if wanted and report["freed"] is not None and abs(report["freed"] - wanted) > 0.05 * wanted + (1 << 20):
         report["findings"].append({
-            "id": "reclaim-differs", "severity": "info", "remedy": "lsof +L1 %s" % stock.root,
+            "id": "reclaim-differs", "severity": "info", "remedy": "lsof +L1 %s" % goods.root,
             "text": "%s were to be freed, the disk has %s more: other programs wrote or deleted meanwhile, or a process still holds a deleted file open" % (show_size(wanted), show_size(report["freed"]))})
 
 
