@@ -1055,6 +1055,10 @@ def kind_of(mode: int) -> str:
     return {stat.S_IFREG: "file", stat.S_IFLNK: "link", stat.S_IFDIR: "dir", stat.S_IFIFO: "fifo"}.get(stat.S_IFMT(mode), "other")
 
 
+def can_exec(container: Container) -> bool:
+    return container.running and not container.paused and not container.restarting
+
+
 def mounts_over(container: Container, paths: Sequence[str]) -> List[Tuple[str, str]]:
     """(source, destination) of the mounts at or above any of these paths."""
     return [(source, target) for source, target in container.mounts if any((path + "/").startswith(target.rstrip("/") + "/") for path in paths)]
@@ -1205,6 +1209,25 @@ def rule_seconds(rule: str, year: int) -> int:
     if not 0 <= number <= 365 - bool(found.group(4)):
         raise ValueError("not a day")
     return calendar.timegm((year, 1, 1, 0, 0, 0)) + 86400 * (number + (1 if found.group(4) and number > 58 and calendar.isleap(year) else 0)) + seconds
+
+
+def tz_of(container: Container) -> Optional[str]:
+    """The container's variable TZ without its colon, None where the file rules (also by TZ=:/etc/localtime)."""
+    found = [word[3:].lstrip(":") for word in container.env if word.startswith("TZ=")]
+    return found[-1] if found and found[-1] != LOCALTIME else None
+
+
+def span(seconds: float) -> str:
+    """'8 hours', '5 h 30 min', '90 s'."""
+    size = int(abs(seconds) + 0.5)
+    if size % 3600 == 0 and size:
+        return "%d hour%s" % (size // 3600, "" if size == 3600 else "s")
+    return "%d h %d min" % (size // 3600, size % 3600 // 60) if size >= 3600 else "%d s" % size
+
+
+def east_text(east: Optional[int]) -> str:
+    """'+0800', '?' where it is not known."""
+    return "?" if east is None else "%s%02d%02d" % ("-" if east < 0 else "+", abs(east) // 3600, abs(east) % 3600 // 60)
 
 
 def zone_of_link(target: str) -> str:
@@ -2439,7 +2462,7 @@ def cp_first(host: Host, container: Container, path: str, limit: int, follow: bo
         text = answer.text()
         # Clients say "No such container:path" where either is missing.
         if is_gone(text) or re.search(r"Could not find the file|[Nn]o such file or directory", text):
-            if container.id not in inspect_containers(host, [container.id]):
+            if "Could not find the file" not in text and container.id not in inspect_containers(host, [container.id]):
                 raise Gone()
             raise FileNotFoundError(errno.ENOENT, path)
         if answer.timed_out:
@@ -2652,7 +2675,7 @@ def remove_paths(host: Host, container: Container, paths: Sequence[str]) -> List
         quietly(proc_remove, container, left)
         left = still()
     for words, group in ((["rm", "-f"], [one for one in left if one.kind != "dir"]), (["rmdir"], [one for one in left if one.kind == "dir"])):
-        if group and container.running and not container.paused and not container.restarting:
+        if group and can_exec(container):
             change(host, ["exec", "-u", "0", container.id] + words + [one.path for one in group])
     for one in (still() if left else []):
         if one.kind != "dir":
@@ -2897,7 +2920,7 @@ def script_text(report: dict, lines: List[str], refused: int) -> str:
     head = ["#!/bin/sh", "# dockfix %s --dry-run: %s" % (VERSION, report["command"])]
     commands = [line for line in lines if not line.startswith("#")]
     if refused and not commands:
-        return "\n".join(head + lines + ["exit 5"]) + "\n"
+        return "\n".join(head + lines + ["exit %d" % exit_code(report["results"])]) + "\n"
     for name in ("DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "DOCKER_API_VERSION"):
         if os.environ.get(name):
             head.append("%s=%s; export %s" % (name, sh_quote(os.environ[name]), name))
@@ -3653,8 +3676,7 @@ def shared_words(opts: argparse.Namespace) -> List[str]:
 def ways_for(container: Container, via: str) -> List[str]:
     if via != "auto":
         return [via]
-    can_exec = container.running and not container.paused and not container.restarting
-    return (["exec"] if can_exec else []) + (["proc"] if os.geteuid() == 0 and container.pid else []) + ["cp"]
+    return (["exec"] if can_exec(container) else []) + (["proc"] if os.geteuid() == 0 and container.pid else []) + ["cp"]
 
 
 def set_passwords(host: Host, opts: argparse.Namespace, plan) -> dict:
@@ -3817,6 +3839,272 @@ def plan_exec(host: Host, opts: argparse.Namespace, report: dict, targets: List[
         lines += [comment(target.name), "run " + sh_line(list(host.docker) + exec_argv(opts, target, words, path is not None)) + (feed_from or " < /dev/null")]
         report["results"].append(row(target, "changed", "would run", **NO_ANSWER))
     report["script"] = script_text(report, lines, 0)
+    report["exit_code"] = exit_code(report["results"], opts.exit_code)
+
+
+# --- clock: the containers' clocks and zones beside the host's
+
+
+class Zone(NamedTuple):
+    """The zone that TZ or the files of a container name; east: seconds of UTC now, None where it is not known; lost: the name has no data,
+    so that programs fall back to UTC."""
+    name: str
+    east: Optional[int]
+    lost: bool = False
+
+
+NO_CLOCK = {"verdict": "cannot tell", "zone": None, "utc_offset": None, "offset": None, "uncertainty": None, "how": None, "remedy": ""}
+LOOK = "docker inspect -f '{{.Name}} {{.State.Status}} {{.Config.Env}} {{.Mounts}}' %s"
+MEND = "python3 dockfix.py timezone %s"
+
+
+def run_clock(host: Host, opts: argparse.Namespace, report: dict) -> None:
+    opts.max_skew = parse_number("--max-skew", opts.max_skew, 2, 0, 1e9)
+    targets = pick(host, opts)
+    facts = inspect_containers(host, [target.id for target in targets])
+    try:
+        name = host_zone()
+    except DockfixError:
+        name = "unknown"
+    try:
+        east = zone_offset(host_localtime(), int(time.time()))[0]
+    except ValueError:
+        raise EnvironmentFault("this host's own %s is no time zone file" % LOCALTIME, "ls -l %s" % LOCALTIME) from None
+    report["host"] = {"zone": name, "utc_offset": east}
+    report["results"] = rows_of(host, opts, "clock", targets, targets, lambda target: clock_row(host, opts, target, facts.get(target.id), east), NO_CLOCK)
+    off = [one for one in report["results"] if one["verdict"] != "in step" and one["status"] != "skipped"]
+    for verdict, remedy in sorted({(one["verdict"], one["remedy"]) for one in off}):
+        names = [one["target"] for one in off if (one["verdict"], one["remedy"]) == (verdict, remedy)]
+        report["findings"].append({"id": "clock-" + verdict.replace(" ", "-").lower(), "severity": "warning", "text": "%s: %s" % (verdict, ", ".join(names)),
+                                   "remedy": remedy % sh_line(names) if remedy else LOOK % sh_line(names)})
+    for one in off:
+        one["remedy"] = (one["remedy"] or LOOK) % sh_quote(one["target"])
+    report["exit_code"] = 3 if opts.check and off else 0
+
+
+def clock_row(host: Host, opts: argparse.Namespace, target: Target, container: Optional[Container], here: int) -> dict:
+    """One exec where `date` can run, and the files that name the zone; in the row `remedy` has a %s for the names."""
+    if container is None:
+        raise Gone()
+    clock, why = None, ""
+    try:
+        zone = container_zone(host, container)
+    except (WayClosed, Refused) as err:
+        zone, why = Zone("unknown", None), str(err)
+    try:
+        clock = read_clock(host, container)
+    except WayClosed as err:
+        why = "; ".join(word for word in (str(err), why) if word)
+    east = clock[2] if clock else zone.east
+    behind = "" if east is None or east == here else "%s %s the host" % (span(east - here), "behind" if east < here else "ahead of")
+    more = dict(NO_CLOCK, zone=zone.name, utc_offset=east, how="date" if clock else "files")
+    if clock:
+        more.update(offset=round((clock[0] + clock[1]) / 2, 1) + 0.0, uncertainty=round((clock[1] - clock[0]) / 2, 1))
+    more["verdict"], more["remedy"], told = judge_clock(host, opts, container, clock, zone, behind)
+    msg = "; ".join(word for word in (told, behind, "its clock was not read: " + why if why else "") if word)
+    return row(target, "unknown" if more["verdict"] == "cannot tell" else "unchanged", msg, **more)
+
+
+def judge_clock(host: Host, opts: argparse.Namespace, container: Container, clock: Optional[Tuple], zone: Zone, behind: str) -> Tuple[str, str, str]:
+    """(verdict, remedy, what there is to say). A clock is off where no instant of the call can be in step."""
+    ahead = 0.0 if not clock or clock[0] <= opts.max_skew and clock[1] >= -opts.max_skew else (clock[0] + clock[1]) / 2
+    tz = tz_of(container)
+    if ahead or not clock:
+        if is_faked(host, container):
+            return "shifted by libfaketime", "python3 dockfix.py faketime --undo %s", "%s %s" % (span(ahead), "ahead" if ahead > 0 else "behind") if clock else "by how much is not known"
+        if ahead:
+            return "cannot tell", "", "its clock is %s %s, and nothing of libfaketime is seen: another kernel, or the engine is on another host" % (span(ahead), "ahead" if ahead > 0 else "behind")
+    if not clock and zone.east is None:
+        return "cannot tell", "", ""
+    if not behind:
+        return "in step", "", "" if clock else "by its files"
+    if tz is None:
+        return ("no tzdata", MEND, "its %s leads to no zone file" % LOCALTIME) if zone.lost else ("other zone", MEND, "")
+    try:
+        zone_data(tz)
+        if zone.lost:
+            return "no tzdata", "python3 dockfix.py timezone --zone %s %%s" % tz, "TZ=%s has no data inside" % tz
+    except UsageError:
+        pass
+    return "TZ variable wins", LOOK + "    # make it anew with -e TZ=ZONE", "TZ=%s" % tz
+
+
+def container_zone(host: Host, container: Container) -> Zone:
+    """From TZ, else /etc/localtime, as its C library would read them. Raises WayClosed, Refused, Gone."""
+    tz, now = tz_of(container), int(time.time())
+    found = read_member(host, container, posixpath.join(ZONEINFO, tz) if tz else LOCALTIME, ZONE_MAX, tz is not None)
+    name = tz if tz is not None else "UTC" if found.kind == "absent" else zone_of_link(found.link) or found.link or "a file"
+    if tz == "" or tz is None and found.kind == "absent":
+        return Zone("UTC", 0)
+    if found.kind == "link":
+        found = read_member(host, container, LOCALTIME, ZONE_MAX, True)
+    for east, text in ((zone_offset, found.data), (posix_offset, tz or "")):
+        try:
+            return Zone(name, east(text, now)[0])
+        except ValueError:
+            pass
+    return Zone(name, 0, True)
+
+
+def read_clock(host: Host, container: Container) -> Tuple[float, float, int]:
+    """(least, most seconds that the clock inside is ahead, seconds east of UTC) by one `date`, whose second passed somewhere in the call. Raises
+    WayClosed, Gone."""
+    if not can_exec(container):
+        raise WayClosed("it is %s" % ("paused" if container.paused else "restarting" if container.restarting else "not running"))
+    began = time.time()
+    answer = query(host, "exec", container.id, "date", "+%s %z")
+    ended = time.time()
+    found = re.match(rb"(-?[0-9]{1,15}) ([+-])([0-9]{2})([0-9]{2})\s*\Z", answer.out)
+    if answer.rc and is_gone_now(host, container.id, answer.text()):
+        raise Gone()
+    if not found or answer.rc:
+        raise WayClosed("no answer in %g s" % host.timeout if answer.timed_out else "there is no `date` inside that runs" if answer.rc in (126, 127) else "date: " + first_line(answer))
+    at, east = int(found.group(1)), int(found.group(3)) * 3600 + int(found.group(4)) * 60
+    return at - ended, at + 1 - began, -east if found.group(2) == b"-" else east
+
+
+def is_faked(host: Host, container: Container) -> bool:
+    """Is libfaketime set up, by the variables of the container or by its ld.so.preload?"""
+    preload = [word for word in container.env if word.startswith("LD_PRELOAD=")] + [show_bytes(read_member(host, container, "/etc/ld.so.preload").data)]
+    return any("faketime" in word for word in preload) or any(word.startswith("FAKETIME=") for word in container.env)
+
+
+# --- timezone: the host's zone, or another, for containers
+
+
+class ZonePlan(NamedTuple):
+    """One container's part: what is written (or put back, with `undo`), what was there, whether processes run that started before."""
+    target: Target
+    container: Container
+    members: Tuple[Member, ...]
+    former: Tuple[Member, ...]
+    undo: Optional[Undo]
+    restart: bool
+
+
+def run_timezone(host: Host, opts: argparse.Namespace, report: dict) -> None:
+    """look -> (dry run: script) -> ask about restarts -> note what was there -> write -> read back -> restart."""
+    if opts.undo + opts.host + (opts.zone is not None) > 1:
+        raise UsageError("say one of --zone NAME, --host (the default) and --undo")
+    name = "" if opts.undo else opts.zone if opts.zone is not None else host_zone()
+    data = b"" if opts.undo else zone_data(name)
+    targets = pick(host, opts)
+    if not opts.dry_run:
+        take_lock(host)
+        take_lock(host, True, name="undo.lock")
+    facts = inspect_containers(host, [target.id for target in targets])
+    more = {"zone": name or None, "restart": "no", "lasting": lasting(name) if name else []}
+    plans = rows_of(host, opts, "timezone: looking", targets, targets, lambda target: look_zone(host, opts, target, facts.get(target.id), data, more), more)
+    if opts.dry_run:
+        words = ["--undo"] if opts.undo else ["--zone", name]
+        return plan_calls(opts, report, plans, words + (["--restart", "--yes"] if opts.restart else []), more)
+    restarts = [one.target.name for one in plans if isinstance(one, ZonePlan) and one.restart and opts.restart]
+    if restarts:
+        confirm(opts, "restart %d containers (%s)?" % (len(restarts), ", ".join(restarts)))
+    report["results"] = rows_of(host, opts, "timezone", targets, plans, lambda plan: plan if isinstance(plan, dict) else set_zone(host, opts, plan, more), more)
+    report["exit_code"] = exit_code(report["results"])
+    if os.path.isdir(raw(os.path.join(host.state, "undo"))):
+        tidy_undo(host, [target.id for target in list_containers(host)])
+    for line in [] if opts.json or opts.quiet or opts.undo else ["what lasts, for new containers:"] + more["lasting"]:
+        say(line)
+
+
+def lasting(name: str) -> List[str]:
+    """How new containers get the zone, in images without tzdata too: by docker run, or by three lines of a Dockerfile."""
+    path = ZONEINFO + "/" + name
+    return ["docker run -e TZ=%s -v %s:%s:ro IMAGE" % (name, path, path), "# in the Dockerfile, after: cp %s ." % path,
+            "COPY %s %s" % (posixpath.basename(name), path), "ENV TZ=%s" % name]
+
+
+def look_zone(host: Host, opts: argparse.Namespace, target: Target, container: Optional[Container], data: bytes, more: dict):
+    """The plan, or the row where nothing is to be done. Raises Gone, Refused, WayClosed."""
+    if container is None:
+        raise Gone()
+    undo = load_undo(host, "timezone", container.id)
+    if opts.undo:
+        return ZonePlan(target, container, (), (), undo, container.running) if undo else row(target, "unchanged", "no change of its zone is recorded", **more)
+    members, former = zone_members(host, container, more["zone"], data)
+    early = bool(undo) and container.running and container.started[:19] < undo.changed[:19]
+    if members or early and opts.restart:
+        return ZonePlan(target, container, members, former, None, container.running)
+    return row(target, "unchanged", "its processes started before the change: --restart" if early else "", **dict(more, restart="needed" if early else "no"))
+
+
+def zone_members(host: Host, container: Container, name: str, data: bytes) -> Tuple[Tuple[Member, ...], Tuple[Member, ...]]:
+    """(what is to be written, what is there now) for a zone; nothing where all is well. The link comes last, data and folders first. A
+    zone file of its own that agrees with the host's for a year stays. Raises Refused, WayClosed, Gone."""
+    path, now, tz = ZONEINFO + "/" + name, int(time.time()), tz_of(container)
+    if tz is not None and tz not in (name, path):
+        raise Refused("its variable TZ=%s wins over every file, and is part of it: make it anew with docker run -e TZ=%s" % (tz, name))
+    refusal = files_refusal(container, (path, LOCALTIME, TIMEZONE))
+    if refusal:
+        raise Refused("%s: make it anew without that, with docker run -e TZ=%s" % (refusal, name))
+    found = {one: read_member(host, container, one, ZONE_MAX) for one in (path, TIMEZONE, LOCALTIME)}
+    for one in found.values():
+        if one.kind not in ("file", "link", "absent"):
+            raise Refused("its %s is neither file nor link" % one.path)
+    own = read_member(host, container, path, ZONE_MAX, True) if found[path].kind == "link" else found[path]
+    is_set = found[LOCALTIME].kind == "link" and posixpath.normpath(posixpath.join("/etc", found[LOCALTIME].link)) == path
+    wanted = []
+    if not same_zone(own.data, data, now):
+        wanted.append(Member(path, "file", data, mode=0o644))
+    if found[TIMEZONE].data.strip() != raw(name) and not (is_set and found[TIMEZONE].kind == "absent"):
+        wanted.append(Member(TIMEZONE, "file", raw(name) + b"\n", mode=0o644))
+    if not is_set:
+        wanted.append(Member(LOCALTIME, "link", link=path, mode=0o777))
+    if not wanted:
+        return (), ()
+    base = cp_base(host, container)
+    folders = missing_folders(host, container, [one.path for one in wanted])
+    members = [Member(folder, "dir", mode=0o755) for folder in folders] + wanted
+    return (tuple(one._replace(uid=base[0], gid=base[1], mtime=now) for one in members),
+            tuple(Member(folder, "absent") for folder in folders) + tuple(found[one.path] for one in wanted))
+
+
+def set_zone(host: Host, opts: argparse.Namespace, plan: ZonePlan, more: dict) -> dict:
+    container, notes = plan.container, []       # type: Container, List[str]
+    if plan.undo:
+        left = restore_undo(host, container, plan.undo)
+        if left:
+            notes.append("left behind, for it does not run: %s; start it and undo once more" % ", ".join(left))
+        else:
+            drop_undo(host, "timezone", container.id)
+    elif plan.members:
+        write_zone(host, plan)
+    done = plan.restart and opts.restart
+    if done:
+        answer = change(host, ["restart", container.id])
+        if answer.rc or answer.timed_out:
+            return row(plan.target, "failed", "its files are done, but docker restart: %s" % ("no answer in %g s" % host.timeout if answer.timed_out else first_line(answer)), **dict(more, partial=True, restart="needed"))
+        notes.append("restarted")
+    elif plan.restart:
+        notes.append("running programs may keep the old zone until --restart")
+    return row(plan.target, "changed", "; ".join(notes), **dict(more, restart="done" if done else "needed" if plan.restart else "no"))
+
+
+def write_zone(host: Host, plan: ZonePlan) -> None:
+    """Writes, or leaves the container as it was. Raises WayClosed, Refused."""
+    first = load_undo(host, "timezone", plan.container.id) is None
+    undo = save_undo(host, "timezone", plan.container, plan.former)
+    try:
+        write_members(host, plan.container, plan.members)
+    except WayClosed as err:
+        try:
+            left = restore_undo(host, plan.container, undo._replace(members=plan.former))
+        except WayClosed:
+            left = [one.path for one in plan.former]
+        if first and not left:
+            drop_undo(host, "timezone", plan.container.id)
+        raise WayClosed("%s; %s" % (err, "not put back: %s: try timezone --undo" % ", ".join(left) if left else "all is as it was")) from None
+
+
+def plan_calls(opts: argparse.Namespace, report: dict, plans: list, words: List[str], more: dict) -> None:
+    """A dry run whose script calls dockfix for each container, because what undo needs has to be kept on the way."""
+    report["results"] = [one if isinstance(one, dict) else row(one.target, "changed", "", **more) for one in plans]
+    call = ["python3", own_path(), opts.command] + words + shared_words(opts)
+    lines = [comment("%s: %s (%s): %s" % (one["status"], one["target"], one["id"], one["msg"])) if one["status"] != "changed" else "run " + sh_line(call + [one["id"]])
+             for one in report["results"]]
+    report["script"] = script_text(report, lines, sum(one["status"] in ("refused", "failed") for one in report["results"]))
     report["exit_code"] = exit_code(report["results"], opts.exit_code)
 
 
@@ -4267,6 +4555,21 @@ def show_chpasswd(report: dict, quiet: bool) -> str:
     return table + ("" if quiet else counts(report["results"]) + "\n")
 
 
+def show_clock(report: dict, quiet: bool) -> str:
+    rows = [one for one in report["results"] if not quiet or one["verdict"] != "in step"]
+    own = report["host"]
+    cells = [(r["target"], r["id"][:12], r["verdict"] if r["status"] != "skipped" else "gone", r["zone"] or "?", east_text(r["utc_offset"]),
+              "?" if r["offset"] is None else "%+.1f s (within %.1f)" % (r["offset"], r["uncertainty"]), r["msg"]) for r in rows]
+    table = render_table(("CONTAINER", "ID", "VERDICT", "ZONE", "UTC", "CLOCK", "MESSAGE"), cells) if rows else ""
+    return table + ("" if quiet else "%d containers; the host: %s %s\n" % (len(report["results"]), own["zone"], east_text(own["utc_offset"])))
+
+
+def show_rows(report: dict, quiet: bool) -> str:
+    rows = [one for one in report["results"] if not quiet or one["status"] not in ("changed", "unchanged")]
+    return (render_table(("CONTAINER", "ID", "STATUS", "MESSAGE"), [(r["target"], r["id"][:12], r["status"], r["msg"]) for r in rows]) if rows else "") + (
+        "" if quiet else counts(report["results"]) + "\n")
+
+
 def show_exec(report: dict, quiet: bool) -> str:
     out = []
     for one in report["results"]:
@@ -4407,6 +4710,17 @@ RECLAIM = (
 )
 CHANGE = (flag("--exit-code", help="with --dry-run: exit 4 when there is something to do"),)
 
+CLOCK = (
+    flag("--check", help="exit 3 where a container is not in step"),
+    value("--max-skew", metavar="SECONDS", default="", help="how far a clock may be off (default: 2)"),
+)
+TIME_ZONE = (
+    value("--zone", metavar="NAME", help="this zone, such as Asia/Shanghai; it must be one of the host's"),
+    flag("--host", help="the host's zone (the default)"),
+    flag("--restart", help="restart the running containers afterwards; asks first"),
+    flag("--undo", help="put back what was there before dockfix's first change of the zone"),
+)
+
 
 class Command(NamedTuple):
     """words: None where the command chooses containers, else (least, most) words that it takes itself (opts.words)."""
@@ -4467,6 +4781,19 @@ prompt on a terminal. Each change is read back; the host's own accounts are watc
 
 A line of output is NAME | TEXT, of error output NAME ! TEXT; control characters are escaped. Do not put
 a secret into CMD: docker events shows it; --stdin FILE carries one."""),
+    Command("clock", "compare the containers' clocks and zones with the host's", "clock [OPTIONS] [CONTAINER ...]", CLOCK, run_clock, show_clock, """\
+  python3 dockfix.py clock --all
+  python3 dockfix.py clock --all --stopped --check --json
+
+Verdicts: in step, other zone, TZ variable wins, no tzdata, shifted by libfaketime, cannot tell. Containers
+that are stopped or have no `date` are judged by TZ and their zone file."""),
+    Command("timezone", "give containers the host's zone, or another", "timezone [OPTIONS] [CONTAINER ...]", TIME_ZONE, run_timezone, show_rows, """\
+  python3 dockfix.py timezone --all
+  python3 dockfix.py timezone web1 --zone Asia/Shanghai --restart
+  python3 dockfix.py timezone --all --undo
+
+Writes the zone's data, /etc/timezone and the link /etc/localtime, which glibc, musl and Java understand, also
+in images without tzdata. Refused where a TZ variable or a mount would win. What was there is kept for --undo."""),
 )
 
 BRIEF_HELP = """\
@@ -4482,6 +4809,7 @@ examples:
   echo 'root:NEW' | python3 dockfix.py chpasswd --all     a new root password in every container
   python3 dockfix.py chpasswd --all --dry-run             what that would do, as a shell script
   python3 dockfix.py exec --all -- date                   one command in every container
+  python3 dockfix.py timezone --all                       the host's time zone in every container
 
 commands (COMMAND --help tells more):
 %s

@@ -194,10 +194,18 @@ class Fake:
             for path in argv[2:]:
                 os.rmdir(os.path.join(self.root(c), path.lstrip("/")))
             return 0
+        if argv[1] == "date" and "date" in c:           # (seconds ahead, offset as %z)
+            self.out += b"%d %s\n" % (int(time.time() + c["date"][0]), c["date"][1].encode())
+            return 0
         answer = c["answer"]
         self.out += stdin if answer == "cat" else answer.get("out", b"")
         self.err += b"" if answer == "cat" else answer.get("err", b"")
         return 0 if answer == "cat" else answer.get("rc", 0)
+
+    def restart(self, argv):
+        c = self.find(argv[-1])
+        self.out += argv[-1].encode() + b"\n" if c else b""
+        return 0 if c else 1
 
     def chpasswd(self, c, argv, stdin):
         """The tools A1 of the research tells apart."""
@@ -323,7 +331,7 @@ def respond(box, world, argv, stdin, env):
         command = argv[0] if argv else ""
         if command in ("exec", "cp"):
             rc = getattr(fake, command)(argv[1:], stdin)
-        elif command in ("ps", "inspect", "info"):
+        elif command in ("ps", "inspect", "info", "restart"):
             rc = getattr(fake, command)(argv[1:])
         else:
             fake.err, rc = b"docker: '%s' is not a docker command.\n" % os.fsencode(command), 1
