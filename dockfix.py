@@ -3406,9 +3406,9 @@ def own_folder(row: dict) -> str:
 
 def measure_orphans(rows: List[dict]) -> None:
     """Adds "size", allocated bytes or None, within ten seconds in all."""
-    sizes = measure({(row["layer"],): own_folder(row) for row in rows if own_folder(row)}, WALK_SECONDS, lambda text: None)
+    sizes = measure({(row["driver"], row["layer"]): own_folder(row) for row in rows if own_folder(row)}, WALK_SECONDS, lambda text: None)
     for row in rows:
-        row["size"], why = sizes.get((row["layer"],), (None, "its size is not in files"))
+        row["size"], why = sizes.get((row["driver"], row["layer"]), (None, "its size is not in files"))
         row["note"] = "; ".join(part for part in (row["note"], why) if part)
 
 
