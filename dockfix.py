@@ -3376,7 +3376,7 @@ def other_names(word: str) -> List[str]:
     found, node = [word], re.match(r"(?:/dev/)?(dm-[0-9]+)\Z", os.path.realpath(raw(word)).decode("utf-8", "surrogateescape") if word.startswith("/dev/") else word)
     if node:
         try:
-            with open("/sys/block/%s/dm/name" % node.group(1), "rb") as source:
+            with open("%s/%s/dm/name" % (SYS_BLOCK, node.group(1)), "rb") as source:
                 found.append(source.read(4096).decode("utf-8", "surrogateescape").strip())
         except OSError:
             pass
@@ -3396,6 +3396,7 @@ def no_owner(layers: Layers, word: str, opts: argparse.Namespace) -> DockfixErro
 
 
 CONTAINERD_HINT = "ctr -n moby snapshots ls"
+SYS_BLOCK = "/sys/block"        # kernel: dm-N/dm/name
 
 
 def own_folder(row: dict) -> str:
@@ -3406,7 +3407,9 @@ def own_folder(row: dict) -> str:
 
 def measure_orphans(rows: List[dict]) -> None:
     """Adds "size", allocated bytes or None, within ten seconds in all."""
-    sizes = measure({(row["driver"], row["layer"]): own_folder(row) for row in rows if own_folder(row)}, WALK_SECONDS, lambda text: None)
+    # the overlay drivers keep all of a layer in one folder, and all of it would be given back
+    wholes = [next((path for path in row["paths"] if path.endswith("/" + row["layer"]) and LAYOUTS[row["driver"]][0] == "."), own_folder(row)) for row in rows]
+    sizes = measure({(row["driver"], row["layer"]): whole for row, whole in zip(rows, wholes) if whole}, WALK_SECONDS, lambda text: None)
     for row in rows:
         row["size"], why = sizes.get((row["driver"], row["layer"]), (None, "its size is not in files"))
         row["note"] = "; ".join(part for part in (row["note"], why) if part)
@@ -3426,18 +3429,17 @@ def compare_with_docker(host: Host, layers: Layers, rows: List[dict], whole: boo
         add_finding(report, "owner-differs", "warning", "files and docker inspect differ (made or removed just now?): %s" % "; ".join(different[:10]), "python3 dockfix.py owner")
 
 
-DRIVER_ADVICE = {
-    "overlay2": "never delete below its diff from the host while the container is there: it is left with a file that ls does not show and writes that vanish; inside, or below merged while it runs, is right",
-    "overlay": "never delete below its upper from the host while the container is there: it is left with a file that ls does not show and writes that vanish; inside, or below merged while it runs, is right",
-    "aufs": "diff is the layer's own files, mnt what the container sees while it runs, layers the list of what lies under it",
-}
+NEVER_DELETE = ("never delete below %s from the host while the container is there: it is left with a file that ls does not show and writes that vanish; "
+                "delete inside the container, or below its merged folder while that is mounted")
+DRIVER_ADVICE = {"overlay2": NEVER_DELETE, "fuse-overlayfs": NEVER_DELETE, "overlay": NEVER_DELETE,
+                 "aufs": "%s has the layer's own files; below mnt is what the container sees while it runs, below layers the list of what lies under it"}
 
 
 def owner_findings(layers: Layers, rows: List[dict], opts: argparse.Namespace, info: Optional[dict], report: dict) -> None:
     for driver, advice in DRIVER_ADVICE.items():
-        row = next((one for one in rows if opts.words and one["driver"] == driver and one["role"] == "container"), None)
+        row = next((one for one in rows if opts.words and one["driver"] == driver and one["role"] == "container" and one["paths"]), None)
         if row:
-            add_finding(report, "owner-" + driver, "info", "%s: %s" % (row["container"]["name"], advice), "docker exec %s rm FILE" % sh_quote(row["container"]["name"] or row["container"]["id"]))
+            add_finding(report, "owner-" + driver, "info", advice % (own_folder(row) or row["paths"][0]), "docker exec %s rm FILE" % sh_quote(row["container"]["name"] or row["container"]["id"]))
     owned = {row["container"]["id"] for row in layers.rows if row["container"]}
     elsewhere = [facts for one, facts in layers.containers.items() if one not in owned and facts["driver"] not in LAYOUTS]
     if elsewhere or (info or {}).get("DriverStatus", {}).get("driver-type"):
