@@ -61,6 +61,8 @@ PASSWORD_MAX = 511          # libcrypt's own limit, bytes
 LEFTOVER = ".shadow.dockfix"
 JOURNAL = "journal.json"    # in the state folder while a storage change is under way
 HALF_WAY_HINT = "python3 dockfix.py resume, or: python3 dockfix.py rollback"
+HEAD_BYTES = 65536          # of a program: its kind stands at its start
+BUILD_SECONDS = 900.0       # to compile libfaketime
 LINKS_MAX = 40              # as many links on one path as the kernel follows
 SBIN = ":/usr/sbin:/sbin"   # dmsetup, losetup
 RECORD_MAX = 16 << 20       # one record of a Docker root; containers with a huge environment stay far below
@@ -140,6 +142,11 @@ class Container(NamedTuple):
     mounts: Tuple[Tuple[str, str], ...]     # (source, destination), destination normalised
     env: Tuple[str, ...]                    # Config.Env, NAME=VALUE each
     started: str                            # State.StartedAt, ISO 8601 in UTC
+    words: Tuple[str, ...]                  # Path and Args
+    user: str
+    folder: str                             # Config.WorkingDir
+    auto_remove: bool
+    restarts: int
 
 
 class Member(NamedTuple):
@@ -328,7 +335,7 @@ def facts_of(one: dict, take: Callable):
 def container_facts(one: dict) -> Container:
     if not re.match(r"[0-9a-f]{64}\Z", one["Id"]):
         raise ValueError("no id")
-    state, host = one["State"], one["HostConfig"]
+    state, host, config = one["State"], one["HostConfig"], one.get("Config") or {}
     if not isinstance(host, dict):
         raise ValueError("no HostConfig")       # without it a mount over /etc could not be seen
     graph = one.get("GraphDriver") or {}
@@ -340,7 +347,9 @@ def container_facts(one: dict) -> Container:
         one["Id"], str(one.get("Name") or one["Id"][:12]).lstrip("/"), state["Running"] is True, state.get("Paused") is True,
         state.get("Restarting") is True, state.get("Status") == "removing" or state.get("Dead") is True, pid, host.get("ReadonlyRootfs") is True, str(host.get("UsernsMode") or ""),
         str(graph.get("Name") or ""), {str(k): str(v) for k, v in layer.items()}, tuple(inspect_mounts(one["Mounts"] or [], host)),
-        tuple(str(word) for word in (one.get("Config") or {}).get("Env") or []), str(state.get("StartedAt") or ""))
+        tuple(str(word) for word in config.get("Env") or []), str(state.get("StartedAt") or ""),
+        tuple(str(word) for word in [one.get("Path") or ""] + (one.get("Args") or [])), str(config.get("User") or ""), str(config.get("WorkingDir") or ""),
+        host.get("AutoRemove") is True, int(one.get("RestartCount") or 0))
 
 
 def inspect_mounts(mounts: list, host: dict) -> List[Tuple[str, str]]:
@@ -1260,8 +1269,7 @@ def parse_offset(spec: str) -> int:
     twice, scale = 2 * int(whole + part) * UNITS[unit], 10 ** len(part)
     if 0 < twice < scale:
         raise UsageError("%s is less than half a second: only whole seconds can be set" % spec, "--offset +1s")
-    seconds = (twice + scale) // (2 * scale)
-    return -seconds if sign == "-" else seconds
+    return (twice + scale) // (2 * scale) * (-1 if sign == "-" else 1)
 
 
 def check_instant(instant: int, what: str) -> None:
@@ -1281,6 +1289,12 @@ def parse_wall(text: str) -> int:
         raise UsageError("not a time: %s" % text, "--at 'YYYY-MM-DD HH:MM:SS' --zone NAME") from None
 
 
+def wall_instants(zone: bytes, wall: int) -> List[int]:
+    """The instants at which the clocks of a zone (TZif) show a wall time of parse_wall: none where it is skipped, two where it comes twice."""
+    easts = {zone_offset(zone, min(max(0, wall + shift), LAST_INSTANT))[0] for shift in (-86400, 0, 86400)}
+    return sorted(wall - east for east in easts if zone_offset(zone, wall - east)[0] == east)
+
+
 class Elf(NamedTuple):
     """What decides whether a program or library fits (elf(5)). interp: its loader, '' in libraries and static programs; go: made by
     Go, whose programs read the clock past any library; wants: symbol versions it needs of others; has: those that it defines."""
@@ -1295,7 +1309,7 @@ class Elf(NamedTuple):
 
 MACHINES = {3: ("x86", "i386-linux-gnu"), 21: ("ppc64", "powerpc64le-linux-gnu"), 22: ("s390x", "s390x-linux-gnu"), 40: ("arm", "arm-linux-gnueabihf"),
             62: ("x86-64", "x86_64-linux-gnu"), 183: ("aarch64", "aarch64-linux-gnu"), 243: ("riscv", "riscv64-linux-gnu")}
-ELF_STEPS = 4096                # no honest table is longer; a hostile one may be a ring
+ELF_STEPS = 4096                # no honest table is longer; a hostile one may go round in a ring
 
 
 def parse_elf(data: bytes, whole: bool = True) -> Elf:
@@ -1305,15 +1319,16 @@ def parse_elf(data: bytes, whole: bool = True) -> Elf:
     wide, order = data[4] == 2, "<" if data[5] == 1 else ">"
     try:
         machine, phoff, shoff, phsize, phnum, shsize, shnum = struct.unpack_from(order + ("H12xQQ6x4H" if wide else "H8xII6x4H"), data, 18)
-        form = order + ("I4xQQ8xQ16x" if wide else "III4xI12x")
         if phnum > 256:
             raise ValueError("it has too many segments")
-        heads = [struct.unpack_from(form, data, phoff + phsize * number) for number in range(phnum)]
+        heads = [struct.unpack_from(order + ("I4xQQ8xQ16x" if wide else "III4xI12x"), data, phoff + phsize * number) for number in range(phnum)]
         if whole and max([shoff + shsize * shnum] + [offset + size for _, offset, _, size in heads]) > len(data):
             raise ValueError("it is cut short")
-        interp = [data[offset:offset + min(size, ELF_STEPS)].split(b"\0")[0].decode("ascii") for kind, offset, _, size in heads if kind == 3]
-        go = any(b"Go\0\0" in data[offset:offset + min(size, ELF_STEPS)] for kind, offset, _, size in heads if kind == 4)
-        return Elf(64 if wide else 32, machine, interp[0] if interp else "", go, *(elf_tables(data, order, wide, heads) if whole else ()))
+        parts = {3: b"", 4: b""}                # the loader's name; notes, one of them Go's
+        for kind, offset, _, size in heads:
+            parts[kind] = parts.get(kind, b"") + data[offset:offset + min(size, ELF_STEPS)]
+        tables = elf_tables(data, order, wide, heads) if whole else ()
+        return Elf(64 if wide else 32, machine, parts[3].split(b"\0")[0].decode("ascii"), b"Go\0\0" in parts[4], *tables)
     except (struct.error, LookupError, UnicodeDecodeError, OverflowError):
         raise ValueError("its tables contradict each other") from None
 
@@ -1332,7 +1347,6 @@ def elf_tables(data: bytes, order: str, wide: bool, heads: List[Tuple]) -> Tuple
     def name(offset: int) -> str:
         at = place(found[5] + offset)
         return data[at:at + 256].split(b"\0")[0].decode("ascii")
-
     chains = [elf_chain(data, order, place(found[tag]), *forms) if tag in found else [] for tag, forms in
               ((0x6ffffffe, ("2xH4xII", "8xII")), (0x6ffffffc, ("6xH4xII", "II")))]
     return tuple(tuple(name(one) for one in some) for some in [[value for tag, value in pairs if tag == 1]] + chains)
@@ -1340,33 +1354,28 @@ def elf_tables(data: bytes, order: str, wide: bool, heads: List[Tuple]) -> Tuple
 
 def elf_chain(data: bytes, order: str, at: int, entry: str, part: str) -> List[int]:
     """Name offsets of a version table: entries (count, first part, next entry), each with a chain of parts (name, next)."""
-    names, onward = [], 1       # type: List[int], int
-    for _ in range(ELF_STEPS):
+    names, onward, left = [], 1, ELF_STEPS      # type: List[int], int, int
+    while onward:
         count, first, onward = struct.unpack_from(order + entry, data, at)
+        left -= 1 + count
+        if left < 0:
+            raise ValueError("its tables do not end")
         spot = at + first
         for _ in range(count):
             name, more = struct.unpack_from(order + part, data, spot)
             names.append(name)
             spot += more
-        if not onward or len(names) > ELF_STEPS:
-            break
         at += onward
-    if onward or len(names) > ELF_STEPS:
-        raise ValueError("its tables do not end")
     return names
-
-
-def elf_kind(one: Elf) -> str:
-    return "%d-bit %s" % (one.bits, MACHINES.get(one.machine, ("machine %d" % one.machine,))[0])
 
 
 def misfit(library: Elf, libc: Elf) -> str:
     """Why a library cannot be loaded beside this libc.so.6, '' where nothing speaks against it. Symbol versions are compared, not releases."""
     def number(version: str) -> List[int]:
         return [int(word) for word in version[len("GLIBC_"):].split(".")] if re.match(r"GLIBC_[0-9]{1,4}(\.[0-9]{1,4}){1,3}\Z", version) else []
-
-    if (library.bits, library.machine) != (libc.bits, libc.machine):
-        return "it is for %s, the container's libc for %s" % (elf_kind(library), elf_kind(libc))
+    mine, theirs = ("%d-bit %s" % (one.bits, MACHINES.get(one.machine, ("machine %d" % one.machine,))[0]) for one in (library, libc))
+    if mine != theirs:
+        return "it is for %s, the container's libc for %s" % (mine, theirs)
     if "libc.so.6" not in library.needed:
         return "it is not built for glibc"
     newest = max([number(one) for one in libc.has] + [[]])
@@ -1375,13 +1384,13 @@ def misfit(library: Elf, libc: Elf) -> str:
 
 
 GLIBC_OWN = r"(lib(c|m|dl|rt|pthread)\.so\.[0-9]+|ld-linux.*\.so\.[0-9]+|ld64\.so\.[0-9]+)\Z"     # comes with libc.so.6
-RANKS = ((b"FAKETIME_FOLLOW_ABSOLUTE", 4, "after 0.9.12"), (b"FAKETIME_DISABLE_SHM", 3, "0.9.11 or so"), (b"FAKETIME_FORCE_MONOTONIC_FIX", 2, "0.9.10"),
-         (b"/etc/faketimerc", 1, "before 0.9.10"))
+RANKS = ((b"FAKETIME_FOLLOW_ABSOLUTE", "after 0.9.12"), (b"FAKETIME_DISABLE_SHM", "about 0.9.11"), (b"FAKETIME_FORCE_MONOTONIC_FIX", "0.9.10"),
+         (b"/etc/faketimerc", "before 0.9.10"), (b"", "no libfaketime"))
 
 
-def faketime_rank(data: bytes) -> Tuple[int, str]:
-    """How new a libfaketime is, by the variables that it reads; (0, ...) is none."""
-    return next(((rank, age) for mark, rank, age in RANKS if mark in data), (0, "no libfaketime"))
+def faketime_rank(data: bytes) -> int:
+    """How new a libfaketime is, by the variables that it reads: its place in RANKS, 0 the newest."""
+    return [mark in data for mark, _ in RANKS].index(True)
 
 ###############################################################################
 # 4. The seam: the only code that starts a process or writes a file
@@ -2761,6 +2770,38 @@ def tidy_undo(host: Host, listed: Sequence[str]) -> None:
             undo = load_undo(host, kind, ident[:64])
             if undo and undo.engine and undo.engine == engine_info(host)["ID"]:
                 drop_undo(host, kind, ident[:64])
+
+
+# --- the processes of a container, where root is on the engine's host
+
+
+def processes_of(container: Container) -> Dict[int, bool]:
+    """{pid: does it map a libfaketime?}; {} where that cannot be seen (not root, another host, none runs)."""
+    found = {}
+    for name in os.listdir("/proc") if os.geteuid() == 0 and container.pid else []:
+        try:
+            if name.isdigit() and raw(container.id) in read_all("/proc/%s/cgroup" % name):
+                found[int(name)] = b"faketime" in read_all("/proc/%s/maps" % name)
+        except OSError:                     # ended meanwhile
+            continue
+    return found
+
+
+def first_process(container: Container) -> Tuple[str, bytes, int]:
+    """(program, its first part, uid on the host) of its first process; ('', b'', -1) where that cannot be seen."""
+    proc = "/proc/%d" % container.pid
+    try:
+        if os.geteuid() == 0 and container.pid and raw(container.id) in read_all(proc + "/cgroup"):
+            head = read_all(proc + "/exe", HEAD_BYTES)      # the very file that runs, whatever its name
+            return os.readlink(proc + "/exe"), head, int(re.search(rb"^Uid:\s+\d+\s+(\d+)", read_all(proc + "/status"), re.M).group(1))
+    except OSError:
+        pass
+    return "", b"", -1
+
+
+def read_all(path: str, limit: int = -1) -> bytes:
+    with open(raw(path), "rb") as source:
+        return source.read(limit)
 
 
 # --- the terminal
@@ -4508,6 +4549,482 @@ LOOKS = {"logs": log_spoils, "trim": trim_spoils, "containers": stopped_spoils, 
 DEEDS = {"logs": cut_logs, "trim": trim_layers}
 
 
+# --- faketime: shift the clock of containers through libfaketime
+
+
+class Library(NamedTuple):
+    """A libfaketime of the host, or one built in a container; rank: its place in RANKS; fault: why it is none."""
+    path: str
+    data: bytes
+    elf: Optional[Elf]
+    rank: int
+    fault: str
+
+
+class Shift(NamedTuple):
+    """One container's part. preloaded: do its running programs use a libfaketime (None: cannot be seen)? before: its PRELOAD, RC and private
+    library at the look; program: its first process ('': unknown); fit: chooses among libraries; library: None where it is yet to be built."""
+    target: Target
+    container: Container
+    undo: Optional[Undo]
+    preloaded: Optional[bool]
+    before: Tuple[Member, ...] = ()
+    program: str = ""
+    fit: Optional[Callable] = None
+    library: Optional[Library] = None
+    msg: str = ""
+
+
+PRELOAD, RC, PRIVATE, OURS = "/etc/ld.so.preload", "/etc/faketimerc", "/usr/lib/libfaketime-dockfix-%s.so.1", b"/libfaketime-dockfix-"
+INITS = ("tini", "tini-static", "docker-init", "dumb-init", "catatonit", "s6-svscan", "runsvdir")
+DROPPERS = rb"(?:^|[\s;&|(\"'/])(gosu|su-exec|setpriv|runuser|setuidgid|s6-setuidgid|chpst|sudo|su)(?=[\s\"']|$)"
+NO_SHIFT = {"offset": None, "library": None, "preloaded": None}
+RECIPE = ("docker run -v %s:/opt/libfaketime.so.1:ro -e LD_PRELOAD=/opt/libfaketime.so.1 -e FAKETIME=%+d -e FAKETIME_DONT_FAKE_MONOTONIC=1"
+          " -e FAKETIME_FORCE_MONOTONIC_FIX=0 -e FAKETIME_DISABLE_SHM=1 IMAGE")
+
+
+def faketime_action(opts: argparse.Namespace) -> str:
+    """'set', 'undo' or 'status'. Raises UsageError for none, for two, and for an option that does not belong."""
+    given = [name for name, on in (("offset", opts.offset is not None), ("at", opts.at is not None), ("undo", opts.undo), ("status", opts.status)) if on]
+    if len(given) != 1:
+        raise UsageError("say one of --offset SPEC, --at TIME, --undo, --status", "python3 dockfix.py faketime NAME --offset +8h")
+    only_set = (("--lib", opts.lib), ("--build-from", opts.build_from is not None), ("--step-running", opts.step_running))
+    strange = [name for name, on in only_set if on and given[0] in ("undo", "status")] + ["--zone"] * (opts.zone is not None and given != ["at"]) + ["--restart"] * (opts.restart and opts.status)
+    if strange or opts.build_from is not None and opts.lib:
+        raise UsageError("%s does not go with --%s" % ((strange[0], given[0]) if strange else ("--build-from", "lib")))
+    return given[0] if given[0] in ("undo", "status") else "set"
+
+
+def run_faketime(host: Host, opts: argparse.Namespace, report: dict) -> None:
+    """look -> (dry run: script) -> ask -> change -> watch; what does not do well is undone by itself."""
+    action, now = faketime_action(opts), int(time.time())
+    opts.watch = parse_number("--watch", opts.watch, 10, 0, 3600)
+    opts.seconds = 0 if action != "set" else parse_offset(opts.offset) if opts.offset is not None else wall_instant(opts) - now
+    check_instant(now + opts.seconds, "--offset %s" % opts.offset if opts.offset is not None else "--at '%s'" % opts.at)
+    source = build_source(opts.build_from) if opts.build_from is not None else {}
+    libraries = host_libraries(opts.lib) if action == "set" and not source else []
+    targets = pick(host, opts)
+    if action != "status" and not opts.dry_run:
+        take_lock(host)
+        tidy_undo(host, [target.id for target in list_containers(host)])
+    found = inspect_containers(host, [target.id for target in targets])
+
+    def look(target: Target):
+        if target.id not in found:
+            raise Gone()
+        users = processes_of(found[target.id])
+        plan = Shift(target, found[target.id], load_undo(host, "faketime", target.id), any(users.values()) if users else None)
+        return look_shift(host, opts, libraries, plan) if action == "set" else look_undo(opts, plan) if action == "undo" else shift_status(host, plan, users)
+    plans = rows_of(host, opts, "faketime: looking", targets, targets, look, NO_SHIFT)
+    if opts.dry_run:
+        return plan_faketime(opts, report, plans)
+    if action == "set":
+        lib = next((one.library.path for one in plans if isinstance(one, Shift) and one.library), "LIBFAKETIME")
+        report["findings"].append({"id": "faketime-new-containers", "severity": "info", "remedy": RECIPE % (sh_quote(lib), opts.seconds),
+                                   "text": "for a new container there is a safer way, with a libfaketime of 0.9.11 or newer (for musl, one built with musl)"})
+    restarts = [one.target.name for one in plans if isinstance(one, Shift) and one.container.running] if opts.restart else []
+    if restarts:
+        confirm(opts, "restart %d containers (%s)" % (len(restarts), ", ".join(restarts)))
+    deed = (lambda plan: undo_shift(host, opts, plan)) if action == "undo" else (lambda plan: set_shift(host, opts, source, plan))
+    report["results"] = rows_of(host, opts, "faketime", targets, plans, lambda plan: plan if isinstance(plan, dict) else deed(plan), NO_SHIFT)
+    report["exit_code"] = exit_code(report["results"])
+
+
+def wall_instant(opts: argparse.Namespace) -> int:
+    """The instant of --at in --zone, or in the host's zone (which --zone then names). Raises UsageError."""
+    opts.zone = opts.zone if opts.zone is not None else host_zone()
+    wall = parse_wall(opts.at)
+    check_instant(min(wall + 86400, LAST_INSTANT), "--at '%s'" % opts.at)       # zones are known from 1970 on
+    found = wall_instants(zone_data(opts.zone), wall)
+    if len(found) != 1:
+        hint = "; ".join("--at '%s' --zone UTC" % time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(one)) for one in found)
+        raise UsageError("%s %s %s: the clocks are changed then" % (opts.at, "comes twice in" if found else "never comes in", opts.zone), hint or "an hour earlier or later")
+    return found[0]
+
+
+def host_libraries(paths: Sequence[str]) -> List[Library]:
+    """--lib in the order given, else what lies in the host's usual places, the newest first. Raises UsageError, EnvironmentFault."""
+    roots = [os.path.join(base, name) for base in ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/local/lib64") if os.path.isdir(base) for name in [""] + sorted(os.listdir(base))]
+    usual = [path for path in (os.path.join(root, "faketime", "libfaketime.so.1") for root in roots) if os.path.isfile(path)]
+    found = [judge_library(os.path.abspath(path), read_input(path, 1 << 24, "--lib")) for path in paths or usual]
+    if not found:
+        raise EnvironmentFault("there is no libfaketime in this host's usual places, and dockfix brings none", "--lib FILE (Debian: apt-get install libfaketime; EL: EPEL has it)")
+    return found if paths else sorted(found, key=lambda one: one.rank)
+
+
+def judge_library(path: str, data: bytes) -> Library:
+    try:
+        elf, rank = parse_elf(data), faketime_rank(data)
+        return Library(path, data, elf, rank, "it is no libfaketime" if rank == len(RANKS) - 1 else "")
+    except ValueError as err:
+        return Library(path, data, None, 0, str(err))
+
+
+def look_shift(host: Host, opts: argparse.Namespace, libraries: List[Library], plan: Shift):
+    """The plan, or a row where it is shifted so already. Everything that speaks against it, before anything is written: Refused, WayClosed."""
+    container, undo = plan.container, plan.undo
+    env = [word.split("=")[0] for word in container.env if re.match(r"FAKETIME|LD_PRELOAD=.*faketime", word)]
+    reasons = (
+        (not container.running or container.paused or container.restarting, "it is not running (or paused, or restarting): the library could not be tried in it first"),
+        (undo and not undo.more["done"], "an earlier change was cut off: python3 dockfix.py faketime --undo %s" % plan.target.name),
+        (opts.restart and container.auto_remove, "it was started with --rm: stopped for a restart, it would be removed"),
+        (env, "its environment sets %s, which beats %s: it has to be made anew" % (", ".join(env), RC)),
+        (container.read_only or mounts_over(container, (PRELOAD, RC, PRIVATE)), files_refusal(container, (PRELOAD, RC, PRIVATE))))
+    for fault, why in reasons:
+        if fault:
+            raise Refused(why)
+    if missing_folders(host, container, (PRELOAD, PRIVATE)):
+        raise Refused("it has no /etc or no /usr/lib")
+    before = tuple(read_member(host, container, path) for path in (PRELOAD, RC))
+    check_foreign(before, undo)
+    if undo and not opts.restart and undo.more["offset"] == opts.seconds and before[1].data == b"%+d\n" % opts.seconds and OURS in before[0].data:
+        return row(plan.target, "unchanged", "it is shifted so already", offset=opts.seconds, library=undo.more["library"], preloaded=plan.preloaded)
+    path, head, drops = first_program(host, container)
+    machine, note = judge_program(posixpath.basename(path), head)
+    folder, libc = find_libc(host, container, machine)
+    if libc.bits == 32 and time.time() + opts.seconds >= 1 << 31:
+        raise Refused("its programs are of 32 bits: their clock ends in January 2038")
+    if (plan.preloaded or plan.preloaded is None and undo) and not (opts.restart or opts.step_running):
+        raise Refused("%s libfaketime, and a step makes timers run in bursts or stand still: --restart (stop, write, start) or --step-running"
+                      % ("its running programs use" if plan.preloaded else "it cannot be seen from here whether its running programs use"))
+
+    def fit(some: List[Library]) -> Library:
+        return choose_library(host, container, some, folder, libc, drops)
+    return plan._replace(before=before, program=path, fit=fit, library=fit(libraries) if libraries else None, msg=note)
+
+
+def check_foreign(before: Tuple[Member, ...], undo: Optional[Undo]) -> None:
+    """Raises Refused for a set-up of somebody else's."""
+    preload, rc = before
+    if any(one.kind not in ("file", "absent") for one in before):
+        raise Refused("its %s or %s is no plain file" % (PRELOAD, RC))
+    if not undo and b"faketime" in preload.data:
+        raise Refused("its %s names a libfaketime already, not dockfix's: %s" % (PRELOAD, show_bytes(preload.data[:200].strip())))
+    if not undo and rc.kind == "file" and not re.match(rb"[+-][0-9]+(\.[0-9]+)?[smhdy]?\n?\Z", rc.data):
+        raise Refused("its %s is not dockfix's and no plain offset (%s): put back by an undo, it would end each program that reads it; remove it first" % (RC, show_bytes(rc.data[:60].strip())))
+
+
+def judge_program(name: str, head: bytes) -> Tuple[int, str]:
+    """(e_machine, what is to be said) of the first process. Raises Refused where a shift would miss it."""
+    try:
+        elf = parse_elf(head, whole=False)
+    except ValueError:
+        return 0, "what its first process is cannot be told"
+    if "musl" in elf.interp:
+        raise Refused("its programs are built for musl, which ignores %s: it has to be made anew, with -e LD_PRELOAD and a library built with musl" % PRELOAD)
+    if elf.go or not elf.interp and name not in INITS:
+        raise Refused("its first process, %s, is a %s: it would keep the real time" % (name, "Go program, which reads the clock past any library" if elf.go else "static program, which loads no library"))
+    return elf.machine, "" if elf.interp else "its first process, %s, is static and keeps the real time" % name
+
+
+def first_program(host: Host, container: Container) -> Tuple[str, bytes, bool]:
+    """(path, first part) of its first process, by /proc or else by its configuration; does it start as root and go on as another user?"""
+    path, head, uid = first_process(container)
+    name, texts = posixpath.basename(path), [raw(" ".join(container.words))]
+    for word in [one for number, one in enumerate(container.words[:4]) if not number or "/" in one or one.endswith(".sh")]:
+        if posixpath.basename(word) == name:
+            continue
+        place, data = find_program(host, container, word)
+        for _ in range(3):                                  # a script's interpreter may be a script
+            words = data[2:].split(b"\n")[0].split() if data[:2] == b"#!" else []
+            if words:
+                texts.append(data)
+                place, data = find_program(host, container, show_bytes(words[-1 if words[0].endswith(b"/env") else 0]))
+        path, head = (path, head) if path else (place, data)
+    lines = b"\n".join(line for text in texts for line in text.split(b"\n") if not line.lstrip().startswith(b"#"))
+    dropped = uid >= 0 and container.user.split(":")[0] in ("", "0", "root") and uid != engine_userns(host)[0]
+    return path, head, dropped or bool(re.search(DROPPERS, lines))
+
+
+def find_program(host: Host, container: Container, word: str) -> Tuple[str, bytes]:
+    """(path, first part) of a program as the container would find it; ('', b'') where it is not found."""
+    path = next((one[5:] for one in container.env if one.startswith("PATH=")), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+    for folder in [container.folder] if "/" in word else path.split(":") if word else []:
+        try:
+            place = posixpath.join("/", folder, word)
+            member, data = cp_first(host, container, place, HEAD_BYTES, True)
+            if member.isreg():
+                return place, data[:HEAD_BYTES]
+        except (FileNotFoundError, WayClosed):
+            continue
+    return "", b""
+
+
+def find_libc(host: Host, container: Container, machine: int) -> Tuple[str, Elf]:
+    """(folder, facts) of the container's libc.so.6. Raises Refused."""
+    for folder in ["/lib/" + one[1] for number, one in MACHINES.items() if machine in (0, number)] + ["/lib64", "/usr/lib64", "/usr/lib", "/lib"]:
+        found = read_member(host, container, folder + "/libc.so.6", 1 << 25, True)
+        if found.kind == "file":
+            try:
+                return folder, parse_elf(found.data)
+            except ValueError as err:
+                raise Refused("its %s/libc.so.6 is not understood: %s" % (folder, err)) from None
+    raise Refused("there is no glibc in it (no libc.so.6): musl and static programs do not read %s" % PRELOAD)
+
+
+def choose_library(host: Host, container: Container, libraries: List[Library], folder: str, libc: Elf, drops: bool) -> Library:
+    """The first that fits. Raises Refused with what speaks against each."""
+    reasons = []                # type: List[str]
+    for one in libraries:
+        why = one.fault or misfit(one.elf, libc)
+        for name in [] if why else [name for name in one.elf.needed if not re.match(GLIBC_OWN, name)]:
+            if not any(read_member(host, container, posixpath.join(place, name), 1 << 26, True).kind == "file" for place in (folder, "/usr" + folder, "/usr/lib", "/usr/lib64")):
+                why = "it needs %s, which is not in the container" % name
+        if not why and drops and one.rank:
+            why = "its entrypoint starts as root and goes on as another user, where a libfaketime up to 0.9.12 (this one: %s) ends it or hangs" % RANKS[one.rank][1]
+        if not why:
+            return one
+        reasons.append("%s: %s" % (one.path, why))
+    raise Refused("; ".join(reasons) + "; --lib FILE names another: one made on a release as old as the container's, or older, fits")
+
+
+def set_shift(host: Host, opts: argparse.Namespace, source: Dict[str, bytes], plan: Shift) -> dict:
+    """Library, trial, RC, PRELOAD last, restart, watch. What is needed to undo is on the disk before the first write."""
+    container, status, why = plan.container, "failed", ""
+    facts = {"done": False, "offset": opts.seconds, "stopped": False, "build": "", "library": ""}
+    try:
+        save_undo(host, "faketime", container, plan.before, facts)
+        library = plan.fit([build_library(host, container, source)]) if source else plan.library
+        private = read_member(host, container, PRIVATE % hashlib.sha256(library.data).hexdigest()[:12], 1 << 24)
+        plan = plan._replace(library=library, before=plan.before + (private,))
+        save_undo(host, "faketime", container, plan.before, {"library": library.path, "build": ""})
+        why = apply_shift(host, opts, plan)
+    except (Refused, WayClosed, EnvironmentFault) as err:
+        status, why = "refused" if isinstance(err, Refused) else "failed", str(err)
+    more = dict(NO_SHIFT, library=plan.library.path if plan.library else None)
+    if why:
+        left = take_back(host, plan)
+        return row(plan.target, "failed" if left else status, why + (left or "; undone: it is as it was"), **dict(more, **({"partial": True} if left else {})))
+    save_undo(host, "faketime", container, (), {"done": True, "stopped": False})
+    more.update(offset=opts.seconds, preloaded=True if opts.restart else plan.preloaded)
+    note = "" if opts.restart else "its running programs follow within 10 s" if plan.preloaded else "its first process follows when it is restarted (--restart)"
+    at = "%s %s" % (opts.at, opts.zone) if opts.at is not None else ""
+    return row(plan.target, "changed", "; ".join(one for one in (at, plan.msg, note) if one), **more)
+
+
+def apply_shift(host: Host, opts: argparse.Namespace, plan: Shift) -> str:
+    """Why the container does not do well with it, ''. Raises Refused, WayClosed."""
+    container, (old, _, private), owner = plan.container, plan.before, cp_base(host, plan.container)
+    new = dict(kind="file", uid=owner[0], gid=owner[1], mode=0o644, mtime=int(time.time()))
+    if private.data != plan.library.data:
+        write_members(host, container, [Member(private.path, data=plan.library.data, **new)])
+    try_library(host, plan, opts.seconds)
+    since = iso_seconds(container.started) if opts.restart else time.time() - opts.watch
+    talk = log_seconds(host, container, since, opts.watch)
+    if opts.restart:
+        save_undo(host, "faketime", container, (), {"stopped": True})
+        must(host, "stop", container.id)
+    write_members(host, container, [Member(RC, data=b"%+d\n" % opts.seconds, **new)])
+    kept = b"".join(line.rstrip(b"\n") + b"\n" for line in old.data.splitlines(True) if OURS not in line)
+    if old.kind == "file":
+        new.update(uid=old.uid, gid=old.gid, mode=old.mode)
+    write_members(host, container, [Member(PRELOAD, data=kept + raw(private.path) + b"\n", **new)])
+    if opts.restart:
+        must(host, "start", container.id)
+    return watch_shift(host, opts, plan, talk)
+
+
+def must(host: Host, *words: str) -> None:
+    answer = change(host, words)
+    if answer.rc or answer.timed_out:
+        raise WayClosed("docker %s: %s" % (words[0], "no answer in %g s" % host.timeout if answer.timed_out else first_line(answer)))
+
+
+def clock_shift(host: Host, container: Container, env: Sequence[str] = ()) -> float:
+    """Seconds that `date` inside is ahead of the host. Raises WayClosed for anything but one quiet line with a number."""
+    began = time.time()
+    answer = change(host, ["exec", container.id] + (["env"] + list(env) if env else []) + ["date", "+%s"])
+    if answer.timed_out or answer.rc or answer.err or not re.match(rb"-?[0-9]{1,15}\n\Z", answer.out):
+        raise WayClosed("date inside: %s" % ("no answer in %g s" % host.timeout if answer.timed_out else "exit %d, %s" % (answer.rc, first_line(answer))))
+    return int(answer.out) - (began + time.time()) / 2
+
+
+def try_library(host: Host, plan: Shift, seconds: int) -> None:
+    """The library in execs of its own, before a file that others read names it. Raises Refused."""
+    trial = seconds if abs(seconds) >= 60 else 86400
+    env = ["LD_PRELOAD=" + plan.before[2].path, "FAKETIME=%+d" % trial]
+    try:
+        plain = 0.0 if plan.undo else clock_shift(host, plan.container)
+        shift = clock_shift(host, plan.container, env) if abs(plain) <= 5 else 0.0
+    except WayClosed as err:
+        raise Refused("the trial of %s failed: %s" % (plan.library.path, err)) from None
+    if abs(plain) > 5 or abs(shift - trial) > 5:
+        raise Refused("its clock is %+d s off already, and not by dockfix" % plain if not shift else "%s shifted the clock by %+d s in its trial, not by %+d s" % (plan.library.path, shift, trial))
+    if re.match(r".*/python[0-9.]*\Z", plan.program):
+        code = "import signal, threading; signal.alarm(4); threading.Event().wait(0.1)"
+        if change(host, ["exec", plan.container.id, "env"] + env + [plan.program, "-c", code]).rc:
+            raise Refused("its first process is Python, whose timed waits hang with %s (%s)" % (plan.library.path, RANKS[plan.library.rank][1]))
+
+
+def watch_shift(host: Host, opts: argparse.Namespace, plan: Shift, talk: Tuple[int, int]) -> str:
+    """Looks each second for --watch seconds: up, not started anew, exec works, the clock shifted. At the end: its first process is the same program
+    as before, and its output goes on (what hangs in its entrypoint stays Up). Returns what is wrong, ''."""
+    began, wall, first = time.monotonic(), time.time(), None
+    while True:
+        container = inspect_containers(host, [plan.target.id]).get(plan.target.id)
+        if container is None:
+            raise Gone()
+        first = first or (container.started, container.restarts)
+        if not container.running or container.restarting or (container.started, container.restarts) != first:
+            return "with it, the container does not stay up"
+        try:
+            shift = clock_shift(host, container)
+        except WayClosed as err:
+            return "with it, a command inside fails: %s" % err
+        if abs(shift - opts.seconds) > 5:
+            return "its clock is then %+d s off, not %+d s (is there a ~/.faketimerc?)" % (shift, opts.seconds)
+        left = opts.watch - (time.monotonic() - began)
+        if left <= 0 or host.stop.is_set():
+            break
+        time.sleep(min(1.0, left))
+    now = first_process(container)[0]
+    if now and posixpath.basename(now) != posixpath.basename(plan.program):
+        return "after %g s its first process is %s, not %s: it hangs in its start (--watch SECONDS waits longer)" % (opts.watch, now, plan.program)
+    early, late = log_seconds(host, container, wall, opts.watch)
+    if sum(talk) and opts.restart and not early + late or sum(talk) >= 3 and talk[1] and not late:
+        return "it wrote nothing for %g s, and did before (--watch SECONDS waits longer)" % opts.watch
+    return ""
+
+
+def iso_seconds(text: str) -> int:
+    """Seconds since 1970 of docker's ISO 8601 text in UTC; 0 where it is none."""
+    found = re.match(r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)", text, re.A)
+    return calendar.timegm(tuple(int(word) for word in found.groups()) + (0, 0, 0)) if found else 0
+
+
+def log_seconds(host: Host, container: Container, since: float, span: float) -> Tuple[int, int]:
+    """In how many seconds of each half of [since, since + span] it wrote to its log, by docker's own clock; (0, 0) where docker cannot read the log."""
+    answer = query(host, "logs", "-t", "--since", "%d" % since, container.id, limit=1 << 22, enough=1 << 22)
+    stamps = {iso_seconds(line) - int(since) for line in (answer.out + b"\n" + answer.err).decode("utf-8", "replace").split("\n")}
+    return sum(0 <= one < span / 2 for one in stamps), sum(span / 2 <= one <= span for one in stamps)
+
+
+def take_back(host: Host, plan: Shift) -> str:
+    """What was there at the look is put back, PRELOAD first, and the container runs again as it did; '' or what is left to be said."""
+    try:
+        undo = load_undo(host, "faketime", plan.target.id)
+        if not undo:
+            return ""
+        left = put_back(host, plan.container, undo._replace(members=plan.before), False)
+        if plan.undo:
+            save_undo(host, "faketime", plan.container, (), plan.undo.more)
+        elif not left:
+            drop_undo(host, "faketime", plan.target.id)
+        return "; left behind: %s" % ", ".join(left) if left else ""
+    except (Refused, WayClosed, EnvironmentFault) as err:
+        return "; AND it could not be undone (%s): python3 dockfix.py faketime --undo %s" % (err, plan.target.name)
+
+
+def put_back(host: Host, container: Container, undo: Undo, restart: bool) -> List[str]:
+    """Restores a record's paths; returns what could not be removed. A container that dockfix stopped, or started with the library, is started (anew)."""
+    container = inspect_containers(host, [container.id]).get(container.id)
+    if container is None:
+        raise Gone()
+    if container.running:
+        remove_build(host, container, undo.more["build"])
+    restart = restart and container.running
+    if restart:
+        undo = save_undo(host, "faketime", container, (), {"stopped": True})._replace(members=undo.members)
+        must(host, "stop", container.id)
+        container = container._replace(running=False, pid=0)
+    restore_undo(host, container, undo._replace(members=[one for one in undo.members if one.path == PRELOAD]))
+    left = restore_undo(host, container, undo)
+    if undo.more["stopped"]:
+        must(host, "restart" if container.running else "start", container.id)
+    return left
+
+
+def build_source(folder: str) -> Dict[str, bytes]:
+    """The files of libfaketime's src folder. Raises UsageError."""
+    folder = os.path.join(folder, "src") if os.path.isdir(os.path.join(folder, "src")) else folder
+    try:
+        names = [name for name in sorted(os.listdir(folder)) if os.path.isfile(os.path.join(folder, name))]
+    except OSError as err:
+        raise UsageError("--build-from %s: %s" % (folder, err.strerror)) from None
+    if "libfaketime.c" not in names or "Makefile" not in names:
+        raise UsageError("--build-from %s: this is not libfaketime's source (no src/libfaketime.c)" % folder, "Debian: apt-get source libfaketime")
+    return {name: read_input(os.path.join(folder, name), 1 << 22, "--build-from") for name in names[:100]}
+
+
+def build_library(host: Host, container: Container, source: Dict[str, bytes]) -> Library:
+    """Compiles libfaketime inside the container, the notes' own way, in a folder that is gone afterwards. Raises Refused, WayClosed."""
+    for tool in ("make", "gcc"):
+        if change(host, ["exec", container.id, tool, "--version"]).rc:
+            raise Refused("there is no %s in it to compile with" % tool)
+    owner, folder = cp_base(host, container), "/.dockfix-build-%s" % os.urandom(6).hex()
+    own = dict(uid=owner[0], gid=owner[1], mtime=int(time.time()))
+    save_undo(host, "faketime", container, (), {"build": folder})
+    write_members(host, container, [Member(folder, "dir", mode=0o755, **own)] + [Member(folder + "/" + name, "file", data, mode=0o644, **own) for name, data in source.items()])
+    answer = change_host(host, host.docker + ("exec", "-u", "0", container.id, "make", "-C", folder, "CC=gcc", "libfaketime.so.1"), None, max(host.timeout, BUILD_SECONDS))
+    found = read_member(host, container, folder + "/libfaketime.so.1", 1 << 24)
+    remove_build(host, container, folder)
+    if answer.rc or found.kind != "file":
+        lines = [line for line in answer.text().split("\n") if "rror" in line] or [first_line(answer)]
+        raise WayClosed("make in it failed (exit %d): %s" % (answer.rc, lines[0][:300]))
+    return judge_library("the library built in it", found.data)
+
+
+def remove_build(host: Host, container: Container, folder: str) -> None:
+    """Only a folder that build_library named."""
+    if re.match(r"/\.dockfix-build-[0-9a-f]{12}\Z", folder):
+        change(host, ["exec", "-u", "0", container.id, "rm", "-rf", folder])
+        if read_member(host, container, folder).kind != "absent":
+            raise WayClosed("%s could not be removed from it" % folder)
+
+
+def look_undo(opts: argparse.Namespace, plan: Shift):
+    if not plan.undo:
+        return row(plan.target, "unchanged", "dockfix has shifted nothing here", **NO_SHIFT)
+    if opts.restart and plan.container.running and plan.container.auto_remove:
+        raise Refused("it was started with --rm: stopped for a restart, it would be removed")
+    return plan
+
+
+def undo_shift(host: Host, opts: argparse.Namespace, plan: Shift) -> dict:
+    """What was there before dockfix's first shift, byte by byte."""
+    left = put_back(host, plan.container, plan.undo, opts.restart)
+    if left:
+        return row(plan.target, "failed", "left behind: %s" % ", ".join(left), **dict(NO_SHIFT, partial=True))
+    drop_undo(host, "faketime", plan.target.id)
+    stays = plan.preloaded and not opts.restart and not plan.undo.more["stopped"]
+    return row(plan.target, "changed", "its running programs go back within 10 s; they keep the library until they are restarted (--restart)" if stays else "", **dict(NO_SHIFT, offset=0))
+
+
+def shift_status(host: Host, plan: Shift, users: Dict[int, bool]) -> dict:
+    """What is set in it, by its files; what its clock shows is for `clock` to tell."""
+    container, undo = plan.container, plan.undo
+    preload, rc = (read_member(host, container, path) for path in (PRELOAD, RC))
+    foreign = [where for where, on in ((PRELOAD, b"faketime" in preload.data), (RC, rc.kind != "absent"), ("its environment", any("faketime" in one.lower() for one in container.env))) if on]
+    offset = undo.more["offset"] if undo and undo.more["done"] else None
+    if offset is not None:
+        first = "cannot be seen" if not users else "follows" if users.get(container.pid) else "after a restart only"
+        msg = "by dockfix since %s; its first process: %s" % (undo.changed, first)
+    elif undo:
+        msg = "a change was cut off: python3 dockfix.py faketime --undo %s" % plan.target.name
+    else:
+        msg = "not by dockfix, but set in %s" % ", ".join(foreign) if foreign else "not shifted"
+    return row(plan.target, "unchanged", msg, offset=offset, library=undo.more["library"] if undo else None, preloaded=plan.preloaded)
+
+
+def plan_faketime(opts: argparse.Namespace, report: dict, plans: list) -> None:
+    """The dry run. Its script calls dockfix for each container: what undo needs has to be kept on the way."""
+    options = [("--offset", opts.offset), ("--at", opts.at), ("--zone", opts.zone), ("--build-from", opts.build_from and os.path.abspath(opts.build_from))]
+    words = ["python3", own_path(), "faketime"] + ["%s=%s" % one for one in options + [("--lib", os.path.abspath(path)) for path in opts.lib] if one[1] is not None]
+    words += [flag for flag, on in (("--undo", opts.undo), ("--restart", opts.restart), ("--yes", opts.restart), ("--step-running", opts.step_running)) if on]
+    words += ["--watch=%g" % opts.watch] + shared_words(opts)
+    lines = []                  # type: List[str]
+    for plan in plans:
+        if isinstance(plan, Shift):
+            using = "undo" if opts.undo else "with %s" % (plan.library.path if plan.library else "a library built in it")
+            lines += [comment("%s: %s%s" % (plan.target.name, using, "; " + plan.msg if plan.msg else "")), "run " + sh_line(words + [plan.target.id])]
+            plan = row(plan.target, "changed", plan.msg, offset=opts.seconds, library=plan.library.path if plan.library else None, preloaded=plan.preloaded)
+        else:
+            lines.append(comment("%s: %s (%s): %s" % (plan["status"], plan["target"], plan["id"], plan["msg"])))
+        report["results"].append(plan)
+    report["script"] = script_text(report, lines, sum(one["status"] in ("refused", "failed") for one in report["results"]))
+    report["exit_code"] = exit_code(report["results"], opts.exit_code)
+
+
 ###############################################################################
 # 7. Output
 ###############################################################################
@@ -4608,6 +5125,12 @@ def show_change(report: dict, quiet: bool) -> str:
         one["keeps"], one["id"], one["id"]) if one["keeps"] and not quiet and one["status"] == "changed" else "") for one in report["results"])
 
 
+def show_faketime(report: dict, quiet: bool) -> str:
+    rows = [one for one in report["results"] if not quiet or one["status"] not in ("changed", "unchanged")]
+    cells = [(r["target"], r["id"][:12], r["status"], "-" if r["offset"] is None else "%+d s" % r["offset"], r["msg"]) for r in rows]
+    return (render_table(("CONTAINER", "ID", "STATUS", "SHIFT", "MESSAGE"), cells) if rows else "") + ("" if quiet else counts(report["results"]) + "\n")
+
+
 def show_errors(report: dict) -> None:
     for finding in report["findings"]:
         say("dockfix: %s: %s" % (finding["severity"], finding["text"]))
@@ -4696,6 +5219,18 @@ EXEC = (
     value("--shell", metavar="SHELL", default="sh", help="the shell for --script (default: sh)"),
     value("--stdin", metavar="FILE", help="standard input of the command (default: empty); - is dockfix's own"),
     value("--max-output", metavar="SIZE", default="1M", help="keep so much of each stream (default: 1M)"),
+)
+FAKETIME = (
+    value("--offset", metavar="SPEC", help="a sign, a number, one unit of s, m, h, d, y (365 days): +8h, -1.5d"),
+    value("--at", metavar="TIME", help="'YYYY-MM-DD HH:MM:SS': the clock stands there now, and runs on"),
+    value("--zone", metavar="NAME", help="the zone of --at, such as Asia/Shanghai or UTC (default: the host's)"),
+    flag("--undo", "--off", help="put back what was there"),
+    flag("--status", help="tell what is set"),
+    value("--lib", metavar="FILE", action="append", default=[], help="a libfaketime.so.1; may be repeated, the first that fits is used (default: the host's)"),
+    value("--build-from", metavar="DIR", help="compile libfaketime's source inside the container (it needs gcc and make)"),
+    flag("--restart", help="stop and start it, so that its first process follows; asks"),
+    flag("--step-running", help="step the clock of running programs that use libfaketime already"),
+    value("--watch", metavar="SECONDS", default="", help="look so long whether it does well, else undo (default: 10)"),
 )
 
 RECLAIM = (
@@ -4796,6 +5331,14 @@ that are stopped or have no `date` are judged by TZ and their zone file."""),
 
 Writes the zone's data, /etc/timezone and the link /etc/localtime, which glibc, musl and Java understand, also
 in images without tzdata. Refused where a TZ variable or a mount would win. What was there is kept for --undo."""),
+    Command("faketime", "shift the clock of containers through libfaketime, and put it back", "faketime [OPTIONS] [CONTAINER ...]", FAKETIME, run_faketime, show_faketime, """\
+  python3 dockfix.py faketime web1 --offset +8h --restart
+  python3 dockfix.py faketime web1 --at '2030-01-01 00:00:00' --zone Asia/Shanghai
+  python3 dockfix.py faketime --all --status
+  python3 dockfix.py faketime web1 --undo --restart
+
+For glibc containers that run. The library is tried in one exec before any file names it; a container that does not
+do well with it is put back. New processes follow at once, the first process after a restart."""),
 )
 
 BRIEF_HELP = """\
@@ -4875,7 +5418,11 @@ def parse_command_line(argv: Sequence[str]) -> Tuple[Optional[Command], argparse
         raise UsageError("there is no command %s; there are: %s" % (name, ", ".join(one.name for one in COMMANDS)), "python3 dockfix.py --help")
     parser = make_parser(command)
     # Names that stand between options come back as extras: argparse takes one run of them only.
-    opts, extra = parser.parse_known_args([part for word in rest for part in unbundle(word)])
+    parts = [part for word in rest for part in unbundle(word)]
+    while "--offset" in parts[:-1]:                 # argparse takes -1.5d for an option
+        at = parts.index("--offset")
+        parts[at:at + 2] = ["--offset=" + parts[at + 1]]
+    opts, extra = parser.parse_known_args(parts)
     strange = [word for word in extra if word.startswith("-")]
     if strange or (extra and not command):
         parser.error("unknown option: %s" % (strange or extra)[0])

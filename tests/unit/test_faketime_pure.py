@@ -72,6 +72,31 @@ def test_other_times_are_refused(dockfix, text):
     assert "YYYY-MM-DD HH:MM:SS" in refusal.value.hint
 
 
+ZONES = "/usr/share/zoneinfo/"
+needs_zones = pytest.mark.skipif(not os.path.exists(ZONES + "America/New_York"), reason="needs the host's tzdata")
+
+
+@needs_zones
+@pytest.mark.parametrize("text, zone, instants", [
+    ("2030-01-01 00:00:00", "Asia/Shanghai", [1893427200]), ("2030-03-10 02:30:00", "America/New_York", []),
+    ("2030-11-03 01:30:00", "America/New_York", [1919914200, 1919917800]), ("1969-12-31 20:00:00", "America/New_York", [3600]),
+    ("2011-12-30 12:00:00", "Pacific/Apia", []), ("2100-07-01 00:00:00", "Europe/Berlin", [4118083200 - 7200])])
+def test_wall_times_of_zones(dockfix, text, zone, instants):
+    assert dockfix.wall_instants(read(ZONES + zone), dockfix.parse_wall(text)) == instants
+
+
+@needs_zones
+@pytest.mark.parametrize("zone", ["Asia/Shanghai", "America/New_York", "Europe/Berlin", "Africa/Casablanca", "Pacific/Apia", "Australia/Lord_Howe", "Etc/UTC"])
+def test_wall_times_as_zoneinfo_has_them(dockfix, zone, rng):
+    zoneinfo, datetime = pytest.importorskip("zoneinfo"), pytest.importorskip("datetime")
+    data, known = read(ZONES + zone), zoneinfo.ZoneInfo(zone)
+    for _ in range(400):
+        instant = rng.randrange(86400, 4102444800)
+        there = datetime.datetime.fromtimestamp(instant, known)
+        found = dockfix.wall_instants(data, dockfix.parse_wall(there.strftime("%Y-%m-%d %H:%M:%S")))
+        assert instant in found and set(found) == {int(there.replace(fold=fold).timestamp()) for fold in (0, 1)}
+
+
 # ---------------------------------------------------------------------- ELF files
 
 def little_elf(bits=64, order="<", needed=("libc.so.6",), wants=("GLIBC_2.4",), has=(), cut=0, machine=62, ring=False):
@@ -182,8 +207,6 @@ def test_fit(dockfix):
 
 
 def test_how_new_a_libfaketime_is(dockfix):
-    assert dockfix.faketime_rank(b"x" * 1000)[0] == 0
-    assert dockfix.faketime_rank(b"..FAKETIME_FORCE_MONOTONIC_FIX../etc/faketimerc")[0] == 2
-    assert dockfix.faketime_rank(b"../etc/faketimerc")[0] == 1
-    assert dockfix.faketime_rank(b"..FAKETIME_FORCE_MONOTONIC_FIX..FAKETIME_DISABLE_SHM")[0] == 3
-    assert dockfix.faketime_rank(b"FAKETIME_FOLLOW_ABSOLUTE..FAKETIME_DISABLE_SHM")[0] == 4
+    ages = [b"FAKETIME_FOLLOW_ABSOLUTE..FAKETIME_DISABLE_SHM", b"..FAKETIME_FORCE_MONOTONIC_FIX..FAKETIME_DISABLE_SHM",
+            b"..FAKETIME_FORCE_MONOTONIC_FIX../etc/faketimerc", b"../etc/faketimerc", b"x" * 1000]
+    assert [dockfix.faketime_rank(data) for data in ages] == [0, 1, 2, 3, len(dockfix.RANKS) - 1]
