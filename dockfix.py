@@ -379,12 +379,15 @@ def userns_base(info: Dict[str, object]) -> Tuple[int, int]:
     return 0, 0
 
 
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "y": 365 * 86400}
+
+
 def parse_age(text: str) -> int:
     """Seconds of '90s', '15m', '12h' or '30d'. Raises UsageError."""
     found = re.match(r"([0-9]{1,6})([smhd])\Z", text, re.A)
     if not found:
         raise UsageError("not an age: %s" % text, "a number and one unit of s m h d, such as 12h or 30d")
-    return int(found.group(1)) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found.group(2)]
+    return int(found.group(1)) * UNITS[found.group(2)]
 
 
 def parse_instant(text: object) -> int:
@@ -1255,7 +1258,6 @@ def same_zone(one: bytes, other: bytes, when: int) -> bool:
 
 # --- faketime: offsets, and the ELF files that must fit together
 
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "y": 365 * 86400}
 LAST_INSTANT = 253402300799     # 9999-12-31 23:59:59 UTC
 
 
@@ -4562,8 +4564,8 @@ class Library(NamedTuple):
 
 
 class Shift(NamedTuple):
-    """One container's part. preloaded: do its running programs use a libfaketime (None: cannot be seen)? before: its PRELOAD, RC and private
-    library at the look; program: its first process ('': unknown); fit: chooses among libraries; library: None where it is yet to be built."""
+    """One container's part. preloaded: do its running programs use a libfaketime (None: cannot be seen)? before: its PRELOAD, RC and private library
+    at the look; program: its first process ('': unknown); fit: chooses among libraries; library: None where it is yet to be built."""
     target: Target
     container: Container
     undo: Optional[Undo]
@@ -4579,33 +4581,47 @@ PRELOAD, RC, PRIVATE, OURS = "/etc/ld.so.preload", "/etc/faketimerc", "/usr/lib/
 INITS = ("tini", "tini-static", "docker-init", "dumb-init", "catatonit", "s6-svscan", "runsvdir")
 DROPPERS = rb"(?:^|[\s;&|(\"'/])(gosu|su-exec|setpriv|runuser|setuidgid|s6-setuidgid|chpst|sudo|su)(?=[\s\"']|$)"
 NO_SHIFT = {"offset": None, "library": None, "preloaded": None}
+NO_STOP = "it was started with --rm: stopped for a restart, it would be removed"
 RECIPE = ("docker run -v %s:/opt/libfaketime.so.1:ro -e LD_PRELOAD=/opt/libfaketime.so.1 -e FAKETIME=%+d -e FAKETIME_DONT_FAKE_MONOTONIC=1"
           " -e FAKETIME_FORCE_MONOTONIC_FIX=0 -e FAKETIME_DISABLE_SHM=1 IMAGE")
 
 
 def faketime_action(opts: argparse.Namespace) -> str:
-    """'set', 'undo' or 'status'. Raises UsageError for none, for two, and for an option that does not belong."""
-    given = [name for name, on in (("offset", opts.offset is not None), ("at", opts.at is not None), ("undo", opts.undo), ("status", opts.status)) if on]
+    """'set', 'undo' or 'status'; the offset goes to opts.seconds. Raises UsageError for none, for two, and for an option that does not belong."""
+    given = [name for name in ("offset", "at", "undo", "status") if getattr(opts, name) not in (None, False)]
     if len(given) != 1:
         raise UsageError("say one of --offset SPEC, --at TIME, --undo, --status", "python3 dockfix.py faketime NAME --offset +8h")
-    only_set = (("--lib", opts.lib), ("--build-from", opts.build_from is not None), ("--step-running", opts.step_running))
-    strange = [name for name, on in only_set if on and given[0] in ("undo", "status")] + ["--zone"] * (opts.zone is not None and given != ["at"]) + ["--restart"] * (opts.restart and opts.status)
-    if strange or opts.build_from is not None and opts.lib:
-        raise UsageError("%s does not go with --%s" % ((strange[0], given[0]) if strange else ("--build-from", "lib")))
-    return given[0] if given[0] in ("undo", "status") else "set"
+    no_set = given[0] in ("undo", "status")
+    strange = [name for name, on in (("--lib", opts.lib and (no_set or opts.build_from is not None)), ("--build-from", opts.build_from is not None and no_set), ("--step-running", opts.step_running and no_set),
+                                     ("--zone", opts.zone is not None and given != ["at"]), ("--restart", opts.restart and opts.status)) if on]
+    if strange:
+        raise UsageError("%s does not go with --%s" % (strange[0], given[0] if no_set or strange[0] != "--lib" else "build-from"))
+    now, opts.watch = int(time.time()), parse_number("--watch", opts.watch, 10, 0, 3600)
+    opts.seconds = parse_offset(opts.offset) if given == ["offset"] else wall_instant(opts) - now if given == ["at"] else 0
+    check_instant(now + opts.seconds, "--offset %s" % opts.offset if given == ["offset"] else "--at '%s'" % opts.at)
+    return given[0] if no_set else "set"
+
+
+def wall_instant(opts: argparse.Namespace) -> int:
+    """The instant of --at in --zone, or in the host's zone (which --zone then names). Raises UsageError."""
+    opts.zone, wall = opts.zone if opts.zone is not None else host_zone(), parse_wall(opts.at)
+    check_instant(min(wall + 86400, LAST_INSTANT), "--at '%s'" % opts.at)       # zones are known from 1970 on
+    found = wall_instants(zone_data(opts.zone), wall)
+    if len(found) != 1:
+        hint = "; ".join("--at '%s' --zone UTC" % time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(one)) for one in found)
+        raise UsageError("%s %s %s: the clocks are changed then" % (opts.at, "comes twice in" if found else "never comes in", opts.zone), hint or "an hour earlier or later")
+    return found[0]
 
 
 def run_faketime(host: Host, opts: argparse.Namespace, report: dict) -> None:
     """look -> (dry run: script) -> ask -> change -> watch; what does not do well is undone by itself."""
-    action, now = faketime_action(opts), int(time.time())
-    opts.watch = parse_number("--watch", opts.watch, 10, 0, 3600)
-    opts.seconds = 0 if action != "set" else parse_offset(opts.offset) if opts.offset is not None else wall_instant(opts) - now
-    check_instant(now + opts.seconds, "--offset %s" % opts.offset if opts.offset is not None else "--at '%s'" % opts.at)
+    action = faketime_action(opts)
     source = build_source(opts.build_from) if opts.build_from is not None else {}
     libraries = host_libraries(opts.lib) if action == "set" and not source else []
     targets = pick(host, opts)
     if action != "status" and not opts.dry_run:
         take_lock(host)
+        take_lock(host, True, name="undo.lock")
         tidy_undo(host, [target.id for target in list_containers(host)])
     found = inspect_containers(host, [target.id for target in targets])
 
@@ -4614,32 +4630,24 @@ def run_faketime(host: Host, opts: argparse.Namespace, report: dict) -> None:
             raise Gone()
         users = processes_of(found[target.id])
         plan = Shift(target, found[target.id], load_undo(host, "faketime", target.id), any(users.values()) if users else None)
-        return look_shift(host, opts, libraries, plan) if action == "set" else look_undo(opts, plan) if action == "undo" else shift_status(host, plan, users)
+        if action == "undo" and plan.undo and opts.restart and plan.container.auto_remove:
+            raise Refused(NO_STOP)
+        return look_shift(host, opts, libraries, plan) if action == "set" else plan if action == "undo" and plan.undo else shift_status(host, plan, users)
     plans = rows_of(host, opts, "faketime: looking", targets, targets, look, NO_SHIFT)
     if opts.dry_run:
-        return plan_faketime(opts, report, plans)
+        given = [("offset", opts.offset), ("at", opts.at), ("zone", opts.zone), ("build-from", opts.build_from and os.path.abspath(opts.build_from))] + [("lib", os.path.abspath(path)) for path in opts.lib]
+        flags = [flag for flag, on in (("--undo", opts.undo), ("--restart", opts.restart), ("--yes", opts.restart), ("--step-running", opts.step_running)) if on]
+        return plan_calls(opts, report, plans, ["--%s=%s" % one for one in given if one[1] is not None] + flags + ["--watch=%g" % opts.watch], dict(NO_SHIFT, offset=opts.seconds))
     if action == "set":
         lib = next((one.library.path for one in plans if isinstance(one, Shift) and one.library), "LIBFAKETIME")
         report["findings"].append({"id": "faketime-new-containers", "severity": "info", "remedy": RECIPE % (sh_quote(lib), opts.seconds),
                                    "text": "for a new container there is a safer way, with a libfaketime of 0.9.11 or newer (for musl, one built with musl)"})
     restarts = [one.target.name for one in plans if isinstance(one, Shift) and one.container.running] if opts.restart else []
     if restarts:
-        confirm(opts, "restart %d containers (%s)" % (len(restarts), ", ".join(restarts)))
+        confirm(opts, "restart %d containers (%s)?" % (len(restarts), ", ".join(restarts)))
     deed = (lambda plan: undo_shift(host, opts, plan)) if action == "undo" else (lambda plan: set_shift(host, opts, source, plan))
     report["results"] = rows_of(host, opts, "faketime", targets, plans, lambda plan: plan if isinstance(plan, dict) else deed(plan), NO_SHIFT)
     report["exit_code"] = exit_code(report["results"])
-
-
-def wall_instant(opts: argparse.Namespace) -> int:
-    """The instant of --at in --zone, or in the host's zone (which --zone then names). Raises UsageError."""
-    opts.zone = opts.zone if opts.zone is not None else host_zone()
-    wall = parse_wall(opts.at)
-    check_instant(min(wall + 86400, LAST_INSTANT), "--at '%s'" % opts.at)       # zones are known from 1970 on
-    found = wall_instants(zone_data(opts.zone), wall)
-    if len(found) != 1:
-        hint = "; ".join("--at '%s' --zone UTC" % time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(one)) for one in found)
-        raise UsageError("%s %s %s: the clocks are changed then" % (opts.at, "comes twice in" if found else "never comes in", opts.zone), hint or "an hour earlier or later")
-    return found[0]
 
 
 def host_libraries(paths: Sequence[str]) -> List[Library]:
@@ -4653,55 +4661,51 @@ def host_libraries(paths: Sequence[str]) -> List[Library]:
 
 
 def judge_library(path: str, data: bytes) -> Library:
+    rank = faketime_rank(data)
     try:
-        elf, rank = parse_elf(data), faketime_rank(data)
-        return Library(path, data, elf, rank, "it is no libfaketime" if rank == len(RANKS) - 1 else "")
+        return Library(path, data, parse_elf(data), rank, "it is no libfaketime" if rank == len(RANKS) - 1 else "")
     except ValueError as err:
-        return Library(path, data, None, 0, str(err))
+        return Library(path, data, None, rank, str(err))
 
 
 def look_shift(host: Host, opts: argparse.Namespace, libraries: List[Library], plan: Shift):
     """The plan, or a row where it is shifted so already. Everything that speaks against it, before anything is written: Refused, WayClosed."""
     container, undo = plan.container, plan.undo
     env = [word.split("=")[0] for word in container.env if re.match(r"FAKETIME|LD_PRELOAD=.*faketime", word)]
-    reasons = (
-        (not container.running or container.paused or container.restarting, "it is not running (or paused, or restarting): the library could not be tried in it first"),
+    refuse_first((
+        (not can_exec(container), "it does not run (or is paused, or restarting): the library could not be tried in it"),
         (undo and not undo.more["done"], "an earlier change was cut off: python3 dockfix.py faketime --undo %s" % plan.target.name),
-        (opts.restart and container.auto_remove, "it was started with --rm: stopped for a restart, it would be removed"),
+        (opts.restart and container.auto_remove, NO_STOP),
         (env, "its environment sets %s, which beats %s: it has to be made anew" % (", ".join(env), RC)),
-        (container.read_only or mounts_over(container, (PRELOAD, RC, PRIVATE)), files_refusal(container, (PRELOAD, RC, PRIVATE))))
-    for fault, why in reasons:
-        if fault:
-            raise Refused(why)
-    if missing_folders(host, container, (PRELOAD, PRIVATE)):
-        raise Refused("it has no /etc or no /usr/lib")
-    before = tuple(read_member(host, container, path) for path in (PRELOAD, RC))
-    check_foreign(before, undo)
-    if undo and not opts.restart and undo.more["offset"] == opts.seconds and before[1].data == b"%+d\n" % opts.seconds and OURS in before[0].data:
+        (files_refusal(container, (PRELOAD, RC, PRIVATE)), files_refusal(container, (PRELOAD, RC, PRIVATE)))))
+    missing = missing_folders(host, container, (PRELOAD, PRIVATE))
+    preload, rc = before = tuple(read_member(host, container, path) for path in (PRELOAD, RC))
+    refuse_first((
+        (missing, "it has no %s" % ", no ".join(missing)),
+        ({preload.kind, rc.kind} - {"file", "absent"}, "its %s or %s is no plain file" % (PRELOAD, RC)),
+        (not undo and b"faketime" in preload.data, "its %s names a libfaketime already, not dockfix's: %s" % (PRELOAD, show_bytes(preload.data[:200].strip()))),
+        (not undo and rc.kind == "file" and not re.match(rb"[+-][0-9]+(\.[0-9]+)?[smhdy]?\n?\Z", rc.data),
+         "its %s is not dockfix's and no plain offset (%s): put back by an undo, it would end each program that reads it; remove it first" % (RC, show_bytes(rc.data[:60].strip())))))
+    if undo and not opts.restart and rc.data == b"%+d\n" % opts.seconds and undo.more["offset"] == opts.seconds and OURS in preload.data:
         return row(plan.target, "unchanged", "it is shifted so already", offset=opts.seconds, library=undo.more["library"], preloaded=plan.preloaded)
     path, head, drops = first_program(host, container)
     machine, note = judge_program(posixpath.basename(path), head)
     folder, libc = find_libc(host, container, machine)
-    if libc.bits == 32 and time.time() + opts.seconds >= 1 << 31:
-        raise Refused("its programs are of 32 bits: their clock ends in January 2038")
-    if (plan.preloaded or plan.preloaded is None and undo) and not (opts.restart or opts.step_running):
-        raise Refused("%s libfaketime, and a step makes timers run in bursts or stand still: --restart (stop, write, start) or --step-running"
-                      % ("its running programs use" if plan.preloaded else "it cannot be seen from here whether its running programs use"))
+    refuse_first((
+        (libc.bits == 32 and time.time() + opts.seconds >= 1 << 31, "its programs are of 32 bits: their clock ends in January 2038"),
+        ((plan.preloaded or plan.preloaded is None and undo) and not (opts.restart or opts.step_running),
+         "%s libfaketime, and a step makes timers run in bursts or stand still: --restart (stop, write, start) or --step-running"
+         % ("its running programs use" if plan.preloaded else "it cannot be seen from here whether its running programs use"))))
 
     def fit(some: List[Library]) -> Library:
         return choose_library(host, container, some, folder, libc, drops)
     return plan._replace(before=before, program=path, fit=fit, library=fit(libraries) if libraries else None, msg=note)
 
 
-def check_foreign(before: Tuple[Member, ...], undo: Optional[Undo]) -> None:
-    """Raises Refused for a set-up of somebody else's."""
-    preload, rc = before
-    if any(one.kind not in ("file", "absent") for one in before):
-        raise Refused("its %s or %s is no plain file" % (PRELOAD, RC))
-    if not undo and b"faketime" in preload.data:
-        raise Refused("its %s names a libfaketime already, not dockfix's: %s" % (PRELOAD, show_bytes(preload.data[:200].strip())))
-    if not undo and rc.kind == "file" and not re.match(rb"[+-][0-9]+(\.[0-9]+)?[smhdy]?\n?\Z", rc.data):
-        raise Refused("its %s is not dockfix's and no plain offset (%s): put back by an undo, it would end each program that reads it; remove it first" % (RC, show_bytes(rc.data[:60].strip())))
+def refuse_first(reasons: Sequence[Tuple]) -> None:
+    for fault, why in reasons:
+        if fault:
+            raise Refused(why)
 
 
 def judge_program(name: str, head: bytes) -> Tuple[int, str]:
@@ -4710,10 +4714,10 @@ def judge_program(name: str, head: bytes) -> Tuple[int, str]:
         elf = parse_elf(head, whole=False)
     except ValueError:
         return 0, "what its first process is cannot be told"
-    if "musl" in elf.interp:
-        raise Refused("its programs are built for musl, which ignores %s: it has to be made anew, with -e LD_PRELOAD and a library built with musl" % PRELOAD)
-    if elf.go or not elf.interp and name not in INITS:
-        raise Refused("its first process, %s, is a %s: it would keep the real time" % (name, "Go program, which reads the clock past any library" if elf.go else "static program, which loads no library"))
+    refuse_first((
+        ("musl" in elf.interp, "its programs are built for musl, which ignores %s: it has to be made anew, with -e LD_PRELOAD and a library built with musl" % PRELOAD),
+        (elf.go, "its first process, %s, is a Go program, which reads the clock past any library: it would keep the real time" % name),
+        (not elf.interp and name not in INITS, "its first process, %s, is a static program, which loads no library: it would keep the real time" % name)))
     return elf.machine, "" if elf.interp else "its first process, %s, is static and keeps the real time" % name
 
 
@@ -4722,14 +4726,11 @@ def first_program(host: Host, container: Container) -> Tuple[str, bytes, bool]:
     path, head, uid = first_process(container)
     name, texts = posixpath.basename(path), [raw(" ".join(container.words))]
     for word in [one for number, one in enumerate(container.words[:4]) if not number or "/" in one or one.endswith(".sh")]:
-        if posixpath.basename(word) == name:
-            continue
-        place, data = find_program(host, container, word)
-        for _ in range(3):                                  # a script's interpreter may be a script
-            words = data[2:].split(b"\n")[0].split() if data[:2] == b"#!" else []
-            if words:
-                texts.append(data)
-                place, data = find_program(host, container, show_bytes(words[-1 if words[0].endswith(b"/env") else 0]))
+        place, data = find_program(host, container, word) if posixpath.basename(word) != name else ("", b"")
+        while data[:2] == b"#!" and len(texts) < 9:         # a script's interpreter may be a script
+            texts.append(data)
+            words = data[2:].split(b"\n")[0].split() or [b""]
+            place, data = find_program(host, container, show_bytes(words[-1 if words[0].endswith(b"/env") else 0]))
         path, head = (path, head) if path else (place, data)
     lines = b"\n".join(line for text in texts for line in text.split(b"\n") if not line.lstrip().startswith(b"#"))
     dropped = uid >= 0 and container.user.split(":")[0] in ("", "0", "root") and uid != engine_userns(host)[0]
@@ -4754,11 +4755,11 @@ def find_libc(host: Host, container: Container, machine: int) -> Tuple[str, Elf]
     """(folder, facts) of the container's libc.so.6. Raises Refused."""
     for folder in ["/lib/" + one[1] for number, one in MACHINES.items() if machine in (0, number)] + ["/lib64", "/usr/lib64", "/usr/lib", "/lib"]:
         found = read_member(host, container, folder + "/libc.so.6", 1 << 25, True)
-        if found.kind == "file":
-            try:
+        try:
+            if found.kind == "file":
                 return folder, parse_elf(found.data)
-            except ValueError as err:
-                raise Refused("its %s/libc.so.6 is not understood: %s" % (folder, err)) from None
+        except ValueError as err:
+            raise Refused("its %s/libc.so.6 is not understood: %s" % (folder, err)) from None
     raise Refused("there is no glibc in it (no libc.so.6): musl and static programs do not read %s" % PRELOAD)
 
 
@@ -4781,13 +4782,11 @@ def choose_library(host: Host, container: Container, libraries: List[Library], f
 def set_shift(host: Host, opts: argparse.Namespace, source: Dict[str, bytes], plan: Shift) -> dict:
     """Library, trial, RC, PRELOAD last, restart, watch. What is needed to undo is on the disk before the first write."""
     container, status, why = plan.container, "failed", ""
-    facts = {"done": False, "offset": opts.seconds, "stopped": False, "build": "", "library": ""}
     try:
-        save_undo(host, "faketime", container, plan.before, facts)
-        library = plan.fit([build_library(host, container, source)]) if source else plan.library
-        private = read_member(host, container, PRIVATE % hashlib.sha256(library.data).hexdigest()[:12], 1 << 24)
-        plan = plan._replace(library=library, before=plan.before + (private,))
-        save_undo(host, "faketime", container, plan.before, {"library": library.path, "build": ""})
+        save_undo(host, "faketime", container, plan.before, {"done": False, "offset": opts.seconds, "stopped": False, "build": "", "library": ""})
+        plan = plan._replace(library=plan.fit([build_library(host, container, source)]) if source else plan.library)
+        plan = plan._replace(before=plan.before + (read_member(host, container, PRIVATE % hashlib.sha256(plan.library.data).hexdigest()[:12], 1 << 24),))
+        save_undo(host, "faketime", container, plan.before, {"library": plan.library.path})
         why = apply_shift(host, opts, plan)
     except (Refused, WayClosed, EnvironmentFault) as err:
         status, why = "refused" if isinstance(err, Refused) else "failed", str(err)
@@ -4797,9 +4796,9 @@ def set_shift(host: Host, opts: argparse.Namespace, source: Dict[str, bytes], pl
         return row(plan.target, "failed" if left else status, why + (left or "; undone: it is as it was"), **dict(more, **({"partial": True} if left else {})))
     save_undo(host, "faketime", container, (), {"done": True, "stopped": False})
     more.update(offset=opts.seconds, preloaded=True if opts.restart else plan.preloaded)
-    note = "" if opts.restart else "its running programs follow within 10 s" if plan.preloaded else "its first process follows when it is restarted (--restart)"
-    at = "%s %s" % (opts.at, opts.zone) if opts.at is not None else ""
-    return row(plan.target, "changed", "; ".join(one for one in (at, plan.msg, note) if one), **more)
+    notes = ("%+d s" % opts.seconds, "%s %s" % (opts.at, opts.zone) if opts.at is not None else "", plan.msg,
+             "" if opts.restart else "its running programs follow within 10 s" if plan.preloaded else "its first process follows when it is restarted (--restart)")
+    return row(plan.target, "changed", "; ".join(one for one in notes if one), **more)
 
 
 def apply_shift(host: Host, opts: argparse.Namespace, plan: Shift) -> str:
@@ -4809,15 +4808,13 @@ def apply_shift(host: Host, opts: argparse.Namespace, plan: Shift) -> str:
     if private.data != plan.library.data:
         write_members(host, container, [Member(private.path, data=plan.library.data, **new)])
     try_library(host, plan, opts.seconds)
-    since = iso_seconds(container.started) if opts.restart else time.time() - opts.watch
-    talk = log_seconds(host, container, since, opts.watch)
+    talk = log_seconds(host, container, parse_instant(container.started) if opts.restart else time.time() - opts.watch, opts.watch)
     if opts.restart:
         save_undo(host, "faketime", container, (), {"stopped": True})
         must(host, "stop", container.id)
     write_members(host, container, [Member(RC, data=b"%+d\n" % opts.seconds, **new)])
     kept = b"".join(line.rstrip(b"\n") + b"\n" for line in old.data.splitlines(True) if OURS not in line)
-    if old.kind == "file":
-        new.update(uid=old.uid, gid=old.gid, mode=old.mode)
+    new.update(dict(uid=old.uid, gid=old.gid, mode=old.mode) if old.kind == "file" else {})
     write_members(host, container, [Member(PRELOAD, data=kept + raw(private.path) + b"\n", **new)])
     if opts.restart:
         must(host, "start", container.id)
@@ -4830,26 +4827,24 @@ def must(host: Host, *words: str) -> None:
         raise WayClosed("docker %s: %s" % (words[0], "no answer in %g s" % host.timeout if answer.timed_out else first_line(answer)))
 
 
-def clock_shift(host: Host, container: Container, env: Sequence[str] = ()) -> float:
-    """Seconds that `date` inside is ahead of the host. Raises WayClosed for anything but one quiet line with a number."""
-    began = time.time()
-    answer = change(host, ["exec", container.id] + (["env"] + list(env) if env else []) + ["date", "+%s"])
-    if answer.timed_out or answer.rc or answer.err or not re.match(rb"-?[0-9]{1,15}\n\Z", answer.out):
-        raise WayClosed("date inside: %s" % ("no answer in %g s" % host.timeout if answer.timed_out else "exit %d, %s" % (answer.rc, first_line(answer))))
-    return int(answer.out) - (began + time.time()) / 2
+def is_shift(clock: Tuple, seconds: float) -> bool:
+    """Is a clock of read_clock so far ahead? Whole seconds, and some for a busy host."""
+    return clock[0] - 2 <= seconds <= clock[1] + 2
 
 
 def try_library(host: Host, plan: Shift, seconds: int) -> None:
     """The library in execs of its own, before a file that others read names it. Raises Refused."""
-    trial = seconds if abs(seconds) >= 60 else 86400
+    trial, what = seconds if abs(seconds) >= 60 else 86400, "the trial of %s" % plan.library.path
     env = ["LD_PRELOAD=" + plan.before[2].path, "FAKETIME=%+d" % trial]
     try:
-        plain = 0.0 if plan.undo else clock_shift(host, plan.container)
-        shift = clock_shift(host, plan.container, env) if abs(plain) <= 5 else 0.0
+        plain = read_clock(host, plan.container)
+        if not plan.undo and not is_shift(plain, 0):
+            raise Refused("its clock is %+d s off already, and not by dockfix" % plain[0])
+        shifted = read_clock(host, plan.container, env)
     except WayClosed as err:
-        raise Refused("the trial of %s failed: %s" % (plan.library.path, err)) from None
-    if abs(plain) > 5 or abs(shift - trial) > 5:
-        raise Refused("its clock is %+d s off already, and not by dockfix" % plain if not shift else "%s shifted the clock by %+d s in its trial, not by %+d s" % (plan.library.path, shift, trial))
+        raise Refused("%s: %s" % (what, err)) from None
+    if not is_shift(shifted, trial):
+        raise Refused("%s shifted the clock by %+d s, not by %+d s" % (what, shifted[0], trial))
     if re.match(r".*/python[0-9.]*\Z", plan.program):
         code = "import signal, threading; signal.alarm(4); threading.Event().wait(0.1)"
         if change(host, ["exec", plan.container.id, "env"] + env + [plan.program, "-c", code]).rc:
@@ -4865,47 +4860,41 @@ def watch_shift(host: Host, opts: argparse.Namespace, plan: Shift, talk: Tuple[i
         if container is None:
             raise Gone()
         first = first or (container.started, container.restarts)
-        if not container.running or container.restarting or (container.started, container.restarts) != first:
+        if not can_exec(container) or (container.started, container.restarts) != first:
             return "with it, the container does not stay up"
         try:
-            shift = clock_shift(host, container)
+            clock = read_clock(host, container, quiet=True)
         except WayClosed as err:
             return "with it, a command inside fails: %s" % err
-        if abs(shift - opts.seconds) > 5:
-            return "its clock is then %+d s off, not %+d s (is there a ~/.faketimerc?)" % (shift, opts.seconds)
+        if not is_shift(clock, opts.seconds):
+            return "its clock is then %+d s off, not %+d s (is there a ~/.faketimerc?)" % (clock[0], opts.seconds)
         left = opts.watch - (time.monotonic() - began)
         if left <= 0 or host.stop.is_set():
             break
         time.sleep(min(1.0, left))
-    now = first_process(container)[0]
+    now, (early, late) = first_process(container)[0], log_seconds(host, container, wall, opts.watch)
     if now and posixpath.basename(now) != posixpath.basename(plan.program):
         return "after %g s its first process is %s, not %s: it hangs in its start (--watch SECONDS waits longer)" % (opts.watch, now, plan.program)
-    early, late = log_seconds(host, container, wall, opts.watch)
     if sum(talk) and opts.restart and not early + late or sum(talk) >= 3 and talk[1] and not late:
         return "it wrote nothing for %g s, and did before (--watch SECONDS waits longer)" % opts.watch
     return ""
 
 
-def iso_seconds(text: str) -> int:
-    """Seconds since 1970 of docker's ISO 8601 text in UTC; 0 where it is none."""
-    found = re.match(r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)", text, re.A)
-    return calendar.timegm(tuple(int(word) for word in found.groups()) + (0, 0, 0)) if found else 0
-
-
 def log_seconds(host: Host, container: Container, since: float, span: float) -> Tuple[int, int]:
     """In how many seconds of each half of [since, since + span] it wrote to its log, by docker's own clock; (0, 0) where docker cannot read the log."""
-    answer = query(host, "logs", "-t", "--since", "%d" % since, container.id, limit=1 << 22, enough=1 << 22)
-    stamps = {iso_seconds(line) - int(since) for line in (answer.out + b"\n" + answer.err).decode("utf-8", "replace").split("\n")}
+    answer = query(host, "logs", "-t", "--since", "%d" % since, container.id, limit=1 << 20, enough=1 << 20)
+    words = {line[:19] for line in (answer.out + b"\n" + answer.err).decode("utf-8", "replace").split("\n")}
+    stamps = [parse_instant(word + "Z") - int(since) for word in words]
     return sum(0 <= one < span / 2 for one in stamps), sum(span / 2 <= one <= span for one in stamps)
 
 
 def take_back(host: Host, plan: Shift) -> str:
-    """What was there at the look is put back, PRELOAD first, and the container runs again as it did; '' or what is left to be said."""
+    """What was there at the look is put back; '' or what is left to be said."""
     try:
         undo = load_undo(host, "faketime", plan.target.id)
         if not undo:
             return ""
-        left = put_back(host, plan.container, undo._replace(members=plan.before), False)
+        left = put_back(host, plan.container.id, undo._replace(members=plan.before), False)
         if plan.undo:
             save_undo(host, "faketime", plan.container, (), plan.undo.more)
         elif not left:
@@ -4915,35 +4904,54 @@ def take_back(host: Host, plan: Shift) -> str:
         return "; AND it could not be undone (%s): python3 dockfix.py faketime --undo %s" % (err, plan.target.name)
 
 
-def put_back(host: Host, container: Container, undo: Undo, restart: bool) -> List[str]:
-    """Restores a record's paths; returns what could not be removed. A container that dockfix stopped, or started with the library, is started (anew)."""
-    container = inspect_containers(host, [container.id]).get(container.id)
+def put_back(host: Host, ident: str, undo: Undo, restart: bool) -> List[str]:
+    """Restores a record's paths, PRELOAD first; returns what could not be removed. A container that dockfix stopped, or started with the library, is started (anew)."""
+    container = inspect_containers(host, [ident]).get(ident)
     if container is None:
         raise Gone()
-    if container.running:
-        remove_build(host, container, undo.more["build"])
-    restart = restart and container.running
-    if restart:
+    if restart and container.running:
         undo = save_undo(host, "faketime", container, (), {"stopped": True})._replace(members=undo.members)
-        must(host, "stop", container.id)
+        must(host, "stop", ident)
         container = container._replace(running=False, pid=0)
     restore_undo(host, container, undo._replace(members=[one for one in undo.members if one.path == PRELOAD]))
-    left = restore_undo(host, container, undo)
+    left = restore_undo(host, container, undo) + ([undo.more["build"]] if not remove_build(host, container, undo.more["build"]) else [])
     if undo.more["stopped"]:
-        must(host, "restart" if container.running else "start", container.id)
+        must(host, "restart" if container.running else "start", ident)
     return left
+
+
+def undo_shift(host: Host, opts: argparse.Namespace, plan: Shift) -> dict:
+    """What was there before dockfix's first shift, byte by byte."""
+    left = put_back(host, plan.target.id, plan.undo, opts.restart)
+    if left:
+        return row(plan.target, "failed", "left behind: %s" % ", ".join(left), **dict(NO_SHIFT, partial=True))
+    drop_undo(host, "faketime", plan.target.id)
+    stays = plan.preloaded and not opts.restart and not plan.undo.more["stopped"]
+    return row(plan.target, "changed", "its running programs go back within 10 s; they keep the library until they are restarted (--restart)" if stays else "", **dict(NO_SHIFT, offset=0))
+
+
+def shift_status(host: Host, plan: Shift, users: Dict[int, bool]) -> dict:
+    """What is set in it, by its files; what its clock shows is for `clock` to tell."""
+    container, undo = plan.container, plan.undo
+    done = undo is not None and undo.more["done"]
+    preload, rc = (read_member(host, container, path) for path in (PRELOAD, RC))
+    others = [where for where, on in ((PRELOAD, b"faketime" in preload.data), (RC, rc.kind != "absent"), ("its environment", any("faketime" in one.lower() for one in container.env))) if on]
+    first = "cannot be seen" if not users else "follows" if users.get(container.pid) else "after a restart only"
+    msg = ("%+d s by dockfix since %s; its first process: %s" % (undo.more["offset"], undo.changed, first) if done else "a change was cut off: python3 dockfix.py faketime --undo %s" % plan.target.name
+           if undo else "not by dockfix, but set in %s" % ", ".join(others) if others else "dockfix has shifted nothing here")
+    return row(plan.target, "unchanged", msg, offset=undo.more["offset"] if done else None, library=undo.more["library"] if done else None, preloaded=plan.preloaded)
 
 
 def build_source(folder: str) -> Dict[str, bytes]:
     """The files of libfaketime's src folder. Raises UsageError."""
-    folder = os.path.join(folder, "src") if os.path.isdir(os.path.join(folder, "src")) else folder
+    folder = os.path.join(folder, "src")
     try:
-        names = [name for name in sorted(os.listdir(folder)) if os.path.isfile(os.path.join(folder, name))]
-    except OSError as err:
-        raise UsageError("--build-from %s: %s" % (folder, err.strerror)) from None
+        names = [name for name in sorted(os.listdir(folder)) if os.path.isfile(os.path.join(folder, name))][:100]
+    except OSError:
+        names = []
     if "libfaketime.c" not in names or "Makefile" not in names:
-        raise UsageError("--build-from %s: this is not libfaketime's source (no src/libfaketime.c)" % folder, "Debian: apt-get source libfaketime")
-    return {name: read_input(os.path.join(folder, name), 1 << 22, "--build-from") for name in names[:100]}
+        raise UsageError("--build-from: there is no source of libfaketime in %s" % folder, "apt-get source libfaketime, or its source unpacked: DIR holds src/libfaketime.c")
+    return {name: read_input(os.path.join(folder, name), 1 << 22, "--build-from") for name in names}
 
 
 def build_library(host: Host, container: Container, source: Dict[str, bytes]) -> Library:
@@ -4957,72 +4965,18 @@ def build_library(host: Host, container: Container, source: Dict[str, bytes]) ->
     write_members(host, container, [Member(folder, "dir", mode=0o755, **own)] + [Member(folder + "/" + name, "file", data, mode=0o644, **own) for name, data in source.items()])
     answer = change_host(host, host.docker + ("exec", "-u", "0", container.id, "make", "-C", folder, "CC=gcc", "libfaketime.so.1"), None, max(host.timeout, BUILD_SECONDS))
     found = read_member(host, container, folder + "/libfaketime.so.1", 1 << 24)
-    remove_build(host, container, folder)
-    if answer.rc or found.kind != "file":
+    if not remove_build(host, container, folder) or answer.rc or found.kind != "file":
         lines = [line for line in answer.text().split("\n") if "rror" in line] or [first_line(answer)]
         raise WayClosed("make in it failed (exit %d): %s" % (answer.rc, lines[0][:300]))
     return judge_library("the library built in it", found.data)
 
 
-def remove_build(host: Host, container: Container, folder: str) -> None:
-    """Only a folder that build_library named."""
-    if re.match(r"/\.dockfix-build-[0-9a-f]{12}\Z", folder):
-        change(host, ["exec", "-u", "0", container.id, "rm", "-rf", folder])
-        if read_member(host, container, folder).kind != "absent":
-            raise WayClosed("%s could not be removed from it" % folder)
-
-
-def look_undo(opts: argparse.Namespace, plan: Shift):
-    if not plan.undo:
-        return row(plan.target, "unchanged", "dockfix has shifted nothing here", **NO_SHIFT)
-    if opts.restart and plan.container.running and plan.container.auto_remove:
-        raise Refused("it was started with --rm: stopped for a restart, it would be removed")
-    return plan
-
-
-def undo_shift(host: Host, opts: argparse.Namespace, plan: Shift) -> dict:
-    """What was there before dockfix's first shift, byte by byte."""
-    left = put_back(host, plan.container, plan.undo, opts.restart)
-    if left:
-        return row(plan.target, "failed", "left behind: %s" % ", ".join(left), **dict(NO_SHIFT, partial=True))
-    drop_undo(host, "faketime", plan.target.id)
-    stays = plan.preloaded and not opts.restart and not plan.undo.more["stopped"]
-    return row(plan.target, "changed", "its running programs go back within 10 s; they keep the library until they are restarted (--restart)" if stays else "", **dict(NO_SHIFT, offset=0))
-
-
-def shift_status(host: Host, plan: Shift, users: Dict[int, bool]) -> dict:
-    """What is set in it, by its files; what its clock shows is for `clock` to tell."""
-    container, undo = plan.container, plan.undo
-    preload, rc = (read_member(host, container, path) for path in (PRELOAD, RC))
-    foreign = [where for where, on in ((PRELOAD, b"faketime" in preload.data), (RC, rc.kind != "absent"), ("its environment", any("faketime" in one.lower() for one in container.env))) if on]
-    offset = undo.more["offset"] if undo and undo.more["done"] else None
-    if offset is not None:
-        first = "cannot be seen" if not users else "follows" if users.get(container.pid) else "after a restart only"
-        msg = "by dockfix since %s; its first process: %s" % (undo.changed, first)
-    elif undo:
-        msg = "a change was cut off: python3 dockfix.py faketime --undo %s" % plan.target.name
-    else:
-        msg = "not by dockfix, but set in %s" % ", ".join(foreign) if foreign else "not shifted"
-    return row(plan.target, "unchanged", msg, offset=offset, library=undo.more["library"] if undo else None, preloaded=plan.preloaded)
-
-
-def plan_faketime(opts: argparse.Namespace, report: dict, plans: list) -> None:
-    """The dry run. Its script calls dockfix for each container: what undo needs has to be kept on the way."""
-    options = [("--offset", opts.offset), ("--at", opts.at), ("--zone", opts.zone), ("--build-from", opts.build_from and os.path.abspath(opts.build_from))]
-    words = ["python3", own_path(), "faketime"] + ["%s=%s" % one for one in options + [("--lib", os.path.abspath(path)) for path in opts.lib] if one[1] is not None]
-    words += [flag for flag, on in (("--undo", opts.undo), ("--restart", opts.restart), ("--yes", opts.restart), ("--step-running", opts.step_running)) if on]
-    words += ["--watch=%g" % opts.watch] + shared_words(opts)
-    lines = []                  # type: List[str]
-    for plan in plans:
-        if isinstance(plan, Shift):
-            using = "undo" if opts.undo else "with %s" % (plan.library.path if plan.library else "a library built in it")
-            lines += [comment("%s: %s%s" % (plan.target.name, using, "; " + plan.msg if plan.msg else "")), "run " + sh_line(words + [plan.target.id])]
-            plan = row(plan.target, "changed", plan.msg, offset=opts.seconds, library=plan.library.path if plan.library else None, preloaded=plan.preloaded)
-        else:
-            lines.append(comment("%s: %s (%s): %s" % (plan["status"], plan["target"], plan["id"], plan["msg"])))
-        report["results"].append(plan)
-    report["script"] = script_text(report, lines, sum(one["status"] in ("refused", "failed") for one in report["results"]))
-    report["exit_code"] = exit_code(report["results"], opts.exit_code)
+def remove_build(host: Host, container: Container, folder: str) -> bool:
+    """Only a folder that build_library named; is it gone?"""
+    if not re.match(r"/\.dockfix-build-[0-9a-f]{12}\Z", folder):
+        return True
+    change(host, ["exec", "-u", "0", container.id, "rm", "-rf", folder])
+    return read_member(host, container, folder).kind == "absent"
 
 
 ###############################################################################
