@@ -3991,19 +3991,20 @@ def container_zone(host: Host, container: Container) -> Zone:
     return Zone(name, 0, True)
 
 
-def read_clock(host: Host, container: Container) -> Tuple[float, float, int]:
-    """(least, most seconds that the clock inside is ahead, seconds east of UTC) by one `date`, whose second passed somewhere in the call. Raises
-    WayClosed, Gone."""
+def read_clock(host: Host, container: Container, env: Sequence[str] = (), quiet: bool = False) -> Tuple[float, float, int]:
+    """(least, most seconds that the clock inside is ahead, seconds east of UTC) by one `date`, whose second passed somewhere in the call; with
+    variables (there is no exec -e before 17.05) where `env` has some. quiet: a word on stderr is a fault. Raises WayClosed, Gone."""
     if not can_exec(container):
         raise WayClosed("it is %s" % ("paused" if container.paused else "restarting" if container.restarting else "not running"))
     began = time.time()
-    answer = query(host, "exec", container.id, "date", "+%s %z")
+    answer = query(host, "exec", container.id, *((["env"] + list(env) if env else []) + ["date", "+%s %z"]))
     ended = time.time()
     found = re.match(rb"(-?[0-9]{1,15}) ([+-])([0-9]{2})([0-9]{2})\s*\Z", answer.out)
     if answer.rc and is_gone_now(host, container.id, answer.text()):
         raise Gone()
-    if not found or answer.rc:
-        raise WayClosed("no answer in %g s" % host.timeout if answer.timed_out else "there is no `date` inside that runs" if answer.rc in (126, 127) else "date: " + first_line(answer))
+    if not found or answer.rc or quiet and answer.err:
+        absent = answer.rc in (126, 127) and not quiet
+        raise WayClosed("no answer in %g s" % host.timeout if answer.timed_out else "there is no `date` inside that runs" if absent else "date: " + first_line(answer))
     at, east = int(found.group(1)), int(found.group(3)) * 3600 + int(found.group(4)) * 60
     return at - ended, at + 1 - began, -east if found.group(2) == b"-" else east
 
@@ -4840,7 +4841,7 @@ def try_library(host: Host, plan: Shift, seconds: int) -> None:
         plain = read_clock(host, plan.container)
         if not plan.undo and not is_shift(plain, 0):
             raise Refused("its clock is %+d s off already, and not by dockfix" % plain[0])
-        shifted = read_clock(host, plan.container, env)
+        shifted = read_clock(host, plan.container, env, True)
     except WayClosed as err:
         raise Refused("%s: %s" % (what, err)) from None
     if not is_shift(shifted, trial):
@@ -5079,12 +5080,6 @@ def show_change(report: dict, quiet: bool) -> str:
         one["keeps"], one["id"], one["id"]) if one["keeps"] and not quiet and one["status"] == "changed" else "") for one in report["results"])
 
 
-def show_faketime(report: dict, quiet: bool) -> str:
-    rows = [one for one in report["results"] if not quiet or one["status"] not in ("changed", "unchanged")]
-    cells = [(r["target"], r["id"][:12], r["status"], "-" if r["offset"] is None else "%+d s" % r["offset"], r["msg"]) for r in rows]
-    return (render_table(("CONTAINER", "ID", "STATUS", "SHIFT", "MESSAGE"), cells) if rows else "") + ("" if quiet else counts(report["results"]) + "\n")
-
-
 def show_errors(report: dict) -> None:
     for finding in report["findings"]:
         say("dockfix: %s: %s" % (finding["severity"], finding["text"]))
@@ -5285,7 +5280,7 @@ that are stopped or have no `date` are judged by TZ and their zone file."""),
 
 Writes the zone's data, /etc/timezone and the link /etc/localtime, which glibc, musl and Java understand, also
 in images without tzdata. Refused where a TZ variable or a mount would win. What was there is kept for --undo."""),
-    Command("faketime", "shift the clock of containers through libfaketime, and put it back", "faketime [OPTIONS] [CONTAINER ...]", FAKETIME, run_faketime, show_faketime, """\
+    Command("faketime", "shift the clock of containers through libfaketime, and put it back", "faketime [OPTIONS] [CONTAINER ...]", FAKETIME, run_faketime, show_rows, """\
   python3 dockfix.py faketime web1 --offset +8h --restart
   python3 dockfix.py faketime web1 --at '2030-01-01 00:00:00' --zone Asia/Shanghai
   python3 dockfix.py faketime --all --status
