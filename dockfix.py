@@ -900,16 +900,14 @@ def check_user(user: bytes, what: str) -> None:
 
 def check_secret(secret: bytes, what: str) -> None:
     """Refuses what would set another password than the user believes. Never shows it."""
-    if not secret:
-        raise UsageError("%s: the password is empty" % what)
-    if b"\r" in secret:
-        raise UsageError("%s: there is a carriage return (CR) in the password" % what, "the file has Windows line ends: tr -d '\\r' < FILE > NEWFILE")
-    if b"\n" in secret or b"\0" in secret:
-        raise UsageError("%s: there is a line feed or NUL in the password" % what, "--password-file takes one password, on one line")
-    if secret.startswith(b"\xef\xbb\xbf"):
-        raise UsageError("%s: the password starts with a byte order mark, which nobody types" % what, "the file comes from Windows: tail -c +4 FILE > NEWFILE")
-    if len(secret) > PASSWORD_MAX:
-        raise UsageError("%s: the password has %d bytes; crypt(3) takes %d" % (what, len(secret), PASSWORD_MAX))
+    for bad, why, hint in (
+            (not secret, "the password is empty", ""),
+            (b"\r" in secret, "there is a carriage return (CR) in the password", "the file has Windows line ends: tr -d '\\r' < FILE > NEWFILE"),
+            (b"\n" in secret or b"\0" in secret, "there is a line feed or NUL in the password", "--password-file takes one password, on one line"),
+            (secret.startswith(b"\xef\xbb\xbf"), "the password starts with a byte order mark", "the file comes from Windows: tail -c +4 FILE > NEWFILE"),
+            (len(secret) > PASSWORD_MAX, "the password has %d bytes; crypt(3) takes %d" % (len(secret), PASSWORD_MAX), "")):
+        if bad:
+            raise UsageError("%s: %s" % (what, why), hint)
 
 
 HASHES = (
@@ -2307,14 +2305,13 @@ def open_root(container: Container) -> Tuple[int, List[Mount]]:
         raise WayClosed("it has no running process" if os.geteuid() == 0 else "only root can go through /proc")
     fds = []                    # type: List[int]
     try:
-        proc = keep(fds, os.open("/proc/%d" % container.pid, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-        if container.id not in read_proc(proc, "cgroup"):
+        fds.append(os.open("/proc/%d" % container.pid, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        if container.id not in read_proc(fds[0], "cgroup"):
             raise WayClosed("process %d is not this container's" % container.pid)
-        root = keep(fds, os.open("root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=proc))
+        fds.append(os.open("root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fds[0]))
         # After the open, so that what is judged is what was opened: the device ties both together.
-        mounts = parse_mountinfo(read_proc(proc, "mountinfo"))
-        mount = own_root(mounts, container)
-        device = os.fstat(root).st_dev
+        mounts = parse_mountinfo(read_proc(fds[0], "mountinfo"))
+        mount, device = own_root(mounts, container), os.fstat(fds[1]).st_dev
         if not mount or mount.dev != "%d:%d" % (os.major(device), os.minor(device)):
             raise WayClosed("the root of its first process is not shown to be the container's own layer (driver %s)" % (container.driver or "unknown"))
         return fds.pop(), mounts
@@ -2342,11 +2339,6 @@ def open_etc(container: Container) -> int:
         raise WayClosed("/proc/%d: %s" % (container.pid, err.strerror)) from None
     finally:
         os.close(root)
-
-
-def keep(fds: List[int], fd: int) -> int:
-    fds.append(fd)
-    return fd
 
 
 def read_proc(proc: int, name: str) -> str:
@@ -3606,16 +3598,12 @@ def run_chpasswd(host: Host, opts: argparse.Namespace, report: dict) -> None:
     report["results"] = rows_of(host, opts, "chpasswd", targets, plans, lambda plan: set_passwords(host, opts, plan), more)
     report["exit_code"] = exit_code(report["results"])
     trip(report, before)
-    warn_yescrypt(accounts, opts)
+    if opts.encrypted and any(one.secret.startswith(b"$y$") for one in accounts):
+        say("dockfix: warning: musl images (Alpine) and EL7 do not know $y$ hashes; $6$ works everywhere")
 
 
 def show_bytes(data: bytes) -> str:
     return data.decode("utf-8", "backslashreplace")
-
-
-def warn_yescrypt(accounts: List[Account], opts: argparse.Namespace) -> None:
-    if opts.encrypted and any(one.secret.startswith(b"$y$") for one in accounts):
-        say("dockfix: warning: musl images (Alpine) and EL7 do not know $y$ hashes; $6$ works everywhere")
 
 
 def trip(report: dict, before: Dict[str, Tuple]) -> None:
