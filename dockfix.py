@@ -787,6 +787,43 @@ def pool_mode(pool: Dict[str, object]) -> Tuple[str, str]:
     return "unknown", "neither a loop file nor a data device is said"
 
 
+# --- the thin pool, as the kernel tells (dmsetup)
+
+
+class ThinPool(NamedTuple):
+    """table: its line; sectors: its length, of 512 bytes each; devices as MAJOR:MINOR; block: bytes of a data block; state: 'rw', 'ro',
+    'out_of_data_space' or 'Fail'. Used and total are bytes, None in state Fail."""
+    table: str
+    sectors: int
+    metadata_dev: str
+    data_dev: str
+    block: int
+    state: str
+    needs_check: bool
+    data_used: Optional[int] = None
+    data_total: Optional[int] = None
+    metadata_used: Optional[int] = None
+    metadata_total: Optional[int] = None
+
+    def longer(self, sectors: int) -> str:
+        """The same table with another length."""
+        return re.sub("^0 [0-9]+ ", "0 %d " % sectors, self.table)
+
+
+def parse_thin_pool(table: str, status: str) -> ThinPool:
+    """From `dmsetup table POOL` and `dmsetup status POOL`; kernels since 2015 add needs_check, all print metadata in blocks of 4 KiB. Raises EnvironmentFault."""
+    line = re.match(r"(?:\S+: )?(0 ([0-9]+) thin-pool ([0-9]+:[0-9]+) ([0-9]+:[0-9]+) ([0-9]+) .*)\Z", table.strip())
+    state = re.match(r"(?:\S+: )?0 [0-9]+ thin-pool (?:(Fail|Error)|[0-9]+ ([0-9]+)/([0-9]+) ([0-9]+)/([0-9]+) \S+ (rw|ro|out_of_data_space)\b(.*))", status.strip())
+    if not line or not state:
+        raise EnvironmentFault("dmsetup's answer about the pool is not understood: %s" % (status if line else table).strip()[:200], "dmsetup table; dmsetup status")
+    block = int(line.group(5)) * 512
+    facts = (line.group(1), int(line.group(2)), line.group(3), line.group(4), block)
+    if state.group(1):
+        return ThinPool(*facts + ("Fail", False))
+    counts = [int(state.group(n)) * size for n, size in ((4, block), (5, block), (2, 4096), (3, 4096))]
+    return ThinPool(*facts + (state.group(6), "needs_check" in state.group(7)) + tuple(counts))
+
+
 # --- where the daemon's options are set
 
 
@@ -877,6 +914,40 @@ def option_conflicts(sources: Sequence[OptionSource]) -> List[Tuple[str, List[st
     known = {name for name, _ in found}
     return found + [(name, sorted(set(sum(both.values(), [])))) for name, both in sides.items() if len(both) > 1 and name not in known and not (
         name.endswith("-opts") and any(key.startswith("dm.") for key in known))]
+
+
+# --- setting them where they live
+
+
+def edit_flags(text: str, name: str, key: str, value: Optional[str]) -> str:
+    """A command line, or the variable for it, with one option set (None: taken away) and every other byte kept. key: of a storage-opt, '' for a plain option.
+    A new one is put behind the last storage option that is there."""
+    flag = r"(?<![\w-])(?:%s)" % "|".join(re.escape(word) for word in FLAGS if FLAGS[word] == name)
+    found = re.compile(r"(%s(?:=|\s+))([\"']?)%s([^\s\"']*)\2" % (flag, re.escape(key + "=") if key else ""))
+    if value is None:
+        return re.sub(r"[ \t]*" + found.pattern, "", text)
+    if found.search(text):
+        return found.sub(lambda m: "%s%s%s%s%s" % (m.group(1), m.group(2), key + "=" if key else "", value, m.group(2)), text)
+    last = list(re.finditer(r"--storage-(?:opt|driver)(?:=|\s+)([\"']?)[^\s\"']*\1", text))
+    new = " --%s %s%s" % (name, key + "=" if key else "", value)
+    return text[:last[-1].end()] + new + text[last[-1].end():] if last else text
+
+
+def edit_daemon_json(text: str, name: str, key: str, value: Optional[str]) -> str:
+    """The same of daemon.json, whose other keys stay, in their order."""
+    found = json.loads(text or "{}")
+    if key:
+        kept = [one for one in found.get("storage-opts") or [] if one.partition("=")[0] != key]
+        found["storage-opts"] = kept + (["%s=%s" % (key, value)] if value is not None else [])
+    else:
+        found[name] = value
+    return json.dumps({one: what for one, what in found.items() if what not in (None, []) or one not in (name, "storage-opts")}, indent=4) + "\n"
+
+
+def size_word(size: int) -> str:
+    """A size as Docker's options take it: '500G', '1536M', plain bytes where nothing larger is exact."""
+    unit = next(unit for unit in (40, 30, 20, 10, 0) if size % (1 << unit) == 0)
+    return "%d%s" % (size >> unit, " KMGT"[unit // 10].strip())
 
 
 # --- passwords and shadow files
@@ -2993,8 +3064,9 @@ class Step(NamedTuple):
     do, as after a kill) and after it, for at most `wait` seconds; without tests, when the deed succeeds. The deed is a host program (`argv`,
     no shell; standard input `data`, or the file `source`; standard output to the file `target`), or, with `path`, putting `data` there with
     `mode`; with neither the step only waits for its tests. A test is (MODE, [TEXT,] WORD ...), see TESTS. `undo`: steps that are safe also
-    where the deed never began or is undone already; void once the step called `until` was begun. `size`: bytes that will flow, for the
-    progress. `daemon`: 'down' or 'up', what the daemon must be from here on: made so again when a reboot has changed it."""
+    where the deed never began or is undone already; void once the step called `until` was begun. The whole step is void where `unless` holds.
+    A `soft` step that fails is told, and the change goes on. `size`: bytes that will flow, for the progress. `daemon`: 'down' or 'up', what
+    the daemon must be from here on: made so again when a reboot has changed it."""
     title: str
     argv: Tuple[str, ...] = ()
     check: Tuple[Tuple[str, ...], ...] = ()
@@ -3008,6 +3080,8 @@ class Step(NamedTuple):
     size: int = 0
     daemon: str = ""
     until: str = ""
+    unless: Tuple[Tuple[str, ...], ...] = ()
+    soft: bool = False
 
 
 class Plan(NamedTuple):
@@ -3054,8 +3128,18 @@ def failing_test(host: Host, tests: Sequence[Sequence[str]]) -> str:
 
 def do_step(host: Host, step: Step, tick: Callable[[int], None]) -> None:
     """Raises DockfixError where the step is not done afterwards."""
-    if step.check and not failing_test(host, step.check):
+    if any(tests and not failing_test(host, tests) for tests in (step.unless, step.check)):
         return
+    try:
+        do_deed(host, step, tick)
+    except DockfixError as err:
+        if not step.soft or host.kill.is_set():
+            raise
+        say("dockfix: warning: " + err.msg)
+        host.memo.setdefault("warnings", []).append(err.msg)
+
+
+def do_deed(host: Host, step: Step, tick: Callable[[int], None]) -> None:
     if step.path:
         try:
             replace_file(step.path, raw(step.data), step.mode)
@@ -3108,10 +3192,11 @@ def script_step(step: Step, fail: str) -> List[str]:
     if step.target:
         command = "(umask 077; %s > %s) && mv %s %s" % (command, sh_quote(step.target + ".part"), sh_quote(step.target + ".part"), sh_quote(step.target))
     deed = "put %o %s" % (step.mode, sh_line((step.path, step.data))) if step.path else command if step.argv else ":"
+    fail = "echo %s >&2" % sh_quote("warning: not done: " + step.title) if step.soft else fail
     lines = ["%s%s || %s" % (tests + " || " if tests else "", "{ %s; }" % deed if " && " in deed or " | " in deed else deed, fail)]
     if tests:
-        lines.append("n=%d; until %s; do [ $((n -= 1)) -ge 0 ] || %s; sleep 1; done" % (step.wait, tests, fail))
-    return lines
+        lines.append("n=%d; until %s; do [ $((n -= 1)) -ge 0 ] || { %s; break; }; sleep 1; done" % (step.wait, tests, fail))
+    return ["if ! { %s; }; then" % " && ".join(sh_line(test) for test in step.unless)] + lines + ["fi"] if step.unless else lines
 
 
 def plan_script(report: dict, plan: Plan, start: int = 0) -> str:
@@ -3139,8 +3224,8 @@ def step_data(step: Step) -> dict:
 
 
 def step_from(found: dict) -> Step:
-    return Step(**dict(found, argv=tuple(found.get("argv", ())), check=tuple(tuple(test) for test in found.get("check", ())),
-                       undo=tuple(step_from(one) for one in found.get("undo", ()))))
+    tests = {name: tuple(tuple(test) for test in found.get(name, ())) for name in ("check", "unless")}
+    return Step(**dict(found, argv=tuple(found.get("argv", ())), undo=tuple(step_from(one) for one in found.get("undo", ())), **tests))
 
 
 def save_journal(host: Host, journal: Journal) -> None:
@@ -4140,6 +4225,278 @@ def plan_calls(opts: argparse.Namespace, report: dict, plans: list, words: List[
              for one in report["results"]]
     report["script"] = script_text(report, lines, sum(one["status"] in ("refused", "failed") for one in report["results"]))
     report["exit_code"] = exit_code(report["results"], opts.exit_code)
+# --- stopping and starting the daemon, and setting its options: the same for every storage change
+
+
+DROP_IN = "/etc/systemd/system/docker.service.d/zz-dockfix.conf"
+SYSTEMD_MARK = "/run/systemd/system"        # sd_booted(3)
+
+
+class Engine(NamedTuple):
+    """The daemon as it stands, so that it can be stopped and started again as it was. root: DockerRootDir, links resolved; ran: (id, name) of
+    the containers that run, in the order to start them; paused: ids among them."""
+    docker: Tuple[str, ...]
+    systemd: bool
+    socket: bool
+    root: str
+    ran: Tuple[Tuple[str, str], ...]
+    paused: Tuple[str, ...]
+
+    def answers(self) -> Tuple[str, ...]:
+        return ("ok",) + self.docker + ("version", "--format", "{{.Server.Version}}")
+
+    def service(self, verb: str, unit: str = "docker") -> Tuple[str, ...]:
+        return ("systemctl", verb, unit + ("" if "." in unit else ".service")) if self.systemd else ("service", unit, verb)
+
+
+def look_engine(host: Host) -> Engine:
+    systemd = os.path.isdir(SYSTEMD_MARK)
+    up = [target for target in list_containers(host) if is_up(target)]
+    socket = systemd and query_host(host, ("systemctl", "is-active", "docker.socket")).rc == 0
+    return Engine(host.docker, systemd, socket, os.path.realpath(str(engine_info(host)["DockerRootDir"])), tuple((one.id, one.name) for one in up),
+                  tuple(one.id for one in up if "(Paused)" in one.status))
+
+
+def check_stop(host: Host, engine: Engine, lose: Sequence[str]) -> None:
+    """Refuses where stopping the daemon would lose a container, or would not stop it."""
+    info = engine_info(host)
+    if info["LiveRestoreEnabled"] == "true":
+        raise Refused("the daemon has live-restore: its containers, and the pool under them, would outlive the stop", "set live-restore to false, restart docker, then again")
+    doomed = [name for name in (str(one.get("Name")).lstrip("/") for one in inspect_objects(host, "container", [one for one, _ in engine.ran])
+                                if (one.get("HostConfig") or {}).get("AutoRemove")) if name not in lose]
+    if doomed:
+        raise Refused("docker removes %s for good when it stops (--rm)" % ", ".join(doomed), "stop it yourself, or --lose-autoremove " + " --lose-autoremove ".join(doomed))
+    strangers = [mount.point for mount in parse_mountinfo(host_text("/proc/self/mountinfo"))
+                 if mount.point.startswith(engine.root + "/") and not mount.point.startswith(tuple(engine.root + part for part in DRIVER_MOUNTS))]
+    if strangers:
+        raise Refused("there is a mount below Docker's root that is not Docker's own: %s" % ", ".join(strangers), "umount %s" % sh_line(strangers))
+
+
+DRIVER_MOUNTS = ("/devicemapper", "/overlay2/", "/overlay/", "/aufs/", "/btrfs", "/zfs/", "/containers/", "/netns", "/plugins/", "/volumes/")
+
+
+def run_again(engine: Engine) -> Tuple[Step, ...]:
+    """Starts by name what ran before: docker itself leaves those down that were stopped by hand before, or have no restart policy."""
+    state = lambda one, what: engine.docker + ("inspect", "--type", "container", "--format", "{{.State.%s}}" % what, one)
+    return tuple(Step("start " + name, engine.docker + ("start", one), (("says", "true") + state(one, "Running"),), wait=30, soft=True) for one, name in engine.ran) + tuple(
+        Step("pause " + name, engine.docker + ("pause", one), (("says", "true") + state(one, "Paused"),), soft=True) for one, name in engine.ran if one in engine.paused)
+
+
+def stop_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
+    """docker.socket first, or a poke at it starts the daemon again; then the proof that nothing of it is left. The first step only holds what
+    its undoing does last: start by name what ran."""
+    down, database = ("not",) + engine.answers()[1:], os.path.join(engine.root, "*.db")
+    start = Step("start docker", engine.service("start"), (engine.answers(),), wait=120)
+    again = ((Step("clear earlier failures", ("systemctl", "reset-failed", "docker.service"), soft=True),) if engine.systemd else ()) + (start,)
+    steps = [Step("%d containers run now" % len(engine.ran), undo=run_again(engine))]
+    if engine.socket:
+        steps.append(Step("stop docker.socket", engine.service("stop", "docker.socket"), (("not",) + engine.service("is-active", "docker.socket"),), daemon="down",
+                          undo=(Step("start docker.socket", engine.service("start", "docker.socket"), (("ok",) + engine.service("is-active", "docker.socket"),)),)))
+    steps.append(Step("stop docker", engine.service("stop"), (down,), undo=again, wait=120, daemon="down"))
+    if pool:
+        steps.append(Step("take the pool down if it outlived the daemon", ("dmsetup", "remove", "--retry", pool), (("not", "dmsetup", "info", pool),), wait=10, daemon="down"))
+    files = [os.path.join(engine.root, "devicemapper/devicemapper", kind) for kind in ("data", "metadata")] if pool else []
+    tests = (down, ("silent", "find", "/proc", "-mindepth", "3", "-maxdepth", "3", "-path", "/proc/[0-9]*/fd/*", "-lname", database)) + unused(os.path.join(engine.root, "devicemapper"))
+    return tuple(steps) + (Step("no daemon, no mount%s is left" % (", no loop device" if pool else ""), check=tests + tuple(("silent", "losetup", "-j", path) for path in files),
+                                wait=30, daemon="down"),)
+
+
+def start_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
+    """One start attempt; undone by a stop of the daemon that was started."""
+    stop = tuple(step._replace(undo=(), daemon="") for step in stop_steps(engine, pool)[1:])
+    steps = (Step("start docker", engine.service("start"), (engine.answers(),), wait=120, daemon="up", undo=stop),)
+    if engine.socket:
+        steps += (Step("start docker.socket", engine.service("start", "docker.socket"), (("ok",) + engine.service("is-active", "docker.socket"),)),)
+    return steps
+
+
+def option_steps(engine: Engine, wanted: Sequence[Tuple[str, str, Optional[str]]], add: bool = True) -> Tuple[Step, ...]:
+    """Steps that set (name, key, value) of the daemon's options where they live; value None takes one away; what is set nowhere is added (with
+    `add`) beside the other storage options, else to daemon.json. Raises Refused where two places set one, or a place is not understood."""
+    sources = option_sources()
+    for name, places in option_conflicts(sources):
+        if name.startswith(("dm.", "storage-")):
+            raise Refused("%s is set in two places: %s" % (name, " and ".join(places)), "leave it in one of them, then again")
+    bad = next((source for source in sources if source.fault), None)
+    if bad:
+        raise Refused("%s: %s" % (bad.where(), bad.fault), "mend it first: docker would not start with it either")
+    sources = [source for source in sources if source.used]
+    new = {}                    # type: Dict[OptionSource, str]
+    for name, key, value in wanted:
+        lives = [source for source in sources if any(one == name and what.startswith(key + "=" if key else "") for one, what in source.options)]
+        beside = [source for source in sources if any(one == "storage-opt" for one, _ in source.options)] + [source for source in sources if source.kind == "daemon.json"]
+        home = (lives or (beside if add and value is not None else []))[:1]
+        for source in home:
+            new[source] = (edit_daemon_json if source.kind == "daemon.json" else edit_flags)(new.get(source, source.raw), name, key, value)
+    steps = tuple(step for source, text in new.items() if text != source.raw for step in option_edit(source, text))
+    for name, key, value in wanted:
+        for source, text in new.items():
+            told = daemon_json(text) if source.kind == "daemon.json" else daemon_flags(shell_words(text))
+            if [what for one, what in told if one == name and what.startswith(key + "=" if key else "")] not in ([], [(key + "=" if key else "") + str(value)]):
+                raise Refused("%s in %s cannot be edited" % (key or name, source.where()), "set it there by hand")
+    return steps + ((Step("let systemd read its units again", ("systemctl", "daemon-reload")),) if any(step.path == DROP_IN for step in steps) else ())
+
+
+def option_edit(source: OptionSource, text: str) -> Tuple[Step, ...]:
+    """The steps that put the edited text of one place where it belongs: for a unit, a drop-in of dockfix's own."""
+    path = os.path.realpath(source.path)
+    if source.kind == "unit":
+        folder = os.path.dirname(DROP_IN)
+        step = put_file("set the options in " + DROP_IN, DROP_IN, "[Service]\nExecStart=\nExecStart=%s\n" % text)
+        made = Step("make " + folder, ("mkdir", "-p", folder), undo=(Step("remove " + folder, ("rmdir", "--ignore-fail-on-non-empty", folder), soft=True),))
+        return (made, step._replace(undo=step.undo + (Step("let systemd read its units again", ("systemctl", "daemon-reload")),)))
+    if source.kind == "daemon.json":
+        return (put_file("set the options in " + path, path, text),)
+    whole = host_text(path)
+    lines = list(re.finditer(r"(?m)^[ \t]*(?:export[ \t]+)?%s=((?:.*\\\n)*.*)" % re.escape(source.variable), whole))
+    if not lines or path.endswith((".service", ".conf")) or source.raw not in lines[-1].group(1):
+        raise Refused("%s cannot be edited" % source.where(), "set the options there by hand")
+    start, end = lines[-1].span(1)
+    return (put_file("set the options in " + path, path, whole[:start] + whole[start:end].replace(source.raw, text) + whole[end:]),)
+
+
+# --- pool: the loop pool of devicemapper, larger in place or made anew
+
+
+METADATA_MAX = 33292800 * 512               # what dm-thin can use, some 15.88 GiB
+
+
+class LoopPool(NamedTuple):
+    """name: the pool's; files, loops (device paths) and lengths (bytes) by 'data' and 'metadata'; spare: bytes that the disk under them can still take."""
+    name: str
+    thin: ThinPool
+    files: Dict[str, str]
+    loops: Dict[str, str]
+    lengths: Dict[str, int]
+    spare: int
+
+
+def look_pool(host: Host, engine: Engine) -> LoopPool:
+    """Raises EnvironmentFault for another driver, Refused for a pool that is no loop pool."""
+    info = engine_info(host)
+    if info["Driver"] != "devicemapper":
+        raise EnvironmentFault("the storage driver is %s; only devicemapper has a pool" % info["Driver"], "python3 dockfix.py storage")
+    reported = pool_reported(info["DriverStatus"])
+    name = str(reported["name"] or "")
+    thin = parse_thin_pool(*(expect(query_host(host, ("dmsetup", verb, name)), "dmsetup").out.decode("ascii", "replace") for verb in ("table", "status")))
+    files, loops, lengths, taken = {}, {}, {}, 0
+    for kind, device in (("data", thin.data_dev), ("metadata", thin.metadata_dev)):
+        files[kind] = os.path.join(engine.root, "devicemapper/devicemapper", kind)
+        try:
+            found = os.lstat(raw(files[kind]))
+        except OSError:
+            raise Refused("the pool has no loop file %s: it lies on a device of its own (direct-lvm)" % files[kind],
+                          "lvextend -L +SIZE VG/POOL (lvs names it; the pool is %s), nothing else is needed" % name) from None
+        if not stat.S_ISREG(found.st_mode):
+            raise Refused("%s is not a regular file but a link or a device" % files[kind], "grow the device behind it: lvextend")
+        answer = expect(query_host(host, ("losetup", "-j", files[kind])), "losetup").out.decode("utf-8", "replace")
+        loops[kind] = next((one for one in re.findall(r"(?m)^(/dev/loop[0-9]+):", answer) if device_number(one) == device), "")
+        if not loops[kind]:
+            raise Refused("the pool's %s device (%s) is not the loop device of %s" % (kind, device, files[kind]), "losetup -a; dmsetup table %s" % name)
+        lengths[kind], taken = found.st_size, taken + found.st_blocks * 512
+    disk = os.statvfs(raw(files["data"]))
+    return LoopPool(name, thin, files, loops, lengths, disk.f_bavail * disk.f_frsize + taken)
+
+
+def device_number(path: str) -> str:
+    try:
+        found = os.stat(raw(path)).st_rdev
+    except OSError:
+        return ""
+    return "%d:%d" % (os.major(found), os.minor(found))
+
+
+def check_sizes(pool: LoopPool, sizes: Dict[str, int], overcommit: bool) -> None:
+    if sizes["metadata"] > METADATA_MAX:
+        raise Refused("metadata of %s: dm-thin can use 15.88 GiB at most" % show_size(sizes["metadata"]), "--metadata 15G; a full pool of 100 GiB needs 0.1 GiB")
+    if sum(sizes.values()) > pool.spare and not overcommit:
+        raise Refused("the disk under %s can take %s in all, not %s: it would fill before the pool does" % (
+            os.path.dirname(pool.files["data"]), show_size(pool.spare), show_size(sum(sizes.values()))), "a smaller size, or --overcommit; relocate moves Docker to a larger disk")
+
+
+def asked_sizes(opts: argparse.Namespace, pool: LoopPool) -> Dict[str, int]:
+    """Bytes by kind, whole MiB; what is not asked for is the size of now."""
+    asked = {kind: parse_size(text, pool.lengths[kind]) if text else pool.lengths[kind] for kind, text in (("data", opts.data), ("metadata", opts.metadata))}
+    return {kind: size if size == pool.lengths[kind] else size >> 20 << 20 for kind, size in asked.items()}
+
+
+def run_pool(host: Host, opts: argparse.Namespace, report: dict) -> None:
+    if opts.words[0] not in ("grow", "recreate"):
+        raise UsageError("pool takes grow or recreate, not %s" % opts.words[0], "python3 dockfix.py pool --help")
+    lock_storage(host, opts)
+    run_grow(host, opts, report)
+
+
+def run_grow(host: Host, opts: argparse.Namespace, report: dict) -> None:
+    if not opts.data and not opts.metadata:
+        raise UsageError("how large? --data SIZE, --metadata SIZE, or both", "python3 dockfix.py pool grow --data +100G")
+    for text in (opts.data, opts.metadata):
+        parse_size(text or "0", 0)
+    engine = look_engine(host)
+    pool = look_pool(host, engine)
+    sizes = asked_sizes(opts, pool)
+    for kind in ("data", "metadata"):
+        if sizes[kind] < pool.lengths[kind]:
+            raise Refused("%s has %s already, and a thin pool never shrinks" % (kind, show_size(pool.lengths[kind])), "python3 dockfix.py pool recreate --%s %s --backup DIR" % (
+                kind, size_word(sizes[kind])))
+    if pool.thin.state not in ("rw", "out_of_data_space") or pool.thin.needs_check:
+        raise Refused("the pool is in state %s%s: growing would not mend it" % (pool.thin.state, ", needs_check" if pool.thin.needs_check else ""),
+                      "save what is there (docker save, docker cp), then: python3 dockfix.py pool recreate --backup DIR")
+    check_sizes(pool, sizes, opts.overcommit)
+    if opts.offline:
+        check_stop(host, engine, opts.lose_autoremove)
+    options = option_steps(engine, [("storage-opt", "dm.loop%ssize" % kind, size_word(size)) for kind, size in sizes.items() if size > pool.lengths[kind]], add=False)
+    larger = [kind for kind in sizes if sizes[kind] > pool.lengths[kind]]
+    steps = (grow_offline(engine, pool, sizes) if opts.offline else grow_online(pool, sizes)) if larger or pool.thin.sectors * 512 < sizes["data"] >> 20 << 20 else ()
+    goal = ", ".join("%s %s -> %s" % (kind, show_size(pool.lengths[kind]), show_size(sizes[kind])) for kind in larger) or "as it is"
+    plan = Plan(new_name("pool-grow"), "pool grow", "pool %s: %s" % (pool.name, goal), insert_options(steps, options))
+    if not plan.steps:
+        return change_row(report, plan, "unchanged", plan.goal)
+    run_change(host, opts, report, plan, "grow the pool %s (%s, %s)?" % (pool.name, goal, "with the daemon stopped" if opts.offline else "while everything runs"))
+
+
+def insert_options(steps: Tuple[Step, ...], options: Tuple[Step, ...]) -> Tuple[Step, ...]:
+    """Before the daemon is started, else at the end."""
+    at = next((number for number, step in enumerate(steps) if step.daemon == "up"), len(steps))
+    return steps[:at] + options + steps[at:]
+
+
+def new_name(kind: str) -> str:
+    return kind + time.strftime("-%Y%m%d-%H%M%S")
+
+
+def lengthen(pool: LoopPool, sizes: Dict[str, int], until: str = "") -> Tuple[Step, ...]:
+    """The loop files made longer; cut back only while the pool certainly has the old length."""
+    steps = []
+    for kind, path in pool.files.items():
+        old, new = pool.lengths[kind], sizes[kind]
+        loaded = (("lacks", "0 %d thin-pool" % pool.thin.sectors, "dmsetup", "table", pool.name),) if kind == "data" else (
+            ("lacks", "/%d " % (old // 4096), "dmsetup", "status", pool.name),)
+        undo = (Step("cut %s back" % path, ("truncate", "-s", str(old), path), (("says", str(old), "stat", "-c", "%s", path),), unless=() if until else loaded),)
+        undo += () if until else (Step("tell %s" % pool.loops[kind], ("losetup", "-c", pool.loops[kind]), unless=loaded),)
+        steps += [Step("lengthen %s to %s" % (path, show_size(new)), ("truncate", "-s", str(new), path), (("says", str(new), "stat", "-c", "%s", path),), undo, until=until)] * (new > old)
+    return tuple(steps)
+
+
+def grow_online(pool: LoopPool, sizes: Dict[str, int]) -> Tuple[Step, ...]:
+    """No suspend of its own: resume suspends, swaps and goes on by itself, so that a kill leaves no frozen pool."""
+    steps = lengthen(pool, sizes)
+    for kind, loop in pool.loops.items():
+        seen = ("says", str(sizes[kind] // 512), "cat", "/sys/block/%s/size" % os.path.basename(loop))
+        steps += (Step("tell %s the new length" % loop, ("losetup", "-c", loop), (seen,)),) * (sizes[kind] > pool.lengths[kind])
+    table, sectors = pool.thin.table, sizes["data"] // 512
+    live = ("has", "ACTIVE", "dmsetup", "info", pool.name)
+    grown = (("has", "0 %d thin-pool" % sectors, "dmsetup", "table", pool.name), ("has", "/%d " % (min(sizes["metadata"], METADATA_MAX) // 4096), "dmsetup", "status", pool.name), live)
+    undo = tuple(Step(title, argv, unless=(live,)) for title, argv in (("load the old table", ("dmsetup", "reload", pool.name, "--table", table)),
+                                                                        ("resume it", ("dmsetup", "resume", pool.name))))
+    return steps + (Step("load the new table", ("dmsetup", "reload", pool.name, "--table", pool.thin.longer(sectors)), undo=(Step("forget the new table", ("dmsetup", "clear", pool.name)),)),
+                    Step("switch to it", ("dmsetup", "resume", pool.name), grown, undo))
+
+
+def grow_offline(engine: Engine, pool: LoopPool, sizes: Dict[str, int]) -> Tuple[Step, ...]:
+    grown = ("has", "0 %d thin-pool" % (sizes["data"] // 512), "dmsetup", "table", pool.name)
+    return stop_steps(engine, pool.name) + lengthen(pool, sizes, until="start docker") + start_steps(engine, pool.name) + run_again(engine) + (
+        Step("the pool has its new length", check=(grown,)),)
 
 
 # --- resume, rollback, discard: what became of a storage change
@@ -5211,7 +5568,19 @@ class Command(NamedTuple):
         return self.options + (CHOOSING if self.words is None else ())
 
 
+POOL = CHANGE + (
+    value("--data", metavar="SIZE", help="of the data file: 500G, 20GiB, or +100G for so much more"),
+    value("--metadata", metavar="SIZE", help="of the metadata file"),
+    flag("--offline", help="grow: with the daemon stopped"),
+    flag("--overcommit", help="also beyond what the disk can take"),
+    value("--lose-autoremove", metavar="NAME", action="append", default=[], help="this --rm container may vanish when docker stops"),
+)
 COMMANDS = (
+    Command("pool", "a devicemapper loop pool, larger in place or made anew", "pool grow|recreate [OPTIONS]", POOL, run_pool, show_change, """\
+  python3 dockfix.py pool grow --data +100G
+  python3 dockfix.py pool grow --metadata 4G --offline
+
+grow keeps everything, and stops nothing unless --offline is given. The option of the next start is set where it lives.""", (1, 1)),
     Command("owner", "which container or image a layer's folder or device belongs to, and back", "owner [OPTIONS] [HASH|PATH|DEVICE|CONTAINER|IMAGE ...]", OWNER, run_owner, show_owner, """\
   python3 dockfix.py owner                                all layers and whose they are
   python3 dockfix.py owner 92fd3b3e /dev/dm-3 web1        a hash's beginning, a device, a container
