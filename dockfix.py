@@ -4282,7 +4282,7 @@ def run_again(engine: Engine) -> Tuple[Step, ...]:
         Step("pause " + name, engine.docker + ("pause", one), (("says", "true") + state(one, "Paused"),), soft=True) for one, name in engine.ran if one in engine.paused)
 
 
-def stop_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
+def down_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
     """docker.socket first, or a poke at it starts the daemon again; then the proof that nothing of it is left. The first step only holds what
     its undoing does last: start by name what ran."""
     down, database = ("not",) + engine.answers()[1:], os.path.join(engine.root, "*.db")
@@ -4301,9 +4301,9 @@ def stop_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
                                 wait=30, daemon="down"),)
 
 
-def start_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
+def up_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
     """One start attempt; undone by a stop of the daemon that was started."""
-    stop = tuple(step._replace(undo=(), daemon="") for step in stop_steps(engine, pool)[1:])
+    stop = tuple(step._replace(undo=(), daemon="") for step in down_steps(engine, pool)[1:])
     steps = (Step("start docker", engine.service("start"), (engine.answers(),), wait=120, daemon="up", undo=stop),)
     if engine.socket:
         steps += (Step("start docker.socket", engine.service("start", "docker.socket"), (("ok",) + engine.service("is-active", "docker.socket"),)),)
@@ -4495,7 +4495,7 @@ def grow_online(pool: LoopPool, sizes: Dict[str, int]) -> Tuple[Step, ...]:
 
 def grow_offline(engine: Engine, pool: LoopPool, sizes: Dict[str, int]) -> Tuple[Step, ...]:
     grown = ("has", "0 %d thin-pool" % (sizes["data"] // 512), "dmsetup", "table", pool.name)
-    return stop_steps(engine, pool.name) + lengthen(pool, sizes, until="start docker") + start_steps(engine, pool.name) + run_again(engine) + (
+    return down_steps(engine, pool.name) + lengthen(pool, sizes, until="start docker") + up_steps(engine, pool.name) + run_again(engine) + (
         Step("the pool has its new length", check=(grown,)),)
 
 
