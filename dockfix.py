@@ -950,6 +950,225 @@ def size_word(size: int) -> str:
     return "%d%s" % (size >> unit, " KMGT"[unit // 10].strip())
 
 
+# --- a container, network or volume made again: what each field of inspect becomes on a command line
+
+
+class Recipe(NamedTuple):
+    """A container for `docker create`: words before the image and behind it, standard input (a seccomp profile), the `docker network` calls that
+    follow; bound: what only an image made of the container carries; lost: what cannot be carried over, in words."""
+    options: List[str]
+    command: List[str]
+    stdin: str
+    networks: List[List[str]]
+    bound: List[str]
+    lost: List[str]
+
+
+CREATE = {      # settings: flags of docker create, by the shape of their values
+    "text": "Hostname:hostname Domainname:domainname User:user WorkingDir:workdir StopSignal:stop-signal StopTimeout:stop-timeout MacAddress:mac-address Entry:entrypoint "
+            "HealthCmd:health-cmd Interval:health-interval Timeout:health-timeout StartPeriod:health-start-period StartInterval:health-start-interval Retries:health-retries "
+            "NetworkMode:network VolumeDriver:volume-driver CgroupnsMode:cgroupns IpcMode:ipc PidMode:pid UTSMode:uts UsernsMode:userns ShmSize:shm-size LogDriver:log-driver "
+            "Runtime:runtime OomScoreAdj:oom-score-adj CgroupParent:cgroup-parent CpuShares:cpu-shares CpuPeriod:cpu-period CpuQuota:cpu-quota PidsLimit:pids-limit "
+            "CpuRealtimePeriod:cpu-rt-period CpuRealtimeRuntime:cpu-rt-runtime CpusetCpus:cpuset-cpus CpusetMems:cpuset-mems BlkioWeight:blkio-weight Memory:memory "
+            "MemoryReservation:memory-reservation MemorySwap:memory-swap MemorySwappiness:memory-swappiness KernelMemory:kernel-memory",
+    "switch": "AutoRemove:rm Privileged:privileged PublishAllPorts:publish-all ReadonlyRootfs:read-only OomKillDisable:oom-kill-disable Init:init Tty:tty "
+              "OpenStdin:interactive NoHealth:no-healthcheck",
+    "list": "Binds:volume VolumesFrom:volumes-from CapAdd:cap-add CapDrop:cap-drop Dns:dns DnsOptions:dns-opt DnsSearch:dns-search ExtraHosts:add-host Env:env Expose:expose "
+            "GroupAdd:group-add DeviceCgroupRules:device-cgroup-rule SecurityOpt:security-opt Publish:publish Aliases:network-alias Ip:ip Ip6:ip6 LinkLocal:link-local-ip "
+            "Attach:attach Mounts:mount Gpus:gpus Cdi:device",
+    "map": "StorageOpt:storage-opt Sysctls:sysctl Annotations:annotation Labels:label LogOpts:log-opt",
+    "tmpfs": "Tmpfs:tmpfs", "device": "Devices:device", "ulimit": "Ulimits:ulimit", "link": "Links:link", "cpus": "NanoCpus:cpus", "restart": "RestartPolicy:restart",
+    "rate": "BlkioWeightDevice:blkio-weight-device BlkioDeviceReadBps:device-read-bps BlkioDeviceWriteBps:device-write-bps "
+            "BlkioDeviceReadIOps:device-read-iops BlkioDeviceWriteIOps:device-write-iops",
+}
+SHAPES = {      # value -> what stands behind the flag's =, once for each
+    "text": lambda value: [value],
+    "list": lambda value: value,
+    "map": lambda value: ["%s=%s" % pair for pair in sorted(value.items())],
+    "tmpfs": lambda value: [path + (":" + rest if rest else "") for path, rest in sorted(value.items())],
+    "device": lambda value: ["%(PathOnHost)s:%(PathInContainer)s:%(CgroupPermissions)s" % one for one in value],
+    "ulimit": lambda value: ["%(Name)s=%(Soft)d:%(Hard)d" % one for one in value],
+    "link": lambda value: ["%s:%s" % (one.split(":")[0].lstrip("/"), one.split(":")[1].split("/")[-1]) for one in value],
+    "cpus": lambda value: ["%d.%09d" % divmod(value, 10 ** 9)],
+    "restart": lambda value: [value["Name"] + (":%d" % value["MaximumRetryCount"] if value.get("MaximumRetryCount") else "")] if value.get("Name") not in ("", "no") else [],
+    "rate": lambda value: ["%s:%s" % (one["Path"], one.get("Rate", one.get("Weight"))) for one in value],
+}
+DEFAULTS = {"ShmSize": 1 << 26, "MemorySwappiness": -1, "PidsLimit": -1}        # noted where nothing was asked for
+MEANT = (("MemorySwappiness", 0), ("StopTimeout", 0), ("Entry", ""))            # elsewhere what is empty was not asked for
+TABLE = [(pair.split(":")[0], "--" + pair.split(":")[1], shape) for shape, pairs in CREATE.items() for pair in pairs.split()]
+OTHER = ("AttachStdin AttachStdout AttachStderr ExposedPorts StdinOnce Cmd Entrypoint Healthcheck ArgsEscaped Image NetworkDisabled Volumes OnBuild Shell "
+         "ContainerIDFile ConsoleSize MaskedPaths ReadonlyPaths Isolation LogConfig PortBindings DeviceRequests").split() + [row[0] for row in TABLE]
+
+
+def title_of(doc: dict) -> str:
+    return doc["Name"].lstrip("/")
+
+
+def create_recipe(doc: dict, image: dict, others: Sequence[dict]) -> Recipe:
+    """From one object of `docker inspect`, the Config of its image ({}: as if it had none) and all containers that it may refer to. Raises KeyError and the
+    like for an object of another kind (facts_of). Words are --flag=value: no value is taken for an option, none needs a shell. Floor: all that runlike carries."""
+    config, host = doc["Config"], doc["HostConfig"]
+    recipe = Recipe(["--name=" + title_of(doc)], [], next((one[8:] for one in host.get("SecurityOpt") or [] if one.startswith("seccomp={")), ""), [], [], [])
+    recipe.lost.extend("%s (%s)" % (key, json.dumps(value, sort_keys=True)) for key, value in list(host.items()) + list(config.items()) if key not in OTHER and value)
+    names = {ref: title_of(one) for one in others for ref in (one["Id"], one["Id"][:12], title_of(one))}
+    flat = dict(host, VolumesFrom=[":".join([names.get(one.split(":")[0], one.split(":")[0])] + one.split(":")[1:]) for one in host.get("VolumesFrom") or []])
+    flat["Binds"] = [one for one in host.get("Binds") or [] if ":" in one]
+    for key in ("NetworkMode", "IpcMode", "PidMode"):
+        mode, _, ref = (host.get(key) or "").partition(":")
+        flat[key] = mode + ":" + names.get(ref, ref) if mode == "container" else host.get(key)
+    flat["SecurityOpt"] = ["seccomp=/dev/stdin" if one.startswith("seccomp={") else one for one in host.get("SecurityOpt") or []]
+    flat["SecurityOpt"] += ["systempaths=unconfined"] * (host.get("MaskedPaths") == [] and not host.get("Privileged"))
+    network_settings(doc, flat, recipe)
+    config_settings(config, image, flat, recipe)
+    mount_settings(doc, flat, names, others, recipe.lost)
+    flat.update(LogDriver=(host.get("LogConfig") or {}).get("Type"), LogOpts=(host.get("LogConfig") or {}).get("Config"))
+    flat["Publish"] = [("[%s]:" if ":" in (end.get("HostIp") or "") else "%s:") % end["HostIp"] * bool(end.get("HostIp")) + "%s:%s" % (end.get("HostPort") or "", port)
+                       for port, ends in sorted((host.get("PortBindings") or {}).items()) for end in [dict({"HostIp": ""}, **one) for one in ends or [{}]]]
+    requests = host.get("DeviceRequests") or []
+    flat["Cdi"] = [device for one in requests if one.get("Driver") == "cdi" for device in one.get("DeviceIDs") or []]
+    flat["Gpus"] = [gpu_line(one) for one in requests if one.get("Driver") != "cdi"]
+    for key, flag, shape in TABLE:
+        value = flat.get(key)
+        if (value or (key, value) in MEANT) and value != DEFAULTS.get(key):
+            recipe.options.extend([flag] if shape == "switch" else ["%s=%s" % (flag, word) for word in SHAPES[shape](value)])
+    recipe.lost.extend(["bytes that are no UTF-8 (docker itself shows U+FFFD)"] * any("\ufffd" in word for word in recipe.options + recipe.command))
+    return recipe
+
+
+def config_settings(config: dict, image: dict, flat: dict, recipe: Recipe) -> None:
+    """What of Config differs from the image's; the words behind the image."""
+    own = not re.match("host|container:", flat["NetworkMode"] or "") and flat.get("UTSMode") != "host"
+    flat.update((key, config.get(key)) for key in ("Hostname", "Domainname") if own)
+    flat.update((key, config.get(key)) for key in ("User", "WorkingDir", "StopSignal", "StopTimeout") if config.get(key) != image.get(key))
+    flat.update(Tty=config.get("Tty"), OpenStdin=config.get("OpenStdin"))
+    flat["Attach"] = ["stdout"] * bool(config.get("OpenStdin") and not config.get("StdinOnce"))       # else create notes StdinOnce
+    env = [one for one in config.get("Env") or [] if one not in (image.get("Env") or [])]
+    flat["Env"] = [one for one in env if one.find("=") > 0]
+    recipe.bound.extend("variable %s" % one for one in env if one.find("=") < 1)        # without a = docker would take the operator's own
+    flat["Labels"] = {key: value for key, value in (config.get("Labels") or {}).items() if (image.get("Labels") or {}).get(key) != value}
+    flat["Expose"] = sorted(set(config.get("ExposedPorts") or {}) - set(image.get("ExposedPorts") or {}) - set(flat.get("PortBindings") or {}))
+    entry, args = config.get("Entrypoint") or [], config.get("Cmd") or []
+    if entry != (image.get("Entrypoint") or []) or (not args and image.get("Cmd")):
+        flat["Entry"] = entry[0] if entry else ""
+        recipe.bound.extend(["an entrypoint of several words (%s)" % sh_line(entry)] * (len(entry) > 1))
+        recipe.command.extend(entry[1:] + args)
+    elif args != (image.get("Cmd") or []):
+        recipe.command.extend(args)
+    recipe.bound.extend(key for key in ("Shell", "OnBuild") if (config.get(key) or None) != (image.get(key) or None))
+    health, base = config.get("Healthcheck") or {}, image.get("Healthcheck") or {}
+    flat.update((key, "%dns" % health[key]) for key in ("Interval", "Timeout", "StartPeriod", "StartInterval") if health.get(key) and health[key] != base.get(key))
+    flat["Retries"] = health.get("Retries") if health.get("Retries") != base.get("Retries") else 0
+    test = health.get("Test") or [] if health.get("Test") != base.get("Test") else []
+    flat["NoHealth"], flat["HealthCmd"] = test[:1] == ["NONE"], test[1] if test[:1] == ["CMD-SHELL"] else sh_line(test[1:])
+    recipe.bound.extend(["a health check that is no shell line (%s)" % sh_line(test[1:])] * (test[:1] == ["CMD"]))
+
+
+def network_settings(doc: dict, flat: dict, recipe: Recipe) -> None:
+    """The first network, by its name, and a `docker network connect` for each further one."""
+    ends, mode, config = doc["NetworkSettings"].get("Networks") or {}, flat["NetworkMode"] or "default", doc["Config"]
+    first = next((name for name, end in ends.items() if mode in (name, end.get("NetworkID") or name)), mode)
+    simple = first in ("default", "bridge", "host", "none") or first.startswith("container:")
+    flat["NetworkMode"] = "" if first in ("default", "bridge") else first
+    mac = (ends.get(first) or {}).get("MacAddress") or ""
+    flat["MacAddress"] = config.get("MacAddress") or ("" if mac.startswith("02:42:") else mac)      # docker makes those itself
+    for name, end in sorted(ends.items() if not simple else ()):
+        ipam = end.get("IPAMConfig") or {}
+        here = {"Aliases": [one for one in end.get("Aliases") or [] if one != doc["Id"][:12]], "Ip": [ipam[key] for key in ("IPv4Address",) if ipam.get(key)],
+                "Ip6": [ipam[key] for key in ("IPv6Address",) if ipam.get(key)], "LinkLocal": ipam.get("LinkLocalIPs"), "Links": end.get("Links")}
+        driver = ["driver-opt=" + word for word in SHAPES["map"](end.get("DriverOpts") or {})] + ["gw-priority=%s" % end.get("GwPriority")] * bool(end.get("GwPriority"))
+        if name == first:
+            flat.update(here, NetworkMode=csv_line(["name=" + name] + driver) if driver else name)
+        else:
+            words = [flag.replace("network-", "") + "=" + word for key, flag, shape in TABLE if key in here for word in SHAPES[shape](here[key] or [])]
+            recipe.networks.append(["network", "connect"] + words + ["--" + word for word in driver] + [name, title_of(doc)])
+    if not simple and first not in ends:
+        recipe.networks.append(["network", "disconnect", first, title_of(doc)])
+
+
+def mount_settings(doc: dict, flat: dict, names: Dict[str, str], others: Sequence[dict], lost: List[str]) -> None:
+    """HostConfig.Mounts as --mount lines; volumes that are in no list, the anonymous ones, by the names that docker gave them."""
+    mounts, asked = doc.get("Mounts") or [], flat.get("Mounts") or []
+    sources = [one.split(":")[0] for one in flat["VolumesFrom"]]
+    covered = [one.split(":")[1] for one in flat["Binds"]] + [one["Target"] for one in asked] + list(flat.get("Tmpfs") or {})
+    covered = {posixpath.normpath(one) for one in covered + [mount["Destination"] for one in others if title_of(one) in sources for mount in one.get("Mounts") or []]}
+    flat["Binds"] = flat["Binds"] + ["%s:%s%s" % (one["Name"], one["Destination"], ":ro" if one.get("RW") is False else "") for one in mounts
+                                     if one.get("Name") and posixpath.normpath(one["Destination"]) not in covered]
+    lines = []
+    for one in asked:
+        bind, volume, tmpfs = one.get("BindOptions") or {}, one.get("VolumeOptions") or {}, one.get("TmpfsOptions") or {}
+        driver = volume.get("DriverConfig") or {}
+        anonymous = [mount.get("Name") for mount in mounts if mount["Destination"] == one["Target"]] + [""]
+        pairs = [("type", one["Type"]), ("source", one.get("Source") or anonymous[0]), ("target", one["Target"]), ("readonly", one.get("ReadOnly")),
+                 ("consistency", one.get("Consistency")), ("bind-propagation", bind.get("Propagation")), ("bind-nonrecursive", bind.get("NonRecursive")),
+                 ("bind-recursive", "writable" if bind.get("ReadOnlyNonRecursive") else "readonly" if bind.get("ReadOnlyForceRecursive") else ""),
+                 ("volume-nocopy", volume.get("NoCopy")), ("volume-subpath", volume.get("Subpath")), ("volume-driver", driver.get("Name")),
+                 ("tmpfs-size", tmpfs.get("SizeBytes")), ("tmpfs-mode", "%o" % (tmpfs.get("Mode") or 0) if tmpfs.get("Mode") else "")]
+        pairs += [(key, word) for key, some in (("volume-label", volume.get("Labels")), ("volume-opt", driver.get("Options"))) for word in SHAPES["map"](some or {})]
+        lines.append(csv_line(["%s=%s" % (key, "true" if value is True else value) for key, value in pairs if value]))
+        odd = [("ImageOptions", one), ("ClusterOptions", one), ("Options", tmpfs), ("CreateMountpoint", bind)]
+        lost.extend("%s of the mount at %s" % (key, one["Target"]) for key, some in odd if some.get(key))
+    flat["Mounts"] = lines
+
+
+def gpu_line(one: dict) -> str:
+    kinds = [kind for some in one.get("Capabilities") or [] for kind in some if kind != "gpu"]       # docker adds that one
+    pairs = [("driver", one.get("Driver")), ("device", ",".join(one.get("DeviceIDs") or [])), ("count", "all" if one.get("Count") == -1 else one.get("Count")),
+             ("capabilities", ",".join(kinds)), ("options", csv_line(SHAPES["map"](one.get("Options") or {})))]
+    return csv_line(["%s=%s" % pair for pair in pairs if pair[1]])
+
+
+def csv_line(fields: Sequence[str]) -> str:
+    """As Go's encoding/csv reads it."""
+    return ",".join('"%s"' % one.replace('"', '""') if re.search('[,"\r\n]', one) else one for one in fields)
+
+
+def network_recipe(doc: dict) -> List[str]:
+    """`docker network create` for one object of `docker network inspect`, with the addresses it got."""
+    ipam, source = doc.get("IPAM") or {}, (doc.get("ConfigFrom") or {}).get("Network")
+    words = ["--" + flag for key, flag in (("Internal", "internal"), ("Attachable", "attachable"), ("EnableIPv6", "ipv6"), ("ConfigOnly", "config-only")) if doc.get(key)]
+    words += ["--ipv4=false"] * (doc.get("EnableIPv4") is False) + ["--config-from=%s" % source] * bool(source)
+    words += ["--ipam-driver=%s" % ipam.get("Driver")] * (ipam.get("Driver") not in (None, "", "default"))
+    words += ["--%s=%s" % (flag, word) for values, flag in ((ipam.get("Options"), "ipam-opt"), (doc.get("Options"), "opt"), (doc.get("Labels"), "label"))
+              for word in SHAPES["map"](values or {})]
+    for one in ipam.get("Config") or []:
+        words += ["--%s=%s" % (flag, one[key].split("/")[0] if key == "Gateway" else one[key])
+                  for key, flag in (("Subnet", "subnet"), ("Gateway", "gateway"), ("IPRange", "ip-range")) if one.get(key)]
+        words += ["--aux-address=" + word for word in SHAPES["map"](one.get("AuxiliaryAddresses") or {})]
+    return ["network", "create", "--driver=" + doc["Driver"]] + words + [doc["Name"]]
+
+
+def volume_recipe(doc: dict) -> List[str]:
+    """`docker volume create` for one object of `docker volume inspect`; --name is understood by Docker 1.12 to 29."""
+    words = ["--%s=%s" % (flag, word) for key, flag in (("Labels", "label"), ("Options", "opt")) for word in SHAPES["map"](doc.get(key) or {})]
+    return ["volume", "create", "--driver=" + doc["Driver"]] + words + ["--name=" + doc["Name"]]
+
+
+def needs(doc: dict, others: Sequence[dict]) -> List[str]:
+    """Ids of the containers that must be there, and up, before this one: links, shared namespaces, volumes-from, compose's depends_on."""
+    host, labels, compose = doc["HostConfig"], doc["Config"].get("Labels") or {}, "com.docker.compose."
+    refs = {(host.get(key) or "")[10:] for key in ("NetworkMode", "IpcMode", "PidMode") if (host.get(key) or "").startswith("container:")}
+    ends = (doc["NetworkSettings"].get("Networks") or {}).values()
+    refs |= {one.split(":")[0].lstrip("/") for one in (host.get("VolumesFrom") or []) + (host.get("Links") or []) + [one for end in ends for one in end.get("Links") or []]}
+    services = [one.split(":")[0] for one in (labels.get(compose + "depends_on") or "").split(",")]
+    found = []
+    for one in others:
+        theirs = one["Config"].get("Labels") or {}
+        same = labels.get(compose + "project") and theirs.get(compose + "project") == labels[compose + "project"] and theirs.get(compose + "service") in services
+        found += [one["Id"]] * bool(one is not doc and (same or not refs.isdisjoint((title_of(one), one["Id"], one["Id"][:12]))))
+    return found
+
+
+def in_order(docs: Sequence[dict]) -> List[dict]:
+    """Containers so that each comes behind those it needs, otherwise as they were started; a circle is cut there."""
+    ordered, waiting = [], sorted(docs, key=lambda one: (one["State"].get("StartedAt") or "", one["Name"]))
+    after = {one["Id"]: set(needs(one, docs)) for one in docs}
+    while waiting:
+        one = next((one for one in waiting if not after[one["Id"]] - {done["Id"] for done in ordered}), waiting[0])
+        ordered.append(one)
+        waiting.remove(one)
+    return ordered
+
+
 # --- passwords and shadow files
 
 
@@ -3199,7 +3418,7 @@ def script_step(step: Step, fail: str) -> List[str]:
     return ["if ! { %s; }; then" % " && ".join(sh_line(test) for test in step.unless)] + lines + ["fi"] if step.unless else lines
 
 
-def plan_script(report: dict, plan: Plan, start: int = 0) -> str:
+def plan_script(report: dict, plan: Plan, start: int = 0, then: Sequence[Step] = ()) -> str:
     """The change from step `start` on as a POSIX script; a step that fails undoes what was done, as the real run would, and ends in 1 (7: the undoing failed)."""
     lines = [comment(plan.goal)] + ["%s() { %s; }" % (mode, body) for mode, (_, _, body) in TESTS.items()]
     lines += ["put() { (umask 077; printf %s \"$3\" > \"$2.dockfix\") && chmod \"$1\" \"$2.dockfix\" && mv \"$2.dockfix\" \"$2\"; }",
@@ -3212,7 +3431,7 @@ def plan_script(report: dict, plan: Plan, start: int = 0) -> str:
     lines += ["exit 1", "}"]
     for number, step in list(enumerate(plan.steps, 1))[start:]:
         lines += ["at=%d %s" % (number, comment("of %d: %s" % (len(plan.steps), step.title)))] + script_step(step, "back")
-    return script_text(report, lines, 0)
+    return script_text(report, lines + ["done=1"] + [line for one in then for line in script_step(one, "bad=1")], 0)
 
 
 # --- the journal
@@ -3268,11 +3487,11 @@ def lock_storage(host: Host, opts: argparse.Namespace, mending: bool = False) ->
         take_lock(host, exclusive=True, mending=mending)
 
 
-def run_change(host: Host, opts: argparse.Namespace, report: dict, plan: Plan, question: str = "") -> None:
+def run_change(host: Host, opts: argparse.Namespace, report: dict, plan: Plan, question: str = "", then: Sequence[Step] = ()) -> None:
     """Confirmation (with a question), journal, steps; a step that fails undoes all of it (exit 1). A dry run: the script. Facts and refusals
     come before this, under lock_storage. One row in report: the change."""
     if opts.dry_run:
-        report["script"] = plan_script(report, plan)
+        report["script"] = plan_script(report, plan, 0, then)
         report["exit_code"] = 4 if getattr(opts, "exit_code", False) and plan.steps else 0
         return change_row(report, plan, "changed", "would: " + plan.goal)
     if question:
@@ -4499,6 +4718,404 @@ def grow_offline(engine: Engine, pool: LoopPool, sizes: Dict[str, int]) -> Tuple
         Step("the pool has its new length", check=(grown,)),)
 
 
+# --- backup and restore: images, containers, networks, volumes, into a folder and back
+
+BACKUP_SCHEMA = "dockfix-backup/1"
+HELPER = "dockfix.helper"                   # the container that only carries volumes
+KEPT, BACK = "dockfix/backup", "dockfix/restored"       # images made of containers: while a backup runs, and after a restore
+STOCK_FILES = ("containers.json", "images.json", "networks.json", "volumes.json")
+REMOVE = {"container": ("rm", "-f", "-v"), "image": ("rmi",), "network": ("network", "rm"), "volume": ("volume", "rm")}
+
+
+class Stock(NamedTuple):
+    """What an engine holds, or a backup of it, as docker's inspect gives it. Containers stand in the order of their dependencies."""
+    containers: List[dict]
+    images: List[dict]
+    networks: List[dict]
+    volumes: List[dict]
+
+
+class Backup(NamedTuple):
+    """A backup as it stands in a folder, or will once its steps are done. own: by container id how its own files are kept: '' (it has none: its image will
+    do), 'commit' or 'export'; volumes: by name file, container and path it is read from; loads: files for docker load; made: when (ISO 8601)."""
+    folder: str
+    stock: Stock
+    own: Dict[str, str]
+    volumes: Dict[str, Sequence[str]]
+    loads: Sequence[str]
+    left_out: Sequence[str]
+    made: str
+
+    def path(self, name: str) -> str:
+        return os.path.join(self.folder, name)
+
+    def files(self) -> List[str]:
+        """All but the manifest; each has its sha256 beside it."""
+        exports = ["export-%s.tar" % one for one in sorted(self.own) if self.own[one] == "export"]
+        return list(STOCK_FILES) + list(self.loads) + exports + sorted(place[0] for place in self.volumes.values())
+
+
+def look_stock(host: Host) -> Stock:
+    """Eight docker calls, whatever there is. Raises EnvironmentFault."""
+    containers = inspect_objects(host, "container", [target.id for target in list_containers(host)])
+    lists = [("images", "-q", "--no-trunc"), ("network", "ls", "-q", "--no-trunc"), ("volume", "ls", "-q")]
+    names = [expect(query(host, *words), "docker " + words[0]).out.decode("utf-8", "replace").split() for words in lists]
+    images = inspect_objects(host, "image", sorted(set(names[0]) | {one["Image"] for one in containers}))
+    return Stock(facts_of(containers, in_order), images, inspect_objects(host, "network", names[1]), inspect_objects(host, "volume", names[2]))
+
+
+def runs(doc: dict) -> bool:
+    return doc["State"].get("Running") is True      # paused and restarting ones too
+
+
+def carried_networks(stock: Stock) -> List[dict]:
+    return [one for one in stock.networks if one.get("Scope") == "local" and one["Driver"] not in ("host", "null") and one["Name"] not in ("bridge", "docker_gwbridge")]
+
+
+def image_refs(images: Sequence[dict]) -> List[str]:
+    """Every tag of every image, or its id: saved by id an image comes back without a name."""
+    return [ref for one in images for ref in one.get("RepoTags") or [one["Id"]]]
+
+
+def own_image(repository: str, doc: dict) -> str:
+    return "%s:%s-%s" % (repository, title_of(doc)[:100], doc["Id"][:12])
+
+
+def own_refs(kept: Backup) -> List[str]:
+    return [own_image(KEPT, doc) for doc in kept.stock.containers if kept.own[doc["Id"]] == "commit"]
+
+
+def plan_backup(host: Host, folder: str, stock: Stock, loads: Sequence[str], live: bool = True) -> Backup:
+    """What a backup of this stock will be. With `live` containers are taken as they are now; else what runs may still write before it is stopped.
+    A thin pool that would refuse one more container (dm.min_free_space) leaves docker export, and reading volumes through containers that have them."""
+    info = engine_info(host)["DriverStatus"]
+    total, used, least = (parse_reported(info.get(key) or "") for key in ("Data Space Total", "Data Space Used", "Thin Pool Minimum Free Space"))
+    tight = None not in (total, used, least) and total - used < least + (1 << 26)
+    own, volumes = {}, {}
+    for doc in stock.containers:
+        image = next((one.get("Config") or {} for one in stock.images if one["Id"] == doc["Image"]), None)
+        plain = image is not None and (live or not runs(doc)) and not facts_of(doc, lambda one: create_recipe(one, image, stock.containers)).bound
+        diff = query(host, "diff", doc["Id"]) if plain else None
+        own[doc["Id"]] = "" if diff and diff.rc == 0 and not own_changes(doc, diff.out.decode("utf-8", "replace")) else "export" if tight else "commit"
+    carried = sorted(one["Name"] for one in stock.volumes if one["Driver"] == "local" and not (one.get("Options") or {}).get("device"))
+    for number, name in enumerate(carried, 1):
+        places = [(HELPER, "/dockfix-%d/data" % number)] if not tight else [
+            (doc["Id"], mount["Destination"]) for doc in stock.containers for mount in doc.get("Mounts") or [] if mount.get("Name") == name
+            and not any(other["Destination"].startswith(mount["Destination"].rstrip("/") + "/") for other in doc["Mounts"])]
+        volumes.update({name: ["volume-%d.tar" % number, place[0], place[1]] for place in places[:1]})
+    return Backup(folder, stock, own, volumes, loads, left_out(stock, volumes), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+
+
+def own_changes(doc: dict, diff: str) -> bool:
+    """Does `docker diff` show files of the container's own? Not mount points and the folders on the way to them."""
+    points = {posixpath.normpath(one["Destination"]) for one in doc.get("Mounts") or []}
+    on_way = {path[:n] for path in points for n in range(1, len(path) + 1) if path[n:n + 1] in ("/", "")}
+    return any(line[2:] not in on_way for line in diff.split("\n") if line.strip())
+
+
+def left_out(stock: Stock, volumes: Dict[str, Sequence[str]]) -> List[str]:
+    """What a backup does not hold, in words."""
+    kept = carried_networks(stock)
+    out = ["network %s (driver %s, scope %s)" % (one["Name"], one["Driver"], one.get("Scope")) for one in stock.networks
+           if one not in kept and one["Driver"] not in ("host", "null") and one["Name"] != "bridge"]
+    out += ["the content of volume %s (driver %s%s)" % (one["Name"], one["Driver"], ", on %s" % (one.get("Options") or {}).get("device") if one.get("Options") else "")
+            for one in stock.volumes if one["Name"] not in volumes]
+    binds = {(one["Source"], title_of(doc)) for doc in stock.containers for one in doc.get("Mounts") or [] if one.get("Source") and not one.get("Name")}
+    out += ["the host's %s, mounted into %s" % pair for pair in sorted(binds)]
+    out += ["digests of %s: docker load brings back tags only" % ", ".join(one["RepoDigests"]) for one in stock.images if one.get("RepoDigests")]
+    out += ["one moment of volume %s: %s runs and may write to it" % (one["Name"], title_of(doc)) for doc in stock.containers if runs(doc)
+            for one in doc.get("Mounts") or [] if one.get("Name") in volumes]
+    return out + ["the containers' logs"] * bool(stock.containers)
+
+
+# --- the steps of a backup
+
+
+def there(host: Host, kind: str, name: str, mode: str = "ok") -> Tuple[str, ...]:
+    return (mode,) + host.docker + (("inspect", "--type", kind, name) if kind in ("container", "image") else (kind, "inspect", name))
+
+
+def state_test(host: Host, name: str, what: str, want: str) -> Tuple[str, ...]:
+    return ("says", want) + host.docker + ("inspect", "-f", "{{%s}}" % what, name)
+
+
+def act(host: Host, title: str, words: Sequence[str], **more) -> Step:
+    return Step(title, host.docker + tuple(words), **more)
+
+
+def gone_step(host: Host, kind: str, name: str) -> Step:
+    return act(host, "remove %s %s" % (kind, name), REMOVE[kind] + (name,), check=(there(host, kind, name, "not"),))
+
+
+def made_step(host: Host, kind: str, name: str, words: Sequence[str], **more) -> Step:
+    return act(host, "%s %s" % (kind, name), words, check=(there(host, kind, name),), undo=(gone_step(host, kind, name),), **more)
+
+
+def kept_file(step: Step, path: str, size: int = 0) -> List[Step]:
+    """A step with its standard output into a file of the backup, and the sha256 beside it (`sha256sum -c FILE.sha256 < FILE`)."""
+    away = Step("remove %s" % path, ("rm", "-f", path, path + ".sha256"))
+    return [step._replace(target=path, size=size, undo=(away,)), Step("sha256 of %s" % path, ("sha256sum",), source=path, target=path + ".sha256")]
+
+
+def settings_steps(host: Host, kept: Backup) -> List[Step]:
+    """The folder, and what inspect says of everything."""
+    steps = [Step("make %s" % kept.folder, ("mkdir", "-m", "700", "-p", kept.folder), undo=(Step("remove %s" % kept.folder, ("rmdir", "--ignore-fail-on-non-empty", kept.folder)),)),
+             Step("close %s to others" % kept.folder, ("chmod", "700", kept.folder))]
+    for file, kind, docs in zip(STOCK_FILES, ("container", "image", "network", "volume"), kept.stock):
+        words = there(host, kind, "")[1:-1] + tuple(one.get("Id") or one["Name"] for one in docs)
+        steps += kept_file(Step("settings of %d %ss" % (len(docs), kind), words if docs else ("echo", "[]")), kept.path(file))
+    return steps
+
+
+def save_steps(host: Host, kept: Backup, file: str, refs: Sequence[str], size: int = 0) -> List[Step]:
+    """All refs in one `docker save`: what they share is kept once."""
+    return kept_file(act(host, "save %d images" % len(refs), ["save"] + list(refs)), kept.path(file), size) if refs else []
+
+
+def own_steps(host: Host, kept: Backup) -> List[Step]:
+    """Each container's own files: an image made of it (own_refs, for save_steps), or its whole tree."""
+    steps = []
+    for doc in kept.stock.containers:
+        if kept.own[doc["Id"]] == "commit":
+            steps.append(made_step(host, "image", own_image(KEPT, doc), ("commit", doc["Id"], own_image(KEPT, doc))))
+        elif kept.own[doc["Id"]] == "export":
+            steps += kept_file(act(host, "own files of %s" % title_of(doc), ("export", doc["Id"])), kept.path("export-%s.tar" % doc["Id"]))
+    return steps
+
+
+def with_helper(host: Host, stock: Stock, binds: Sequence[Tuple[str, str]], steps: List[Step]) -> List[Step]:
+    """The steps between making and removing a container that only carries volumes, (name, path) each, and never runs."""
+    image, empty = (image_refs(stock.images) or [""])[0], KEPT + ":helper"
+    words = ["create", "--name=" + HELPER, "--network=none"] + ["--volume=%s:%s:nocopy" % bind for bind in binds] + [image or empty, "x"]
+    extra = [] if image else [made_step(host, "image", empty, ("import", "/dev/null", empty))]
+    return extra + [made_step(host, "container", HELPER, words)] + steps + [gone_step(host, "container", HELPER)] + [step.undo[0] for step in extra] if binds else steps
+
+
+def volume_steps(host: Host, kept: Backup) -> List[Step]:
+    reads = [step for name, (file, holder, path) in sorted(kept.volumes.items())
+             for step in kept_file(act(host, "volume %s" % name, ("cp", "%s:%s" % (holder, path), "-")), kept.path(file))]
+    return with_helper(host, kept.stock, [(name, path) for name, (_, holder, path) in sorted(kept.volumes.items()) if holder == HELPER], reads)
+
+
+def seal_step(kept: Backup) -> Step:
+    """The manifest, last of all: without it a folder is no backup."""
+    found = dict(kept._asdict(), schema=BACKUP_SCHEMA, dockfix=VERSION)
+    return Step("write the manifest", path=kept.path("manifest.json"), data=json.dumps({key: found[key] for key in found if key not in ("folder", "stock")}) + "\n",
+                undo=(Step("remove the manifest", ("rm", "-f", kept.path("manifest.json"))),))
+
+
+def check_steps(kept: Backup) -> List[Step]:
+    return [Step(name, ("sha256sum", "-c", kept.path(name + ".sha256")), source=kept.path(name)) for name in kept.files()]
+
+
+def halt_steps(host: Host, stock: Stock) -> List[Step]:
+    """What runs is stopped, those first that need others; undone, it runs again under its old id."""
+    steps = []
+    for doc in reversed([one for one in stock.containers if runs(one)]):
+        steps += [act(host, "unpause %s" % title_of(doc), ("unpause", doc["Id"]), check=(state_test(host, doc["Id"], ".State.Paused", "false"),))] * (doc["State"].get("Paused") is True)
+        steps.append(act(host, "stop %s" % title_of(doc), ("stop", doc["Id"]), check=(state_test(host, doc["Id"], ".State.Running", "false"),),
+                         undo=tuple(run_steps(host, [doc], doc["Id"], state_test(host, doc["Id"], ".State.Running", "true")))))
+    return steps
+
+
+def run_steps(host: Host, docs: Sequence[dict], name: str = "", test: Tuple[str, ...] = ()) -> List[Step]:
+    """Starts by name what ran when it was looked at, and pauses what was paused. A new container counts as started once it ever was: it may end at once."""
+    steps = []
+    for doc in [one for one in docs if runs(one)]:
+        who = name or title_of(doc)
+        steps.append(act(host, "start %s" % title_of(doc), ("start", who), check=(test or state_test(host, who, 'eq (printf "%.4s" .State.StartedAt) "0001"', "false"),)))
+        steps += [act(host, "pause %s" % title_of(doc), ("pause", who), check=(state_test(host, who, ".State.Paused", "true"),))] * (doc["State"].get("Paused") is True)
+    return steps
+
+
+# --- the steps of a restore
+
+
+def restore_steps(host: Host, kept: Backup, have: Stock, fill: bool = True) -> List[Step]:
+    """Makes what is not there yet, up to the containers: networks, volumes, images and (with `fill`) the content of the volumes it made."""
+    known = {title_of(one) for one in have.networks + have.volumes}
+    networks = [made_step(host, "network", one["Name"], network_recipe(one)) for one in carried_networks(kept.stock) if one["Name"] not in known]
+    volumes = [made_step(host, "volume", one["Name"], volume_recipe(one)) for one in kept.stock.volumes if one["Name"] not in known]
+    # Through a container that never runs: docker unpacks, not dockfix.
+    binds = [(name, "/dockfix-%d/%s" % (number, posixpath.basename(place[2]))) for number, (name, place) in enumerate(sorted(kept.volumes.items()), 1) if name not in known]
+    fills = [act(host, "content of volume %s" % name, ("cp", "-", HELPER + ":" + posixpath.dirname(path)), source=kept.path(kept.volumes[name][0])) for name, path in binds]
+    return networks + volumes + load_steps(host, kept, have) + (with_helper(host, kept.stock, binds, fills) if fill else [])
+
+
+def load_steps(host: Host, kept: Backup, have: Stock) -> List[Step]:
+    """docker load; then the containers' own images under a name of their own."""
+    known = set(image_refs(have.images)) | {one["Id"] for one in have.images}
+    new = [ref for ref in image_refs(kept.stock.images) if ref not in known]
+    undo = tuple(gone_step(host, "image", ref) for ref in new)
+    steps = [act(host, "load %s" % name, ("load", "-q"), source=kept.path(name), undo=undo) for name in kept.loads if new or own_refs(kept)]
+    for doc in kept.stock.containers:
+        old, ref = own_image(KEPT, doc), own_image(BACK, doc)
+        if kept.own[doc["Id"]] == "commit":
+            steps += [made_step(host, "image", ref, ("tag", old, ref)), gone_step(host, "image", old)]
+        elif kept.own[doc["Id"]] == "export":
+            steps.append(made_step(host, "image", ref, ("import", "-", ref), source=kept.path("export-%s.tar" % doc["Id"])))
+    return steps
+
+
+def container_steps(host: Host, kept: Backup, doc: dict) -> List[Step]:
+    """One container, not started."""
+    name, own = title_of(doc), kept.own[doc["Id"]]
+    if own:
+        ref, config = own_image(BACK, doc), doc["Config"] if own == "commit" else {}
+    else:
+        image = next(one for one in kept.stock.images if one["Id"] == doc["Image"])
+        refs, asked, config = image_refs([image]), doc["Config"].get("Image") or "", image.get("Config") or {}
+        ref = asked if asked in refs or asked + ":latest" in refs else refs[0]
+    recipe = facts_of(doc, lambda one: create_recipe(one, config, kept.stock.containers))
+    steps = [made_step(host, "container", name, ["create"] + recipe.options + [ref] + recipe.command, data=recipe.stdin)]
+    for words in recipe.networks:
+        test = ("has" if words[1] == "connect" else "lacks", json.dumps(words[-2]) + ":") + host.docker + ("inspect", "-f", "{{json .NetworkSettings.Networks}}", name)
+        steps.append(act(host, " ".join(words[:2] + words[-2:]), words, check=(test,)))
+    return steps
+
+
+def lost_settings(old: dict, olds: Sequence[dict], new: dict, news: Sequence[dict]) -> List[str]:
+    """Settings of a container that its successor lacks: every word of its recipe (without any image's help) that is not in the other's."""
+    was, now = ([word for some in [one.options, one.command, one.bound] + one.networks for word in some]
+                for one in (facts_of(doc, lambda one: create_recipe(one, {}, docs)) for doc, docs in ((old, olds), (new, news))))
+    return [word for word in was if word not in now]
+
+
+# --- backup, restore: the commands
+
+
+def run_backup(host: Host, opts: argparse.Namespace, report: dict) -> None:
+    folder = os.path.abspath(opts.words[0])
+    if opts.verify:
+        return verify_backup(host, opts, report, read_backup(folder))
+    lock_storage(host, opts)
+    stock = look_stock(host)
+    check_folder(host, folder, backup_size(host, stock))
+    kept = plan_backup(host, folder, stock, ["images.tar"])
+    kept = kept if stock.images else kept._replace(loads=[])
+    steps = settings_steps(host, kept) + own_steps(host, kept) + save_steps(host, kept, "images.tar", image_refs(stock.images) + own_refs(kept))
+    steps += [gone_step(host, "image", ref) for ref in own_refs(kept)] + volume_steps(host, kept) + [seal_step(kept)]
+    plan = Plan("backup-" + time.strftime("%Y%m%d-%H%M%S"), "backup", "backup of %d images, %d containers, %d networks, %d volumes in %s" % (
+        len(stock.images), len(stock.containers), len(carried_networks(stock)), len(kept.volumes), folder), tuple(steps))
+    report["left_out"] = kept.left_out
+    run_change(host, opts, report, plan)
+
+
+def backup_size(host: Host, stock: Stock) -> int:
+    """Bytes that a backup takes at most, by docker's own figures: what images share is counted once where the engine tells (1.13 and newer)."""
+    found = dict(line.split("\t", 1) for line in query(host, "system", "df", "--format", "{{.Type}}\t{{.Size}}").out.decode("utf-8", "replace").split("\n") if "\t" in line)
+    sizes = [parse_reported(found.get(kind) or "") or 0 for kind in ("Images", "Containers", "Local Volumes")]
+    return sum(sizes[1:]) + (sizes[0] or sum(one.get("Size") or 0 for one in stock.images))
+
+
+def check_folder(host: Host, folder: str, size: int) -> None:
+    """Refuses what is no place for a backup: not empty, somebody else's, below Docker's root, on too small a disk."""
+    root = os.path.realpath(str(engine_info(host)["DockerRootDir"] or "/var/lib/docker"))
+    if (os.path.realpath(folder) + "/").startswith(root + "/"):
+        raise Refused("%s lies below Docker's own root %s" % (folder, root), "a folder on another disk")
+    try:
+        if os.path.lexists(raw(folder)) and (os.lstat(raw(folder)).st_uid != os.geteuid() or os.listdir(raw(folder))):
+            raise Refused("%s is not an empty folder of this user's" % folder, "name a folder that does not exist yet")
+        disk = os.statvfs(raw(folder if os.path.isdir(raw(folder)) else os.path.dirname(folder)))
+    except OSError as err:
+        raise Refused("%s cannot be a backup's folder: %s" % (folder, err.strerror), "the folder above it must exist") from None
+    if size > disk.f_bavail * disk.f_frsize:
+        raise Refused("the backup takes up to %s, and the disk of %s has %s free" % (show_size(size), folder, show_size(disk.f_bavail * disk.f_frsize)), "a folder on a larger disk")
+
+
+def read_backup(folder: str) -> Backup:
+    """Raises Refused for what is none, or not a whole one."""
+    try:
+        found = {}
+        for name in ("manifest.json",) + STOCK_FILES:
+            with open(raw(os.path.join(folder, name)), "rb") as source:
+                found[name] = json.loads(source.read().decode("utf-8", "replace"))
+        made, stock = found["manifest.json"], Stock(*(found[name] for name in STOCK_FILES))
+        if made["schema"] != BACKUP_SCHEMA:
+            raise Refused("%s was made by another version of dockfix (%s)" % (folder, made["dockfix"]), "use that one")
+        kept = Backup(folder, stock._replace(containers=in_order(stock.containers)), *(made[key] for key in Backup._fields[2:]))
+        missing = [name for name in kept.files() if "/" in name or not os.path.isfile(raw(kept.path(name)))]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as err:
+        missing, kept = ["%s (%s)" % (name, type(err).__name__)], None
+    if missing:
+        raise Refused("%s holds no complete backup: %s is missing or broken" % (folder, ", ".join(missing)), "a backup that was interrupted is made anew: rm -r it")
+    return kept
+
+
+def verify_backup(host: Host, opts: argparse.Namespace, report: dict, kept: Backup) -> None:
+    """Every file against its sum; one row each."""
+    progress = Progress("verify", len(kept.files()), opts.quiet)
+    for number, step in enumerate(check_steps(kept), 1):
+        status, msg = "unchanged", "as it was written"
+        try:
+            do_step(host._replace(dry_run=False), step, progress.step(number, step.title, os.stat(raw(step.source)).st_size))
+        except DockfixError:
+            status, msg = "failed", "differs from its sum"
+        report["results"].append({"target": step.title, "id": "", "status": status, "msg": msg})
+    progress.end()
+    report["exit_code"] = 1 if any(one["status"] == "failed" for one in report["results"]) else 0
+
+
+def restore_refusals(kept: Backup, have: Stock, filled: bool) -> List[str]:
+    """What stands in the way: the same name for something else, a volume that this backup has not `filled` before. What is the same already is adopted."""
+    old = [{title_of(one): one for one in some} for some in (have.containers, have.networks, have.volumes)]
+    why = []
+    for doc in kept.stock.containers:
+        lost = lost_settings(doc, kept.stock.containers, old[0][title_of(doc)], have.containers) if title_of(doc) in old[0] else []
+        why += ["container %s exists, and differs in %s" % (title_of(doc), ", ".join(lost[:3]))] if lost else []
+    why += ["network %s exists, and is another one" % one["Name"] for one in carried_networks(kept.stock)
+            if one["Name"] in old[1] and network_recipe(old[1][one["Name"]]) != network_recipe(one)]
+    why += ["volume %s exists" % one["Name"] for one in kept.stock.volumes if one["Name"] in old[2] and not filled]
+    tags = {tag: one["Id"] for one in have.images for tag in one.get("RepoTags") or []}
+    return why + ["image %s exists, and is another one" % tag for one in kept.stock.images for tag in one.get("RepoTags") or [] if tags.get(tag, one["Id"]) != one["Id"]]
+
+
+def run_restore(host: Host, opts: argparse.Namespace, report: dict) -> None:
+    """Networks, volumes and images are one change, undone where it fails. Then the containers, each for itself: run again it goes on with those that are missing."""
+    kept = read_backup(os.path.abspath(opts.words[0]))
+    lock_storage(host, opts)
+    have, note = look_stock(host), os.path.join(host.state, "restored-%s.txt" % kept.made.replace(":", ""))
+    why = restore_refusals(kept, have, os.path.exists(raw(note)))
+    if why:
+        raise Refused("; ".join(why), "rename or remove what is in the way; nothing that exists is overwritten")
+    size, root = sum(os.stat(raw(kept.path(name))).st_size for name in kept.files()), raw(str(engine_info(host)["DockerRootDir"] or ""))
+    if os.path.isdir(root) and size > os.statvfs(root).f_bavail * os.statvfs(root).f_frsize:
+        raise Refused("the backup has %s, and the disk of Docker's root has less free" % show_size(size), "make room, or move the root: python3 dockfix.py relocate")
+    if not opts.dry_run:
+        verify_backup(host, opts, report, kept)
+        if report["exit_code"]:
+            raise Refused("the backup in %s is damaged: %s" % (kept.folder, ", ".join(one["target"] for one in report["results"] if one["status"] == "failed")), "another copy of it")
+    plan = Plan("restore-" + time.strftime("%Y%m%d-%H%M%S"), "restore", "restore of %d images, %d containers, %d volumes from %s" % (
+        len(kept.stock.images), len(kept.stock.containers), len(kept.volumes), kept.folder),
+        tuple(restore_steps(host, kept, have)) + (Step("note that the volumes are filled", path=note, data=kept.folder),))
+    known = {title_of(one) for one in have.containers}
+    new = [step for doc in kept.stock.containers if title_of(doc) not in known for step in container_steps(host, kept, doc)]
+    report.update(results=[], left_out=list(kept.left_out))
+    run_change(host, opts, report, plan, plan.goal + "?", new + run_steps(host, kept.stock.containers))
+    if not opts.dry_run:
+        report["results"] += restore_containers(host, opts, kept, known)
+        report["exit_code"] = 3 if any(one["status"] == "failed" for one in report["results"]) else 0
+
+
+def restore_containers(host: Host, opts: argparse.Namespace, kept: Backup, known: set) -> List[dict]:
+    """Makes what is missing, starts what ran, and says of each container what it lacks."""
+    progress, failed, docs = Progress("restore", len(kept.stock.containers), opts.quiet), {}, kept.stock.containers
+    for number, doc in enumerate(docs, 1):
+        try:
+            for step in ([] if title_of(doc) in known else container_steps(host, kept, doc)) + run_steps(host, [doc]):
+                do_step(host, step, progress.step(number, step.title, 0))
+        except DockfixError as err:
+            failed[title_of(doc)] = err.msg
+    progress.end()
+    now, rows = look_stock(host).containers, []
+    for doc in docs:
+        name, new = title_of(doc), [one for one in now if title_of(one) == title_of(doc)]
+        lost = [word for one in new for word in lost_settings(doc, docs, one, now)] + create_recipe(doc, {}, docs).lost
+        words = [failed.get(name, "")] * (name in failed) + ["not carried over: " + ", ".join(lost)] * bool(lost)
+        rows.append(row(Target(new[0]["Id"] if new else "", name, ""), "failed" if name in failed or not new else "unchanged" if name in known else "changed", "; ".join(words)))
+    return rows
+
+
 # --- resume, rollback, discard: what became of a storage change
 
 
@@ -5420,6 +6037,12 @@ def show_reclaim(report: dict, quiet: bool) -> str:
     return table + ("" if quiet else last + "\n")
 
 
+def show_backup(report: dict, quiet: bool) -> str:
+    rows = [one for one in report["results"] if not quiet or one["status"] == "failed"]
+    table = render_table(("NAME", "STATUS", "MESSAGE"), [(one["target"], one["status"], one["msg"]) for one in rows]) if rows else ""
+    return table + "".join("not in the backup: %s\n" % printable(one) for one in report.get("left_out", ()) if not quiet)
+
+
 def show_change(report: dict, quiet: bool) -> str:
     return "".join("%s: %s\n%s" % (one["target"], printable(one["msg"]), "  the old data is kept in %s; rollback %s goes back, discard %s deletes it\n" % (
         one["keeps"], one["id"], one["id"]) if one["keeps"] and not quiet and one["status"] == "changed" else "") for one in report["results"])
@@ -5596,6 +6219,15 @@ checked against docker inspect. Nothing is changed.""", (0, 10000)),
   python3 dockfix.py reclaim --volumes old-db             a volume goes only by its name
 
 It shows every object, its size and what will be lost, and asks. Nothing that is in use is touched.""", (0, 0)),
+    Command("backup", "keep images, containers, networks and volumes in a folder", "backup [--verify] DIR", CHANGE + (flag("--verify", help="read the backup again, each file against its sha256"),), run_backup, show_backup, """\
+  python3 dockfix.py backup /mnt/usb/docker-backup
+  python3 dockfix.py backup --verify /mnt/usb/docker-backup
+
+DIR must be new or empty. Containers go on running: a volume that is written meanwhile is kept as after a power cut.""", (1, 1)),
+    Command("restore", "bring back what a backup holds", "restore DIR", CHANGE, run_restore, show_backup, """\
+  python3 dockfix.py restore /mnt/usb/docker-backup
+
+Nothing that exists is overwritten; what is the same already is left as it is. What ran runs again.""", (1, 1)),
     Command("resume", "finish a storage change that was interrupted", "resume", CHANGE, run_resume, show_change, """\
   python3 dockfix.py resume
 
