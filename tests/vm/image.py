@@ -26,9 +26,10 @@ PACKAGES = ("systemd systemd-sysv dbus udev kmod iproute2 procps util-linux pyth
 ROOT_SIZE, DATA_SIZE = 24 << 30, 12 << 30           # of sparse files
 MEMORY = 1024                                       # MiB
 # qemu with kvm, where there is one, hangs or aborts on machines that are virtual themselves: always in software
-QEMU = ("-accel tcg,thread=multi,tb-size=512 -cpu max,la57=off -smp 2 -m %d -nodefaults -no-user-config -display none -net none -rtc base=utc"
+QEMU = ("-accel tcg,thread=multi,tb-size=512 -cpu max,la57=off,smap=off,smep=off,pku=off -smp 2 -m %d -nodefaults -no-user-config -display none -net none -rtc base=utc"
         % MEMORY).split()
 KERNEL_LINE = ("root=/dev/vda console=ttyS0 quiet loglevel=4 panic=0 mitigations=off nokaslr apparmor=0 audit=0 "
+               "init_on_alloc=0 transparent_hugepage=never cgroup.memory=nokmem randomize_kstack_offset=off nowatchdog "
                "rcupdate.rcu_cpu_stall_suppress=1 tsc=reliable clocksource=tsc no_timer_check net.ifnames=0 systemd.show_status=0 rw")
 MODULES = ("virtio_pci", "virtio_blk", "virtio_console")
 POOL_OPTIONS = ("dm.loopdatasize=4G", "dm.loopmetadatasize=1G", "dm.basesize=2G", "dm.fs=ext4")
@@ -114,6 +115,14 @@ def note(text, since=[None]):
     since[0] = since[0] or now
 
 
+@contextlib.contextmanager
+def locked():
+    """Folders appear and disappear only under this lock."""
+    with open(os.path.join(cache_dir(), "vm-lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def remove_leftovers(cache):
     """What killed runs left: a folder whose lock nobody holds.  Images of other recipes go after a week."""
     for name in os.listdir(cache):
@@ -143,8 +152,7 @@ def image(machine):
     check_machine()
     suite, mirror = debian_source()
     path = os.path.join(cache_dir(), "vm-image-" + recipe(suite))
-    with open(os.path.join(cache_dir(), "vm-lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked():
         remove_leftovers(cache_dir())
         if not os.path.exists(path):
             with work_folder("build") as work:
@@ -159,7 +167,7 @@ def build(work, suite, mirror, machine):
     root = os.path.join(work, "root")
     run_logged(work, [need("unshare", "util-linux"), "--mount", "--pid", "--fork", "--kill-child",
                       need("mmdebstrap", "mmdebstrap"), "--mode=root", "--variant=minbase", "--include=" + ",".join(PACKAGES),
-                      "--aptopt=Acquire::Languages \"none\"", "--dpkgopt=force-confold",
+                      "--aptopt=Acquire::Languages \"none\"", "--aptopt=Acquire::Retries \"3\"", "--dpkgopt=force-confold",
                       # the kernel's scripts would make an initrd with everything in it
                       "--essential-hook=mkdir -p \"$1/etc/initramfs-tools\" && echo update_initramfs=no > \"$1/etc/initramfs-tools/update-initramfs.conf\""]
                + ["--dpkgopt=path-exclude=/usr/share/%s/*" % name for name in ("doc", "locale", "man", "info", "i18n", "zoneinfo/right")]

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 
-from image import DROP_IN, HERE, KERNEL_LINE, POOL_OPTIONS, QEMU, die_with_parent, image, work_folder
+from image import DROP_IN, HERE, KERNEL_LINE, POOL_OPTIONS, QEMU, die_with_parent, image, locked, work_folder
 from kit import CannotRun, Run, need, open_bytes, tail
 
 PROGRAM = os.path.join(os.path.dirname(os.path.dirname(HERE)), "dockfix.py")
@@ -125,7 +125,8 @@ class Machine:
     def open(self):
         """Build the image if need be, and take a copy of the disks."""
         source = image(Machine)
-        self.folder = self.closing.enter_context(work_folder("run"))
+        with locked():
+            self.folder = self.closing.enter_context(work_folder("run"))
         for name in ("vmlinuz", "initrd", "root.img", "data.img"):
             os.symlink(os.path.join(source, name), os.path.join(self.folder, name))
         for name in ("root.qcow2", "data.qcow2"):
@@ -231,10 +232,15 @@ class Machine:
     # ------------------------------------------------------------------ snapshots
 
     def save(self, tag):
+        """A snapshot of memory and disks, some 0.5 GB until the end or until forget(tag)."""
         self.command("stop")
         self.monitor("savevm " + tag)
         self.command("cont")
         self.states.add(tag)
+
+    def forget(self, tag):
+        self.states.discard(tag)
+        self.monitor("delvm " + tag)
 
     def reset(self, make=None):
         """The fresh machine.  make: a function of the machine that makes more of it; runs once, its result is kept as a snapshot."""
@@ -247,6 +253,7 @@ class Machine:
             self.save(tag)
 
     def load(self, tag):
+        """Back to a snapshot, from any state, power_off() included."""
         if not self.process or self.process.poll() is not None:
             self.power_off()
             self.start()

@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from machine import Machine, Stuck, options_in_daemon_json
+import image
+from machine import CannotRun, Machine, Stuck, options_in_daemon_json
 
 POOL_DIR = "/var/lib/docker/devicemapper/devicemapper"
 
@@ -61,6 +62,18 @@ def test_a_state_of_ones_own_is_made_once(ring):
     assert len(calls) == 1
     ring.reset()
     assert ring.sh("cat /run/mark", check=False).rc == 1
+
+
+def test_a_point_on_the_way_can_be_kept(vm):
+    vm.sh("echo 1 > /run/step")
+    vm.save("middle")
+    vm.sh("echo 2 > /run/step")
+    vm.power_off()
+    vm.load("middle")
+    assert vm.sh("cat /run/step").text == "1\n"
+    vm.forget("middle")
+    with pytest.raises(Stuck):
+        vm.load("middle")
 
 
 def test_options_in_daemon_json(ring):
@@ -137,6 +150,19 @@ def test_qemu_dies_with_its_python(tmp_path):
     with Machine() as vm:
         assert not os.path.exists(folder) and os.path.isdir(vm.folder)
     assert not os.path.exists(vm.folder)
+
+
+def test_a_build_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    for name in ("bin", "cache"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "bin" / "mmdebstrap").write_text("#!/bin/sh\necho no network; touch \"$PWD/begun\"; exit 9\n")
+    (tmp_path / "bin" / "mmdebstrap").chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "%s:%s" % (tmp_path / "bin", os.environ["PATH"]))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(CannotRun, match="no network"):
+        image.image(Machine)
+    assert (tmp_path / "begun").exists() and os.listdir(str(tmp_path / "cache" / "dockfix-tests")) == ["vm-lock"]
 
 
 @pytest.mark.parametrize("way, password", [("exec", "by-exec"), ("proc", "by-proc"), ("cp", "by-cp"), ("auto", "by-auto")])
