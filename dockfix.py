@@ -52,6 +52,8 @@ SCHEMA = "dockfix/1"
 CALL_SECONDS = 60.0         # default bound of one call for one container
 WALK_SECONDS = 10.0         # what looking for sizes may take in all
 SLOW = "not finished in time"
+CONTAINERD_ROOT = "/var/lib/containerd"
+LOG_LARGE = 1 << 30         # a log without rotation that is worth a warning
 LOCK_SECONDS = 15.0         # what lckpwdf(3) waits for /etc/.pwd.lock
 DRAIN_SECONDS = 2.0         # after a kill: a grandchild may hold the pipe for ever
 SHADOW_MAX = 1 << 20        # a larger shadow file is not one
@@ -204,12 +206,6 @@ def sh_quote(text: str) -> str:
     plain = [32 <= b < 127 and b not in b"%\\'" and (n or b != 45) for n, b in enumerate(raw(head))]    # no '-' first: an option
     body = "".join(chr(b) if fits else "\\%03o" % b for fits, b in zip(plain, raw(head)))
     return '"%s%s"' % ("$(printf '%s')" % body if head else "", "${IFS#??}" * (len(text) - len(head)))
-
-
-def human_size(size: int) -> str:
-    """Binary units, three digits: 512 B, 1.5 KiB, 10.0 GiB."""
-    unit = max(0, min(5, (size.bit_length() - 1) // 10))
-    return "%d B" % size if not unit else "%.1f %siB" % (size / (1 << 10 * unit), " KMGTP"[unit])
 
 
 def sh_line(argv: Sequence[str]) -> str:
@@ -441,7 +437,7 @@ def own_root(mounts: List[Mount], container: Container) -> Optional[Mount]:
 
 class Layers(NamedTuple):
     """Whose the layers below a Docker root are, from its files alone. rows: {"layer", "driver", "paths", "role", "container", "images", "note"}, with
-    devicemapper "device" and "device_id" too; role None: it cannot be told. words: each name of a row (full ids, tags, chain and diff ids, short
+    devicemapper "device", "device_id" and "device_size" too; role None: it cannot be told. words: each name of a row (full ids, tags, chain and diff ids, short
     links, device ids) -> its numbers in rows. containers: {id: what take_container makes of it}; images: {id: tags}; unread: {path: reason}.
     sizes: {layer: bytes of the files it adds, as layerdb has it}."""
     rows: List[dict]
@@ -531,11 +527,11 @@ def take_container(files: Dict[str, bytes]) -> Dict[str, object]:
             "rotated": "max-size" in (log.get("Config") or {}) or log.get("Type") not in (None, "", "json-file")}
 
 
-def take_device(files: Dict[str, bytes]) -> Tuple[int, bool]:
+def take_device(files: Dict[str, bytes]) -> Tuple[int, bool, Optional[int]]:
     found = take_object(files.get(""))
     if type(found.get("device_id")) is not int:
         raise ValueError("no device_id")
-    return found["device_id"], found.get("deleted") is True
+    return found["device_id"], found.get("deleted") is True, found["size"] if type(found.get("size")) is int else None
 
 
 def take_tags(files: Dict[str, bytes]) -> Dict[str, List[str]]:
@@ -681,12 +677,9 @@ def parse_info(text: str) -> Dict[str, object]:
             if found:
                 raise EnvironmentFault("%s: %s" % (msg, found.group(0).strip()), hint)
         raise EnvironmentFault("this is not an answer of docker info, or only a part without storage driver and root", "docker info, on the host in question")
-    info["ServerVersion"] = str(info["ServerVersion"]).split(" ")[0] if info["ServerVersion"] else None
-    driver = str(info["Driver"] or "").split(" ")[0]
-    info["Driver"] = driver if driver in DRIVERS or "driver-type" in status else None
-    info["DriverStatus"] = {key: status[key] for key in STATUS_KEYS if key in status}
-    info["SecurityOptions"] = options
-    return info
+    version, driver = (str(info[name] or "").split(" ")[0] for name in ("ServerVersion", "Driver"))
+    return dict(info, ServerVersion=version or None, Driver=driver if driver in DRIVERS or "driver-type" in status else None,
+                DriverStatus={key: status[key] for key in STATUS_KEYS if key in status}, SecurityOptions=options)
 
 
 def info_from_json(text: str) -> Optional[Tuple[Dict[str, str], Dict[str, str], List[str]]]:
@@ -2395,7 +2388,7 @@ def add_rows(root: Root, driver: str, names: List[str], claims: Dict[str, Claim]
         words = [name, claim.container, facts.get("name", "")] + list(claim.words) + links.get(name, [])
         words += [word for image in claim.images for word in [image] + out.images.get(image, [])]
         if name in devices and devices[name]:
-            one.update(device=prefix + name, device_id=devices[name][0])
+            one.update(device=prefix + name, device_id=devices[name][0], device_size=devices[name][2])
             one["note"] = one["note"] or ("the driver will delete it" if devices[name][1] else "")
             words += [str(devices[name][0]), prefix + name]
         for word in set(words) - {""}:
@@ -2482,6 +2475,17 @@ def measure(folders: Dict[Tuple, str], seconds: float, tick: Callable[[str], Non
         again = disk_usage(folders[key], end, points) if time.monotonic() < end else (None, SLOW)
         sizes[key] = again if again[1] != SLOW or (again[0] or 0) > (sizes[key][0] or 0) else sizes[key]
     return sizes
+
+
+def loop_files() -> List[Tuple[str, str]]:
+    """(device, its file) of each loop device in use; the kernel puts ' (deleted)' behind a file that has no name any more."""
+    found = []
+    for name in sorted(os.listdir("/sys/block")):
+        try:
+            found += [("/dev/" + name, host_text("/sys/block/%s/loop/backing_file" % name).rstrip("\n"))] if name.startswith("loop") else []
+        except OSError:
+            pass
+    return found
 
 
 def short_links(root: Root, driver: str) -> Dict[str, List[str]]:
@@ -3661,6 +3665,418 @@ def exit_code(rows: List[dict], dry_exit: bool = False) -> int:
     if not found & {"changed", "unknown"}:
         return 5 if found == {"refused"} else 1
     return 3
+
+
+# --- storage: where the space goes
+
+
+def run_storage(host: Host, opts: argparse.Namespace, report: dict) -> None:
+    warning, critical = (parse_number("--" + name, getattr(opts, name), default, 0, 100) for name, default in (("warning", 80.0), ("critical", 90.0)))
+    if warning > critical or opts.full and opts.quick:
+        raise UsageError("--warning is above --critical" if warning > critical else "--full and --quick exclude each other", "python3 dockfix.py storage --help")
+    layers, sizes, devices, options = None, {}, {}, []      # type: Optional[Layers], dict, dict, list
+    if opts.docker_info == "-":
+        claim_stdin(opts, "the answer of docker info", "--docker-info FILE")
+    saved = opts.docker_info is not None
+    info = parse_info(decode_saved(read_input(opts.docker_info, 1 << 24, "--docker-info"))) if saved else ask_engine(host, report) if opts.root is None else None
+    one = new_storage(info or {})
+    if saved or info and info["Name"] and info["Name"] != os.uname().nodename:
+        one["msg"] = "%s: what only files and devices tell is unknown" % ("from a saved docker info" if saved else "the engine runs on another host, %s" % info["Name"])
+    else:
+        note(one, "root", opts.root or (configured_root() if not info else None), "configuration" if opts.root is None else "--root")
+        root = one["root"]
+        options = engine_options(root)
+        one["disks"] = look_disks(root, one)
+        try:
+            layers = read_layers(root, follow=True)
+            one["missing"] += ["%s: %s" % pair for pair in sorted(layers.unread.items())[:20]]
+        except EnvironmentFault as err:
+            if not info and not one["disk"]:
+                raise
+            one["missing"].append(err.msg)
+        look_driver(one, layers, options)
+        if one["driver"] == "devicemapper":
+            devices = see_pool(host, root, one, layers)
+        sizes = look_sizes(opts, root, one, layers, devices) if layers else {}
+    add_usage(one, layers, sizes, info or {})
+    one["options"] = [{"option": name, "value": text, "where": source.where(), "used": source.used} for source in options for name, text in source.options]
+    report["results"].append(one)
+    storage_findings(one, options, warning, critical, report)
+    if opts.check and any(finding["severity"] != "info" for finding in report["findings"]):
+        report["exit_code"] = 3
+
+
+def new_storage(info: Dict[str, object]) -> dict:
+    """The result with what docker info says; everything else is filled in where it is known. Bytes, or None."""
+    status = info.get("DriverStatus") or {}
+    one = {"driver": None, "server_version": None, "root": None, "image_store": None, "os": info.get("OSType"), "backing_filesystem": status.get("Backing Filesystem"),
+           "pool": None, "disk": None, "disks": [], "usage": {}, "drivers_on_disk": [], "options": [], "sources": {}, "missing": [], "msg": ""}
+    for name, key in (("driver", "Driver"), ("server_version", "ServerVersion"), ("root", "DockerRootDir")):
+        note(one, name, info.get(key), "docker info")
+    if status.get("driver-type") or info.get("Driver") in GRAPH_DRIVERS:
+        note(one, "image_store", "containerd" if status.get("driver-type") else "graphdriver", "docker info")
+    if any(key in POOL_SIZES or key in POOL_WORDS for key in status):
+        reported = pool_reported(status)
+        one["pool"] = dict.fromkeys(POOL_KEYS)
+        for name, found in reported.items():
+            note(one, "pool." + name, found, "docker info" + (" (four digits)" if name in POOL_SIZES.values() else ""))
+    return one
+
+
+POOL_KEYS = list(POOL_WORDS.values()) + list(POOL_SIZES.values()) + ["mode", "mode_why", "state", "needs_check", "failed", "data_allocated", "metadata_allocated",
+                                                                    "data_disk_free", "metadata_disk_free"]
+
+
+def note(one: dict, key: str, found: object, source: str, better: bool = False) -> None:
+    """Sets a fact that is not known yet, or one that is known from a less trusted source (better), with its source."""
+    place, name = (one["pool"], key[len("pool."):]) if key.startswith("pool.") else (one, key)
+    if found is not None and (better or place.get(name) is None):
+        place[name], one["sources"][key] = found, source
+
+
+def engine_options(root: str) -> List[OptionSource]:
+    """Where the options of the daemon with this root are set: the host's settings, where they name it; else its own command line and the
+    daemon.json that this names."""
+    own = re.sub(r"/[0-9]+\.[0-9]+\Z", "", root)
+    listed = option_sources()
+    running = []
+    for daemon in running_daemons():
+        named = dict(daemon.options).get("config-file") or "/etc/docker/daemon.json"
+        text, options, fault = settings_of(named, daemon_json, ())
+        if (dict(daemon.options).get("data-root") or dict(options).get("data-root") or "/var/lib/docker") == own:
+            running += [daemon._replace(used=True), OptionSource("daemon.json", named, "", text, options, True, fault)]
+    here = (dict(pair for one in listed if one.used for pair in one.options).get("data-root") or "/var/lib/docker") == own
+    return listed + [one._replace(used=False) for one in running if one.kind == "running"] if here else running
+
+
+def percent(part: Optional[int], whole: Optional[int]) -> Optional[float]:
+    return round(100.0 * part / whole, 1) if whole and part is not None else None
+
+
+def look_disk(path: str, mounts: List[Mount]) -> Optional[dict]:
+    """The file system under a path as df sees it; None where it cannot be asked."""
+    try:
+        found, device = os.statvfs(raw(path)), os.stat(raw(path)).st_dev
+    except OSError:
+        return None
+    real = os.path.realpath(raw(path)).decode("utf-8", "surrogateescape")
+    under = [one for one in mounts if real == one.point or real.startswith(one.point.rstrip("/") + "/")]
+    mount = max(under, key=lambda one: len(one.point)) if under else None
+    used, files = found.f_blocks - found.f_bfree, found.f_files - found.f_ffree
+    return {"path": path, "device": device, "total": found.f_blocks * found.f_frsize, "free": found.f_bavail * found.f_frsize, "filesystem": mount.fstype if mount else None,
+            "mount_point": mount.point if mount else None, "used_percent": percent(used, used + found.f_bavail), "inodes_used_percent": percent(files, files + found.f_favail), "for": []}
+
+
+def look_disks(root: str, one: dict) -> List[dict]:
+    """Each file system that Docker's data lies on, once."""
+    mounts, disks = mounts_of(), []    # type: list, List[dict]
+    for what, path in (("Docker's root", root), ("volumes", root + "/volumes"), ("layers", "%s/%s" % (root, one["driver"])), ("pool files", root + "/devicemapper/devicemapper"),
+                       ("containerd's store", CONTAINERD_ROOT)):
+        disk = look_disk(path, mounts)
+        same = next((other for other in disks if disk and other["device"] == disk["device"]), disk)
+        if same:
+            same["for"].append(what)
+            disks += [disk] if same is disk else []
+    note(one, "disk", disks[0] if disks and disks[0]["path"] == root else None, "statvfs")
+    return disks
+
+
+def look_driver(one: dict, layers: Optional[Layers], options: List[OptionSource]) -> None:
+    """The driver where no daemon tells it, and every driver's folder below the root."""
+    there = [driver for driver in LAYOUTS if os.path.isdir(raw(os.path.join(one["root"], driver)))]
+    drivers = [facts["driver"] for facts in layers.containers.values() if facts["driver"]] if layers else []
+    set_to = dict(pair for source in options if source.used for pair in source.options).get("storage-driver")
+    note(one, "driver", set_to, "configuration")
+    note(one, "driver", max(drivers, key=drivers.count) if drivers else None, "the containers' files")
+    note(one, "driver", there[0] if len(there) == 1 else None, "the only driver's folder")
+    one["drivers_on_disk"] = [{"driver": driver, "path": os.path.join(one["root"], driver), "in_use": driver == one["driver"], "size": None} for driver in there]
+
+
+def see_pool(host: Host, root: str, one: dict, layers: Optional[Layers]) -> Dict[str, int]:
+    """What the kernel and the loop files say of the pool, better than docker info's four digits; and {device: bytes mapped} of the active ones."""
+    home = os.path.join(root, "devicemapper")
+    one["pool"] = pool = one["pool"] or dict.fromkeys(POOL_KEYS)
+    note(one, "pool.name", pool_prefix(home) + "pool" if pool_prefix(home) else None, "its folder's inode")
+    said = {"table": "", "status": ""}
+    try:
+        for what in said:
+            said[what] = expect(query_host(host, ("dmsetup", what)), "dmsetup " + what).out.decode("utf-8", "replace")
+        table, status = (next((line for line in text.split("\n") if line.startswith("%s: " % pool["name"])), "") for text in said.values())
+        if table and status:
+            note_pool(one, parse_thin_pool(table, status))
+    except EnvironmentFault as err:
+        one["missing"].append(err.msg)
+    for kind in ("data", "metadata") if pool["mode"] != "direct" else ():
+        note_loop_file(one, kind, str(pool[kind + "_loop_file"] or os.path.join(home, "devicemapper", kind)))
+    for base in (row for row in layers.rows if row["layer"] == "base" and row["driver"] == "devicemapper") if layers else ():
+        note(one, "pool.base_device_size", base.get("device_size"), "metadata/base", better=True)
+    return {name: int(sectors) * 512 for name, sectors in re.findall(r"^(\S+): 0 [0-9]+ thin ([0-9]+) ", said["status"], re.M)}
+
+
+def note_pool(one: dict, pool: ThinPool) -> None:
+    loop = pool.data_dev.startswith("7:")
+    figures = {"block_size": pool.block, "state": pool.state, "needs_check": pool.needs_check, "failed": pool.state == "Fail", "mode": "loop" if loop else "direct",
+               "mode_why": "its data device is %s loop device" % ("a" if loop else "no")}
+    for kind in ("data", "metadata"):
+        used, total = getattr(pool, kind + "_used"), getattr(pool, kind + "_total")
+        figures.update({kind + "_used": used, kind + "_total": total, kind + "_available": total - used if total is not None else None})
+    for name, found in figures.items():
+        note(one, "pool." + name, found, "dmsetup", better=True)
+
+
+def note_loop_file(one: dict, kind: str, path: str) -> None:
+    """The file is as long as the pool unless it was made longer since; what it has allocated, and the disk under it, is told by nothing else."""
+    pool, disk = one["pool"], look_disk(os.path.dirname(path), [])
+    try:
+        found = os.lstat(raw(path))
+    except OSError as err:
+        one["missing"] += ["%s: %s" % (path, err.strerror)] if pool["mode"] == "loop" else []
+        return
+    if not stat.S_ISREG(found.st_mode) or not disk:
+        return
+    if pool["mode"] in (None, "unknown"):
+        pool.update(mode="loop", mode_why="there is a loop file %s" % path)
+    total, used = pool[kind + "_total"], pool[kind + "_used"]
+    exact = one["sources"].get("pool.%s_total" % kind) != "dmsetup" and (total is None or abs(total - found.st_size) < total // 1000)
+    note(one, "pool.%s_loop_file" % kind, path, "stat")
+    note(one, "pool.%s_allocated" % kind, found.st_blocks * 512, "stat")
+    note(one, "pool.%s_disk_free" % kind, disk["free"], "statvfs")
+    note(one, "pool.%s_total" % kind, found.st_size, "stat of the loop file", better=exact)
+    if one["sources"].get("pool.%s_used" % kind) == "dmsetup" and total is not None:
+        note(one, "pool.%s_available" % kind, max(0, min(total - used, disk["free"])), "dmsetup, statvfs", better=True)
+
+
+def look_sizes(opts: argparse.Namespace, root: str, one: dict, layers: Layers, devices: Dict[str, int]) -> Dict[Tuple, Tuple[Optional[int], str]]:
+    """{(kind, name): (bytes, why not all)} of what has to be walked, and of logs, which only are listed."""
+    folders = {}                # type: Dict[Tuple, str]
+    sizes = {}                  # type: Dict[Tuple, Tuple[Optional[int], str]]
+    for row in layers.rows:
+        if row.get("device") and row["role"] == "container":
+            sizes["container", row["container"]["id"]] = (devices.get(row["device"]), "" if row["device"] in devices else "its device is not active")
+        kind = "cache" if row["note"] == "build cache" else row["role"] if row["role"] in ("container", "container-init", "orphan") or row["driver"] == "vfs" else ""
+        if kind and own_folder(row):
+            folders[kind, row["container"]["id"] if kind.startswith("container") else row["layer"]] = own_folder(row)
+    try:
+        folders.update({("volume", os.fsdecode(name)): os.path.join(root, "volumes", os.fsdecode(name)) for name in sorted(os.listdir(raw(root + "/volumes")))})
+    except OSError as err:
+        one["missing"] += ["%s/volumes: %s" % (root, err.strerror)] if not isinstance(err, FileNotFoundError) else []
+    if one["image_store"] == "containerd":
+        folders["store", ""] = CONTAINERD_ROOT
+    folders.update({("driver", there["driver"]): there["path"] for there in one["drivers_on_disk"] if not there["in_use"]})
+    folders = {key: path for key, path in folders.items() if os.path.isdir(raw(path))}
+    progress = Progress("storage", len(folders), opts.quiet)
+    sizes.update({key: (None, "not measured (--quick)") for key in folders} if opts.quick else measure(folders, 1e9 if opts.full else WALK_SECONDS, progress.line))
+    progress.end()
+    for key in [key for key in sizes if key[0] == "container-init"]:        # it goes when the container goes; with vfs it is a whole copy
+        size, why = sizes.pop(key)
+        own, reason = sizes.get(("container", key[1]), (None, ""))
+        sizes["container", key[1]] = (None if own is None or size is None else own + size, reason or why)
+    one["missing"] += ["%s: %s" % (path, sizes[key][1] + ("" if sizes[key][0] is None else ", at least %s" % show_size(sizes[key][0]))) for key, path in folders.items() if not opts.quick and sizes.get(key, ("", ""))[1]][:20]
+    for container in layers.containers:
+        sizes["log", container] = log_size(root, container)
+    for there in one["drivers_on_disk"]:
+        there["size"] = sizes.get(("driver", there["driver"]), (None, ""))[0]
+    return sizes
+
+
+def log_size(root: str, container: str) -> Tuple[Optional[int], str]:
+    """Bytes that a container's logs take, the rotated ones too."""
+    total, folder = 0, os.path.join(root, "containers", container)
+    try:
+        for place in (folder, os.path.join(folder, "local-logs")):
+            for entry in os.scandir(raw(place)) if os.path.isdir(raw(place)) else ():
+                if entry.name.startswith((raw(container) + b"-json.log", b"container.log")):
+                    total += entry.stat(follow_symlinks=False).st_blocks * 512
+    except OSError as err:
+        return None, "not measured: %s" % err.strerror
+    return total, ""
+
+
+def add_usage(one: dict, layers: Optional[Layers], sizes: dict, info: Dict[str, object]) -> None:
+    """one["usage"]: {kind: {"count", "size", "complete", "rows"}}, what could be freed too. size sums up what is known, None where nothing is."""
+    facts = layers.containers if layers else {}
+    stopped = {name for name in facts if facts[name]["running"] is False}
+    held = {name for one in facts.values() for name in one["volumes"]}
+
+    def total(kind: str, rows: List[dict], count: Optional[int] = None) -> None:
+        some = [row["size"] for row in rows if row["size"] is not None]
+        one["usage"][kind] = {"count": None if not layers else len(rows) if count is None else count, "size": sum(some) if layers and (some or not rows) else None,
+                              "complete": bool(layers) and all(row["complete"] for row in rows), "rows": sorted(rows, key=lambda row: -(row["size"] or 0))}
+
+    def walked(kind: str, label: Callable[[str], dict], names: Optional[Sequence[str]] = None) -> List[dict]:
+        known = [name for key, name in sizes if key == kind] if names is None else names
+        return [dict(label(name), size=sizes.get((kind, name), (None, ""))[0], complete=sizes.get((kind, name), (None, "x"))[1] == "") for name in known]
+
+    def by_container(name: str) -> dict:
+        return dict({key: facts[name][key] for key in ("name", "running", "rotated")}, id=name)
+
+    total("containers", walked("container", by_container, list(facts)))
+    total("stopped_containers", walked("container", by_container, sorted(stopped)))
+    total("logs", walked("log", by_container, list(facts)))
+    total("volumes", walked("volume", lambda name: {"name": name}))
+    total("unused_volumes", walked("volume", lambda name: {"name": name}, [name for kind, name in sizes if kind == "volume" and name not in held]))
+    total("build_cache", walked("cache", lambda name: {"layer": name}))
+    total("orphans", walked("orphan", lambda name: {"layer": name}))
+    if one["image_store"] == "containerd":
+        total("containerd_store", walked("store", lambda name: {"path": CONTAINERD_ROOT}))
+    images = image_rows(layers, sizes) if layers else []
+    for kind, test in (("images", lambda row: True), ("unused_images", lambda row: not row["used"] and row["tags"]), ("dangling_images", lambda row: row["dangling"])):
+        chosen = {row["id"] for row in images if test(row)}
+        weights = layer_weights(layers, sizes, chosen if kind != "images" else None) if layers else []
+        total(kind, [{"size": weight, "complete": weight is not None} for weight in weights], len(chosen))
+        one["usage"][kind]["rows"] = sorted((row for row in images if test(row)), key=lambda row: -(row["size"] or 0))
+    for kind, key in (("containers", "Containers"), ("stopped_containers", "ContainersStopped"), ("images", "Images")):
+        if not layers and info.get(key):
+            one["usage"][kind]["count"] = int(str(info[key]))
+
+
+def layer_weights(layers: Layers, sizes: dict, images: Optional[set] = None) -> List[Optional[int]]:
+    """Bytes of each image layer; only of those that no other image than these has."""
+    return [sizes.get(("image", row["layer"]), (layers.sizes.get(row["layer"]), ""))[0] for row in layers.rows
+            if row["role"] == "image" and row["images"] and (images is None or {image["id"] for image in row["images"]} <= images)]
+
+
+def image_rows(layers: Layers, sizes: dict) -> List[dict]:
+    """Per image: the bytes of the layers that no other image has (what deleting it would give), whether a container uses it, and whether it is
+    dangling: without a name, and not a step of another image's build, which would have all its layers."""
+    used, above, own = {facts["image"] for facts in layers.containers.values()}, {}, {}     # type: set, Dict[str, set], Dict[str, list]
+    for row in layers.rows:
+        ids = {image["id"] for image in row["images"]} if row["role"] == "image" else set()
+        for image in ids:
+            above[image] = above[image] & ids if image in above else ids
+            own.setdefault(image, []).extend([sizes.get(("image", row["layer"]), (layers.sizes.get(row["layer"]), ""))[0]] if len(ids) == 1 else [])
+    return [{"id": image, "tags": tags, "size": None if None in own.get(image, [None]) else sum(own[image]), "used": image in used,
+             "dangling": not tags and above.get(image) == {image} and image not in used} for image, tags in layers.images.items()]
+
+
+FREE = "python3 dockfix.py reclaim --dry-run "
+DRIVER_FACTS = {
+    "devicemapper": ("a file deleted inside a container stays allocated in the pool until fstrim or the container's removal; never touch data, metadata or /dev/mapper by hand", FREE + "--trim"),
+    "overlay2": ("a file deleted inside a container is free at once if the container made it, and only hidden if the image has it; never delete in a diff or upper folder from the host", "python3 dockfix.py owner"),
+    "aufs": ("a file deleted inside a container is free at once if the container made it, and only hidden if the image has it; never delete in diff/ from the host", "python3 dockfix.py owner"),
+    "vfs": ("every layer is a whole copy of all files below it: nothing is shared, and a file deleted inside a container is free at once in that copy", "python3 dockfix.py owner"),
+    "btrfs": ("a file deleted inside a container is free once no snapshot has its blocks any more; never delete below subvolumes/ from the host", "btrfs filesystem usage ROOT"),
+    "zfs": ("a file deleted inside a container is free once no snapshot has its blocks any more; never destroy a data set by hand", "zfs list -o space"),
+}
+
+
+def storage_findings(one: dict, options: List[OptionSource], warning: float, critical: float, report: dict) -> None:
+    """Everything that speaks out of the figures, the worst first."""
+    root = one["root"] or "/var/lib/docker"
+    found = full_findings(one, warning, critical) + pool_findings(one, options) + option_findings(one, options) + usage_findings(one)
+    elsewhere = [there for there in one["drivers_on_disk"] if not there["in_use"]]
+    known = one["driver"] if one["driver"] in DRIVER_FACTS else "overlay2" if one["driver"] in ("overlay", "fuse-overlayfs", "overlayfs") else None
+    full = any(entry[0].startswith("full-") for entry in found)
+    found += [
+        ("root-on-system-disk", "warning" if full else "info", "Docker's root %s lies on the system disk: when it fills, the host stops with it" % root, "python3 dockfix.py relocate --help")
+        if one["disk"] and one["disk"]["device"] == os.stat("/").st_dev else None,
+        ("devicemapper-stranded", "warning", "%s/devicemapper is there, but engine %s has no devicemapper driver any more: its images and containers need an engine before 25" % (root, one["server_version"]),
+         "python3 dockfix.py owner") if elsewhere and int(re.match("[0-9]{0,4}", one["server_version"] or "").group(0) or 0) >= 25 and any(there["driver"] == "devicemapper" for there in elsewhere) else None,
+        ("other-drivers", "info", "left by other storage drivers: %s" % ", ".join("%s (%s)" % (there["path"], size_text(there["size"])) for there in elsewhere),
+         "python3 dockfix.py owner") if elsewhere else None,
+        ("containerd-store", "info", "images and containers' layers are in containerd's store, %s, not below Docker's root" % CONTAINERD_ROOT, "ctr -n moby snapshots usage") if one["image_store"] == "containerd" else None,
+        ("windows", "warning", "this is a Windows engine: dockfix looks after Linux hosts only", "docker system df") if one["os"] == "windows" or str(one["driver"]).startswith(("windows", "lcow")) else None,
+        ("driver-" + known, "info", "%s: %s" % (one["driver"], DRIVER_FACTS[known][0]), DRIVER_FACTS[known][1].replace("ROOT", sh_quote(root))) if known else None,
+        ("not-known", "info", "not known: %s" % "; ".join(one["missing"]), "sudo python3 dockfix.py storage" if os.geteuid() else "python3 dockfix.py storage --full") if one["missing"] else None]
+    for entry in filter(None, found):
+        add_finding(report, *entry)
+    report["findings"].sort(key=lambda finding: ("critical", "warning", "info").index(finding["severity"]))
+
+
+def full_findings(one: dict, warning: float, critical: float) -> List[Tuple]:
+    """What is as full as --warning or --critical say; a finding too where none of it is known."""
+    pool = one["pool"] or {}
+    shares = [("full-" + kind, "the pool's %s space" % kind, percent(pool.get(kind + "_used"), pool.get(kind + "_total")), remedy) for kind, remedy in (
+        ("data", FREE + "--trim --containers --images"), ("metadata", "python3 dockfix.py pool grow --metadata +1G --dry-run"))]
+    for disk in one["disks"]:
+        shares += [(name, "%s under %s (%s)" % (what, disk["path"], ", ".join(disk["for"])), disk[key], FREE + "--containers --images --build-cache --logs")
+                   for name, what, key in (("full-disk", "the disk", "used_percent"), ("full-inodes", "the number of files of the disk", "inodes_used_percent"))]
+    found = [(name, "critical" if share >= critical else "warning", "%s is %.1f %% full" % (what, share), remedy) for name, what, share, remedy in shares if share is not None and share >= warning]
+    if all(share is None for _, _, share, _ in shares):
+        found.append(("fullness-unknown", "info" if one["msg"] else "warning", "neither the disk's nor a pool's fullness is known", "sudo python3 dockfix.py storage"))
+    return found
+
+
+def pool_findings(one: dict, options: List[OptionSource]) -> List[Tuple]:
+    pool = one["pool"]
+    if not pool:
+        return []
+    found, room = [], {}        # type: List[Tuple], Dict[str, int]
+    if pool["failed"] or pool["state"] in ("Fail", "ro", "out_of_data_space") or pool["needs_check"]:
+        found.append(("pool-state", "critical", "the pool %s is in state %s%s: %s" % (pool["name"], pool["state"] or "unknown (docker info shows zeros)", ", needs_check" if pool["needs_check"] else "",
+                      "it takes no more data" if pool["state"] == "out_of_data_space" else "do not grow or write to it before it is checked"), "dmsetup status %s" % sh_quote(pool["name"] or "")))
+    shares = {kind: percent(pool[kind + "_used"], pool[kind + "_total"]) for kind in ("data", "metadata")}
+    if None not in shares.values() and shares["metadata"] > shares["data"]:
+        found.append(("metadata-fuller", "warning" if shares["metadata"] >= 50 else "info", "the pool's metadata is fuller (%.1f %%) than its data (%.1f %%): it ends first, with room left"
+                      % (shares["metadata"], shares["data"]), "python3 dockfix.py pool grow --metadata +1G --dry-run"))
+    stop = min_free_percent(pool, driver_options(options).get("dm.min_free_space", ""))
+    for kind, share in shares.items():
+        if share is not None:
+            room[kind] = max(0, int(pool[kind + "_total"] * (100 - stop) / 100) - pool[kind + "_used"])
+            if share > 95 - stop:
+                found.append(("min-free-" + kind, "critical" if share > 100 - stop else "warning", "below %g %% free the driver refuses new containers and images: the pool's %s has %.1f %% free, %s"
+                              % (stop, kind, 100 - share, "so it refuses now" if share > 100 - stop else "%s to go" % show_size(room[kind])), FREE + "--trim --containers --images"))
+    free, allocated = pool["data_disk_free"], pool["data_allocated"]
+    more, less = (pool["data_total"] - allocated, free) if None not in (allocated, free) else (pool["data_total"] - pool["data_used"], pool["data_available"]) if shares["data"] is not None else (0, 0)
+    if pool["mode"] == "loop" and less is not None and less < 0.98 * more:
+        found.append(("ceiling-beyond-disk", "warning", "the pool may still take %s, but the disk under it has %s: the disk fills first" % (show_size(more), show_size(less)), "python3 dockfix.py relocate --help"))
+    if free is not None and "data" in room:
+        first = min(("the disk under the pool files", free), ("the pool's data space", room["data"]), key=lambda pair: pair[1])
+        found.append(("next-ceiling", "info", "next to be full: %s, in %s" % (first[0], show_size(first[1])), "python3 dockfix.py storage"))
+    for device, path in loop_files():
+        if re.search(r"/devicemapper/(meta)?data \(deleted\)\Z", path):
+            found.append(("loop-deleted", "critical", "%s still holds %s: its space comes back, and its content is lost, when the pool goes down" % (device, path), "losetup -l %s" % device))
+    return found
+
+
+def driver_options(options: List[OptionSource]) -> Dict[str, str]:
+    return dict(value.partition("=")[::2] for source in options if source.used for name, value in source.options if name == "storage-opt")
+
+
+def min_free_percent(pool: dict, named: str) -> float:
+    """The driver's minimum of free space in per cent: by its option, else by docker info, else its default."""
+    if re.match(r"[0-9]{1,2}%\Z", named):
+        return float(named[:-1])
+    return round(100.0 * pool["min_free"] / pool["data_total"], 1) if pool["min_free"] is not None and pool["data_total"] else 10.0
+
+
+def option_findings(one: dict, options: List[OptionSource]) -> List[Tuple]:
+    found = [("option-twice", "critical", "%s is set in more than one place (%s): with one in daemon.json the daemon does not start, else the last one wins" % (name, ", ".join(where)),
+              "grep -n %s %s" % (sh_quote(name.split(" ")[0]), " ".join(sh_quote(place.split(" (")[0]) for place in where))) for name, where in option_conflicts(options)]
+    found += [("option-place", "critical" if source.kind == "daemon.json" else "warning", "%s %s" % (source.path, source.fault), "cat %s" % sh_quote(source.path)) for source in options if source.fault]
+    found += [("option-unread", "info", "%s is set in %s, which no unit reads" % (source.options[0][0], source.where()), "systemctl cat docker") for source in options
+              if not source.used and source.options and source.kind == "environment"]
+    running = {pair for source in options if source.kind == "running" for pair in source.options}
+    waiting = [pair for source in options if source.used and source.kind in ("unit", "environment") for pair in source.options if running and pair not in running]
+    found += [("option-waiting", "warning", "%s %s is set, but the running daemon was started without it" % waiting[0], "systemctl daemon-reload; systemctl restart docker")] if waiting else []
+    sizes = driver_options(options)
+    metadata, base = (option_bytes(sizes.get(name, "")) for name in ("dm.loopmetadatasize", "dm.basesize"))
+    if metadata and metadata > METADATA_MAX:
+        found.append(("metadata-useless", "info", "dm.loopmetadatasize=%s: more than 15.88 GiB of metadata is never used" % sizes["dm.loopmetadatasize"], "python3 dockfix.py storage"))
+    if base and one["pool"] and one["sources"].get("pool.base_device_size") == "metadata/base" and base < one["pool"]["base_device_size"]:
+        found.append(("base-size-smaller", "critical", "dm.basesize=%s is smaller than the pool's base device (%s): the daemon does not start with it" % (
+            sizes["dm.basesize"], show_size(one["pool"]["base_device_size"])), "python3 dockfix.py storage --json"))
+    return found
+
+
+def option_bytes(text: str) -> Optional[int]:
+    """Bytes of a size as the driver's options take it: 8G, 500GB, 10GiB, all binary."""
+    found = re.match(r"([0-9]{1,12})(?:([kKmMgGtT])(?:i?[bB])?)?\Z", text)
+    return int(found.group(1)) << 10 * " KMGT".index((found.group(2) or " ").upper()) if found else None
+
+
+def usage_findings(one: dict) -> List[Tuple]:
+    usage, found = one["usage"], []
+    big = [row for row in usage["logs"]["rows"] if (row["size"] or 0) > LOG_LARGE and not row["rotated"]]
+    found += [("log-large", "warning", "the log of container %s has %s and grows without end (no max-size)" % (row["name"] or row["id"][:12], show_size(row["size"])), FREE + "--logs") for row in big]
+    for kind, text, options in (("stopped_containers", "stopped containers", "--containers"), ("dangling_images", "images without a name that nothing uses", "--images"),
+                                ("unused_images", "images that no container uses", "--images --unused"), ("build_cache", "layers of build cache", "--build-cache"),
+                                ("unused_volumes", "volumes that no container uses", "--volumes"), ("orphans", "layers that nothing has", "")):
+        part = usage[kind]
+        if part["count"]:
+            options += "".join(" " + sh_quote(row["name"]) for row in part["rows"][:20]) if kind == "unused_volumes" else ""
+            found.append((kind.replace("_", "-"), "info", "%s: %d (size %s)" % (text, part["count"], size_text(part["size"], part["complete"])), FREE + options if options else "python3 dockfix.py owner --orphans"))
+    return found
 
 
 # --- owner: whose a layer's folder or device is, and back
@@ -5970,6 +6386,40 @@ def counts(rows: List[dict]) -> str:
     return ", ".join("%d %s" % (found.count(status), status) for status in order if status in found) or "no containers"
 
 
+def size_text(size: Optional[int], complete: bool = True) -> str:
+    return "unknown" if size is None else ("" if complete else "at least ") + show_size(size)
+
+
+def show_storage(report: dict, quiet: bool) -> str:
+    """The report for people: what is wrong first, then the ceilings, then where the space went."""
+    out = []
+    for finding in report["findings"]:
+        if not quiet or finding["severity"] != "info":
+            out.append("%-8s  %s\n          -> %s\n" % (finding["severity"], printable(finding["text"]), printable(finding["remedy"])))
+    if quiet or not report["results"]:
+        return "".join(out)
+    one = report["results"][0]
+    out.append("\n%s, engine %s, root %s\n%s" % tuple([printable(one[key] or "%s unknown" % key) for key in ("driver", "server_version", "root")] + [one["msg"] + "\n" if one["msg"] else ""]))
+    pool = one["pool"]
+    if pool:
+        out.append("\npool %s: %s (%s), state %s, base size %s\n" % (printable(pool["name"] or "unknown"), pool["mode"], printable(pool["mode_why"] or ""), pool["state"] or "unknown", size_text(pool["base_device_size"])))
+        rows = [(title,) + tuple(size_text(pool.get("%s_%s" % (kind, key))) for kind in ("data", "metadata"))
+                for title, key in (("ceiling", "total"), ("allocated on disk", "allocated"), ("free on that disk", "disk_free"), ("used", "used"), ("available", "available"))]
+        out.append(render_table(("POOL", "DATA", "METADATA"), rows))
+    if one["disks"]:
+        out.append("\n" + render_table(("DISK", "SIZE", "FREE", "USED", "FILE SYSTEM", "FOR"), [
+            (disk["path"], show_size(disk["total"]), show_size(disk["free"]), "%s %%" % disk["used_percent"], disk["filesystem"] or "unknown", ", ".join(disk["for"])) for disk in one["disks"]]))
+    out.append("\n" + render_table(("USED BY", "NUMBER", "SIZE"), [(kind.replace("_", " "), "unknown" if part["count"] is None else str(part["count"]), size_text(part["size"], part["complete"]))
+                                                                 for kind, part in one["usage"].items() if not one["msg"] or part["count"] is not None]))
+    for kind, title in (("logs", "LOG OF CONTAINER"), ("containers", "CONTAINER'S OWN FILES"), ("volumes", "VOLUME"), ("images", "IMAGE, WHAT ONLY IT HAS")):
+        rows = [row for row in one["usage"][kind]["rows"] if row["size"]][:10]
+        if rows:
+            out.append("\n" + render_table((title, "SIZE"), [(row.get("name") or ", ".join(row.get("tags", ())) or row["id"][:12], size_text(row["size"], row.get("complete", True))) for row in rows]))
+    if one["options"]:
+        out.append("\n" + render_table(("OPTION", "VALUE", "SET IN"), [(row["option"], row["value"], row["where"] + ("" if row["used"] else " (not for the next start)")) for row in one["options"]]))
+    return "".join(out)
+
+
 def show_owner(report: dict, quiet: bool) -> str:
     rows = report["results"]
     sized = any("size" in row for row in rows)
@@ -5977,7 +6427,7 @@ def show_owner(report: dict, quiet: bool) -> str:
     cells = []
     for row in rows:
         ids = [row["container"]["id"]] if row["container"] else [image["id"] for image in row["images"]]
-        size = (human_size(row["size"]) if row.get("size") is not None else "unknown",) if sized else ()
+        size = (show_size(row["size"]) if row.get("size") is not None else "unknown",) if sized else ()
         place = row["paths"][0] if row["paths"] else row["layer"]
         more = ", ".join(word for word in ("device id %d" % row["device_id"] if "device_id" in row else "", row["note"]) if word)
         cells.append((row["role"] or "unknown", row["driver"], owner_text(row), ids[0][:12] if ids else "-") + size + (place + (" (%s)" % more if more else ""),))
@@ -6067,18 +6517,18 @@ def add_error(report: dict, err: DockfixError) -> None:
     report["exit_code"] = err.code
 
 
-def emit(report: dict, opts: argparse.Namespace, show: Optional[Callable]) -> None:
+def emit(report: dict, opts: argparse.Namespace, command: Optional["Command"]) -> None:
     """Everything a run has to say, once: the product on stdout, the rest on stderr."""
     report["ok"] = report["exit_code"] == 0
     report["changed"] = any(one.get("status") == "changed" for one in report["results"]) and not report["dry_run"]
     if not opts.json:
-        show_errors(report)
+        show_errors(dict(report, findings=[]) if command and command.tells and report["results"] else report)
     if opts.json:
         write_out(render_json(report))
     elif "script" in report:
         write_out(report["script"].encode("utf-8", "backslashreplace"))
-    elif show and (report["results"] or not report["errors"]):
-        write_out(show(report, opts.quiet).encode("utf-8", "backslashreplace"))
+    elif command and (report["results"] or not report["errors"]):
+        write_out(command.show(report, opts.quiet).encode("utf-8", "backslashreplace"))
 
 
 ###############################################################################
@@ -6114,6 +6564,15 @@ CHOOSING = (
     flag("--allow-empty", help="--all that matches nothing is a success"),
     value("--jobs", metavar="N", default="", help="containers at a time (default: 2 for each CPU, at most 8)"),
     flag("--exit-code", help="with --dry-run: exit 4 when there is something to do"),
+)
+STORAGE = (
+    flag("--full", help="finish every walk, however long it takes (default: 10 s in all)"),
+    flag("--quick", help="no walks: what docker info, the records, stat and dmsetup tell at once"),
+    value("--root", metavar="DIR", help="a Docker root that is not the daemon's: another disk's, or a copy"),
+    value("--docker-info", metavar="FILE", help="a saved docker info of another host, text or JSON; - is standard input"),
+    flag("--check", help="exit 3 when a finding is a warning or worse"),
+    value("--warning", metavar="PERCENT", help="fullness of data, metadata or disk that is a warning (default: 80)"),
+    value("--critical", metavar="PERCENT", help="fullness that is critical (default: 90)"),
 )
 OWNER = (
     flag("--orphans", help="only layers that nothing has, with their sizes; deletes nothing"),
@@ -6177,7 +6636,8 @@ TIME_ZONE = (
 
 
 class Command(NamedTuple):
-    """words: None where the command chooses containers, else (least, most) words that it takes itself (opts.words)."""
+    """words: None where the command chooses containers, else (least, most) words that it takes itself (opts.words). tells: its report
+    for people has the findings in it."""
     name: str
     help: str
     usage: str
@@ -6186,6 +6646,7 @@ class Command(NamedTuple):
     show: Callable
     examples: str
     words: Optional[Tuple[int, int]] = None
+    tells: bool = False
 
     def all_options(self) -> Tuple:
         return self.options + (CHOOSING if self.words is None else ())
@@ -6199,11 +6660,12 @@ POOL = CHANGE + (
     value("--lose-autoremove", metavar="NAME", action="append", default=[], help="this --rm container may vanish when docker stops"),
 )
 COMMANDS = (
-    Command("pool", "a devicemapper loop pool, larger in place or made anew", "pool grow|recreate [OPTIONS]", POOL, run_pool, show_change, """\
-  python3 dockfix.py pool grow --data +100G
-  python3 dockfix.py pool grow --metadata 4G --offline
+    Command("storage", "where the space goes, which ceiling comes next, and what to type", "storage [OPTIONS]", STORAGE, run_storage, show_storage, """\
+  python3 dockfix.py storage                              the whole report
+  python3 dockfix.py storage --check --quick              for a monitor: exit 3 when something is wrong
+  python3 dockfix.py storage --docker-info saved.txt      what a saved docker info of another host tells
 
-grow keeps everything, and stops nothing unless --offline is given. The option of the next start is set where it lives.""", (1, 1)),
+Nothing is changed. One docker call, however many containers; works with the daemon down, from the files.""", (0, 0), True),
     Command("owner", "which container or image a layer's folder or device belongs to, and back", "owner [OPTIONS] [HASH|PATH|DEVICE|CONTAINER|IMAGE ...]", OWNER, run_owner, show_owner, """\
   python3 dockfix.py owner                                all layers and whose they are
   python3 dockfix.py owner 92fd3b3e /dev/dm-3 web1        a hash's beginning, a device, a container
@@ -6219,6 +6681,11 @@ checked against docker inspect. Nothing is changed.""", (0, 10000)),
   python3 dockfix.py reclaim --volumes old-db             a volume goes only by its name
 
 It shows every object, its size and what will be lost, and asks. Nothing that is in use is touched.""", (0, 0)),
+    Command("pool", "a devicemapper loop pool, larger in place or made anew", "pool grow|recreate [OPTIONS]", POOL, run_pool, show_change, """\
+  python3 dockfix.py pool grow --data +100G
+  python3 dockfix.py pool grow --metadata 4G --offline
+
+grow keeps everything, and stops nothing unless --offline is given. The option of the next start is set where it lives.""", (1, 1)),
     Command("backup", "keep images, containers, networks and volumes in a folder", "backup [--verify] DIR", CHANGE + (flag("--verify", help="read the backup again, each file against its sha256"),), run_backup, show_backup, """\
   python3 dockfix.py backup /mnt/usb/docker-backup
   python3 dockfix.py backup --verify /mnt/usb/docker-backup
@@ -6489,7 +6956,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def finish(report: dict, opts: argparse.Namespace, command: Optional[Command], host: Optional[Host], before: dict) -> int:
     try:
-        emit(report, opts, command.show if command else None)
+        emit(report, opts, command)
     except DockfixError as err:
         show_errors({"findings": [], "errors": [{"msg": err.msg, "hint": err.hint}]})
         report["exit_code"] = report["exit_code"] or err.code
