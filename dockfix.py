@@ -2289,7 +2289,7 @@ def read_record(root: Root, top: int, path: str, name: str, files: Sequence[str]
         for file in files or (name,):
             try:
                 with os.fdopen(open_plain(folder, file, os.O_RDONLY, RECORD_MAX, file), "rb") as source:
-                    data[file if files else ""] = source.read(RECORD_MAX + 1)
+                    data[file if files else ""] = source.read(min(RECORD_MAX, os.fstat(source.fileno()).st_size) + 1)     # a buffer of its size only
             except FileNotFoundError:
                 pass
         return take(data)
