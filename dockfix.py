@@ -50,6 +50,7 @@ and prints a POSIX shell script that does what the real run would do.
 VERSION = "0.1.0"
 SCHEMA = "dockfix/1"
 CALL_SECONDS = 60.0         # default bound of one call for one container
+LOOK_AGAIN_SECONDS = 0.5    # an engine makes and removes the records of a layer one after the other
 WALK_SECONDS = 10.0         # what looking for sizes may take in all
 SLOW = "not finished in time"
 CONTAINERD_ROOT = "/var/lib/containerd"
@@ -2255,27 +2256,17 @@ def open_below(root: Root, path: str, hides: Optional[str], must: bool = False) 
         return -1
 
 
-def names_below(root: Root, path: str, hides: Optional[str], must: bool = False) -> List[str]:
-    """The names in a folder, sorted."""
+def read_records(root: Root, path: str, files: Optional[Sequence[str]], take: Optional[Callable], hides: Optional[str], form: str = HASH, must: bool = False, soft: bool = False) -> dict:
+    """{name: take({file: bytes})} of every folder in `path` whose name has the form; files=(): of every file there, as {'': bytes}; files=None: the
+    names alone. None: not readable or not understood, which is noted, or vanished meanwhile. hides: the driver whose orphans cannot be told
+    then ('' all, None none; soft: only where `path` itself is not readable)."""
     top = open_below(root, path, hides, must)
     try:
-        return sorted(os.fsencode(name).decode("utf-8", "surrogateescape") for name in os.listdir(top)) if top >= 0 else []
+        names = sorted(os.fsencode(name).decode("utf-8", "surrogateescape") for name in os.listdir(top)) if top >= 0 else []
+        return {name: None if files is None else read_record(root, top, path, name, files, take, None if soft else hides) for name in names if re.match(form, name)}
     except OSError as err:
         not_read(root, path, err, hides)
-        return []
-    finally:
-        if top >= 0:
-            os.close(top)
-
-
-def read_records(root: Root, path: str, files: Sequence[str], take: Callable, hides: Optional[str], form: str = HASH, must: bool = False, soft: bool = False) -> dict:
-    """{name: take({file: bytes})} of every folder in `path` whose name has the form; with files=() of every file there, as {'': bytes}.
-    None: not readable or not understood, which is noted, or vanished meanwhile. hides: the driver whose orphans cannot be told
-    then ('' all, None none; soft: only where `path` itself is not readable)."""
-    names = [name for name in names_below(root, path, hides, must) if re.match(form, name)]
-    top = open_below(root, path, hides) if names else -1
-    try:
-        return {name: read_record(root, top, path, name, files, take, None if soft else hides) for name in names if top >= 0}
+        return {}
     finally:
         if top >= 0:
             os.close(top)
@@ -2303,37 +2294,43 @@ def read_record(root: Root, top: int, path: str, name: str, files: Sequence[str]
             os.close(folder)
 
 
-def layer_names(root: Root, driver: str) -> List[str]:
-    return [name for name in names_below(root, os.path.normpath(os.path.join(driver, LAYOUTS[driver][0])), driver) if re.match(LAYER, name) or (driver, name) == ("devicemapper", "base")]
-
-
 def read_layers(path: str, follow: bool = False) -> Layers:
-    """The layer table of a Docker root (of its uid.gid folders too, where users are remapped), from the files alone. follow: for
-    the daemon's own root, whose first level may be links. Raises EnvironmentFault where the root itself cannot be read."""
+    """The layer table of a Docker root (of its uid.gid folders too, where users are remapped), from the files alone. follow: for the daemon's own
+    root, whose first level may be links; there, what is half made or half removed at the first look is looked at again, and an orphan is one
+    at both. Raises EnvironmentFault where the root itself cannot be read."""
+    first = look_at_layers(path, follow)
+    loose = {(row["driver"], row["layer"]) for row in first.rows if row["role"] == "orphan"}
+    if not follow or not (loose or first.unread):
+        return first
+    time.sleep(LOOK_AGAIN_SECONDS)
+    again = look_at_layers(path, follow)
+    for row in again.rows:
+        if row["role"] == "orphan" and (row["driver"], row["layer"]) not in loose:
+            row.update(role=None, note="made or removed just now")
+    return again
+
+
+def look_at_layers(path: str, follow: bool) -> Layers:
     out = Layers([], {}, {}, {}, {}, {})
     try:
         fd = os.open(raw(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as err:
         raise EnvironmentFault("Docker's root %s cannot be read: %s" % (path, err.strerror),
                                "run it as root" if isinstance(err, PermissionError) else "--root DIR names another") from None
-    try:
-        root = Root(os.path.realpath(path), fd, follow, out.unread, set())
-        read_tree(root, out)
-        for name in names_below(root, ".", None):
-            inner = open_below(root, name, None) if re.match(r"[0-9]+\.[0-9]+\Z", name) else -1
-            if inner >= 0:
-                try:
-                    read_tree(Root(os.path.join(root.path, name), inner, follow, out.unread, set()), out)
-                finally:
-                    os.close(inner)
-    finally:
-        os.close(fd)
+    root = Root(os.path.realpath(path), fd, follow, out.unread, set())
+    for name in ["."] + list(read_records(root, ".", None, None, None, form=r"[0-9]+\.[0-9]+\Z")):
+        tree = Root(os.path.normpath(os.path.join(root.path, name)), open_below(root, name, None), follow, out.unread, set())
+        if tree.fd >= 0:
+            read_tree(tree, out)
+            os.close(tree.fd)
+    os.close(fd)
     return out
 
 
 def read_tree(root: Root, out: Layers) -> None:
     """One tree's rows. The drivers' folders are listed before the records are read, so that a layer made meanwhile is in no list."""
-    homes = {driver: layer_names(root, driver) for driver in LAYOUTS}
+    homes = {driver: list(read_records(root, os.path.normpath(driver + "/" + folder), None, None, driver, form=LAYER + "|base\\Z" * (driver == "devicemapper")))
+             for driver, (folder, _) in LAYOUTS.items()}
     there = any(homes.values())
     containers = read_records(root, "containers", ("config.v2.json", "config.json", "hostconfig.json"), take_container, "", must=there, soft=True)
     containers = {one: facts or take_container({"config.json": b"{}"}) for one, facts in containers.items()}
@@ -2372,13 +2369,14 @@ def add_rows(root: Root, driver: str, names: List[str], claims: Dict[str, Claim]
     home = os.path.join(root.path, driver)
     devices = read_records(root, "devicemapper/metadata", (), take_device, None, form=LAYER + "|base\\Z") if driver == "devicemapper" else {}
     prefix = pool_prefix(home) if devices else ""
-    links, mounted = short_links(root, driver), {one.point for one in mounts_of()}
+    links, mounted, listed = short_links(root, driver), {one.point for one in mounts_of()}, set(names)
     for name in sorted(set(names) | set(claims)):
-        claim = claims.get(name) or init_claim(claims.get(name[:-len("-init")]), name)
+        base = claims.get(name[:-len("-init")]) if name.endswith("-init") else None     # where no record has H-init, it is of the container of H
+        claim = claims.get(name) or (base._replace(role="container-init") if base and base.role == "container" else Claim("orphan"))
         paths = [path for path in (os.path.join(home, form % name) for form in LAYOUTS[driver][1]) if os.path.lexists(raw(path))]
         paths.sort(key=lambda path: path not in mounted)
-        if claim.role == "orphan" and not paths:
-            continue                                # it vanished meanwhile
+        if claim.role == "orphan" and (not paths or name not in listed or claim.container and os.path.lexists(os.path.join(root.path, "containers", claim.container))):
+            continue                                # it vanished, or is being made
         if claim.role == "orphan" and root.hidden & {"", driver}:
             claim = claim._replace(role=None, note="what would tell whose it is could not be read")
         facts = containers.get(claim.container, {})
@@ -2403,11 +2401,6 @@ def mounts_of(pid: str = "self") -> List[Mount]:
             return parse_mountinfo(source.read().decode("utf-8", "surrogateescape"))
     except FileNotFoundError:
         return []
-
-
-def init_claim(base: Optional[Claim], name: str) -> Claim:
-    """A layer H-init that no record has is of the container of H."""
-    return Claim("container-init", base.container) if base and base.role == "container" and name.endswith("-init") else Claim("orphan")
 
 
 def pool_prefix(home: str) -> str:
@@ -2493,7 +2486,7 @@ def short_links(root: Root, driver: str) -> Dict[str, List[str]]:
     found = {}                  # type: Dict[str, List[str]]
     if driver not in ("overlay2", "fuse-overlayfs"):
         return found
-    for name in names_below(root, driver + "/l", None):
+    for name in read_records(root, driver + "/l", None, None, None, form="[0-9A-Z]+\\Z"):
         try:
             target = os.readlink(raw(os.path.join(root.path, driver, "l", name))).decode("utf-8", "surrogateescape").split("/")
         except OSError:
@@ -4121,7 +4114,7 @@ def owners_of(layers: Layers, opts: argparse.Namespace, report: dict) -> List[di
         found = next((rows for rows in (find_rows(layers, name) for name in other_names(word)) if rows), [])
         numbers += [number for number in found if number not in numbers]
         if not found:
-            add_error(report, no_owner(layers, word, opts))
+            add_error(report, no_owner(layers, word))
     report["exit_code"] = 3 if report["errors"] and numbers else report["exit_code"]
     return [layers.rows[number] for number in numbers]
 
@@ -4138,7 +4131,7 @@ def other_names(word: str) -> List[str]:
     return found + ([os.path.realpath(raw(word)).decode("utf-8", "surrogateescape")] if "/" in word or os.path.lexists(raw(word)) else [])
 
 
-def no_owner(layers: Layers, word: str, opts: argparse.Namespace) -> DockfixError:
+def no_owner(layers: Layers, word: str) -> DockfixError:
     bare = word.lstrip("/")
     layerless = [(one, facts) for one, facts in layers.containers.items() if bare and (facts["name"] == bare or one.startswith(bare))]
     if layerless:
@@ -6759,6 +6752,7 @@ examples:
   echo 'root:NEW' | python3 dockfix.py chpasswd --all     a new root password in every container
   python3 dockfix.py chpasswd --all --dry-run             what that would do, as a shell script
   python3 dockfix.py exec --all -- date                   one command in every container
+  python3 dockfix.py owner 4b7c /dev/dm-3 web             whose layer that is, and back
   python3 dockfix.py timezone --all                       the host's time zone in every container
 
 commands (COMMAND --help tells more):

@@ -304,6 +304,29 @@ def test_the_calls_grow_with_the_layers_not_faster(dockfix, tmp_path, monkeypatc
     assert 0 < counts[1] <= 4 * counts[0]
 
 
+def test_on_the_daemons_own_root_what_is_just_being_made_is_no_orphan(dockfix, tmp_path, monkeypatch):
+    """A container whose records come between the two looks, one whose folder comes after the first, and an orphan that stays."""
+    root = populate(NewRoot(tmp_path, "overlay2"))
+    lost = next(layer for layer, (role, _, _) in root.layers.items() if role == "orphan")
+    image = root.tags["busybox:latest"]
+    other = NewRoot(tmp_path / "other", "overlay2")
+    other.diffs, other.tops = root.diffs, root.tops
+    other.container("late", image)
+    early = next(layer for layer, (role, _, _) in other.layers.items() if role == "container")
+    root.make_layer(early, True)
+    new = root.next("new")
+
+    def meanwhile(seconds):
+        for name in ("containers", "image/overlay2/layerdb/mounts"):
+            for one in os.listdir(other.at(name)):
+                shutil.copytree(other.at(name, one), root.at(name, one))
+        root.make_layer(new, True)
+    monkeypatch.setattr(dockfix.time, "sleep", meanwhile)
+    found = {row["layer"]: row for row in dockfix.read_layers(root.path, follow=True).rows}
+    assert found[early]["container"]["name"] == "late" and found[lost]["role"] == "orphan"
+    assert found[new]["role"] is None and "just now" in found[new]["note"]
+
+
 def corpus_roots():
     folder = os.environ.get("DOCKFIX_CORPUS") or os.path.join(os.path.dirname(ROOT), "shared", "corpus")
     if not os.path.isdir(folder):

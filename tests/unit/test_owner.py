@@ -31,6 +31,11 @@ def daemon(box, root):
     return root
 
 
+@pytest.fixture(autouse=True)
+def no_wait(dockfix, monkeypatch):
+    monkeypatch.setattr(dockfix, "LOOK_AGAIN_SECONDS", 0)
+
+
 @pytest.fixture
 def root(box, tmp_path):
     return daemon(box, populate(NewRoot(tmp_path / "docker", "overlay2")))
