@@ -286,9 +286,9 @@ class PrivateEngine:
         content = dict(ACCOUNTS, **(files or {}))
         return self.import_tar(name, make_tar(content, {"sleep": static_busybox()}), ["/sleep", SLEEP_FOREVER], changes)
 
-    def import_debian(self, name="dockfix-test/debian", changes=()):
-        """A Debian-like minbase root with PAM and shadow's chpasswd; built once, then kept below ~/.cache."""
-        return self.import_tar(name, debian_tar(), ["/bin/sleep", SLEEP_FOREVER], changes)
+    def import_debian(self, name="dockfix-test/debian", changes=(), suite=None):
+        """A Debian-like minbase root with PAM and shadow's chpasswd (suite: not the host's own); built once, then kept below ~/.cache."""
+        return self.import_tar(name, debian_tar(suite), ["/bin/sleep", SLEEP_FOREVER], changes)
 
 
 # ---------------------------------------------------------------------- what dockfix said
@@ -408,9 +408,10 @@ def debian_source():
     return suite, []
 
 
-def debian_tar():
+def debian_tar(suite=None):
     """Path of the cached root; the first caller builds it, others wait for the lock."""
-    suite, mirror = debian_source()
+    own, mirror = debian_source()
+    suite = suite or own
     path = os.path.join(cache_dir(), "%s-%s.tar" % (suite, os.uname().machine))
     with open(os.path.join(cache_dir(), "lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
