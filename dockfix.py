@@ -94,6 +94,10 @@ class HalfWay(DockfixError): code = 7
 class Locked(DockfixError): code = 8
 class Gone(Exception): """The container vanished between look and deed."""
 class WayClosed(Exception): """This way into the container cannot be used; the text says why. Another may be open."""
+class Unanswered(WayClosed):
+    """docker cp did not answer: what was sent may still arrive."""
+
+
 class SharedEtc(WayClosed): """/etc is a mount that docker does not tell of."""
 class Interrupted(Exception): """SIGINT or SIGTERM arrived; args[0] is its number."""
 
@@ -2921,11 +2925,24 @@ def walk(root: int, path: str, follow: bool) -> Tuple[int, bytes, str]:
             os.close(fd)
 
 
+def refuse_hidden_mounts(container: Container, paths: Sequence[str]) -> None:
+    """Raises Refused for a mount at or above one of these paths that docker does not tell of: docker cp would read and write below it."""
+    try:
+        root, mounts = open_root(container)
+        os.close(root)
+    except (WayClosed, OSError):
+        return
+    for one in mounts:
+        if one.point != "/" and any((path + "/").startswith(one.point + "/") for path in paths):
+            raise Refused("its %s is a mount made inside it" % one.point)
+
+
 def missing_folders(host: Host, container: Container, paths: Sequence[str]) -> List[str]:
-    """The folders above these paths that are not there, outermost first. Raises Refused where one is a link or no folder:
-    docker cp would follow it, perhaps into a mount. (A container that makes one in the moment between gains
+    """The folders above these paths that are not there, outermost first. Raises Refused where one is a link or no folder, or a mount that docker
+    does not tell of: docker cp would follow it, perhaps into a mount, or write below it. (A container that makes one in the moment between gains
     nothing: docker cp extracts chrooted, and what is mounted there it can write itself.)"""
     missing = []                # type: List[str]
+    refuse_hidden_mounts(container, paths)
     for folder in sorted({path[:at] for path in paths for at in range(1, len(path)) if path[at] == "/"}):
         if any(folder.startswith(one + "/") for one in missing):
             missing.append(folder)
@@ -2941,7 +2958,7 @@ def missing_folders(host: Host, container: Container, paths: Sequence[str]) -> L
 def write_members(host: Host, container: Container, members: Sequence[Member]) -> None:
     """Writes the members through one `docker cp - C:/`, in their order, and reads each back; 'absent' ones are left alone. What files_refusal
     and missing_folders say comes first, and save_undo. docker cp replaces a link, it does not write through it, but
-    unlinks first: what can fail for want of space goes first. Raises Refused, Gone, WayClosed (then look at what is there)."""
+    unlinks first: what can fail for want of space goes first. Raises Refused, Gone, WayClosed (then look at what is there), Unanswered."""
     members = [one for one in members if one.kind != "absent"]
     if not members:
         return
@@ -2950,6 +2967,8 @@ def write_members(host: Host, container: Container, members: Sequence[Member]) -
         raise Gone()
     for one in members:
         if not same_member(read_member(host, container, one.path, max(SHADOW_MAX, len(one.data))), one):
+            if answer.timed_out:
+                raise Unanswered("docker cp did not answer in %.3g s, and may still write" % answer.seconds)
             raise WayClosed("docker cp: %s" % (first_line(answer) if answer.rc else "what was read back of %s differs from what was sent" % one.path))
 
 
@@ -3636,7 +3655,7 @@ def row(target: Target, status: str, msg: str, **more) -> dict:
 
 def row_of_surprise(target: Target, result, more: dict) -> dict:
     """The row for a job that did not come back with one: not begun, gone, refused, failed."""
-    kinds = ((type(None), "skipped", "not begun: interrupted"), (Gone, "skipped", "gone"), (Refused, "refused", ""), ((DockfixError, WayClosed), "failed", ""),
+    kinds = ((type(None), "skipped", "not begun: interrupted"), (Gone, "skipped", "gone"), (Refused, "refused", ""), (Unanswered, "unknown", ""), ((DockfixError, WayClosed), "failed", ""),
              (object, "failed", "internal error: %s" % type(result).__name__))       # its text could hold what was being worked on
     status, msg = next(one[1:] for one in kinds if isinstance(result, one[0]))
     return row(target, status, msg or str(result), **more)
@@ -4786,6 +4805,7 @@ def zone_members(host: Host, container: Container, name: str, data: bytes) -> Tu
     refusal = files_refusal(container, (path, LOCALTIME, TIMEZONE))
     if refusal:
         raise Refused("%s: make it anew without that, with docker run -e TZ=%s" % (refusal, name))
+    refuse_hidden_mounts(container, (path, LOCALTIME, TIMEZONE))
     found = {one: read_member(host, container, one, ZONE_MAX) for one in (path, TIMEZONE, LOCALTIME)}
     for one in found.values():
         if one.kind not in ("file", "link", "absent"):
@@ -4822,7 +4842,7 @@ def set_zone(host: Host, opts: argparse.Namespace, plan: ZonePlan, more: dict) -
     if done:
         answer = change(host, ["restart", container.id])
         if answer.rc or answer.timed_out:
-            return row(plan.target, "failed", "its files are done, but docker restart: %s" % ("no answer in %g s" % host.timeout if answer.timed_out else first_line(answer)), **dict(more, partial=True, restart="needed"))
+            return row(plan.target, "unknown" if answer.timed_out else "failed", "its files are done, but docker restart: %s" % ("no answer in %g s" % host.timeout if answer.timed_out else first_line(answer)), **dict(more, partial=True, restart="needed"))
         notes.append("restarted")
     elif plan.restart:
         notes.append("running programs may keep the old zone until --restart")
@@ -4835,6 +4855,8 @@ def write_zone(host: Host, plan: ZonePlan) -> None:
     undo = save_undo(host, "timezone", plan.container, plan.former)
     try:
         write_members(host, plan.container, plan.members)
+    except Unanswered as err:
+        raise Unanswered("%s; timezone --undo puts back what was there" % err) from None
     except WayClosed as err:
         try:
             left = restore_undo(host, plan.container, undo._replace(members=plan.former))

@@ -194,6 +194,20 @@ def test_a_write_cut_in_the_middle_is_put_back(box):
     assert result.code == 1 and "all is as it was" in result.rows()["web"]["msg"] and files(box, "web") == before
 
 
+def test_a_write_that_does_not_answer_is_unknown_and_not_put_back(box):
+    zone_box(box, "a link")
+    box.quick("timezone", "web", "--dry-run", prelude=in_shanghai)
+    reads = len(box.calls("cp"))                    # as many as the real run does before it writes
+    box.forget()
+    box.rule("cp", nth=reads + 1, sleep=30)
+    result = box.run("timezone", "web", "--json", "--timeout", "1", prelude=in_shanghai)
+    row = result.rows()["web"]
+    assert row["status"] == "unknown" and "timezone --undo" in row["msg"] and result.code == 3, row
+    assert len(os.listdir(os.path.join(box.state, "undo"))) == 1 and [c for c in box.calls("cp") if c.words[1] == "-"][1:] == []
+    box.world["rules"] = []
+    assert box.quick("timezone", "web", "--undo", prelude=in_shanghai).code == 0
+
+
 def test_what_cannot_be_put_back_is_told_and_stays_recorded(box):
     zone_box(box, "a file", truncates=3)
     result = box.quick("timezone", "web", "--json", prelude=in_shanghai)
