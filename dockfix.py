@@ -5228,7 +5228,8 @@ def plan_backup(host: Host, folder: str, stock: Stock, loads: Sequence[str], liv
         plain = image is not None and (live or not runs(doc)) and not facts_of(doc, lambda one: create_recipe(one, image, stock.containers)).bound
         diff = query(host, "diff", doc["Id"]) if plain else None
         own[doc["Id"]] = "" if diff and diff.rc == 0 and not own_changes(doc, diff.out.decode("utf-8", "replace")) else "export" if tight else "commit"
-    carried = sorted(one["Name"] for one in stock.volumes if one["Driver"] == "local" and not (one.get("Options") or {}).get("device"))
+    shifted = engine_userns(host) != (0, 0)         # docker cp gives the host's ids and takes the container's
+    carried = sorted(one["Name"] for one in stock.volumes if one["Driver"] == "local" and not (one.get("Options") or {}).get("device") and not shifted)
     for number, name in enumerate(carried, 1):
         places = [(HELPER, "/dockfix-%d/data" % number)] if not tight else [
             (doc["Id"], mount["Destination"]) for doc in stock.containers for mount in doc.get("Mounts") or [] if mount.get("Name") == name
@@ -5249,7 +5250,7 @@ def left_out(stock: Stock, volumes: Dict[str, Sequence[str]]) -> List[str]:
     kept = carried_networks(stock)
     out = ["network %s (driver %s, scope %s)" % (one["Name"], one["Driver"], one.get("Scope")) for one in stock.networks
            if one not in kept and one["Driver"] not in ("host", "null") and one["Name"] != "bridge"]
-    out += ["the content of volume %s (driver %s%s)" % (one["Name"], one["Driver"], ", on %s" % (one.get("Options") or {}).get("device") if one.get("Options") else "")
+    out += ["the content of volume %s (driver %s%s): docker cp cannot carry it" % (one["Name"], one["Driver"], ", on %s" % (one.get("Options") or {}).get("device") if one.get("Options") else "")
             for one in stock.volumes if one["Name"] not in volumes]
     binds = {(one["Source"], title_of(doc)) for doc in stock.containers for one in doc.get("Mounts") or [] if one.get("Source") and not one.get("Name")}
     out += ["the host's %s, mounted into %s" % pair for pair in sorted(binds)]
@@ -5284,7 +5285,7 @@ def made_step(host: Host, kind: str, name: str, words: Sequence[str], **more) ->
 
 def kept_file(step: Step, path: str, size: int = 0) -> List[Step]:
     """A step with its standard output into a file of the backup, and the sha256 beside it (`sha256sum -c FILE.sha256 < FILE`)."""
-    away = Step("remove %s" % path, ("rm", "-f", path, path + ".sha256"))
+    away = Step("remove %s" % path, ("rm", "-f", "--") + tuple(path + end for end in ("", ".part", ".sha256", ".sha256.part")))
     return [step._replace(target=path, size=size, undo=(away,)), Step("sha256 of %s" % path, ("sha256sum",), source=path, target=path + ".sha256")]
 
 
@@ -5518,7 +5519,7 @@ def run_restore(host: Host, opts: argparse.Namespace, report: dict) -> None:
             raise Refused("the backup in %s is damaged: %s" % (kept.folder, ", ".join(one["target"] for one in report["results"] if one["status"] == "failed")), "another copy of it")
     plan = Plan("restore-" + time.strftime("%Y%m%d-%H%M%S"), "restore", "restore of %d images, %d containers, %d volumes from %s" % (
         len(kept.stock.images), len(kept.stock.containers), len(kept.volumes), kept.folder),
-        tuple(restore_steps(host, kept, have)) + (Step("note that the volumes are filled", path=note, data=kept.folder),))
+        tuple(restore_steps(host, kept, have)) + (Step("make %s" % host.state, ("mkdir", "-m", "700", "-p", host.state)), Step("note that the volumes are filled", path=note, data=kept.folder)))
     known = {title_of(one) for one in have.containers}
     new = [step for doc in kept.stock.containers if title_of(doc) not in known for step in container_steps(host, kept, doc)]
     report.update(results=[], left_out=list(kept.left_out))
