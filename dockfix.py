@@ -616,9 +616,10 @@ def inspect_differences(row: dict, one: Optional[Container]) -> str:
     aufs, btrfs and vfs tell no paths."""
     if one is None:
         return "docker does not know it"
-    told = {part for value in one.layer.values() for part in re.split("[/:]", value)} | {value.split("-", 3)[-1] for value in one.layer.values()}
+    own = [value for key, value in sorted(one.layer.items()) if key != "LowerDir"]          # that names the layers below
+    told = {part for value in own for part in value.split("/") + [value.split("-", 3)[-1]]}
     checks = (("name", row["container"]["name"], one.name), ("driver", row["driver"], one.driver or row["driver"]),
-              ("layer", row["layer"], row["layer"] if row["layer"] in told or not told else " ".join(sorted(one.layer.values()))),
+              ("layer", row["layer"], row["layer"] if row["layer"] in told or not told else " ".join(own)),
               ("device id", str(row.get("device_id")), one.layer.get("DeviceId", str(row.get("device_id")))))
     return "; ".join("its %s is %s by the files, %s by docker" % check for check in checks if check[1] != check[2])
 

@@ -9,6 +9,7 @@ import pytest
 from make_root import DRIVERS, NewRoot, OldRoot, digest, write
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+CORPUS = [os.path.join(above, "shared", "corpus") for above in (os.path.dirname(ROOT), os.path.dirname(os.path.dirname(ROOT)))]     # beside the checkout, or its folder
 KINDS = [(NewRoot, driver) for driver in DRIVERS] + [(OldRoot, driver) for driver in ("devicemapper", "overlay", "aufs", "btrfs", "zfs", "vfs")]
 
 
@@ -328,10 +329,7 @@ def test_on_the_daemons_own_root_what_is_just_being_made_is_no_orphan(dockfix, t
 
 
 def corpus_roots():
-    folder = os.environ.get("DOCKFIX_CORPUS") or os.path.join(os.path.dirname(ROOT), "shared", "corpus")
-    if not os.path.isdir(folder):
-        folder = os.path.join(os.path.dirname(os.path.dirname(ROOT)), "shared", "corpus")
-    place = os.path.join(folder, "docker-root")
+    place = os.path.join(os.environ.get("DOCKFIX_CORPUS") or next((place for place in CORPUS if os.path.isdir(place)), "/nonexistent"), "docker-root")
     return sorted(os.path.join(place, name) for name in os.listdir(place)) if os.path.isdir(place) else []
 
 

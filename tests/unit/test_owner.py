@@ -2,12 +2,13 @@
 import argparse
 import json
 import os
+import re
 import shutil
 
 import pytest
 
 from make_root import DRIVERS, NewRoot, OldRoot, write
-from test_layers import KINDS, populate
+from test_layers import CORPUS, KINDS, populate
 
 
 def graph(root, name):
@@ -182,6 +183,51 @@ def test_what_differs_is_a_finding(box, root, change, text):
     for words in ((), ("web",)):
         assert text in findings(box.quick("owner", "--json", *words))["owner-differs"]["text"]
     assert "owner-differs" not in findings(box.quick("owner", "--json", "db"))
+
+
+FORMS = [
+    {"Name": "aufs", "Data": None},
+    {"Name": "devicemapper", "Data": {"DeviceId": "5", "DeviceName": "docker-253:1-2763198-" + "a" * 64, "DeviceSize": "171798691840"}},
+    {"Name": "overlay", "Data": {"RootDir": "/var/lib/docker/overlay/%s/root" % ("a" * 64)}},
+    {"Name": "overlay", "Data": {"LowerDir": "/var/lib/docker/overlay/%s/root" % ("b" * 64), "MergedDir": "/var/lib/docker/overlay/%s/merged" % ("a" * 64),
+                                 "UpperDir": "/var/lib/docker/overlay/%s/upper" % ("a" * 64), "WorkDir": "/var/lib/docker/overlay/%s/work" % ("a" * 64)}},
+    {"Name": "zfs", "Data": {"Dataset": "tank/a/" + "a" * 64, "Mountpoint": "/var/lib/docker/zfs/graph/" + "a" * 64}},
+]
+
+
+def corpus_forms():
+    """GraphDriver objects of real hosts, where the corpus is there."""
+    folder = os.path.join(os.environ.get("DOCKFIX_CORPUS") or next((place for place in CORPUS if os.path.isdir(place)), "/nonexistent"), "graphdriver")
+    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+        if name.startswith("gd-"):
+            with open(os.path.join(folder, name)) as f:
+                yield json.load(f)
+
+
+def judge(dockfix, form, layer, device="5"):
+    row = {"layer": layer, "driver": form["Name"], "container": {"id": "c" * 64, "name": "web"}, "device_id": int(device)}
+    one = dockfix.container_facts({"Id": "c" * 64, "Name": "/web", "State": {"Running": False}, "HostConfig": {}, "Mounts": [], "GraphDriver": form})
+    return dockfix.inspect_differences(row, one)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form["Name"])
+def test_every_form_in_which_docker_tells_a_layer(dockfix, form):
+    assert judge(dockfix, form, "a" * 64) == ""
+    for other in ("b" * 64, "c" * 64, "a" * 63):
+        assert ("its layer is " + other in judge(dockfix, form, other)) is bool(form["Data"])
+
+
+def test_forms_of_real_hosts(dockfix):
+    forms = list(corpus_forms())
+    if not forms:
+        pytest.skip("no ../shared/corpus/graphdriver beside the checkout, and no $DOCKFIX_CORPUS")
+    for form in forms:
+        data = form["Data"] or {}
+        own = {match for key, value in data.items() if key != "LowerDir" for match in re.findall("[0-9a-f]{64}", value)}
+        below = set(re.findall("[0-9a-f]{64}", data.get("LowerDir", ""))) - own
+        assert len(own) == bool(data)
+        assert [judge(dockfix, form, layer, data.get("DeviceId", "5")) for layer in own] == [""] * len(own)
+        assert all("its layer is" in judge(dockfix, form, layer) for layer in list(below) + ["0" * 64] if data)
 
 
 def test_a_device_id_that_differs_is_a_finding(box, tmp_path):
