@@ -131,6 +131,7 @@ class Mount(NamedTuple):
     fstype: str
     source: str
     options: Tuple[str, ...]
+    flags: Tuple[str, ...] = ()         # of this mount: ro, nosuid ...
 
 
 class Container(NamedTuple):
@@ -409,7 +410,7 @@ def parse_mountinfo(text: str) -> List[Mount]:
         fields, tail = left.split(" "), right.split(" ")
         if dash and len(fields) >= 6 and len(tail) >= 3:
             root, point, source = (unescape_octal(word) for word in (fields[3], fields[4], tail[1]))
-            mounts.append(Mount(fields[2], root, point, tail[0], source, tuple(unescape_octal(o) for o in tail[2].split(","))))
+            mounts.append(Mount(fields[2], root, point, tail[0], source, tuple(unescape_octal(o) for o in tail[2].split(",")), tuple(fields[5].split(","))))
     return mounts
 
 
@@ -935,6 +936,7 @@ def edit_flags(text: str, name: str, key: str, value: Optional[str]) -> str:
 def edit_daemon_json(text: str, name: str, key: str, value: Optional[str]) -> str:
     """The same of daemon.json, whose other keys stay, in their order."""
     found = json.loads(text or "{}")
+    name = "graph" if name == "data-root" and "graph" in found else name
     if key:
         kept = [one for one in found.get("storage-opts") or [] if one.partition("=")[0] != key]
         found["storage-opts"] = kept + (["%s=%s" % (key, value)] if value is not None else [])
@@ -3105,6 +3107,19 @@ def read_all(path: str, limit: int = -1) -> bytes:
         return source.read(limit)
 
 
+def free_bytes(path: str) -> Optional[int]:
+    """Free bytes of the file system under a path; None where there is no such path."""
+    try:
+        found = os.statvfs(raw(path))
+        return found.f_bfree * found.f_frsize
+    except OSError:
+        return None
+
+
+def has_program(name: str) -> bool:
+    return any(os.access(os.path.join(folder, name), os.X_OK) for folder in (os.environ.get("PATH", os.defpath) + SBIN).split(":"))
+
+
 # --- the terminal
 
 
@@ -3314,6 +3329,7 @@ class Step(NamedTuple):
     source: str = ""
     target: str = ""
     size: int = 0
+    grows: str = ""             # a folder whose file system fills up meanwhile: the progress of a copy
     daemon: str = ""
     until: str = ""
     unless: Tuple[Tuple[str, ...], ...] = ()
@@ -3382,7 +3398,9 @@ def do_deed(host: Host, step: Step, tick: Callable[[int], None]) -> None:
         except OSError as err:
             raise DockfixError("%s: %s cannot be written: %s" % (step.title, step.path, err.strerror)) from None
     elif step.argv:
-        answer = change_host(host, step.argv, raw(step.data) if step.data else None, flow=Flow(step.source, step.target, tick))
+        before = free_bytes(step.grows) if step.grows else None
+        beat = (lambda done: tick(max(0, (before or 0) - (free_bytes(step.grows) or 0)))) if step.grows else tick
+        answer = change_host(host, step.argv, raw(step.data) if step.data else None, flow=Flow(step.source, step.target, beat))
         if answer.rc or answer.timed_out:
             raise DockfixError("%s: %s failed (exit %d): %s" % (step.title, sh_line(step.argv), answer.rc, first_line(answer)), "")
     end = time.monotonic() + step.wait
@@ -3569,11 +3587,16 @@ def go_back(host: Host, journal: Journal, progress: Progress) -> None:
     close_journal(host, Journal(plan, 0, journal.reached, "undone"))
 
 
+def kept_folder(plan: Plan, going: str) -> str:
+    """The old data that is there for rollback and discard, '' where there is none. A relocate that was undone has its old root in use again."""
+    return plan.keeps if plan.keeps and os.path.isdir(raw(plan.keeps)) and not (plan.kind == "relocate" and going in ("back", "undone")) else ""
+
+
 def close_journal(host: Host, journal: Journal) -> None:
     """The end of a change. Where old data is kept, the record stays under the change's name, for rollback and discard."""
     record = os.path.join(host.state, journal.plan.name + ".json")
     try:
-        if journal.plan.keeps and os.path.isdir(raw(journal.plan.keeps)):
+        if kept_folder(journal.plan, journal.going):
             save_journal(host, journal)
         elif os.path.exists(record):
             remove_file(record)
@@ -4966,7 +4989,7 @@ def option_steps(engine: Engine, wanted: Sequence[Tuple[str, str, Optional[str]]
     `add`) beside the other storage options, else to daemon.json. Raises Refused where two places set one, or a place is not understood."""
     sources = option_sources()
     for name, places in option_conflicts(sources):
-        if name.startswith(("dm.", "storage-")):
+        if name.startswith(("dm.", "storage-", "data-root")):
             raise Refused("%s is set in two places: %s" % (name, " and ".join(places)), "leave it in one of them, then again")
     bad = next((source for source in sources if source.fault), None)
     if bad:
@@ -5571,7 +5594,7 @@ def carry_on(host: Host, opts: argparse.Namespace, report: dict, journal: Journa
     finally:
         progress.end()
         host.memo["working"] = False
-    change_row(report, plan, "changed", msg)
+    change_row(report, plan._replace(keeps=kept_folder(plan, journal.going)), "changed", msg)
 
 
 def run_resume(host: Host, opts: argparse.Namespace, report: dict) -> None:
@@ -5613,12 +5636,16 @@ def finished_change(host: Host, name: str) -> Journal:
     return read_journal(host, (name or names[0]) + ".json") or Journal(Plan("", "", "", ()))
 
 
+def object_names(host: Host) -> Dict[str, List[str]]:
+    """Names of all containers and tags of all images; a finished change knows them, so that a rollback can tell what was made since."""
+    answers = (("containers", query(host, "ps", "-a", "--format", "{{.Names}}")), ("images", query(host, "images", "--format", "{{.Repository}}:{{.Tag}}")))
+    return {kind: [line for line in answer.out.decode("utf-8", "replace").split("\n") if line and "<none>" not in line] for kind, answer in answers}
+
+
 def made_since(host: Host, facts: dict) -> List[str]:
-    """Containers and image tags that the finished change did not know."""
-    answers = [query(host, "ps", "-a", "--format", "{{.Names}}"), query(host, "images", "--format", "{{.Repository}}:{{.Tag}}")] if "containers" in facts else []
-    found = [[line for line in answer.out.decode("utf-8", "replace").split("\n") if line and "<none>" not in line] for answer in answers]
-    return ["%s %s" % (kind, one) for kind, some, known in zip(("container", "image"), found, (facts.get("containers", ()), facts.get("images", ())))
-            for one in some if one not in known]
+    """Containers and image tags that the finished change did not know, and where the data of now stays."""
+    now = object_names(host) if "containers" in facts else {}
+    return ["%s %s" % (kind[:-1], one) for kind in now for one in now[kind] if one not in facts.get(kind, ())] + (["all that is in " + facts["left"]] if facts.get("left") else [])
 
 
 def unused(path: str) -> Tuple[Tuple[str, ...], ...]:
@@ -5633,10 +5660,12 @@ def run_discard(host: Host, opts: argparse.Namespace, report: dict) -> None:
     lock_storage(host, opts)
     journal = finished_change(host, opts.words[0])
     plan = journal.plan
+    whole = not os.path.ismount(raw(plan.keeps))                # a mount point cannot go itself
+    delete = ("rm", "-rf", "--one-file-system", "--", plan.keeps) if whole else ("find", plan.keeps, "-xdev", "-mindepth", "1", "-delete")
     if not opts.dry_run:
         confirm(opts, "delete %s for good (the old data of %s)?" % (plan.keeps, plan.name))
     steps = (Step("nothing uses %s" % plan.keeps, check=unused(plan.keeps)),
-             Step("delete %s" % plan.keeps, ("rm", "-rf", "--one-file-system", "--", plan.keeps), (("not", "test", "-e", plan.keeps),)))
+             Step("delete %s" % plan.keeps, delete, (("not", "test", "-e", plan.keeps) if whole else ("silent", "find", plan.keeps, "-mindepth", "1"),)))
     if opts.dry_run:
         report["script"] = plan_script(report, plan._replace(goal="delete %s" % plan.keeps, steps=steps))
     progress = Progress("discard", len(steps), opts.quiet)
@@ -5646,6 +5675,100 @@ def run_discard(host: Host, opts: argparse.Namespace, report: dict) -> None:
     if not opts.dry_run:
         remove_file(os.path.join(host.state, plan.name + ".json"))
     change_row(report, plan, "changed", "%s is deleted" % plan.keeps)
+
+
+# --- relocate: the Docker root on another disk
+
+
+UNFIT = {"vfat", "msdos", "exfat", "ntfs", "ntfs3", "fuseblk", "nfs", "nfs4", "cifs", "smb3", "9p", "tmpfs", "ramfs", "overlay", "iso9660", "squashfs", "udf"}
+
+
+class Move(NamedTuple):
+    """old: Docker's root without links and without the uid.gid part of remapping; new: where it goes; size: allocated bytes;
+    made: `new` is there already, and empty."""
+    old: str
+    new: str
+    size: int
+    made: bool
+
+
+def run_relocate(host: Host, opts: argparse.Namespace, report: dict) -> None:
+    lock_storage(host, opts)
+    engine = look_engine(host)
+    check_stop(host, engine, opts.lose_autoremove)
+    move, name = look_move(host, engine, opts.words[0]), new_name("relocate")
+    aside = move.old if os.path.ismount(raw(move.old)) else "%s.dockfix-%s" % (move.old, name)
+    plan = Plan(name, "relocate", "move Docker's root from %s to %s" % (move.old, move.new), move_steps(host, opts, engine, move, aside), aside, dict(object_names(host), left=move.new))
+    run_change(host, opts, report, plan, "move %s from %s to %s? Docker and its containers stop meanwhile" % (show_size(move.size), move.old, move.new))
+
+
+def look_move(host: Host, engine: Engine, word: str) -> Move:
+    """Facts and refusals: what cannot work is told before anything is touched."""
+    info = engine_info(host)
+    old, new = re.sub(r"/[0-9]+\.[0-9]+\Z", "", engine.root), os.path.realpath(raw(word)).decode("utf-8", "surrogateescape")
+    where = new if os.path.isdir(raw(new)) else os.path.dirname(new)
+    if not re.match(r"/[\w./+:@=-]+\Z", new, re.A):
+        raise UsageError("NEW_ROOT %s: blanks, quotes and the like do not survive in the daemon's settings" % word, "a plain path, such as /data/docker")
+    if (new + "/").startswith(old + "/") or (old + "/").startswith(new + "/"):
+        raise Refused("%s and %s lie in one another" % (new, old), "a folder on another disk")
+    if not os.path.isdir(raw(where)):
+        raise UsageError("there is no folder %s" % where, "mount the disk first, or: mkdir -p %s" % where)
+    if os.path.lexists(raw(new)) and (where != new or set(os.listdir(new)) - {"lost+found"}):
+        raise Refused("%s is there and is not an empty folder; nothing is ever written over" % new, "name a folder that does not exist")
+    if info["Driver"] in ("btrfs", "zfs"):
+        raise Refused("the layers of the %s driver are no plain files: copying does not move them" % info["Driver"], "%s send and receive them" % info["Driver"])
+    check_disk(host, str(info["Driver"]), where)
+    size, why = disk_usage(old, float("inf"), {raw(one.point) for one in mounts_of()})
+    room = os.statvfs(raw(where))
+    if size is None or size * 1.02 > room.f_bavail * room.f_frsize:
+        raise Refused("%s holds %s, the disk of %s has %s free%s" % (old, show_known(size), new, show_size(room.f_bavail * room.f_frsize), "; " + why if why else ""),
+                      "python3 dockfix.py reclaim, or a larger disk")
+    return Move(old, new, size, where == new)
+
+
+def check_disk(host: Host, driver: str, where: str) -> None:
+    """Refuses a file system on which the driver, or the containers, would not work."""
+    mount = max((one for one in mounts_of() if (where + "/").startswith(one.point.rstrip("/") + "/")), key=lambda one: len(one.point))
+    flags = set(mount.flags) & {"ro", "noexec", "nosuid"}
+    if mount.fstype in UNFIT or mount.fstype.startswith("fuse"):
+        raise Refused("%s lies on %s, on which Docker's root cannot live" % (where, mount.fstype), "ext4, or xfs with ftype=1")
+    if flags:
+        raise Refused("%s is mounted %s: containers would not work there" % (mount.point, ",".join(sorted(flags))), "mount -o remount,rw,exec,suid %s, and mend /etc/fstab" % sh_quote(mount.point))
+    if mount.fstype == "xfs" and driver.startswith("overlay") and has_program("xfs_info") and b"ftype=0" in query_host(host, ("xfs_info", mount.point)).out:
+        raise Refused("%s is an xfs without ftype: %s cannot use it" % (mount.point, driver), "mkfs.xfs -n ftype=1, on an empty disk")
+    if has_program("getenforce") and query_host(host, ("getenforce",)).out.strip() == b"Enforcing":
+        say("dockfix: SELinux: the labels are copied; so that a relabel keeps them: semanage fcontext -a -e /var/lib/docker %s" % where)
+
+
+def move_steps(host: Host, opts: argparse.Namespace, engine: Engine, move: Move, aside: str) -> Tuple[Step, ...]:
+    """A first copy while Docker runs, stop, the second copy, options, the old root aside, start, compare, and what ran runs."""
+    rsync = engine_info(host)["Driver"] != "devicemapper" and has_program("rsync")     # it reads through the holes of loop files, and a live pool's copy is none
+    first = ("rsync", "-aHAXSx", "--numeric-ids", "--delete", "--exclude=/lost+found", move.old + "/", move.new + "/")
+    second = first if rsync else ("cp", "-ax", "--sparse=always", "--remove-destination", move.old + "/.", move.new + "/")
+    start = up_steps(engine)[0].title
+    empty = (Step("empty " + move.new, ("find", move.new, "-xdev", "-mindepth", "1", "!", "-path", move.new + "/lost+found", "-delete"), (("silent", "find", move.new, "-mindepth", "1", "!", "-name", "lost+found"),)),)
+    steps = (Step("make " + move.new, ("mkdir", "-m", "711", move.new), (("ok", "test", "-d", move.new),),
+                  () if move.made else (Step("remove " + move.new, ("rmdir", move.new), (("not", "test", "-e", move.new),)),), until=start),)
+    if rsync and not opts.no_presync:
+        steps += (Step("copy while Docker runs", first, undo=empty, until=start, soft=True, size=move.size, grows=move.new),)
+    steps += down_steps(engine, str(engine_info(host)["DriverStatus"].get("Pool Name") or ""))
+    steps += (Step("copy what is left" if len(steps) > 1 and rsync and not opts.no_presync else "copy", second, undo=empty, until=start, size=move.size, grows=move.new),)
+    # Docker keeps absolute paths of named volumes in its records and fails at them ("error evaluating symlinks from mount source"; 20.10, measured).
+    fields = r's#"(Source|LogPath|HostnamePath|HostsPath|ResolvConfPath)":"%s/#"\1":"%s/#g' % (re.sub(r"([^\w/-])", r"\\\1", move.old), move.new)
+    steps += (Step("put the new place into the containers' records", ("find", move.new + "/containers", "-mindepth", "2", "-maxdepth", "2", "-name", "config.v2.json",
+                                                                    "-type", "f", "-exec", "sed", "-i", "-E", "-e", fields, "{}", "+")),)
+    steps += option_steps(engine, (("data-root", "", move.new),))
+    steps += (move_step("set the old root aside as " + aside, move.old, aside),) if aside != move.old else ()
+    up = list(up_steps(engine))
+    up[0] = up[0]._replace(check=up[0].check + (("has", "Docker Root Dir: " + move.new, *engine.docker, "info"),))
+    return steps + tuple(up) + (Step("every container and image is there", check=all_there(host), wait=10),) + run_again(engine)
+
+
+def all_there(host: Host) -> Tuple[Tuple[str, ...], ...]:
+    """Tests: docker knows every container and image of now."""
+    images = sorted(set(expect(query(host, "images", "-q", "--no-trunc"), "docker images").out.decode("ascii", "replace").split()))
+    kinds = (("container", [one.id for one in list_containers(host)]), ("image", images))
+    return tuple(("ok",) + host.docker + ("inspect", "--type", kind) + tuple(ids[start:start + CHUNK_IDS]) for kind, ids in kinds for start in range(0, len(ids), CHUNK_IDS))
 
 
 # --- reclaim: give space back, in the order in which a full disk allows it
@@ -5829,14 +5952,6 @@ def trim_layers(host: Host, goods: Inventory, spoils: List[Spoil]) -> List[dict]
             raise DockfixError(first_line(answer))
         return "the disk has %s more" % show_size(max(0, (free_bytes(goods.root) or 0) - (before or 0)))
     return [did(one, trim, one) for one in spoils]
-
-
-def free_bytes(path: str) -> Optional[int]:
-    try:
-        found = os.statvfs(raw(path))
-        return found.f_bfree * found.f_frsize
-    except OSError:
-        return None
 
 
 def did(spoil: Spoil, deed: Callable, *words) -> dict:
@@ -6676,6 +6791,10 @@ POOL = CHANGE + (
     flag("--overcommit", help="also beyond what the disk can take"),
     value("--lose-autoremove", metavar="NAME", action="append", default=[], help="this --rm container may vanish when docker stops"),
 )
+RELOCATE = CHANGE + (
+    flag("--no-presync", help="no first copy while Docker runs"),
+    value("--lose-autoremove", metavar="NAME", action="append", default=[], help="this --rm container may vanish when docker stops"),
+)
 COMMANDS = (
     Command("storage", "where the space goes, which ceiling comes next, and what to type", "storage [OPTIONS]", STORAGE, run_storage, show_storage, """\
   python3 dockfix.py storage                              the whole report
@@ -6712,6 +6831,12 @@ DIR must be new or empty. Containers go on running: a volume that is written mea
   python3 dockfix.py restore /mnt/usb/docker-backup
 
 Nothing that exists is overwritten; what is the same already is left as it is. What ran runs again.""", (1, 1)),
+    Command("relocate", "move the Docker root to another disk", "relocate [OPTIONS] NEW_ROOT", RELOCATE, run_relocate, show_change, """\
+  python3 dockfix.py relocate /data/docker --dry-run
+  python3 dockfix.py relocate /data/docker
+
+A first copy while Docker runs, then a stop, a second copy, the option set where it lives, a start. The old root is kept until
+discard; rollback goes back at any point.""", (1, 1)),
     Command("resume", "finish a storage change that was interrupted", "resume", CHANGE, run_resume, show_change, """\
   python3 dockfix.py resume
 

@@ -76,11 +76,13 @@ class PrivateEngine:
 
     extra:    more arguments for dockerd
     userns:   remap the containers' ids to USERNS_BASE and up
+    own_etc:  the daemons see an /etc of their own, where daemon.json says the root, and a `service` (and `systemctl`) on
+              PATH stops and starts this dockerd: for what changes the daemon's settings.  See `inside`.
     client:   the docker command to use (default: $DOCKFIX_TEST_CLIENT, else docker from PATH)
     """
 
-    def __init__(self, extra=(), userns=False, client=None):
-        self.extra, self.userns = list(extra), userns
+    def __init__(self, extra=(), userns=False, client=None, own_etc=False):
+        self.extra, self.userns, self.own_etc = list(extra), userns, own_etc
         self.client = client or os.environ.get("DOCKFIX_TEST_CLIENT")
         self.dir = self.root = ""
         self.processes, self.handlers = [], {}
@@ -107,15 +109,16 @@ class PrivateEngine:
             self.root = self.path("root", "%d.%d" % (USERNS_BASE, USERNS_BASE)) if self.userns else self.path("root")
             self.lay_out()
             # A containerd of our own: where the host runs one, dockerd would otherwise join it.
-            enter = self.namespace_with_subids() if self.userns else []
+            enter = self.namespace_with_subids() if self.userns else self.namespace_with_etc() if self.own_etc else []
             self.spawn("containerd", enter + [containerd, "--config", self.path("containerd.toml")])
             wait_until(lambda: self.alive() and os.path.exists(self.path("containerd.sock")), "socket of containerd")
-            enter = [need("nsenter", "util-linux"), "--mount", "--target", str(self.processes[0].pid)] if self.userns else []
-            self.spawn("dockerd", enter + [
-                dockerd, "--config-file", self.path("daemon.json"), "--containerd", self.path("containerd.sock"),
-                "--data-root", self.path("root"), "--exec-root", self.path("exec"), "-H", "unix://" + self.path("docker.sock"),
-                "--bridge=none", "--iptables=false", "-p", self.path("pid")]
-                + (["--userns-remap=daemon:daemon"] if self.userns else []) + self.extra)
+            place = ["--config-file", "/etc/docker/daemon.json"] if self.own_etc else ["--config-file", self.path("daemon.json"), "--data-root", self.path("root")]
+            argv = self.inside() + [
+                dockerd, "--containerd", self.path("containerd.sock"), "--exec-root", self.path("exec"), "-H", "unix://" + self.path("docker.sock"),
+                "--bridge=none", "--iptables=false", "-p", self.path("pid")] + place + (["--userns-remap=daemon:daemon"] if self.userns else []) + self.extra
+            if self.own_etc:
+                self.write_service(argv)
+            self.spawn("dockerd", argv)
             wait_until(lambda: self.alive() and self.docker("version", check=False).returncode == 0, "answer from dockerd", 120)
         except BaseException:
             self.stop()
@@ -145,6 +148,43 @@ class PrivateEngine:
                 raise CannotRun("needs the file %s (may be empty)" % path)
         return [need("unshare", "util-linux"), "--mount", "--propagation", "slave", "sh", "-c",
                 'for f in /etc/subuid /etc/subgid; do mount --bind "$0" $f || exit; done; exec "$@"', self.path("subid")]
+
+    def namespace_with_etc(self):
+        """The daemons' /etc is an overlay over the host's, which stays as it is."""
+        os.makedirs(self.path("etc", "upper", "docker"))
+        os.makedirs(self.path("etc", "work"))
+        with open(self.path("etc", "upper", "docker", "daemon.json"), "w") as f:
+            f.write('{"data-root": "%s"}\n' % self.path("root"))
+        return [need("unshare", "util-linux"), "--mount", "--propagation", "slave", "sh", "-c",
+                'mount -t overlay overlay -o "lowerdir=/etc,upperdir=$0/upper,workdir=$0/work" /etc || exit; exec "$@"', self.path("etc")]
+
+    def inside(self):
+        """What to put before a command, so that it sees what the daemons see."""
+        return [need("nsenter", "util-linux"), "--mount", "--target", str(self.processes[0].pid)] if self.userns or self.own_etc else []
+
+    def write_service(self, argv):
+        """`service docker VERB` and `systemctl VERB docker.service` for this dockerd."""
+        with open(self.path("bin", "service"), "w") as f:
+            f.write("""#!/bin/sh
+[ "$1" = docker ] || exit 1
+alive() { [ -r "/proc/$1/stat" ] && ! grep -q ') Z ' "/proc/$1/stat"; }     # the first one stays a zombie of the tests'
+pid=$(cat %(pid)s 2>/dev/null) && alive "$pid" || pid=
+case $2 in
+start) [ -n "$pid" ] && exit 0
+    setsid %(argv)s >>%(log)s 2>&1 </dev/null &
+    n=300; until DOCKER_HOST=%(host)s %(client)s version >/dev/null 2>&1; do [ $((n -= 1)) -gt 0 ] && kill -0 $! || exit 1; sleep 0.1; done ;;
+stop) [ -z "$pid" ] && exit 0
+    kill "$pid"; n=300; while alive "$pid"; do [ $((n -= 1)) -gt 0 ] || exit 1; sleep 0.1; done ;;
+status) [ -n "$pid" ] ;;
+*) exit 1 ;;
+esac
+""" % {"pid": shlex.quote(self.path("pid")), "argv": " ".join(map(shlex.quote, argv)), "log": shlex.quote(self.path("dockerd.log")),
+       "host": shlex.quote("unix://" + self.path("docker.sock")), "client": shlex.quote(self.client)})
+        with open(self.path("bin", "systemctl"), "w") as f:
+            f.write('#!/bin/sh\ncase $1 in daemon-reload|reset-failed) exit 0 ;; is-active) [ "$2" = docker.service ] && exec service docker status; exit 3 ;; esac\n'
+                    'exec service "${2%.service}" "$1"\n')
+        for name in ("service", "systemctl"):
+            os.chmod(self.path("bin", name), 0o755)
 
     def spawn(self, name, argv):
         # In a session of its own: Ctrl-C is for the caller, who then stops the engine in good order.
