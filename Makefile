@@ -84,10 +84,9 @@ demo: ## the main job, on three containers of a private dockerd (root)
 	@tests/install python3=python3 dockerd=docker.io =busybox-static || :
 	@python3 -B tests/demo.py
 
-bench: ## how fast `chpasswd` is beside other ways, and `owner` (root; BENCH_N=60 containers, BENCH_ROUNDS=5)
+bench: ## how fast it is beside other ways (root; BENCH=storage: only that part; BENCH_N=60 containers, BENCH_ROUNDS=5)
 bench: packages
-	@python3 -B tests/bench/bench.py
-	@python3 -B tests/bench/bench_owner.py
+	@for part in $(sort $(wildcard tests/bench/bench*$(BENCH).py)); do python3 -B $$part || exit; done
 
 lint: ## syntax under every Python found, and pyflakes where it can be installed
 lint: $(addprefix lint-,$(VERSIONS)) .venv/$(NEWEST)/ready

@@ -2376,7 +2376,8 @@ def add_rows(root: Root, driver: str, names: List[str], claims: Dict[str, Claim]
     home = os.path.join(root.path, driver)
     devices = read_records(root, "devicemapper/metadata", (), take_device, None, form=LAYER + "|base\\Z") if driver == "devicemapper" else {}
     prefix = pool_prefix(home) if devices else ""
-    links, mounted, listed = short_links(root, driver), {one.point for one in mounts_of()}, set(names)
+    links, listed = short_links(root, driver), set(names)
+    mounted = {one.point for one in mounts_of()} if names or claims else set()
     for name in sorted(set(names) | set(claims)):
         base = claims.get(name[:-len("-init")]) if name.endswith("-init") else None     # where no record has H-init, it is of the container of H
         claim = claims.get(name) or (base._replace(role="container-init") if base and base.role == "container" else Claim("orphan"))
@@ -2428,14 +2429,17 @@ def disk_usage(path: str, until: float, points: set) -> Tuple[Optional[int], str
     def enter(fd: int, here: bytes) -> int:
         size, below = os.fstat(fd).st_blocks, []
         stack.append((fd, here, below))
-        for entry in os.scandir(fd if sys.version_info >= (3, 7) else "/proc/self/fd/%d" % fd):
-            found = entry.stat(follow_symlinks=False)
-            if stat.S_ISDIR(found.st_mode):
-                below += [os.fsencode(entry.name)] if found.st_dev == device else []
+        for number, name in enumerate(os.listdir(fd)):
+            try:
+                found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            except FileNotFoundError:                   # removed meanwhile
+                continue
+            if found.st_mode & 0o170000 == 0o040000:    # a directory
+                below += [os.fsencode(name)] if found.st_dev == device else []
             elif found.st_nlink == 1 or found.st_ino not in seen:
                 size += found.st_blocks
                 seen.update((found.st_ino,) if found.st_nlink > 1 else ())
-            if time.monotonic() > until:
+            if number % 1000 == 999 and time.monotonic() > until:
                 break
         return size * 512
 

@@ -204,6 +204,14 @@ def test_a_tree_that_is_unreadable_in_part_is_at_least(dockfix, tmp_path):
     assert size == os.lstat(str(tmp_path / "t")).st_blocks * 512 and "at least" in why
 
 
+def test_a_file_that_vanishes_costs_only_itself(dockfix, tmp_path, monkeypatch):
+    fill(str(tmp_path / "t" / "stays"), 50000)
+    fill(str(tmp_path / "t" / "goes"), 5000)
+    listed = os.listdir
+    monkeypatch.setattr(dockfix.os, "listdir", lambda *args: (listed(*args), [os.unlink(str(tmp_path / "t" / "goes")) for name in ["goes"] if os.path.exists(str(tmp_path / "t" / name))])[0])
+    assert dockfix.disk_usage(str(tmp_path / "t"), 1e18, set()) == (du(str(tmp_path / "t")), "")
+
+
 def test_a_very_deep_tree_does_not_end_it(dockfix, tmp_path):
     here = os.open(str(tmp_path), os.O_RDONLY)
     for _ in range(1500):
