@@ -754,12 +754,11 @@ def parse_reported(text: str) -> Optional[int]:
 def pool_reported(status: Dict[str, str]) -> Dict[str, object]:
     """The pool as docker info's DriverStatus has it: bytes and text, None where it is not said, '' where it is said to be empty.
     Engines up to 1.1 print MiB as 'Mb'. All zeros is how the driver prints a pool whose state it cannot read: None."""
-    mebis = [re.match(r"([0-9]{1,9})\.([0-9]) Mb\Z", status[key], re.A) for key in POOL_SIZES if key in status]
-    old = bool(mebis) and all(mebis)
+    mebis = {key: re.match(r"([0-9]{1,9})\.([0-9]) Mb\Z", status[key], re.A) for key in POOL_SIZES if key in status}
     pool = {name: status.get(key) for key, name in POOL_WORDS.items()}      # type: Dict[str, object]
-    for key, name in POOL_SIZES.items():
-        tenths = int("".join(re.findall("[0-9]", status.get(key, "")))) if old and key in status else 0
-        pool[name] = ((tenths << 20) * 2 // 10 + 1) // 2 if old and key in status else parse_reported(status.get(key, ""))
+    pool.update({name: parse_reported(status.get(key, "")) for key, name in POOL_SIZES.items()})
+    if all(mebis.values()):
+        pool.update({POOL_SIZES[key]: ((int(found.group(1) + found.group(2)) << 20) + 5) // 10 for key, found in mebis.items()})
     for kind in ("data", "metadata"):
         used, total = pool[kind + "_used"], pool[kind + "_total"]
         if used is None or total is None or used > total or total == 0:     # the two are printed together: one alone is damage
@@ -3739,6 +3738,7 @@ def run_storage(host: Host, opts: argparse.Namespace, report: dict) -> None:
             devices = see_pool(host, root, one, layers)
         sizes = look_sizes(opts, root, one, layers, devices) if layers else {}
     add_usage(one, layers, sizes, info or {})
+    one["driver_options"] = dict(text.partition("=")[::2] for source in options if source.used for name, text in source.options if name == "storage-opt")
     one["options"] = [{"option": name, "value": text, "where": source.where(), "used": source.used} for source in options for name, text in source.options]
     report["results"].append(one)
     storage_findings(one, options, warning, critical, report)
@@ -3959,32 +3959,26 @@ def add_usage(one: dict, layers: Optional[Layers], sizes: dict, info: Dict[str, 
     total("orphans", walked("orphan", lambda name: {"layer": name}))
     if one["image_store"] == "containerd":
         total("containerd_store", walked("store", lambda name: {"path": CONTAINERD_ROOT}))
-    images = image_rows(layers, sizes) if layers else []
+    weights = [({image["id"] for image in row["images"]}, sizes.get(("image", row["layer"]), (layers.sizes.get(row["layer"]), ""))[0])
+               for row in layers.rows if row["role"] == "image" and row["images"]] if layers else []
+    images = image_rows(layers, weights) if layers else []
     for kind, test in (("images", lambda row: True), ("unused_images", lambda row: not row["used"] and row["tags"]), ("dangling_images", lambda row: row["dangling"])):
         chosen = {row["id"] for row in images if test(row)}
-        weights = layer_weights(layers, sizes, chosen if kind != "images" else None) if layers else []
-        total(kind, [{"size": weight, "complete": weight is not None} for weight in weights], len(chosen))
+        total(kind, [{"size": weight, "complete": weight is not None} for ids, weight in weights if kind == "images" or ids <= chosen], len(chosen))
         one["usage"][kind]["rows"] = sorted((row for row in images if test(row)), key=lambda row: -(row["size"] or 0))
     for kind, key in (("containers", "Containers"), ("stopped_containers", "ContainersStopped"), ("images", "Images")):
         if not layers and info.get(key):
             one["usage"][kind]["count"] = int(str(info[key]))
 
 
-def layer_weights(layers: Layers, sizes: dict, images: Optional[set] = None) -> List[Optional[int]]:
-    """Bytes of each image layer; only of those that no other image than these has."""
-    return [sizes.get(("image", row["layer"]), (layers.sizes.get(row["layer"]), ""))[0] for row in layers.rows
-            if row["role"] == "image" and row["images"] and (images is None or {image["id"] for image in row["images"]} <= images)]
-
-
-def image_rows(layers: Layers, sizes: dict) -> List[dict]:
+def image_rows(layers: Layers, weights: List[Tuple[set, Optional[int]]]) -> List[dict]:
     """Per image: the bytes of the layers that no other image has (what deleting it would give), whether a container uses it, and whether it is
     dangling: without a name, and not a step of another image's build, which would have all its layers."""
     used, above, own = {facts["image"] for facts in layers.containers.values()}, {}, {}     # type: set, Dict[str, set], Dict[str, list]
-    for row in layers.rows:
-        ids = {image["id"] for image in row["images"]} if row["role"] == "image" else set()
+    for ids, weight in weights:
         for image in ids:
-            above[image] = above[image] & ids if image in above else ids
-            own.setdefault(image, []).extend([sizes.get(("image", row["layer"]), (layers.sizes.get(row["layer"]), ""))[0]] if len(ids) == 1 else [])
+            above[image] = above.get(image, ids) & ids
+            own.setdefault(image, []).extend([weight] if len(ids) == 1 else [])
     return [{"id": image, "tags": tags, "size": None if None in own.get(image, [None]) else sum(own[image]), "used": image in used,
              "dangling": not tags and above.get(image) == {image} and image not in used} for image, tags in layers.images.items()]
 
@@ -4003,7 +3997,7 @@ DRIVER_FACTS = {
 def storage_findings(one: dict, options: List[OptionSource], warning: float, critical: float, report: dict) -> None:
     """Everything that speaks out of the figures, the worst first."""
     root = one["root"] or "/var/lib/docker"
-    found = full_findings(one, warning, critical) + pool_findings(one, options) + option_findings(one, options) + usage_findings(one)
+    found = full_findings(one, warning, critical) + pool_findings(one) + option_findings(one, options) + usage_findings(one)
     elsewhere = [there for there in one["drivers_on_disk"] if not there["in_use"]]
     known = one["driver"] if one["driver"] in DRIVER_FACTS else "overlay2" if one["driver"] in ("overlay", "fuse-overlayfs", "overlayfs") else None
     full = any(entry[0].startswith("full-") for entry in found)
@@ -4037,7 +4031,7 @@ def full_findings(one: dict, warning: float, critical: float) -> List[Tuple]:
     return found
 
 
-def pool_findings(one: dict, options: List[OptionSource]) -> List[Tuple]:
+def pool_findings(one: dict) -> List[Tuple]:
     pool = one["pool"]
     if not pool:
         return []
@@ -4049,7 +4043,7 @@ def pool_findings(one: dict, options: List[OptionSource]) -> List[Tuple]:
     if None not in shares.values() and shares["metadata"] > shares["data"]:
         found.append(("metadata-fuller", "warning" if shares["metadata"] >= 50 else "info", "the pool's metadata is fuller (%.1f %%) than its data (%.1f %%): it ends first, with room left"
                       % (shares["metadata"], shares["data"]), "python3 dockfix.py pool grow --metadata +1G --dry-run"))
-    stop = min_free_percent(pool, driver_options(options).get("dm.min_free_space", ""))
+    stop = min_free_percent(pool, one["driver_options"].get("dm.min_free_space", ""))
     for kind, share in shares.items():
         if share is not None:
             room[kind] = max(0, int(pool[kind + "_total"] * (100 - stop) / 100) - pool[kind + "_used"])
@@ -4069,10 +4063,6 @@ def pool_findings(one: dict, options: List[OptionSource]) -> List[Tuple]:
     return found
 
 
-def driver_options(options: List[OptionSource]) -> Dict[str, str]:
-    return dict(value.partition("=")[::2] for source in options if source.used for name, value in source.options if name == "storage-opt")
-
-
 def min_free_percent(pool: dict, named: str) -> float:
     """The driver's minimum of free space in per cent: by its option, else by docker info, else its default."""
     if re.match(r"[0-9]{1,2}%\Z", named):
@@ -4089,7 +4079,7 @@ def option_findings(one: dict, options: List[OptionSource]) -> List[Tuple]:
     running = {pair for source in options if source.kind == "running" for pair in source.options}
     waiting = [pair for source in options if source.used and source.kind in ("unit", "environment") for pair in source.options if running and pair not in running]
     found += [("option-waiting", "warning", "%s %s is set, but the running daemon was started without it" % waiting[0], "systemctl daemon-reload; systemctl restart docker")] if waiting else []
-    sizes = driver_options(options)
+    sizes = one["driver_options"]
     metadata, base = (option_bytes(sizes.get(name, "")) for name in ("dm.loopmetadatasize", "dm.basesize"))
     if metadata and metadata > METADATA_MAX:
         found.append(("metadata-useless", "info", "dm.loopmetadatasize=%s: more than 15.88 GiB of metadata is never used" % sizes["dm.loopmetadatasize"], "python3 dockfix.py storage"))
