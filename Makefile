@@ -28,7 +28,7 @@ test-unit: RINGS = $(UNIT)
 test-unit: ## without an engine, under every Python found
 test-engine: RINGS = $(ENGINE)
 test-engine: ## on a private dockerd (root; installs docker.io, busybox-static, debootstrap and musl-tools when missing)
-test-vm: RINGS = vm
+test-vm: RINGS = $(VM)
 test-vm: ## in a virtual machine with a real devicemapper pool (root, x86_64; installs qemu and mmdebstrap when missing; FULL=1: all of it)
 test test-engine: packages
 test-vm: vm-packages
@@ -58,8 +58,13 @@ engine-oldest: .venv/$(OLDEST)/ready
 engine-newest: .venv/$(NEWEST)/ready
 	$(call ring,$(NEWEST),$(comma) client $(firstword $(CLIENTS)),DOCKFIX_TEST_CLIENT=$(firstword $(CLIENTS)),tests/engine)
 
-vm: .venv/$(NEWEST)/ready
-	$(call ring,$(NEWEST),,,tests/vm)
+# one machine for each file of tests, as many side by side as there are processors
+VM := $(patsubst tests/vm/test_%.py,vm-%,$(wildcard tests/vm/test_*.py))
+$(VM): vm-%: vm-image
+	$(call ring,$(NEWEST),,,tests/vm/test_$*.py)
+
+vm-image: .venv/$(NEWEST)/ready
+	@.venv/$(NEWEST)/bin/python -B tests/vm/machine.py
 
 comma := ,
 
@@ -105,5 +110,6 @@ clean: ## remove .venv, dist and compiled files (the Debian roots in ~/.cache/do
 	rm -rf .venv dist
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help test test-unit test-engine test-vm vm packages vm-packages demo bench lint dist clean engine-oldest engine-newest $(UNIT) \
+.PHONY: help test test-unit test-engine test-vm packages vm-packages vm-image demo bench lint dist clean engine-oldest engine-newest \
+	$(UNIT) $(VM) \
 	$(addprefix lint-,$(VERSIONS))
