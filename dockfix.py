@@ -4041,7 +4041,7 @@ def pool_findings(one: dict) -> List[Tuple]:
                       "it takes no more data" if pool["state"] == "out_of_data_space" else "do not grow or write to it before it is checked"), "dmsetup status %s" % sh_quote(pool["name"] or "")))
     shares = {kind: percent(pool[kind + "_used"], pool[kind + "_total"]) for kind in ("data", "metadata")}
     if None not in shares.values() and shares["metadata"] > shares["data"]:
-        found.append(("metadata-fuller", "warning" if shares["metadata"] >= 50 else "info", "the pool's metadata is fuller (%.1f %%) than its data (%.1f %%): it ends first, with room left"
+        found.append(("metadata-fuller", "warning" if shares["metadata"] >= 50 else "info", "the pool's metadata is fuller (%.1f %%) than its data (%.1f %%): if both go on so, it ends first, with room left"
                       % (shares["metadata"], shares["data"]), "python3 dockfix.py pool grow --metadata +1G --dry-run"))
     stop = min_free_percent(pool, one["driver_options"].get("dm.min_free_space", ""))
     for kind, share in shares.items():
@@ -6537,12 +6537,13 @@ def show_storage(report: dict, quiet: bool) -> str:
             (disk["path"], show_size(disk["total"]), show_size(disk["free"]), "%s %%" % disk["used_percent"], disk["filesystem"] or "unknown", ", ".join(disk["for"])) for disk in one["disks"]]))
     out.append("\n" + render_table(("USED BY", "NUMBER", "SIZE"), [(kind.replace("_", " "), "unknown" if part["count"] is None else str(part["count"]), size_text(part["size"], part["complete"]))
                                                                  for kind, part in one["usage"].items() if not one["msg"] or part["count"] is not None]))
-    for kind, title in (("logs", "LOG OF CONTAINER"), ("containers", "CONTAINER'S OWN FILES"), ("volumes", "VOLUME"), ("images", "IMAGE, WHAT ONLY IT HAS")):
+    for kind, title in (("logs", "LOG OF CONTAINER"), ("containers", "CONTAINER, WITH ITS IMAGE'S BLOCKS" if pool else "CONTAINER'S OWN FILES"), ("volumes", "VOLUME"), ("images", "IMAGE, WHAT ONLY IT HAS")):
         rows = [row for row in one["usage"][kind]["rows"] if row["size"]][:10]
         if rows:
             out.append("\n" + render_table((title, "SIZE"), [(row.get("name") or ", ".join(row.get("tags", ())) or row["id"][:12], size_text(row["size"], row.get("complete", True))) for row in rows]))
-    if one["options"]:
-        out.append("\n" + render_table(("OPTION", "VALUE", "SET IN"), [(row["option"], row["value"], row["where"] + ("" if row["used"] else " (not for the next start)")) for row in one["options"]]))
+    lasting = {(row["option"], row["value"]) for row in one["options"] if row["used"]}
+    options = [(row["option"], row["value"], row["where"] + ("" if row["used"] else " (not for the next start)")) for row in one["options"] if row["used"] or (row["option"], row["value"]) not in lasting]
+    out += ["\n" + render_table(("OPTION", "VALUE", "SET IN"), options)] if options else []
     return "".join(out)
 
 
