@@ -3729,9 +3729,12 @@ def run_storage(host: Host, opts: argparse.Namespace, report: dict) -> None:
         try:
             layers = read_layers(root, follow=True)
             one["missing"] += ["%s: %s" % pair for pair in sorted(layers.unread.items())[:20]]
+            if not (layers.rows or layers.containers or any(os.path.isdir(raw(os.path.join(root, name))) for name in ("containers", "image", "graph"))):
+                raise EnvironmentFault("%s holds nothing of Docker's: is its disk mounted?" % root, "findmnt -T %s" % sh_quote(root))
         except EnvironmentFault as err:
             if not info and not one["disk"]:
                 raise
+            layers = None
             one["missing"].append(err.msg)
         look_driver(one, layers, options)
         if one["driver"] == "devicemapper":
@@ -3899,7 +3902,9 @@ def look_sizes(opts: argparse.Namespace, root: str, one: dict, layers: Layers, d
     try:
         folders.update({("volume", os.fsdecode(name)): os.path.join(root, "volumes", os.fsdecode(name)) for name in sorted(os.listdir(raw(root + "/volumes")))})
     except OSError as err:
-        one["missing"] += ["%s/volumes: %s" % (root, err.strerror)] if not isinstance(err, FileNotFoundError) else []
+        if not isinstance(err, FileNotFoundError):
+            layers.unread[root + "/volumes"] = err.strerror
+            one["missing"].append("%s/volumes: %s" % (root, err.strerror))
     if one["image_store"] == "containerd":
         folders["store", ""] = CONTAINERD_ROOT
     folders.update({("driver", there["driver"]): there["path"] for there in one["drivers_on_disk"] if not there["in_use"]})
@@ -3940,8 +3945,9 @@ def add_usage(one: dict, layers: Optional[Layers], sizes: dict, info: Dict[str, 
 
     def total(kind: str, rows: List[dict], count: Optional[int] = None) -> None:
         some = [row["size"] for row in rows if row["size"] is not None]
-        one["usage"][kind] = {"count": None if not layers else len(rows) if count is None else count, "size": sum(some) if layers and (some or not rows) else None,
-                              "complete": bool(layers) and all(row["complete"] for row in rows), "rows": sorted(rows, key=lambda row: -(row["size"] or 0))}
+        whole = layers is not None and not layers.unread        # what was not readable may hold more: none found is not none there
+        one["usage"][kind] = {"count": None if not layers or not rows and not whole else len(rows) if count is None else count,
+                              "size": sum(some) if layers and (some or whole and not rows) else None, "complete": whole and all(row["complete"] for row in rows), "rows": sorted(rows, key=lambda row: -(row["size"] or 0))}
 
     def walked(kind: str, label: Callable[[str], dict], names: Optional[Sequence[str]] = None) -> List[dict]:
         known = [name for key, name in sizes if key == kind] if names is None else names
@@ -6524,7 +6530,7 @@ def show_storage(report: dict, quiet: bool) -> str:
     if quiet or not report["results"]:
         return "".join(out)
     one = report["results"][0]
-    out.append("\n%s, engine %s, root %s\n%s" % tuple([printable(one[key] or "%s unknown" % key) for key in ("driver", "server_version", "root")] + [one["msg"] + "\n" if one["msg"] else ""]))
+    out.append("\n%s, engine %s, root %s\n%s" % tuple([printable(one[key] or unknown) for key, unknown in (("driver", "driver unknown"), ("server_version", "unknown"), ("root", "unknown"))] + [one["msg"] + "\n" if one["msg"] else ""]))
     pool = one["pool"]
     if pool:
         out.append("\npool %s: %s (%s), state %s, base size %s\n" % (printable(pool["name"] or "unknown"), pool["mode"], printable(pool["mode_why"] or ""), pool["state"] or "unknown", size_text(pool["base_device_size"])))

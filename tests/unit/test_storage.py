@@ -478,6 +478,25 @@ def test_a_root_that_is_not_there_is_told_with_what_docker_says(box, make):
     assert code == 0 and one["pool"]["data_used"] == 5200000000 and one["disk"] is None and any("cannot be read" in why for why in one["missing"])
 
 
+def test_a_folder_that_is_no_root_is_not_an_engine_without_containers(box):
+    os.makedirs(box.at("unmounted"))
+    code, one, found = look(box, "--root", box.at("unmounted"))
+    assert code == 0 and all(part["size"] is None and part["count"] is None for part in one["usage"].values()) and "mounted" in found["not-known"]["text"]
+    text = box.run("storage", "--root", box.at("unmounted"), prelude=no_options).out.decode()
+    assert "driver unknown, engine unknown, root /" in text and " 0 B" not in text
+
+
+@pytest.mark.parametrize("name, kinds", [("volumes", ("volumes", "unused_volumes")), ("containers", ("containers", "stopped_containers", "logs"))])
+def test_what_cannot_be_listed_is_not_none(box, make, name, kinds):
+    root = make()
+    root.image(1, "a:1")
+    os.rename(root.at(name), root.at(name + "-kept"))
+    write(root.at(name))
+    code, one, found = look(box)
+    assert code == 0 and {kind: (one["usage"][kind]["count"], one["usage"][kind]["size"]) for kind in kinds} == {kind: (None, None) for kind in kinds}
+    assert one["usage"]["images"]["count"] == 1 and not one["usage"]["images"]["complete"] and name in found["not-known"]["text"]
+
+
 def test_an_engine_elsewhere_is_not_mixed_with_this_hosts_files(box, make):
     root = make(Name="elsewhere", Containers=7, ContainersStopped=2, Images=3)
     root.container("web", root.image(1, "a:1"))
