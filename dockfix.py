@@ -3043,7 +3043,8 @@ def save_undo(host: Host, kind: str, container: Container, former: Sequence[Memb
     old = load_undo(host, kind, container.id)
     kept = old.members if old else ()
     known = {one.path for one in kept}
-    undo = Undo(kind, container.id, container.name, str(engine_info(host)["ID"] or ""), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    now = time.time()
+    undo = Undo(kind, container.id, container.name, str(engine_info(host)["ID"] or ""), time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + ".%06dZ" % (now % 1 * 1e6),
                 kept + tuple(one for one in former if one.path not in known), dict(old.more if old else {}, **(more or {})))
     try:
         os.makedirs(raw(os.path.join(host.state, "undo")), 0o700, exist_ok=True)
@@ -4814,7 +4815,7 @@ def look_zone(host: Host, opts: argparse.Namespace, target: Target, container: O
     if opts.undo:
         return ZonePlan(target, container, (), (), undo, container.running) if undo else row(target, "unchanged", "no change of its zone is recorded", **more)
     members, former = zone_members(host, container, more["zone"], data)
-    early = bool(undo) and container.running and container.started[:19] < undo.changed[:19]
+    early = bool(undo) and container.running and container.started.rstrip("Z") < undo.changed.rstrip("Z")
     if members or early and opts.restart:
         return ZonePlan(target, container, members, former, None, container.running)
     return row(target, "unchanged", "its processes started before the change: --restart" if early else "", **dict(more, restart="needed" if early else "no"))
@@ -6447,7 +6448,7 @@ def shift_status(host: Host, plan: Shift, users: Dict[int, bool]) -> dict:
     preload, rc = (read_member(host, container, path) for path in (PRELOAD, RC))
     others = [where for where, on in ((PRELOAD, b"faketime" in preload.data), (RC, rc.kind != "absent"), ("its environment", any("faketime" in one.lower() for one in container.env))) if on]
     first = "cannot be seen" if not users else "follows" if users.get(container.pid) else "after a restart only"
-    msg = ("%+d s by dockfix since %s; its first process: %s" % (undo.more["offset"], undo.changed, first) if done else "a change was cut off: python3 dockfix.py faketime --undo %s" % plan.target.name
+    msg = ("%+d s by dockfix since %s; its first process: %s" % (undo.more["offset"], undo.changed[:19] + "Z", first) if done else "a change was cut off: python3 dockfix.py faketime --undo %s" % plan.target.name
            if undo else "not by dockfix, but set in %s" % ", ".join(others) if others else "dockfix has shifted nothing here")
     return row(plan.target, "unchanged", msg, offset=undo.more["offset"] if done else None, library=undo.more["library"] if done else None, preloaded=plan.preloaded)
 
