@@ -5279,7 +5279,7 @@ def left_out(stock: Stock, volumes: Dict[str, Sequence[str]]) -> List[str]:
     binds = {(one["Source"], title_of(doc)) for doc in stock.containers for one in doc.get("Mounts") or [] if one.get("Source") and not one.get("Name")}
     out += ["the host's %s, mounted into %s" % pair for pair in sorted(binds)]
     out += ["digests of %s: docker load brings back tags only" % ", ".join(one["RepoDigests"]) for one in stock.images if one.get("RepoDigests")]
-    out += ["one moment of volume %s: %s runs and may write to it" % (one["Name"], title_of(doc)) for doc in stock.containers if runs(doc)
+    out += ["what %s writes to volume %s meanwhile" % (title_of(doc), one["Name"]) for doc in stock.containers if runs(doc)
             for one in doc.get("Mounts") or [] if one.get("Name") in volumes]
     return out + ["the containers' logs"] * bool(stock.containers)
 

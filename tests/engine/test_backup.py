@@ -204,7 +204,7 @@ def runlike_clones(engine, names):
 
 def test_the_runs_say_so(moved):
     assert moved["run"].rc == 0, moved["run"]
-    assert "host's %s" % os.path.join(moved["folder"], "host") in moved["run"].text and "may write to it" in moved["run"].text
+    assert "host's %s" % os.path.join(moved["folder"], "host") in moved["run"].text and "what mounts writes to volume named meanwhile" in moved["run"].text
     assert moved["verify"].rc == 0 and moved["restore"].rc == 0, (moved["verify"], moved["restore"])
     rows = {row["target"]: row for row in json.loads(moved["restore"].text)["results"]}
     assert set(ZOO) <= set(rows) and {row["status"] for row in rows.values()} == {"changed"}

@@ -241,7 +241,7 @@ def test_what_a_backup_leaves_out_is_said(dockfix):
                           [{"Name": "v", "Driver": "local"}, {"Name": "nfs", "Driver": "local", "Options": {"device": ":/e"}}, {"Name": "p", "Driver": "plugin"}])
     said = "\n".join(dockfix.left_out(stock, {"v": ["volume-1.tar", "x", "/d"]}))
     for word in ("network over (driver overlay, scope swarm)", "volume nfs (driver local, on :/e)", "volume p (driver plugin)", "the host's /srv, mounted into web",
-                 "a@sha256:2", "volume v: web runs", "logs"):
+                 "a@sha256:2", "what web writes to volume v meanwhile", "logs"):
         assert word in said
     assert "network host" not in said and "network bridge" not in said
 
@@ -314,3 +314,85 @@ def test_what_is_no_whole_backup_is_refused(box, folder, spoil, words):
     spoil(lambda name: os.path.join(folder, name))
     result = box.run(*(words + (folder, "--json")))
     assert result.rc == 5 and folder in result.json["errors"][0]["msg"] and not box.calls()
+
+
+# ---------------------------------------------------------------------- whole commands
+
+
+@pytest.fixture
+def stock(box):
+    """The fake docker with one container, one image, no network of its own, one volume."""
+    box.container("web", inspect={"Config": dict(CONFIG), "HostConfig": dict(HOST), "NetworkSettings": {"Networks": {"bridge": END}}, "State": {"Running": True, "Pid": 0}})
+    image = {"Id": "sha256:" + "1" * 64, "RepoTags": ["img:latest"], "Config": IMAGE, "Size": 5000}
+    box.rule("inspect", has="image", out=json.dumps([image]).encode())
+    for command, has, out in (("images", "-q", image["Id"].encode()), ("images", "", b""), ("network", "", b""), ("volume", "inspect", json.dumps([{"Name": "v", "Driver": "local"}]).encode()),
+                              ("volume", "ls", b"v\n"), ("system", "", b"Images\t5kB\nContainers\t1kB\nLocal Volumes\t2kB\n"), ("diff", "", b"A /own\n")):
+        box.rule(command, has=has, out=out)
+    return box
+
+
+def test_a_dry_backup_names_each_step_and_does_none(stock, tmp_path):
+    result = stock.quick("backup", "-n", str(tmp_path / "kept"))
+    text = result.out.decode()
+    assert result.rc == 0 and not (tmp_path / "kept").exists() and not os.path.exists(stock.state)
+    tag = "dockfix/backup:web-" + stock.id("web")[:12]
+    for words in ("docker commit %s %s" % (stock.id("web"), tag), "docker save img:latest %s " % tag, "--volume=v:/dockfix-1/data:nocopy", "docker cp dockfix.helper:/dockfix-1/data -",
+                  "docker rmi " + tag, "docker rm -f -v dockfix.helper", "manifest.json"):
+        assert words in text, text
+    assert text.rindex("manifest.json") > text.rindex("sha256sum") and {call.command for call in stock.calls()} <= {"ps", "inspect", "images", "network", "volume", "system", "info", "diff"}
+
+
+@pytest.mark.parametrize("used,tight", [("107.0GB", True), ("97.0GB", True), ("90.0GB", False)])
+def test_a_pool_below_its_minimum_is_seen_beforehand(stock, tmp_path, used, tight):
+    stock.world["info_json"] = json.dumps({"Driver": "devicemapper", "DockerRootDir": "/var/lib/docker", "SecurityOptions": [], "DriverStatus": [
+        ["Pool Name", "p"], ["Data Space Used", used], ["Data Space Total", "107.4GB"], ["Thin Pool Minimum Free Space", "10.74GB"]]})
+    text = stock.quick("backup", "-n", str(tmp_path / "kept")).out.decode()
+    assert ("docker export " + stock.id("web") in text) is tight and ("docker commit" in text) is not tight and ("docker create" in text) is not tight
+
+
+def test_too_little_space_is_said_with_both_figures(stock, tmp_path):
+    stock.world["rules"] = [dict(rule, out=b"Images\t900TB\n") if rule["on"] == "system" else rule for rule in stock.world["rules"]]
+    result = stock.quick("backup", str(tmp_path / "kept"), "--json")
+    assert result.rc == 5 and "818.5 TiB" in result.json["errors"][0]["msg"] and not (tmp_path / "kept").exists()
+
+
+def test_only_root_and_only_one_folder(stock, tmp_path):
+    result = stock.quick("backup", str(tmp_path / "kept"), prelude=lambda module: setattr(module.os, "geteuid", lambda: 1000))
+    assert result.rc == 6 and b"only root" in result.err
+    assert stock.quick("backup").rc == 2 and stock.quick("backup", "a", "b").rc == 2 and stock.quick("restore").rc == 2
+
+
+def test_a_restore_asks_first(stock, folder):
+    stock.world["containers"][:] = []
+    stock.world["rules"] = [rule for rule in stock.world["rules"] if rule["on"] != "volume"] + [{"on": "volume", "out": b""}]
+    result = stock.run("restore", folder, "--json")
+    assert result.rc == 5 and "confirmed" in result.json["errors"][0]["msg"] and not any(call.command in ("load", "create", "cp") for call in stock.calls())
+
+
+LITTLE_DOCKER = """
+for last; do :; done
+name=$(printf '%%s\\n' "$@" | sed -n 's/^--name=//p')
+case "$1 $2" in
+    inspect\\ --type | volume\\ inspect) test -e %(at)s/made.$last;;
+    inspect\\ -f) echo false;;
+    create\\ *) printf '%%s\\0' "$@" > %(at)s/argv.$name; cat > %(at)s/stdin.$name; touch %(at)s/made.$name;;
+    volume\\ create) touch %(at)s/made.$name;;
+    rm\\ *) rm %(at)s/made.$last;;
+esac
+"""
+
+
+def test_the_script_of_a_restore_hands_hostile_settings_on(dockfix, box, folder):
+    """The words that docker gets from sh are those that the recipe has, and the profile comes by standard input."""
+    doc = container(config={"Env": ["PATH=/bin"] + ["V%d=%s" % pair for pair in enumerate(HOSTILE)], "Cmd": HOSTILE}, host={"SecurityOpt": ["seccomp={\"a\":\n1}"]})
+    box.file("kept/containers.json", json.dumps([doc]).encode())
+    for command in ("images", "network", "volume"):
+        box.rule(command, out=b"")
+    result = box.run("restore", "-n", folder)
+    assert result.rc == 0, result
+    box.program("docker", LITTLE_DOCKER % {"at": box.path})
+    done = subprocess.run(["sh"], input=result.out, env=box.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    recipe = dockfix.create_recipe(doc, IMAGE, [doc])
+    assert done.returncode == 0, done
+    assert box.read("argv.web").decode().split("\0")[:-1] == ["create"] + recipe.options + ["img"] + recipe.command
+    assert box.read("stdin.web") == b'{"a":\n1}' and not os.path.exists(box.at("made.dockfix.helper"))
