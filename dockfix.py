@@ -3563,6 +3563,11 @@ def half_way_error(host: Host, err: Optional[DockfixError]) -> HalfWay:
     return HalfWay("%sthe change stands half-way: %s" % (err.msg + "; " if err else "", half_way(host)), HALF_WAY_HINT)
 
 
+def step_size(step: Step) -> int:
+    """Bytes that will flow: the length of the file that is read, where it is there by now."""
+    return step.size or (os.path.getsize(raw(step.source)) if step.source and os.path.isfile(raw(step.source)) else 0)
+
+
 def go_on(host: Host, journal: Journal, progress: Progress) -> None:
     """The steps from where the journal stands to the end. Raises DockfixError for the step that failed, HalfWay after a signal."""
     plan = journal.plan
@@ -3570,7 +3575,7 @@ def go_on(host: Host, journal: Journal, progress: Progress) -> None:
         save_journal(host, Journal(plan, number, max(number, journal.reached)))
         if host.stop.is_set():
             raise half_way_error(host, None)
-        do_step(host, plan.steps[number], progress.step(number + 1, plan.steps[number].title, plan.steps[number].size))
+        do_step(host, plan.steps[number], progress.step(number + 1, plan.steps[number].title, step_size(plan.steps[number])))
     close_journal(host, Journal(plan, len(plan.steps), len(plan.steps) - 1, "done"))
 
 
@@ -5458,9 +5463,11 @@ def run_backup(host: Host, opts: argparse.Namespace, report: dict) -> None:
 
 
 def backup_size(host: Host, stock: Stock) -> int:
-    """Bytes that a backup takes at most, by docker's own figures: what images share is counted once where the engine tells (1.13 and newer)."""
+    """Bytes that a backup takes, by docker's own figures: what images share is counted once where the engine tells (1.13 and newer)."""
     found = dict(line.split("\t", 1) for line in query(host, "system", "df", "--format", "{{.Type}}\t{{.Size}}").out.decode("utf-8", "replace").split("\n") if "\t" in line)
     sizes = [parse_reported(found.get(kind) or "") or 0 for kind in ("Images", "Containers", "Local Volumes")]
+    if not found:
+        say("dockfix: warning: docker system df does not answer: the containers' own files and the volumes are not in the estimate")
     return sum(sizes[1:]) + (sizes[0] or sum(one.get("Size") or 0 for one in stock.images))
 
 
@@ -5475,8 +5482,9 @@ def check_folder(host: Host, folder: str, size: int) -> None:
         disk = os.statvfs(raw(folder if os.path.isdir(raw(folder)) else os.path.dirname(folder)))
     except OSError as err:
         raise Refused("%s cannot be a backup's folder: %s" % (folder, err.strerror), "the folder above it must exist") from None
+    say("dockfix: the backup takes about %s; free at %s: %s" % (show_size(size), folder, show_size(disk.f_bavail * disk.f_frsize)))
     if size > disk.f_bavail * disk.f_frsize:
-        raise Refused("the backup takes up to %s, and the disk of %s has %s free" % (show_size(size), folder, show_size(disk.f_bavail * disk.f_frsize)), "a folder on a larger disk")
+        raise Refused("the backup takes about %s, and the disk of %s has %s free" % (show_size(size), folder, show_size(disk.f_bavail * disk.f_frsize)), "a folder on a larger disk")
 
 
 def read_backup(folder: str) -> Backup:
@@ -5504,7 +5512,7 @@ def verify_backup(host: Host, opts: argparse.Namespace, report: dict, kept: Back
     for number, step in enumerate(check_steps(kept), 1):
         status, msg = "unchanged", "as it was written"
         try:
-            do_step(host._replace(dry_run=False), step, progress.step(number, step.title, os.stat(raw(step.source)).st_size))
+            do_step(host._replace(dry_run=False), step, progress.step(number, step.title, step_size(step)))
         except DockfixError:
             status, msg = "failed", "differs from its sum"
         report["results"].append({"target": step.title, "id": "", "status": status, "msg": msg})
@@ -5538,6 +5546,7 @@ def run_restore(host: Host, opts: argparse.Namespace, report: dict) -> None:
     if os.path.isdir(root) and size > os.statvfs(root).f_bavail * os.statvfs(root).f_frsize:
         raise Refused("the backup has %s, and the disk of Docker's root has less free" % show_size(size), "make room, or move the root: python3 dockfix.py relocate")
     if not opts.dry_run:
+        confirm(opts, "restore %d images, %d containers, %d volumes from %s?" % (len(kept.stock.images), len(kept.stock.containers), len(kept.volumes), kept.folder))
         verify_backup(host, opts, report, kept)
         if report["exit_code"]:
             raise Refused("the backup in %s is damaged: %s" % (kept.folder, ", ".join(one["target"] for one in report["results"] if one["status"] == "failed")), "another copy of it")
@@ -5547,7 +5556,7 @@ def run_restore(host: Host, opts: argparse.Namespace, report: dict) -> None:
     known = {title_of(one) for one in have.containers}
     new = [step for doc in kept.stock.containers if title_of(doc) not in known for step in container_steps(host, kept, doc)]
     report.update(results=[], left_out=list(kept.left_out))
-    run_change(host, opts, report, plan, plan.goal + "?", new + run_steps(host, kept.stock.containers))
+    run_change(host, opts, report, plan, "", new + run_steps(host, kept.stock.containers))
     if not opts.dry_run:
         report["results"] += restore_containers(host, opts, kept, known)
         report["exit_code"] = 3 if any(one["status"] == "failed" for one in report["results"]) else 0
