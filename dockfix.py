@@ -6198,10 +6198,8 @@ def look_shift(host: Host, opts: argparse.Namespace, libraries: List[Library], p
         (opts.restart and container.auto_remove, NO_STOP),
         (env, "its environment sets %s, which beats %s: it has to be made anew" % (", ".join(env), RC)),
         (files_refusal(container, (PRELOAD, RC, PRIVATE)), files_refusal(container, (PRELOAD, RC, PRIVATE)))))
-    missing = missing_folders(host, container, (PRELOAD, PRIVATE))
     preload, rc = before = tuple(read_member(host, container, path) for path in (PRELOAD, RC))
     refuse_first((
-        (missing, "it has no %s" % ", no ".join(missing)),
         ({preload.kind, rc.kind} - {"file", "absent"}, "its %s or %s is no plain file" % (PRELOAD, RC)),
         (not undo and b"faketime" in preload.data, "its %s names a libfaketime already, not dockfix's: %s" % (PRELOAD, show_bytes(preload.data[:200].strip()))),
         (not undo and rc.kind == "file" and not re.match(rb"[+-][0-9]+(\.[0-9]+)?[smhdy]?\n?\Z", rc.data),
@@ -6211,7 +6209,9 @@ def look_shift(host: Host, opts: argparse.Namespace, libraries: List[Library], p
     path, head, drops = first_program(host, container)
     machine, note = judge_program(posixpath.basename(path), head)
     folder, libc = find_libc(host, container, machine)
+    missing = missing_folders(host, container, (PRELOAD, PRIVATE))
     refuse_first((
+        (missing, "it has no %s" % ", no ".join(missing)),
         (libc.bits == 32 and time.time() + opts.seconds >= 1 << 31, "its programs are of 32 bits: their clock ends in January 2038"),
         ((plan.preloaded or plan.preloaded is None and undo) and not (opts.restart or opts.step_running),
          "%s libfaketime, and a step makes timers run in bursts or stand still: --restart (stop, write, start) or --step-running"
@@ -6341,6 +6341,13 @@ def apply_shift(host: Host, opts: argparse.Namespace, plan: Shift) -> str:
     return watch_shift(host, opts, plan, talk)
 
 
+def living(host: Host, ident: str) -> Container:
+    """A container's facts as they are now. Raises Gone."""
+    for one in inspect_containers(host, [ident]).values():
+        return one
+    raise Gone()
+
+
 def must(host: Host, *words: str) -> None:
     answer = change(host, words)
     if answer.rc or answer.timed_out:
@@ -6376,16 +6383,16 @@ def watch_shift(host: Host, opts: argparse.Namespace, plan: Shift, talk: Tuple[i
     as before, and its output goes on (what hangs in its entrypoint stays Up). Returns what is wrong, ''."""
     began, wall, first = time.monotonic(), time.time(), None
     while True:
-        container = inspect_containers(host, [plan.target.id]).get(plan.target.id)
-        if container is None:
-            raise Gone()
-        first = first or (container.started, container.restarts)
-        if not can_exec(container) or (container.started, container.restarts) != first:
-            return "with it, the container does not stay up"
+        container, why = living(host, plan.target.id), ""
         try:
             clock = read_clock(host, container, quiet=True)
         except WayClosed as err:
-            return "with it, a command inside fails: %s" % err
+            why, container = str(err), living(host, plan.target.id)
+        first = first or (container.started, container.restarts)
+        if not can_exec(container) or (container.started, container.restarts) != first:
+            return "with it, the container does not stay up"
+        if why:
+            return "with it, a command inside fails: %s" % why
         if not is_shift(clock, opts.seconds):
             return "its clock is then %+d s off, not %+d s (is there a ~/.faketimerc?)" % (clock[0], opts.seconds)
         left = opts.watch - (time.monotonic() - began)
@@ -6426,9 +6433,7 @@ def take_back(host: Host, plan: Shift) -> str:
 
 def put_back(host: Host, ident: str, undo: Undo, restart: bool) -> List[str]:
     """Restores a record's paths, PRELOAD first; returns what could not be removed. A container that dockfix stopped, or started with the library, is started (anew)."""
-    container = inspect_containers(host, [ident]).get(ident)
-    if container is None:
-        raise Gone()
+    container = living(host, ident)
     if restart and container.running:
         undo = save_undo(host, "faketime", container, (), {"stopped": True})._replace(members=undo.members)
         must(host, "stop", ident)
