@@ -1,0 +1,219 @@
+"""faketime as a whole command, on the fake docker: the order of its deeds, what each failure leaves, and its words."""
+import json
+import os
+import re
+import time
+
+import pytest
+
+from test_faketime_pure import little_elf
+
+MARKED = b"/etc/faketimerc"
+LIBC = "lib/x86_64-linux-gnu/libc.so.6"
+
+
+@pytest.fixture
+def shiftable(box):
+    """A container with a glibc, and a library for it; `date` tells the host's time once, then 8 hours more."""
+    one = box.container("web", inspect={"RestartCount": 0}, answer={"out": b"%d +0000\n" % (time.time() + 28800)})
+    put(box, LIBC, little_elf(needed=("ld-linux-x86-64.so.2",), wants=(), has=("GLIBC_2.2.5", "GLIBC_2.30")))
+    os.makedirs(box.at("fs", "web", "usr", "lib"))
+    box.lib = box.file("libfaketime.so.1", little_elf() + MARKED)
+    box.rule("exec", has="+%s %z", nth=1, out=b"%d +0000\n" % time.time())
+    box.one = one
+    return box
+
+
+def put(box, path, data):
+    full = box.at("fs", "web", path)
+    os.makedirs(os.path.dirname(full), exist_ok=True)
+    with open(full, "wb") as f:
+        f.write(data)
+
+
+def files(box):
+    found = {}
+    for folder, _, names in os.walk(box.at("fs", "web")):
+        for name in names:
+            path = os.path.join(folder, name)
+            if not name.endswith("shadow"):
+                found[os.path.relpath(path, box.at("fs", "web"))] = box.read(path)
+    return found
+
+
+def records(box):
+    folder = os.path.join(box.state, "undo")
+    return os.listdir(folder) if os.path.isdir(folder) else []
+
+
+def shift(box, *more, **how):
+    return box.quick("faketime", "web", "--lib", box.lib, "--watch", "0", *(more + ("--json",)), **how)
+
+
+def test_the_order_of_its_deeds(shiftable):
+    before = files(shiftable)
+    run = shift(shiftable, "--offset", "+8h")
+    assert run.rc == 0 and run.rows()["web"]["offset"] == 28800 and run.rows()["web"]["library"] == shiftable.lib, run
+    now = files(shiftable)
+    private = next(name for name in now if "libfaketime-dockfix-" in name)
+    assert re.match(r"usr/lib/libfaketime-dockfix-[0-9a-f]{12}\.so\.1$", private) and now[private] == shiftable.read(shiftable.lib)
+    assert now["etc/faketimerc"] == b"+28800\n" and now["etc/ld.so.preload"] == b"/%s\n" % private.encode()
+    deeds = [call.words for call in shiftable.calls() if call.words[:2] == ["cp", "-"] or "date" in call.words]
+    assert [("write" if words[0] == "cp" else "trial" if "env" in words else "date") for words in deeds] == ["write", "date", "trial", "write", "write", "date"]
+    trial = next(words for words in deeds if "env" in words)
+    assert trial[2:] == ["env", "LD_PRELOAD=/" + private, "FAKETIME=+28800", "date", "+%s %z"] and "-e" not in trial
+    undo = shiftable.quick("faketime", "web", "--undo", "--json")
+    assert undo.rc == 0 and files(shiftable) == before and records(shiftable) == [], undo
+
+
+@pytest.mark.parametrize("args", [("--offset", "-1.5d"), ("--offset=-1.5d",)])
+def test_an_offset_that_looks_like_an_option(shiftable, args):
+    run = shift(shiftable, *(args + ("--dry-run",)))
+    assert run.rc == 0 and run.rows()["web"]["offset"] == -129600 and "--offset=-1.5d" in run.json["script"], run
+
+
+@pytest.mark.parametrize("args, word", [
+    ((), "say one of"), (("--offset", "+8h", "--undo"), "say one of"), (("--offset", "+8h", "--at", "2030-01-01 00:00:00"), "say one of"),
+    (("--offset", "--undo"), "not an offset: --undo"), (("--offset", "+1w"), "+1w"), (("--status", "--lib", "x"), "--lib"), (("--undo", "--step-running"), "--step-running"),
+    (("--undo", "--zone", "UTC"), "--zone"), (("--status", "--restart"), "--restart"), (("--offset", "+8h", "--watch", "-1"), "--watch"),
+    (("--offset", "+8h", "--lib", "x", "--build-from", "y"), "--lib"), (("--at", "2030-01-01 00:00:00", "--zone", "../../etc/shadow"), "time zone")])
+def test_usage(shiftable, args, word):
+    before = shiftable.picture()
+    run = shiftable.quick("faketime", "web", *(args + ("--json",)))
+    assert run.rc == 2 and word in run.json["errors"][0]["msg"], run
+    assert shiftable.picture() == before and shiftable.calls() == []
+
+
+@pytest.mark.parametrize("rules, word", [
+    ([("exec", dict(has="LD_PRELOAD", err=b"ERROR: ld.so: object cannot be preloaded\n", out=b"%d +0000\n"))], "cannot be preloaded"),
+    ([("exec", dict(has="LD_PRELOAD", rc=127, err=b"date: error while loading shared libraries: libx.so\n"))], "libx.so"),
+    ([("exec", dict(has="LD_PRELOAD", rc=1))], "trial of"),
+    ([("exec", dict(has="LD_PRELOAD", out=b"\n"))], "trial of"),
+    ([("exec", dict(has="LD_PRELOAD", out=b"100 +0000\n"))], "not by +28800 s"),
+])
+def test_a_trial_that_fails_leaves_nothing(shiftable, rules, word):
+    before = files(shiftable)
+    for on, rule in rules:
+        rule = {key: value % (time.time() + 28800) if key == "out" and b"%d" in value else value for key, value in rule.items()}
+        shiftable.rule(on, **rule)
+    run = shift(shiftable, "--offset", "+8h")
+    row = run.rows()["web"]
+    assert run.rc == 5 and row["status"] == "refused" and word in row["msg"] and row["offset"] is None, run
+    assert files(shiftable) == before and records(shiftable) == []
+
+
+def test_a_clock_that_is_off_already_is_refused(shiftable):
+    shiftable.world["rules"] = []
+    shiftable.one["answer"] = {"out": b"%d +0000\n" % (time.time() - 4000)}
+    run = shift(shiftable, "--offset", "+8h")
+    assert run.rc == 5 and "off already" in run.rows()["web"]["msg"], run
+    assert records(shiftable) == []
+
+
+def fail_in_the_watch(box):
+    """The first `date` meets the fixture's rule, the trial the one in front: the third is the watch's."""
+    box.world["rules"].insert(0, {"on": "exec", "has": "LD_PRELOAD", "out": b"%d +0000\n" % (time.time() + 28800)})
+    box.rule("exec", has="+%s %z", nth=1, rc=1, err=b"date: killed\n")
+
+
+def test_what_fails_after_the_writes_is_put_back(shiftable):
+    before = files(shiftable)
+    fail_in_the_watch(shiftable)
+    run = shift(shiftable, "--offset", "+8h")
+    assert run.rc == 1 and "date: killed" in run.rows()["web"]["msg"] and "as it was" in run.rows()["web"]["msg"], run
+    assert files(shiftable) == before and records(shiftable) == []
+
+
+def test_what_cannot_be_put_back_is_said_and_undone_later(shiftable):
+    """No docker cp works any more once the watch has failed."""
+    before = files(shiftable)
+    fail_in_the_watch(shiftable)
+    shift(shiftable, "--offset", "+8h")
+    words = [call.words for call in shiftable.calls()]
+    last = max(number for number, one in enumerate(words) if "date" in one)
+    done = sum(one[0] == "cp" for one in words[:last])
+    shiftable.forget()
+    shiftable.world["rules"] += [{"on": "cp", "has": "-", "nth": done + 1, "rc": 1, "err": b"no space left on device\n"} for _ in range(30)]
+    run = shift(shiftable, "--offset", "+8h")
+    row = run.rows()["web"]
+    assert run.rc == 3 and row["status"] == "failed" and row["partial"] is True and "date: killed" in row["msg"] and "as it was" not in row["msg"], run
+    assert len(records(shiftable)) == 1
+    shiftable.world["rules"] = []
+    assert "cut off" in shiftable.quick("faketime", "web", "--status", "--json").rows()["web"]["msg"]
+    undo = shiftable.quick("faketime", "web", "--undo", "--json")
+    assert undo.rc == 0 and files(shiftable) == before and records(shiftable) == [], undo
+
+
+@pytest.mark.parametrize("change, word", [
+    (lambda box: put(box, "etc/faketimerc", b"+1 fortnight\n"), "no plain offset (+1 fortnight)"),
+    (lambda box: put(box, "etc/faketimerc", b"2020-01-01 00:00:00\n"), "no plain offset"),
+    (lambda box: put(box, "etc/faketimerc", b"+8h\n+8h\n"), "no plain offset"),
+    (lambda box: put(box, "etc/ld.so.preload", b"/opt/libfaketime.so.1\n"), "not dockfix's"),
+    (lambda box: put(box, LIBC, b"nothing"), "not an ELF file"),
+    (lambda box: os.unlink(box.at("fs", "web", LIBC)), "no glibc"),
+    (lambda box: put(box, LIBC, little_elf(machine=183, has=("GLIBC_2.30",))), "aarch64"),
+    (lambda box: put(box, LIBC, little_elf(has=("GLIBC_2.2",))), "GLIBC_2.4"),
+    (lambda box: os.rmdir(box.at("fs", "web", "usr", "lib")), "no /usr/lib"),
+    (lambda box: box.file("libfaketime.so.1", little_elf()), "no libfaketime"),
+    (lambda box: box.file("libfaketime.so.1", MARKED), "not an ELF file"),
+    (lambda box: box.file("libfaketime.so.1", little_elf(needed=("libc.so.6", "libx.so.2")) + MARKED), "libx.so.2"),
+])
+def test_refusals_before_anything_is_written(shiftable, change, word):
+    change(shiftable)
+    before = files(shiftable)
+    run = shift(shiftable, "--offset", "+8h")
+    assert run.rc == 5 and word in run.rows()["web"]["msg"], run
+    assert files(shiftable) == before and records(shiftable) == [] and not [call for call in shiftable.calls() if call.words[:2] == ["cp", "-"]]
+
+
+@pytest.mark.parametrize("more, word", [
+    (dict(status="Exited (0) 1 hour ago"), "does not run"), (dict(status="Up 1 hour (Paused)"), "paused"), (dict(status="Restarting (1) 1 s ago"), "restarting"),
+    (dict(host={"ReadonlyRootfs": True}), "read-only"), (dict(host={"Binds": ["/x:/etc/ld.so.preload:ro"]}), "is a mount"), (dict(host={"Tmpfs": {"/usr/lib": ""}}), "is a mount"),
+    (dict(inspect={"Config": {"Env": ["FAKETIME=+1d"], "User": ""}}), "FAKETIME"), (dict(inspect={"Config": {"Env": ["LD_PRELOAD=/opt/libfaketime.so.1"]}}), "LD_PRELOAD")])
+def test_states_that_are_refused(box, more, word):
+    box.container("web", **more)
+    box.lib = box.file("libfaketime.so.1", little_elf() + MARKED)
+    run = shift(box, "--offset", "+8h")
+    assert run.rc == 5 and word in run.rows()["web"]["msg"], run
+
+
+def test_the_entrypoint_that_goes_on_as_another_user(shiftable):
+    """Seen in the words, or in the script that they name; a comment is none; the newest library may."""
+    def with_words(*words):
+        document = json.loads(shiftable.one["json"])
+        document.update(Path=words[0], Args=list(words[1:]))
+        shiftable.one["json"] = json.dumps(document)
+        return shift(shiftable, "--offset", "+8h", "--dry-run")
+    put(shiftable, "entry.sh", b"#!/bin/sh\nexec gosu postgres \"$@\"\n")
+    put(shiftable, "plain.sh", b"#!/bin/sh\n# no gosu here, nor su -\nexec \"$@\" # resume\n")
+    for words in (("/entry.sh", "postgres"), ("sh", "/entry.sh"), ("sh", "-c", "exec setpriv --reuid 1 x"), ("tini", "--", "/entry.sh"), ("/usr/bin/su-exec", "x", "y")):
+        run = with_words(*words)
+        assert run.rc == 5 and "another user" in run.rows()["web"]["msg"], (words, run)
+    for words in (("/plain.sh", "postgres"), ("issue", "resume")):
+        assert with_words(*words).rc == 0, words
+    shiftable.file("libfaketime.so.1", little_elf() + b"FAKETIME_FOLLOW_ABSOLUTE" + MARKED)
+    assert with_words("/entry.sh", "postgres").rc == 0
+
+
+def test_restart_asks_and_stops_before_it_writes(shiftable):
+    run = shift(shiftable, "--offset", "+8h", "--restart")
+    assert run.rc == 5 and "restart 1 containers (web)" in run.json["errors"][0]["msg"] and records(shiftable) == [], run
+
+
+def test_a_change_that_was_cut_off_is_told(shiftable):
+    assert shift(shiftable, "--offset", "+8h").rc == 0
+    path = os.path.join(shiftable.state, "undo", records(shiftable)[0])
+    record = json.loads(shiftable.read(path).decode())
+    record["more"]["done"] = False
+    with open(path, "w") as f:
+        json.dump(record, f)
+    assert "cut off" in shiftable.quick("faketime", "web", "--status", "--json").rows()["web"]["msg"]
+    run = shift(shiftable, "--offset", "+9h")
+    assert run.rc == 5 and "--undo web" in run.rows()["web"]["msg"], run
+    assert shiftable.quick("faketime", "--all", "--undo").rc == 0 and "etc/faketimerc" not in files(shiftable)
+
+
+def test_hostile_names_and_files_stay_off_the_terminal(shiftable):
+    put(shiftable, "etc/ld.so.preload", b"/opt/\x1b[2Jlibfaketime.so\n")
+    run = shiftable.quick("faketime", "web", "--lib", shiftable.lib, "--offset", "+8h")
+    assert run.rc == 5 and b"\x1b" not in run.out + run.err and b"\\x1b[2J" in run.out, run
