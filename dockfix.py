@@ -6308,6 +6308,8 @@ def set_shift(host: Host, opts: argparse.Namespace, source: Dict[str, bytes], pl
         plan = plan._replace(before=plan.before + (read_member(host, container, PRIVATE % hashlib.sha256(plan.library.data).hexdigest()[:12], 1 << 24),))
         save_undo(host, "faketime", container, plan.before, {"library": plan.library.path})
         why = apply_shift(host, opts, plan)
+    except Unanswered as err:               # what was sent may still arrive: nothing is put back under it
+        raise Unanswered("%s; look again, then: python3 dockfix.py faketime --undo %s" % (err, plan.target.name)) from None
     except (Refused, WayClosed, EnvironmentFault) as err:
         status, why = "refused" if isinstance(err, Refused) else "failed", str(err)
     more = dict(NO_SHIFT, library=plan.library.path if plan.library else None)
@@ -6350,8 +6352,10 @@ def living(host: Host, ident: str) -> Container:
 
 def must(host: Host, *words: str) -> None:
     answer = change(host, words)
-    if answer.rc or answer.timed_out:
-        raise WayClosed("docker %s: %s" % (words[0], "no answer in %g s" % host.timeout if answer.timed_out else first_line(answer)))
+    if answer.timed_out:
+        raise Unanswered("docker %s did not answer in %g s" % (words[0], host.timeout))
+    if answer.rc:
+        raise WayClosed("docker %s: %s" % (words[0], first_line(answer)))
 
 
 def is_shift(clock: Tuple, seconds: float) -> bool:

@@ -460,7 +460,7 @@ def debian_tar(suite=None):
     return path
 
 
-def build_debian(suite, mirror, path):
+def build_debian(suite, mirror, path, more=()):
     debootstrap = need("debootstrap", "debootstrap")
     work = tempfile.mkdtemp(prefix="build-", dir=cache_dir())
     root, log = os.path.join(work, "root"), os.path.join(work, "log")
@@ -469,7 +469,7 @@ def build_debian(suite, mirror, path):
         with open(log, "wb") as out:
             # In namespaces of its own: an interrupted debootstrap leaves no mounts and no processes on the host.
             code = subprocess.call([need("unshare", "util-linux"), "--mount", "--pid", "--fork", "--kill-child",
-                                    debootstrap, "--variant=minbase", suite, root] + mirror,
+                                    debootstrap, "--variant=minbase"] + list(more) + [suite, root] + mirror,
                                    stdin=subprocess.DEVNULL, stdout=out, stderr=out)
         if code:
             raise CannotRun("needs a Debian root; debootstrap ended with %d:\n%s" % (code, tail(log)))
