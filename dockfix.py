@@ -1565,8 +1565,7 @@ def parse_offset(spec: str) -> int:
 def check_instant(instant: int, what: str) -> None:
     """Raises UsageError for a clock (seconds since 1970) that would stand where programs fail."""
     if not 0 <= instant <= LAST_INSTANT:
-        why = "before 1970, where time(2) is negative and programs fail" if instant < 0 else "after the year 9999"
-        raise UsageError("%s: the clock would stand %s" % (what, why), "an instant from 1970-01-01 00:00:00 to 9999-12-31 23:59:59 UTC")
+        raise UsageError("%s: the clock would stand %s" % (what, "before 1970, where time(2) is negative and programs fail" if instant < 0 else "after the year 9999"), "an instant from 1970-01-01 00:00:00 to 9999-12-31 23:59:59 UTC")
 
 
 def parse_wall(text: str) -> int:
@@ -1674,13 +1673,9 @@ def misfit(library: Elf, libc: Elf) -> str:
 
 
 GLIBC_OWN = r"(lib(c|m|dl|rt|pthread)\.so\.[0-9]+|ld-linux.*\.so\.[0-9]+|ld64\.so\.[0-9]+)\Z"     # comes with libc.so.6
+# how new a libfaketime is, by the variables that it reads
 RANKS = ((b"FAKETIME_FOLLOW_ABSOLUTE", "after 0.9.12"), (b"FAKETIME_DISABLE_SHM", "about 0.9.11"), (b"FAKETIME_FORCE_MONOTONIC_FIX", "0.9.10"),
          (b"/etc/faketimerc", "before 0.9.10"), (b"", "no libfaketime"))
-
-
-def faketime_rank(data: bytes) -> int:
-    """How new a libfaketime is, by the variables that it reads: its place in RANKS, 0 the newest."""
-    return [mark in data for mark, _ in RANKS].index(True)
 
 ###############################################################################
 # 4. The seam: the only code that starts a process or writes a file
@@ -6075,7 +6070,7 @@ DEEDS = {"logs": cut_logs, "trim": trim_layers}
 
 
 class Library(NamedTuple):
-    """A libfaketime of the host, or one built in a container; rank: its place in RANKS; fault: why it is none."""
+    """A libfaketime of the host, or built in a container; rank: its place in RANKS; fault: why it is none."""
     path: str
     data: bytes
     elf: Optional[Elf]
@@ -6181,7 +6176,7 @@ def host_libraries(paths: Sequence[str]) -> List[Library]:
 
 
 def judge_library(path: str, data: bytes) -> Library:
-    rank = faketime_rank(data)
+    rank = [mark in data for mark, _ in RANKS].index(True)
     try:
         return Library(path, data, parse_elf(data), rank, "it is no libfaketime" if rank == len(RANKS) - 1 else "")
     except ValueError as err:
@@ -6422,39 +6417,38 @@ def log_seconds(host: Host, container: Container, since: float, span: float) -> 
 def take_back(host: Host, plan: Shift) -> str:
     """What was there at the look is put back; '' or what is left to be said."""
     try:
-        undo = load_undo(host, "faketime", plan.target.id)
-        if not undo:
-            return ""
-        left = put_back(host, plan.container.id, undo._replace(members=plan.before), False)
-        if plan.undo:
-            save_undo(host, "faketime", plan.container, (), plan.undo.more)
-        elif not left:
-            drop_undo(host, "faketime", plan.target.id)
+        left = put_back(host, plan, plan.before, False)
         return "; left behind: %s" % ", ".join(left) if left else ""
     except (Refused, WayClosed, EnvironmentFault) as err:
         return "; AND it could not be undone (%s): python3 dockfix.py faketime --undo %s" % (err, plan.target.name)
 
 
-def put_back(host: Host, ident: str, undo: Undo, restart: bool) -> List[str]:
-    """Restores a record's paths, PRELOAD first; returns what could not be removed. A container that dockfix stopped, or started with the library, is started (anew)."""
-    container = living(host, ident)
+def put_back(host: Host, plan: Shift, members: Tuple[Member, ...], restart: bool) -> List[str]:
+    """Restores these, PRELOAD first, and the record to what it was before them; returns what could not be removed. A container that dockfix
+    stopped, or started with the library, is started (anew)."""
+    container, undo = living(host, plan.target.id), load_undo(host, "faketime", plan.target.id)
+    if not undo:
+        return []
     if restart and container.running:
-        undo = save_undo(host, "faketime", container, (), {"stopped": True})._replace(members=undo.members)
-        must(host, "stop", ident)
+        undo = save_undo(host, "faketime", container, (), {"stopped": True})
+        must(host, "stop", container.id)
         container = container._replace(running=False, pid=0)
-    restore_undo(host, container, undo._replace(members=[one for one in undo.members if one.path == PRELOAD]))
-    left = restore_undo(host, container, undo) + ([undo.more["build"]] if not remove_build(host, container, undo.more["build"]) else [])
+    restore_undo(host, container, undo._replace(members=[one for one in members if one.path == PRELOAD]))
+    left = restore_undo(host, container, undo._replace(members=members)) + remove_build(host, container, undo.more["build"])
     if undo.more["stopped"]:
-        must(host, "restart" if container.running else "start", ident)
+        must(host, "restart" if container.running else "start", container.id)
+    if plan.undo and members is plan.before:
+        save_undo(host, "faketime", container, (), plan.undo.more)
+    elif not left:
+        drop_undo(host, "faketime", container.id)
     return left
 
 
 def undo_shift(host: Host, opts: argparse.Namespace, plan: Shift) -> dict:
     """What was there before dockfix's first shift, byte by byte."""
-    left = put_back(host, plan.target.id, plan.undo, opts.restart)
+    left = put_back(host, plan, plan.undo.members, opts.restart)
     if left:
         return row(plan.target, "failed", "left behind: %s" % ", ".join(left), **dict(NO_SHIFT, partial=True))
-    drop_undo(host, "faketime", plan.target.id)
     stays = plan.preloaded and not opts.restart and not plan.undo.more["stopped"]
     return row(plan.target, "changed", "its running programs go back within 10 s; they keep the library until they are restarted (--restart)" if stays else "", **dict(NO_SHIFT, offset=0))
 
@@ -6494,18 +6488,17 @@ def build_library(host: Host, container: Container, source: Dict[str, bytes]) ->
     write_members(host, container, [Member(folder, "dir", mode=0o755, **own)] + [Member(folder + "/" + name, "file", data, mode=0o644, **own) for name, data in source.items()])
     answer = change_host(host, host.docker + ("exec", "-u", "0", container.id, "make", "-C", folder, "CC=gcc", "libfaketime.so.1"), None, max(host.timeout, BUILD_SECONDS))
     found = read_member(host, container, folder + "/libfaketime.so.1", 1 << 24)
-    if not remove_build(host, container, folder) or answer.rc or found.kind != "file":
+    if remove_build(host, container, folder) or answer.rc or found.kind != "file":
         lines = [line for line in answer.text().split("\n") if "rror" in line] or [first_line(answer)]
         raise WayClosed("make in it failed (exit %d): %s" % (answer.rc, lines[0][:300]))
     return judge_library("the library built in it", found.data)
 
 
-def remove_build(host: Host, container: Container, folder: str) -> bool:
-    """Only a folder that build_library named; is it gone?"""
-    if not re.match(r"/\.dockfix-build-[0-9a-f]{12}\Z", folder):
-        return True
-    change(host, ["exec", "-u", "0", container.id, "rm", "-rf", folder])
-    return read_member(host, container, folder).kind == "absent"
+def remove_build(host: Host, container: Container, folder: str) -> List[str]:
+    """Removes what build_library made (it names no other folder); returns it where it stays."""
+    if folder:
+        change(host, ["exec", "-u", "0", container.id, "rm", "-rf", folder])
+    return [folder] if folder and read_member(host, container, folder).kind != "absent" else []
 
 
 ###############################################################################

@@ -209,4 +209,4 @@ def test_fit(dockfix):
 def test_how_new_a_libfaketime_is(dockfix):
     ages = [b"FAKETIME_FOLLOW_ABSOLUTE..FAKETIME_DISABLE_SHM", b"..FAKETIME_FORCE_MONOTONIC_FIX..FAKETIME_DISABLE_SHM",
             b"..FAKETIME_FORCE_MONOTONIC_FIX../etc/faketimerc", b"../etc/faketimerc", b"x" * 1000]
-    assert [dockfix.faketime_rank(data) for data in ages] == [0, 1, 2, 3, len(dockfix.RANKS) - 1]
+    assert [dockfix.judge_library("x", data).rank for data in ages] == [0, 1, 2, 3, len(dockfix.RANKS) - 1]
