@@ -3612,13 +3612,14 @@ def close_journal(host: Host, journal: Journal) -> None:
 
 def settle_daemon(host: Host, journal: Journal, progress: Progress) -> None:
     """A reboot in between may have started (or stopped) the daemon: the last steps that say what it must be are made so again. On the way
-    back only 'down' counts: a start that fails may be why one goes back."""
+    back only 'down' counts, once there was one: a start that fails may be why one goes back."""
     again = []                  # type: List[Step]
     for step in reversed(journal.plan.steps[:journal.at]):
         if step.daemon and again and step.daemon != again[0].daemon:
             break
         again += [step] if step.daemon else []
-    for step in reversed(again) if again and (journal.going == "on" or again[0].daemon == "down") else ():
+    first = again and not any(step.daemon == "down" for step in journal.plan.steps[:journal.at])
+    for step in reversed(again) if again and (journal.going == "on" or first or again[0].daemon == "down") else ():
         do_step(host, step, progress.step(journal.at + 1, step.title, 0))
 
 
@@ -4904,18 +4905,17 @@ def plan_calls(opts: argparse.Namespace, report: dict, plans: list, words: List[
 
 
 DROP_IN = "/etc/systemd/system/docker.service.d/zz-dockfix.conf"
+MAPPER = "/dev/mapper"
 SYSTEMD_MARK = "/run/systemd/system"        # sd_booted(3)
 
 
 class Engine(NamedTuple):
-    """The daemon as it stands, so that it can be stopped and started again as it was. root: DockerRootDir, links resolved; ran: (id, name) of
-    the containers that run, in the order to start them; paused: ids among them."""
+    """The daemon as it stands, so that it can be stopped and started again as it was. root: DockerRootDir, links resolved; stock: what it holds."""
     docker: Tuple[str, ...]
     systemd: bool
     socket: bool
     root: str
-    ran: Tuple[Tuple[str, str], ...]
-    paused: Tuple[str, ...]
+    stock: "Stock"
 
     def answers(self) -> Tuple[str, ...]:
         return ("ok",) + self.docker + ("version", "--format", "{{.Server.Version}}")
@@ -4926,10 +4926,8 @@ class Engine(NamedTuple):
 
 def look_engine(host: Host) -> Engine:
     systemd = os.path.isdir(SYSTEMD_MARK)
-    up = [target for target in list_containers(host) if is_up(target)]
     socket = systemd and query_host(host, ("systemctl", "is-active", "docker.socket")).rc == 0
-    return Engine(host.docker, systemd, socket, os.path.realpath(str(engine_info(host)["DockerRootDir"])), tuple((one.id, one.name) for one in up),
-                  tuple(one.id for one in up if "(Paused)" in one.status))
+    return Engine(host.docker, systemd, socket, os.path.realpath(str(engine_info(host)["DockerRootDir"])), look_stock(host))
 
 
 def check_stop(host: Host, engine: Engine, lose: Sequence[str]) -> None:
@@ -4937,8 +4935,7 @@ def check_stop(host: Host, engine: Engine, lose: Sequence[str]) -> None:
     info = engine_info(host)
     if info["LiveRestoreEnabled"] == "true":
         raise Refused("the daemon has live-restore: its containers, and the pool under them, would outlive the stop", "set live-restore to false, restart docker, then again")
-    doomed = [name for name in (str(one.get("Name")).lstrip("/") for one in inspect_objects(host, "container", [one for one, _ in engine.ran])
-                                if (one.get("HostConfig") or {}).get("AutoRemove")) if name not in lose]
+    doomed = [title_of(one) for one in engine.stock.containers if runs(one) and one["HostConfig"].get("AutoRemove") and title_of(one) not in lose]
     if doomed:
         raise Refused("docker removes %s for good when it stops (--rm)" % ", ".join(doomed), "stop it yourself, or --lose-autoremove " + " --lose-autoremove ".join(doomed))
     strangers = [mount.point for mount in parse_mountinfo(host_text("/proc/self/mountinfo"))
@@ -4952,9 +4949,8 @@ DRIVER_MOUNTS = ("/devicemapper", "/overlay2/", "/overlay/", "/aufs/", "/btrfs",
 
 def run_again(engine: Engine) -> Tuple[Step, ...]:
     """Starts by name what ran before: docker itself leaves those down that were stopped by hand before, or have no restart policy."""
-    state = lambda one, what: engine.docker + ("inspect", "--type", "container", "--format", "{{.State.%s}}" % what, one)
-    return tuple(Step("start " + name, engine.docker + ("start", one), (("says", "true") + state(one, "Running"),), wait=30, soft=True) for one, name in engine.ran) + tuple(
-        Step("pause " + name, engine.docker + ("pause", one), (("says", "true") + state(one, "Paused"),), soft=True) for one, name in engine.ran if one in engine.paused)
+    return tuple(step._replace(soft=True, wait=30) for doc in engine.stock.containers if not doc["HostConfig"].get("AutoRemove")
+                 for step in run_steps(engine, [doc], doc["Id"], state_test(engine, doc["Id"], ".State.Running", "true")))
 
 
 def down_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
@@ -4963,16 +4959,18 @@ def down_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
     down, database = ("not",) + engine.answers()[1:], os.path.join(engine.root, "*.db")
     start = Step("start docker", engine.service("start"), (engine.answers(),), wait=120)
     again = ((Step("clear earlier failures", ("systemctl", "reset-failed", "docker.service"), soft=True),) if engine.systemd else ()) + (start,)
-    steps = [Step("%d containers run now" % len(engine.ran), undo=run_again(engine))]
+    steps = [Step("what runs now is known", undo=run_again(engine))]
     if engine.socket:
         steps.append(Step("stop docker.socket", engine.service("stop", "docker.socket"), (("not",) + engine.service("is-active", "docker.socket"),), daemon="down",
                           undo=(Step("start docker.socket", engine.service("start", "docker.socket"), (("ok",) + engine.service("is-active", "docker.socket"),)),)))
     steps.append(Step("stop docker", engine.service("stop"), (down,), undo=again, wait=120, daemon="down"))
     if pool:
-        steps.append(Step("take the pool down if it outlived the daemon", ("dmsetup", "remove", "--retry", pool), (("not", "dmsetup", "info", pool),), wait=10, daemon="down"))
-    files = [os.path.join(engine.root, "devicemapper/devicemapper", kind) for kind in ("data", "metadata")] if pool else []
-    tests = (down, ("silent", "find", "/proc", "-mindepth", "3", "-maxdepth", "3", "-path", "/proc/[0-9]*/fd/*", "-lname", database)) + unused(os.path.join(engine.root, "devicemapper"))
-    return tuple(steps) + (Step("no daemon, no mount%s is left" % (", no loop device" if pool else ""), check=tests + tuple(("silent", "losetup", "-j", path) for path in files),
+        steps.append(Step("take the pool down if it outlived the daemon", ("find", MAPPER, "-name", pool, "-exec", "dmsetup", "remove", "--retry", "{}", ";"),
+                          (("silent", "find", MAPPER, "-name", pool),), wait=10, daemon="down"))
+    tests = (down, ("silent", "find", "/proc", "-mindepth", "3", "-maxdepth", "3", "-path", "/proc/[0-9]*/fd/*", "-lname", database)) + unused(
+        *(os.path.join(engine.root, driver) for driver in ("devicemapper", "overlay2")))
+    files = [os.path.join(engine.root, "devicemapper/devicemapper", kind) for kind in ("data", "metadata")]
+    return tuple(steps) + (Step("no daemon, no mount, no loop device is left", check=tests + tuple(("silent", "losetup", "-j", path) for path in files if pool),
                                 wait=30, daemon="down"),)
 
 
@@ -5004,11 +5002,11 @@ def option_steps(engine: Engine, wanted: Sequence[Tuple[str, str, Optional[str]]
         for source in home:
             new[source] = (edit_daemon_json if source.kind == "daemon.json" else edit_flags)(new.get(source, source.raw), name, key, value)
     steps = tuple(step for source, text in new.items() if text != source.raw for step in option_edit(source, text))
+    told = [one for source in sources for text in [new.get(source, source.raw)] for one in (daemon_json(text) if source.kind == "daemon.json" else daemon_flags(shell_words(text)))]
     for name, key, value in wanted:
-        for source, text in new.items():
-            told = daemon_json(text) if source.kind == "daemon.json" else daemon_flags(shell_words(text))
-            if [what for one, what in told if one == name and what.startswith(key + "=" if key else "")] not in ([], [(key + "=" if key else "") + str(value)]):
-                raise Refused("%s in %s cannot be edited" % (key or name, source.where()), "set it there by hand")
+        now = [what for one, what in told if one == name and what.startswith(key + "=" if key else "")]
+        if now != ([] if value is None else [(key + "=" if key else "") + value]) and (add or now):
+            raise Refused("%s cannot be edited where it is set (%s)" % (key or name, ", ".join(source.where() for source in sources)), "set it there by hand")
     return steps + ((Step("let systemd read its units again", ("systemctl", "daemon-reload")),) if any(step.path == DROP_IN for step in steps) else ())
 
 
@@ -5099,7 +5097,7 @@ def run_pool(host: Host, opts: argparse.Namespace, report: dict) -> None:
     if opts.words[0] != "grow":
         raise UsageError("pool takes grow, not %s; this version cannot make a pool anew" % opts.words[0], "python3 dockfix.py pool grow --data +100G, or a backup: python3 dockfix.py backup DIR")
     lock_storage(host, opts)
-    run_grow(host, opts, report)
+    (run_grow if opts.words[0] == "grow" else run_recreate)(host, opts, report)
 
 
 def run_grow(host: Host, opts: argparse.Namespace, report: dict) -> None:
@@ -5567,13 +5565,152 @@ def restore_containers(host: Host, opts: argparse.Namespace, kept: Backup, known
         except DockfixError as err:
             failed[title_of(doc)] = err.msg
     progress.end()
-    now, rows = look_stock(host).containers, []
+    return compare_containers(host, kept, failed, known)
+
+
+def compare_containers(host: Host, kept: Backup, failed: Dict[str, str], known: set) -> List[dict]:
+    docs, now, rows = kept.stock.containers, look_stock(host).containers, []
     for doc in docs:
         name, new = title_of(doc), [one for one in now if title_of(one) == title_of(doc)]
         lost = [word for one in new for word in lost_settings(doc, docs, one, now)] + create_recipe(doc, {}, docs).lost
         words = [failed.get(name, "")] * (name in failed) + ["not carried over: " + ", ".join(lost)] * bool(lost)
         rows.append(row(Target(new[0]["Id"] if new else "", name, ""), "failed" if name in failed or not new else "unchanged" if name in known else "changed", "; ".join(words)))
     return rows
+
+
+# --- pool recreate: from a backup, with other sizes or another driver
+
+SET_ASIDE = ("devicemapper", "image", "containers", "buildkit")      # volumes, networks and plugins stay
+HOLD = "/etc/systemd/system/docker.service.d/zz-dockfix-hold.conf"
+
+
+def run_recreate(host: Host, opts: argparse.Namespace, report: dict) -> None:
+    driver = opts.driver or "devicemapper"
+    if driver not in ("devicemapper", "overlay2") or driver == "overlay2" and (opts.data or opts.metadata or opts.base_size):
+        raise UsageError("--driver takes overlay2 (then without sizes) or devicemapper")
+    if not opts.backup:
+        raise UsageError("where to, with the backup? --backup DIR, a folder on another disk that does not exist yet")
+    for text in (opts.data, opts.metadata, opts.base_size):
+        parse_size(text or "0", 0)
+    engine = look_engine(host)
+    pool = look_pool(host, engine)
+    sizes = asked_sizes(opts, pool)
+    check_recreate(host, opts, engine, pool, sizes, driver)
+    stock = engine.stock._replace(containers=[one for one in engine.stock.containers if not (runs(one) and one["HostConfig"].get("AutoRemove"))])
+    kept = plan_backup(host, os.path.abspath(opts.backup), stock, [], live=False)
+    kept = kept._replace(loads=[name for name, refs in (("images.tar", image_refs(stock.images)), ("own.tar", own_refs(kept))) if refs])
+    plan = plan_recreate(host, opts, engine, pool, kept, sizes, driver)
+    report["left_out"] = kept.left_out
+    for line in kept.left_out:
+        say("dockfix: not in the backup: " + line)
+    run_change(host, opts, report, plan, "stop docker, set %s aside, and build it anew as %s?" % (", ".join(SET_ASIDE), plan.goal))
+    compare_stock(host, opts, report, plan)
+
+
+def check_recreate(host: Host, opts: argparse.Namespace, engine: Engine, pool: LoopPool, sizes: Dict[str, int], driver: str) -> None:
+    info, folder = engine_info(host), os.path.abspath(opts.backup)
+    if str(info["Swarm"] or "inactive") not in ("inactive", "None"):
+        raise Refused("this host is a node of a swarm (%s): its tasks and secrets cannot be carried over" % info["Swarm"], "docker swarm leave, then again")
+    if driver == "overlay2":
+        check_overlay(host, engine.root)
+    else:
+        check_sizes(pool, sizes, opts.overcommit)
+    check_stop(host, engine, opts.lose_autoremove)
+    size, disk = backup_size(host, engine.stock), os.statvfs(raw(engine.root))
+    same = os.stat(raw(os.path.dirname(folder))).st_dev == os.stat(raw(engine.root)).st_dev if os.path.isdir(os.path.dirname(folder)) else False
+    check_folder(host, folder, size * 2 if same else size)
+    if size > disk.f_bavail * disk.f_frsize:
+        raise Refused("old and new lie side by side for a while: the new one takes up to %s, and the disk of %s has %s free" % (
+            show_size(size), engine.root, show_size(disk.f_bavail * disk.f_frsize)), "python3 dockfix.py reclaim --images --containers, or relocate first")
+
+
+def check_overlay(host: Host, root: str) -> None:
+    """overlay2 needs the kernel's overlay, and a file system that tells file types in its folders."""
+    mount = max((one for one in parse_mountinfo(host_text("/proc/self/mountinfo")) if (root + "/").startswith(one.point.rstrip("/") + "/")), key=lambda one: len(one.point))
+    if "\toverlay\n" not in host_text("/proc/filesystems") and query_host(host, ("modprobe", "-n", "overlay")).rc:
+        raise Refused("this kernel has no overlay file system", "keep devicemapper: leave --driver out")
+    if mount.fstype == "xfs" and b"ftype=1" not in query_host(host, ("xfs_info", mount.point)).out:
+        raise Refused("%s is an xfs without ftype=1: overlay2 cannot work on it" % mount.point, "relocate to another disk first")
+    if mount.fstype not in ("xfs", "ext4", "ext3"):
+        raise Refused("%s is %s: overlay2 is not sure to work on it" % (mount.point, mount.fstype), "relocate to an ext4 or xfs disk first")
+
+
+def plan_recreate(host: Host, opts: argparse.Namespace, engine: Engine, pool: LoopPool, kept: Backup, sizes: Dict[str, int], driver: str) -> Plan:
+    name = new_name("pool-recreate")
+    keeps, stock, overlay = os.path.join(engine.root, ".dockfix-" + name), kept.stock, driver == "overlay2"
+    goal = "overlay2" if overlay else "a pool of %s data, %s metadata%s" % (show_size(sizes["data"]), show_size(sizes["metadata"]), ", base size %s" % opts.base_size if opts.base_size else "")
+    backup = settings_steps(host, kept) + save_steps(host, kept, "images.tar", image_refs(stock.images), backup_size(host, stock))
+    own = own_steps(host, kept) + save_steps(host, kept, "own.tar", own_refs(kept)) + volume_steps(host, kept)
+    sealed = seal_step(kept)._replace(undo=())
+    own += [step._replace(title="verify " + step.title) for step in check_steps(kept)] + [sealed]
+    glob = "docker-%s-*-pool" % pool.name.split("-")[1]
+    wanted = [("storage-driver", "", driver)]   # type: List[Tuple[str, str, Optional[str]]]
+    if overlay:
+        wanted += [("storage-opt", key, None) for key in sorted({value.partition("=")[0] for source in option_sources() for _, value in source.options if value.startswith("dm.")})]
+    else:
+        wanted += [("storage-opt", "dm.loop%ssize" % kind, size_word(size)) for kind, size in sizes.items()]
+        wanted += [("storage-opt", "dm.basesize", size_word(parse_size(opts.base_size)))] if opts.base_size else []
+    new = restore_steps(host, kept, Stock([], [], stock.networks, stock.volumes), fill=False) + [step for doc in stock.containers for step in container_steps(host, kept, doc)]
+    new += [step._replace(soft=True) for step in run_steps(host, stock.containers)]
+    steps = [Step("docker answers", engine.service("start"), (engine.answers(),), wait=120, daemon="up")] + [step._replace(until=sealed.title) if step.target else step for step in backup]
+    steps += unattended(host, stock) + halt_steps(host, stock) + [step._replace(until=sealed.title) if step.target else step for step in own]
+    steps += down_steps(engine, pool.name) + hold_steps(engine, True) + set_aside(engine, keeps, overlay)
+    steps += () if overlay else make_pool(engine, keeps, sizes)
+    steps += option_steps(engine, wanted) + hold_steps(engine, False) + up_steps(engine, "" if overlay else glob)
+    seen = [("has", "Storage Driver: " + driver) + host.docker + ("info",)] + [("has", "0 %d thin-pool" % (sizes["data"] // 512), "dmsetup", "table")] * (not overlay)
+    steps += [Step("the daemon has the new storage", check=tuple(seen))] + [step._replace(undo=()) for step in new]    # undone as a whole: the tree is set aside
+    steps += [Step("every image is back under its id", check=tuple(("says", one["Id"]) + host.docker + ("inspect", "--type", "image", "-f", "{{.Id}}", ref)
+                                                                    for one in stock.images for ref in image_refs([one])))]
+    return Plan(name, "pool recreate", goal, tuple(steps), keeps, {"containers": [title_of(one) for one in stock.containers], "images": image_refs(stock.images), "backup": kept.folder})
+
+
+def unattended(host: Host, stock: Stock) -> List[Step]:
+    """Restart policies off while containers are stopped by hand: a reboot in between must not start, and change, what is being backed up."""
+    steps = []
+    for doc in stock.containers:
+        policy = SHAPES["restart"](doc["HostConfig"].get("RestartPolicy") or {})
+        steps += [act(host, "no restart of %s meanwhile" % title_of(doc), ("update", "--restart=no", doc["Id"]), undo=(
+            act(host, "restart policy of %s" % title_of(doc), ("update", "--restart=" + one, doc["Id"])),)) for one in policy]
+    return steps
+
+
+def hold_steps(engine: Engine, hold: bool) -> Tuple[Step, ...]:
+    """While old and new are being swapped a reboot must not start docker on half of it. Hosts without systemd have no such hold."""
+    reload, folder = Step("let systemd read its units again", ("systemctl", "daemon-reload")), os.path.dirname(HOLD)
+    put = Step("hold docker down, also over a reboot", path=HOLD, data="# dockfix: a storage change stands half-way: python3 dockfix.py resume\n[Unit]\nConditionPathExists=!/\n", mode=0o644)
+    free = Step("let docker start again", ("rm", "-f", HOLD), (("not", "test", "-e", HOLD),))
+    tidy = Step("remove " + folder, ("rmdir", "--ignore-fail-on-non-empty", folder), soft=True)
+    steps = (Step("make " + folder, ("mkdir", "-p", folder), undo=(tidy,)), put._replace(undo=(free, reload))) if hold else (free._replace(undo=(put, reload)),)
+    return steps + (reload,) if engine.systemd else ()
+
+
+def set_aside(engine: Engine, keeps: str, overlay: bool) -> Tuple[Step, ...]:
+    """Renames inside the root. What the new daemon makes at the same places goes to KEEPS/newer-... on the way back."""
+    steps = [Step("make " + keeps, ("mkdir", "-m", "700", keeps), (("ok", "test", "-d", keeps),), (Step("remove " + keeps, ("rmdir", "--ignore-fail-on-non-empty", keeps)),))]
+    for part in SET_ASIDE + ("overlay2",) * overlay:
+        old, stray = os.path.join(engine.root, part), os.path.join(keeps, "newer-" + part)
+        if os.path.lexists(raw(old)):
+            steps.append(move_step("set %s aside" % old, old, os.path.join(keeps, part), stray))
+        else:
+            steps.append(Step("there is no %s yet" % old, undo=(Step("move the newer %s aside" % old, ("mv", "-T", old, stray), (("not", "test", "-e", old),)),)))
+    return tuple(steps)
+
+
+def make_pool(engine: Engine, keeps: str, sizes: Dict[str, int]) -> Tuple[Step, ...]:
+    """The notes' dd: it only sets a length, and it would cut a longer file, so only in a folder that is dockfix's own."""
+    made, place = os.path.join(keeps, "made"), os.path.join(engine.root, "devicemapper")
+    steps = [Step("make " + made, ("mkdir", "-p", "-m", "700", made + "/devicemapper"), (("ok", "test", "-d", made + "/devicemapper", "-o", "-d", place),))]
+    for kind, size in sizes.items():
+        path = os.path.join(made, "devicemapper", kind)
+        steps.append(Step("make %s, %s" % (path, show_size(size)), ("dd", "if=/dev/zero", "of=" + path, "bs=1M", "count=0", "seek=%d" % (size >> 20)),
+                          (("says", str(size >> 20 << 20), "stat", "-c", "%s", path),)))
+    return tuple(steps) + (Step("put it in place", ("mv", "-T", made, place), (("ok", "test", "!", "-e", made, "-a", "-d", place),)),)
+
+
+def compare_stock(host: Host, opts: argparse.Namespace, report: dict, plan: Plan) -> None:
+    """What came back, container by container, beside what the backup says."""
+    if plan.facts.get("backup") and not opts.dry_run:
+        report["results"] += compare_containers(host, read_backup(plan.facts["backup"]), {}, set())
 
 
 # --- resume, rollback, discard: what became of a storage change
@@ -5599,6 +5736,8 @@ def carry_on(host: Host, opts: argparse.Namespace, report: dict, journal: Journa
         progress.end()
         host.memo["working"] = False
     change_row(report, plan._replace(keeps=kept_folder(plan, journal.going)), "changed", msg)
+    if not back:
+        compare_stock(host, opts, report, plan)
 
 
 def run_resume(host: Host, opts: argparse.Namespace, report: dict) -> None:
@@ -5652,11 +5791,10 @@ def made_since(host: Host, facts: dict) -> List[str]:
     return ["%s %s" % (kind[:-1], one) for kind in now for one in now[kind] if one not in facts.get(kind, ())] + (["all that is in " + facts["left"]] if facts.get("left") else [])
 
 
-def unused(path: str) -> Tuple[Tuple[str, ...], ...]:
-    """Tests: nothing is mounted at or below the path in any process's view. What the failing one prints names the processes."""
-    point = path.replace(" ", "\\040")
-    return (("silent", "find", "/proc", "-mindepth", "2", "-maxdepth", "2", "-name", "mountinfo", "-exec", "grep", "-l", "-s", "-F",
-             "-e", " %s/" % point, "-e", " %s " % point, "{}", "+"),)
+def unused(*paths: str) -> Tuple[Tuple[str, ...], ...]:
+    """Tests: nothing is mounted at or below the paths in any process's view. What the failing one prints names the processes."""
+    words = [word for path in paths for tail in "/ " for word in ("-e", " %s%s" % (path.replace(" ", "\\040"), tail))]
+    return (("silent", "find", "/proc", "-mindepth", "2", "-maxdepth", "2", "-name", "mountinfo", "-exec", "grep", "-l", "-s", "-F") + tuple(words) + ("{}", "+"),)
 
 
 def run_discard(host: Host, opts: argparse.Namespace, report: dict) -> None:
@@ -6639,7 +6777,7 @@ def show_backup(report: dict, quiet: bool) -> str:
 
 def show_change(report: dict, quiet: bool) -> str:
     return "".join("%s: %s\n%s" % (one["target"], printable(one["msg"]), "  the old data is kept in %s; rollback %s goes back, discard %s deletes it\n" % (
-        one["keeps"], one["id"], one["id"]) if one["keeps"] and not quiet and one["status"] == "changed" else "") for one in report["results"])
+        one["keeps"], one["id"], one["id"]) if one.get("keeps") and not quiet and one["status"] == "changed" else "") for one in report["results"])
 
 
 def show_errors(report: dict) -> None:
@@ -6801,6 +6939,9 @@ POOL = CHANGE + (
     value("--metadata", metavar="SIZE", help="of the metadata file"),
     flag("--offline", help="grow: with the daemon stopped"),
     flag("--overcommit", help="also beyond what the disk can take"),
+    value("--base-size", metavar="SIZE", help="recreate: size of each container's file system"),
+    value("--driver", metavar="NAME", help="recreate: overlay2, without a pool"),
+    value("--backup", metavar="DIR", help="recreate: folder for the backup; it stays"),
     value("--lose-autoremove", metavar="NAME", action="append", default=[], help="this --rm container may vanish when docker stops"),
 )
 RELOCATE = CHANGE + (
