@@ -1,0 +1,263 @@
+"""pool grow and pool recreate against a played host (fake_host.py): refusals, the whole way and back, and the kill matrix: SIGKILL before and after every
+step of grow (online and offline) and recreate (both drivers), some with a power cut; then resume or rollback.  DOCKFIX_FULL=1: both ways from each point."""
+import json
+import os
+import signal
+
+import pytest
+
+import fake_host
+from conftest import wait_for  # noqa: F401
+
+if os.geteuid() != 0:
+    pytest.skip("storage changes are root's", allow_module_level=True)
+
+FULL = os.environ.get("DOCKFIX_FULL") == "1"
+SIZES = {"grow": ["pool", "grow", "--data", "+64M", "--metadata", "16M", "--overcommit"], "offline": ["pool", "grow", "--data", "+64M", "--offline", "--overcommit"],
+         "recreate": ["pool", "recreate", "--data", "32M", "--base-size", "1G", "--overcommit", "--backup", "BACKUP"],
+         "overlay2": ["pool", "recreate", "--driver", "overlay2", "--backup", "BACKUP"]}
+
+
+@pytest.fixture
+def host(box, dockfix):
+    return Driver(fake_host.FakeHost(box, dockfix), box)
+
+
+class Driver:
+    """box.run on the played host, with a kill at a step."""
+
+    def __init__(self, fake, box):
+        self.fake, self.box, self.backup = fake, box, box.at("backup")
+
+    def run(self, *words, **how):
+        kill, side = how.pop("kill", None), how.pop("side", "before")
+
+        def prelude(module):
+            self.fake.patch(module)
+            module.check_overlay = module.check_overlay if how.get("overlay") else lambda host, root: None
+            real, count = module.do_step, [0]
+
+            def do_step(host, step, tick):
+                count[0] += 1
+                if count[0] == kill and side == "before":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                real(host, step, tick)
+                if count[0] == kill:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            if kill:
+                module.do_step = do_step
+        return self.box.run(*[self.backup if word == "BACKUP" else word for word in words], prelude=prelude)
+
+    def journal(self):
+        return fake_host.read(os.path.join(self.box.state, "journal.json"))
+
+
+def expected(kind, before):
+    """The picture after the goal; ids of containers made anew are not compared."""
+    after = json.loads(json.dumps(before))
+    if kind == "overlay2":
+        after.update(driver="overlay2", pool=None, options={"storage-driver": "overlay2"})
+    else:
+        sizes = {"grow": (128, 16), "offline": (128, 8), "recreate": (32, 8)}[kind]
+        after["pool"].update(data=sizes[0] << 20, metadata=sizes[1] << 20)
+        keys = {"dm.loopdatasize=%dM" % sizes[0], "dm.loopmetadatasize=%dM" % sizes[1]} | ({"dm.basesize=1G"} if kind == "recreate" else set())
+        after["options"]["storage-opts"] = sorted(keys)
+    return after
+
+
+def same(picture, wanted, kind, undone):
+    picture = json.loads(json.dumps(picture))
+    if not undone:
+        picture["options"].get("storage-opts", []).sort()
+        if kind in ("recreate", "overlay2"):
+            picture["images"] = {tag: one for tag, one in picture["images"].items() if not tag.startswith("dockfix/restored")}
+            for some in (picture, wanted):
+                for one in some["containers"].values():
+                    one.pop("id", None)
+    return picture == wanted
+
+
+@pytest.mark.parametrize("kind", sorted(SIZES))
+def test_the_whole_way_and_back(host, kind):
+    before = host.fake.picture()
+    result = host.run("-y", "--json", *SIZES[kind])
+    assert result.rc == 0, result
+    wanted = expected(kind, before)
+    assert same(host.fake.picture(), wanted, kind, False), (host.fake.picture(), wanted)
+    if kind in ("grow", "offline"):
+        assert os.listdir(host.box.state) == ["lock"]
+        return
+    rows = {row["target"]: row for row in result.json["results"][1:]}
+    assert set(rows) == {"db", "web", "old", "plain"} and {row["status"] for row in rows.values()} == {"changed"}
+    name = result.json["results"][0]["id"]
+    assert host.run("-y", "rollback").rc == 0
+    assert same(host.fake.picture(), before, kind, True), (host.fake.picture(), before)
+    assert os.path.exists(host.backup + "/manifest.json")
+    keeps = os.path.join(host.fake.root, ".dockfix-" + name)
+    assert sorted(os.listdir(keeps)) == sorted(["newer-image", "newer-containers", "newer-buildkit"] + ["newer-devicemapper" if kind == "recreate" else "newer-overlay2"])
+    assert host.run("-y", "discard", name).rc == 0 and not os.path.exists(keeps)
+
+
+def points(kind):
+    return {"grow": 7, "offline": 16, "recreate": 81, "overlay2": 78}[kind]
+
+
+@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("kind", sorted(SIZES))
+def test_killed_before_and_after_every_step(make_box, dockfix, kind, part):
+    """From each point `resume` reaches the goal and `rollback` the old state; every third time the power goes too."""
+    tried = {"resume": 0, "rollback": 0, "power": 0}
+    number, ended, steps = part, False, 0
+    while not ended:
+        kill, side = number // 2 + 1, ("before", "after")[number % 2]
+        for way in ("resume", "rollback") if FULL else (("resume", "rollback")[(number + number // 2) % 2],):
+            box = make_box("%s-%d-%s" % (kind, number, way))
+            host = Driver(fake_host.FakeHost(box, dockfix), box)
+            before = host.fake.picture()
+            result = host.run("-y", *SIZES[kind], kill=kill, side=side)
+            if result.rc != -signal.SIGKILL:
+                assert result.rc == 0, result
+                ended = True
+                break
+            steps = len(host.journal()["plan"]["steps"])
+            grown = host.fake.load()["pool"] and host.fake.load()["pool"]["data"] > before["pool"]["data"]
+            assert host.fake.load()["pool"] is None or host.fake.load()["pool"]["state"] == "ACTIVE"
+            if number % 3 == 0:
+                host.fake.boot()
+                tried["power"] += 1
+            grown = grown or kind in ("grow", "offline") and host.fake.load()["pool"] and host.fake.load()["pool"]["data"] > before["pool"]["data"]
+            result = host.run("-y", way)
+            assert result.rc == 0, (kind, kill, side, way, result)
+            wanted = expected(kind, before) if way == "resume" else dict(before)
+            if way == "rollback" and kind in ("grow", "offline") and (grown or host.fake.picture()["pool"]["data"] > before["pool"]["data"]):
+                wanted["pool"] = host.fake.picture()["pool"]        # a thin pool never shrinks: the stated end is the larger one, the options as before
+                assert grown or kind == "offline"
+            assert same(host.fake.picture(), wanted, kind, way == "rollback"), (kind, kill, side, way, host.fake.picture(), wanted)
+            assert host.journal() is None
+            tried[way] += 1
+        number += 4
+    print("%s: %d steps; %d resumed, %d rolled back, %d of them after a power cut" % (kind, steps, tried["resume"], tried["rollback"], tried["power"]))
+    assert tried["resume"] + tried["rollback"] >= steps // 3
+
+
+def test_one_start_attempt_then_the_daemons_words_and_back(host):
+    before = host.fake.picture()
+    host.fake.save(fail_start=1)
+    result = host.run("-y", "--json", *SIZES["recreate"])
+    assert result.rc == 1 and "start docker" in result.json["errors"][0]["msg"] and "undone" in result.json["errors"][0]["msg"], result
+    assert b"the daemon's own words" in result.err and same(host.fake.picture(), before, "recreate", True)
+
+
+@pytest.mark.parametrize("kind,words,text,code", [
+    ("grow", ["--data", "1GB"], "not a size", 2), ("grow", [], "how large", 2), ("grow", ["--data", "32M"], "never shrinks", 5), ("grow", ["--metadata", "16G"], "15.88", 5),
+    ("grow", ["--data", "900T"], "disk under", 5), ("recreate", ["--data", "32M"], "--backup", 2), ("recreate", ["--driver", "zfs", "--backup", "B"], "overlay2", 2),
+    ("recreate", ["--driver", "overlay2", "--data", "1G", "--backup", "B"], "without sizes", 2), ("recreate", ["--backup", "ROOT/b"], "below Docker's own root", 5),
+    ("shrink", [], "grow or recreate", 2), ("recreate", ["--base-size", "x", "--backup", "B"], "not a size", 2)])
+def test_refused_before_anything_is_touched(host, kind, words, text, code):
+    before = host.box.picture()
+    result = host.run("-y", "--json", "pool", kind, *[word.replace("ROOT", host.fake.root) for word in words])
+    assert result.rc == code and text in result.json["errors"][0]["msg"] + result.json["errors"][0]["hint"], result
+    assert {k: v for k, v in host.box.picture().items() if "/state" not in k} == before
+
+
+@pytest.mark.parametrize("state,text,code", [({"swarm": "active"}, "swarm", 5), ({"live": True}, "live-restore", 5)])
+def test_a_daemon_that_cannot_be_stopped_well_is_refused(host, state, text, code):
+    host.fake.save(**state)
+    result = host.run("-y", "--json", *SIZES["recreate"])
+    assert result.rc == code and text in result.json["errors"][0]["msg"], result
+    assert host.fake.load()["daemon"]
+
+
+def test_a_container_that_would_vanish_is_refused_and_can_be_let_go(host):
+    found = host.fake.db("containers")
+    found["plain"]["rm"] = True
+    host.fake.put("containers", found)
+    for kind in ("recreate", "offline"):
+        result = host.run("-y", "--json", *SIZES[kind])
+        assert result.rc == 5 and "--lose-autoremove plain" in result.json["errors"][0]["hint"], result
+    result = host.run("-y", *SIZES["recreate"] + ["--lose-autoremove", "plain"])
+    assert result.rc == 0 and sorted(host.fake.db("containers")) == ["db", "old", "web"], result
+
+
+@pytest.mark.parametrize("state,text", [("Fail", "Fail"), ("ro", "ro"), ("needs_check", "needs_check")])
+def test_a_pool_that_is_ill_is_not_grown(host, dockfix, state, text):
+    real = host.fake.do_dmsetup
+
+    def ill(argv, stdin):
+        rc, out = real(argv, stdin)
+        if argv[0] == "status":
+            out = "0 1 thin-pool Fail\n" if state == "Fail" else out.replace(" rw ", " ro ") if state == "ro" else out.replace(" - 1024", " needs_check 1024")
+        return rc, out
+    host.fake.do_dmsetup = ill
+    result = host.run("-y", "--json", *SIZES["grow"])
+    assert result.rc == 5 and text in result.json["errors"][0]["msg"], result
+
+
+def test_another_driver_and_a_pool_on_a_device_are_told_apart(host):
+    data = host.fake.root + "/devicemapper/devicemapper/data"
+    os.rename(data, data + ".x")
+    os.symlink("/dev/null", data)
+    result = host.run("-y", "--json", *SIZES["grow"])
+    assert result.rc == 5 and "link" in result.json["errors"][0]["msg"]
+    os.unlink(data)
+    result = host.run("-y", "--json", *SIZES["grow"])
+    assert result.rc == 5 and "lvextend" in result.json["errors"][0]["hint"]
+    os.rename(data + ".x", data)
+    assert host.run("-y", *SIZES["overlay2"]).rc == 0
+    result = host.run("-y", "--json", *SIZES["grow"])
+    assert result.rc == 6 and "overlay2" in result.json["errors"][0]["msg"]
+
+
+def test_two_places_for_one_option_are_a_refusal_that_names_both(host):
+    os.makedirs(host.box.at("etc/systemd/system"))
+    host.box.file("etc/systemd/system/docker.service", b"[Service]\nExecStart=/usr/bin/dockerd --storage-opt dm.loopdatasize=64M\n")
+    result = host.run("-y", "--json", *SIZES["grow"])
+    msg = result.json["errors"][0]["msg"]
+    assert result.rc == 5 and "docker.service" in msg and "daemon.json" in msg, result
+
+
+TABLE = "0 8388608 thin-pool 7:1 7:0 128 32768 1 skip_block_zeroing \n"
+
+
+@pytest.mark.parametrize("status,facts", [
+    ("0 8388608 thin-pool 4 4161/262144 1640/65536 - rw discard_passdown queue_if_no_space - 1024 \n", ("rw", False, 1640 * 65536, 4 << 30, 4161 * 4096, 1 << 30)),
+    ("0 8388608 thin-pool 4 23/262144 1000/65536 - rw discard_passdown\n", ("rw", False, 1000 * 65536, 4 << 30, 23 * 4096, 1 << 30)),
+    ("p: 0 8388608 thin-pool 4 23/262144 65536/65536 - out_of_data_space discard_passdown error_if_no_space needs_check \n", ("out_of_data_space", True, 4 << 30, 4 << 30, 23 * 4096, 1 << 30)),
+    ("0 8388608 thin-pool Fail\n", ("Fail", False, None, None, None, None)), ("0 8388608 thin-pool Error\n", ("Fail", False, None, None, None, None))])
+def test_the_kernels_words_about_a_pool(dockfix, status, facts):
+    pool = dockfix.parse_thin_pool(TABLE, status)
+    assert (pool.sectors, pool.metadata_dev, pool.data_dev, pool.block) == (8388608, "7:1", "7:0", 65536)
+    assert (pool.state, pool.needs_check, pool.data_used, pool.data_total, pool.metadata_used, pool.metadata_total) == facts
+    assert pool.longer(16) == TABLE.strip().replace("8388608", "16")
+
+
+@pytest.mark.parametrize("table,status", [("", ""), (TABLE, ""), (TABLE, "0 8388608 thin 1 2"), ("0 1 linear 7:0 0", "0 1 linear"), (TABLE.replace("thin-pool", "thin"), "0 1 thin-pool Fail")])
+def test_what_is_no_pool_is_not_understood(dockfix, table, status):
+    with pytest.raises(dockfix.EnvironmentFault):
+        dockfix.parse_thin_pool(table, status)
+
+
+@pytest.mark.parametrize("text,name,key,value,after", [
+    ("/usr/bin/dockerd --storage-opt dm.loopdatasize=4G -H fd://", "storage-opt", "dm.loopdatasize", "8G", "/usr/bin/dockerd --storage-opt dm.loopdatasize=8G -H fd://"),
+    ("d --storage-opt=dm.loopdatasize=4G", "storage-opt", "dm.loopdatasize", "8G", "d --storage-opt=dm.loopdatasize=8G"),
+    ("d --storage-opt \"dm.basesize=4G\" x", "storage-opt", "dm.basesize", "8G", "d --storage-opt \"dm.basesize=8G\" x"),
+    ("d --storage-opt dm.fs=xfs -H fd:// $OPTS", "storage-opt", "dm.basesize", "8G", "d --storage-opt dm.fs=xfs --storage-opt dm.basesize=8G -H fd:// $OPTS"),
+    ("d --storage-opt dm.fs=xfs -H fd://", "storage-opt", "dm.fs", None, "d -H fd://"),
+    ("d -s devicemapper -H x", "storage-driver", "", "overlay2", "d -s overlay2 -H x"),
+    ("d --storage-driver=devicemapper", "storage-driver", "", "overlay2", "d --storage-driver=overlay2")])
+def test_a_flag_is_set_where_it_stands_and_nothing_else_moves(dockfix, text, name, key, value, after):
+    assert dockfix.edit_flags(text, name, key, value) == after
+
+
+def test_daemon_json_keeps_its_other_keys_and_their_order(dockfix):
+    text = json.dumps({"b": 1, "storage-opts": ["dm.fs=xfs", "dm.basesize=1G"], "a": {"c": None}})
+    assert json.loads(dockfix.edit_daemon_json(text, "storage-opt", "dm.basesize", "2G")) == {"b": 1, "storage-opts": ["dm.fs=xfs", "dm.basesize=2G"], "a": {"c": None}}
+    assert list(json.loads(dockfix.edit_daemon_json(text, "storage-opt", "dm.basesize", "2G"))) == ["b", "storage-opts", "a"]
+    gone = dockfix.edit_daemon_json(dockfix.edit_daemon_json(text, "storage-opt", "dm.fs", None), "storage-opt", "dm.basesize", None)
+    assert json.loads(gone) == {"b": 1, "a": {"c": None}}
+    assert json.loads(dockfix.edit_daemon_json("", "storage-driver", "", "overlay2")) == {"storage-driver": "overlay2"}
+
+
+@pytest.mark.parametrize("size,word", [(1 << 30, "1G"), (3 << 29, "1536M"), (5, "5"), (1 << 40, "1T"), (2048, "2K")])
+def test_sizes_as_docker_takes_them(dockfix, size, word):
+    assert dockfix.size_word(size) == word
