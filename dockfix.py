@@ -4938,8 +4938,7 @@ def check_stop(host: Host, engine: Engine, lose: Sequence[str]) -> None:
     doomed = [title_of(one) for one in engine.stock.containers if runs(one) and one["HostConfig"].get("AutoRemove") and title_of(one) not in lose]
     if doomed:
         raise Refused("docker removes %s for good when it stops (--rm)" % ", ".join(doomed), "stop it yourself, or --lose-autoremove " + " --lose-autoremove ".join(doomed))
-    strangers = [mount.point for mount in parse_mountinfo(host_text("/proc/self/mountinfo"))
-                 if mount.point.startswith(engine.root + "/") and not mount.point.startswith(tuple(engine.root + part for part in DRIVER_MOUNTS))]
+    strangers = [mount.point for mount in mounts_of() if mount.point.startswith(engine.root + "/") and not mount.point.startswith(tuple(engine.root + part for part in DRIVER_MOUNTS))]
     if strangers:
         raise Refused("there is a mount below Docker's root that is not Docker's own: %s" % ", ".join(strangers), "umount %s" % sh_line(strangers))
 
@@ -4949,7 +4948,7 @@ DRIVER_MOUNTS = ("/devicemapper", "/overlay2/", "/overlay/", "/aufs/", "/btrfs",
 
 def run_again(engine: Engine) -> Tuple[Step, ...]:
     """Starts by name what ran before: docker itself leaves those down that were stopped by hand before, or have no restart policy."""
-    return tuple(step._replace(soft=True, wait=30) for doc in engine.stock.containers if not doc["HostConfig"].get("AutoRemove")
+    return tuple(step._replace(soft=True, wait=30, daemon="up") for doc in engine.stock.containers if not doc["HostConfig"].get("AutoRemove")
                  for step in run_steps(engine, [doc], doc["Id"], state_test(engine, doc["Id"], ".State.Running", "true")))
 
 
@@ -5153,15 +5152,16 @@ def lengthen(pool: LoopPool, sizes: Dict[str, int], until: str = "") -> Tuple[St
 def grow_online(pool: LoopPool, sizes: Dict[str, int]) -> Tuple[Step, ...]:
     """No suspend of its own: resume suspends, swaps and goes on by itself, so that a kill leaves no frozen pool."""
     steps = lengthen(pool, sizes)
-    for kind, loop in pool.loops.items():
-        seen = ("says", str(sizes[kind] // 512), "cat", "/sys/block/%s/size" % os.path.basename(loop))
-        steps += (Step("tell %s the new length" % loop, ("losetup", "-c", loop), (seen,)),) * (sizes[kind] > pool.lengths[kind])
     table, sectors = pool.thin.table, sizes["data"] // 512
     live = ("has", "ACTIVE", "dmsetup", "info", pool.name)
     grown = (("has", "0 %d thin-pool" % sectors, "dmsetup", "table", pool.name), ("has", "/%d " % (min(sizes["metadata"], METADATA_MAX) // 4096), "dmsetup", "status", pool.name), live)
+    for kind, loop in pool.loops.items():       # after a reboot the pool has the new length by itself, and may be on other loop devices
+        seen = ("says", str(sizes[kind] // 512), "cat", "/sys/block/%s/size" % os.path.basename(loop))
+        steps += (Step("tell %s the new length" % loop, ("losetup", "-c", loop), (seen,), unless=grown),) * (sizes[kind] > pool.lengths[kind])
     undo = tuple(Step(title, argv, unless=(live,)) for title, argv in (("load the old table", ("dmsetup", "reload", pool.name, "--table", table)),
                                                                         ("resume it", ("dmsetup", "resume", pool.name))))
-    return steps + (Step("load the new table", ("dmsetup", "reload", pool.name, "--table", pool.thin.longer(sectors)), undo=(Step("forget the new table", ("dmsetup", "clear", pool.name)),)),
+    return steps + (Step("load the new table", ("dmsetup", "reload", pool.name, "--table", pool.thin.longer(sectors)), unless=grown,
+                         undo=(Step("forget the new table", ("dmsetup", "clear", pool.name)),)),
                     Step("switch to it", ("dmsetup", "resume", pool.name), grown, undo))
 
 
@@ -5616,6 +5616,9 @@ def check_recreate(host: Host, opts: argparse.Namespace, engine: Engine, pool: L
     else:
         check_sizes(pool, sizes, opts.overcommit)
     check_stop(host, engine, opts.lose_autoremove)
+    pools = query_host(host, ("find", MAPPER, "-name", every_pool(pool.name))).out.split()
+    if len(pools) > 1:
+        raise Refused("%d pools like Docker's lie on this file system, and only one can be this daemon's" % len(pools), "dmsetup info; take down the one that no daemon uses: dmsetup remove NAME")
     size, disk = backup_size(host, engine.stock), os.statvfs(raw(engine.root))
     same = os.stat(raw(os.path.dirname(folder))).st_dev == os.stat(raw(engine.root)).st_dev if os.path.isdir(os.path.dirname(folder)) else False
     check_folder(host, folder, size * 2 if same else size)
@@ -5624,15 +5627,16 @@ def check_recreate(host: Host, opts: argparse.Namespace, engine: Engine, pool: L
             show_size(size), engine.root, show_size(disk.f_bavail * disk.f_frsize)), "python3 dockfix.py reclaim --images --containers, or relocate first")
 
 
+def every_pool(name: str) -> str:
+    """A pattern of the names that loop pools on the same file system have: the inode of the folder devicemapper/ is in them."""
+    return re.sub(r"-[0-9]+-pool\Z", "-*-pool", name)
+
+
 def check_overlay(host: Host, root: str) -> None:
-    """overlay2 needs the kernel's overlay, and a file system that tells file types in its folders."""
-    mount = max((one for one in parse_mountinfo(host_text("/proc/self/mountinfo")) if (root + "/").startswith(one.point.rstrip("/") + "/")), key=lambda one: len(one.point))
+    """overlay2 needs the kernel's overlay, and a file system that it works on."""
     if "\toverlay\n" not in host_text("/proc/filesystems") and query_host(host, ("modprobe", "-n", "overlay")).rc:
         raise Refused("this kernel has no overlay file system", "keep devicemapper: leave --driver out")
-    if mount.fstype == "xfs" and b"ftype=1" not in query_host(host, ("xfs_info", mount.point)).out:
-        raise Refused("%s is an xfs without ftype=1: overlay2 cannot work on it" % mount.point, "relocate to another disk first")
-    if mount.fstype not in ("xfs", "ext4", "ext3"):
-        raise Refused("%s is %s: overlay2 is not sure to work on it" % (mount.point, mount.fstype), "relocate to an ext4 or xfs disk first")
+    check_disk(host, "overlay2", root)
 
 
 def plan_recreate(host: Host, opts: argparse.Namespace, engine: Engine, pool: LoopPool, kept: Backup, sizes: Dict[str, int], driver: str) -> Plan:
@@ -5643,7 +5647,6 @@ def plan_recreate(host: Host, opts: argparse.Namespace, engine: Engine, pool: Lo
     own = own_steps(host, kept) + save_steps(host, kept, "own.tar", own_refs(kept)) + volume_steps(host, kept)
     sealed = seal_step(kept)._replace(undo=())
     own += [step._replace(title="verify " + step.title) for step in check_steps(kept)] + [sealed]
-    glob = "docker-%s-*-pool" % pool.name.split("-")[1]
     wanted = [("storage-driver", "", driver)]   # type: List[Tuple[str, str, Optional[str]]]
     if overlay:
         wanted += [("storage-opt", key, None) for key in sorted({value.partition("=")[0] for source in option_sources() for _, value in source.options if value.startswith("dm.")})]
@@ -5651,17 +5654,20 @@ def plan_recreate(host: Host, opts: argparse.Namespace, engine: Engine, pool: Lo
         wanted += [("storage-opt", "dm.loop%ssize" % kind, size_word(size)) for kind, size in sizes.items()]
         wanted += [("storage-opt", "dm.basesize", size_word(parse_size(opts.base_size)))] if opts.base_size else []
     new = restore_steps(host, kept, Stock([], [], stock.networks, stock.volumes), fill=False) + [step for doc in stock.containers for step in container_steps(host, kept, doc)]
-    new += [step._replace(soft=True) for step in run_steps(host, stock.containers)]
-    steps = [Step("docker answers", engine.service("start"), (engine.answers(),), wait=120, daemon="up")] + [step._replace(until=sealed.title) if step.target else step for step in backup]
+    for doc in stock.containers:
+        new += [step._replace(soft=True, wait=5, daemon="up") for step in run_steps(host, [doc], title_of(doc), state_test(host, title_of(doc), ".State.Running", "true"))]
+    steps = [Step("docker answers", engine.service("start"), (engine.answers(),), run_again(engine), wait=120, daemon="up")] + [step._replace(until=sealed.title) if step.target else step for step in backup]
     steps += unattended(host, stock) + halt_steps(host, stock) + [step._replace(until=sealed.title) if step.target else step for step in own]
-    steps += down_steps(engine, pool.name) + hold_steps(engine, True) + set_aside(engine, keeps, overlay)
+    glob = every_pool(pool.name)            # the new one has another name, and may be up after a reboot
+    steps += down_steps(engine, glob)[1:] + hold_steps(engine, True) + set_aside(engine, keeps, overlay)
     steps += () if overlay else make_pool(engine, keeps, sizes)
     steps += option_steps(engine, wanted) + hold_steps(engine, False) + up_steps(engine, "" if overlay else glob)
     seen = [("has", "Storage Driver: " + driver) + host.docker + ("info",)] + [("has", "0 %d thin-pool" % (sizes["data"] // 512), "dmsetup", "table")] * (not overlay)
     steps += [Step("the daemon has the new storage", check=tuple(seen))] + [step._replace(undo=()) for step in new]    # undone as a whole: the tree is set aside
     steps += [Step("every image is back under its id", check=tuple(("says", one["Id"]) + host.docker + ("inspect", "--type", "image", "-f", "{{.Id}}", ref)
                                                                     for one in stock.images for ref in image_refs([one])))]
-    return Plan(name, "pool recreate", goal, tuple(steps), keeps, {"containers": [title_of(one) for one in stock.containers], "images": image_refs(stock.images), "backup": kept.folder})
+    facts = {"containers": [title_of(one) for one in stock.containers], "images": image_refs(stock.images) + [own_image(BACK, one) for one in stock.containers], "backup": kept.folder}
+    return Plan(name, "pool recreate", goal, tuple(steps), keeps, facts)
 
 
 def unattended(host: Host, stock: Stock) -> List[Step]:

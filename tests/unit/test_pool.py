@@ -7,7 +7,6 @@ import signal
 import pytest
 
 import fake_host
-from conftest import wait_for  # noqa: F401
 
 if os.geteuid() != 0:
     pytest.skip("storage changes are root's", allow_module_level=True)
@@ -98,13 +97,9 @@ def test_the_whole_way_and_back(host, kind):
     assert host.run("-y", "discard", name).rc == 0 and not os.path.exists(keeps)
 
 
-def points(kind):
-    return {"grow": 7, "offline": 16, "recreate": 81, "overlay2": 78}[kind]
-
-
 @pytest.mark.parametrize("part", range(4))
 @pytest.mark.parametrize("kind", sorted(SIZES))
-def test_killed_before_and_after_every_step(make_box, dockfix, kind, part):
+def test_killed_before_and_after_every_step(make_box, dockfix, capsys, kind, part):
     """From each point `resume` reaches the goal and `rollback` the old state; every third time the power goes too."""
     tried = {"resume": 0, "rollback": 0, "power": 0}
     number, ended, steps = part, False, 0
@@ -120,24 +115,27 @@ def test_killed_before_and_after_every_step(make_box, dockfix, kind, part):
                 ended = True
                 break
             steps = len(host.journal()["plan"]["steps"])
-            grown = host.fake.load()["pool"] and host.fake.load()["pool"]["data"] > before["pool"]["data"]
             assert host.fake.load()["pool"] is None or host.fake.load()["pool"]["state"] == "ACTIVE"
-            if number % 3 == 0:
+            power = number % 3 == 0
+            if power:
                 host.fake.boot()
                 tried["power"] += 1
-            grown = grown or kind in ("grow", "offline") and host.fake.load()["pool"] and host.fake.load()["pool"]["data"] > before["pool"]["data"]
+            grown = (host.fake.load()["pool"] or {"data": 0})["data"] > before["pool"]["data"]
             result = host.run("-y", way)
             assert result.rc == 0, (kind, kill, side, way, result)
-            wanted = expected(kind, before) if way == "resume" else dict(before)
-            if way == "rollback" and kind in ("grow", "offline") and (grown or host.fake.picture()["pool"]["data"] > before["pool"]["data"]):
-                wanted["pool"] = host.fake.picture()["pool"]        # a thin pool never shrinks: the stated end is the larger one, the options as before
-                assert grown or kind == "offline"
-            assert same(host.fake.picture(), wanted, kind, way == "rollback"), (kind, kill, side, way, host.fake.picture(), wanted)
+            wanted, picture = expected(kind, before) if way == "resume" else json.loads(json.dumps(before)), host.fake.picture()
+            if way == "rollback" and kind in ("grow", "offline") and picture["pool"] != wanted["pool"]:
+                assert grown or kind == "offline"       # a thin pool never shrinks: the stated end is the larger one, with the options of before
+                wanted["pool"] = expected(kind, before)["pool"]
+            if power and kind == "grow":                # which stops nothing: what a reboot leaves down is not its affair
+                wanted["containers"]["plain"]["running"] = False
+            assert same(picture, wanted, kind, way == "rollback"), (kind, kill, side, way, picture, wanted)
             assert host.journal() is None
             tried[way] += 1
-        number += 4
-    print("%s: %d steps; %d resumed, %d rolled back, %d of them after a power cut" % (kind, steps, tried["resume"], tried["rollback"], tried["power"]))
-    assert tried["resume"] + tried["rollback"] >= steps // 3
+        number += 8 if kind == "overlay2" and not FULL else 4      # which shares its steps with recreate
+    with capsys.disabled():
+        print("\n%s: %d steps; %d resumed, %d rolled back, %d of them after a power cut" % (kind, steps, tried["resume"], tried["rollback"], tried["power"]))
+    assert tried["resume"] + tried["rollback"] >= steps // 5
 
 
 def test_one_start_attempt_then_the_daemons_words_and_back(host):
