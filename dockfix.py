@@ -5093,8 +5093,8 @@ def asked_sizes(opts: argparse.Namespace, pool: LoopPool) -> Dict[str, int]:
 
 
 def run_pool(host: Host, opts: argparse.Namespace, report: dict) -> None:
-    if opts.words[0] != "grow":
-        raise UsageError("pool takes grow, not %s; this version cannot make a pool anew" % opts.words[0], "python3 dockfix.py pool grow --data +100G, or a backup: python3 dockfix.py backup DIR")
+    if opts.words[0] not in ("grow", "recreate"):
+        raise UsageError("pool takes grow or recreate, not %s" % opts.words[0], "python3 dockfix.py pool --help")
     lock_storage(host, opts)
     (run_grow if opts.words[0] == "grow" else run_recreate)(host, opts, report)
 
@@ -5109,10 +5109,11 @@ def run_grow(host: Host, opts: argparse.Namespace, report: dict) -> None:
     sizes = asked_sizes(opts, pool)
     for kind in ("data", "metadata"):
         if sizes[kind] < pool.lengths[kind]:
-            raise Refused("%s has %s already, and a thin pool never shrinks" % (kind, show_size(pool.lengths[kind])), "to make it smaller it must be made anew; first: python3 dockfix.py backup DIR")
+            raise Refused("%s has %s already, and a thin pool never shrinks" % (kind, show_size(pool.lengths[kind])), "python3 dockfix.py pool recreate --%s %s --backup DIR" % (
+                kind, size_word(sizes[kind])))
     if pool.thin.state not in ("rw", "out_of_data_space") or pool.thin.needs_check:
         raise Refused("the pool is in state %s%s: growing would not mend it" % (pool.thin.state, ", needs_check" if pool.thin.needs_check else ""),
-                      "save what is there: python3 dockfix.py backup DIR")
+                      "save what is there (docker save, docker cp), then: python3 dockfix.py pool recreate --backup DIR")
     check_sizes(pool, sizes, opts.overcommit)
     if opts.offline:
         check_stop(host, engine, opts.lose_autoremove)
@@ -6976,11 +6977,15 @@ checked against docker inspect. Nothing is changed.""", (0, 10000)),
   python3 dockfix.py reclaim --volumes old-db             a volume goes only by its name
 
 It shows every object, its size and what will be lost, and asks. Nothing that is in use is touched.""", (0, 0)),
-    Command("pool", "a devicemapper loop pool, larger in place", "pool grow [OPTIONS]", POOL, run_pool, show_change, """\
+    Command("pool", "a devicemapper loop pool, larger in place or made anew", "pool grow|recreate [OPTIONS]", POOL, run_pool, show_change, """\
   python3 dockfix.py pool grow --data +100G
   python3 dockfix.py pool grow --metadata 4G --offline
+  python3 dockfix.py pool recreate --data 40G --base-size 20G --backup /mnt/usb/kept
+  python3 dockfix.py pool recreate --driver overlay2 --backup /mnt/usb/kept
 
-grow keeps everything, and stops nothing unless --offline is given. The option of the next start is set where it lives.""", (1, 1)),
+grow keeps everything, and stops nothing unless --offline is given. The option of the next start is set where it lives.
+recreate makes a full backup, stops Docker, sets the old pool aside (rollback goes back to it, discard deletes it), makes a new one, and
+brings images, containers and networks back; volumes stay where they are.""", (1, 1)),
     Command("backup", "keep images, containers, networks and volumes in a folder", "backup [--verify] DIR", CHANGE + (flag("--verify", help="read the backup again, each file against its sha256"),), run_backup, show_backup, """\
   python3 dockfix.py backup /mnt/usb/docker-backup
   python3 dockfix.py backup --verify /mnt/usb/docker-backup
@@ -7002,13 +7007,13 @@ discard; rollback goes back at any point.""", (1, 1)),
 After a kill, a Ctrl-C or a power cut: carries on with the step that was begun, the way the change was going.""", (0, 0)),
     Command("rollback", "undo a storage change, half-way or finished", "rollback [NAME]", CHANGE, run_rollback, show_change, """\
   python3 dockfix.py rollback
-  python3 dockfix.py rollback relocate-20240131-120000
+  python3 dockfix.py rollback pool-recreate-20240131-120000
 
 Everything is as before: the old data, the old options, what ran runs. What was made since is set aside, not deleted.""", (0, 1)),
     Command("discard", "delete the old data that a storage change has kept", "discard NAME", CHANGE, run_discard, show_change, """\
-  python3 dockfix.py discard relocate-20240131-120000
+  python3 dockfix.py discard pool-recreate-20240131-120000
 
-Only this deletes what relocate and rollback have set aside.""", (1, 1)),
+Only this deletes what pool recreate, relocate and rollback have set aside.""", (1, 1)),
     Command("chpasswd", "set a user's password in many containers", "chpasswd [OPTIONS] [CONTAINER ...]", CHPASSWD, run_chpasswd, show_chpasswd, """\
   echo 'root:NEW' | python3 dockfix.py chpasswd --all
   python3 dockfix.py chpasswd web1 'db-*' --password-file /root/pw
