@@ -641,10 +641,11 @@ def keep_build_cache(names: List[str], claims: Dict[str, Claim], database: bytes
 # --- docker info, of any engine from 0.12 to 29, as text or JSON
 
 
+PATH_FORM = r"/(?:[^:]|:(?! ))*"    # no ": ", which tells that lines ran together
 INFO_KEYS = {                   # as the text prints them: what the JSON calls them, and the form their value must have
     "Server Version": ("ServerVersion", r"[0-9A-Za-z][\w.+~-]*(?: .*)?"),
     "Storage Driver": ("Driver", r"[\w./:-]+(?: .*)?|"),
-    "Docker Root Dir": ("DockerRootDir", r"/.*|[A-Za-z]:\\.*"),
+    "Docker Root Dir": ("DockerRootDir", PATH_FORM + r"|[A-Za-z]:\\.*"),
     "OSType": ("OSType", r"\w+"),
     "Swarm": ("Swarm", r"\w+"),
     "Live Restore Enabled": ("LiveRestoreEnabled", r"true|false"),
@@ -674,6 +675,7 @@ def parse_info(text: str) -> Dict[str, object]:
     """`docker info` in the shape of its JSON, whichever way it was printed: ServerVersion, Driver, DockerRootDir, ID, OSType, Swarm,
     LiveRestoreEnabled ("true", "false"), Name (the host's), Containers, ContainersStopped, Images, each None where it is not said once and well; SecurityOptions (list); DriverStatus
     {key: text}, without what is said twice in two ways. Raises EnvironmentFault where nothing, or no engine's answer, is recognised."""
+    text = re.sub(r"(?m)^[ \t]*(?:>[ \t]?)+", "", text)       # quoted, in a mail
     facts, status, options = info_from_json(text) or info_from_text(text)
     info = {name: facts.get(name) for name, _ in INFO_KEYS.values()}      # type: Dict[str, object]
     if any(key in status for key in MANAGER_KEYS) and not info["Driver"]:
@@ -753,12 +755,13 @@ def parse_reported(text: str) -> Optional[int]:
 
 def pool_reported(status: Dict[str, str]) -> Dict[str, object]:
     """The pool as docker info's DriverStatus has it: bytes and text, None where it is not said, '' where it is said to be empty.
-    Engines up to 1.1 print MiB as 'Mb'. All zeros is how the driver prints a pool whose state it cannot read: None."""
-    mebis = {key: re.match(r"([0-9]{1,9})\.([0-9]) Mb\Z", status[key], re.A) for key in POOL_SIZES if key in status}
+    Engines up to 1.2 print MiB as 'Mb', KiB as 'Kb'. All zeros is how the driver prints a pool whose state it cannot read: None."""
+    mebis = {key: re.match(r"([0-9]{1,9})(?:\.([0-9]) (Mb)| Kb)\Z", status[key], re.A) for key in POOL_SIZES if key in status}
     pool = {name: status.get(key) for key, name in POOL_WORDS.items()}      # type: Dict[str, object]
+    pool.update({name: None for name, said in pool.items() if said and not re.match(r"[\w:.+-]+\Z" if name == "name" else PATH_FORM + r"\Z", str(said))})
     pool.update({name: parse_reported(status.get(key, "")) for key, name in POOL_SIZES.items()})
     if all(mebis.values()):
-        pool.update({POOL_SIZES[key]: ((int(found.group(1) + found.group(2)) << 20) + 5) // 10 for key, found in mebis.items()})
+        pool.update({POOL_SIZES[key]: ((int(found.group(1) + (found.group(2) or "0")) << (20 if found.group(3) else 10)) + 5) // 10 for key, found in mebis.items()})
     for kind in ("data", "metadata"):
         used, total = pool[kind + "_used"], pool[kind + "_total"]
         if used is None or total is None or used > total or total == 0:     # the two are printed together: one alone is damage
@@ -7142,10 +7145,10 @@ def parse_command_line(argv: Sequence[str]) -> Tuple[Optional[Command], argparse
     if command:
         opts.containers += extra + (tail or [] if name != "exec" else [])
         opts.words = tail if name == "exec" else opts.containers
-        if command.words and not command.words[0] <= len(opts.words) <= command.words[1]:
+        if command.words and not (opts.help or opts.version or command.words[0] <= len(opts.words) <= command.words[1]):
             least, most = command.words
             takes = "no words of its own" if not most else "%d word%s" % (most, "s"[:most > 1]) if least == most else "%d to %d words" % command.words
-            raise UsageError("%s takes %s: %s" % (name, takes, " ".join(opts.words) or "none is given"), "python3 dockfix.py %s" % command.usage)
+            raise UsageError("%s takes %s: %s" % (name, takes, " ".join(opts.words) or "none is given"), "python3 dockfix.py %s --help" % name)
     return command, fill_defaults(opts)
 
 

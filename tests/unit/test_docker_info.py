@@ -24,6 +24,10 @@ WANTED = {
     "rec-vfs-client28.txt": ("vfs", "20.10.24+dfsg1", "/srv/private/root", None, None),
     "rec-vfs-client20.10.json": ("vfs", "20.10.24+dfsg1", "/srv/private/root", None, None),
     "w-loop-1.0-mebi.txt": ("devicemapper", None, None, "loop", (MIB // 2, 204800 * MIB, None, 0, 2048 * MIB, None, None, None, None)),
+    "w-loop-1.2-kibi.txt": ("devicemapper", None, None, "loop", (3212836864, 53687091200, None, 4508877, 1073741824, None, None, 65536, None)),
+    "w-loop-17.03-quoted-mail.txt": ("devicemapper", "17.03.2-ce", "/data/docker", "loop", (
+        8430000000, 107400000000, 21980000000, 11490000, 2147000000, 2136000000, 10740000000, 65540, None)),
+    "w-lines-run-together.txt": ("devicemapper", "1.12.6", None, "unknown", (None,) * 9),
     "w-loop-1.6-warnings-inside.txt": ("devicemapper", None, "/data/docker", "loop",
                                        (536900000000, 536900000000, 0, 512, 21470000000, 21470000000, None, 131100, None)),
     "w-direct-17.12-no-files.txt": ("devicemapper", "17.12.1-ce", "/var/lib/docker", "direct", (
