@@ -465,7 +465,7 @@ def debian_package_source(folder, suite, mirror, name):
                "-o", "Dir::Cache=%s/cache" % folder, "-o", "APT::Sandbox::User=root", "-qq"]
     subprocess.check_call(["apt-get"] + options + ["update"], cwd=folder)
     subprocess.check_call(["apt-get"] + options + ["source", name], cwd=folder)
-    return next(path for path in glob.glob(os.path.join(folder, name + "-*")) if os.path.isdir(path))
+    return os.path.dirname(os.path.dirname(glob.glob(os.path.join(folder, "*", "src", name + ".c"))[0]))
 
 
 # ---------------------------------------------------------------------- killed

@@ -130,6 +130,14 @@ def wait_for(condition, seconds=15, what="condition"):
     raise AssertionError("%s not reached in %s s" % (what, seconds))
 
 
+def pid_alive(pid):
+    try:
+        with open("/proc/%d/stat" % pid) as f:
+            return f.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except IOError:
+        return False
+
+
 def reap(pid, seconds):
     """Return code of a child as subprocess counts it; killed when it takes too long."""
     deadline = time.time() + seconds
@@ -352,6 +360,24 @@ class Box:
             p.communicate()
             raise AssertionError("still running after %s s: %r" % (seconds, argv))
         return Result(p.returncode, out or b"", err)
+
+    # ---- a docker that takes long
+
+    def wrap_docker(self, shell):
+        """Shell text stands for docker; $INNER is the fake one."""
+        with open(self.at("bin", "docker")) as f:
+            inner = self.program("docker-inner", f.read().split("\n", 1)[1])
+        self.program("docker", "INNER=%s\n%s" % (inner, shell))
+
+    def was_cut_off(self):
+        """Of a docker with the rule `hang`: its process group was killed, and the process that left the group and holds the pipes was not waited
+        for, or it would have ended."""
+        client, in_group, left = eval(self.read("helpers").decode())
+        try:
+            wait_for(lambda: not pid_alive(client) and not pid_alive(in_group), what="end of the process group")
+            return pid_alive(left)
+        finally:
+            os.kill(left, 9)
 
     # ---- what docker was asked
 

@@ -19,6 +19,7 @@ A rule applies to calls whose command is `on` (and whose argv holds `has`, the n
   "hang": S         wait first, while a child of the same process group, and one in a session of its own, hold the pipes;
                     their process ids are in BOX/helpers
   "remove": NAME    that container is gone from now on
+  "ahead": S        the answer is a `date` so many seconds ahead
   "touch": PATH     made first; "await": PATH: waits till PATH exists (at most 20 s)
   "write": {PATH: bytes}   files of the sandbox that change at this moment
 """
@@ -194,7 +195,7 @@ class Fake:
             for path in argv[2:]:
                 os.rmdir(os.path.join(self.root(c), path.lstrip("/")))
             return 0
-        if argv[1] == "date" and "date" in c:           # (seconds ahead, offset as %z)
+        if "date" in argv[1:] and "date" in c:           # (seconds ahead, offset as %z)
             self.out += b"%d %s\n" % (int(time.time() + c["date"][0]), c["date"][1].encode())
             return 0
         answer = c["answer"]
@@ -325,6 +326,8 @@ def respond(box, world, argv, stdin, env):
     rule = find_rule(box, world, argv)
     before(box, rule)
     fake = Fake(box, world)
+    if "ahead" in rule:
+        rule = dict(rule, out=b"%d +0000\n" % (time.time() + rule["ahead"]))
     answers = "out" in rule or "err" in rule or "rc" in rule
     rc = 0
     if not answers or rule.get("late"):

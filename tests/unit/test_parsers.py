@@ -463,12 +463,20 @@ def test_parse_size_garbage(dockfix, text):
 
 # ---- speed, as far as it is a promise not to hang
 
+def parse_much(dockfix, count):
+    """The processor's seconds for so much of it."""
+    many = "".join("%064x name%d Up 2 hours\n" % (i, i) for i in range(count))
+    big = b"".join(b"user%d:*:1::::::\n" % i for i in range(2 * count))
+    last = b"user%d" % (2 * count - 1)
+    began = time.process_time()
+    assert len(dockfix.parse_ps(many)) == count
+    assert dockfix.shadow_field(big, last) == b"*"
+    assert dockfix.shadow_field(dockfix.edit_shadow(big, {last: b"h"}, 1), last) == b"h"
+    assert dockfix.printable("\x1b" * 10 * count) == "\\x1b" * 10 * count
+    return time.process_time() - began
+
+
 def test_parsers_are_linear(dockfix):
-    started = time.time()
-    many = "".join("%064x name%d Up 2 hours\n" % (i, i) for i in range(20000))
-    assert len(dockfix.parse_ps(many)) == 20000
-    big = b"".join(b"user%d:*:1::::::\n" % i for i in range(40000))
-    assert dockfix.shadow_field(big, b"user39999") == b"*"
-    assert dockfix.shadow_field(dockfix.edit_shadow(big, {b"user39999": b"h"}, 1), b"user39999") == b"h"
-    assert dockfix.printable("\x1b" * 200000) == "\\x1b" * 200000
-    assert time.time() - started < 10
+    """Eight times as much takes about eight times as long; were one quadratic, it were 64 times."""
+    short, long = (min(parse_much(dockfix, count) for _ in range(3)) for count in (2000, 16000))
+    assert long < 30 * short

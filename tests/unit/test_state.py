@@ -40,7 +40,7 @@ def test_an_exclusive_lock_of_another_is_exit_8(used, name):
     for path in locks(used):
         fcntl.flock(os.open(path, os.O_RDONLY), fcntl.LOCK_EX)
     args = words(used, name)
-    result = used.quick("--json", *args, seconds=10)
+    result = used.quick("--json", *args)
     assert result.rc == 8 and result.json["errors"][0]["code"] == 8
     assert not [c for c in used.calls() if c.command == "exec"] and used.field("web1") == b"*"
     assert used.quick("-n", *args).rc == 0
@@ -51,7 +51,7 @@ def test_a_shared_lock_of_another_is_no_hindrance(used, name):
     held = [os.open(path, os.O_RDONLY) for path in locks(used)]
     for fd in held:
         fcntl.flock(fd, fcntl.LOCK_SH)
-    assert used.quick(*words(used, name), seconds=10).rc == 0
+    assert used.quick(*words(used, name)).rc == 0
     for fd in held:
         os.close(fd)
 

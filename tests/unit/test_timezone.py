@@ -199,8 +199,8 @@ def test_a_write_that_does_not_answer_is_unknown_and_not_put_back(box):
     box.quick("timezone", "web", "--dry-run", prelude=in_shanghai)
     reads = len(box.calls("cp"))                    # as many as the real run does before it writes
     box.forget()
-    box.rule("cp", nth=reads + 1, sleep=30)
-    result = box.run("timezone", "web", "--json", "--timeout", "1", prelude=in_shanghai)
+    box.rule("cp", nth=reads + 1, sleep=600)
+    result = box.run("timezone", "web", "--json", "--timeout", "2", prelude=in_shanghai)
     row = result.rows()["web"]
     assert row["status"] == "unknown" and "timezone --undo" in row["msg"] and result.code == 3, row
     assert len(os.listdir(os.path.join(box.state, "undo"))) == 1 and [c for c in box.calls("cp") if c.words[1] == "-"][1:] == []
