@@ -3375,9 +3375,20 @@ def failing_test(host: Host, tests: Sequence[Sequence[str]]) -> str:
         words = test[2:] if takes_text else test[1:]
         answer = query_host(host, words)
         if answer.timed_out or not holds(answer, raw(test[1])):
-            wanted = {"ok": "succeed", "not": "fail", "silent": "print nothing", "says": "say '%s'" % test[1], "has": "show '%s'" % test[1], "lacks": "not show '%s'" % test[1]}
-            return "%s does not %s: %s" % (sh_line(words), wanted[test[0]], "no answer" if answer.timed_out else first_line(answer))
+            wrong = {"ok": "fails", "not": "still succeeds", "silent": "still finds something", "says": "does not say '%s'", "has": "does not show '%s'", "lacks": "still shows '%s'"}[test[0]]
+            return "%s %s: %s" % (sh_line(words), wrong % test[1] if takes_text else wrong, "no answer" if answer.timed_out else first_line(answer) + holders(answer.out))
     return ""
+
+
+def holders(out: bytes) -> str:
+    """The processes whose /proc/PID/... a test has printed, by name: what an operator has to end."""
+    found = []
+    for pid in sorted(set(re.findall(r"(?m)^/proc/([0-9]+)/", out.decode("utf-8", "replace"))))[:9]:
+        try:
+            found.append("%s (pid %s)" % (host_text("/proc/%s/comm" % pid).strip(), pid))
+        except OSError:
+            continue                            # it ended meanwhile
+    return "; held by " + ", ".join(found) if found else ""
 
 
 def do_step(host: Host, step: Step, tick: Callable[[int], None]) -> None:
@@ -3546,11 +3557,16 @@ def run_change(host: Host, opts: argparse.Namespace, report: dict, plan: Plan, q
         say("dockfix: %s; undoing what was done" % err.msg)
         tell_daemon_log(host, plan)
         go_back(host, read_journal(host), progress)
-        raise DockfixError("%s; all of it is undone" % err.msg, err.hint) from None
+        raise DockfixError("%s; all of it is undone%s" % (err.msg, what_stays(host, plan)), err.hint) from None
     finally:
         progress.end()
         host.memo["working"] = False
     change_row(report, plan, "changed", plan.goal)
+
+
+def what_stays(host: Host, plan: Plan) -> str:
+    """A pool that was loaded with its new length keeps it."""
+    return ", but the pool keeps its new length (a thin pool never shrinks)" if failing_test(host, plan.facts.get("lengths", ())) else ""
 
 
 def change_row(report: dict, plan: Plan, status: str, msg: str) -> None:
@@ -4927,10 +4943,11 @@ class Engine(NamedTuple):
         return ("systemctl", verb, unit + ("" if "." in unit else ".service")) if self.systemd else ("service", unit, verb)
 
 
-def look_engine(host: Host) -> Engine:
+def look_engine(host: Host, stop: bool = True) -> Engine:
+    """stop: whether the daemon is to be stopped, for which all that it holds is looked up."""
     systemd = os.path.isdir(SYSTEMD_MARK)
     socket = systemd and query_host(host, ("systemctl", "is-active", "docker.socket")).rc == 0
-    return Engine(host.docker, systemd, socket, os.path.realpath(str(engine_info(host)["DockerRootDir"])), look_stock(host))
+    return Engine(host.docker, systemd, socket, os.path.realpath(str(engine_info(host)["DockerRootDir"])), look_stock(host) if stop else Stock([], [], [], []))
 
 
 def check_stop(host: Host, engine: Engine, lose: Sequence[str]) -> None:
@@ -4966,14 +4983,14 @@ def down_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
         steps.append(Step("stop docker.socket", engine.service("stop", "docker.socket"), (("not",) + engine.service("is-active", "docker.socket"),), daemon="down",
                           undo=(Step("start docker.socket", engine.service("start", "docker.socket"), (("ok",) + engine.service("is-active", "docker.socket"),)),)))
     steps.append(Step("stop docker", engine.service("stop"), (down,), undo=again, wait=120, daemon="down"))
-    if pool:
-        steps.append(Step("take the pool down if it outlived the daemon", ("find", MAPPER, "-name", pool, "-exec", "dmsetup", "remove", "--retry", "{}", ";"),
-                          (("silent", "find", MAPPER, "-name", pool),), wait=10, daemon="down"))
     tests = (down, ("silent", "find", "/proc", "-mindepth", "3", "-maxdepth", "3", "-path", "/proc/[0-9]*/fd/*", "-lname", database)) + unused(
         *(os.path.join(engine.root, driver) for driver in ("devicemapper", "overlay2")))
-    files = [os.path.join(engine.root, "devicemapper/devicemapper", kind) for kind in ("data", "metadata")]
-    return tuple(steps) + (Step("no daemon, no mount, no loop device is left", check=tests + tuple(("silent", "losetup", "-j", path) for path in files if pool),
-                                wait=30, daemon="down"),)
+    steps.append(Step("nothing uses %s any more" % engine.root, check=tests, wait=30, daemon="down"))
+    if pool:
+        files = [os.path.join(engine.root, "devicemapper/devicemapper", kind) for kind in ("data", "metadata")]
+        steps.append(Step("take the pool down if it outlived the daemon", ("find", MAPPER, "-name", pool, "-exec", "dmsetup", "remove", "--retry", "{}", ";"),
+                          (("silent", "find", MAPPER, "-name", pool),) + tuple(("silent", "losetup", "-j", path) for path in files), wait=10, daemon="down"))
+    return tuple(steps)
 
 
 def up_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
@@ -5107,7 +5124,7 @@ def run_grow(host: Host, opts: argparse.Namespace, report: dict) -> None:
         raise UsageError("how large? --data SIZE, --metadata SIZE, or both", "python3 dockfix.py pool grow --data +100G")
     for text in (opts.data, opts.metadata):
         parse_size(text or "0", 0)
-    engine = look_engine(host)
+    engine = look_engine(host, opts.offline)
     pool = look_pool(host, engine)
     sizes = asked_sizes(opts, pool)
     for kind in ("data", "metadata"):
@@ -5120,14 +5137,16 @@ def run_grow(host: Host, opts: argparse.Namespace, report: dict) -> None:
     check_sizes(pool, sizes, opts.overcommit)
     if opts.offline:
         check_stop(host, engine, opts.lose_autoremove)
-    options = option_steps(engine, [("storage-opt", "dm.loop%ssize" % kind, size_word(size)) for kind, size in sizes.items() if size > pool.lengths[kind]], add=False)
-    larger = [kind for kind in sizes if sizes[kind] > pool.lengths[kind]]
-    steps = (grow_offline(engine, pool, sizes) if opts.offline else grow_online(pool, sizes)) if larger or pool.thin.sectors * 512 < sizes["data"] >> 20 << 20 else ()
-    goal = ", ".join("%s %s -> %s" % (kind, show_size(pool.lengths[kind]), show_size(sizes[kind])) for kind in larger) or "as it is"
-    plan = Plan(new_name("pool-grow"), "pool grow", "pool %s: %s" % (pool.name, goal), insert_options(steps, options))
+    now = dict(pool.lengths, data=min(pool.lengths["data"], pool.thin.sectors * 512))       # a file may be longer than what the pool has of it
+    larger = [kind for kind in sizes if sizes[kind] // 512 > now[kind] // 512]
+    options = option_steps(engine, [("storage-opt", "dm.loop%ssize" % kind, size_word(sizes[kind])) for kind in sizes if getattr(opts, kind)], add=False)
+    steps = (grow_offline(engine, pool, sizes) if opts.offline else grow_online(pool, sizes)) if larger else ()
+    goal = ", ".join("%s %s -> %s" % (kind, size_word(now[kind]), size_word(sizes[kind])) for kind in larger) or "as large as that already" + (", and from now on by its options" if options else "")
+    plan = Plan(new_name("pool-grow"), "pool grow", "pool %s: %s" % (pool.name, goal), insert_options(steps, options), facts={"lengths": [superblock_test("has", pool, kind) for kind in larger]})
     if not plan.steps:
         return change_row(report, plan, "unchanged", plan.goal)
-    run_change(host, opts, report, plan, "grow the pool %s (%s, %s)?" % (pool.name, goal, "with the daemon stopped" if opts.offline else "while everything runs"))
+    stops = "docker and its %d running containers stop meanwhile" % sum(map(runs, engine.stock.containers)) if opts.offline and larger else "nothing stops"
+    run_change(host, opts, report, plan, "grow the pool %s (%s; %s)?" % (pool.name, goal, stops))
 
 
 def insert_options(steps: Tuple[Step, ...], options: Tuple[Step, ...]) -> Tuple[Step, ...]:
@@ -5140,38 +5159,42 @@ def new_name(kind: str) -> str:
     return kind + time.strftime("-%Y%m%d-%H%M%S")
 
 
-def lengthen(pool: LoopPool, sizes: Dict[str, int], until: str = "") -> Tuple[Step, ...]:
-    """The loop files made longer; cut back only while the pool certainly has the old length."""
+def superblock_test(mode: str, pool: LoopPool, kind: str) -> Tuple[str, ...]:
+    """A test of the pool's superblock (struct thin_disk_superblock, nr_blocks of its two space maps): the number of blocks is that of now. It is there with
+    the pool down too, and it tells whether the pool was ever loaded with another length."""
+    at, blocks = ("64", pool.thin.data_total // pool.thin.block) if kind == "data" else ("192", pool.thin.metadata_total // 4096)
+    return (mode, "%016x" % blocks, "od", "-A", "n", "-t", "x8", "-j", at, "-N", "8", pool.files["metadata"])
+
+
+def lengthen(pool: LoopPool, sizes: Dict[str, int]) -> Tuple[Step, ...]:
+    """The loop files made longer; cut back only while the pool was never loaded with them, by a reboot either: after that a shorter file is a pool that never comes up again."""
     steps = []
     for kind, path in pool.files.items():
         old, new = pool.lengths[kind], sizes[kind]
-        loaded = (("lacks", "0 %d thin-pool" % pool.thin.sectors, "dmsetup", "table", pool.name),) if kind == "data" else (
-            ("lacks", "/%d " % (old // 4096), "dmsetup", "status", pool.name),)
-        undo = (Step("cut %s back" % path, ("truncate", "-s", str(old), path), (("says", str(old), "stat", "-c", "%s", path),), unless=() if until else loaded),)
-        undo += () if until else (Step("tell %s" % pool.loops[kind], ("losetup", "-c", pool.loops[kind]), unless=loaded),)
-        steps += [Step("lengthen %s to %s" % (path, show_size(new)), ("truncate", "-s", str(new), path), (("says", str(new), "stat", "-c", "%s", path),), undo, until=until)] * (new > old)
+        undo = (Step("cut %s back" % path, ("truncate", "-s", str(old), path), (("says", str(old), "stat", "-c", "%s", path),), unless=(superblock_test("lacks", pool, kind),)),
+                Step("tell %s" % pool.loops[kind], ("losetup", "-c", pool.loops[kind]), unless=(("silent", "losetup", "-j", path),)))
+        steps += [Step("lengthen %s to %s" % (path, size_word(new)), ("truncate", "-s", str(new), path), (("says", str(new), "stat", "-c", "%s", path),), undo)] * (new > old)
     return tuple(steps)
 
 
 def grow_online(pool: LoopPool, sizes: Dict[str, int]) -> Tuple[Step, ...]:
     """No suspend of its own: resume suspends, swaps and goes on by itself, so that a kill leaves no frozen pool."""
-    steps = lengthen(pool, sizes)
-    table, sectors = pool.thin.table, sizes["data"] // 512
+    steps, table, sectors = lengthen(pool, sizes), pool.thin.table, sizes["data"] // 512
     live = ("has", "ACTIVE", "dmsetup", "info", pool.name)
     grown = (("has", "0 %d thin-pool" % sectors, "dmsetup", "table", pool.name), ("has", "/%d " % (min(sizes["metadata"], METADATA_MAX) // 4096), "dmsetup", "status", pool.name), live)
     for kind, loop in pool.loops.items():       # after a reboot the pool has the new length by itself, and may be on other loop devices
         seen = ("says", str(sizes[kind] // 512), "cat", "/sys/block/%s/size" % os.path.basename(loop))
-        steps += (Step("tell %s the new length" % loop, ("losetup", "-c", loop), (seen,), unless=grown),) * (sizes[kind] > pool.lengths[kind])
-    undo = tuple(Step(title, argv, unless=(live,)) for title, argv in (("load the old table", ("dmsetup", "reload", pool.name, "--table", table)),
-                                                                        ("resume it", ("dmsetup", "resume", pool.name))))
-    return steps + (Step("load the new table", ("dmsetup", "reload", pool.name, "--table", pool.thin.longer(sectors)), unless=grown,
-                         undo=(Step("forget the new table", ("dmsetup", "clear", pool.name)),)),
-                    Step("switch to it", ("dmsetup", "resume", pool.name), grown, undo))
+        steps += (Step("tell %s the new length" % loop, ("losetup", "-c", loop), (seen,), unless=grown),)
+    undo = tuple(Step(title, argv, unless=(("lacks", "SUSPENDED") + live[2:],)) for title, argv in (("load the pool's old table", ("dmsetup", "reload", pool.name, "--table", table)),
+                                                                        ("switch the pool to it", ("dmsetup", "resume", pool.name))))
+    return steps + (Step("load the pool's new table beside the old one", ("dmsetup", "reload", pool.name, "--table", pool.thin.longer(sectors)), unless=grown,
+                         undo=(Step("forget the new table", ("dmsetup", "clear", pool.name), unless=(("not",) + live[2:],)),)),
+                    Step("switch the pool to its new length", ("dmsetup", "resume", pool.name), grown, undo))
 
 
 def grow_offline(engine: Engine, pool: LoopPool, sizes: Dict[str, int]) -> Tuple[Step, ...]:
     grown = ("has", "0 %d thin-pool" % (sizes["data"] // 512), "dmsetup", "table", pool.name)
-    return down_steps(engine, pool.name) + lengthen(pool, sizes, until="start docker") + up_steps(engine, pool.name) + run_again(engine) + (
+    return down_steps(engine, pool.name) + lengthen(pool, sizes) + up_steps(engine, pool.name) + run_again(engine) + (
         Step("the pool has its new length", check=(grown,)),)
 
 
@@ -5745,7 +5768,7 @@ def carry_on(host: Host, opts: argparse.Namespace, report: dict, journal: Journa
     finally:
         progress.end()
         host.memo["working"] = False
-    change_row(report, plan._replace(keeps=kept_folder(plan, journal.going)), "changed", msg)
+    change_row(report, plan._replace(keeps=kept_folder(plan, journal.going)), "changed", msg + (what_stays(host, plan) if back else ""))
     if not back:
         compare_stock(host, opts, report, plan)
 

@@ -85,6 +85,9 @@ class FakeHost:
                         f.truncate(size)
             if not state["pool"]:
                 sizes = [os.path.getsize(os.path.join(folder, kind)) for kind in ("data", "metadata")]
+                if any(size < old for size, old in zip(sizes, read(folder + ".superblock", sizes))):
+                    return 1                # dm-thin: data device too small
+                write(folder + ".superblock", sizes)
                 name = POOL % os.stat(os.path.join(self.root, "devicemapper")).st_ino
                 self.save(pool={"name": name, "data": sizes[0], "metadata": sizes[1], "loop": sizes, "inactive": None, "state": "ACTIVE"})
                 open(self.box.at("mapper", name), "w").close()
@@ -187,6 +190,7 @@ class FakeHost:
                     self.save(pool=dict(pool, state="SUSPENDED", inactive=None))
                     return 1, ""
                 pool.update(data=pool["inactive"], inactive=None, metadata=pool["loop"][1])
+                write(self.root + "/devicemapper/devicemapper.superblock", [pool["data"], pool["metadata"]])
             pool["state"] = "ACTIVE"
         self.save(pool=pool)
         return 0, ""
@@ -262,6 +266,11 @@ class FakeHost:
 
     def do_stat(self, argv, stdin):
         return (0, "%d\n" % os.path.getsize(argv[2])) if os.path.exists(argv[2]) else (1, "")
+
+    def do_od(self, argv, stdin):
+        """nr_blocks of the two space maps, as the superblock in the metadata file has them."""
+        sizes = read(os.path.dirname(argv[-1]) + ".superblock")
+        return 0, " %016x\n" % (sizes[0] // 65536 if argv[argv.index("-j") + 1] == "64" else sizes[1] // 4096)
 
     def do_echo(self, argv, stdin):
         return 0, " ".join(argv) + "\n"

@@ -344,6 +344,10 @@ class Machine:
         assert b"Traceback" not in done.err and b"internal error" not in done.err, done
         return done
 
+    def kill_at(self, number, side, *args, timeout=1800):
+        """A dockfix that is ended by SIGKILL "before" or "after" its step of that number (0: it is not); `armed` comes first."""
+        return self.run("python3", "/root/kill/kill_at.py", number, side, *args, check=False, timeout=timeout)
+
     def spawn_dockfix(self, *args, stdin=b"", env=None):
         return self.start_job(self.dockfix_argv(*args), stdin, env)
 
@@ -353,6 +357,13 @@ def options_in_daemon_json(vm):
     settings = {"storage-driver": "devicemapper", "storage-opts": list(POOL_OPTIONS), "iptables": False}
     vm.put("/etc/docker/daemon.json", json.dumps(settings, indent=4).encode() + b"\n")
     vm.sh("rm %s; systemctl daemon-reload; systemctl restart docker" % DROP_IN)
+
+
+def armed(vm):
+    """Variant of the machine: with what kill_at needs. Compiled, for in emulation that takes longer than all else that dockfix does."""
+    vm.put("/root/kill/dockfix.py", open_bytes(PROGRAM))
+    vm.put("/root/kill/kill_at.py", open_bytes(os.path.join(HERE, "kill_at.py")))
+    vm.sh("python3 -m compileall -q --invalidation-mode unchecked-hash /root/kill/dockfix.py")
 
 
 def main():
