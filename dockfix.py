@@ -1893,7 +1893,7 @@ def change_host(host: Host, argv: Sequence[str], stdin: Optional[bytes] = None, 
 
 
 FAULTS = (
-    (r"permission denied", "no permission to speak to the Docker daemon", "sudo python3 dockfix.py ..., or --docker 'sudo docker'"),
+    (r"permission denied", "no permission to speak to the Docker daemon", "sudo python3 dockfix.py ..."),
     (r"[Cc]annot connect to the Docker daemon|[Ii]s the docker daemon running|connection refused|no such host|error during connect",
      "the Docker daemon does not answer", "systemctl status docker; journalctl -u docker -n 50"),
 )
@@ -2301,8 +2301,10 @@ def read_record(root: Root, top: int, path: str, name: str, files: Sequence[str]
 def read_layers(path: str, follow: bool = False) -> Layers:
     """The layer table of a Docker root (of its uid.gid folders too, where users are remapped), from the files alone. follow: for the daemon's own
     root, whose first level may be links; there, what is half made or half removed at the first look is looked at again, and an orphan is one
-    at both. Raises EnvironmentFault where the root itself cannot be read."""
+    at both. Raises EnvironmentFault where the root itself cannot be read, or is none."""
     first = look_at_layers(path, follow)
+    if not (first.rows or first.containers or any(os.path.isdir(raw(os.path.join(path, name))) for name in ("containers", "image", "graph"))):
+        raise EnvironmentFault("%s holds nothing of Docker's: is its disk mounted?" % path, "findmnt -T %s" % sh_quote(path))
     loose = {(row["driver"], row["layer"]) for row in first.rows if row["role"] == "orphan"}
     if not follow or not (loose or first.unread):
         return first
@@ -2320,7 +2322,7 @@ def look_at_layers(path: str, follow: bool) -> Layers:
         fd = os.open(raw(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as err:
         raise EnvironmentFault("Docker's root %s cannot be read: %s" % (path, err.strerror),
-                               "run it as root" if isinstance(err, PermissionError) else "--root DIR names another") from None
+                               "sudo python3 dockfix.py ..." if isinstance(err, PermissionError) else "--root DIR names another") from None
     root = Root(os.path.realpath(path), fd, follow, out.unread, set())
     for name in ["."] + list(read_records(root, ".", None, None, None, form=r"[0-9]+\.[0-9]+\Z")):
         tree = Root(os.path.normpath(os.path.join(root.path, name)), open_below(root, name, None), follow, out.unread, set())
@@ -3279,7 +3281,7 @@ def script_text(report: dict, lines: List[str], refused: int) -> str:
     head = ["#!/bin/sh", "# dockfix %s --dry-run: %s" % (VERSION, report["command"])]
     commands = [line for line in lines if not line.startswith("#")]
     if refused and not commands:
-        return "\n".join(head + lines + ["exit %d" % exit_code(report["results"])]) + "\n"
+        return "\n".join(head + lines + ["exit %d" % (exit_code(report["results"]) or 5)]) + "\n"
     for name in ("DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "DOCKER_API_VERSION"):
         if os.environ.get(name):
             head.append("%s=%s; export %s" % (name, sh_quote(os.environ[name]), name))
@@ -3531,7 +3533,7 @@ def lock_storage(host: Host, opts: argparse.Namespace, mending: bool = False) ->
     """What every storage change does before it looks: only root, one at a time, none while another stands half-way. A dry run needs none of it."""
     if not opts.dry_run:
         if os.geteuid() != 0:
-            raise EnvironmentFault("only root can change Docker's storage", "sudo python3 dockfix.py %s ..." % opts.command)
+            raise EnvironmentFault("only root can change Docker's storage", "sudo python3 dockfix.py ...")
         take_lock(host, exclusive=True, mending=mending)
 
 
@@ -3750,8 +3752,6 @@ def run_storage(host: Host, opts: argparse.Namespace, report: dict) -> None:
         try:
             layers = read_layers(root, follow=True)
             one["missing"] += ["%s: %s" % pair for pair in sorted(layers.unread.items())[:20]]
-            if not (layers.rows or layers.containers or any(os.path.isdir(raw(os.path.join(root, name))) for name in ("containers", "image", "graph"))):
-                raise EnvironmentFault("%s holds nothing of Docker's: is its disk mounted?" % root, "findmnt -T %s" % sh_quote(root))
         except EnvironmentFault as err:
             if not info and not one["disk"]:
                 raise
@@ -5522,7 +5522,7 @@ def read_backup(folder: str) -> Backup:
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as err:
         missing, kept = ["%s (%s)" % (name, type(err).__name__)], None
     if missing:
-        raise Refused("%s holds no complete backup: %s is missing or broken" % (folder, ", ".join(missing)), "a backup that was interrupted is made anew: rm -r it")
+        raise Refused("%s holds no complete backup: %s is missing or broken" % (folder, ", ".join(missing)), "ls -la %s; one that was interrupted is made anew" % sh_quote(folder))
     return kept
 
 
@@ -6828,7 +6828,8 @@ def add_finding(report: dict, name: str, severity: str, text: str, remedy: str) 
 
 
 def add_error(report: dict, err: DockfixError) -> None:
-    report["errors"].append({"msg": err.msg, "hint": err.hint, "code": err.code})
+    help_of = "python3 dockfix.py %s--help" % (report["command"] + " " if report["command"] else "")
+    report["errors"].append({"msg": err.msg, "hint": err.hint or (help_of if err.code == UsageError.code else ""), "code": err.code})
     report["exit_code"] = err.code
 
 
@@ -6991,7 +6992,7 @@ Nothing is changed. One docker call, however many containers; works with the dae
     Command("owner", "which container or image a layer's folder or device belongs to, and back", "owner [OPTIONS] [HASH|PATH|DEVICE|CONTAINER|IMAGE ...]", OWNER, run_owner, show_owner, """\
   python3 dockfix.py owner                                all layers and whose they are
   python3 dockfix.py owner 92fd3b3e /dev/dm-3 web1        a hash's beginning, a device, a container
-  python3 dockfix.py owner /var/lib/docker/overlay2/*     paths, and whatever is below one
+  python3 dockfix.py owner /var/lib/docker/overlay2/4b*   paths, and whatever is below one
   python3 dockfix.py owner --root /mnt/disk/docker        a root of another host
 
 It reads Docker's own files, so it works with the daemon down; when the daemon answers, the containers are
@@ -7284,6 +7285,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         add_error(report, DockfixError("internal error: %s in line %d" % (type(err).__name__, place.tb_lineno), "please report it with the output of --version"))
     if host and host.memo.get("signal"):
         report["exit_code"] = 128 + host.memo["signal"]
+    for one in report["errors"] + report["findings"]:       # a hint that says ... means these very words
+        one.update({key: one[key].replace("dockfix.py ...", "dockfix.py " + sh_line(words)) for key in ("hint", "remedy") if key in one})
     return finish(report, opts, command, host, before)
 
 

@@ -163,3 +163,15 @@ def test_docker_from_the_environment(web):
 def test_a_docker_that_is_no_command(web, value):
     assert web.run("--docker", value, "exec", "web1", "--", "x").rc in (2, 6)
     assert not web.calls()
+
+
+def test_the_hint_repeats_the_command_line_so_that_it_can_be_pasted(town):
+    town.rule("ps", err=FORBIDDEN, rc=1)
+    hint = town.quick("--json", "exec", "--all", "--", "sh", "-c", "a b").json["errors"][0]["hint"]
+    assert hint.startswith("sudo python3 dockfix.py --state ") and hint.endswith(" --json exec --all -- sh -c 'a b'")
+
+
+@pytest.mark.parametrize("args", [["chpasswd", "--all", "--generate"], ["exec", "--all", "--script", "nofile"], ["storage", "--docker-info", "nofile"], ["discard"], ["nosuch"]], ids=" ".join)
+def test_every_usage_error_names_the_next_command(town, args):
+    error = town.quick("--json", *args).json["errors"][0]
+    assert error["code"] == 2 and "python3 dockfix.py" in error["hint"]

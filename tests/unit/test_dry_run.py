@@ -95,6 +95,10 @@ def test_text_is_the_script_of_the_json(street):
     assert text.strip() == street.quick("--json", "-n", "chpasswd", "web1", "old", "ro").json["script"].strip()
 
 
+def test_a_refused_storage_change_is_a_script_that_exits_5(dockfix):
+    assert dockfix.script_text(dockfix.new_report("restore", True), ["# refused: volume data exists"], 1).endswith("exists\nexit 5\n")
+
+
 def test_a_refusal_cannot_become_a_command(street):
     script = street.quick("-n", "chpasswd", "bound").out.decode()
     assert "exit 5" in script and "\x1b" not in script

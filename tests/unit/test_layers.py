@@ -228,11 +228,13 @@ def test_a_folder_that_is_a_link_or_gone_hides_orphans(dockfix, tmp_path, folder
 
 def test_a_root_that_is_not_there_or_no_folder_is_the_environments_fault(dockfix, tmp_path):
     write(str(tmp_path / "file"))
-    for name in ("nowhere", "file"):
+    (tmp_path / "empty").mkdir()
+    for name in ("nowhere", "file", "empty"):
         with pytest.raises(dockfix.EnvironmentFault) as fault:
             dockfix.read_layers(str(tmp_path / name))
         assert name in fault.value.msg and fault.value.hint
-    assert dockfix.read_layers(str(tmp_path)).rows == []
+    (tmp_path / "empty" / "containers").mkdir()             # an engine that has made nothing yet
+    assert dockfix.read_layers(str(tmp_path / "empty")).rows == []
 
 
 def test_names_that_are_no_layers_are_left_alone(dockfix, tmp_path):
