@@ -70,6 +70,7 @@ LINKS_MAX = 40              # as many links on one path as the kernel follows
 SBIN = ":/usr/sbin:/sbin"   # dmsetup, losetup
 RECORD_MAX = 16 << 20       # one record of a Docker root; containers with a huge environment stay far below
 SERVICE_PROGRAMS = ("systemctl", "service")
+SYNCED = {"mv", "dd", "cp", "rsync", "create", "load", "import", "tag"}      # what they write, neither they nor dockerd bring to the disk
 ETC_TARGETS = ("/", "/etc", "/etc/passwd", "/etc/shadow")
 
 ###############################################################################
@@ -3418,6 +3419,8 @@ def do_deed(host: Host, step: Step, tick: Callable[[int], None]) -> None:
         answer = change_host(host, step.argv, raw(step.data) if step.data else None, flow=Flow(step.source, step.target, beat))
         if answer.rc or answer.timed_out:
             raise DockfixError("%s: %s failed (exit %d): %s" % (step.title, sh_line(step.argv), answer.rc, first_line(answer)), "")
+        if host.memo.get("working") and SYNCED.intersection(step.argv[:4]):
+            change_host(host, ("sync",), seconds=60)    # before the journal says that it is done: a power cut must not take it back, on whichever file system it lies
     end = time.monotonic() + step.wait
     while step.check:
         wrong = failing_test(host, step.check)
@@ -5284,7 +5287,7 @@ def plan_backup(host: Host, folder: str, stock: Stock, loads: Sequence[str], liv
             (doc["Id"], mount["Destination"]) for doc in stock.containers for mount in doc.get("Mounts") or [] if mount.get("Name") == name
             and not any(other["Destination"].startswith(mount["Destination"].rstrip("/") + "/") for other in doc["Mounts"])]
         volumes.update({name: ["volume-%d.tar" % number, place[0], place[1]] for place in places[:1]})
-    return Backup(folder, stock, own, volumes, loads, left_out(stock, volumes), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+    return Backup(folder, stock, own, volumes, loads, left_out(stock, volumes, live), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
 
 
 def own_changes(doc: dict, diff: str) -> bool:
@@ -5294,8 +5297,8 @@ def own_changes(doc: dict, diff: str) -> bool:
     return any(line[2:] not in on_way for line in diff.split("\n") if line.strip())
 
 
-def left_out(stock: Stock, volumes: Dict[str, Sequence[str]]) -> List[str]:
-    """What a backup does not hold, in words."""
+def left_out(stock: Stock, volumes: Dict[str, Sequence[str]], live: bool = True) -> List[str]:
+    """What a backup does not hold, in words; `live`: what runs goes on meanwhile."""
     kept = carried_networks(stock)
     out = ["network %s (driver %s, scope %s)" % (one["Name"], one["Driver"], one.get("Scope")) for one in stock.networks
            if one not in kept and one["Driver"] not in ("host", "null") and one["Name"] != "bridge"]
@@ -5304,7 +5307,7 @@ def left_out(stock: Stock, volumes: Dict[str, Sequence[str]]) -> List[str]:
     binds = {(one["Source"], title_of(doc)) for doc in stock.containers for one in doc.get("Mounts") or [] if one.get("Source") and not one.get("Name")}
     out += ["the host's %s, mounted into %s" % pair for pair in sorted(binds)]
     out += ["digests of %s: docker load brings back tags only" % ", ".join(one["RepoDigests"]) for one in stock.images if one.get("RepoDigests")]
-    out += ["what %s writes to volume %s meanwhile" % (title_of(doc), one["Name"]) for doc in stock.containers if runs(doc)
+    out += ["what %s writes to volume %s meanwhile" % (title_of(doc), one["Name"]) for doc in stock.containers if live and runs(doc)
             for one in doc.get("Mounts") or [] if one.get("Name") in volumes]
     return out + ["the containers' logs"] * bool(stock.containers)
 
@@ -5623,7 +5626,9 @@ def run_recreate(host: Host, opts: argparse.Namespace, report: dict) -> None:
     pool = look_pool(host, engine)
     sizes = asked_sizes(opts, pool)
     check_recreate(host, opts, engine, pool, sizes, driver)
-    stock = engine.stock._replace(containers=[one for one in engine.stock.containers if not (runs(one) and one["HostConfig"].get("AutoRemove"))])
+    sized = {"StorageOpt": {}} if driver == "overlay2" else {}      # which knows no size of a container's own
+    stock = engine.stock._replace(containers=[dict(one, HostConfig=dict(one["HostConfig"], **sized)) for one in engine.stock.containers
+                                              if not (runs(one) and one["HostConfig"].get("AutoRemove"))])
     kept = plan_backup(host, os.path.abspath(opts.backup), stock, [], live=False)
     kept = kept._replace(loads=[name for name, refs in (("images.tar", image_refs(stock.images)), ("own.tar", own_refs(kept))) if refs])
     plan = plan_recreate(host, opts, engine, pool, kept, sizes, driver)

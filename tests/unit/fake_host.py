@@ -163,6 +163,9 @@ class FakeHost:
     def do_journalctl(self, argv, stdin):
         return 0, "level=fatal msg=\"the daemon's own words\""
 
+    def do_sync(self, argv, stdin):
+        return 0, ""
+
     def do_service(self, argv, stdin):
         return self.do_systemctl([argv[1], argv[0] + ".service"], stdin)
 

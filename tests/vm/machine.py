@@ -348,6 +348,18 @@ class Machine:
         """A dockfix that is ended by SIGKILL "before" or "after" its step of that number (0: it is not); `armed` comes first."""
         return self.run("python3", "/root/kill/kill_at.py", number, side, *args, check=False, timeout=timeout)
 
+    def halt_at(self, halts, *args):
+        """A Job: a dockfix that stands still at some of its steps (kill_at.py), for vm.halted() and vm.go_on(); `armed` comes first."""
+        return self.start_job(("python3", "/root/kill/kill_at.py", "halt", json.dumps(halts)) + args, b"")
+
+    def halted(self):
+        """[pid, number, side, title] of the step where it stands, or None."""
+        text = self.sh("cat /run/halted 2>/dev/null || :").text
+        return text.split(" ", 3) if text else None
+
+    def go_on(self, halted):
+        self.sh("rm /run/halted; kill -CONT " + halted[0])
+
     def spawn_dockfix(self, *args, stdin=b"", env=None):
         return self.start_job(self.dockfix_argv(*args), stdin, env)
 
