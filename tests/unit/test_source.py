@@ -104,6 +104,21 @@ def test_imports_are_the_ones_readme_names(tree, dockfix):
     assert {name.split(".")[0] for name in named} == modules
 
 
+def test_readme_knows_every_command_option_version_and_test(dockfix):
+    home = os.path.dirname(dockfix.__file__)
+    with open(os.path.join(home, "README.md"), "rb") as f:
+        text = f.read().decode("utf-8")
+    english, _, chinese = text.partition("\n## \u4e2d\u6587")
+    assert dockfix.VERSION in chinese.split("\n")[0]
+    headings = "".join(re.findall(r"(?m)^## .*", english))
+    for command in dockfix.COMMANDS:
+        assert "`%s" % command.name in headings and re.search(r"dockfix.py %s " % command.name, chinese), command.name
+    named = re.findall(r"`(tests/[a-z_/]+\.py)`", english)
+    assert len(named) > 20 and [path for path in named if not os.path.isfile(os.path.join(home, path))] == []
+    known = {name for command in (None,) + dockfix.COMMANDS for name in re.findall(r"--?[a-z][a-z-]*", dockfix.help_text(command))}
+    assert set(re.findall(r"(?m)(?<![\w-])--[a-z][a-z-]+", re.sub(r"(?m)^.*(?:docker run|docker ps|runlike).*$", "", text))) <= known
+
+
 def test_imports_are_the_standard_library_of_every_python(tree):
     names = {name for name, _ in imported(tree)}
     assert not names & (LATER_MODULES | GONE_MODULES) and not {n.split(".")[0] for n in names} & GONE_MODULES
