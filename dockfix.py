@@ -1404,15 +1404,23 @@ def undo_text(undo: Undo) -> bytes:
     return (json.dumps(dict(undo._asdict(), schema="dockfix-undo/1", members=members), indent=1) + "\n").encode("ascii")
 
 
+MEMBER_TYPES = [str, str, bytes, str, int, int, int, int]
+# What a record can hold, for it is acted on as root inside: by kind, its paths, and of its facts what Python shows
+UNDO_FORMS = {"timezone": (r"/etc(/localtime|/timezone)?|/usr(/share(/zoneinfo(/[A-Za-z0-9_+-]+)*)?)?", {}),
+              "faketime": (r"/etc/(ld\.so\.preload|faketimerc)|/usr/lib/libfaketime-dockfix-[0-9a-f]{12}\.so\.1",
+                           {"done": "True|False", "stopped": "True|False", "offset": "-?[0-9]+", "build": r"'(/\.dockfix-build-[0-9a-f]{12})?'"})}
+
+
 def parse_undo(data: bytes) -> Undo:
     """The reverse. Raises ValueError for what is no such record."""
     try:
         found = json.loads(data.decode("utf-8", "replace"))
-        if found.pop("schema") != "dockfix-undo/1" or not re.match(r"[0-9a-f]{64}\Z", found["id"]):
-            raise ValueError("not a record")
         members = [Member(**dict(one, data=base64.b64decode(one["data"], validate=True))) for one in found.pop("members")]
-        if not (isinstance(found["more"], dict) and all(one.path.startswith("/") and one.kind in ("file", "link", "absent") for one in members)):
-            raise ValueError("not a member")
+        paths, facts = UNDO_FORMS.get(found["kind"], ("/.*", {}))
+        good = [found.pop("schema") == "dockfix-undo/1", re.match(r"[0-9a-f]{64}\Z", found["id"]), isinstance(found["more"], dict)]
+        good += [re.match("(?:%s)\\Z" % paths, one.path, re.S) and one.kind in ("file", "link", "absent") and [type(part) for part in one] == MEMBER_TYPES for one in members]
+        if not all(good + [re.match("(?:%s)\\Z" % form, repr(found["more"][key])) for key, form in facts.items()]):
+            raise ValueError("not a record")
         return Undo(members=tuple(members), **found)
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
         raise ValueError("not an undo record of dockfix") from None
@@ -3031,7 +3039,10 @@ def load_undo(host: Host, kind: str, ident: str) -> Optional[Undo]:
     path = undo_path(host, kind, ident)
     try:
         with open(raw(path), "rb") as source:
-            return parse_undo(source.read())
+            undo = parse_undo(source.read())
+        if (undo.kind, undo.id) != (kind, ident):
+            raise ValueError("it is of another container")
+        return undo
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as err:
@@ -3075,7 +3086,10 @@ def tidy_undo(host: Host, listed: Sequence[str]) -> None:
     for name in names:
         kind, _, ident = os.fsdecode(name).partition("-")
         if re.match(r"[0-9a-f]{64}\.json\Z", ident) and ident[:64] not in listed:
-            undo = load_undo(host, kind, ident[:64])
+            try:
+                undo = load_undo(host, kind, ident[:64])
+            except DockfixError:            # nothing that is done now rests on it
+                continue
             if undo and undo.engine and undo.engine == engine_info(host)["ID"]:
                 drop_undo(host, kind, ident[:64])
 
@@ -4765,7 +4779,7 @@ def read_clock(host: Host, container: Container, env: Sequence[str] = (), quiet:
     if not can_exec(container):
         raise WayClosed("it is %s" % ("paused" if container.paused else "restarting" if container.restarting else "not running"))
     began = time.time()
-    answer = query(host, "exec", container.id, *((["env"] + list(env) if env else []) + ["date", "+%s %z"]))
+    answer = query(host, "exec", container.id, *((["env"] + list(env) if env else []) + ["date", "+%s %z"]), limit=4096, enough=4096)
     ended = time.time()
     found = re.match(rb"(-?[0-9]{1,15}) ([+-])([0-9]{2})([0-9]{2})\s*\Z", answer.out)
     if answer.rc and is_gone_now(host, container.id, answer.text()):
@@ -6330,7 +6344,7 @@ def run_faketime(host: Host, opts: argparse.Namespace, report: dict) -> None:
         flags = [flag for flag, on in (("--undo", opts.undo), ("--restart", opts.restart), ("--yes", opts.restart), ("--step-running", opts.step_running)) if on]
         return plan_calls(opts, report, plans, ["--%s=%s" % one for one in given if one[1] is not None] + flags + ["--watch=%g" % opts.watch], dict(NO_SHIFT, offset=opts.seconds))
     if action == "set":
-        lib = next((one.library.path for one in plans if isinstance(one, Shift) and one.library), "LIBFAKETIME")
+        lib = next((one.library.path for one in plans if isinstance(one, Shift) and one.library and one.library.rank < 2), "LIBFAKETIME")
         report["findings"].append({"id": "faketime-new-containers", "severity": "info", "remedy": RECIPE % (sh_quote(lib), opts.seconds),
                                    "text": "for a new container there is a safer way, with a libfaketime of 0.9.11 or newer (for musl, one built with musl)"})
     restarts = [one.target.name for one in plans if isinstance(one, Shift) and one.container.running] if opts.restart else []
@@ -6583,8 +6597,11 @@ def watch_shift(host: Host, opts: argparse.Namespace, plan: Shift, talk: Tuple[i
 
 
 def log_seconds(host: Host, container: Container, since: float, span: float) -> Tuple[int, int]:
-    """In how many seconds of each half of [since, since + span] it wrote to its log, by docker's own clock; (0, 0) where docker cannot read the log."""
+    """In how many seconds of each half of [since, since + span] it wrote to its log, by docker's own clock; (0, 0) where docker cannot read the log,
+    (1, 1) where there is more of it than is read."""
     answer = query(host, "logs", "-t", "--since", "%d" % since, container.id, limit=1 << 20, enough=1 << 20)
+    if answer.timed_out or max(answer.out_total, answer.err_total) >= 1 << 20:
+        return 1, 1
     words = {line[:19] for line in (answer.out + b"\n" + answer.err).decode("utf-8", "replace").split("\n")}
     stamps = [parse_instant(word + "Z") - int(since) for word in words]
     return sum(0 <= one < span / 2 for one in stamps), sum(span / 2 <= one <= span for one in stamps)
@@ -6638,6 +6655,7 @@ def shift_status(host: Host, plan: Shift, users: Dict[int, bool]) -> dict:
     first = "cannot be seen" if not users else "follows" if users.get(container.pid) else "after a restart only"
     msg = ("%+d s by dockfix since %s; its first process: %s" % (undo.more["offset"], undo.changed[:19] + "Z", first) if done else "a change was cut off: python3 dockfix.py faketime --undo %s" % plan.target.name
            if undo else "not by dockfix, but set in %s" % ", ".join(others) if others else "dockfix has shifted nothing here")
+    msg += "; its running programs use libfaketime still, until a docker restart" if plan.preloaded and not undo and not others else ""
     return row(plan.target, "unchanged", msg, offset=undo.more["offset"] if done else None, library=undo.more["library"] if done else None, preloaded=plan.preloaded)
 
 

@@ -151,6 +151,7 @@ def test_what_cannot_be_put_back_is_said_and_undone_later(shiftable):
     (lambda box: os.unlink(box.at("fs", "web", LIBC)), "no glibc"),
     (lambda box: put(box, LIBC, little_elf(machine=183, has=("GLIBC_2.30",))), "aarch64"),
     (lambda box: put(box, LIBC, little_elf(has=("GLIBC_2.2",))), "GLIBC_2.4"),
+    (lambda box: put(box, LIBC, little_elf(bits=32, machine=3, has=("GLIBC_2.30",))), "for 32-bit x86"),
     (lambda box: os.rmdir(box.at("fs", "web", "usr", "lib")), "no /usr/lib"),
     (lambda box: box.file("libfaketime.so.1", little_elf()), "no libfaketime"),
     (lambda box: box.file("libfaketime.so.1", MARKED), "not an ELF file"),
@@ -193,6 +194,14 @@ def test_the_entrypoint_that_goes_on_as_another_user(shiftable):
     assert with_words("/entry.sh", "postgres").rc == 0
 
 
+def test_a_clock_of_32_bits_ends_in_2038(shiftable):
+    put(shiftable, LIBC, little_elf(bits=32, machine=3, needed=("ld-linux.so.2",), wants=(), has=("GLIBC_2.30",)))
+    shiftable.file("libfaketime.so.1", little_elf(bits=32, machine=3) + MARKED)
+    run = shift(shiftable, "--at", "2038-01-19 03:14:08", "--zone", "UTC")
+    assert run.rc == 5 and "January 2038" in run.rows()["web"]["msg"] and records(shiftable) == [], run
+    assert shift(shiftable, "--offset", "+8h", "--dry-run").rc == 0
+
+
 def test_restart_asks_and_stops_before_it_writes(shiftable):
     run = shift(shiftable, "--offset", "+8h", "--restart")
     assert run.rc == 5 and "restart 1 containers (web)" in run.json["errors"][0]["msg"] and records(shiftable) == [], run
@@ -209,6 +218,40 @@ def test_a_change_that_was_cut_off_is_told(shiftable):
     run = shift(shiftable, "--offset", "+9h")
     assert run.rc == 5 and "--undo web" in run.rows()["web"]["msg"], run
     assert shiftable.quick("faketime", "--all", "--undo").rc == 0 and "etc/faketimerc" not in files(shiftable)
+
+
+@pytest.mark.parametrize("change", [
+    lambda record: record["more"].update(build="/"), lambda record: record["more"].update(build="/etc"), lambda record: record["more"].update(build="/.dockfix-build-0123456789ab/../etc"),
+    lambda record: record["more"].update(build="/.dockfix-build-0123456789ab\n"), lambda record: record["more"].update(build=["/"]), lambda record: record["more"].pop("build"),
+    lambda record: record["more"].update(offset="+8h"), lambda record: record["more"].update(done=1), lambda record: record.update(more=[]),
+    lambda record: record["members"][0].update(path="/etc/shadow"), lambda record: record["members"][0].update(path="/etc/ld.so.preload\n"),
+    lambda record: record["members"][2].update(path="/usr/lib/libfaketime-dockfix-../../etc/x.so.1"), lambda record: record["members"][0].update(kind="dir"),
+    lambda record: record["members"][0].update(mode="0644"), lambda record: record["members"][0].update(link=None), lambda record: record["members"][0].pop("path"),
+    lambda record: record.update(id="f" * 64), lambda record: record.update(kind="timezone"), lambda record: record.update(schema="dockfix-undo/2")])
+def test_a_record_that_dockfix_did_not_make_is_not_acted_on(shiftable, change):
+    """It would be done as root inside the container."""
+    assert shift(shiftable, "--offset", "+8h").rc == 0
+    path = os.path.join(shiftable.state, "undo", records(shiftable)[0])
+    before, record = files(shiftable), json.loads(shiftable.read(path).decode())
+    assert record["members"][2]["path"].startswith("/usr/lib/")
+    change(record)
+    with open(path, "w") as f:
+        json.dump(record, f)
+    shiftable.forget()
+    run = shiftable.quick("faketime", "web", "--undo", "--json")
+    assert run.rc == 1 and "cannot be read" in run.rows()["web"]["msg"] and path in run.rows()["web"]["msg"], run
+    assert files(shiftable) == before and not [call for call in shiftable.calls() if call.command == "exec" or call.words[:2] == ["cp", "-"]]
+    shiftable.world["containers"] = [dict(shiftable.one, id="e" * 64, json=shiftable.one["json"].replace(shiftable.one["id"], "e" * 64))]
+    assert shiftable.quick("faketime", "web", "--status").rc == 0 and shiftable.quick("faketime", "web", "--undo").rc == 0      # the others' are not held up by it
+
+
+def test_the_recipe_names_no_library_that_it_would_not_suit(shiftable):
+    for data, named in ((MARKED, False), (b"FAKETIME_DISABLE_SHM" + MARKED, True)):
+        shiftable.file("libfaketime.so.1", little_elf() + data)
+        [finding] = shift(shiftable, "--offset", "+8h").json["findings"]
+        assert (("-v %s:" % shiftable.lib) in finding["remedy"]) is named and "FAKETIME=+28800" in finding["remedy"], finding
+        shiftable.one["date"] = (0, "+0000")
+        assert shiftable.quick("faketime", "web", "--undo").rc == 0
 
 
 def test_hostile_names_and_files_stay_off_the_terminal(shiftable):
