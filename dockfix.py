@@ -393,14 +393,14 @@ def parse_age(text: str) -> int:
     return int(found.group(1)) * UNITS[found.group(2)]
 
 
-def parse_instant(text: object) -> int:
+def parse_instant(text: object) -> float:
     """Seconds since 1970 of Docker's '2024-01-31T12:00:00.123456789Z' (or +08:00); 0 where it is none, and for year 1, Docker's 'never'."""
-    found = re.match(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(?:Z|([+-])(\d\d):(\d\d))\Z", str(text or ""), re.A)
+    found = re.match(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(?:Z|([+-])(\d\d):(\d\d))\Z", str(text or ""), re.A)
     try:
-        shift = int(found.group(2) + "1") * (int(found.group(3)) * 3600 + int(found.group(4)) * 60) if found and found.group(2) else 0
-        return max(0, calendar.timegm(time.strptime(found.group(1), "%Y-%m-%dT%H:%M:%S")) - shift) if found else 0
+        shift = int(found.group(3) + "1") * (int(found.group(4)) * 3600 + int(found.group(5)) * 60) if found and found.group(3) else 0
+        return max(0.0, calendar.timegm(time.strptime(found.group(1), "%Y-%m-%dT%H:%M:%S")) - shift + float("0" + (found.group(2) or ""))) if found else 0.0
     except ValueError:
-        return 0
+        return 0.0
 
 
 def parse_mountinfo(text: str) -> List[Mount]:
@@ -1411,13 +1411,13 @@ UNDO_FORMS = {"timezone": (r"/etc(/localtime|/timezone)?|/usr(/share(/zoneinfo(/
                            {"done": "True|False", "stopped": "True|False", "offset": "-?[0-9]+", "build": r"'(/\.dockfix-build-[0-9a-f]{12})?'"})}
 
 
-def parse_undo(data: bytes) -> Undo:
-    """The reverse. Raises ValueError for what is no such record."""
+def parse_undo(data: bytes, kind: str, ident: str) -> Undo:
+    """The reverse. Raises ValueError for what is no record of this kind and container."""
     try:
         found = json.loads(data.decode("utf-8", "replace"))
         members = [Member(**dict(one, data=base64.b64decode(one["data"], validate=True))) for one in found.pop("members")]
-        paths, facts = UNDO_FORMS.get(found["kind"], ("/.*", {}))
-        good = [found.pop("schema") == "dockfix-undo/1", re.match(r"[0-9a-f]{64}\Z", found["id"]), isinstance(found["more"], dict)]
+        paths, facts = UNDO_FORMS[kind]
+        good = [(found.pop("schema"), found["kind"], found["id"]) == ("dockfix-undo/1", kind, ident), isinstance(found["more"], dict)]
         good += [re.match("(?:%s)\\Z" % paths, one.path, re.S) and one.kind in ("file", "link", "absent") and [type(part) for part in one] == MEMBER_TYPES for one in members]
         if not all(good + [re.match("(?:%s)\\Z" % form, repr(found["more"][key])) for key, form in facts.items()]):
             raise ValueError("not a record")
@@ -2739,12 +2739,12 @@ def replace_shadow(etc: int, data: bytes, old: os.stat_result) -> None:
     quietly(os.fsync, etc)              # the new file is in place: the read-back judges, not this
 
 
-def quietly(deed: Callable, *args, **more) -> None:
-    """A deed whose failure changes nothing any more."""
+def quietly(deed: Callable, *args, **more):
+    """A deed whose failure changes nothing any more; its result, None where it failed."""
     try:
-        deed(*args, **more)
+        return deed(*args, **more)
     except OSError:
-        pass
+        return None
 
 
 def copy_xattrs(source: int, new: int) -> None:
@@ -3039,10 +3039,7 @@ def load_undo(host: Host, kind: str, ident: str) -> Optional[Undo]:
     path = undo_path(host, kind, ident)
     try:
         with open(raw(path), "rb") as source:
-            undo = parse_undo(source.read())
-        if (undo.kind, undo.id) != (kind, ident):
-            raise ValueError("it is of another container")
-        return undo
+            return parse_undo(source.read(), kind, ident)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as err:
@@ -3079,19 +3076,14 @@ def restore_undo(host: Host, container: Container, undo: Undo) -> List[str]:
 
 def tidy_undo(host: Host, listed: Sequence[str]) -> None:
     """Drops the records of containers that this engine had and has no more; `listed` are all its ids (docker ps -a). Another engine's stay."""
-    try:
-        names = os.listdir(raw(os.path.join(host.state, "undo")))
-    except OSError:
-        return
-    for name in names:
-        kind, _, ident = os.fsdecode(name).partition("-")
-        if re.match(r"[0-9a-f]{64}\.json\Z", ident) and ident[:64] not in listed:
-            try:
-                undo = load_undo(host, kind, ident[:64])
-            except DockfixError:            # nothing that is done now rests on it
-                continue
-            if undo and undo.engine and undo.engine == engine_info(host)["ID"]:
-                drop_undo(host, kind, ident[:64])
+    for name in quietly(os.listdir, os.path.join(host.state, "undo")) or []:
+        found = re.match(r"([a-z]+)-([0-9a-f]{64})\.json\Z", name)
+        try:
+            undo = load_undo(host, *found.groups()) if found and found.group(2) not in listed else None
+        except DockfixError:                # nothing that is done now rests on it
+            continue
+        if undo and undo.engine and undo.engine == engine_info(host)["ID"]:
+            drop_undo(host, undo.kind, undo.id)
 
 
 # --- the processes of a container, where root is on the engine's host
@@ -6515,7 +6507,7 @@ def apply_shift(host: Host, opts: argparse.Namespace, plan: Shift) -> str:
     if private.data != plan.library.data:
         write_members(host, container, [Member(private.path, data=plan.library.data, **new)])
     try_library(host, plan, opts.seconds)
-    talk = log_seconds(host, container, parse_instant(container.started) if opts.restart else time.time() - opts.watch, opts.watch)
+    talk = log_seconds(host, opts, container, time.time() - opts.watch)
     if opts.restart:
         save_undo(host, "faketime", container, (), {"stopped": True})
         must(host, "stop", container.id)
@@ -6588,23 +6580,23 @@ def watch_shift(host: Host, opts: argparse.Namespace, plan: Shift, talk: Tuple[i
         if left <= 0 or host.stop.is_set():
             break
         time.sleep(min(1.0, left))
-    now, (early, late) = first_process(container)[0], log_seconds(host, container, wall, opts.watch)
+    now, (early, late) = first_process(container)[0], log_seconds(host, opts, container, wall)
     if now and posixpath.basename(now) != posixpath.basename(plan.program):
         return "after %g s its first process is %s, not %s: it hangs in its start (--watch SECONDS waits longer)" % (opts.watch, now, plan.program)
-    if sum(talk) and opts.restart and not early + late or sum(talk) >= 3 and talk[1] and not late:
+    if opts.watch and (sum(talk) and opts.restart and not early + late or sum(talk) >= 3 and talk[1] and not late):
         return "it wrote nothing for %g s, and did before (--watch SECONDS waits longer)" % opts.watch
     return ""
 
 
-def log_seconds(host: Host, container: Container, since: float, span: float) -> Tuple[int, int]:
-    """In how many seconds of each half of [since, since + span] it wrote to its log, by docker's own clock; (0, 0) where docker cannot read the log,
-    (1, 1) where there is more of it than is read."""
+def log_seconds(host: Host, opts: argparse.Namespace, container: Container, since: float) -> Tuple[int, int]:
+    """In how many seconds of each half of --watch it wrote to its log, by docker's own clock, with --restart from its start on (its first words are older than
+    docker's note of it by a little); (0, 0) where docker cannot read the log, (1, 1) where there is more of it than is read."""
+    since, half = parse_instant(container.started) - 0.3 if opts.restart else since, opts.watch / 2
     answer = query(host, "logs", "-t", "--since", "%d" % since, container.id, limit=1 << 20, enough=1 << 20)
     if answer.timed_out or max(answer.out_total, answer.err_total) >= 1 << 20:
         return 1, 1
-    words = {line[:19] for line in (answer.out + b"\n" + answer.err).decode("utf-8", "replace").split("\n")}
-    stamps = [parse_instant(word + "Z") - int(since) for word in words]
-    return sum(0 <= one < span / 2 for one in stamps), sum(span / 2 <= one <= span for one in stamps)
+    stamps = [parse_instant(line.split(" ")[0]) - since for line in (answer.out + b"\n" + answer.err).decode("utf-8", "replace").split("\n")]
+    return len({int(one) for one in stamps if 0 <= one < half}), len({int(one) for one in stamps if half <= one <= 2 * half})
 
 
 def take_back(host: Host, plan: Shift) -> str:
@@ -6654,18 +6646,15 @@ def shift_status(host: Host, plan: Shift, users: Dict[int, bool]) -> dict:
     others = [where for where, on in ((PRELOAD, b"faketime" in preload.data), (RC, rc.kind != "absent"), ("its environment", any("faketime" in one.lower() for one in container.env))) if on]
     first = "cannot be seen" if not users else "follows" if users.get(container.pid) else "after a restart only"
     msg = ("%+d s by dockfix since %s; its first process: %s" % (undo.more["offset"], undo.changed[:19] + "Z", first) if done else "a change was cut off: python3 dockfix.py faketime --undo %s" % plan.target.name
-           if undo else "not by dockfix, but set in %s" % ", ".join(others) if others else "dockfix has shifted nothing here")
-    msg += "; its running programs use libfaketime still, until a docker restart" if plan.preloaded and not undo and not others else ""
+           if undo else "not by dockfix, but set in %s" % ", ".join(others) if others else "dockfix has shifted nothing here"
+           + ("; its running programs use libfaketime still, until a docker restart" if plan.preloaded else ""))
     return row(plan.target, "unchanged", msg, offset=undo.more["offset"] if done else None, library=undo.more["library"] if done else None, preloaded=plan.preloaded)
 
 
 def build_source(folder: str) -> Dict[str, bytes]:
     """The files of libfaketime's src folder. Raises UsageError."""
     folder = os.path.join(folder, "src")
-    try:
-        names = [name for name in sorted(os.listdir(folder)) if os.path.isfile(os.path.join(folder, name))][:100]
-    except OSError:
-        names = []
+    names = [name for name in sorted(quietly(os.listdir, folder) or []) if os.path.isfile(os.path.join(folder, name))][:100]
     if "libfaketime.c" not in names or "Makefile" not in names:
         raise UsageError("--build-from: there is no source of libfaketime in %s" % folder, "apt-get source libfaketime, or its source unpacked: DIR holds src/libfaketime.c")
     return {name: read_input(os.path.join(folder, name), 1 << 22, "--build-from") for name in names}

@@ -334,8 +334,8 @@ def respond(box, world, argv, stdin, env):
         command = argv[0] if argv else ""
         if command in ("exec", "cp"):
             rc = getattr(fake, command)(argv[1:], stdin)
-        elif command in ("ps", "inspect", "info", "restart"):
-            rc = getattr(fake, command)(argv[1:])
+        elif command in ("ps", "inspect", "info", "restart", "stop", "start"):
+            rc = getattr(fake, {"stop": "restart", "start": "restart"}.get(command, command))(argv[1:])
         else:
             fake.err, rc = b"docker: '%s' is not a docker command.\n" % os.fsencode(command), 1
     if answers:

@@ -75,11 +75,16 @@ def test_an_offset_that_looks_like_an_option(shiftable, args):
     ((), "say one of"), (("--offset", "+8h", "--undo"), "say one of"), (("--offset", "+8h", "--at", "2030-01-01 00:00:00"), "say one of"),
     (("--offset", "--undo"), "not an offset: --undo"), (("--offset", "+1w"), "+1w"), (("--status", "--lib", "x"), "--lib"), (("--undo", "--step-running"), "--step-running"),
     (("--undo", "--zone", "UTC"), "--zone"), (("--status", "--restart"), "--restart"), (("--offset", "+8h", "--watch", "-1"), "--watch"),
-    (("--offset", "+8h", "--lib", "x", "--build-from", "y"), "--lib"), (("--at", "2030-01-01 00:00:00", "--zone", "../../etc/shadow"), "time zone")])
+    (("--offset", "+8h", "--lib", "x", "--build-from", "y"), "--lib"), (("--at", "2030-01-01 00:00:00", "--zone", "../../etc/shadow"), "time zone"),
+    (("--offset", "+1h30m"), "+1h30m"), (("--offset=-99y",), "before 1970"), (("--offset", "+999999999y"), "after the year 9999"), (("--offset", "+0.2s"), "half a second"),
+    (("--at", "1969-12-31 00:00:00"), "before 1970"), (("--at", "2030-01-01"), "not a time"), (("--at", "2030-01-01 00:00:00", "--zone", "No/Such"), "No/Such"),
+    (("--at", "2030-03-10 02:30:00", "--zone", "America/New_York"), "never comes"), (("--at", "2030-11-03 01:30:00", "--zone", "America/New_York"), "comes twice"),
+    (("--offset", "+8h", "--zone", "UTC"), "--zone"), (("--undo", "--lib", "x"), "--lib"), (("--offset", "+8h", "--lib", "/nothing/there"), "/nothing/there"),
+    (("--offset", "+8h", "--build-from", "/etc"), "source of libfaketime"), (("--status", "--build-from", "x"), "--build-from")])
 def test_usage(shiftable, args, word):
     before = shiftable.picture()
     run = shiftable.quick("faketime", "web", *(args + ("--json",)))
-    assert run.rc == 2 and word in run.json["errors"][0]["msg"], run
+    assert run.rc == 2 and word in run.json["errors"][0]["msg"] and (run.json["errors"][0]["hint"] or "--" in run.json["errors"][0]["msg"]), run
     assert shiftable.picture() == before and shiftable.calls() == []
 
 
@@ -205,6 +210,37 @@ def test_a_clock_of_32_bits_ends_in_2038(shiftable):
 def test_restart_asks_and_stops_before_it_writes(shiftable):
     run = shift(shiftable, "--offset", "+8h", "--restart")
     assert run.rc == 5 and "restart 1 containers (web)" in run.json["errors"][0]["msg"] and records(shiftable) == [], run
+
+
+STARTED = "2026-01-01T10:00:00.95"
+TALKS = b"".join(b"2026-01-01T10:00:%02d.5Z one more\n" % second for second in range(1, 9))
+
+
+@pytest.mark.parametrize("before, after, watch, good", [
+    (b"", b"", "2", True),
+    (TALKS, b"", "2", False),
+    (TALKS, b"", "0", True),                                            # nobody looked
+    (b"2026-01-01T10:00:00.949Z ready\n", b"2026-01-01T10:00:00.949Z ready\n", "2", True),      # a little before docker's note of the start
+    (b"2026-01-01T10:00:01.1Z ready\n", b"", "2", False),
+    (b"2026-01-01T10:00:01.1Z ready\n", b"2026-01-01T10:00:00.5Z the end of the run before\n", "2", False),
+    (TALKS, TALKS[:64], "8", False),                                    # its first words, and then no more
+    (TALKS, b"2026-01-01T10:00:01Z x\n" * 50000, "2", True),          # more than is read
+    (b"no stamp\n\xff\n99999-01-01T10:00:01Z x\n", b"", "2", True)])
+def test_what_falls_silent_after_a_restart_is_put_back(shiftable, before, after, watch, good):
+    document = json.loads(shiftable.one["json"])
+    document["State"]["StartedAt"] = STARTED + "Z"
+    shiftable.one["json"] = json.dumps(document)
+    shiftable.rule("logs", nth=1, out=before)
+    shiftable.rule("logs", out=after)
+
+    def no_waiting(module):                 # time goes by as it is slept
+        gone, clock = [0.0], module.time.monotonic
+        module.time.monotonic = lambda: clock() + gone[0]
+        module.time.sleep = lambda seconds: gone.__setitem__(0, gone[0] + seconds)
+    run = shift(shiftable, "--offset", "+8h", "--restart", "--yes", "--watch", watch, prelude=no_waiting)
+    row = run.rows()["web"]
+    assert (run.rc, row["status"]) == ((0, "changed") if good else (1, "failed")), run
+    assert good or "wrote nothing" in row["msg"] and "as it was" in row["msg"] and records(shiftable) == [], run
 
 
 def test_a_change_that_was_cut_off_is_told(shiftable):

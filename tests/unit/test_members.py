@@ -54,6 +54,7 @@ def seam(dockfix, box, monkeypatch):
     """(host, container facts) of a running container in the sandbox; docker is a function call."""
     box.container("web")
     monkeypatch.setattr(dockfix, "run_child", box.in_process)
+    monkeypatch.setitem(dockfix.UNDO_FORMS, "test", ("/.*", {}))
     host = make_host(dockfix, box)
     os.makedirs(box.state, 0o700)
     return host, dockfix.inspect_containers(host, [box.id("web")])[box.id("web")]
@@ -173,16 +174,19 @@ def test_ids_outside_the_user_namespace_are_never_sent(dockfix):
             dockfix.members_tar([one], base)
 
 
-def test_a_record_is_itself_again_and_garbage_is_a_value_error(dockfix, rng):
-    undo = dockfix.Undo("time", ID, "web", "E", "2026-01-01T00:00:00Z", (dockfix.Member("/etc/x", "file", bytes(range(256)), "", 1, 2, 0o644, 5),
+def test_a_record_is_itself_again_and_garbage_is_a_value_error(dockfix, rng, seam):
+    undo = dockfix.Undo("test", ID, "web", "E", "2026-01-01T00:00:00Z", (dockfix.Member("/etc/x", "file", bytes(range(256)), "", 1, 2, 0o644, 5),
                                                                          dockfix.Member("/etc/y\udcff\u4e2d", "absent")), {"zone": "Asia/Tokyo"})
     text = dockfix.undo_text(undo)
-    assert dockfix.parse_undo(text) == undo
+    assert dockfix.parse_undo(text, "test", ID) == undo
+    for kind, ident in (("timezone", ID), ("test", "f" * 64)):
+        with pytest.raises(ValueError):
+            dockfix.parse_undo(text, kind, ident)
     for _ in range(300):
         data = bytearray(text)
         for _ in range(rng.randrange(1, 9)):
             data[rng.randrange(len(data))] = rng.randrange(256)
         try:
-            assert isinstance(dockfix.parse_undo(bytes(data[:rng.randrange(len(data) + 1)] if rng.random() < 0.3 else data)), dockfix.Undo)
+            assert isinstance(dockfix.parse_undo(bytes(data[:rng.randrange(len(data) + 1)] if rng.random() < 0.3 else data), "test", ID), dockfix.Undo)
         except ValueError:
             pass
