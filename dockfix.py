@@ -2103,6 +2103,22 @@ def cut_file(path: str) -> str:
     return ""
 
 
+FITRIM = 0xC0185879                         # linux/fs.h
+
+
+def trim_mount(pid: str, point: str, device: str) -> None:
+    """What fstrim does, on the file system that is mounted at `point` in a process's view, by a descriptor that certainly is on `device`
+    (MAJOR:MINOR): where a container ended meanwhile there is a plain folder, and fstrim by its path would trim the host's disk. Raises OSError."""
+    folder = os.open(raw("/proc/%s/root%s" % (pid, point)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        found = os.fstat(folder).st_dev
+        if "%d:%d" % (os.major(found), os.minor(found)) != device:
+            raise FileNotFoundError(errno.ENOENT, "it is not mounted any more")
+        fcntl.ioctl(folder, FITRIM, struct.pack("QQQ", 0, (1 << 64) - 1, 0))
+    finally:
+        os.close(folder)
+
+
 def write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
@@ -5079,7 +5095,7 @@ def look_pool(host: Host, engine: Engine) -> LoopPool:
         raise EnvironmentFault("the storage driver is %s; only devicemapper has a pool" % info["Driver"], "python3 dockfix.py storage")
     reported = pool_reported(info["DriverStatus"])
     name = str(reported["name"] or "")
-    thin = parse_thin_pool(*(expect(query_host(host, ("dmsetup", verb, name)), "dmsetup").out.decode("ascii", "replace") for verb in ("table", "status")))
+    thin = thin_pool(host, name)
     files, loops, lengths, taken = {}, {}, {}, 0
     for kind, device in (("data", thin.data_dev), ("metadata", thin.metadata_dev)):
         files[kind] = os.path.join(engine.root, "devicemapper/devicemapper", kind)
@@ -5097,6 +5113,10 @@ def look_pool(host: Host, engine: Engine) -> LoopPool:
         lengths[kind], taken = found.st_size, taken + found.st_blocks * 512
     disk = os.statvfs(raw(files["data"]))
     return LoopPool(name, thin, files, loops, lengths, disk.f_bavail * disk.f_frsize + taken)
+
+
+def thin_pool(host: Host, name: str) -> ThinPool:
+    return parse_thin_pool(*(expect(query_host(host, ("dmsetup", verb, name)), "dmsetup").out.decode("ascii", "replace") for verb in ("table", "status")))
 
 
 def device_number(path: str) -> str:
@@ -5654,9 +5674,7 @@ def check_recreate(host: Host, opts: argparse.Namespace, engine: Engine, pool: L
     else:
         check_sizes(pool, sizes, opts.overcommit)
     check_stop(host, engine, opts.lose_autoremove)
-    pools = query_host(host, ("find", MAPPER, "-name", every_pool(pool.name))).out.split()
-    if len(pools) > 1:
-        raise Refused("%d pools like Docker's lie on this file system, and only one can be this daemon's" % len(pools), "dmsetup info; take down the one that no daemon uses: dmsetup remove NAME")
+    check_pools(host, every_pool(pool.name), pool.name)
     size, disk = backup_size(host, engine.stock), os.statvfs(raw(engine.root))
     same = os.stat(raw(os.path.dirname(folder))).st_dev == os.stat(raw(engine.root)).st_dev if os.path.isdir(os.path.dirname(folder)) else False
     check_folder(host, folder, size * 2 if same else size)
@@ -5668,6 +5686,13 @@ def check_recreate(host: Host, opts: argparse.Namespace, engine: Engine, pool: L
 def every_pool(name: str) -> str:
     """A pattern of the names that loop pools on the same file system have: the inode of the folder devicemapper/ is in them."""
     return re.sub(r"-[0-9]+-pool\Z", "-*-pool", name)
+
+
+def check_pools(host: Host, pattern: str, name: str) -> None:
+    """A pool of the pattern that is taken down must be this daemon's, old or new."""
+    others = [one for one in query_host(host, ("find", MAPPER, "-name", pattern)).out.decode("utf-8", "replace").split() if os.path.basename(one) != name]
+    if others:
+        raise Refused("%s lies where Docker's pool is to be, and is not this daemon's" % others[0], "dmsetup info; take it down if no daemon uses it: dmsetup remove %s" % os.path.basename(others[0]))
 
 
 def check_overlay(host: Host, root: str) -> None:
@@ -5931,23 +5956,30 @@ def move_steps(host: Host, opts: argparse.Namespace, engine: Engine, move: Move,
     rsync = engine_info(host)["Driver"] != "devicemapper" and has_program("rsync")     # it reads through the holes of loop files, and a live pool's copy is none
     first = ("rsync", "-aHAXSx", "--numeric-ids", "--delete", "--exclude=/lost+found", move.old + "/", move.new + "/")
     second = first if rsync else ("cp", "-ax", "--sparse=always", "--remove-destination", move.old + "/.", move.new + "/")
-    start = up_steps(engine)[0].title
+    pool = pool_reported(engine_info(host)["DriverStatus"])
+    old_pool = str(pool["name"]) if pool["mode"] == "loop" else ""      # one on devices of its own is not made by a start
+    new_pool = every_pool(pool_prefix(move.new if move.made else os.path.dirname(move.new)) + "pool") if old_pool else ""
+    if new_pool:
+        check_pools(host, new_pool, old_pool)
+    root = move.new + engine.root[len(move.old):]
+    up = list(up_steps(engine._replace(root=root), new_pool))
+    start = up[0].title
     empty = (Step("empty " + move.new, ("find", move.new, "-xdev", "-mindepth", "1", "!", "-path", move.new + "/lost+found", "-delete"), (("silent", "find", move.new, "-mindepth", "1", "!", "-name", "lost+found"),)),)
     steps = (Step("make " + move.new, ("mkdir", "-m", "711", move.new), (("ok", "test", "-d", move.new),),
                   () if move.made else (Step("remove " + move.new, ("rmdir", move.new), (("not", "test", "-e", move.new),)),), until=start),)
     if rsync and not opts.no_presync:
         steps += (Step("copy while Docker runs", first, undo=empty, until=start, soft=True, size=move.size, grows=move.new),)
-    steps += down_steps(engine, str(engine_info(host)["DriverStatus"].get("Pool Name") or ""))
+    steps += down_steps(engine, old_pool) + hold_steps(engine, True)
     steps += (Step("copy what is left" if len(steps) > 1 and rsync and not opts.no_presync else "copy", second, undo=empty, until=start, size=move.size, grows=move.new),)
     # Docker keeps absolute paths of named volumes in its records and fails at them ("error evaluating symlinks from mount source"; 20.10, measured).
     fields = r's#"(Source|LogPath|HostnamePath|HostsPath|ResolvConfPath)":"%s/#"\1":"%s/#g' % (re.sub(r"([^\w/-])", r"\\\1", move.old), move.new)
-    steps += (Step("put the new place into the containers' records", ("find", move.new + "/containers", "-mindepth", "2", "-maxdepth", "2", "-name", "config.v2.json",
-                                                                    "-type", "f", "-exec", "sed", "-i", "-E", "-e", fields, "{}", "+")),)
+    steps += (Step("put the new place into the containers' records", ("find", root + "/containers", "-mindepth", "2", "-maxdepth", "2", "-name", "config.v2.json",
+                                                                    "-type", "f", "-exec", "sed", "-i", "-E", "-e", fields, "{}", "+")),
+              Step("have all of it on the disk", ("sync",)))     # the journal is: after a power cut it must not know more than the new disk
     steps += option_steps(engine, (("data-root", "", move.new),))
     steps += (move_step("set the old root aside as " + aside, move.old, aside),) if aside != move.old else ()
-    up = list(up_steps(engine))
     up[0] = up[0]._replace(check=up[0].check + (("has", "Docker Root Dir: " + move.new, *engine.docker, "info"),))
-    return steps + tuple(up) + (Step("every container and image is there", check=all_there(host), wait=10),) + run_again(engine)
+    return steps + hold_steps(engine, False) + tuple(up) + (Step("every container and image is there", check=all_there(host), wait=10),) + run_again(engine)
 
 
 def all_there(host: Host) -> Tuple[Tuple[str, ...], ...]:
@@ -6008,10 +6040,10 @@ def run_reclaim(host: Host, opts: argparse.Namespace, report: dict) -> None:
     if spoils:
         confirm(opts, "remove these %d for good?" % len(spoils))
     take_lock(host)
-    before = free_bytes(goods.root)
+    report["before"] = space_now(host, goods)
     for name in [name for name in CATEGORIES if name in chosen]:
         report["results"] += DEEDS.get(name, remove_spoils)(host, goods, [one for one in spoils if one.category == name])
-    tell_gain(report, goods, before, [one for one, done in zip(spoils, report["results"]) if done["status"] == "changed"])
+    tell_gain(host, report, goods, [one for one, done in zip(spoils, report["results"]) if done["status"] == "changed"])
     report["exit_code"] = exit_code(report["results"])
 
 
@@ -6022,9 +6054,9 @@ def look_inventory(host: Host, chosen: Sequence[str]) -> Inventory:
         containers = inspect_objects(host, "container", [one.id for one in list_containers(host)])
         listed = expect(query(host, "images", "-q", "-a", "--no-trunc"), "docker images").out.decode("ascii", "replace").split()
         images = inspect_objects(host, "image", sorted(set(listed)))
-    except EnvironmentFault:
+    except EnvironmentFault as err:
         if list(chosen) != ["logs"]:
-            raise
+            raise EnvironmentFault(err.msg, err.hint + "; where a full disk keeps it down: python3 dockfix.py reclaim --logs, which needs no daemon") from None
         info, containers, images = {"DockerRootDir": configured_root(), "Driver": ""}, [], []
     root = str(info["DockerRootDir"])
     try:
@@ -6116,28 +6148,42 @@ def cut_logs(host: Host, goods: Inventory, spoils: List[Spoil]) -> List[dict]:
 
 
 def trim_spoils(host: Host, opts: argparse.Namespace, goods: Inventory) -> List[Spoil]:
-    """Running containers of devicemapper, by their mounts in dockerd's own view. Never through /proc/PID/root: fstrim resolves that
+    """Running containers of devicemapper, by their mounts in dockerd's own view. Never by `fstrim /proc/PID/root`: it resolves that
     link to / and trims the host (measured)."""
+    if opts.take_trim and goods.driver != "devicemapper":
+        say("dockfix: nothing to trim: with %s what is deleted in a container is free at once" % goods.driver)
+    elif opts.take_trim and os.geteuid() != 0:
+        raise EnvironmentFault("only root can trim", "sudo python3 dockfix.py reclaim --trim")
     found, wanted = [], {one["GraphDriver"]["Data"]["DeviceName"]: one for one in goods.containers if goods.driver == "devicemapper" and one["State"].get("Running")}
     for pid in [one.variable for one in running_daemons()] if wanted and os.geteuid() == 0 else []:
         for mount in mounts_of(pid):
             one = wanted.pop(mount.source[len("/dev/mapper/"):], None) if mount.point.startswith(goods.root + "/devicemapper/mnt/") else None
             if one:
-                found.append(Spoil("trim", one["Name"].lstrip("/"), one["Id"], (pid, mount.point), None, "nothing; what its deleted files still hold goes back to the pool"))
+                found.append(Spoil("trim", one["Name"].lstrip("/"), one["Id"], (pid, mount.point, mount.dev), None, "nothing; what its deleted files still hold goes back to the pool"))
     return found
-
-
-def trim_argv(spoil: Spoil) -> List[str]:
-    return ["nsenter", "-t", spoil.refs[0], "-m", "--", "fstrim", "-v", spoil.refs[1]]
 
 
 def trim_layers(host: Host, goods: Inventory, spoils: List[Spoil]) -> List[dict]:
     def trim(spoil: Spoil) -> str:
-        before, answer = free_bytes(goods.root), change_host(host, trim_argv(spoil), seconds=max(host.timeout, 600))
-        if answer.rc or answer.timed_out:
-            raise DockfixError(first_line(answer))
-        return "the disk has %s more" % show_size(max(0, (free_bytes(goods.root) or 0) - (before or 0)))
+        before = space_now(host, goods).get("pool_data_used")
+        trim_mount(*spoil.refs)
+        after = space_now(host, goods).get("pool_data_used")
+        return "" if before is None or after is None else "%s handed back to the pool" % show_size(max(0, before - after))
     return [did(one, trim, one) for one in spoils]
+
+
+def space_now(host: Host, goods: Inventory) -> Dict[str, Optional[int]]:
+    """Bytes: free on the disk of Docker's root; with devicemapper, used in the pool and allocated by its loop file. None where unknown."""
+    found = {"disk_free": free_bytes(goods.root)}       # type: Dict[str, Optional[int]]
+    if goods.driver == "devicemapper":
+        pool = pool_reported(engine_info(host)["DriverStatus"])
+        try:
+            found.update(pool_data_used=None, loop_file_allocated=None)
+            found["pool_data_used"] = thin_pool(host, str(pool["name"])).data_used
+            found["loop_file_allocated"] = os.lstat(raw(str(pool["data_loop_file"] or ""))).st_blocks * 512
+        except (OSError, EnvironmentFault):
+            pass                            # not root, or a pool on a device of its own
+    return found
 
 
 def did(spoil: Spoil, deed: Callable, *words) -> dict:
@@ -6218,13 +6264,14 @@ def promised(goods: Inventory, spoils: List[Spoil]) -> Optional[int]:
     return added([one.size for one in spoils if one.category != "images"] + [shared])
 
 
-def tell_gain(report: dict, goods: Inventory, before: Optional[int], done: List[Spoil]) -> None:
+def tell_gain(host: Host, report: dict, goods: Inventory, done: List[Spoil]) -> None:
     """Measured on the disk; the file system may need a moment."""
-    wanted, end = promised(goods, done), time.monotonic() + 5
+    before, wanted, end = report["before"]["disk_free"], promised(goods, done), time.monotonic() + 5
     after = free_bytes(goods.root)
     while before is not None and wanted and after - before < 0.95 * wanted and time.monotonic() < end:
         time.sleep(0.2)
         after = free_bytes(goods.root)
+    report["after"] = dict(space_now(host, goods), disk_free=after)
     report["freed"] = None if before is None or after is None else after - before
     if wanted and report["freed"] is not None and abs(report["freed"] - wanted) > 0.05 * wanted + (1 << 20):
         report["findings"].append({
@@ -6239,8 +6286,9 @@ def spoil_row(spoil: Spoil, status: str, msg: str) -> dict:
 def plan_reclaim(host: Host, report: dict, spoils: List[Spoil]) -> None:
     lines = []                              # type: List[str]
     for one in spoils:
-        argv = {"trim": trim_argv, "logs": lambda one: ("truncate", "-s", "0", "--") + one.refs}.get(one.category, lambda one: host.docker + CATEGORIES[one.category] + one.refs)(one)
-        lines += [comment("%s %s: %s" % (one.category, one.name, one.lost)), "run " + sh_line(argv)]
+        inside = ("nsenter", "-t", one.refs[0], "-m", "--") if one.category == "trim" else ()
+        argv = inside + ("fstrim", "-v", one.refs[1]) if inside else ("truncate", "-s", "0", "--") + one.refs if one.category == "logs" else host.docker + CATEGORIES[one.category] + one.refs
+        lines += [comment("%s %s: %s" % (one.category, one.name, one.lost)), (sh_line(inside + ("mountpoint", "-q", one.refs[1])) + " && " if inside else "") + "run " + sh_line(argv)]
     report["script"] = script_text(report, lines, 0)
 
 
@@ -6809,8 +6857,11 @@ def show_known(size: Optional[int]) -> str:
 def show_reclaim(report: dict, quiet: bool) -> str:
     rows = [(r["category"], r["target"], show_known(r["size"]), r["status"], r["msg"]) for r in report["results"] if not quiet or r["status"] != "changed"]
     table = render_table(("CATEGORY", "NAME", "SIZE", "STATUS", "MESSAGE"), rows) if rows else ""
-    last = "freed on the disk: %s (measured)" % show_known(report["freed"]) if "freed" in report else \
-        "all of it: %s; nothing was removed: choose categories, such as --logs --containers" % show_known(report.get("promised")) if rows else "there is nothing to reclaim"
+    last = "there is nothing to reclaim" if not report["results"] else "freed on the disk: %s (measured)" % show_known(report["freed"]) if "freed" in report else \
+        "all of it: %s; nothing was removed: choose categories, such as --logs --containers" % show_known(report.get("promised"))
+    for key, what in (("pool_data_used", "used in the pool"), ("loop_file_allocated", "the pool's loop file")):
+        if report["results"] and key in report.get("after", ()):
+            last += "\n%s: %s -> %s" % ((what,) + tuple(show_known(report[when][key]) for when in ("before", "after")))
     return table + ("" if quiet else last + "\n")
 
 
