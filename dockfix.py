@@ -6872,8 +6872,12 @@ def show_backup(report: dict, quiet: bool) -> str:
 
 
 def show_change(report: dict, quiet: bool) -> str:
-    return "".join("%s: %s\n%s" % (one["target"], printable(one["msg"]), "  the old data is kept in %s; rollback %s goes back, discard %s deletes it\n" % (
-        one["keeps"], one["id"], one["id"]) if one.get("keeps") and not quiet and one["status"] == "changed" else "") for one in report["results"])
+    out = ""
+    for one in report["results"]:
+        out += "%s: %s\n" % (printable(one["target"]), printable(one["msg"] or one["status"]))
+        if one.get("keeps") and not quiet and one["status"] == "changed":
+            out += "  %s; discard %s deletes it\n" % (("what is set aside is kept in %s" if one["msg"].startswith("undone") else "the old data is kept in %s; rollback " + one["id"] + " goes back") % one["keeps"], one["id"])
+    return out
 
 
 def show_errors(report: dict) -> None:

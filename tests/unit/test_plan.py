@@ -223,3 +223,10 @@ def test_relative_sizes(dockfix, text, size):
 @pytest.mark.parametrize("size,text", [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 << 30, "3.0 GiB"), (5 << 40, "5.0 TiB")])
 def test_sizes_for_people(dockfix, size, text):
     assert dockfix.show_size(size) == text
+
+
+def test_the_way_back_is_said_once_only(dockfix):
+    row = {"target": "relocate", "id": "relocate-1", "status": "changed", "keeps": "/old", "msg": "move Docker's root"}
+    assert dockfix.show_change({"results": [row]}, False).endswith("kept in /old; rollback relocate-1 goes back; discard relocate-1 deletes it\n")
+    undone = dockfix.show_change({"results": [dict(row, msg="undone: move Docker's root"), {"target": "web", "id": "", "status": "changed", "msg": ""}]}, False)
+    assert "rollback" not in undone and "discard relocate-1 deletes it\nweb: changed\n" in undone

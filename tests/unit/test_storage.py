@@ -382,6 +382,32 @@ def test_options_with_their_places_and_twice_is_critical(box, pool):
     assert look(box, prelude=options(top))[2]["option-place"]["severity"] == "critical"
 
 
+def test_options_that_no_unit_reads_or_that_wait_for_a_restart(box, make):
+    root, top = make(), box.at("host")
+    write(top + "/lib/systemd/system/docker.service", "[Service]\nExecStart=/usr/bin/dockerd -g %s --storage-opt dm.basesize=5G\n" % root.path)
+    write(top + "/etc/sysconfig/docker-storage", "DOCKER_STORAGE_OPTIONS=--storage-opt dm.fs=xfs\n")
+
+    def started_without(module):
+        options(top)(module)
+        module.running_daemons = lambda: [module.OptionSource("running", "/proc/7/cmdline", "7", "", (("data-root", root.path),), False, "")]
+    _, one, found = look(box, prelude=started_without)
+    assert "docker-storage" in found["option-unread"]["text"] and found["option-unread"]["severity"] == "info"
+    assert "dm.basesize=5G" in found["option-waiting"]["text"] and found["option-waiting"]["severity"] == "warning"
+    assert not {"option-unread", "option-waiting"} & set(look(box)[2])
+
+
+@pytest.mark.parametrize("limit, severity", [(["--warning", "100", "--critical", "100"], "info"), (["--warning", "0"], "warning")])
+def test_a_root_on_the_system_disk(box, make, limit, severity):
+    root = make()
+
+    def no_disk_of_its_own(module):
+        no_options(module)
+        real = module.look_disk
+        module.look_disk = lambda path, mounts: dict(real(path, mounts) or {}, device=os.stat("/").st_dev, used_percent=50.0, inodes_used_percent=50.0)
+    found = look(box, *limit, prelude=no_disk_of_its_own)[2]["root-on-system-disk"]
+    assert found["severity"] == severity and root.path in found["text"] and "relocate" in found["remedy"]
+
+
 def test_options_of_another_engine_are_not_shown(box, make):
     make()
     top = box.at("host")
