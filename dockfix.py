@@ -6613,11 +6613,11 @@ def watch_shift(host: Host, opts: argparse.Namespace, plan: Shift, talk: Tuple[i
     began, wall, first = time.monotonic(), time.time(), None
     while True:
         container, why = living(host, plan.target.id), ""
+        first = first or (container.started, container.restarts)
         try:
             clock = read_clock(host, container, quiet=True)
         except WayClosed as err:
             why, container = str(err), living(host, plan.target.id)
-        first = first or (container.started, container.restarts)
         if not can_exec(container) or (container.started, container.restarts) != first:
             return "with it, the container does not stay up"
         if why:

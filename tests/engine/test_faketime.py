@@ -504,7 +504,7 @@ def apt(folder, suite, mirror, kind, *words):
     with open(os.path.join(folder, "sources.list"), "w") as f:
         f.write("%s %s %s main\n" % (kind, (mirror or ["http://deb.debian.org/debian"])[0], suite))
     options = ["-o", "Dir::Etc::SourceList=" + f.name, "-o", "Dir::Etc::SourceParts=/dev/null", "-o", "Dir::State::Lists=%s/lists" % folder,
-               "-o", "Dir::Cache=%s/cache" % folder, "-o", "APT::Sandbox::User=root", "-qq"]
+               "-o", "Dir::Cache=%s/cache" % folder, "-o", "Dir::State::status=/dev/null", "-o", "APT::Sandbox::User=root", "-qq"]
     subprocess.check_call(["apt-get"] + options + ["update"], cwd=folder)
     subprocess.check_call(["apt-get"] + options + list(words), cwd=folder)
 

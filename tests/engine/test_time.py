@@ -104,6 +104,9 @@ def test_clock_tells_them_apart(lab, clocks, shanghai):
     assert {name: (row["verdict"], row["how"]) for name, row in run.rows.items()} == {name: one[3:] for name, one in CLOCKS.items()}, run
     for name, row in run.rows.items():
         assert bool(row["remedy"]) is (row["verdict"] != "in step") and (row["offset"] is None) is (row["how"] == "files"), row
+        remedy = "timezone --zone Asia/Shanghai clock-bare" if name == "clock-bare" else {"other zone": "timezone " + name, "no tzdata": "timezone " + name}.get(row["verdict"])
+        assert not remedy or row["remedy"] == "python3 dockfix.py " + remedy, row
+        assert row["verdict"] != "TZ variable wins" or "-e TZ=" in row["remedy"], row
     assert run.doc["host"] == {"zone": ZONE, "utc_offset": 28800}
     calls = [call.argv for call in recorder.calls()]
     execs = [argv[1] for argv in calls if argv[0] == "exec"]
@@ -115,12 +118,15 @@ def test_clock_finds_libfaketime(lab, shanghai, images):
     library = (glob.glob("/usr/lib/*/faketime/libfaketime.so.1") + [""])[0]
     if not library:
         pytest.skip("needs libfaketime (Debian: apt-get install libfaketime)")
-    lab.run("shifted", "-v", library + ":/lib/f.so:ro", "-e", "LD_PRELOAD=/lib/f.so", "-e", "FAKETIME=-3h", "-e", "TZ=CST-8")
+    for name, spec in (("shifted", "-3h"), ("frozen", "2020-01-01 00:00:00")):
+        lab.run(name, "-v", library + ":/lib/f.so:ro", "-e", "LD_PRELOAD=/lib/f.so", "-e", "FAKETIME=" + spec, "-e", "TZ=CST-8")
     try:
-        row = lab.dockfix("clock", "shifted", "--json", prefix=shanghai).rows["shifted"]
-        assert row["verdict"] == "shifted by libfaketime" and abs(row["offset"] + 3 * 3600) < 60 and "faketime --undo shifted" in row["remedy"]
+        rows = lab.dockfix("clock", "shifted", "frozen", "--json", prefix=shanghai).rows
+        for name, row in rows.items():
+            assert row["verdict"] == "shifted by libfaketime" and "faketime --undo " + name in row["remedy"], row
+        assert abs(rows["shifted"]["offset"] + 3 * 3600) < 60 and rows["frozen"]["offset"] < -86400 * 365
     finally:
-        lab.docker("rm", "-f", "shifted")
+        lab.docker("rm", "-f", "shifted", "frozen")
 
 
 # ---------------------------------------------------------------- timezone

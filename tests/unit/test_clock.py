@@ -129,6 +129,14 @@ def test_no_answer_is_judged_by_the_files(box):
     assert row["verdict"] == "other zone" and row["how"] == "files" and "no answer in 2 s" in row["msg"]
 
 
+def test_a_flood_instead_of_a_date_is_cut_off(box):
+    add(box, "flood", "Asia/Tokyo", answer={"out": b"1 +0000\n" * (1 << 20)})
+    box.wrap_docker('$INNER "$@"; code=$?; echo "$1" >>%s; exit $code' % box.at("ended"))
+    row = box.run("clock", "flood", "--json", prelude=in_shanghai).rows()["flood"]
+    assert row["verdict"] == "other zone" and row["how"] == "files" and len(row["msg"]) < 1000
+    assert [call.command for call in box.calls()].count("exec") == 1 and "exec" not in box.read("ended").decode().split() and "cp" in box.read("ended").decode().split()
+
+
 @pytest.mark.parametrize("answer", [{"out": b""}, {"out": b"Wed Nov 25\n"}, {"out": b"99999999999999999999 +0000\n"}, {"rc": 1, "err": b"date: not for you\n"},
                                     {"out": b"\x1b]0;x\x07 +0800\n"}, {"out": b"1 +0000\n2 +0000\n"}])
 def test_odd_answers_are_not_believed(box, answer):
