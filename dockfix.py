@@ -2210,7 +2210,7 @@ def option_sources(top: str = "/", unit: str = "docker.service") -> List[OptionS
             if key == "ExecStart":
                 command = (path, value)
             elif key == "EnvironmentFile":
-                files = files + [value.lstrip("-")] if value else []
+                files = [one for one in files if one != value.lstrip("-")] + [value.lstrip("-")] if value else []
             elif key == "Environment":
                 inline = inline + [(path, word) for word in shell_words(value)] if value else []
     flags = daemon_flags(shell_words(command[1]))
@@ -3413,6 +3413,8 @@ def holders(out: bytes) -> str:
             found.append("%s (pid %s)" % (host_text("/proc/%s/comm" % pid).strip(), pid))
         except OSError:
             continue                            # it ended meanwhile
+    if out.startswith(raw(MAPPER)):             # mounted nowhere, but a file on it is still open
+        return "; still open: fuser -v -m %s/docker-*" % MAPPER
     return "; held by " + ", ".join(found) if found else ""
 
 
@@ -5009,7 +5011,7 @@ def down_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
                           undo=(Step("start docker.socket", engine.service("start", "docker.socket"), (("ok",) + engine.service("is-active", "docker.socket"),)),)))
     steps.append(Step("stop docker", engine.service("stop"), (down,), undo=again, wait=120, daemon="down"))
     tests = (down, ("silent", "find", "/proc", "-mindepth", "3", "-maxdepth", "3", "-path", "/proc/[0-9]*/fd/*", "-lname", database)) + unused(
-        *(os.path.join(engine.root, driver) for driver in ("devicemapper", "overlay2")))
+        *(os.path.join(engine.root, driver) for driver in ("devicemapper", "overlay2")), devices=pool and os.path.join(MAPPER, re.match("docker-[0-9:]+-|", pool).group()))
     steps.append(Step("nothing uses %s any more" % engine.root, check=tests, wait=30, daemon="down"))
     if pool:
         files = [os.path.join(engine.root, "devicemapper/devicemapper", kind) for kind in ("data", "metadata")]
@@ -5860,9 +5862,10 @@ def made_since(host: Host, facts: dict) -> List[str]:
     return ["%s %s" % (kind[:-1], one) for kind in now for one in now[kind] if one not in facts.get(kind, ())] + (["all that is in " + facts["left"]] if facts.get("left") else [])
 
 
-def unused(*paths: str) -> Tuple[Tuple[str, ...], ...]:
-    """Tests: nothing is mounted at or below the paths in any process's view. What the failing one prints names the processes."""
-    words = [word for path in paths for tail in "/ " for word in ("-e", " %s%s" % (path.replace(" ", "\\040"), tail))]
+def unused(*paths: str, devices: str = "") -> Tuple[Tuple[str, ...], ...]:
+    """Tests: nothing is mounted at or below the paths, and no device whose path begins so, in any process's view. What the failing one prints names the processes."""
+    ends = [path + tail for path in paths for tail in "/ "] + ([devices] if devices else [])
+    words = [word for one in ends for word in ("-e", " " + one[:-1].replace(" ", "\\040") + one[-1])]
     return (("silent", "find", "/proc", "-mindepth", "2", "-maxdepth", "2", "-name", "mountinfo", "-exec", "grep", "-l", "-s", "-F") + tuple(words) + ("{}", "+"),)
 
 

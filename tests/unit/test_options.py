@@ -55,6 +55,9 @@ def test_centos_with_its_shell_and_its_files(dockfix, top):
         "/usr/lib/systemd/system/docker.service (EXTRA)": {"log-opt": "max-size=10m"},
         "/etc/sysconfig/docker (OPTIONS)": {"storage-driver": "devicemapper"},
         "/etc/sysconfig/docker-storage (DOCKER_STORAGE_OPTIONS)": {"storage-opt": "dm.loopdatasize=200G"}}
+    before = dockfix.option_sources(top.path)
+    top("etc/systemd/system/docker.service.d/again.conf", "[Service]\nEnvironmentFile=/etc/sysconfig/docker\n")     # the same file twice is one place
+    assert sorted(dockfix.option_sources(top.path)) == sorted(before) and dockfix.option_conflicts(before) == []
 
 
 def test_a_drop_in_replaces_and_hides(dockfix, top):
