@@ -237,3 +237,68 @@ def test_killed_at_every_step(ring, capsys):
         print("\npool grow, online: %d steps; killed at %d points, the pool suspended at none; %d resumed, %d rolled back (%d of these to the larger pool with the old options)" % (
             number - 1, len(tried), sum(one[2] == "resume" for one in tried), sum(one[2] == "rollback" for one in tried), sum(one[2:] == ("rollback", True) for one in tried)))
     assert {one[0] for one in tried} == set(range(1, number)) and {one[3] for one in tried} == {True, False}
+
+
+def test_killed_offline_then_started_by_somebody_then_rolled_back(ring, capsys):
+    """A reboot starts docker on the longer files: the pool has counted the new blocks from then on, and files that were cut back would be the end of it."""
+    vm = ring
+    vm.reset(ready)
+    before = vm.docker("inspect", "-f", "{{.Id}}", "web").text
+    done = vm.kill_at(7, "after", *BOTH + ("--offline",))
+    assert done.rc == -signal.SIGKILL and vm.sh("systemctl is-active docker", check=False).text == "inactive\n", said(done)
+    assert vm.sh("stat -c %%s %sdata %smetadata" % (FILES, FILES)).text == "%d\n%d\n" % NEW
+    vm.save("lengthened")
+    for start, way in [(start, way) for start in (True, False) for way in ("rollback", "resume")] if FULL else [(True, "rollback")]:
+        vm.load("lengthened")
+        if start and FULL:
+            vm.power_off()
+            vm.boot()
+        elif start:
+            vm.sh("systemctl start docker")
+        done = vm.kill_at(0, "", "-y", way)
+        assert done.rc == 0 and ("keeps its new length" in done.text) == (start and way == "rollback"), (start, way, said(done))
+        check_end(vm, way, start)
+        until(vm, "docker exec web cat /root/own", 120)
+        assert vm.docker("inspect", "-f", "{{.Id}}", "web").text == before
+        vm.sh("echo 3 > /proc/sys/vm/drop_caches; sha256sum < /proc/$(docker inspect -f '{{.State.Pid}}' web)/root/root/load | cmp - /root/sum")
+    vm.forget("lengthened")
+
+
+# ---------------------------------------------------------------- refused before anything is touched
+
+READ_ONLY = """p=$(dmsetup ls --target thin-pool | cut -f1); dmsetup reload $p --table "$(dmsetup table $p | sed 's/ 1 skip_block_zeroing/ 2 skip_block_zeroing read_only/')"; dmsetup resume $p"""
+REFUSED = [     # (what is done before, words, exit code, what it says, what mends it)
+    ("", ["--data", "6GB"], 2, "not a size: 6GB", "write 6G or 6GiB, both binary"),
+    ("", ["--data", "-1G"], 2, "", ""),
+    ("", ["--metadata", "1.5.2G"], 2, "not a size", "such as 500M or 20GiB"),
+    ("", [], 2, "how large?", "--data +100G"),
+    ("", ["--data", "3G"], 5, "data has 4.0 GiB already, and a thin pool never shrinks", "pool recreate --data 3G --backup DIR"),
+    ("", ["--metadata", "17G", "--overcommit"], 5, "15.88 GiB", "--metadata 15G"),
+    ("", ["--data", "40G"], 5, "it would fill before the pool does", "--overcommit"),
+    ("fallocate -l $(($(df --output=avail -B1 / | tail -n 1) - (200 << 20))) /root/filler", ["--data", "5G"], 5, "it would fill before the pool does", "--overcommit"),
+    ("rm /root/filler; mkdir -p /var/lib/docker/stranger; mount -t tmpfs none /var/lib/docker/stranger", ["--data", "5G", "--offline"], 5, "not Docker's own: /var/lib/docker/stranger", "umount"),
+    ("umount /var/lib/docker/stranger; echo '{\"storage-opts\": [\"dm.loopdatasize=4G\"]}' > /etc/docker/daemon.json", ["--data", "5G"], 5, "two places: ", "leave it in one of them"),
+    ("echo '{' > /etc/docker/daemon.json", ["--data", "5G"], 5, "/etc/docker/daemon.json", "mend it first"),
+    ("rm /etc/docker/daemon.json; " + READ_ONLY, ["--data", "5G"], 5, "state ro", "pool recreate --backup DIR")]
+
+
+def test_refusals(vm):
+    before, files = lengths(vm), vm.sh("ls /etc/systemd/system/docker.service.d").text
+    for first, words, code, msg, hint in REFUSED:
+        vm.sh(first or ":")
+        done = vm.dockfix("-y", "--json", "pool", "grow", *words)
+        assert done.rc == code and msg in done.doc["errors"][0]["msg"] and hint in done.doc["errors"][0]["hint"] and not done.doc["changed"], (words, done)
+    assert lengths(vm, "ro") == before and vm.sh("ls /etc/systemd/system/docker.service.d").text == files and vm.sh("ls /var/lib/dockfix").text == "lock\n"
+
+
+def test_not_root_not_confirmed_and_another_driver(vm):
+    vm.dockfix_argv()
+    vm.sh("cp /root/dockfix.py /tmp/dockfix.py")
+    done = vm.run("setpriv", "--reuid", "65534", "--clear-groups", "python3", "/tmp/dockfix.py", "pool", "grow", "--data", "5G", check=False)
+    assert done.rc == 6 and "only root" in said(done), said(done)
+    done = vm.run("script", "-qec", "python3 /root/dockfix.py pool grow --data +1G", "/dev/null", stdin=b"n\n", check=False)
+    assert done.rc == 5 and "(data 4G -> 5G; nothing stops)? [y/N]" in done.text and "nothing was changed" in done.text, done
+    assert lengths(vm) == OLD
+    vm.sh("sed -i 's/ --storage-driver.*/ --storage-driver overlay2/' %s; systemctl daemon-reload; systemctl restart docker" % DROP_IN)
+    done = vm.dockfix("-y", "pool", "grow", "--data", "5G")
+    assert done.rc == 6 and "the storage driver is overlay2; only devicemapper has a pool" in said(done), said(done)
