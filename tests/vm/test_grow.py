@@ -4,8 +4,6 @@ import os
 import re
 import signal
 
-import pytest
-
 from image import DOCKERD, DROP_IN
 from machine import armed, options_in_daemon_json
 
@@ -103,11 +101,14 @@ def test_online_under_load_and_after_a_reboot(vm):
 
 
 def test_offline_on_a_terminal_where_the_pool_outlives_the_daemon(ring):
-    """Somebody has the pool open while the daemon stops, and lets go as soon as it has: the daemon leaves the pool behind, unused.  Options in daemon.json."""
+    """Somebody has the pool open while the daemon stops, and lets go as soon as it has: the daemon leaves the pool behind, unused.  Meanwhile something pokes
+    docker's socket all the time, and systemd has had its fill of starts.  Options in daemon.json."""
     vm = ring
     vm.reset(options_in_daemon_json)
-    vm.put("/etc/systemd/system/docker.service.d/let-go.conf", b"[Service]\nExecStopPost=/bin/sh -c 'kill $(cat /run/holder)'\n")
+    vm.put("/etc/systemd/system/docker.service.d/let-go.conf", b"[Unit]\nStartLimitIntervalSec=9h\nStartLimitBurst=1\n"
+           b"[Service]\nExecStopPost=/bin/sh -c 'kill $(cat /run/holder)'\n")
     vm.sh("systemctl daemon-reload; sleep 100000 < /dev/mapper/$(dmsetup ls --target thin-pool | cut -f1) > /dev/null 2>&1 & echo $! > /run/holder")
+    assert vm.sh("systemctl start docker.socket; while :; do docker version; sleep 1; done > /dev/null 2>&1 & systemctl is-active docker.socket").text == "active\n"
     vm.dockfix_argv()
     done = vm.run("script", "-qec", "python3 /root/dockfix.py -v pool grow --offline --data +1G --metadata +256M", "/dev/null", stdin=b"y\n", check=False)
     assert done.rc == 0, said(done)
@@ -244,7 +245,7 @@ def test_killed_offline_then_started_by_somebody_then_rolled_back(ring, capsys):
     vm = ring
     vm.reset(ready)
     before = vm.docker("inspect", "-f", "{{.Id}}", "web").text
-    done = vm.kill_at(7, "after", *BOTH + ("--offline",))
+    done = vm.kill_at(8, "after", *BOTH + ("--offline",))
     assert done.rc == -signal.SIGKILL and vm.sh("systemctl is-active docker", check=False).text == "inactive\n", said(done)
     assert vm.sh("stat -c %%s %sdata %smetadata" % (FILES, FILES)).text == "%d\n%d\n" % NEW
     vm.save("lengthened")
