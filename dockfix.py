@@ -3415,7 +3415,7 @@ def holders(out: bytes) -> str:
             continue                            # it ended meanwhile
     if out.startswith(raw(MAPPER)):             # mounted nowhere, but a file on it is still open
         return "; still open: fuser -v -m %s/docker-*" % MAPPER
-    return "; held by " + ", ".join(found) if found else ""
+    return "; held by " + ("the host itself: umount" if b"/proc/1/" in out else ", ".join(found)) if found else ""
 
 
 def do_step(host: Host, step: Step, tick: Callable[[int], None]) -> None:
@@ -5009,10 +5009,11 @@ def down_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
     if engine.socket:
         steps.append(Step("stop docker.socket", engine.service("stop", "docker.socket"), (("not",) + engine.service("is-active", "docker.socket"),), daemon="down",
                           undo=(Step("start docker.socket", engine.service("start", "docker.socket"), (("ok",) + engine.service("is-active", "docker.socket"),)),)))
-    steps += [Step("stop docker", engine.service("stop"), (down,), undo=again, wait=120, daemon="down")] + list(again[:-1])    # what was started often lately is refused a start
+    gone = (("not",) + engine.service("is-active"), ("lacks", "deactivating") + engine.service("is-active")) if engine.systemd else ()     # silent is not stopped
+    steps += [Step("stop docker", engine.service("stop"), (down,) + gone, undo=again, wait=120, daemon="down")] + list(again[:-1])    # what was started often lately is refused a start
     tests = (down, ("silent", "find", "/proc", "-mindepth", "3", "-maxdepth", "3", "-path", "/proc/[0-9]*/fd/*", "-lname", database)) + unused(
         *(os.path.join(engine.root, driver) for driver in ("devicemapper", "overlay2")), devices=pool and os.path.join(MAPPER, re.match("docker-[0-9:]+-|", pool).group()))
-    steps.append(Step("nothing uses %s any more" % engine.root, check=tests, wait=30, daemon="down"))
+    steps.append(Step("no daemon and no mount is left", check=tests, wait=30, daemon="down"))
     if pool:
         files = [os.path.join(engine.root, "devicemapper/devicemapper", kind) for kind in ("data", "metadata")]
         steps.append(Step("take the pool down if it outlived the daemon", ("find", MAPPER, "-name", pool, "-exec", "dmsetup", "remove", "--retry", "{}", ";"),

@@ -158,6 +158,8 @@ class FakeHost:
                 return (0, "active") if self.load()["socket"] else (3, "inactive")
             self.save(socket=verb == "start")
             return 0, ""
+        if verb == "is-active":
+            return (0, "active") if self.load()["daemon"] else (3, "inactive")
         return (self.start() if verb == "start" else self.stop()), ""
 
     def do_journalctl(self, argv, stdin):
