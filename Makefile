@@ -90,7 +90,7 @@ demo: ## the main job, on three containers of a private dockerd (root)
 	@python3 -B tests/demo.py
 
 bench: ## how fast it is beside other ways (root; BENCH=storage: only that part; BENCH_N=60 containers, BENCH_ROUNDS=5)
-bench: packages
+bench: packages vm-packages
 	@for part in $(sort $(wildcard tests/bench/bench*$(BENCH).py)); do python3 -B $$part || exit; done
 
 lint: ## syntax under every Python found, and pyflakes where it can be installed

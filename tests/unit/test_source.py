@@ -252,3 +252,14 @@ def test_no_function_is_left_unused(tree, dockfix, source):
 
 def test_version_is_there(dockfix):
     assert re.match(r"[0-9]+\.[0-9]+", dockfix.VERSION)
+
+
+def test_every_hazard_has_its_row_and_the_tests_that_it_names_are_there(dockfix):
+    home = os.path.dirname(dockfix.__file__)
+    with open(os.path.join(home, "tests", "vm", "HAZARDS.md")) as f:
+        text = f.read()
+    rows = dict(re.findall(r"(?m)^\| ([0-9]+) \|.*\| ([^|]+) \|$", text))
+    assert sorted(map(int, rows)) == list(range(1, 28)) and all("::" in row for row in rows.values())
+    for path, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text):
+        with open(os.path.join(home, path)) as f:
+            assert "\ndef %s(" % name in f.read(), (path, name)
