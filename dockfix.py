@@ -5009,7 +5009,7 @@ def down_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
     if engine.socket:
         steps.append(Step("stop docker.socket", engine.service("stop", "docker.socket"), (("not",) + engine.service("is-active", "docker.socket"),), daemon="down",
                           undo=(Step("start docker.socket", engine.service("start", "docker.socket"), (("ok",) + engine.service("is-active", "docker.socket"),)),)))
-    gone = (("not",) + engine.service("is-active"), ("lacks", "deactivating") + engine.service("is-active")) if engine.systemd else ()     # silent is not stopped
+    gone = (("not",) + engine.service("is-active"), ("lacks", "activating") + engine.service("is-active")) if engine.systemd else ()       # or deactivating: silent is not stopped
     steps += [Step("stop docker", engine.service("stop"), (down,) + gone, undo=again, wait=120, daemon="down")] + list(again[:-1])    # what was started often lately is refused a start
     tests = (down, ("silent", "find", "/proc", "-mindepth", "3", "-maxdepth", "3", "-path", "/proc/[0-9]*/fd/*", "-lname", database)) + unused(
         *(os.path.join(engine.root, driver) for driver in ("devicemapper", "overlay2")), devices=pool and os.path.join(MAPPER, re.match("docker-[0-9:]+-|", pool).group()))
