@@ -7,6 +7,7 @@ Second part: the time of `pool grow` by 1 GiB from ceilings of 4, 40 and 400 GiB
 BENCH_ROUNDS rounds (3), each from a fresh machine; ratios of medians. Slow figures do not make this fail; a pool that has not grown, or a byte that is lost, does.
 """
 import os
+import signal
 import statistics
 import sys
 
@@ -71,7 +72,8 @@ def pause(vm, deed):
     watch = vm.start_job(("python3", "/root/watch.py"), b"", None)
     vm.sh("sleep 2")
     deed()
-    vm.sh("sleep 2; [ \"$(docker exec beat cat /root/own)\" = precious ]; kill $(pgrep -f /root/watch.py)")
+    vm.sh("sleep 2; [ \"$(docker exec beat cat /root/own)\" = precious ]")
+    watch.kill(signal.SIGTERM)
     return float(watch.wait().text)
 
 
