@@ -70,7 +70,7 @@ LINKS_MAX = 40              # as many links on one path as the kernel follows
 SBIN = ":/usr/sbin:/sbin"   # dmsetup, losetup
 RECORD_MAX = 16 << 20       # one record of a Docker root; containers with a huge environment stay far below
 SERVICE_PROGRAMS = ("systemctl", "service")
-SYNCED = {"mv", "dd", "cp", "rsync", "create", "load", "import", "tag"}      # what they write, neither they nor dockerd bring to the disk
+SYNCED = {"mv", "dd", "cp", "rsync", "find", "create", "load", "import", "tag"}      # what they write, neither they nor dockerd bring to the disk
 ETC_TARGETS = ("/", "/etc", "/etc/passwd", "/etc/shadow")
 
 ###############################################################################
@@ -5978,8 +5978,7 @@ def move_steps(host: Host, opts: argparse.Namespace, engine: Engine, move: Move,
     # Docker keeps absolute paths of named volumes in its records and fails at them ("error evaluating symlinks from mount source"; 20.10, measured).
     fields = r's#"(Source|LogPath|HostnamePath|HostsPath|ResolvConfPath)":"%s/#"\1":"%s/#g' % (re.sub(r"([^\w/-])", r"\\\1", move.old), move.new)
     steps += (Step("put the new place into the containers' records", ("find", root + "/containers", "-mindepth", "2", "-maxdepth", "2", "-name", "config.v2.json",
-                                                                    "-type", "f", "-exec", "sed", "-i", "-E", "-e", fields, "{}", "+")),
-              Step("have all of it on the disk", ("sync",)))     # the journal is: after a power cut it must not know more than the new disk
+                                                                    "-type", "f", "-exec", "sed", "-i", "-E", "-e", fields, "{}", "+")),)
     steps += option_steps(engine, (("data-root", "", move.new),))
     steps += (move_step("set the old root aside as " + aside, move.old, aside),) if aside != move.old else ()
     up[0] = up[0]._replace(check=up[0].check + (("has", "Docker Root Dir: " + move.new, *engine.docker, "info"),))
@@ -6043,7 +6042,12 @@ def run_reclaim(host: Host, opts: argparse.Namespace, report: dict) -> None:
         say("  %-11s %10s  %s: %s" % (one.category, show_known(one.size), one.name, one.lost))
     if spoils:
         confirm(opts, "remove these %d for good?" % len(spoils))
-    take_lock(host)
+    try:
+        take_lock(host)
+    except EnvironmentFault as err:         # not a byte is free: logs are what a full disk is cured with first
+        if chosen != ["logs"] or os.path.exists(os.path.join(raw(host.state), raw(JOURNAL))):
+            raise
+        say("dockfix: warning: %s; going on without the lock" % err.msg)
     report["before"] = space_now(host, goods)
     for name in [name for name in CATEGORIES if name in chosen]:
         report["results"] += DEEDS.get(name, remove_spoils)(host, goods, [one for one in spoils if one.category == name])

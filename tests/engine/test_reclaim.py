@@ -205,6 +205,13 @@ def test_a_full_disk(lab):
         subprocess.call(["dd", "if=/dev/zero", "of=" + hog, "bs=1048576"], stderr=subprocess.DEVNULL)
         subprocess.call(["dd", "if=/dev/zero", "of=" + hog, "bs=1", "oflag=append", "conv=notrunc"], stderr=subprocess.DEVNULL)
         assert os.statvfs(lab.disk).f_bfree == 0 or os.statvfs(lab.disk).f_bavail == 0
+        state = ("--state", os.path.join(lab.disk, "state", "dockfix"))         # of a run that cannot even make its lock
+        refused = reclaim(lab, "--containers", *state)
+        assert refused.rc == 6 and "--state" in refused.doc["errors"][0]["hint"] and "old" in lab.status(), refused
+        done = reclaim(lab, "--logs", "--max-log", "11M", *state)
+        assert done.rc == 0 and b"without the lock" in done.err and os.path.getsize(log) == 0, done
+        with open(log, "wb") as f:
+            f.write(b"x" * 12 * MEBI)
         done = reclaim(lab, "--containers", "--logs", "--max-log", "1M")
         assert done.rc == 0, done
         assert [row["category"] for row in done.doc["results"]] == ["logs", "containers"] and agrees(done.doc["freed"], done.doc["promised"]), done
