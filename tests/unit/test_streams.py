@@ -2,12 +2,15 @@
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+
+from conftest import wait_for
 
 CHINESE = u"\u5bb9\u5668"
 LINES = b"root:x\n"
@@ -17,11 +20,15 @@ def clean(data):
     return b"Traceback" not in data and b"Exception ignored" not in data and b"Error in" not in data
 
 
-def wait_for_file(path, seconds=15):
-    deadline = time.time() + seconds
-    while not os.path.exists(path) and time.time() < deadline:
-        time.sleep(0.01)
-    assert os.path.exists(path), path
+def send(pid, number):
+    """A signal, and the time to take it: a second one of its kind that comes before that would be lost."""
+    os.kill(pid, number)
+    wait_for(lambda: not int(re.search(r"ShdPnd:\s*([0-9a-f]+)", open("/proc/%d/status" % pid).read()).group(1), 16) >> (number - 1) & 1, 60, "delivery of the signal")
+    time.sleep(0.15)
+
+
+def wait_for_file(path):
+    wait_for(lambda: os.path.exists(path), 60, path)
 
 
 # ---- standard streams
@@ -151,11 +158,10 @@ def interrupted(box, numbers, *args, **how):
     pid = box.start(box.arguments(args), **how)
     wait_for_file(box.at("waiting"))
     for number in numbers:
-        os.kill(pid, number)
-        time.sleep(0.15)
+        send(pid, number)
     if len(numbers) == 1:
         box.file("go", b"")
-    result = box.outcome(pid, 10)
+    result = box.outcome(pid)
     box.file("go", b"")
     return result
 
@@ -190,23 +196,22 @@ def test_a_signal_in_text_mode_still_tells_what_was_done(web, number):
 
 
 def test_ctrl_c_during_the_look(web):
-    web.rule("ps", touch=["waiting"], sleep=12)
+    web.rule("ps", touch=["waiting"], sleep=600)
     pid = web.start(web.arguments(["--json", "exec", "--all", "--", "x"]))
     wait_for_file(web.at("waiting"))
     os.kill(pid, signal.SIGINT)
-    result = web.outcome(pid, 8)
+    result = web.outcome(pid)
     assert result.rc == -signal.SIGINT and result.json["exit_code"] == 130
 
 
 def test_two_signals_while_docker_cp_writes_are_unknown_and_not_put_back(box):
     box.container("c", status="Exited (0) 1 hour ago")
-    box.rule("cp", nth=4, touch=["waiting"], sleep=12)
+    box.rule("cp", nth=4, touch=["waiting"], sleep=600)
     pid = box.start(box.arguments(["--json", "chpasswd", "c"]), stdin=LINES)
     wait_for_file(box.at("waiting"))
     for _ in range(2):
-        os.kill(pid, signal.SIGINT)
-        time.sleep(0.15)
-    result = box.outcome(pid, 10)
+        send(pid, signal.SIGINT)
+    result = box.outcome(pid)
     assert result.rc == -signal.SIGINT and result.statuses() == {"c": "unknown"}, result
     assert len([call for call in box.calls("cp") if call.words[1] == "-"]) == 1
 
@@ -219,7 +224,7 @@ def test_ctrl_c_where_the_reader_of_the_report_hangs(box):
     os.read(readable, 1)                # it is writing now, and nobody reads on
     time.sleep(0.1)
     os.kill(pid, signal.SIGINT)
-    result = box.outcome(pid, 10)
+    result = box.outcome(pid)
     os.close(readable)
     assert result.rc == -signal.SIGINT and clean(result.err), result
 
@@ -231,11 +236,11 @@ def test_an_interrupt_after_the_first_change_does_not_say_that_nothing_was_chang
         module.trip = interrupted
     result = web.run("--json", "chpasswd", "web1", stdin=LINES, prelude=prelude)
     assert result.rc == -signal.SIGINT and "nothing" not in result.json["errors"][0]["msg"] and web.field("web1") != b"*"
-    web.rule("ps", touch=["waiting"], sleep=12)
+    web.rule("ps", touch=["waiting"], sleep=600)
     pid = web.start(web.arguments(["--json", "exec", "--all", "--", "x"]))
     wait_for_file(web.at("waiting"))
     os.kill(pid, signal.SIGINT)
-    assert "nothing was changed" in web.outcome(pid, 8).json["errors"][0]["msg"]
+    assert "nothing was changed" in web.outcome(pid).json["errors"][0]["msg"]
 
 
 @pytest.mark.parametrize("how", ["closed", "no reader"])
@@ -259,15 +264,14 @@ def test_no_file_takes_the_number_of_a_closed_stream(web, closed):
 
 
 def test_the_script_dies_of_sigint_too(web):
-    web.rule("exec", touch=["waiting"], sleep=12)
+    web.rule("exec", touch=["waiting"], sleep=600)
     web.write_world()
     p = subprocess.Popen([sys.executable, web.module.__file__, "--state", web.state, "exec", "web1", "--", "x"], env=web.env,
                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     wait_for_file(web.at("waiting"))
+    send(p.pid, signal.SIGINT)
     p.send_signal(signal.SIGINT)
-    time.sleep(0.3)
-    p.send_signal(signal.SIGINT)
-    out, err = p.communicate(timeout=10)
+    out, err = p.communicate(timeout=60)
     assert p.returncode == -signal.SIGINT and clean(err)
 
 
@@ -277,14 +281,14 @@ def test_a_signal_while_idle_at_the_start_is_no_traceback(web):
     p = subprocess.Popen([sys.executable, web.module.__file__, "--state", web.state, "exec", "web1", "--", "x"], env=web.env,
                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     p.send_signal(signal.SIGINT)
-    p.communicate(timeout=10)
+    p.communicate(timeout=60)
     assert p.returncode != 0
 
 
 # ---- the lock outlives a killed run
 
 def test_an_orphan_keeps_the_lock(web):
-    web.rule("exec", touch=["waiting"], sleep=4)
+    web.rule("exec", touch=["waiting"], **{"await": "go"})
     pid = web.start(web.arguments(["exec", "web1", "--", "x"]))
     wait_for_file(web.at("waiting"))
     os.kill(pid, signal.SIGKILL)
@@ -297,4 +301,5 @@ def test_an_orphan_keeps_the_lock(web):
                 free.append(name)
             except (IOError, OSError):
                 pass
+    web.file("go", b"")
     assert os.listdir(web.state) and free == []
