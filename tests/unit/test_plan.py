@@ -150,7 +150,7 @@ def test_the_dry_run_script_gives_the_same_end(trial, fail):
 
 
 def test_an_orphan_of_a_killed_run_keeps_resume_out(trial, dockfix):
-    trial.program("cat", "sleep 1; exec /bin/cat")
+    trial.program("cat", "while [ ! -e %s ]; do sleep 0.05; done; exec /bin/cat" % trial.at("go"))
     pid = trial.start(trial.arguments(["-y", "trial"]), prelude=lambda module: trial_prelude(module, trial))
     journal = os.path.join(trial.state, "journal.json")
     from conftest import wait_for
@@ -160,6 +160,7 @@ def test_an_orphan_of_a_killed_run_keeps_resume_out(trial, dockfix):
     trial.outcome(pid)
     result = trial.go("--json", "resume")
     assert result.rc == 8 and "step 5 of 8: copy" in result.json["errors"][0]["msg"], result
+    trial.file("go", b"")
     lock = os.open(os.path.join(trial.state, "lock"), os.O_RDWR)
     fcntl.flock(lock, fcntl.LOCK_EX)                    # comes back when the orphan has ended
     os.close(lock)

@@ -280,7 +280,7 @@ def test_a_signal_while_idle_at_the_start_is_no_traceback(web):
     web.write_world()
     p = subprocess.Popen([sys.executable, web.module.__file__, "--state", web.state, "exec", "web1", "--", "x"], env=web.env,
                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    p.send_signal(signal.SIGINT)
+    wait_for(lambda: p.poll() is not None or p.send_signal(signal.SIGINT), 60, "end")      # Python itself may lose one while it starts
     p.communicate(timeout=60)
     assert p.returncode != 0
 
