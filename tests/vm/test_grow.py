@@ -196,7 +196,7 @@ OWN = "$(echo /var/lib/docker/devicemapper/mnt/*/rootfs)/root/"
 def ready(vm):
     """Something on the pool, with its sum outside; where the daemon's mounts are not the host's this must look through its eyes."""
     armed(vm)
-    vm.sh("in=$(docker inspect -f '{{.State.Pid}}' web); head -c 1000000 /dev/urandom > /proc/$in/root/root/load; sync; sha256sum < /proc/$in/root/root/load > /root/sum; echo $in > /root/in")
+    vm.sh("in=$(docker inspect -f '{{.State.Pid}}' web); head -c 1000000 /dev/urandom > /proc/$in/root/root/load; sync; sha256sum < /proc/$in/root/root/load > /root/sum; echo $in > /root/in; sync")
 
 
 def alive(vm):
