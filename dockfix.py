@@ -3162,7 +3162,8 @@ def fill_standard_streams() -> None:
 def say(text: str) -> None:
     """One line of conversation on stderr, escaped. A lost stderr is no reason to stop."""
     try:
-        os.write(2, (printable(text) + "\n").encode("utf-8", "backslashreplace"))
+        os.write(2, ("\r\033[K" * Progress.shown + printable(text) + "\n").encode("utf-8", "backslashreplace"))
+        Progress.shown = False
     except OSError:
         pass
 
@@ -3224,12 +3225,12 @@ def ask_secret(prompt: str) -> bytes:
 class Progress:
     """'chpasswd: 12 of 60 containers' on stderr for what takes longer than 2 s: one line that is
     rewritten on a terminal, otherwise a line each 10 s."""
+    shown = False                               # stands on the terminal, without a line end
 
     def __init__(self, what: str, total: int, quiet: bool) -> None:
         self.what, self.total, self.quiet = what, total, quiet
         self.began = time.monotonic()
         self.next = self.began + 2
-        self.shown = False
 
     def tick(self, done: int) -> None:
         if done < self.total:
@@ -3255,11 +3256,12 @@ class Progress:
         self.next = now + (0.5 if terminal else 10)
         line = printable("%s: %s" % (self.what, text))
         quietly(os.write, 2, ("\r\033[K" + line if terminal else line + "\n").encode("ascii", "replace"))
-        self.shown = terminal
+        Progress.shown = terminal
 
     def end(self) -> None:
-        if self.shown:
+        if Progress.shown:
             quietly(os.write, 2, b"\r\033[K")
+            Progress.shown = False
 
 
 def in_parallel(host: Host, items: Sequence, work: Callable, jobs: int, progress: Progress) -> list:
@@ -5309,6 +5311,8 @@ def plan_backup(host: Host, folder: str, stock: Stock, loads: Sequence[str], liv
         plain = image is not None and (live or not runs(doc)) and not facts_of(doc, lambda one: create_recipe(one, image, stock.containers)).bound
         diff = query(host, "diff", doc["Id"]) if plain else None
         own[doc["Id"]] = "" if diff and diff.rc == 0 and not own_changes(doc, diff.out.decode("utf-8", "replace")) else "export" if tight else "commit"
+    if "export" in own.values():
+        say("dockfix: the pool is too full for docker commit: docker export takes the files of %s" % ", ".join(title_of(doc) for doc in stock.containers if own[doc["Id"]] == "export"))
     shifted = engine_userns(host) != (0, 0)         # docker cp gives the host's ids and takes the container's
     carried = sorted(one["Name"] for one in stock.volumes if one["Driver"] == "local" and not (one.get("Options") or {}).get("device") and not shifted)
     for number, name in enumerate(carried, 1):
@@ -5720,8 +5724,8 @@ def plan_recreate(host: Host, opts: argparse.Namespace, engine: Engine, pool: Lo
         wanted += [("storage-opt", "dm.loop%ssize" % kind, size_word(size)) for kind, size in sizes.items()]
         wanted += [("storage-opt", "dm.basesize", size_word(parse_size(opts.base_size)))] if opts.base_size else []
     new = restore_steps(host, kept, Stock([], [], stock.networks, stock.volumes), fill=False) + [step for doc in stock.containers for step in container_steps(host, kept, doc)]
-    for doc in stock.containers:
-        new += [step._replace(soft=True, wait=5, daemon="up") for step in run_steps(host, [doc], title_of(doc), state_test(host, title_of(doc), ".State.Running", "true"))]
+    started = [step._replace(soft=True, wait=5, daemon="up", undo=stop_again(host, engine, step)) for doc in stock.containers
+               for step in run_steps(host, [doc], title_of(doc), state_test(host, title_of(doc), ".State.Running", "true"))]
     steps = [Step("docker answers", engine.service("start"), (engine.answers(),), run_again(engine), wait=120, daemon="up")] + [step._replace(until=sealed.title) if step.target else step for step in backup]
     steps += unattended(host, stock) + halt_steps(host, stock) + [step._replace(until=sealed.title) if step.target else step for step in own]
     glob = every_pool(pool.name)            # the new one has another name, and may be up after a reboot
@@ -5729,11 +5733,18 @@ def plan_recreate(host: Host, opts: argparse.Namespace, engine: Engine, pool: Lo
     steps += () if overlay else make_pool(engine, keeps, sizes)
     steps += option_steps(engine, wanted) + hold_steps(engine, False) + up_steps(engine, "" if overlay else glob)
     seen = [("has", "Storage Driver: " + driver) + host.docker + ("info",)] + [("has", "0 %d thin-pool" % (sizes["data"] // 512), "dmsetup", "table")] * (not overlay)
-    steps += [Step("the daemon has the new storage", check=tuple(seen))] + [step._replace(undo=()) for step in new]    # undone as a whole: the tree is set aside
+    steps += [Step("the daemon has the new storage", check=tuple(seen))] + [step._replace(undo=()) for step in new] + started      # undone as a whole: the tree is set aside
     steps += [Step("every image is back under its id", check=tuple(("says", one["Id"]) + host.docker + ("inspect", "--type", "image", "-f", "{{.Id}}", ref)
                                                                     for one in stock.images for ref in image_refs([one])))]
     facts = {"containers": [title_of(one) for one in stock.containers], "images": image_refs(stock.images) + [own_image(BACK, one) for one in stock.containers], "backup": kept.folder}
     return Plan(name, "pool recreate", goal, tuple(steps), keeps, facts)
+
+
+def stop_again(host: Host, engine: Engine, step: Step) -> Tuple[Step, ...]:
+    """Undoes one of run_steps: a daemon that is stopped waits 15 s for its containers and then leaves them behind, running."""
+    verb, what = {"start": ("stop", ".State.Running"), "pause": ("unpause", ".State.Paused")}[step.argv[-2]]
+    return (act(host, "%s %s" % (verb, step.argv[-1]), (verb, step.argv[-1]), check=(state_test(host, step.argv[-1], what, "false"),), soft=True,
+                unless=(("not",) + engine.answers()[1:],)),)
 
 
 def unattended(host: Host, stock: Stock) -> List[Step]:
