@@ -644,9 +644,9 @@ def keep_build_cache(names: List[str], claims: Dict[str, Claim], database: bytes
 
 PATH_FORM = r"/(?:[^:]|:(?! ))*"    # no ": ", which tells that lines ran together
 INFO_KEYS = {                   # as the text prints them: what the JSON calls them, and the form their value must have
-    "Server Version": ("ServerVersion", r"[0-9A-Za-z][\w.+~-]*(?: .*)?"),
+    "Server Version": ("ServerVersion", r"(?![0-9]*\.?(?: |\Z))[0-9A-Za-z][\w.+~-]*(?: .*)?"),
     "Storage Driver": ("Driver", r"[\w./:-]+(?: .*)?|"),
-    "Docker Root Dir": ("DockerRootDir", PATH_FORM + r"|[A-Za-z]:\\.*"),
+    "Docker Root Dir": ("DockerRootDir", PATH_FORM + r"|[A-Za-z]:\\[^:]*"),
     "OSType": ("OSType", r"\w+"),
     "Swarm": ("Swarm", r"\w+"),
     "Live Restore Enabled": ("LiveRestoreEnabled", r"true|false"),
@@ -720,7 +720,7 @@ def info_from_text(text: str) -> Tuple[Dict[str, str], Dict[str, str], List[str]
     seen = []
     for number, line in enumerate(lines, 1):
         key, colon, value = line.rstrip("\r").partition(":")
-        value = re.split(r"\t|  +|\s+<-|\s*WARNING:", value.lstrip(" \t"))[0].rstrip(" ")
+        value = re.split(r"\t|  +|\s+(?:<-|#)|\s*WARNING:", value.lstrip(" \t"))[0].rstrip(" ")
         if colon and (number < len(lines) or parse_reported(value) is not None):
             seen.append((key, value))
     block = re.search(r"^ *Security Options:(.*(?:\n {2,}.*|\n [a-z].*)*)", text, re.M)
@@ -4343,7 +4343,7 @@ def read_accounts(opts: argparse.Namespace, source: str) -> List[Account]:
         data = read_input("-", 1 << 22, "standard input")
         accounts = parse_password_lines(data, opts.encrypted) if data.strip(b"\r\n ") else []
         if not accounts:
-            raise UsageError("standard input is empty: no USER:PASSWORD line", "--password-file FILE, or: echo USER:PASSWORD | python3 dockfix.py chpasswd ...")
+            raise UsageError("standard input is empty: no USER:PASSWORD line", "python3 dockfix.py ... --password-file FILE")
         return accounts
     if source == "prompt":
         secret, what = ask_twice(user), "the password"
@@ -5947,7 +5947,7 @@ def look_move(host: Host, engine: Engine, word: str) -> Move:
     size, why = disk_usage(old, float("inf"), {raw(one.point) for one in mounts_of()})
     room = os.statvfs(raw(where))
     if size is None or size * 1.02 > room.f_bavail * room.f_frsize:
-        raise Refused("%s holds %s, the disk of %s has %s free%s" % (old, show_known(size), new, show_size(room.f_bavail * room.f_frsize), "; " + why if why else ""),
+        raise Refused("%s holds %s, the disk of %s has %s free%s" % (old, size_text(size), new, show_size(room.f_bavail * room.f_frsize), "; " + why if why else ""),
                       "python3 dockfix.py reclaim, or a larger disk")
     return Move(old, new, size, where == new)
 
@@ -6050,7 +6050,7 @@ def run_reclaim(host: Host, opts: argparse.Namespace, report: dict) -> None:
         report["results"] = [spoil_row(one, "changed" if chosen else "unchanged", one.lost) for one in spoils]
         return plan_reclaim(host, report, spoils if chosen else []) if opts.dry_run else None
     for one in spoils:
-        say("  %-11s %10s  %s: %s" % (one.category, show_known(one.size), one.name, one.lost))
+        say("  %-11s %10s  %s: %s" % (one.category, size_text(one.size), one.name, one.lost))
     if spoils:
         confirm(opts, "remove these %d for good?" % len(spoils))
     try:
@@ -6821,7 +6821,7 @@ def show_owner(report: dict, quiet: bool) -> str:
     cells = []
     for row in rows:
         ids = [row["container"]["id"]] if row["container"] else [image["id"] for image in row["images"]]
-        size = (show_size(row["size"]) if row.get("size") is not None else "unknown",) if sized else ()
+        size = (size_text(row.get("size")),) if sized else ()
         place = row["paths"][0] if row["paths"] else row["layer"]
         more = ", ".join(word for word in ("device id %d" % row["device_id"] if "device_id" in row else "", row["note"]) if word)
         cells.append((row["role"] or "unknown", row["driver"], owner_text(row), ids[0][:12] if ids else "-") + size + (place + (" (%s)" % more if more else ""),))
@@ -6869,18 +6869,14 @@ def escape_line(line: str) -> str:
     return "\t".join(printable(part) for part in line.split("\t"))
 
 
-def show_known(size: Optional[int]) -> str:
-    return "unknown" if size is None else show_size(size)
-
-
 def show_reclaim(report: dict, quiet: bool) -> str:
-    rows = [(r["category"], r["target"], show_known(r["size"]), r["status"], r["msg"]) for r in report["results"] if not quiet or r["status"] != "changed"]
+    rows = [(r["category"], r["target"], size_text(r["size"]), r["status"], r["msg"]) for r in report["results"] if not quiet or r["status"] != "changed"]
     table = render_table(("CATEGORY", "NAME", "SIZE", "STATUS", "MESSAGE"), rows) if rows else ""
-    last = "there is nothing to reclaim" if not report["results"] else "freed on the disk: %s (measured)" % show_known(report["freed"]) if "freed" in report else \
-        "all of it: %s; nothing was removed: choose categories, such as --logs --containers" % show_known(report.get("promised"))
+    last = "there is nothing to reclaim" if not report["results"] else "freed on the disk: %s (measured)" % size_text(report["freed"]) if "freed" in report else \
+        "all of it: %s; nothing was removed: choose categories, such as --logs --containers" % size_text(report.get("promised"))
     for key, what in (("pool_data_used", "used in the pool"), ("loop_file_allocated", "the pool's loop file")):
         if report["results"] and key in report.get("after", ()):
-            last += "\n%s: %s -> %s" % ((what,) + tuple(show_known(report[when][key]) for when in ("before", "after")))
+            last += "\n%s: %s -> %s" % ((what,) + tuple(size_text(report[when][key]) for when in ("before", "after")))
     return table + ("" if quiet else last + "\n")
 
 

@@ -118,6 +118,15 @@ def test_what_is_no_size(dockfix, text):
     assert dockfix.parse_reported(text) is None
 
 
+@pytest.mark.parametrize("text, facts", [
+    ("Server Version: 1. 12.6\n", (None, None)), ("Server Version: 17 06.2-ce\n", (None, None)), ("Server Version: 18.09.6 # the engine\n", ("18.09.6", None)),
+    ("Docker Root Dir: /data/docker # moved\n", (None, "/data/docker")), ("Docker Root Dir: /data/docker Debug Mode: false\n", (None, None)),
+    ("Docker Root Dir: C:\\docker Debug Mode: false\n", (None, None)), ("Docker Root Dir: /my disk/docker\n", (None, "/my disk/docker"))], ids=repr)
+def test_remarks_and_lines_that_ran_together(dockfix, text, facts):
+    info = dockfix.parse_info("Storage Driver: overlay2\n" + text)
+    assert (info["ServerVersion"], info["DockerRootDir"]) == facts
+
+
 # ---------------------------------------------------------------------- the corpus
 
 UNITS = {"B": 1, "kB": 1000, "KB": 1000, "MB": 1000 ** 2, "GB": 1000 ** 3, "TB": 1000 ** 4, "Mb": MIB}
