@@ -150,12 +150,12 @@ def test_the_dry_run_script_gives_the_same_end(trial, fail):
 
 
 def test_an_orphan_of_a_killed_run_keeps_resume_out(trial, dockfix):
-    trial.program("cat", "while [ ! -e %s ]; do sleep 0.05; done; exec /bin/cat" % trial.at("go"))
+    trial.program("cat", ": >'%s'; n=3000; until [ -e '%s' ] || [ $((n -= 1)) = 0 ]; do sleep 0.1; done; exec /bin/cat" % (trial.at("begun"), trial.at("go")))
     pid = trial.start(trial.arguments(["-y", "trial"]), prelude=lambda module: trial_prelude(module, trial))
     journal = os.path.join(trial.state, "journal.json")
     from conftest import wait_for
     wait_for(lambda: os.path.exists(journal) and json.loads(open(journal).read())["at"] == 4, what="step 5")
-    wait_for(lambda: os.path.exists(trial.at("aside", "made", "copy.part")), what="the copy")
+    wait_for(lambda: os.path.exists(trial.at("begun")), what="the copying child")     # copy.part is there before it
     os.kill(pid, signal.SIGKILL)
     trial.outcome(pid)
     result = trial.go("--json", "resume")
