@@ -49,3 +49,14 @@ def test_a_garbage_docker_is_no_traceback(box, garbage):
     box.rule("images", out=b"", rc=0)
     run = box.quick("reclaim", "--json")
     assert run.rc == 6 and "not understood" in run.json["errors"][0]["msg"], run
+
+
+def test_only_the_containers_own_mount_is_trimmed(dockfix, tmp_path, monkeypatch):
+    """Where the container ended meanwhile, a plain folder of the host's disk is left at that path."""
+    asked, found = [], tmp_path.stat().st_dev
+    monkeypatch.setattr(dockfix.fcntl, "ioctl", lambda fd, *words: asked.append(dockfix.os.fstat(fd).st_ino))
+    with pytest.raises(FileNotFoundError):
+        dockfix.trim_mount("self", str(tmp_path), "253:999")
+    assert asked == []
+    dockfix.trim_mount("self", str(tmp_path), "%d:%d" % (dockfix.os.major(found), dockfix.os.minor(found)))
+    assert asked == [tmp_path.stat().st_ino]
