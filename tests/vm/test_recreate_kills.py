@@ -1,0 +1,145 @@
+"""pool recreate that ends in the middle, by a kill or a power cut, to overlay2 and back; children that outlive it; what it refuses.
+
+FULL=1: the way to overlay2 and back, killed at a sample of steps; FULL=all: before and after every step, with both drivers."""
+import json
+import os
+import re
+import signal
+import time
+
+import pytest
+
+from machine import armed
+from stock import BACKUP, OVERLAY, ROOT, SMALLER, build, finished, is_goal, is_old, is_overlay, look
+
+FULL, ALL = bool(os.environ.get("FULL")), os.environ.get("FULL") == "all"
+
+
+def pair(vm):
+    """Small, for what is done often: web, idle, and a container with a restart policy that was stopped by hand."""
+    armed(vm)
+    vm.sh("docker tag dockfix-test/busybox other:1; docker tag other:1 other:2; docker run -d --name byhand --restart unless-stopped dockfix-test/busybox; docker stop byhand; sync")
+
+
+def walk(vm, before, goal, halts, *words):
+    """dockfix's whole way, and at each of `halts` (side, pattern of a title, "kill" or "power", way on) what becomes of it when it ends there.
+    Its Run, and a line of text for each point."""
+    lines = []
+    job = vm.halt_at([halt[:2] for halt in halts], "-y", "--json", *words)
+    while True:
+        done, point = job.poll(0.3), vm.halted()
+        if done:
+            assert done.rc == 0, done
+            return done, lines
+        for cut, way in [halt[2:] for halt in halts if halt[0] == point[2] and re.match(halt[1] + r"\Z", point[3])] if point else ():
+            vm.save("here")
+            name = json.loads(vm.get("/var/lib/dockfix/journal.json").decode())["plan"]["name"]
+            begun = time.monotonic()
+            job.kill(signal.SIGKILL)
+            if cut == "power":
+                vm.power_off()
+                vm.boot(docker=False)
+            end = finished(vm, way)
+            assert end.rc == 0, (point, cut, way, end)
+            after = look(vm)
+            kept = [name] if ".dockfix-" + name in after["root"] else []
+            wrong = goal(before, after) if way == "resume" else is_old(before, after, cut == "power", kept)
+            assert not wrong, (point, cut, way, wrong, end)
+            lines.append("step %s, %s %s: %s, %s: as it should be (%d s)" % (point[1], point[2], point[3], cut, way, time.monotonic() - begun))
+            vm.load("here")
+        if point:
+            vm.go_on(point)
+
+
+EVERY = [("before", ".*", "kill", "resume"), ("after", ".*", "kill", "rollback"), ("before", ".*", "power", "rollback"), ("after", ".*", "power", "resume")]
+SAMPLE = [("in", "save 2 images", "power", "rollback"), ("after", "set .*/image aside", "power", "resume"), ("after", "container web", "kill", "rollback")]
+
+
+@pytest.fixture(scope="module")
+def overlay(ring):
+    """From devicemapper to overlay2; on the way the kills and power cuts."""
+    ring.reset(pair)
+    before = look(ring)
+    run, lines = walk(ring, before, is_overlay, EVERY if ALL else SAMPLE, *OVERLAY)
+    facts = {"before": before, "after": look(ring), "lines": lines, "name": json.loads(run.out.decode())["results"][0]["id"]}
+    ring.save("overlay")
+    return facts
+
+
+def told(lines, capsys):
+    with capsys.disabled():
+        print("\n%d points: %s\n%s" % (len(lines), ", ".join("%d %s" % (sum(": %s: as" % words in line for line in lines), words) for words in (
+            "kill, resume", "kill, rollback", "power, resume", "power, rollback")), "\n".join(lines)))
+
+
+@pytest.mark.skipif(not FULL, reason="long: FULL=1")
+def test_to_overlay2_and_back(ring, overlay, capsys):
+    told(overlay["lines"], capsys)
+    assert len(overlay["lines"]) >= len(SAMPLE) and is_overlay(overlay["before"], overlay["after"]) == []
+    ring.load("overlay")
+    build(ring)
+    assert finished(ring, "rollback").rc == 0
+    assert is_old(overlay["before"], look(ring), kept=[overlay["name"]]) == []
+    assert finished(ring, "discard", overlay["name"]).rc == 0 and is_old(overlay["before"], look(ring)) == []
+
+
+@pytest.mark.skipif(not FULL, reason="long: FULL=1")
+def test_discard_deletes_the_old_tree_and_nothing_else(ring, overlay):
+    ring.load("overlay")
+    assert finished(ring, "discard", overlay["name"]).rc == 0
+    now = look(ring)
+    assert sorted(now["root"] + [".dockfix-" + overlay["name"]]) == overlay["after"]["root"] and now["state"] == ["lock"]
+    assert is_overlay(overlay["before"], now) == [] and ring.sh("ls " + BACKUP + "/manifest.json").rc == 0
+
+
+@pytest.mark.skipif(not ALL, reason="hours: FULL=all")
+def test_killed_at_every_step_of_a_new_pool(ring, capsys):
+    ring.reset(pair)
+    before = look(ring)
+    _, lines = walk(ring, before, is_goal, EVERY, *SMALLER)
+    told(lines, capsys)
+    assert len(lines) > 200 and is_goal(before, look(ring)) == []
+
+
+def test_an_orphan_of_a_killed_run_is_waited_for(ring):
+    ring.reset(pair)
+    before = look(ring)
+    ring.put("/root/slow", b'#!/bin/sh\n[ "$1" != save ] || { touch /run/begun; until [ -e /run/go ]; do sleep 0.1; done; }\nexec docker "$@"\n', 0o755)
+    job = ring.start_job(("python3", "/root/kill/kill_at.py", "0", "-", "--docker", "/root/slow", "-y") + OVERLAY, b"")
+    while ring.sh("test -e /run/begun", check=False).rc:
+        assert job.poll() is None, job.poll()
+        time.sleep(0.2)
+    job.kill(signal.SIGKILL)
+    job.wait()
+    for words in (("resume",), ("rollback",), OVERLAY):
+        refused = ring.kill_at(0, "-", "-y", "--json", *words)
+        assert refused.rc == 8 and re.search("pool recreate, step [0-9]+ of [0-9]+: save 3 images", json.loads(refused.out.decode())["errors"][0]["msg"]), refused
+    ring.sh("touch /run/go")
+    assert finished(ring, "rollback").rc == 0
+    assert is_old(before, look(ring)) == [] and ring.sh("ls /data").text.split() == ["lost+found"]
+
+
+REFUSALS = (
+    ("", OVERLAY[:-1] + (ROOT + "/b",), "below Docker's own root"),
+    ("fallocate -l $(df --output=avail -B1 /data | tail -n 1) /data/full || :", OVERLAY, "free"),
+    ("rm /data/full; fallocate -l $(df --output=avail -B1 / | tail -n 1) /full || :", OVERLAY[:-1] + ("/backup",), "free"),
+    ("rm /full; docker run -d --rm --name passing dockfix-test/busybox", OVERLAY, "passing"),
+    ("docker stop passing; mkdir /var/lib/docker/mine; mount -t tmpfs mine /var/lib/docker/mine", SMALLER, "/var/lib/docker/mine"),
+    ("umount /var/lib/docker/mine; rmdir /var/lib/docker/mine; echo '{\"live-restore\": true}' > /etc/docker/daemon.json; systemctl reload docker;"
+     "until docker info | grep 'Live Restore Enabled: true'; do sleep 1; done", SMALLER, "live-restore"),
+    ("echo '{}' > /etc/docker/daemon.json; systemctl reload docker; until docker info | grep 'Live Restore Enabled: false'; do sleep 1; done;"
+     "docker swarm init --advertise-addr 127.0.0.1 --listen-addr 127.0.0.1:2377", SMALLER, "swarm"),
+    ("docker swarm leave --force; echo '{\"storage-opts\": [\"dm.basesize=1G\"]}' > /etc/docker/daemon.json", SMALLER, "two places"),
+)
+
+
+def test_refused_before_anything_is_touched(ring):
+    ring.reset(armed)
+    seen = "docker ps -aq --no-trunc; docker images -q; ls -A /var/lib/docker /data; dmsetup table; systemctl is-active docker.socket docker; cat /etc/systemd/system/docker.service.d/*"
+    for script, words, text in REFUSALS:
+        ring.sh(script)
+        here = ring.sh(seen).text
+        done = ring.kill_at(0, "-", "-y", "--json", *words)
+        assert done.rc == 5 and text in done.text.split('"errors"')[1], (words, done)
+        assert here == ring.sh(seen).text, words
+        assert ring.sh("ls /var/lib/dockfix").text.split() == ["lock"]
