@@ -228,4 +228,6 @@ def test_vfat_is_refused(vm):
     vm.sh("truncate -s 3G /root/fat; busybox mkdosfs /root/fat >/dev/null; mkdir /mnt/fat; mount -o loop -t vfat /root/fat /mnt/fat")
     done = vm.dockfix("--json", "relocate", "-y", "/mnt/fat/docker")
     assert done.rc == 5 and "vfat" in done.doc["errors"][0]["msg"] and vm.sh("ls /mnt/fat").text == "", done
-    at(vm, OLD, pool) and same(vm, before)
+    vm.sh("umount -d /mnt/fat")
+    at(vm, OLD, pool)
+    same(vm, before)
