@@ -5018,6 +5018,8 @@ def down_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
     steps.append(Step("no daemon and no mount is left", check=tests, wait=30, daemon="down"))
     if pool:
         files = [os.path.join(engine.root, "devicemapper/devicemapper", kind) for kind in ("data", "metadata")]
+        steps.append(Step("take down the containers' devices that outlived the daemon", ("find", MAPPER, "-name", pool[:-len("pool")] + "*", "!", "-name", "*-pool",
+                                                                                          "-exec", "dmsetup", "remove", "--retry", "{}", ";"), soft=True))
         steps.append(Step("take the pool down if it outlived the daemon", ("find", MAPPER, "-name", pool, "-exec", "dmsetup", "remove", "--retry", "{}", ";"),
                           (("silent", "find", MAPPER, "-name", pool),) + tuple(("silent", "losetup", "-j", path) for path in files), wait=10, daemon="down"))
     return tuple(steps)

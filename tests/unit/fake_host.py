@@ -215,7 +215,7 @@ class FakeHost:
         if argv[0] == "/proc":
             aside = any("/.dockfix-" in word for word in argv)          # only the daemon's own folders are mounted
             return 0, "/proc/1/fd/5" if self.load()["daemon"] and not aside else ""
-        names = fnmatch.filter(os.listdir(argv[0]), argv[2])
+        names = [] if "!" in argv else fnmatch.filter(os.listdir(argv[0]), argv[2])     # only the pool is played, no container's device
         if "-exec" in argv and names:
             self.save(pool=None)
             for name in names:

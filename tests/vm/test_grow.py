@@ -245,7 +245,7 @@ def test_killed_offline_then_started_by_somebody_then_rolled_back(ring, capsys):
     vm = ring
     vm.reset(ready)
     before = vm.docker("inspect", "-f", "{{.Id}}", "web").text
-    done = vm.kill_at(8, "after", *BOTH + ("--offline",))
+    done = vm.kill_at(9, "after", *BOTH + ("--offline",))
     assert done.rc == -signal.SIGKILL and vm.sh("systemctl is-active docker", check=False).text == "inactive\n", said(done)
     assert vm.sh("stat -c %%s %sdata %smetadata" % (FILES, FILES)).text == "%d\n%d\n" % NEW
     vm.save("lengthened")
