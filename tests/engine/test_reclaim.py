@@ -160,6 +160,30 @@ def test_an_image_whose_tag_moves_meanwhile_is_left(lab):
     assert lab.docker("inspect", "-f", "{{.Id}}", "move/it:1").stdout != first
 
 
+def test_build_cache_goes_and_images_stay(lab):
+    lab.run("kept", image="busybox")
+    folder = lab.new_folder()
+    with open(os.path.join(folder, "Dockerfile"), "w") as f:
+        f.write("FROM ring/busybox\nRUN dd if=/dev/urandom of=/one bs=1048576 count=20\n")
+    for client in filter(os.path.exists, (lab.engine.client, "/usr/bin/docker")):      # newer clients need buildx for it
+        built = subprocess.run([client, "build", "-t", "ring/built", "--network", "none", folder], stdin=subprocess.DEVNULL,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=lab.engine.env(DOCKER_BUILDKIT="1"))
+        if not built.returncode:
+            break
+        assert b"buildx" in built.stdout or b"BuildKit" in built.stdout, built.stdout
+    else:
+        pytest.skip("no docker client here can build: %s" % built.stdout.decode(errors="replace").strip()[:100])
+    lab.docker("rmi", "ring/built")
+    before, room = everything(lab), free(lab)
+    listed = lab.dockfix("reclaim", "--json")
+    assert [row["size"] >= 20 * MEBI for row in listed.doc["results"] if row["category"] == "build-cache"] == [True], listed
+    done = reclaim(lab, "--build-cache")
+    assert done.rc == 0 and [row["status"] for row in done.doc["results"]] == ["changed"], done
+    assert done.doc["promised"] >= 20 * MEBI and agrees(done.doc["freed"], done.doc["promised"]) and agrees(free(lab) - room, done.doc["promised"]), done
+    assert everything(lab) == before
+    assert reclaim(lab, "--build-cache").doc["results"] == []
+
+
 def test_volumes_go_by_name_only_and_only_unused(lab):
     lab.run("holder", "-v", "taken:/data", image="busybox")
     for name in ("loose", "other"):
