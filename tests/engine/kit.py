@@ -296,6 +296,19 @@ esac
                 done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")))
         return done
 
+    def build(self, tag, text, folder):
+        """BuildKit builds an image of a Dockerfile, by the first docker client here that can (newer ones need buildx for it), or CannotRun."""
+        with open(os.path.join(folder, "Dockerfile"), "w") as f:
+            f.write(text)
+        for client in filter(os.path.exists, (self.client, "/usr/bin/docker")):
+            built = subprocess.run([client, "build", "-t", tag, "--network", "none", folder], stdin=subprocess.DEVNULL,
+                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=self.env(DOCKER_BUILDKIT="1"))
+            if not built.returncode:
+                return
+            if b"buildx" not in built.stdout and b"BuildKit" not in built.stdout:
+                raise RuntimeError("docker build: %s" % built.stdout.decode(errors="replace"))
+        raise CannotRun("no docker client here can build: %s" % built.stdout.decode(errors="replace").strip()[:100])
+
     def run(self, image, *options, command=()):
         """`docker run -d` without a network; returns the full id."""
         return self.docker("run", "-d", "--network", "none", *(options + (image,) + tuple(command))).stdout.decode().strip()

@@ -65,7 +65,7 @@ def test_all_is_there_again(smaller):
     assert set(rows) == set(smaller["before"]["containers"]) | {"pool recreate"} and {row["status"] for row in rows.values()} == {"changed"}
     assert {row["msg"] for name, row in rows.items() if name != "pool recreate"} == {""}
     assert smaller["after"]["containers"]["front"]["State"]["Paused"] and smaller["before"]["containers"]["front"]["State"]["Paused"]
-    assert re.search("pool recreate: step [0-9]+ of [0-9]+: ", smaller["said"]) and "the host's /data/bind" in smaller["said"] and "meanwhile" not in smaller["said"]
+    assert re.search("pool recreate: step [0-9]+ of [0-9]+: ", smaller["said"]) and "the host's /data/bind" in smaller["said"] and "writes to" not in smaller["said"]
 
 
 def test_a_later_start_of_the_daemon_and_buildkit(ring, smaller):
