@@ -1577,7 +1577,8 @@ def parse_offset(spec: str) -> int:
 def check_instant(instant: int, what: str) -> None:
     """Raises UsageError for a clock (seconds since 1970) that would stand where programs fail."""
     if not 0 <= instant <= LAST_INSTANT:
-        raise UsageError("%s: the clock would stand %s" % (what, "before 1970, where time(2) is negative and programs fail" if instant < 0 else "after the year 9999"), "an instant from 1970-01-01 00:00:00 to 9999-12-31 23:59:59 UTC")
+        why = "before 1970, where time(2) is negative and programs fail" if instant < 0 else "after the year 9999"
+        raise UsageError("%s: the clock would stand %s" % (what, why), "an instant from 1970-01-01 00:00:00 to 9999-12-31 23:59:59 UTC")
 
 
 def parse_wall(text: str) -> int:
@@ -4864,7 +4865,7 @@ def look_zone(host: Host, opts: argparse.Namespace, target: Target, container: O
     if opts.undo:
         return ZonePlan(target, container, (), (), undo, container.running) if undo else row(target, "unchanged", "no change of its zone is recorded", **more)
     members, former = zone_members(host, container, more["zone"], data)
-    early = bool(undo) and container.running and container.started.rstrip("Z") < undo.changed.rstrip("Z")
+    early = bool(undo) and container.running and parse_instant(container.started) < parse_instant(undo.changed)
     if members or early and opts.restart:
         return ZonePlan(target, container, members, former, None, container.running)
     return row(target, "unchanged", "its processes started before the change: --restart" if early else "", **dict(more, restart="needed" if early else "no"))
