@@ -3093,8 +3093,8 @@ def restore_undo(host: Host, container: Container, undo: Undo) -> List[str]:
 
 def tidy_undo(host: Host, listed: Sequence[str]) -> None:
     """Drops the records of containers that this engine had and has no more; `listed` are all its ids (docker ps -a). Another engine's stay."""
-    for name in quietly(os.listdir, os.path.join(host.state, "undo")) or []:
-        found = re.match(r"([a-z]+)-([0-9a-f]{64})\.json\Z", name)
+    for name in quietly(os.listdir, raw(os.path.join(host.state, "undo"))) or []:
+        found = re.match(r"([a-z]+)-([0-9a-f]{64})\.json\Z", os.fsdecode(name))
         try:
             undo = load_undo(host, *found.groups()) if found and found.group(2) not in listed else None
         except DockfixError:                # nothing that is done now rests on it
