@@ -69,6 +69,7 @@ BUILD_SECONDS = 900.0       # to compile libfaketime
 LINKS_MAX = 40              # as many links on one path as the kernel follows
 SBIN = ":/usr/sbin:/sbin"   # dmsetup, losetup
 RECORD_MAX = 16 << 20       # one record of a Docker root; containers with a huge environment stay far below
+MAPPER = "/dev/mapper"
 SERVICE_PROGRAMS = ("systemctl", "service")
 SYNCED = {"mv", "dd", "cp", "rsync", "find", "create", "load", "import", "tag"}      # what they write, neither they nor dockerd bring to the disk
 ETC_TARGETS = ("/", "/etc", "/etc/passwd", "/etc/shadow")
@@ -101,6 +102,18 @@ class Unanswered(WayClosed):
 
 class SharedEtc(WayClosed): """/etc is a mount that docker does not tell of."""
 class Interrupted(Exception): """SIGINT or SIGTERM arrived; args[0] is its number."""
+
+
+def exit_code(rows: List[dict], dry_exit: bool = False) -> int:
+    """The exit code of a container command, from its rows' statuses (DESIGN part 2)."""
+    found = {one["status"] for one in rows} | {"changed" for one in rows if one.get("partial")}
+    if dry_exit and "changed" in found:
+        return 4
+    if found <= {"changed", "unchanged", "skipped"}:
+        return 0
+    if not found & {"changed", "unknown"}:
+        return 5 if found == {"refused"} else 1
+    return 3
 
 
 ###############################################################################
@@ -204,6 +217,10 @@ def raw(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
+def show_bytes(data: bytes) -> str:
+    return data.decode("utf-8", "backslashreplace")
+
+
 def sh_quote(text: str) -> str:
     """One word for a POSIX shell. Control bytes come from printf, so that the script itself can be
     shown on a terminal; final newlines, which $(...) drops, come from IFS."""
@@ -230,6 +247,16 @@ def parse_size(text: str, now: Optional[int] = None) -> int:
     decimal = re.match(r"^([0-9.]+)([KMGTkmgt])[bB]\Z", text, re.A)
     hint = "write {0}{1} or {0}{1}iB, both binary".format(decimal.group(1), decimal.group(2).upper()) if decimal else "such as 500M or 20GiB"
     raise UsageError("not a size: %s" % text, hint)
+
+
+def parse_number(name: str, text: Optional[str], default: float, low: float, high: float) -> float:
+    try:
+        number = float(text) if text else default
+    except ValueError:
+        number = -1
+    if not low <= number <= high:
+        raise UsageError("%s takes a number from %g to %g, not %s" % (name, low, high, text))
+    return number
 
 
 def show_size(size: float) -> str:
@@ -262,6 +289,13 @@ def parse_ps(text: str) -> List[Target]:
         names = [name for name in parts[1].split(",") if name and "/" not in name]
         rows.append(Target(parts[0], names[0] if names else parts[0][:12], parts[2] if len(parts) > 2 else ""))
     return rows
+
+
+FAULTS = (
+    (r"permission denied", "no permission to speak to the Docker daemon", "sudo python3 dockfix.py ..."),
+    (r"[Cc]annot connect to the Docker daemon|[Ii]s the docker daemon running|connection refused|no such host|error during connect",
+     "the Docker daemon does not answer", "systemctl status docker; journalctl -u docker -n 50"),
+)
 
 
 def is_gone(text: str) -> bool:
@@ -791,6 +825,9 @@ def pool_mode(pool: Dict[str, object]) -> Tuple[str, str]:
 
 
 # --- the thin pool, as the kernel tells (dmsetup)
+
+
+METADATA_MAX = 33292800 * 512               # what dm-thin can use, some 15.88 GiB
 
 
 class ThinPool(NamedTuple):
@@ -1902,13 +1939,6 @@ def change_host(host: Host, argv: Sequence[str], stdin: Optional[bytes] = None, 
     return run_child(host, argv, stdin, seconds, limit, host.held if os.path.basename(argv[0]) not in SERVICE_PROGRAMS else (), 0, flow)
 
 
-FAULTS = (
-    (r"permission denied", "no permission to speak to the Docker daemon", "sudo python3 dockfix.py ..."),
-    (r"[Cc]annot connect to the Docker daemon|[Ii]s the docker daemon running|connection refused|no such host|error during connect",
-     "the Docker daemon does not answer", "systemctl status docker; journalctl -u docker -n 50"),
-)
-
-
 def expect(answer: Answer, what: str) -> Answer:
     """The answer, or EnvironmentFault in the user's words when docker itself failed."""
     if answer.timed_out:
@@ -1983,6 +2013,13 @@ def engine_userns(host: Host) -> Tuple[int, int]:
 
 
 # --- the host's files
+
+
+def default_state() -> str:
+    if os.geteuid() == 0:
+        return "/var/lib/dockfix"
+    home = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+    return os.path.join(home, "dockfix")
 
 
 def open_state(path: str) -> None:
@@ -3686,7 +3723,7 @@ def tell_daemon_log(host: Host, plan: Plan) -> None:
 # 6. Features
 ###############################################################################
 
-# --- choosing containers and rows, the same for every container command
+# --- choosing containers, and rows of results: the same for every container command
 
 
 def pick(host: Host, opts: argparse.Namespace) -> List[Target]:
@@ -3747,16 +3784,589 @@ def rows_of(host: Host, opts: argparse.Namespace, what: str, targets: List[Targe
     return [row_of_surprise(target, one, more) if one is None or isinstance(one, Exception) else one for target, one in zip(targets, done)]
 
 
-def exit_code(rows: List[dict], dry_exit: bool = False) -> int:
-    """The exit code of a container command, from its rows' statuses (DESIGN part 2)."""
-    found = {one["status"] for one in rows} | {"changed" for one in rows if one.get("partial")}
-    if dry_exit and "changed" in found:
-        return 4
-    if found <= {"changed", "unchanged", "skipped"}:
-        return 0
-    if not found & {"changed", "unknown"}:
-        return 5 if found == {"refused"} else 1
-    return 3
+def shared_words(opts: argparse.Namespace) -> List[str]:
+    """The options a script must repeat to do the same."""
+    words = ["--docker", opts.docker] if opts.docker != "docker" else []
+    words += ["--timeout", "%g" % opts.timeout] if opts.timeout != CALL_SECONDS else []
+    return words + (["--state", opts.state] if opts.state != default_state() else [])
+
+
+def plan_calls(opts: argparse.Namespace, report: dict, plans: list, words: List[str], more: dict) -> None:
+    """A dry run whose script calls dockfix for each container, because what undo needs has to be kept on the way."""
+    report["results"] = [one if isinstance(one, dict) else row(one.target, "changed", "", **more) for one in plans]
+    call = ["python3", own_path(), opts.command] + words + shared_words(opts)
+    lines = [comment("%s: %s (%s): %s" % (one["status"], one["target"], one["id"], one["msg"])) if one["status"] != "changed" else "run " + sh_line(call + [one["id"]])
+             for one in report["results"]]
+    report["script"] = script_text(report, lines, sum(one["status"] in ("refused", "failed") for one in report["results"]))
+    report["exit_code"] = exit_code(report["results"], opts.exit_code)
+
+
+# --- reading the clock inside a container: the same for clock and faketime
+
+
+def read_clock(host: Host, container: Container, env: Sequence[str] = (), quiet: bool = False) -> Tuple[float, float, int]:
+    """(least, most seconds that the clock inside is ahead, seconds east of UTC) by one `date`, whose second passed somewhere in the call; with
+    variables (there is no exec -e before 17.05) where `env` has some. quiet: a word on stderr is a fault. Raises WayClosed, Gone."""
+    if not can_exec(container):
+        raise WayClosed("it is %s" % ("paused" if container.paused else "restarting" if container.restarting else "not running"))
+    began = time.time()
+    answer = query(host, "exec", container.id, *((["env"] + list(env) if env else []) + ["date", "+%s %z"]), limit=4096, enough=4096)
+    ended = time.time()
+    found = re.match(rb"(-?[0-9]{1,15}) ([+-])([0-9]{2})([0-9]{2})\s*\Z", answer.out)
+    if answer.rc and is_gone_now(host, container.id, answer.text()):
+        raise Gone()
+    if not found or answer.rc or quiet and answer.err:
+        absent = answer.rc in (126, 127) and not quiet
+        raise WayClosed("no answer in %g s" % host.timeout if answer.timed_out else "there is no `date` inside that runs" if absent else "date: " + first_line(answer))
+    at, east = int(found.group(1)), int(found.group(3)) * 3600 + int(found.group(4)) * 60
+    return at - ended, at + 1 - began, -east if found.group(2) == b"-" else east
+
+
+# --- looking at Docker's root and pool: the same for storage, owner, reclaim and pool
+
+
+def ask_engine(host: Host, report: dict) -> Optional[Dict[str, object]]:
+    """docker info, or None and a finding where the daemon does not answer: the files tell as much."""
+    try:
+        info = engine_info(host)
+        return info if info.get("DockerRootDir") else None
+    except EnvironmentFault as err:
+        add_finding(report, "engine-silent", "info", "from the files alone, unchecked: %s" % err.msg, err.hint)
+        return None
+
+
+def configured_root() -> str:
+    """Docker's root where no daemon tells it: by the options of its next start, else where it always was."""
+    return dict(pair for one in option_sources() if one.used for pair in one.options).get("data-root") or "/var/lib/docker"
+
+
+def own_folder(row: dict) -> str:
+    """Where a layer keeps its own files (not where it is mounted together with those below), '' where that is no folder."""
+    forms = [form % row["layer"] for form in LAYOUTS[row["driver"]][1] if row["driver"] != "devicemapper" and not form.startswith("mnt/") and "merged" not in form]
+    return next((path for form in forms for path in row["paths"] if path.endswith("/" + form) and os.path.isdir(raw(path))), "")
+
+
+def thin_pool(host: Host, name: str) -> ThinPool:
+    return parse_thin_pool(*(expect(query_host(host, ("dmsetup", verb, name)), "dmsetup").out.decode("ascii", "replace") for verb in ("table", "status")))
+
+
+# --- what docker holds, and the steps that make and remove it: the same for every storage change
+
+
+REMOVE = {"container": ("rm", "-f", "-v"), "image": ("rmi",), "network": ("network", "rm"), "volume": ("volume", "rm")}
+
+
+class Stock(NamedTuple):
+    """What an engine holds, or a backup of it, as docker's inspect gives it. Containers stand in the order of their dependencies."""
+    containers: List[dict]
+    images: List[dict]
+    networks: List[dict]
+    volumes: List[dict]
+
+
+def look_stock(host: Host) -> Stock:
+    """Eight docker calls, whatever there is. Raises EnvironmentFault."""
+    containers = inspect_objects(host, "container", [target.id for target in list_containers(host)])
+    lists = [("images", "-q", "--no-trunc"), ("network", "ls", "-q", "--no-trunc"), ("volume", "ls", "-q")]
+    names = [expect(query(host, *words), "docker " + words[0]).out.decode("utf-8", "replace").split() for words in lists]
+    images = inspect_objects(host, "image", sorted(set(names[0]) | {one["Image"] for one in containers}))
+    return Stock(facts_of(containers, in_order), images, inspect_objects(host, "network", names[1]), inspect_objects(host, "volume", names[2]))
+
+
+def object_names(host: Host) -> Dict[str, List[str]]:
+    """Names of all containers and tags of all images; a finished change knows them, so that a rollback can tell what was made since."""
+    answers = (("containers", query(host, "ps", "-a", "--format", "{{.Names}}")), ("images", query(host, "images", "--format", "{{.Repository}}:{{.Tag}}")))
+    return {kind: [line for line in answer.out.decode("utf-8", "replace").split("\n") if line and "<none>" not in line] for kind, answer in answers}
+
+
+def runs(doc: dict) -> bool:
+    return doc["State"].get("Running") is True      # paused and restarting ones too
+
+
+def image_refs(images: Sequence[dict]) -> List[str]:
+    """Every tag of every image, or its id: saved by id an image comes back without a name."""
+    return [ref for one in images for ref in one.get("RepoTags") or [one["Id"]]]
+
+
+def there(host: Host, kind: str, name: str, mode: str = "ok") -> Tuple[str, ...]:
+    return (mode,) + host.docker + (("inspect", "--type", kind, name) if kind in ("container", "image") else (kind, "inspect", name))
+
+
+def state_test(host: Host, name: str, what: str, want: str) -> Tuple[str, ...]:
+    return ("says", want) + host.docker + ("inspect", "-f", "{{%s}}" % what, name)
+
+
+def act(host: Host, title: str, words: Sequence[str], **more) -> Step:
+    return Step(title, host.docker + tuple(words), **more)
+
+
+def gone_step(host: Host, kind: str, name: str) -> Step:
+    return act(host, "remove %s %s" % (kind, name), REMOVE[kind] + (name,), check=(there(host, kind, name, "not"),))
+
+
+def made_step(host: Host, kind: str, name: str, words: Sequence[str], **more) -> Step:
+    return act(host, "%s %s" % (kind, name), words, check=(there(host, kind, name),), undo=(gone_step(host, kind, name),), **more)
+
+
+def run_steps(host: Host, docs: Sequence[dict], name: str = "", test: Tuple[str, ...] = ()) -> List[Step]:
+    """Starts by name what ran when it was looked at, and pauses what was paused. A new container counts as started once it ever was: it may end at once."""
+    steps = []
+    for doc in [one for one in docs if runs(one)]:
+        who = name or title_of(doc)
+        steps.append(act(host, "start %s" % title_of(doc), ("start", who), check=(test or state_test(host, who, 'eq (printf "%.4s" .State.StartedAt) "0001"', "false"),)))
+        steps += [act(host, "pause %s" % title_of(doc), ("pause", who), check=(state_test(host, who, ".State.Paused", "true"),))] * (doc["State"].get("Paused") is True)
+    return steps
+
+
+def halt_steps(host: Host, stock: Stock) -> List[Step]:
+    """What runs is stopped, those first that need others; undone, it runs again under its old id."""
+    steps = []
+    for doc in reversed([one for one in stock.containers if runs(one)]):
+        steps += [act(host, "unpause %s" % title_of(doc), ("unpause", doc["Id"]), check=(state_test(host, doc["Id"], ".State.Paused", "false"),))] * (doc["State"].get("Paused") is True)
+        steps.append(act(host, "stop %s" % title_of(doc), ("stop", doc["Id"]), check=(state_test(host, doc["Id"], ".State.Running", "false"),),
+                         undo=tuple(run_steps(host, [doc], doc["Id"], state_test(host, doc["Id"], ".State.Running", "true")))))
+    return steps
+
+
+# --- stopping and starting the daemon, and setting its options: the same for every storage change
+
+
+DROP_IN = "/etc/systemd/system/docker.service.d/zz-dockfix.conf"
+HOLD = "/etc/systemd/system/docker.service.d/zz-dockfix-hold.conf"
+SYSTEMD_MARK = "/run/systemd/system"        # sd_booted(3)
+DRIVER_MOUNTS = ("/devicemapper", "/overlay2/", "/overlay/", "/aufs/", "/btrfs", "/zfs/", "/containers/", "/netns", "/plugins/", "/volumes/")
+
+
+class Engine(NamedTuple):
+    """The daemon as it stands, so that it can be stopped and started again as it was. root: DockerRootDir, links resolved; stock: what it holds."""
+    docker: Tuple[str, ...]
+    systemd: bool
+    socket: bool
+    root: str
+    stock: Stock
+
+    def answers(self) -> Tuple[str, ...]:
+        return ("ok",) + self.docker + ("version", "--format", "{{.Server.Version}}")
+
+    def service(self, verb: str, unit: str = "docker") -> Tuple[str, ...]:
+        return ("systemctl", verb, unit + ("" if "." in unit else ".service")) if self.systemd else ("service", unit, verb)
+
+
+def look_engine(host: Host, stop: bool = True) -> Engine:
+    """stop: whether the daemon is to be stopped, for which all that it holds is looked up."""
+    systemd = os.path.isdir(SYSTEMD_MARK)
+    socket = systemd and query_host(host, ("systemctl", "is-active", "docker.socket")).rc == 0
+    return Engine(host.docker, systemd, socket, os.path.realpath(str(engine_info(host)["DockerRootDir"])), look_stock(host) if stop else Stock([], [], [], []))
+
+
+def check_stop(host: Host, engine: Engine, lose: Sequence[str]) -> None:
+    """Refuses where stopping the daemon would lose a container, or would not stop it."""
+    info = engine_info(host)
+    if info["LiveRestoreEnabled"] == "true":
+        raise Refused("the daemon has live-restore: its containers, and the pool under them, would outlive the stop", "set live-restore to false, restart docker, then again")
+    doomed = [title_of(one) for one in engine.stock.containers if runs(one) and one["HostConfig"].get("AutoRemove") and title_of(one) not in lose]
+    if doomed:
+        raise Refused("docker removes %s for good when it stops (--rm)" % ", ".join(doomed), "stop it yourself, or --lose-autoremove " + " --lose-autoremove ".join(doomed))
+    strangers = [mount.point for mount in mounts_of() if mount.point.startswith(engine.root + "/") and not mount.point.startswith(tuple(engine.root + part for part in DRIVER_MOUNTS))]
+    if strangers:
+        raise Refused("there is a mount below Docker's root that is not Docker's own: %s" % ", ".join(strangers), "umount %s" % sh_line(strangers))
+
+
+def run_again(engine: Engine) -> Tuple[Step, ...]:
+    """Starts by name what ran before: docker itself leaves those down that were stopped by hand before, or have no restart policy."""
+    return tuple(step._replace(soft=True, wait=30, daemon="up") for doc in engine.stock.containers if not doc["HostConfig"].get("AutoRemove")
+                 for step in run_steps(engine, [doc], doc["Id"], state_test(engine, doc["Id"], ".State.Running", "true")))
+
+
+def down_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
+    """docker.socket first, or a poke at it starts the daemon again; then the proof that nothing of it is left. The first step only holds what
+    its undoing does last: start by name what ran."""
+    down, database = ("not",) + engine.answers()[1:], os.path.join(engine.root, "*.db")
+    start = Step("start docker", engine.service("start"), (engine.answers(),), wait=120)
+    again = ((Step("clear earlier failures", ("systemctl", "reset-failed", "docker.service"), soft=True),) if engine.systemd else ()) + (start,)
+    steps = [Step("what runs now is known", undo=run_again(engine))]
+    if engine.socket:
+        steps.append(Step("stop docker.socket", engine.service("stop", "docker.socket"), (("not",) + engine.service("is-active", "docker.socket"),), daemon="down",
+                          undo=(Step("start docker.socket", engine.service("start", "docker.socket"), (("ok",) + engine.service("is-active", "docker.socket"),)),)))
+    gone = (("not",) + engine.service("is-active"), ("lacks", "activating") + engine.service("is-active")) if engine.systemd else ()       # or deactivating: silent is not stopped
+    steps += [Step("stop docker", engine.service("stop"), (down,) + gone, undo=again, wait=120, daemon="down")] + list(again[:-1])    # what was started often lately is refused a start
+    tests = (down, ("silent", "find", "/proc", "-mindepth", "3", "-maxdepth", "3", "-path", "/proc/[0-9]*/fd/*", "-lname", database)) + unused(
+        *(os.path.join(engine.root, driver) for driver in ("devicemapper", "overlay2")), devices=pool and os.path.join(MAPPER, re.match("docker-[0-9:]+-|", pool).group()))
+    steps.append(Step("no daemon and no mount is left", check=tests, wait=30, daemon="down"))
+    if pool:
+        files = [os.path.join(engine.root, "devicemapper/devicemapper", kind) for kind in ("data", "metadata")]
+        steps.append(Step("take down the containers' devices that outlived the daemon", ("find", MAPPER, "-name", pool[:-len("pool")] + "*", "!", "-name", "*-pool",
+                                                                                          "-exec", "dmsetup", "remove", "--retry", "{}", ";"), soft=True))
+        steps.append(Step("take the pool down if it outlived the daemon", ("find", MAPPER, "-name", pool, "-exec", "dmsetup", "remove", "--retry", "{}", ";"),
+                          (("silent", "find", MAPPER, "-name", pool),) + tuple(("silent", "losetup", "-j", path) for path in files), wait=10, daemon="down"))
+    return tuple(steps)
+
+
+def up_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
+    """One start attempt; undone by a stop of the daemon that was started."""
+    stop = tuple(step._replace(undo=(), daemon="") for step in down_steps(engine, pool)[1:])
+    steps = (Step("start docker", engine.service("start"), (engine.answers(),), wait=120, daemon="up", undo=stop),)
+    if engine.socket:
+        steps += (Step("start docker.socket", engine.service("start", "docker.socket"), (("ok",) + engine.service("is-active", "docker.socket"),)),)
+    return steps
+
+
+def unused(*paths: str, devices: str = "") -> Tuple[Tuple[str, ...], ...]:
+    """Tests: nothing is mounted at or below the paths, and no device whose path begins so, in any process's view. What the failing one prints names the processes."""
+    ends = [path + tail for path in paths for tail in "/ "] + ([devices] if devices else [])
+    words = [word for one in ends for word in ("-e", " " + one[:-1].replace(" ", "\\040") + one[-1])]
+    return (("silent", "find", "/proc", "-mindepth", "2", "-maxdepth", "2", "-name", "mountinfo", "-exec", "grep", "-l", "-s", "-F") + tuple(words) + ("{}", "+"),)
+
+
+def hold_steps(engine: Engine, hold: bool) -> Tuple[Step, ...]:
+    """While old and new are being swapped a reboot must not start docker on half of it. Hosts without systemd have no such hold."""
+    reload, folder = Step("let systemd read its units again", ("systemctl", "daemon-reload")), os.path.dirname(HOLD)
+    put = Step("hold docker down, also over a reboot", path=HOLD, data="# dockfix: a storage change stands half-way: python3 dockfix.py resume\n[Unit]\nConditionPathExists=!/\n", mode=0o644)
+    free = Step("let docker start again", ("rm", "-f", HOLD), (("not", "test", "-e", HOLD),))
+    tidy = Step("remove " + folder, ("rmdir", "--ignore-fail-on-non-empty", folder), soft=True)
+    steps = (Step("make " + folder, ("mkdir", "-p", folder), undo=(tidy,)), put._replace(undo=(free, reload))) if hold else (free._replace(undo=(put, reload)),)
+    return steps + (reload,) if engine.systemd else ()
+
+
+def option_steps(engine: Engine, wanted: Sequence[Tuple[str, str, Optional[str]]], add: bool = True) -> Tuple[Step, ...]:
+    """Steps that set (name, key, value) of the daemon's options where they live; value None takes one away; what is set nowhere is added (with
+    `add`) beside the other storage options, else to daemon.json. Raises Refused where two places set one, or a place is not understood."""
+    sources = option_sources()
+    for name, places in option_conflicts(sources):
+        if name.startswith(("dm.", "storage-", "data-root")):
+            raise Refused("%s is set in two places: %s" % (name, " and ".join(places)), "leave it in one of them, then again")
+    bad = next((source for source in sources if source.fault), None)
+    if bad:
+        raise Refused("%s: %s" % (bad.where(), bad.fault), "mend it first: docker would not start with it either")
+    sources = [source for source in sources if source.used]
+    new = {}                    # type: Dict[OptionSource, str]
+    for name, key, value in wanted:
+        lives = [source for source in sources if any(one == name and what.startswith(key + "=" if key else "") for one, what in source.options)]
+        beside = [source for source in sources if any(one == "storage-opt" for one, _ in source.options)] + [source for source in sources if source.kind == "daemon.json"]
+        home = (lives or (beside if add and value is not None else []))[:1]
+        for source in home:
+            new[source] = (edit_daemon_json if source.kind == "daemon.json" else edit_flags)(new.get(source, source.raw), name, key, value)
+    steps = tuple(step for source, text in new.items() if text != source.raw for step in option_edit(source, text))
+    told = [one for source in sources for text in [new.get(source, source.raw)] for one in (daemon_json(text) if source.kind == "daemon.json" else daemon_flags(shell_words(text)))]
+    for name, key, value in wanted:
+        now = [what for one, what in told if one == name and what.startswith(key + "=" if key else "")]
+        if now != ([] if value is None else [(key + "=" if key else "") + value]) and (add or now):
+            raise Refused("%s cannot be edited where it is set (%s)" % (key or name, ", ".join(source.where() for source in sources)), "set it there by hand")
+    return steps + ((Step("let systemd read its units again", ("systemctl", "daemon-reload")),) if any(step.path == DROP_IN for step in steps) else ())
+
+
+def option_edit(source: OptionSource, text: str) -> Tuple[Step, ...]:
+    """The steps that put the edited text of one place where it belongs: for a unit, a drop-in of dockfix's own."""
+    path = os.path.realpath(source.path)
+    if source.kind == "unit":
+        folder = os.path.dirname(DROP_IN)
+        step = put_file("set the options in " + DROP_IN, DROP_IN, "[Service]\nExecStart=\nExecStart=%s\n" % text)
+        made = Step("make " + folder, ("mkdir", "-p", folder), undo=(Step("remove " + folder, ("rmdir", "--ignore-fail-on-non-empty", folder), soft=True),))
+        return (made, step._replace(undo=step.undo + (Step("let systemd read its units again", ("systemctl", "daemon-reload")),)))
+    if source.kind == "daemon.json":
+        return (put_file("set the options in " + path, path, text),)
+    whole = host_text(path)
+    lines = list(re.finditer(r"(?m)^[ \t]*(?:export[ \t]+)?%s=((?:.*\\\n)*.*)" % re.escape(source.variable), whole))
+    if not lines or path.endswith((".service", ".conf")) or source.raw not in lines[-1].group(1):
+        raise Refused("%s cannot be edited" % source.where(), "set the options there by hand")
+    start, end = lines[-1].span(1)
+    return (put_file("set the options in " + path, path, whole[:start] + whole[start:end].replace(source.raw, text) + whole[end:]),)
+
+
+def new_name(kind: str) -> str:
+    return kind + time.strftime("-%Y%m%d-%H%M%S")
+
+
+# --- the place of Docker's root: the same for pool recreate and relocate
+
+
+UNFIT = {"vfat", "msdos", "exfat", "ntfs", "ntfs3", "fuseblk", "nfs", "nfs4", "cifs", "smb3", "9p", "tmpfs", "ramfs", "overlay", "iso9660", "squashfs", "udf"}
+
+
+def check_disk(host: Host, driver: str, where: str) -> None:
+    """Refuses a file system on which the driver, or the containers, would not work."""
+    mount = max((one for one in mounts_of() if (where + "/").startswith(one.point.rstrip("/") + "/")), key=lambda one: len(one.point))
+    flags = set(mount.flags) & {"ro", "noexec", "nosuid"}
+    if mount.fstype in UNFIT or mount.fstype.startswith("fuse"):
+        raise Refused("%s lies on %s, on which Docker's root cannot live" % (where, mount.fstype), "ext4, or xfs with ftype=1")
+    if flags:
+        raise Refused("%s is mounted %s: containers would not work there" % (mount.point, ",".join(sorted(flags))), "mount -o remount,rw,exec,suid %s, and mend /etc/fstab" % sh_quote(mount.point))
+    if mount.fstype == "xfs" and driver.startswith("overlay") and has_program("xfs_info") and b"ftype=0" in query_host(host, ("xfs_info", mount.point)).out:
+        raise Refused("%s is an xfs without ftype: %s cannot use it" % (mount.point, driver), "mkfs.xfs -n ftype=1, on an empty disk")
+    if has_program("getenforce") and query_host(host, ("getenforce",)).out.strip() == b"Enforcing":
+        say("dockfix: SELinux: the labels are copied; so that a relabel keeps them: semanage fcontext -a -e /var/lib/docker %s" % where)
+
+
+def every_pool(name: str) -> str:
+    """A pattern of the names that loop pools on the same file system have: the inode of the folder devicemapper/ is in them."""
+    return re.sub(r"-[0-9]+-pool\Z", "-*-pool", name)
+
+
+def check_pools(host: Host, pattern: str, name: str) -> None:
+    """A pool of the pattern that is taken down must be this daemon's, old or new."""
+    others = [one for one in query_host(host, ("find", MAPPER, "-name", pattern)).out.decode("utf-8", "replace").split() if os.path.basename(one) != name]
+    if others:
+        raise Refused("%s lies where Docker's pool is to be, and is not this daemon's" % others[0], "dmsetup info; take it down if no daemon uses it: dmsetup remove %s" % os.path.basename(others[0]))
+
+
+# --- what a backup holds: the same for backup, restore and pool recreate
+
+
+BACKUP_SCHEMA = "dockfix-backup/1"
+HELPER = "dockfix.helper"                   # the container that only carries volumes
+KEPT, BACK = "dockfix/backup", "dockfix/restored"       # images made of containers: while a backup runs, and after a restore
+STOCK_FILES = ("containers.json", "images.json", "networks.json", "volumes.json")
+
+
+class Backup(NamedTuple):
+    """A backup as it stands in a folder, or will once its steps are done. own: by container id how its own files are kept: '' (it has none: its image will
+    do), 'commit' or 'export'; volumes: by name file, container and path it is read from; loads: files for docker load; made: when (ISO 8601)."""
+    folder: str
+    stock: Stock
+    own: Dict[str, str]
+    volumes: Dict[str, Sequence[str]]
+    loads: Sequence[str]
+    left_out: Sequence[str]
+    made: str
+
+    def path(self, name: str) -> str:
+        return os.path.join(self.folder, name)
+
+    def files(self) -> List[str]:
+        """All but the manifest; each has its sha256 beside it."""
+        exports = ["export-%s.tar" % one for one in sorted(self.own) if self.own[one] == "export"]
+        return list(STOCK_FILES) + list(self.loads) + exports + sorted(place[0] for place in self.volumes.values())
+
+
+def carried_networks(stock: Stock) -> List[dict]:
+    return [one for one in stock.networks if one.get("Scope") == "local" and one["Driver"] not in ("host", "null") and one["Name"] not in ("bridge", "docker_gwbridge")]
+
+
+def own_image(repository: str, doc: dict) -> str:
+    return "%s:%s-%s" % (repository, title_of(doc)[:100], doc["Id"][:12])
+
+
+def own_refs(kept: Backup) -> List[str]:
+    return [own_image(KEPT, doc) for doc in kept.stock.containers if kept.own[doc["Id"]] == "commit"]
+
+
+def plan_backup(host: Host, folder: str, stock: Stock, loads: Sequence[str], live: bool = True) -> Backup:
+    """What a backup of this stock will be. With `live` containers are taken as they are now; else what runs may still write before it is stopped.
+    A thin pool that would refuse one more container (dm.min_free_space) leaves docker export, and reading volumes through containers that have them."""
+    info = engine_info(host)["DriverStatus"]
+    total, used, least = (parse_reported(info.get(key) or "") for key in ("Data Space Total", "Data Space Used", "Thin Pool Minimum Free Space"))
+    tight = None not in (total, used, least) and total - used < least + (1 << 26)
+    own, volumes = {}, {}
+    for doc in stock.containers:
+        image = next((one.get("Config") or {} for one in stock.images if one["Id"] == doc["Image"]), None)
+        plain = image is not None and (live or not runs(doc)) and not facts_of(doc, lambda one: create_recipe(one, image, stock.containers)).bound
+        diff = query(host, "diff", doc["Id"]) if plain else None
+        own[doc["Id"]] = "" if diff and diff.rc == 0 and not own_changes(doc, diff.out.decode("utf-8", "replace")) else "export" if tight else "commit"
+    if "export" in own.values():
+        say("dockfix: the pool is too full for docker commit: docker export takes the files of %s" % ", ".join(title_of(doc) for doc in stock.containers if own[doc["Id"]] == "export"))
+    shifted = engine_userns(host) != (0, 0)         # docker cp gives the host's ids and takes the container's
+    carried = sorted(one["Name"] for one in stock.volumes if one["Driver"] == "local" and not (one.get("Options") or {}).get("device") and not shifted)
+    for number, name in enumerate(carried, 1):
+        places = [(HELPER, "/dockfix-%d/data" % number)] if not tight else [
+            (doc["Id"], mount["Destination"]) for doc in stock.containers for mount in doc.get("Mounts") or [] if mount.get("Name") == name
+            and not any(other["Destination"].startswith(mount["Destination"].rstrip("/") + "/") for other in doc["Mounts"])]
+        volumes.update({name: ["volume-%d.tar" % number, place[0], place[1]] for place in places[:1]})
+    return Backup(folder, stock, own, volumes, loads, left_out(stock, volumes, live), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+
+
+def own_changes(doc: dict, diff: str) -> bool:
+    """Does `docker diff` show files of the container's own? Not mount points and the folders on the way to them."""
+    points = {posixpath.normpath(one["Destination"]) for one in doc.get("Mounts") or []}
+    on_way = {path[:n] for path in points for n in range(1, len(path) + 1) if path[n:n + 1] in ("/", "")}
+    return any(line[2:] not in on_way for line in diff.split("\n") if line.strip())
+
+
+def left_out(stock: Stock, volumes: Dict[str, Sequence[str]], live: bool = True) -> List[str]:
+    """What a backup does not hold, in words; `live`: what runs goes on meanwhile."""
+    kept = carried_networks(stock)
+    out = ["network %s (driver %s, scope %s)" % (one["Name"], one["Driver"], one.get("Scope")) for one in stock.networks
+           if one not in kept and one["Driver"] not in ("host", "null") and one["Name"] != "bridge"]
+    out += ["the content of volume %s (driver %s%s): docker cp cannot carry it" % (one["Name"], one["Driver"], ", on %s" % (one.get("Options") or {}).get("device") if one.get("Options") else "")
+            for one in stock.volumes if one["Name"] not in volumes]
+    binds = {(one["Source"], title_of(doc)) for doc in stock.containers for one in doc.get("Mounts") or [] if one.get("Source") and not one.get("Name")}
+    out += ["the host's %s, mounted into %s" % pair for pair in sorted(binds)]
+    out += ["digests of %s: docker load brings back tags only" % ", ".join(one["RepoDigests"]) for one in stock.images if one.get("RepoDigests")]
+    out += ["what %s writes to volume %s meanwhile" % (title_of(doc), one["Name"]) for doc in stock.containers if live and runs(doc)
+            for one in doc.get("Mounts") or [] if one.get("Name") in volumes]
+    return out + ["the containers' logs"] * bool(stock.containers)
+
+
+def backup_size(host: Host, stock: Stock) -> int:
+    """Bytes that a backup takes, by docker's own figures: what images share is counted once where the engine tells (1.13 and newer)."""
+    found = dict(line.split("\t", 1) for line in query(host, "system", "df", "--format", "{{.Type}}\t{{.Size}}").out.decode("utf-8", "replace").split("\n") if "\t" in line)
+    sizes = [parse_reported(found.get(kind) or "") or 0 for kind in ("Images", "Containers", "Local Volumes")]
+    if not found:
+        say("dockfix: warning: docker system df does not answer: the containers' own files and the volumes are not in the estimate")
+    return sum(sizes[1:]) + (sizes[0] or sum(one.get("Size") or 0 for one in stock.images))
+
+
+def check_folder(host: Host, folder: str, size: int) -> None:
+    """Refuses what is no place for a backup: not empty, somebody else's, below Docker's root, on too small a disk."""
+    root = os.path.realpath(str(engine_info(host)["DockerRootDir"] or "/var/lib/docker"))
+    if (os.path.realpath(folder) + "/").startswith(root + "/"):
+        raise Refused("%s lies below Docker's own root %s" % (folder, root), "a folder on another disk")
+    try:
+        if os.path.lexists(raw(folder)) and (os.lstat(raw(folder)).st_uid != os.geteuid() or os.listdir(raw(folder))):
+            raise Refused("%s is not an empty folder of this user's" % folder, "name a folder that does not exist yet")
+        disk = os.statvfs(raw(folder if os.path.isdir(raw(folder)) else os.path.dirname(folder)))
+    except OSError as err:
+        raise Refused("%s cannot be a backup's folder: %s" % (folder, err.strerror), "the folder above it must exist") from None
+    say("dockfix: the backup takes about %s; free at %s: %s" % (show_size(size), folder, show_size(disk.f_bavail * disk.f_frsize)))
+    if size > disk.f_bavail * disk.f_frsize:
+        raise Refused("the backup takes about %s, and the disk of %s has %s free" % (show_size(size), folder, show_size(disk.f_bavail * disk.f_frsize)), "a folder on a larger disk")
+
+
+def read_backup(folder: str) -> Backup:
+    """Raises Refused for what is none, or not a whole one."""
+    try:
+        found = {}
+        for name in ("manifest.json",) + STOCK_FILES:
+            with open(raw(os.path.join(folder, name)), "rb") as source:
+                found[name] = json.loads(source.read().decode("utf-8", "replace"))
+        made, stock = found["manifest.json"], Stock(*(found[name] for name in STOCK_FILES))
+        if made["schema"] != BACKUP_SCHEMA:
+            raise Refused("%s was made by another version of dockfix (%s)" % (folder, made["dockfix"]), "use that one")
+        kept = Backup(folder, stock._replace(containers=in_order(stock.containers)), *(made[key] for key in Backup._fields[2:]))
+        missing = [name for name in kept.files() if "/" in name or not os.path.isfile(raw(kept.path(name)))]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as err:
+        missing, kept = ["%s (%s)" % (name, type(err).__name__)], None
+    if missing:
+        raise Refused("%s holds no complete backup: %s is missing or broken" % (folder, ", ".join(missing)), "ls -la %s; one that was interrupted is made anew" % sh_quote(folder))
+    return kept
+
+
+# --- the steps of a backup: the same for backup and pool recreate
+
+
+def kept_file(step: Step, path: str, size: int = 0) -> List[Step]:
+    """A step with its standard output into a file of the backup, and the sha256 beside it (`sha256sum -c FILE.sha256 < FILE`)."""
+    away = Step("remove %s" % path, ("rm", "-f", "--") + tuple(path + end for end in ("", ".part", ".sha256", ".sha256.part")))
+    return [step._replace(target=path, size=size, undo=(away,)), Step("sha256 of %s" % path, ("sha256sum",), source=path, target=path + ".sha256")]
+
+
+def settings_steps(host: Host, kept: Backup) -> List[Step]:
+    """The folder, and what inspect says of everything."""
+    steps = [Step("make %s" % kept.folder, ("mkdir", "-m", "700", "-p", kept.folder), undo=(Step("remove %s" % kept.folder, ("rmdir", "--ignore-fail-on-non-empty", kept.folder)),)),
+             Step("close %s to others" % kept.folder, ("chmod", "700", kept.folder))]
+    for file, kind, docs in zip(STOCK_FILES, ("container", "image", "network", "volume"), kept.stock):
+        words = there(host, kind, "")[1:-1] + tuple(one.get("Id") or one["Name"] for one in docs)
+        steps += kept_file(Step("settings of %d %ss" % (len(docs), kind), words if docs else ("echo", "[]")), kept.path(file))
+    return steps
+
+
+def save_steps(host: Host, kept: Backup, file: str, refs: Sequence[str], size: int = 0) -> List[Step]:
+    """All refs in one `docker save`: what they share is kept once."""
+    return kept_file(act(host, "save %d images" % len(refs), ["save"] + list(refs)), kept.path(file), size) if refs else []
+
+
+def own_steps(host: Host, kept: Backup) -> List[Step]:
+    """Each container's own files: an image made of it (own_refs, for save_steps), or its whole tree."""
+    steps = []
+    for doc in kept.stock.containers:
+        if kept.own[doc["Id"]] == "commit":
+            steps.append(made_step(host, "image", own_image(KEPT, doc), ("commit", doc["Id"], own_image(KEPT, doc))))
+        elif kept.own[doc["Id"]] == "export":
+            steps += kept_file(act(host, "own files of %s" % title_of(doc), ("export", doc["Id"])), kept.path("export-%s.tar" % doc["Id"]))
+    return steps
+
+
+def with_helper(host: Host, stock: Stock, binds: Sequence[Tuple[str, str]], steps: List[Step]) -> List[Step]:
+    """The steps between making and removing a container that only carries volumes, (name, path) each, and never runs."""
+    image, empty = (image_refs(stock.images) or [""])[0], KEPT + ":helper"
+    words = ["create", "--name=" + HELPER, "--network=none"] + ["--volume=%s:%s:nocopy" % bind for bind in binds] + [image or empty, "x"]
+    extra = [] if image else [made_step(host, "image", empty, ("import", "/dev/null", empty))]
+    return extra + [made_step(host, "container", HELPER, words)] + steps + [gone_step(host, "container", HELPER)] + [step.undo[0] for step in extra] if binds else steps
+
+
+def volume_steps(host: Host, kept: Backup) -> List[Step]:
+    reads = [step for name, (file, holder, path) in sorted(kept.volumes.items())
+             for step in kept_file(act(host, "volume %s" % name, ("cp", "%s:%s" % (holder, path), "-")), kept.path(file))]
+    return with_helper(host, kept.stock, [(name, path) for name, (_, holder, path) in sorted(kept.volumes.items()) if holder == HELPER], reads)
+
+
+def seal_step(kept: Backup) -> Step:
+    """The manifest, last of all: without it a folder is no backup."""
+    found = dict(kept._asdict(), schema=BACKUP_SCHEMA, dockfix=VERSION)
+    return Step("write the manifest", path=kept.path("manifest.json"), data=json.dumps({key: found[key] for key in found if key not in ("folder", "stock")}) + "\n",
+                undo=(Step("remove the manifest", ("rm", "-f", kept.path("manifest.json"))),))
+
+
+def check_steps(kept: Backup) -> List[Step]:
+    return [Step(name, ("sha256sum", "-c", kept.path(name + ".sha256")), source=kept.path(name)) for name in kept.files()]
+
+
+# --- the steps of a restore, and what came back: the same for restore, pool recreate and resume
+
+
+def restore_steps(host: Host, kept: Backup, have: Stock, fill: bool = True) -> List[Step]:
+    """Makes what is not there yet, up to the containers: networks, volumes, images and (with `fill`) the content of the volumes it made."""
+    known = {title_of(one) for one in have.networks + have.volumes}
+    networks = [made_step(host, "network", one["Name"], network_recipe(one)) for one in carried_networks(kept.stock) if one["Name"] not in known]
+    volumes = [made_step(host, "volume", one["Name"], volume_recipe(one)) for one in kept.stock.volumes if one["Name"] not in known]
+    # Through a container that never runs: docker unpacks, not dockfix.
+    binds = [(name, "/dockfix-%d/%s" % (number, posixpath.basename(place[2]))) for number, (name, place) in enumerate(sorted(kept.volumes.items()), 1) if name not in known]
+    fills = [act(host, "content of volume %s" % name, ("cp", "-", HELPER + ":" + posixpath.dirname(path)), source=kept.path(kept.volumes[name][0])) for name, path in binds]
+    return networks + volumes + load_steps(host, kept, have) + (with_helper(host, kept.stock, binds, fills) if fill else [])
+
+
+def load_steps(host: Host, kept: Backup, have: Stock) -> List[Step]:
+    """docker load; then the containers' own images under a name of their own."""
+    known = set(image_refs(have.images)) | {one["Id"] for one in have.images}
+    new = [ref for ref in image_refs(kept.stock.images) if ref not in known]
+    undo = tuple(gone_step(host, "image", ref) for ref in new)
+    steps = [act(host, "load %s" % name, ("load", "-q"), source=kept.path(name), undo=undo) for name in kept.loads if new or own_refs(kept)]
+    for doc in kept.stock.containers:
+        old, ref = own_image(KEPT, doc), own_image(BACK, doc)
+        if kept.own[doc["Id"]] == "commit":
+            steps += [made_step(host, "image", ref, ("tag", old, ref)), gone_step(host, "image", old)]
+        elif kept.own[doc["Id"]] == "export":
+            steps.append(made_step(host, "image", ref, ("import", "-", ref), source=kept.path("export-%s.tar" % doc["Id"])))
+    return steps
+
+
+def container_steps(host: Host, kept: Backup, doc: dict) -> List[Step]:
+    """One container, not started."""
+    name, own = title_of(doc), kept.own[doc["Id"]]
+    if own:
+        ref, config = own_image(BACK, doc), doc["Config"] if own == "commit" else {}
+    else:
+        image = next(one for one in kept.stock.images if one["Id"] == doc["Image"])
+        refs, asked, config = image_refs([image]), doc["Config"].get("Image") or "", image.get("Config") or {}
+        ref = asked if asked in refs or asked + ":latest" in refs else refs[0]
+    recipe = facts_of(doc, lambda one: create_recipe(one, config, kept.stock.containers))
+    steps = [made_step(host, "container", name, ["create"] + recipe.options + [ref] + recipe.command, data=recipe.stdin)]
+    for words in recipe.networks:
+        test = ("has" if words[1] == "connect" else "lacks", json.dumps(words[-2]) + ":") + host.docker + ("inspect", "-f", "{{json .NetworkSettings.Networks}}", name)
+        steps.append(act(host, " ".join(words[:2] + words[-2:]), words, check=(test,)))
+    return steps
+
+
+def lost_settings(old: dict, olds: Sequence[dict], new: dict, news: Sequence[dict]) -> List[str]:
+    """Settings of a container that its successor lacks: every word of its recipe (without any image's help) that is not in the other's."""
+    was, now = ([word for some in [one.options, one.command, one.bound] + one.networks for word in some]
+                for one in (facts_of(doc, lambda one: create_recipe(one, {}, docs)) for doc, docs in ((old, olds), (new, news))))
+    return [word for word in was if word not in now]
+
+
+def compare_containers(host: Host, kept: Backup, failed: Dict[str, str], known: set) -> List[dict]:
+    docs, now, rows = kept.stock.containers, look_stock(host).containers, []
+    for doc in docs:
+        name, new = title_of(doc), [one for one in now if title_of(one) == title_of(doc)]
+        lost = [word for one in new for word in lost_settings(doc, docs, one, now)] + create_recipe(doc, {}, docs).lost
+        words = [failed.get(name, "")] * (name in failed) + ["not carried over: " + ", ".join(lost)] * bool(lost)
+        rows.append(row(Target(new[0]["Id"] if new else "", name, ""), "failed" if name in failed or not new else "unchanged" if name in known else "changed", "; ".join(words)))
+    return rows
+
+
+def compare_stock(host: Host, opts: argparse.Namespace, report: dict, plan: Plan) -> None:
+    """What came back, container by container, beside what the backup says."""
+    if plan.facts.get("backup") and not opts.dry_run:
+        report["results"] += compare_containers(host, read_backup(plan.facts["backup"]), {}, set())
 
 
 # --- storage: where the space goes
@@ -4184,21 +4794,6 @@ def run_owner(host: Host, opts: argparse.Namespace, report: dict) -> None:
     owner_findings(layers, rows, opts, info, report)
 
 
-def ask_engine(host: Host, report: dict) -> Optional[Dict[str, object]]:
-    """docker info, or None and a finding where the daemon does not answer: the files tell as much."""
-    try:
-        info = engine_info(host)
-        return info if info.get("DockerRootDir") else None
-    except EnvironmentFault as err:
-        add_finding(report, "engine-silent", "info", "from the files alone, unchecked: %s" % err.msg, err.hint)
-        return None
-
-
-def configured_root() -> str:
-    """Docker's root where no daemon tells it: by the options of its next start, else where it always was."""
-    return dict(pair for one in option_sources() if one.used for pair in one.options).get("data-root") or "/var/lib/docker"
-
-
 def owners_of(layers: Layers, opts: argparse.Namespace, report: dict) -> List[dict]:
     """The rows asked for, each once, in the order asked; a word that means none is an error of its own."""
     if not opts.words:
@@ -4239,12 +4834,6 @@ def no_owner(layers: Layers, word: str) -> DockfixError:
 
 CONTAINERD_HINT = "ctr -n moby snapshots ls"
 SYS_BLOCK = "/sys/block"        # kernel: dm-N/dm/name
-
-
-def own_folder(row: dict) -> str:
-    """Where a layer keeps its own files (not where it is mounted together with those below), '' where that is no folder."""
-    forms = [form % row["layer"] for form in LAYOUTS[row["driver"]][1] if row["driver"] != "devicemapper" and not form.startswith("mnt/") and "merged" not in form]
-    return next((path for form in forms for path in row["paths"] if path.endswith("/" + form) and os.path.isdir(raw(path))), "")
 
 
 def measure_orphans(rows: List[dict]) -> None:
@@ -4294,1716 +4883,6 @@ def owner_findings(layers: Layers, rows: List[dict], opts: argparse.Namespace, i
         some = ["%s: %s" % one for one in list(layers.unread.items())[:5]]
         add_finding(report, "owner-unread", "warning", "not readable: %s%s%s" % ("; ".join(some), " and %d more" % (len(layers.unread) - 5) if len(layers.unread) > 5 else "",
                     "; so of %d layers it cannot be told whose they are" % len(untold) if untold else ""), "sudo python3 dockfix.py owner" if os.geteuid() else "ls -la %s" % sh_quote(list(layers.unread)[0]))
-
-
-# --- chpasswd: set a user's password in many containers
-
-
-class Job(NamedTuple):
-    """One container's part: what is set where. refusal is '' where nothing speaks against it."""
-    target: Target
-    container: Optional[Container]
-    accounts: List[Account]
-    refusal: str
-    notes: str
-    before: bytes               # the shadow file at the look
-
-
-def password_source(opts: argparse.Namespace) -> str:
-    """'lines', 'file', 'stdin', 'generate' or 'prompt'. Raises UsageError for two or none."""
-    given = [name for name, on in (("file", opts.password_file is not None), ("stdin", opts.password_stdin), ("generate", opts.generate)) if on]
-    if len(given) > 1:
-        raise UsageError("the password has more than one source: --password-file, --password-stdin or --generate")
-    if opts.generate != (opts.output is not None):
-        raise UsageError("--generate and --output FILE go together")
-    if opts.generate and opts.encrypted:
-        raise UsageError("--generate makes passwords, not hashes: leave -e out")
-    if opts.generate and os.path.lexists(raw(opts.output)):
-        raise exists(opts.output)
-    if given == ["file"] and opts.password_file == "-":
-        given = ["stdin"]
-    source = given[0] if given else "prompt" if is_terminal(0) else "lines"
-    if source == "lines" and opts.user is not None and not opts.dry_run:
-        raise UsageError("--user goes with --password-file, --password-stdin, --generate or the prompt; lines on standard input name their users",
-                         "echo the line as USER:PASSWORD, or --password-file FILE")
-    if source in ("lines", "stdin") and not opts.dry_run:
-        claim_stdin(opts, "the password", "--password-file FILE" if source == "lines" else "--password-file FILE; on a terminal leave --password-stdin out to be asked")
-    return source
-
-
-def user_of(opts: argparse.Namespace) -> bytes:
-    user = raw("root" if opts.user is None else opts.user)
-    check_user(user, "--user")
-    return user
-
-
-def read_accounts(opts: argparse.Namespace, source: str) -> List[Account]:
-    """What is to be set in every container (not for 'generate'). Raises UsageError."""
-    user = user_of(opts)
-    if source == "lines":
-        data = read_input("-", 1 << 22, "standard input")
-        accounts = parse_password_lines(data, opts.encrypted) if data.strip(b"\r\n ") else []
-        if not accounts:
-            raise UsageError("standard input is empty: no USER:PASSWORD line", "python3 dockfix.py ... --password-file FILE")
-        return accounts
-    if source == "prompt":
-        secret, what = ask_twice(user), "the password"
-    else:
-        path = opts.password_file if source == "file" else "-"
-        secret, what = read_input(path, 65536, "--password-file"), "--password-file" if source == "file" else "--password-stdin"
-        secret = secret[:-1] if secret.endswith(b"\n") else secret
-    check_secret(secret, what)
-    if opts.encrypted:
-        check_hash(secret, what)
-    return [Account(user, secret)]
-
-
-def ask_twice(user: bytes) -> bytes:
-    try:
-        name = printable(user.decode("utf-8", "surrogateescape"))
-        first = ask_secret("New password for %s: " % name)
-        second = ask_secret("The same again: ")
-    except OSError as err:
-        raise UsageError("there is no terminal to ask on (%s)" % err.strerror, "--password-file FILE") from None
-    if first != second:
-        raise UsageError("the two passwords differ; nothing was changed")
-    return first
-
-
-ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
-
-
-def random_word(length: int, alphabet: str) -> bytes:
-    """Uniform letters from the kernel's generator: bytes above the last whole multiple are thrown
-    away, or the first letters would come more often."""
-    top = 256 - 256 % len(alphabet)
-    word = ""
-    while len(word) < length:
-        word += "".join(alphabet[b % len(alphabet)] for b in os.urandom(length) if b < top)
-    return word[:length].encode("ascii")
-
-
-def run_chpasswd(host: Host, opts: argparse.Namespace, report: dict) -> None:
-    """look -> refuse -> (dry run: script) -> write the generated passwords -> change -> read back."""
-    source, user = password_source(opts), user_of(opts)
-    accounts = [] if opts.dry_run or source in ("generate", "prompt") else read_accounts(opts, source)
-    targets = pick(host, opts)
-    if not opts.dry_run:
-        take_lock(host)
-        accounts = read_accounts(opts, source) if source == "prompt" else accounts
-    users = [one.user for one in accounts] or ([] if source == "lines" else [user])
-    facts = inspect_containers(host, [target.id for target in targets])
-    before = host_accounts()
-    more = {"users": [show_bytes(one) for one in users], "via": None}
-    plans = rows_of(host, opts, "chpasswd: looking", targets, targets, lambda target: look(host, opts, target, facts.get(target.id), users), more)
-    if opts.dry_run:
-        return plan_chpasswd(opts, report, plans, more)
-    if opts.generate:
-        plans = generate_passwords(opts, plans, user)
-    else:
-        plans = [one._replace(accounts=accounts) if isinstance(one, Job) else one for one in plans]
-    report["results"] = rows_of(host, opts, "chpasswd", targets, plans, lambda plan: set_passwords(host, opts, plan), more)
-    report["exit_code"] = exit_code(report["results"])
-    trip(report, before)
-    if opts.encrypted and any(one.secret.startswith(b"$y$") for one in accounts):
-        say("dockfix: warning: musl images (Alpine) and EL7 do not know $y$ hashes; $6$ works everywhere")
-
-
-def show_bytes(data: bytes) -> str:
-    return data.decode("utf-8", "backslashreplace")
-
-
-def trip(report: dict, before: Dict[str, Tuple]) -> None:
-    """The tripwire: the host's own account files must be as they were."""
-    moved = [path for path, seen in host_accounts().items() if seen != before.get(path)]
-    if moved:
-        report["findings"].append({
-            "id": "host-accounts-changed", "severity": "critical",
-            "text": "the HOST's own %s changed while dockfix ran; dockfix never writes it: another program did, or a container reached it" % " and ".join(moved),
-            "remedy": "ls -l --time-style=full-iso %s" % " ".join(moved)})
-        report["exit_code"] = 3
-
-
-def look(host: Host, opts: argparse.Namespace, target: Target, container: Optional[Container], users: List[bytes]) -> Job:
-    """Everything that can be known before the first change."""
-    if container is None:
-        raise Gone()
-    refusal = etc_refusal(container, opts.allow_shared_etc, lambda source: is_hosts_own(source) or opts.allow_shared_etc and is_hosts_own(volume_device(host, source)))
-    notes, before = "", b""
-    if not refusal:
-        try:
-            before = read_shadow(host, container, opts.allow_shared_etc, first=True)
-            refusal, notes = judge_users(before, users, opts.unlock)
-        except Refused as err:
-            refusal = err.msg
-    return Job(target, container, [], refusal, notes, before)
-
-
-def read_shadow(host: Host, container: Container, allow_shared: bool, first: bool = False) -> bytes:
-    """The shadow file without a docker call where root is on the engine's own host, else by docker cp."""
-    try:
-        etc = open_etc(container)
-        try:
-            return proc_shadow(etc)[0]
-        finally:
-            os.close(etc)
-    except SharedEtc as err:
-        if not allow_shared:
-            raise Refused("%s; --allow-shared-etc if that is meant" % err) from None
-    except WayClosed:
-        pass
-    return cp_shadow(host, container, first).data
-
-
-def judge_users(data: bytes, users: List[bytes], unlock: bool) -> Tuple[str, str]:
-    """(refusal, notes) for setting these users' passwords in this shadow file."""
-    notes = []
-    for user in users:
-        fields = shadow_line(data, user)
-        if not fields:
-            return "there is no user %s in its /etc/shadow" % show_bytes(user), ""
-        state = field_state(fields[1])
-        if state == "locked" and not unlock:
-            return "%s is locked by an administrator (! before the hash); --unlock sets a password all the same" % show_bytes(user), ""
-        if state in ("never", "empty"):
-            notes.append("%s had %s password before (%s)" % (show_bytes(user), "no" if state == "never" else "an empty", show_bytes(fields[1][:20])))
-        if len(fields) > 7 and fields[7].isdigit() and int(fields[7]) <= time.time() // 86400:
-            notes.append("%s's account has expired and stays so" % show_bytes(user))
-    return "", "; ".join(notes)
-
-
-def generate_passwords(opts: argparse.Namespace, plans: list, user: bytes) -> list:
-    """A password for each container that was not refused, on the disk before anything is changed."""
-    made = [plan._replace(accounts=[Account(user, random_word(20, ALPHABET))]) if isinstance(plan, Job) and not plan.refusal else plan for plan in plans]
-    lines = [b"\t".join((raw(plan.target.name), raw(plan.target.id), user, plan.accounts[0].secret)) + b"\n" for plan in made if isinstance(plan, Job) and plan.accounts]
-    if lines:
-        write_secret_file(opts.output, b"".join(lines))
-    return made
-
-
-def plan_chpasswd(opts: argparse.Namespace, report: dict, plans: list, more: dict) -> None:
-    """The dry run: rows as they would be, and the script."""
-    words = ["python3", own_path(), "chpasswd", "--via", opts.via]
-    words += [flag for flag, on in (("--encrypted", opts.encrypted), ("--unlock", opts.unlock), ("--allow-shared-etc", opts.allow_shared_etc)) if on]
-    words += shared_words(opts)
-    if opts.generate:
-        words += ["--generate", "--output", os.path.abspath(opts.output), "--user", opts.user or "root"]
-    lines, ids = [], []
-    for plan in plans:
-        ways = [] if isinstance(plan, dict) or plan.refusal else ways_for(plan.container, opts.via)
-        one = plan if isinstance(plan, dict) else row(plan.target, "changed" if ways else "refused", plan.refusal or plan.notes, **dict(more, via=ways[0] if ways else None))
-        report["results"].append(one)
-        if not ways:
-            lines.append(comment("%s: %s (%s): %s" % (one["status"], one["target"], one["id"], one["msg"])))
-            continue
-        lines.append(comment("%s: by %s%s" % (one["target"], ", then ".join(ways), "; " + one["msg"] if one["msg"] else "")))
-        ids.append(one["id"])
-        if not opts.generate:
-            lines.append("run %s < \"${DOCKFIX_LINES:?file of USER:PASSWORD lines, mode 0600}\"" % sh_line(words + [one["id"]]))
-    if opts.generate and ids:
-        lines.append("run " + sh_line(words + ids))
-    report["script"] = script_text(report, lines, sum(one["status"] in ("refused", "failed") for one in report["results"]))
-    report["exit_code"] = exit_code(report["results"], opts.exit_code)
-
-
-def shared_words(opts: argparse.Namespace) -> List[str]:
-    """The options a script must repeat to do the same."""
-    words = ["--docker", opts.docker] if opts.docker != "docker" else []
-    words += ["--timeout", "%g" % opts.timeout] if opts.timeout != CALL_SECONDS else []
-    return words + (["--state", opts.state] if opts.state != default_state() else [])
-
-
-def ways_for(container: Container, via: str) -> List[str]:
-    if via != "auto":
-        return [via]
-    return (["exec"] if can_exec(container) else []) + (["proc"] if os.geteuid() == 0 and container.pid else []) + ["cp"]
-
-
-def set_passwords(host: Host, opts: argparse.Namespace, plan) -> dict:
-    """The row of one container: tries the ways in order, judges by the read-back only."""
-    if isinstance(plan, dict):
-        return plan
-    more = {"users": [show_bytes(one.user) for one in plan.accounts], "via": None}  # type: dict
-    if plan.refusal:
-        return row(plan.target, "refused", plan.refusal, **more)
-    hashes = {one.user: one.secret if opts.encrypted else sha512_crypt(one.secret, random_word(16, ALPHABET)) for one in plan.accounts}
-    reasons = []                # type: List[str]
-    status = "failed"
-    for way in ways_for(plan.container, opts.via):
-        try:
-            status, msg = try_way(host, opts, plan, way, hashes)
-        except WayClosed as err:
-            status, msg = "failed", str(err)
-        except Refused as err:
-            status, msg = "refused", err.msg
-        if status in ("failed", "refused", "partial"):
-            more["partial"] = more.get("partial", False) or status == "partial"
-            reasons.append("%s: %s" % (way, msg))
-            continue
-        notes = "; ".join(part for part in (msg, plan.notes, "not by " + " / ".join(reasons) if reasons else "") if part)
-        return row(plan.target, status, notes, **dict(more, via=way))
-    return row(plan.target, "refused" if status == "refused" and not more.get("partial") else "failed", "; ".join(reasons), **more)
-
-
-def try_way(host: Host, opts: argparse.Namespace, plan: Job, way: str, hashes: Dict[bytes, bytes]) -> Tuple[str, str]:
-    """(status, msg): 'changed', 'unchanged', 'unknown', 'failed' when the read-back shows no change,
-    'partial' when it shows some of the users."""
-    container = plan.container
-
-    def edit(data: bytes) -> bytes:
-        try:
-            return edit_shadow(data, hashes, int(time.time()) // 86400)
-        except KeyError as err:
-            raise WayClosed("user %s is gone from its /etc/shadow" % show_bytes(err.args[0])) from None
-
-    if opts.encrypted and not missing_hashes(read_shadow(host, container, opts.allow_shared_etc), hashes):
-        return "unchanged", "the hash was already this one"
-    answer, data = None, None
-    if way == "exec":
-        answer = exec_chpasswd(host, container, hashes)
-        if answer.rc and is_gone_now(host, container.id, answer.text()):
-            raise Gone()
-    elif way == "proc":
-        host.memo["begun"] = True
-        proc_write(container, edit, host.stop)
-    else:
-        answer, data = cp_write(host, container, edit)
-    try:
-        data = data or read_shadow(host, container, opts.allow_shared_etc)
-    except (WayClosed, Refused, FileNotFoundError) as err:
-        return "unknown", "sent, but the read-back failed: %s" % (err.msg if isinstance(err, Refused) else err)
-    left = missing_hashes(data, hashes)
-    if not left:
-        return "changed", "; ".join(word for word in (odd_date(data, hashes), more_than_asked(plan.before, data, hashes)) if word)
-    if answer and answer.timed_out:
-        return "unknown", "no answer in %.3g s and not changed so far: what was begun may still do it (is /etc/.pwd.lock held?)" % answer.seconds
-    if len(left) < len(hashes):
-        return "partial", "the image's chpasswd set %s but not %s" % tuple(", ".join(show_bytes(u) for u in hashes if (u in left) is side) for side in (False, True))
-    if answer and answer.rc in (126, 127):
-        return "failed", "there is no chpasswd inside that runs (exit %d)" % answer.rc
-    return "failed", (first_line(answer) + " (exit %d)" % answer.rc if answer and answer.rc else "chpasswd reported success, but nothing changed")
-
-
-def exec_chpasswd(host: Host, container: Container, hashes: Dict[bytes, bytes]) -> Answer:
-    """chpasswd -e in the container, the lines on its standard input, no shell on either side. 126 and
-    127 are one (moby#45795): once more by its full path, for a PATH without /usr/sbin."""
-    lines = b"".join(user + b":" + value + b"\n" for user, value in hashes.items())
-    answer = change(host, ["exec", "-i", "-u", "0", container.id, "chpasswd", "-e"], lines)
-    if answer.rc in (126, 127) and not answer.timed_out:
-        answer = change(host, ["exec", "-i", "-u", "0", container.id, "/usr/sbin/chpasswd", "-e"], lines)
-    return answer
-
-
-def missing_hashes(data: bytes, hashes: Dict[bytes, bytes]) -> List[bytes]:
-    return [user for user, value in hashes.items() if shadow_field(data, user) != value]
-
-
-def more_than_asked(before: bytes, after: bytes, hashes: Dict[bytes, bytes]) -> str:
-    """A word where the image's tool changed more than hash and date: both files are compared with
-    these fields made equal."""
-    try:
-        same = edit_shadow(before, hashes, 0) == edit_shadow(after, hashes, 0)
-    except KeyError:
-        same = False
-    return "" if same else "the image's chpasswd changed more in its /etc/shadow than password and date"
-
-
-def odd_date(data: bytes, hashes: Dict[bytes, bytes]) -> str:
-    """A word where the image's tool wrote another day than today: libfaketime inside, or a wrong clock."""
-    for user in hashes:
-        fields = shadow_line(data, user) or []
-        if len(fields) > 2 and fields[2].isdigit() and abs(int(fields[2]) - time.time() // 86400) > 1:
-            return "the date of last change was written %d days off: is the container's clock shifted?" % (int(fields[2]) - time.time() // 86400)
-    return ""
-
-
-# --- exec: one command in many containers
-
-
-def run_exec(host: Host, opts: argparse.Namespace, report: dict) -> None:
-    words, stdin = exec_words(opts)
-    limit = parse_size(opts.max_output)
-    targets = pick(host, opts)
-    if opts.dry_run:
-        return plan_exec(host, opts, report, targets, words)
-    take_lock(host)
-    report["results"] = rows_of(host, opts, "exec", targets, targets, lambda target: exec_one(host, opts, target, words, stdin, limit), NO_ANSWER)
-    report["exit_code"] = exit_code(report["results"])
-
-
-NO_ANSWER = {"rc": None, "stdout": "", "stderr": "", "truncated": False, "seconds": 0.0}
-
-
-def exec_words(opts: argparse.Namespace) -> Tuple[List[str], Optional[bytes]]:
-    """The command inside, and what goes to its standard input (None: nothing)."""
-    command = opts.words or []
-    if opts.script is not None and opts.stdin is not None:
-        raise UsageError("standard input inside carries --script or --stdin, not both")
-    if opts.script is None and not command:
-        raise UsageError("no command: write it after --, or give --script FILE", "python3 dockfix.py exec %s -- CMD ARG" % (" ".join(opts.containers) or "--all"))
-    path = opts.script if opts.script is not None else opts.stdin
-    if path == "-":
-        claim_stdin(opts, "the script" if opts.script else "the command's input", "put it into a file")
-    if opts.script is not None:
-        command = split_words("--shell", opts.shell) + ["-s"] + (["--"] + command if command else [])
-    data = None if path is None else b"" if opts.dry_run and path == "-" else read_input(path, 1 << 26, "--script" if opts.script is not None else "--stdin")
-    return command, data
-
-
-def exec_argv(opts: argparse.Namespace, target: Target, words: List[str], stdin: bool) -> List[str]:
-    return ["exec"] + (["-i"] if stdin else []) + (["-u", opts.user] if opts.user is not None else []) + [target.id] + words
-
-
-def exec_one(host: Host, opts: argparse.Namespace, target: Target, words: List[str], stdin: Optional[bytes], limit: int) -> dict:
-    answer = change(host, exec_argv(opts, target, words, stdin is not None), stdin, limit)
-    said = answer.err.decode("utf-8", "replace")
-    own = answer.timed_out or is_dockers_own(answer.rc, said, answer.text())
-    if own and is_gone_now(host, target.id, said):
-        raise Gone()
-    if answer.timed_out:
-        status, msg = "unknown", "no answer in %g s: the process inside may still run" % host.timeout
-    elif answer.rc == 0:
-        status, msg = "changed", ""
-    else:
-        status, msg = "failed", first_line(answer) if own else "exit %d" % answer.rc
-    return row(target, status, msg, rc=None if own else answer.rc, stdout=show_bytes(answer.out), stderr=show_bytes(answer.err),
-               truncated=answer.out_total > len(answer.out) or answer.err_total > len(answer.err), seconds=round(answer.seconds, 3),
-               cut={"stdout": answer.out_total - len(answer.out), "stderr": answer.err_total - len(answer.err)})
-
-
-def plan_exec(host: Host, opts: argparse.Namespace, report: dict, targets: List[Target], words: List[str]) -> None:
-    path = opts.script if opts.script is not None else opts.stdin
-    feed_from = "" if path is None else " < \"${DOCKFIX_STDIN:?file for standard input}\"" if path == "-" else " < " + sh_quote(os.path.abspath(path))
-    lines = []
-    for target in targets:
-        lines += [comment(target.name), "run " + sh_line(list(host.docker) + exec_argv(opts, target, words, path is not None)) + (feed_from or " < /dev/null")]
-        report["results"].append(row(target, "changed", "would run", **NO_ANSWER))
-    report["script"] = script_text(report, lines, 0)
-    report["exit_code"] = exit_code(report["results"], opts.exit_code)
-
-
-# --- clock: the containers' clocks and zones beside the host's
-
-
-class Zone(NamedTuple):
-    """The zone that TZ or the files of a container name; east: seconds of UTC now, None where it is not known; lost: the name has no data,
-    so that programs fall back to UTC."""
-    name: str
-    east: Optional[int]
-    lost: bool = False
-
-
-NO_CLOCK = {"verdict": "cannot tell", "zone": None, "utc_offset": None, "offset": None, "uncertainty": None, "how": None, "remedy": ""}
-LOOK = "docker inspect -f '{{.Name}} {{.State.Status}} {{.Config.Env}} {{.Mounts}}' %s"
-MEND = "python3 dockfix.py timezone %s"
-
-
-def run_clock(host: Host, opts: argparse.Namespace, report: dict) -> None:
-    opts.max_skew = parse_number("--max-skew", opts.max_skew, 2, 0, 1e9)
-    targets = pick(host, opts)
-    facts = inspect_containers(host, [target.id for target in targets])
-    try:
-        name = host_zone()
-    except DockfixError:
-        name = "unknown"
-    try:
-        east = zone_offset(host_localtime(), int(time.time()))[0]
-    except ValueError:
-        raise EnvironmentFault("this host's own %s is no time zone file" % LOCALTIME, "ls -l %s" % LOCALTIME) from None
-    report["host"] = {"zone": name, "utc_offset": east}
-    report["results"] = rows_of(host, opts, "clock", targets, targets, lambda target: clock_row(host, opts, target, facts.get(target.id), east), NO_CLOCK)
-    off = [one for one in report["results"] if one["verdict"] != "in step" and one["status"] != "skipped"]
-    for verdict, remedy in sorted({(one["verdict"], one["remedy"]) for one in off}):
-        names = [one["target"] for one in off if (one["verdict"], one["remedy"]) == (verdict, remedy)]
-        report["findings"].append({"id": "clock-" + verdict.replace(" ", "-").lower(), "severity": "warning", "text": "%s: %s" % (verdict, ", ".join(names)),
-                                   "remedy": remedy % sh_line(names) if remedy else LOOK % sh_line(names)})
-    for one in off:
-        one["remedy"] = (one["remedy"] or LOOK) % sh_quote(one["target"])
-    report["exit_code"] = 3 if opts.check and off else 0
-
-
-def clock_row(host: Host, opts: argparse.Namespace, target: Target, container: Optional[Container], here: int) -> dict:
-    """One exec where `date` can run, and the files that name the zone; in the row `remedy` has a %s for the names."""
-    if container is None:
-        raise Gone()
-    clock, why = None, ""
-    try:
-        zone = container_zone(host, container)
-    except (WayClosed, Refused) as err:
-        zone, why = Zone("unknown", None), str(err)
-    try:
-        clock = read_clock(host, container)
-    except WayClosed as err:
-        why = "; ".join(word for word in (str(err), why) if word)
-    east = clock[2] if clock else zone.east
-    behind = "" if east is None or east == here else "%s %s the host" % (span(east - here), "behind" if east < here else "ahead of")
-    more = dict(NO_CLOCK, zone=zone.name, utc_offset=east, how="date" if clock else "files")
-    if clock:
-        more.update(offset=round((clock[0] + clock[1]) / 2, 1) + 0.0, uncertainty=round((clock[1] - clock[0]) / 2, 1))
-    more["verdict"], more["remedy"], told = judge_clock(host, opts, container, clock, zone, behind)
-    msg = "; ".join(word for word in (told, behind, "its clock was not read: " + why if why else "") if word)
-    return row(target, "unknown" if more["verdict"] == "cannot tell" else "unchanged", msg, **more)
-
-
-def judge_clock(host: Host, opts: argparse.Namespace, container: Container, clock: Optional[Tuple], zone: Zone, behind: str) -> Tuple[str, str, str]:
-    """(verdict, remedy, what there is to say). A clock is off where no instant of the call can be in step."""
-    ahead = 0.0 if not clock or clock[0] <= opts.max_skew and clock[1] >= -opts.max_skew else (clock[0] + clock[1]) / 2
-    tz = tz_of(container)
-    if ahead or not clock:
-        if is_faked(host, container):
-            return "shifted by libfaketime", "python3 dockfix.py faketime --undo %s", "%s %s" % (span(ahead), "ahead" if ahead > 0 else "behind") if clock else "by how much is not known"
-        if ahead:
-            return "cannot tell", "", "its clock is %s %s, and nothing of libfaketime is seen: another kernel, or the engine is on another host" % (span(ahead), "ahead" if ahead > 0 else "behind")
-    if not clock and zone.east is None:
-        return "cannot tell", "", ""
-    if not behind:
-        return "in step", "", "" if clock else "by its files"
-    if tz is None:
-        return ("no tzdata", MEND, "its %s leads to no zone file" % LOCALTIME) if zone.lost else ("other zone", MEND, "")
-    try:
-        zone_data(tz)
-        if zone.lost:
-            return "no tzdata", "python3 dockfix.py timezone --zone %s %%s" % tz, "TZ=%s has no data inside" % tz
-    except UsageError:
-        pass
-    return "TZ variable wins", LOOK + "    # make it anew with -e TZ=ZONE", "TZ=%s" % tz
-
-
-def container_zone(host: Host, container: Container) -> Zone:
-    """From TZ, else /etc/localtime, as its C library would read them. Raises WayClosed, Refused, Gone."""
-    tz, now = tz_of(container), int(time.time())
-    found = read_member(host, container, posixpath.join(ZONEINFO, tz) if tz else LOCALTIME, ZONE_MAX, tz is not None)
-    name = tz if tz is not None else "UTC" if found.kind == "absent" else zone_of_link(found.link) or found.link or "a file"
-    if tz == "" or tz is None and found.kind == "absent":
-        return Zone("UTC", 0)
-    if found.kind == "link":
-        found = read_member(host, container, LOCALTIME, ZONE_MAX, True)
-    for east, text in ((zone_offset, found.data), (posix_offset, tz or "")):
-        try:
-            return Zone(name, east(text, now)[0])
-        except ValueError:
-            pass
-    return Zone(name, 0, True)
-
-
-def read_clock(host: Host, container: Container, env: Sequence[str] = (), quiet: bool = False) -> Tuple[float, float, int]:
-    """(least, most seconds that the clock inside is ahead, seconds east of UTC) by one `date`, whose second passed somewhere in the call; with
-    variables (there is no exec -e before 17.05) where `env` has some. quiet: a word on stderr is a fault. Raises WayClosed, Gone."""
-    if not can_exec(container):
-        raise WayClosed("it is %s" % ("paused" if container.paused else "restarting" if container.restarting else "not running"))
-    began = time.time()
-    answer = query(host, "exec", container.id, *((["env"] + list(env) if env else []) + ["date", "+%s %z"]), limit=4096, enough=4096)
-    ended = time.time()
-    found = re.match(rb"(-?[0-9]{1,15}) ([+-])([0-9]{2})([0-9]{2})\s*\Z", answer.out)
-    if answer.rc and is_gone_now(host, container.id, answer.text()):
-        raise Gone()
-    if not found or answer.rc or quiet and answer.err:
-        absent = answer.rc in (126, 127) and not quiet
-        raise WayClosed("no answer in %g s" % host.timeout if answer.timed_out else "there is no `date` inside that runs" if absent else "date: " + first_line(answer))
-    at, east = int(found.group(1)), int(found.group(3)) * 3600 + int(found.group(4)) * 60
-    return at - ended, at + 1 - began, -east if found.group(2) == b"-" else east
-
-
-def is_faked(host: Host, container: Container) -> bool:
-    """Is libfaketime set up, by the variables of the container or by its ld.so.preload?"""
-    preload = [word for word in container.env if word.startswith("LD_PRELOAD=")] + [show_bytes(read_member(host, container, "/etc/ld.so.preload").data)]
-    return any("faketime" in word for word in preload) or any(word.startswith("FAKETIME=") for word in container.env)
-
-
-# --- timezone: the host's zone, or another, for containers
-
-
-class ZonePlan(NamedTuple):
-    """One container's part: what is written (or put back, with `undo`), what was there, whether processes run that started before."""
-    target: Target
-    container: Container
-    members: Tuple[Member, ...]
-    former: Tuple[Member, ...]
-    undo: Optional[Undo]
-    restart: bool
-
-
-def run_timezone(host: Host, opts: argparse.Namespace, report: dict) -> None:
-    """look -> (dry run: script) -> ask about restarts -> note what was there -> write -> read back -> restart."""
-    if opts.undo + opts.host + (opts.zone is not None) > 1:
-        raise UsageError("say one of --zone NAME, --host (the default) and --undo")
-    name = "" if opts.undo else opts.zone if opts.zone is not None else host_zone()
-    data = b"" if opts.undo else zone_data(name)
-    targets = pick(host, opts)
-    if not opts.dry_run:
-        take_lock(host)
-        take_lock(host, True, name="undo.lock")
-    facts = inspect_containers(host, [target.id for target in targets])
-    more = {"zone": name or None, "restart": "no", "lasting": lasting(name) if name else []}
-    plans = rows_of(host, opts, "timezone: looking", targets, targets, lambda target: look_zone(host, opts, target, facts.get(target.id), data, more), more)
-    if opts.dry_run:
-        words = ["--undo"] if opts.undo else ["--zone", name]
-        return plan_calls(opts, report, plans, words + (["--restart", "--yes"] if opts.restart else []), more)
-    restarts = [one.target.name for one in plans if isinstance(one, ZonePlan) and one.restart and opts.restart]
-    if restarts:
-        confirm(opts, "restart %d containers (%s)?" % (len(restarts), ", ".join(restarts)))
-    report["results"] = rows_of(host, opts, "timezone", targets, plans, lambda plan: plan if isinstance(plan, dict) else set_zone(host, opts, plan, more), more)
-    report["exit_code"] = exit_code(report["results"])
-    if os.path.isdir(raw(os.path.join(host.state, "undo"))):
-        tidy_undo(host, [target.id for target in list_containers(host)])
-    for line in [] if opts.json or opts.quiet or opts.undo else ["what lasts, for new containers:"] + more["lasting"]:
-        say(line)
-
-
-def lasting(name: str) -> List[str]:
-    """How new containers get the zone, in images without tzdata too: by docker run, or by three lines of a Dockerfile."""
-    path = ZONEINFO + "/" + name
-    return ["docker run -e TZ=%s -v %s:%s:ro IMAGE" % (name, path, path), "# in the Dockerfile, after: cp %s ." % path,
-            "COPY %s %s" % (posixpath.basename(name), path), "ENV TZ=%s" % name]
-
-
-def look_zone(host: Host, opts: argparse.Namespace, target: Target, container: Optional[Container], data: bytes, more: dict):
-    """The plan, or the row where nothing is to be done. Raises Gone, Refused, WayClosed."""
-    if container is None:
-        raise Gone()
-    undo = load_undo(host, "timezone", container.id)
-    if opts.undo:
-        return ZonePlan(target, container, (), (), undo, container.running) if undo else row(target, "unchanged", "no change of its zone is recorded", **more)
-    members, former = zone_members(host, container, more["zone"], data)
-    early = bool(undo) and container.running and parse_instant(container.started) < parse_instant(undo.changed)
-    if members or early and opts.restart:
-        return ZonePlan(target, container, members, former, None, container.running)
-    return row(target, "unchanged", "its processes started before the change: --restart" if early else "", **dict(more, restart="needed" if early else "no"))
-
-
-def zone_members(host: Host, container: Container, name: str, data: bytes) -> Tuple[Tuple[Member, ...], Tuple[Member, ...]]:
-    """(what is to be written, what is there now) for a zone; nothing where all is well. The link comes last, data and folders first. A
-    zone file of its own that agrees with the host's for a year stays. Raises Refused, WayClosed, Gone."""
-    path, now, tz = ZONEINFO + "/" + name, int(time.time()), tz_of(container)
-    if tz is not None and tz not in (name, path):
-        raise Refused("its variable TZ=%s wins over every file, and is part of it: make it anew with docker run -e TZ=%s" % (tz, name))
-    refusal = files_refusal(container, (path, LOCALTIME, TIMEZONE))
-    if refusal:
-        raise Refused("%s: make it anew without that, with docker run -e TZ=%s" % (refusal, name))
-    refuse_hidden_mounts(container, (path, LOCALTIME, TIMEZONE))
-    found = {one: read_member(host, container, one, ZONE_MAX) for one in (path, TIMEZONE, LOCALTIME)}
-    for one in found.values():
-        if one.kind not in ("file", "link", "absent"):
-            raise Refused("its %s is neither file nor link" % one.path)
-    own = read_member(host, container, path, ZONE_MAX, True) if found[path].kind == "link" else found[path]
-    is_set = found[LOCALTIME].kind == "link" and posixpath.normpath(posixpath.join("/etc", found[LOCALTIME].link)) == path
-    wanted = []
-    if not same_zone(own.data, data, now):
-        wanted.append(Member(path, "file", data, mode=0o644))
-    if found[TIMEZONE].data.strip() != raw(name) and not (is_set and found[TIMEZONE].kind == "absent"):
-        wanted.append(Member(TIMEZONE, "file", raw(name) + b"\n", mode=0o644))
-    if not is_set:
-        wanted.append(Member(LOCALTIME, "link", link=path, mode=0o777))
-    if not wanted:
-        return (), ()
-    base = cp_base(host, container)
-    folders = missing_folders(host, container, [one.path for one in wanted])
-    members = [Member(folder, "dir", mode=0o755) for folder in folders] + wanted
-    return (tuple(one._replace(uid=base[0], gid=base[1], mtime=now) for one in members),
-            tuple(Member(folder, "absent") for folder in folders) + tuple(found[one.path] for one in wanted))
-
-
-def set_zone(host: Host, opts: argparse.Namespace, plan: ZonePlan, more: dict) -> dict:
-    container, notes = plan.container, []       # type: Container, List[str]
-    if plan.undo:
-        left = restore_undo(host, container, plan.undo)
-        if left:
-            notes.append("left behind, for it does not run: %s; start it and undo once more" % ", ".join(left))
-        else:
-            drop_undo(host, "timezone", container.id)
-    elif plan.members:
-        write_zone(host, plan)
-    done = plan.restart and opts.restart
-    if done:
-        answer = change(host, ["restart", container.id])
-        if answer.rc or answer.timed_out:
-            return row(plan.target, "unknown" if answer.timed_out else "failed", "its files are done, but docker restart: %s" % ("no answer in %g s" % host.timeout if answer.timed_out else first_line(answer)), **dict(more, partial=True, restart="needed"))
-        notes.append("restarted")
-    elif plan.restart:
-        notes.append("running programs may keep the old zone until --restart")
-    return row(plan.target, "changed", "; ".join(notes), **dict(more, restart="done" if done else "needed" if plan.restart else "no"))
-
-
-def write_zone(host: Host, plan: ZonePlan) -> None:
-    """Writes, or leaves the container as it was. Raises WayClosed, Refused."""
-    first = load_undo(host, "timezone", plan.container.id) is None
-    undo = save_undo(host, "timezone", plan.container, plan.former)
-    try:
-        write_members(host, plan.container, plan.members)
-    except Unanswered as err:
-        raise Unanswered("%s; timezone --undo puts back what was there" % err) from None
-    except WayClosed as err:
-        try:
-            left = restore_undo(host, plan.container, undo._replace(members=plan.former))
-        except WayClosed:
-            left = [one.path for one in plan.former]
-        if first and not left:
-            drop_undo(host, "timezone", plan.container.id)
-        raise WayClosed("%s; %s" % (err, "not put back: %s: try timezone --undo" % ", ".join(left) if left else "all is as it was")) from None
-
-
-def plan_calls(opts: argparse.Namespace, report: dict, plans: list, words: List[str], more: dict) -> None:
-    """A dry run whose script calls dockfix for each container, because what undo needs has to be kept on the way."""
-    report["results"] = [one if isinstance(one, dict) else row(one.target, "changed", "", **more) for one in plans]
-    call = ["python3", own_path(), opts.command] + words + shared_words(opts)
-    lines = [comment("%s: %s (%s): %s" % (one["status"], one["target"], one["id"], one["msg"])) if one["status"] != "changed" else "run " + sh_line(call + [one["id"]])
-             for one in report["results"]]
-    report["script"] = script_text(report, lines, sum(one["status"] in ("refused", "failed") for one in report["results"]))
-    report["exit_code"] = exit_code(report["results"], opts.exit_code)
-# --- stopping and starting the daemon, and setting its options: the same for every storage change
-
-
-DROP_IN = "/etc/systemd/system/docker.service.d/zz-dockfix.conf"
-MAPPER = "/dev/mapper"
-SYSTEMD_MARK = "/run/systemd/system"        # sd_booted(3)
-
-
-class Engine(NamedTuple):
-    """The daemon as it stands, so that it can be stopped and started again as it was. root: DockerRootDir, links resolved; stock: what it holds."""
-    docker: Tuple[str, ...]
-    systemd: bool
-    socket: bool
-    root: str
-    stock: "Stock"
-
-    def answers(self) -> Tuple[str, ...]:
-        return ("ok",) + self.docker + ("version", "--format", "{{.Server.Version}}")
-
-    def service(self, verb: str, unit: str = "docker") -> Tuple[str, ...]:
-        return ("systemctl", verb, unit + ("" if "." in unit else ".service")) if self.systemd else ("service", unit, verb)
-
-
-def look_engine(host: Host, stop: bool = True) -> Engine:
-    """stop: whether the daemon is to be stopped, for which all that it holds is looked up."""
-    systemd = os.path.isdir(SYSTEMD_MARK)
-    socket = systemd and query_host(host, ("systemctl", "is-active", "docker.socket")).rc == 0
-    return Engine(host.docker, systemd, socket, os.path.realpath(str(engine_info(host)["DockerRootDir"])), look_stock(host) if stop else Stock([], [], [], []))
-
-
-def check_stop(host: Host, engine: Engine, lose: Sequence[str]) -> None:
-    """Refuses where stopping the daemon would lose a container, or would not stop it."""
-    info = engine_info(host)
-    if info["LiveRestoreEnabled"] == "true":
-        raise Refused("the daemon has live-restore: its containers, and the pool under them, would outlive the stop", "set live-restore to false, restart docker, then again")
-    doomed = [title_of(one) for one in engine.stock.containers if runs(one) and one["HostConfig"].get("AutoRemove") and title_of(one) not in lose]
-    if doomed:
-        raise Refused("docker removes %s for good when it stops (--rm)" % ", ".join(doomed), "stop it yourself, or --lose-autoremove " + " --lose-autoremove ".join(doomed))
-    strangers = [mount.point for mount in mounts_of() if mount.point.startswith(engine.root + "/") and not mount.point.startswith(tuple(engine.root + part for part in DRIVER_MOUNTS))]
-    if strangers:
-        raise Refused("there is a mount below Docker's root that is not Docker's own: %s" % ", ".join(strangers), "umount %s" % sh_line(strangers))
-
-
-DRIVER_MOUNTS = ("/devicemapper", "/overlay2/", "/overlay/", "/aufs/", "/btrfs", "/zfs/", "/containers/", "/netns", "/plugins/", "/volumes/")
-
-
-def run_again(engine: Engine) -> Tuple[Step, ...]:
-    """Starts by name what ran before: docker itself leaves those down that were stopped by hand before, or have no restart policy."""
-    return tuple(step._replace(soft=True, wait=30, daemon="up") for doc in engine.stock.containers if not doc["HostConfig"].get("AutoRemove")
-                 for step in run_steps(engine, [doc], doc["Id"], state_test(engine, doc["Id"], ".State.Running", "true")))
-
-
-def down_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
-    """docker.socket first, or a poke at it starts the daemon again; then the proof that nothing of it is left. The first step only holds what
-    its undoing does last: start by name what ran."""
-    down, database = ("not",) + engine.answers()[1:], os.path.join(engine.root, "*.db")
-    start = Step("start docker", engine.service("start"), (engine.answers(),), wait=120)
-    again = ((Step("clear earlier failures", ("systemctl", "reset-failed", "docker.service"), soft=True),) if engine.systemd else ()) + (start,)
-    steps = [Step("what runs now is known", undo=run_again(engine))]
-    if engine.socket:
-        steps.append(Step("stop docker.socket", engine.service("stop", "docker.socket"), (("not",) + engine.service("is-active", "docker.socket"),), daemon="down",
-                          undo=(Step("start docker.socket", engine.service("start", "docker.socket"), (("ok",) + engine.service("is-active", "docker.socket"),)),)))
-    gone = (("not",) + engine.service("is-active"), ("lacks", "activating") + engine.service("is-active")) if engine.systemd else ()       # or deactivating: silent is not stopped
-    steps += [Step("stop docker", engine.service("stop"), (down,) + gone, undo=again, wait=120, daemon="down")] + list(again[:-1])    # what was started often lately is refused a start
-    tests = (down, ("silent", "find", "/proc", "-mindepth", "3", "-maxdepth", "3", "-path", "/proc/[0-9]*/fd/*", "-lname", database)) + unused(
-        *(os.path.join(engine.root, driver) for driver in ("devicemapper", "overlay2")), devices=pool and os.path.join(MAPPER, re.match("docker-[0-9:]+-|", pool).group()))
-    steps.append(Step("no daemon and no mount is left", check=tests, wait=30, daemon="down"))
-    if pool:
-        files = [os.path.join(engine.root, "devicemapper/devicemapper", kind) for kind in ("data", "metadata")]
-        steps.append(Step("take down the containers' devices that outlived the daemon", ("find", MAPPER, "-name", pool[:-len("pool")] + "*", "!", "-name", "*-pool",
-                                                                                          "-exec", "dmsetup", "remove", "--retry", "{}", ";"), soft=True))
-        steps.append(Step("take the pool down if it outlived the daemon", ("find", MAPPER, "-name", pool, "-exec", "dmsetup", "remove", "--retry", "{}", ";"),
-                          (("silent", "find", MAPPER, "-name", pool),) + tuple(("silent", "losetup", "-j", path) for path in files), wait=10, daemon="down"))
-    return tuple(steps)
-
-
-def up_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
-    """One start attempt; undone by a stop of the daemon that was started."""
-    stop = tuple(step._replace(undo=(), daemon="") for step in down_steps(engine, pool)[1:])
-    steps = (Step("start docker", engine.service("start"), (engine.answers(),), wait=120, daemon="up", undo=stop),)
-    if engine.socket:
-        steps += (Step("start docker.socket", engine.service("start", "docker.socket"), (("ok",) + engine.service("is-active", "docker.socket"),)),)
-    return steps
-
-
-def option_steps(engine: Engine, wanted: Sequence[Tuple[str, str, Optional[str]]], add: bool = True) -> Tuple[Step, ...]:
-    """Steps that set (name, key, value) of the daemon's options where they live; value None takes one away; what is set nowhere is added (with
-    `add`) beside the other storage options, else to daemon.json. Raises Refused where two places set one, or a place is not understood."""
-    sources = option_sources()
-    for name, places in option_conflicts(sources):
-        if name.startswith(("dm.", "storage-", "data-root")):
-            raise Refused("%s is set in two places: %s" % (name, " and ".join(places)), "leave it in one of them, then again")
-    bad = next((source for source in sources if source.fault), None)
-    if bad:
-        raise Refused("%s: %s" % (bad.where(), bad.fault), "mend it first: docker would not start with it either")
-    sources = [source for source in sources if source.used]
-    new = {}                    # type: Dict[OptionSource, str]
-    for name, key, value in wanted:
-        lives = [source for source in sources if any(one == name and what.startswith(key + "=" if key else "") for one, what in source.options)]
-        beside = [source for source in sources if any(one == "storage-opt" for one, _ in source.options)] + [source for source in sources if source.kind == "daemon.json"]
-        home = (lives or (beside if add and value is not None else []))[:1]
-        for source in home:
-            new[source] = (edit_daemon_json if source.kind == "daemon.json" else edit_flags)(new.get(source, source.raw), name, key, value)
-    steps = tuple(step for source, text in new.items() if text != source.raw for step in option_edit(source, text))
-    told = [one for source in sources for text in [new.get(source, source.raw)] for one in (daemon_json(text) if source.kind == "daemon.json" else daemon_flags(shell_words(text)))]
-    for name, key, value in wanted:
-        now = [what for one, what in told if one == name and what.startswith(key + "=" if key else "")]
-        if now != ([] if value is None else [(key + "=" if key else "") + value]) and (add or now):
-            raise Refused("%s cannot be edited where it is set (%s)" % (key or name, ", ".join(source.where() for source in sources)), "set it there by hand")
-    return steps + ((Step("let systemd read its units again", ("systemctl", "daemon-reload")),) if any(step.path == DROP_IN for step in steps) else ())
-
-
-def option_edit(source: OptionSource, text: str) -> Tuple[Step, ...]:
-    """The steps that put the edited text of one place where it belongs: for a unit, a drop-in of dockfix's own."""
-    path = os.path.realpath(source.path)
-    if source.kind == "unit":
-        folder = os.path.dirname(DROP_IN)
-        step = put_file("set the options in " + DROP_IN, DROP_IN, "[Service]\nExecStart=\nExecStart=%s\n" % text)
-        made = Step("make " + folder, ("mkdir", "-p", folder), undo=(Step("remove " + folder, ("rmdir", "--ignore-fail-on-non-empty", folder), soft=True),))
-        return (made, step._replace(undo=step.undo + (Step("let systemd read its units again", ("systemctl", "daemon-reload")),)))
-    if source.kind == "daemon.json":
-        return (put_file("set the options in " + path, path, text),)
-    whole = host_text(path)
-    lines = list(re.finditer(r"(?m)^[ \t]*(?:export[ \t]+)?%s=((?:.*\\\n)*.*)" % re.escape(source.variable), whole))
-    if not lines or path.endswith((".service", ".conf")) or source.raw not in lines[-1].group(1):
-        raise Refused("%s cannot be edited" % source.where(), "set the options there by hand")
-    start, end = lines[-1].span(1)
-    return (put_file("set the options in " + path, path, whole[:start] + whole[start:end].replace(source.raw, text) + whole[end:]),)
-
-
-# --- pool: the loop pool of devicemapper, larger in place or made anew
-
-
-METADATA_MAX = 33292800 * 512               # what dm-thin can use, some 15.88 GiB
-
-
-class LoopPool(NamedTuple):
-    """name: the pool's; files, loops (device paths) and lengths (bytes) by 'data' and 'metadata'; spare: bytes that the disk under them can still take."""
-    name: str
-    thin: ThinPool
-    files: Dict[str, str]
-    loops: Dict[str, str]
-    lengths: Dict[str, int]
-    spare: int
-
-
-def look_pool(host: Host, engine: Engine) -> LoopPool:
-    """Raises EnvironmentFault for another driver, Refused for a pool that is no loop pool."""
-    info = engine_info(host)
-    if info["Driver"] != "devicemapper":
-        raise EnvironmentFault("the storage driver is %s; only devicemapper has a pool" % info["Driver"], "python3 dockfix.py storage")
-    reported = pool_reported(info["DriverStatus"])
-    name = str(reported["name"] or "")
-    thin = thin_pool(host, name)
-    files, loops, lengths, taken = {}, {}, {}, 0
-    for kind, device in (("data", thin.data_dev), ("metadata", thin.metadata_dev)):
-        files[kind] = os.path.join(engine.root, "devicemapper/devicemapper", kind)
-        try:
-            found = os.lstat(raw(files[kind]))
-        except OSError:
-            raise Refused("the pool has no loop file %s: it lies on a device of its own (direct-lvm)" % files[kind],
-                          "lvextend -L +SIZE VG/POOL (lvs names it; the pool is %s), nothing else is needed" % name) from None
-        if not stat.S_ISREG(found.st_mode):
-            raise Refused("%s is not a regular file but a link or a device" % files[kind], "grow the device behind it: lvextend")
-        answer = expect(query_host(host, ("losetup", "-j", files[kind])), "losetup").out.decode("utf-8", "replace")
-        loops[kind] = next((one for one in re.findall(r"(?m)^(/dev/loop[0-9]+):", answer) if device_number(one) == device), "")
-        if not loops[kind]:
-            raise Refused("the pool's %s device (%s) is not the loop device of %s" % (kind, device, files[kind]), "losetup -a; dmsetup table %s" % name)
-        lengths[kind], taken = found.st_size, taken + found.st_blocks * 512
-    disk = os.statvfs(raw(files["data"]))
-    return LoopPool(name, thin, files, loops, lengths, disk.f_bavail * disk.f_frsize + taken)
-
-
-def thin_pool(host: Host, name: str) -> ThinPool:
-    return parse_thin_pool(*(expect(query_host(host, ("dmsetup", verb, name)), "dmsetup").out.decode("ascii", "replace") for verb in ("table", "status")))
-
-
-def device_number(path: str) -> str:
-    try:
-        found = os.stat(raw(path)).st_rdev
-    except OSError:
-        return ""
-    return "%d:%d" % (os.major(found), os.minor(found))
-
-
-def check_sizes(pool: LoopPool, sizes: Dict[str, int], overcommit: bool) -> None:
-    if sizes["metadata"] > METADATA_MAX:
-        raise Refused("metadata of %s: dm-thin can use 15.88 GiB at most" % show_size(sizes["metadata"]), "--metadata 15G; a full pool of 100 GiB needs 0.1 GiB")
-    if sum(sizes.values()) > pool.spare and not overcommit:
-        raise Refused("the disk under %s can take %s in all, not %s: it would fill before the pool does" % (
-            os.path.dirname(pool.files["data"]), show_size(pool.spare), show_size(sum(sizes.values()))), "a smaller size, or --overcommit; relocate moves Docker to a larger disk")
-
-
-def asked_sizes(opts: argparse.Namespace, pool: LoopPool) -> Dict[str, int]:
-    """Bytes by kind, whole MiB; what is not asked for is the size of now."""
-    asked = {kind: parse_size(text, pool.lengths[kind]) if text else pool.lengths[kind] for kind, text in (("data", opts.data), ("metadata", opts.metadata))}
-    return {kind: size if size == pool.lengths[kind] else size >> 20 << 20 for kind, size in asked.items()}
-
-
-def run_pool(host: Host, opts: argparse.Namespace, report: dict) -> None:
-    if opts.words[0] not in ("grow", "recreate"):
-        raise UsageError("pool takes grow or recreate, not %s" % opts.words[0], "python3 dockfix.py pool --help")
-    lock_storage(host, opts)
-    (run_grow if opts.words[0] == "grow" else run_recreate)(host, opts, report)
-
-
-def run_grow(host: Host, opts: argparse.Namespace, report: dict) -> None:
-    if not opts.data and not opts.metadata:
-        raise UsageError("how large? --data SIZE, --metadata SIZE, or both", "python3 dockfix.py pool grow --data +100G")
-    for text in (opts.data, opts.metadata):
-        parse_size(text or "0", 0)
-    engine = look_engine(host, opts.offline)
-    pool = look_pool(host, engine)
-    sizes = asked_sizes(opts, pool)
-    for kind in ("data", "metadata"):
-        if sizes[kind] < pool.lengths[kind]:
-            raise Refused("%s has %s already, and a thin pool never shrinks" % (kind, show_size(pool.lengths[kind])), "python3 dockfix.py pool recreate --%s %s --backup DIR" % (
-                kind, size_word(sizes[kind])))
-    if pool.thin.state not in ("rw", "out_of_data_space") or pool.thin.needs_check:
-        raise Refused("the pool is in state %s%s: growing would not mend it" % (pool.thin.state, ", needs_check" if pool.thin.needs_check else ""),
-                      "save what is there (docker save, docker cp), then: python3 dockfix.py pool recreate --backup DIR")
-    check_sizes(pool, sizes, opts.overcommit)
-    if opts.offline:
-        check_stop(host, engine, opts.lose_autoremove)
-    now = dict(pool.lengths, data=min(pool.lengths["data"], pool.thin.sectors * 512))       # a file may be longer than what the pool has of it
-    larger = [kind for kind in sizes if sizes[kind] // 512 > now[kind] // 512]
-    options = option_steps(engine, [("storage-opt", "dm.loop%ssize" % kind, size_word(sizes[kind])) for kind in sizes if getattr(opts, kind)], add=False)
-    steps = (grow_offline(engine, pool, sizes) if opts.offline else grow_online(pool, sizes)) if larger else ()
-    goal = ", ".join("%s %s -> %s" % (kind, size_word(now[kind]), size_word(sizes[kind])) for kind in larger) or "as large as that already" + (", and from now on by its options" if options else "")
-    plan = Plan(new_name("pool-grow"), "pool grow", "pool %s: %s" % (pool.name, goal), insert_options(steps, options), facts={"lengths": [superblock_test("has", pool, kind) for kind in larger]})
-    if not plan.steps:
-        return change_row(report, plan, "unchanged", plan.goal)
-    stops = "docker and its %d running containers stop meanwhile" % sum(map(runs, engine.stock.containers)) if opts.offline and larger else "nothing stops"
-    run_change(host, opts, report, plan, "grow the pool %s (%s; %s)?" % (pool.name, goal, stops))
-
-
-def insert_options(steps: Tuple[Step, ...], options: Tuple[Step, ...]) -> Tuple[Step, ...]:
-    """Before the daemon is started, else at the end."""
-    at = next((number for number, step in enumerate(steps) if step.daemon == "up"), len(steps))
-    return steps[:at] + options + steps[at:]
-
-
-def new_name(kind: str) -> str:
-    return kind + time.strftime("-%Y%m%d-%H%M%S")
-
-
-def superblock_test(mode: str, pool: LoopPool, kind: str) -> Tuple[str, ...]:
-    """A test of the pool's superblock (struct thin_disk_superblock, nr_blocks of its two space maps): the number of blocks is that of now. It is there with
-    the pool down too, and it tells whether the pool was ever loaded with another length."""
-    at, blocks = ("64", pool.thin.data_total // pool.thin.block) if kind == "data" else ("192", pool.thin.metadata_total // 4096)
-    return (mode, "%016x" % blocks, "od", "-A", "n", "-t", "x8", "-j", at, "-N", "8", pool.files["metadata"])
-
-
-def lengthen(pool: LoopPool, sizes: Dict[str, int]) -> Tuple[Step, ...]:
-    """The loop files made longer; cut back only while the pool was never loaded with them, by a reboot either: after that a shorter file is a pool that never comes up again."""
-    steps = []
-    for kind, path in pool.files.items():
-        old, new = pool.lengths[kind], sizes[kind]
-        undo = (Step("cut %s back" % path, ("truncate", "-s", str(old), path), (("says", str(old), "stat", "-c", "%s", path),), unless=(superblock_test("lacks", pool, kind),)),
-                Step("tell %s" % pool.loops[kind], ("losetup", "-c", pool.loops[kind]), unless=(("silent", "losetup", "-j", path),)))
-        steps += [Step("lengthen %s to %s" % (path, size_word(new)), ("truncate", "-s", str(new), path), (("says", str(new), "stat", "-c", "%s", path),), undo)] * (new > old)
-    return tuple(steps)
-
-
-def grow_online(pool: LoopPool, sizes: Dict[str, int]) -> Tuple[Step, ...]:
-    """No suspend of its own: resume suspends, swaps and goes on by itself, so that a kill leaves no frozen pool."""
-    steps, table, sectors = lengthen(pool, sizes), pool.thin.table, sizes["data"] // 512
-    live = ("has", "ACTIVE", "dmsetup", "info", pool.name)
-    grown = (("has", "0 %d thin-pool" % sectors, "dmsetup", "table", pool.name), ("has", "/%d " % (min(sizes["metadata"], METADATA_MAX) // 4096), "dmsetup", "status", pool.name), live)
-    for kind, loop in pool.loops.items():       # after a reboot the pool has the new length by itself, and may be on other loop devices
-        seen = ("says", str(sizes[kind] // 512), "cat", "/sys/block/%s/size" % os.path.basename(loop))
-        steps += (Step("tell %s the new length" % loop, ("losetup", "-c", loop), (seen,), unless=grown),)
-    undo = tuple(Step(title, argv, unless=(("lacks", "SUSPENDED") + live[2:],)) for title, argv in (("load the pool's old table", ("dmsetup", "reload", pool.name, "--table", table)),
-                                                                        ("switch the pool to it", ("dmsetup", "resume", pool.name))))
-    return steps + (Step("load the pool's new table beside the old one", ("dmsetup", "reload", pool.name, "--table", pool.thin.longer(sectors)), unless=grown,
-                         undo=(Step("forget the new table", ("dmsetup", "clear", pool.name), unless=(("not",) + live[2:],)),)),
-                    Step("switch the pool to its new length", ("dmsetup", "resume", pool.name), grown, undo))
-
-
-def grow_offline(engine: Engine, pool: LoopPool, sizes: Dict[str, int]) -> Tuple[Step, ...]:
-    grown = ("has", "0 %d thin-pool" % (sizes["data"] // 512), "dmsetup", "table", pool.name)
-    return down_steps(engine, pool.name) + lengthen(pool, sizes) + up_steps(engine, pool.name) + run_again(engine) + (
-        Step("the pool has its new length", check=(grown,)),)
-
-
-# --- backup and restore: images, containers, networks, volumes, into a folder and back
-
-BACKUP_SCHEMA = "dockfix-backup/1"
-HELPER = "dockfix.helper"                   # the container that only carries volumes
-KEPT, BACK = "dockfix/backup", "dockfix/restored"       # images made of containers: while a backup runs, and after a restore
-STOCK_FILES = ("containers.json", "images.json", "networks.json", "volumes.json")
-REMOVE = {"container": ("rm", "-f", "-v"), "image": ("rmi",), "network": ("network", "rm"), "volume": ("volume", "rm")}
-
-
-class Stock(NamedTuple):
-    """What an engine holds, or a backup of it, as docker's inspect gives it. Containers stand in the order of their dependencies."""
-    containers: List[dict]
-    images: List[dict]
-    networks: List[dict]
-    volumes: List[dict]
-
-
-class Backup(NamedTuple):
-    """A backup as it stands in a folder, or will once its steps are done. own: by container id how its own files are kept: '' (it has none: its image will
-    do), 'commit' or 'export'; volumes: by name file, container and path it is read from; loads: files for docker load; made: when (ISO 8601)."""
-    folder: str
-    stock: Stock
-    own: Dict[str, str]
-    volumes: Dict[str, Sequence[str]]
-    loads: Sequence[str]
-    left_out: Sequence[str]
-    made: str
-
-    def path(self, name: str) -> str:
-        return os.path.join(self.folder, name)
-
-    def files(self) -> List[str]:
-        """All but the manifest; each has its sha256 beside it."""
-        exports = ["export-%s.tar" % one for one in sorted(self.own) if self.own[one] == "export"]
-        return list(STOCK_FILES) + list(self.loads) + exports + sorted(place[0] for place in self.volumes.values())
-
-
-def look_stock(host: Host) -> Stock:
-    """Eight docker calls, whatever there is. Raises EnvironmentFault."""
-    containers = inspect_objects(host, "container", [target.id for target in list_containers(host)])
-    lists = [("images", "-q", "--no-trunc"), ("network", "ls", "-q", "--no-trunc"), ("volume", "ls", "-q")]
-    names = [expect(query(host, *words), "docker " + words[0]).out.decode("utf-8", "replace").split() for words in lists]
-    images = inspect_objects(host, "image", sorted(set(names[0]) | {one["Image"] for one in containers}))
-    return Stock(facts_of(containers, in_order), images, inspect_objects(host, "network", names[1]), inspect_objects(host, "volume", names[2]))
-
-
-def runs(doc: dict) -> bool:
-    return doc["State"].get("Running") is True      # paused and restarting ones too
-
-
-def carried_networks(stock: Stock) -> List[dict]:
-    return [one for one in stock.networks if one.get("Scope") == "local" and one["Driver"] not in ("host", "null") and one["Name"] not in ("bridge", "docker_gwbridge")]
-
-
-def image_refs(images: Sequence[dict]) -> List[str]:
-    """Every tag of every image, or its id: saved by id an image comes back without a name."""
-    return [ref for one in images for ref in one.get("RepoTags") or [one["Id"]]]
-
-
-def own_image(repository: str, doc: dict) -> str:
-    return "%s:%s-%s" % (repository, title_of(doc)[:100], doc["Id"][:12])
-
-
-def own_refs(kept: Backup) -> List[str]:
-    return [own_image(KEPT, doc) for doc in kept.stock.containers if kept.own[doc["Id"]] == "commit"]
-
-
-def plan_backup(host: Host, folder: str, stock: Stock, loads: Sequence[str], live: bool = True) -> Backup:
-    """What a backup of this stock will be. With `live` containers are taken as they are now; else what runs may still write before it is stopped.
-    A thin pool that would refuse one more container (dm.min_free_space) leaves docker export, and reading volumes through containers that have them."""
-    info = engine_info(host)["DriverStatus"]
-    total, used, least = (parse_reported(info.get(key) or "") for key in ("Data Space Total", "Data Space Used", "Thin Pool Minimum Free Space"))
-    tight = None not in (total, used, least) and total - used < least + (1 << 26)
-    own, volumes = {}, {}
-    for doc in stock.containers:
-        image = next((one.get("Config") or {} for one in stock.images if one["Id"] == doc["Image"]), None)
-        plain = image is not None and (live or not runs(doc)) and not facts_of(doc, lambda one: create_recipe(one, image, stock.containers)).bound
-        diff = query(host, "diff", doc["Id"]) if plain else None
-        own[doc["Id"]] = "" if diff and diff.rc == 0 and not own_changes(doc, diff.out.decode("utf-8", "replace")) else "export" if tight else "commit"
-    if "export" in own.values():
-        say("dockfix: the pool is too full for docker commit: docker export takes the files of %s" % ", ".join(title_of(doc) for doc in stock.containers if own[doc["Id"]] == "export"))
-    shifted = engine_userns(host) != (0, 0)         # docker cp gives the host's ids and takes the container's
-    carried = sorted(one["Name"] for one in stock.volumes if one["Driver"] == "local" and not (one.get("Options") or {}).get("device") and not shifted)
-    for number, name in enumerate(carried, 1):
-        places = [(HELPER, "/dockfix-%d/data" % number)] if not tight else [
-            (doc["Id"], mount["Destination"]) for doc in stock.containers for mount in doc.get("Mounts") or [] if mount.get("Name") == name
-            and not any(other["Destination"].startswith(mount["Destination"].rstrip("/") + "/") for other in doc["Mounts"])]
-        volumes.update({name: ["volume-%d.tar" % number, place[0], place[1]] for place in places[:1]})
-    return Backup(folder, stock, own, volumes, loads, left_out(stock, volumes, live), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
-
-
-def own_changes(doc: dict, diff: str) -> bool:
-    """Does `docker diff` show files of the container's own? Not mount points and the folders on the way to them."""
-    points = {posixpath.normpath(one["Destination"]) for one in doc.get("Mounts") or []}
-    on_way = {path[:n] for path in points for n in range(1, len(path) + 1) if path[n:n + 1] in ("/", "")}
-    return any(line[2:] not in on_way for line in diff.split("\n") if line.strip())
-
-
-def left_out(stock: Stock, volumes: Dict[str, Sequence[str]], live: bool = True) -> List[str]:
-    """What a backup does not hold, in words; `live`: what runs goes on meanwhile."""
-    kept = carried_networks(stock)
-    out = ["network %s (driver %s, scope %s)" % (one["Name"], one["Driver"], one.get("Scope")) for one in stock.networks
-           if one not in kept and one["Driver"] not in ("host", "null") and one["Name"] != "bridge"]
-    out += ["the content of volume %s (driver %s%s): docker cp cannot carry it" % (one["Name"], one["Driver"], ", on %s" % (one.get("Options") or {}).get("device") if one.get("Options") else "")
-            for one in stock.volumes if one["Name"] not in volumes]
-    binds = {(one["Source"], title_of(doc)) for doc in stock.containers for one in doc.get("Mounts") or [] if one.get("Source") and not one.get("Name")}
-    out += ["the host's %s, mounted into %s" % pair for pair in sorted(binds)]
-    out += ["digests of %s: docker load brings back tags only" % ", ".join(one["RepoDigests"]) for one in stock.images if one.get("RepoDigests")]
-    out += ["what %s writes to volume %s meanwhile" % (title_of(doc), one["Name"]) for doc in stock.containers if live and runs(doc)
-            for one in doc.get("Mounts") or [] if one.get("Name") in volumes]
-    return out + ["the containers' logs"] * bool(stock.containers)
-
-
-# --- the steps of a backup
-
-
-def there(host: Host, kind: str, name: str, mode: str = "ok") -> Tuple[str, ...]:
-    return (mode,) + host.docker + (("inspect", "--type", kind, name) if kind in ("container", "image") else (kind, "inspect", name))
-
-
-def state_test(host: Host, name: str, what: str, want: str) -> Tuple[str, ...]:
-    return ("says", want) + host.docker + ("inspect", "-f", "{{%s}}" % what, name)
-
-
-def act(host: Host, title: str, words: Sequence[str], **more) -> Step:
-    return Step(title, host.docker + tuple(words), **more)
-
-
-def gone_step(host: Host, kind: str, name: str) -> Step:
-    return act(host, "remove %s %s" % (kind, name), REMOVE[kind] + (name,), check=(there(host, kind, name, "not"),))
-
-
-def made_step(host: Host, kind: str, name: str, words: Sequence[str], **more) -> Step:
-    return act(host, "%s %s" % (kind, name), words, check=(there(host, kind, name),), undo=(gone_step(host, kind, name),), **more)
-
-
-def kept_file(step: Step, path: str, size: int = 0) -> List[Step]:
-    """A step with its standard output into a file of the backup, and the sha256 beside it (`sha256sum -c FILE.sha256 < FILE`)."""
-    away = Step("remove %s" % path, ("rm", "-f", "--") + tuple(path + end for end in ("", ".part", ".sha256", ".sha256.part")))
-    return [step._replace(target=path, size=size, undo=(away,)), Step("sha256 of %s" % path, ("sha256sum",), source=path, target=path + ".sha256")]
-
-
-def settings_steps(host: Host, kept: Backup) -> List[Step]:
-    """The folder, and what inspect says of everything."""
-    steps = [Step("make %s" % kept.folder, ("mkdir", "-m", "700", "-p", kept.folder), undo=(Step("remove %s" % kept.folder, ("rmdir", "--ignore-fail-on-non-empty", kept.folder)),)),
-             Step("close %s to others" % kept.folder, ("chmod", "700", kept.folder))]
-    for file, kind, docs in zip(STOCK_FILES, ("container", "image", "network", "volume"), kept.stock):
-        words = there(host, kind, "")[1:-1] + tuple(one.get("Id") or one["Name"] for one in docs)
-        steps += kept_file(Step("settings of %d %ss" % (len(docs), kind), words if docs else ("echo", "[]")), kept.path(file))
-    return steps
-
-
-def save_steps(host: Host, kept: Backup, file: str, refs: Sequence[str], size: int = 0) -> List[Step]:
-    """All refs in one `docker save`: what they share is kept once."""
-    return kept_file(act(host, "save %d images" % len(refs), ["save"] + list(refs)), kept.path(file), size) if refs else []
-
-
-def own_steps(host: Host, kept: Backup) -> List[Step]:
-    """Each container's own files: an image made of it (own_refs, for save_steps), or its whole tree."""
-    steps = []
-    for doc in kept.stock.containers:
-        if kept.own[doc["Id"]] == "commit":
-            steps.append(made_step(host, "image", own_image(KEPT, doc), ("commit", doc["Id"], own_image(KEPT, doc))))
-        elif kept.own[doc["Id"]] == "export":
-            steps += kept_file(act(host, "own files of %s" % title_of(doc), ("export", doc["Id"])), kept.path("export-%s.tar" % doc["Id"]))
-    return steps
-
-
-def with_helper(host: Host, stock: Stock, binds: Sequence[Tuple[str, str]], steps: List[Step]) -> List[Step]:
-    """The steps between making and removing a container that only carries volumes, (name, path) each, and never runs."""
-    image, empty = (image_refs(stock.images) or [""])[0], KEPT + ":helper"
-    words = ["create", "--name=" + HELPER, "--network=none"] + ["--volume=%s:%s:nocopy" % bind for bind in binds] + [image or empty, "x"]
-    extra = [] if image else [made_step(host, "image", empty, ("import", "/dev/null", empty))]
-    return extra + [made_step(host, "container", HELPER, words)] + steps + [gone_step(host, "container", HELPER)] + [step.undo[0] for step in extra] if binds else steps
-
-
-def volume_steps(host: Host, kept: Backup) -> List[Step]:
-    reads = [step for name, (file, holder, path) in sorted(kept.volumes.items())
-             for step in kept_file(act(host, "volume %s" % name, ("cp", "%s:%s" % (holder, path), "-")), kept.path(file))]
-    return with_helper(host, kept.stock, [(name, path) for name, (_, holder, path) in sorted(kept.volumes.items()) if holder == HELPER], reads)
-
-
-def seal_step(kept: Backup) -> Step:
-    """The manifest, last of all: without it a folder is no backup."""
-    found = dict(kept._asdict(), schema=BACKUP_SCHEMA, dockfix=VERSION)
-    return Step("write the manifest", path=kept.path("manifest.json"), data=json.dumps({key: found[key] for key in found if key not in ("folder", "stock")}) + "\n",
-                undo=(Step("remove the manifest", ("rm", "-f", kept.path("manifest.json"))),))
-
-
-def check_steps(kept: Backup) -> List[Step]:
-    return [Step(name, ("sha256sum", "-c", kept.path(name + ".sha256")), source=kept.path(name)) for name in kept.files()]
-
-
-def halt_steps(host: Host, stock: Stock) -> List[Step]:
-    """What runs is stopped, those first that need others; undone, it runs again under its old id."""
-    steps = []
-    for doc in reversed([one for one in stock.containers if runs(one)]):
-        steps += [act(host, "unpause %s" % title_of(doc), ("unpause", doc["Id"]), check=(state_test(host, doc["Id"], ".State.Paused", "false"),))] * (doc["State"].get("Paused") is True)
-        steps.append(act(host, "stop %s" % title_of(doc), ("stop", doc["Id"]), check=(state_test(host, doc["Id"], ".State.Running", "false"),),
-                         undo=tuple(run_steps(host, [doc], doc["Id"], state_test(host, doc["Id"], ".State.Running", "true")))))
-    return steps
-
-
-def run_steps(host: Host, docs: Sequence[dict], name: str = "", test: Tuple[str, ...] = ()) -> List[Step]:
-    """Starts by name what ran when it was looked at, and pauses what was paused. A new container counts as started once it ever was: it may end at once."""
-    steps = []
-    for doc in [one for one in docs if runs(one)]:
-        who = name or title_of(doc)
-        steps.append(act(host, "start %s" % title_of(doc), ("start", who), check=(test or state_test(host, who, 'eq (printf "%.4s" .State.StartedAt) "0001"', "false"),)))
-        steps += [act(host, "pause %s" % title_of(doc), ("pause", who), check=(state_test(host, who, ".State.Paused", "true"),))] * (doc["State"].get("Paused") is True)
-    return steps
-
-
-# --- the steps of a restore
-
-
-def restore_steps(host: Host, kept: Backup, have: Stock, fill: bool = True) -> List[Step]:
-    """Makes what is not there yet, up to the containers: networks, volumes, images and (with `fill`) the content of the volumes it made."""
-    known = {title_of(one) for one in have.networks + have.volumes}
-    networks = [made_step(host, "network", one["Name"], network_recipe(one)) for one in carried_networks(kept.stock) if one["Name"] not in known]
-    volumes = [made_step(host, "volume", one["Name"], volume_recipe(one)) for one in kept.stock.volumes if one["Name"] not in known]
-    # Through a container that never runs: docker unpacks, not dockfix.
-    binds = [(name, "/dockfix-%d/%s" % (number, posixpath.basename(place[2]))) for number, (name, place) in enumerate(sorted(kept.volumes.items()), 1) if name not in known]
-    fills = [act(host, "content of volume %s" % name, ("cp", "-", HELPER + ":" + posixpath.dirname(path)), source=kept.path(kept.volumes[name][0])) for name, path in binds]
-    return networks + volumes + load_steps(host, kept, have) + (with_helper(host, kept.stock, binds, fills) if fill else [])
-
-
-def load_steps(host: Host, kept: Backup, have: Stock) -> List[Step]:
-    """docker load; then the containers' own images under a name of their own."""
-    known = set(image_refs(have.images)) | {one["Id"] for one in have.images}
-    new = [ref for ref in image_refs(kept.stock.images) if ref not in known]
-    undo = tuple(gone_step(host, "image", ref) for ref in new)
-    steps = [act(host, "load %s" % name, ("load", "-q"), source=kept.path(name), undo=undo) for name in kept.loads if new or own_refs(kept)]
-    for doc in kept.stock.containers:
-        old, ref = own_image(KEPT, doc), own_image(BACK, doc)
-        if kept.own[doc["Id"]] == "commit":
-            steps += [made_step(host, "image", ref, ("tag", old, ref)), gone_step(host, "image", old)]
-        elif kept.own[doc["Id"]] == "export":
-            steps.append(made_step(host, "image", ref, ("import", "-", ref), source=kept.path("export-%s.tar" % doc["Id"])))
-    return steps
-
-
-def container_steps(host: Host, kept: Backup, doc: dict) -> List[Step]:
-    """One container, not started."""
-    name, own = title_of(doc), kept.own[doc["Id"]]
-    if own:
-        ref, config = own_image(BACK, doc), doc["Config"] if own == "commit" else {}
-    else:
-        image = next(one for one in kept.stock.images if one["Id"] == doc["Image"])
-        refs, asked, config = image_refs([image]), doc["Config"].get("Image") or "", image.get("Config") or {}
-        ref = asked if asked in refs or asked + ":latest" in refs else refs[0]
-    recipe = facts_of(doc, lambda one: create_recipe(one, config, kept.stock.containers))
-    steps = [made_step(host, "container", name, ["create"] + recipe.options + [ref] + recipe.command, data=recipe.stdin)]
-    for words in recipe.networks:
-        test = ("has" if words[1] == "connect" else "lacks", json.dumps(words[-2]) + ":") + host.docker + ("inspect", "-f", "{{json .NetworkSettings.Networks}}", name)
-        steps.append(act(host, " ".join(words[:2] + words[-2:]), words, check=(test,)))
-    return steps
-
-
-def lost_settings(old: dict, olds: Sequence[dict], new: dict, news: Sequence[dict]) -> List[str]:
-    """Settings of a container that its successor lacks: every word of its recipe (without any image's help) that is not in the other's."""
-    was, now = ([word for some in [one.options, one.command, one.bound] + one.networks for word in some]
-                for one in (facts_of(doc, lambda one: create_recipe(one, {}, docs)) for doc, docs in ((old, olds), (new, news))))
-    return [word for word in was if word not in now]
-
-
-# --- backup, restore: the commands
-
-
-def run_backup(host: Host, opts: argparse.Namespace, report: dict) -> None:
-    folder = os.path.abspath(opts.words[0])
-    if opts.verify:
-        return verify_backup(host, opts, report, read_backup(folder))
-    lock_storage(host, opts)
-    stock = look_stock(host)
-    check_folder(host, folder, backup_size(host, stock))
-    kept = plan_backup(host, folder, stock, ["images.tar"])
-    kept = kept if stock.images else kept._replace(loads=[])
-    steps = settings_steps(host, kept) + own_steps(host, kept) + save_steps(host, kept, "images.tar", image_refs(stock.images) + own_refs(kept))
-    steps += [gone_step(host, "image", ref) for ref in own_refs(kept)] + volume_steps(host, kept) + [seal_step(kept)]
-    plan = Plan("backup-" + time.strftime("%Y%m%d-%H%M%S"), "backup", "backup of %d images, %d containers, %d networks, %d volumes in %s" % (
-        len(stock.images), len(stock.containers), len(carried_networks(stock)), len(kept.volumes), folder), tuple(steps))
-    report["left_out"] = kept.left_out
-    run_change(host, opts, report, plan)
-
-
-def backup_size(host: Host, stock: Stock) -> int:
-    """Bytes that a backup takes, by docker's own figures: what images share is counted once where the engine tells (1.13 and newer)."""
-    found = dict(line.split("\t", 1) for line in query(host, "system", "df", "--format", "{{.Type}}\t{{.Size}}").out.decode("utf-8", "replace").split("\n") if "\t" in line)
-    sizes = [parse_reported(found.get(kind) or "") or 0 for kind in ("Images", "Containers", "Local Volumes")]
-    if not found:
-        say("dockfix: warning: docker system df does not answer: the containers' own files and the volumes are not in the estimate")
-    return sum(sizes[1:]) + (sizes[0] or sum(one.get("Size") or 0 for one in stock.images))
-
-
-def check_folder(host: Host, folder: str, size: int) -> None:
-    """Refuses what is no place for a backup: not empty, somebody else's, below Docker's root, on too small a disk."""
-    root = os.path.realpath(str(engine_info(host)["DockerRootDir"] or "/var/lib/docker"))
-    if (os.path.realpath(folder) + "/").startswith(root + "/"):
-        raise Refused("%s lies below Docker's own root %s" % (folder, root), "a folder on another disk")
-    try:
-        if os.path.lexists(raw(folder)) and (os.lstat(raw(folder)).st_uid != os.geteuid() or os.listdir(raw(folder))):
-            raise Refused("%s is not an empty folder of this user's" % folder, "name a folder that does not exist yet")
-        disk = os.statvfs(raw(folder if os.path.isdir(raw(folder)) else os.path.dirname(folder)))
-    except OSError as err:
-        raise Refused("%s cannot be a backup's folder: %s" % (folder, err.strerror), "the folder above it must exist") from None
-    say("dockfix: the backup takes about %s; free at %s: %s" % (show_size(size), folder, show_size(disk.f_bavail * disk.f_frsize)))
-    if size > disk.f_bavail * disk.f_frsize:
-        raise Refused("the backup takes about %s, and the disk of %s has %s free" % (show_size(size), folder, show_size(disk.f_bavail * disk.f_frsize)), "a folder on a larger disk")
-
-
-def read_backup(folder: str) -> Backup:
-    """Raises Refused for what is none, or not a whole one."""
-    try:
-        found = {}
-        for name in ("manifest.json",) + STOCK_FILES:
-            with open(raw(os.path.join(folder, name)), "rb") as source:
-                found[name] = json.loads(source.read().decode("utf-8", "replace"))
-        made, stock = found["manifest.json"], Stock(*(found[name] for name in STOCK_FILES))
-        if made["schema"] != BACKUP_SCHEMA:
-            raise Refused("%s was made by another version of dockfix (%s)" % (folder, made["dockfix"]), "use that one")
-        kept = Backup(folder, stock._replace(containers=in_order(stock.containers)), *(made[key] for key in Backup._fields[2:]))
-        missing = [name for name in kept.files() if "/" in name or not os.path.isfile(raw(kept.path(name)))]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as err:
-        missing, kept = ["%s (%s)" % (name, type(err).__name__)], None
-    if missing:
-        raise Refused("%s holds no complete backup: %s is missing or broken" % (folder, ", ".join(missing)), "ls -la %s; one that was interrupted is made anew" % sh_quote(folder))
-    return kept
-
-
-def verify_backup(host: Host, opts: argparse.Namespace, report: dict, kept: Backup) -> None:
-    """Every file against its sum; one row each."""
-    progress = Progress("verify", len(kept.files()), opts.quiet)
-    for number, step in enumerate(check_steps(kept), 1):
-        status, msg = "unchanged", "as it was written"
-        try:
-            do_step(host._replace(dry_run=False), step, progress.step(number, step.title, step_size(step)))
-        except DockfixError:
-            status, msg = "failed", "differs from its sum"
-        report["results"].append({"target": step.title, "id": "", "status": status, "msg": msg})
-    progress.end()
-    report["exit_code"] = 1 if any(one["status"] == "failed" for one in report["results"]) else 0
-
-
-def restore_refusals(kept: Backup, have: Stock, filled: bool) -> List[str]:
-    """What stands in the way: the same name for something else, a volume that this backup has not `filled` before. What is the same already is adopted."""
-    old = [{title_of(one): one for one in some} for some in (have.containers, have.networks, have.volumes)]
-    why = []
-    for doc in kept.stock.containers:
-        lost = lost_settings(doc, kept.stock.containers, old[0][title_of(doc)], have.containers) if title_of(doc) in old[0] else []
-        why += ["container %s exists, and differs in %s" % (title_of(doc), ", ".join(lost[:3]))] if lost else []
-    why += ["network %s exists, and is another one" % one["Name"] for one in carried_networks(kept.stock)
-            if one["Name"] in old[1] and network_recipe(old[1][one["Name"]]) != network_recipe(one)]
-    why += ["volume %s exists" % one["Name"] for one in kept.stock.volumes if one["Name"] in old[2] and not filled]
-    tags = {tag: one["Id"] for one in have.images for tag in one.get("RepoTags") or []}
-    return why + ["image %s exists, and is another one" % tag for one in kept.stock.images for tag in one.get("RepoTags") or [] if tags.get(tag, one["Id"]) != one["Id"]]
-
-
-def run_restore(host: Host, opts: argparse.Namespace, report: dict) -> None:
-    """Networks, volumes and images are one change, undone where it fails. Then the containers, each for itself: run again it goes on with those that are missing."""
-    kept = read_backup(os.path.abspath(opts.words[0]))
-    lock_storage(host, opts)
-    have, note = look_stock(host), os.path.join(host.state, "restored-%s.txt" % kept.made.replace(":", ""))
-    why = restore_refusals(kept, have, os.path.exists(raw(note)))
-    if why:
-        raise Refused("; ".join(why), "rename or remove what is in the way; nothing that exists is overwritten")
-    size, root = sum(os.stat(raw(kept.path(name))).st_size for name in kept.files()), raw(str(engine_info(host)["DockerRootDir"] or ""))
-    if os.path.isdir(root) and size > os.statvfs(root).f_bavail * os.statvfs(root).f_frsize:
-        raise Refused("the backup has %s, and the disk of Docker's root has less free" % show_size(size), "make room, or move the root: python3 dockfix.py relocate")
-    if not opts.dry_run:
-        confirm(opts, "restore %d images, %d containers, %d volumes from %s?" % (len(kept.stock.images), len(kept.stock.containers), len(kept.volumes), kept.folder))
-        verify_backup(host, opts, report, kept)
-        if report["exit_code"]:
-            raise Refused("the backup in %s is damaged: %s" % (kept.folder, ", ".join(one["target"] for one in report["results"] if one["status"] == "failed")), "another copy of it")
-    plan = Plan("restore-" + time.strftime("%Y%m%d-%H%M%S"), "restore", "restore of %d images, %d containers, %d volumes from %s" % (
-        len(kept.stock.images), len(kept.stock.containers), len(kept.volumes), kept.folder),
-        tuple(restore_steps(host, kept, have)) + (Step("make %s" % host.state, ("mkdir", "-m", "700", "-p", host.state)), Step("note that the volumes are filled", path=note, data=kept.folder)))
-    known = {title_of(one) for one in have.containers}
-    new = [step for doc in kept.stock.containers if title_of(doc) not in known for step in container_steps(host, kept, doc)]
-    report.update(results=[], left_out=list(kept.left_out))
-    run_change(host, opts, report, plan, "", new + run_steps(host, kept.stock.containers))
-    if not opts.dry_run:
-        report["results"] += restore_containers(host, opts, kept, known)
-        report["exit_code"] = 3 if any(one["status"] == "failed" for one in report["results"]) else 0
-
-
-def restore_containers(host: Host, opts: argparse.Namespace, kept: Backup, known: set) -> List[dict]:
-    """Makes what is missing, starts what ran, and says of each container what it lacks."""
-    progress, failed, docs = Progress("restore", len(kept.stock.containers), opts.quiet), {}, kept.stock.containers
-    for number, doc in enumerate(docs, 1):
-        try:
-            for step in ([] if title_of(doc) in known else container_steps(host, kept, doc)) + run_steps(host, [doc]):
-                do_step(host, step, progress.step(number, step.title, 0))
-        except DockfixError as err:
-            failed[title_of(doc)] = err.msg
-    progress.end()
-    return compare_containers(host, kept, failed, known)
-
-
-def compare_containers(host: Host, kept: Backup, failed: Dict[str, str], known: set) -> List[dict]:
-    docs, now, rows = kept.stock.containers, look_stock(host).containers, []
-    for doc in docs:
-        name, new = title_of(doc), [one for one in now if title_of(one) == title_of(doc)]
-        lost = [word for one in new for word in lost_settings(doc, docs, one, now)] + create_recipe(doc, {}, docs).lost
-        words = [failed.get(name, "")] * (name in failed) + ["not carried over: " + ", ".join(lost)] * bool(lost)
-        rows.append(row(Target(new[0]["Id"] if new else "", name, ""), "failed" if name in failed or not new else "unchanged" if name in known else "changed", "; ".join(words)))
-    return rows
-
-
-# --- pool recreate: from a backup, with other sizes or another driver
-
-SET_ASIDE = ("devicemapper", "image", "containers", "buildkit")      # volumes, networks and plugins stay
-HOLD = "/etc/systemd/system/docker.service.d/zz-dockfix-hold.conf"
-
-
-def run_recreate(host: Host, opts: argparse.Namespace, report: dict) -> None:
-    driver = opts.driver or "devicemapper"
-    if driver not in ("devicemapper", "overlay2") or driver == "overlay2" and (opts.data or opts.metadata or opts.base_size):
-        raise UsageError("--driver takes overlay2 (then without sizes) or devicemapper")
-    if not opts.backup:
-        raise UsageError("where to, with the backup? --backup DIR, a folder on another disk that does not exist yet")
-    for text in (opts.data, opts.metadata, opts.base_size):
-        parse_size(text or "0", 0)
-    engine = look_engine(host)
-    pool = look_pool(host, engine)
-    sizes = asked_sizes(opts, pool)
-    check_recreate(host, opts, engine, pool, sizes, driver)
-    sized = {"StorageOpt": {}} if driver == "overlay2" else {}      # which knows no size of a container's own
-    stock = engine.stock._replace(containers=[dict(one, HostConfig=dict(one["HostConfig"], **sized)) for one in engine.stock.containers
-                                              if not (runs(one) and one["HostConfig"].get("AutoRemove"))])
-    kept = plan_backup(host, os.path.abspath(opts.backup), stock, [], live=False)
-    kept = kept._replace(loads=[name for name, refs in (("images.tar", image_refs(stock.images)), ("own.tar", own_refs(kept))) if refs])
-    plan = plan_recreate(host, opts, engine, pool, kept, sizes, driver)
-    report["left_out"] = kept.left_out
-    for line in kept.left_out:
-        say("dockfix: not in the backup: " + line)
-    run_change(host, opts, report, plan, "stop docker, set %s aside, and build it anew as %s?" % (", ".join(SET_ASIDE), plan.goal))
-    compare_stock(host, opts, report, plan)
-
-
-def check_recreate(host: Host, opts: argparse.Namespace, engine: Engine, pool: LoopPool, sizes: Dict[str, int], driver: str) -> None:
-    info, folder = engine_info(host), os.path.abspath(opts.backup)
-    if str(info["Swarm"] or "inactive") not in ("inactive", "None"):
-        raise Refused("this host is a node of a swarm (%s): its tasks and secrets cannot be carried over" % info["Swarm"], "docker swarm leave, then again")
-    if driver == "overlay2":
-        check_overlay(host, engine.root)
-    else:
-        check_sizes(pool, sizes, opts.overcommit)
-    check_stop(host, engine, opts.lose_autoremove)
-    check_pools(host, every_pool(pool.name), pool.name)
-    size, disk = backup_size(host, engine.stock), os.statvfs(raw(engine.root))
-    same = os.stat(raw(os.path.dirname(folder))).st_dev == os.stat(raw(engine.root)).st_dev if os.path.isdir(os.path.dirname(folder)) else False
-    check_folder(host, folder, size * 2 if same else size)
-    if size > disk.f_bavail * disk.f_frsize:
-        raise Refused("old and new lie side by side for a while: the new one takes up to %s, and the disk of %s has %s free" % (
-            show_size(size), engine.root, show_size(disk.f_bavail * disk.f_frsize)), "python3 dockfix.py reclaim --images --containers, or relocate first")
-
-
-def every_pool(name: str) -> str:
-    """A pattern of the names that loop pools on the same file system have: the inode of the folder devicemapper/ is in them."""
-    return re.sub(r"-[0-9]+-pool\Z", "-*-pool", name)
-
-
-def check_pools(host: Host, pattern: str, name: str) -> None:
-    """A pool of the pattern that is taken down must be this daemon's, old or new."""
-    others = [one for one in query_host(host, ("find", MAPPER, "-name", pattern)).out.decode("utf-8", "replace").split() if os.path.basename(one) != name]
-    if others:
-        raise Refused("%s lies where Docker's pool is to be, and is not this daemon's" % others[0], "dmsetup info; take it down if no daemon uses it: dmsetup remove %s" % os.path.basename(others[0]))
-
-
-def check_overlay(host: Host, root: str) -> None:
-    """overlay2 needs the kernel's overlay, and a file system that it works on."""
-    if "\toverlay\n" not in host_text("/proc/filesystems") and query_host(host, ("modprobe", "-n", "overlay")).rc:
-        raise Refused("this kernel has no overlay file system", "keep devicemapper: leave --driver out")
-    check_disk(host, "overlay2", root)
-
-
-def plan_recreate(host: Host, opts: argparse.Namespace, engine: Engine, pool: LoopPool, kept: Backup, sizes: Dict[str, int], driver: str) -> Plan:
-    name = new_name("pool-recreate")
-    keeps, stock, overlay = os.path.join(engine.root, ".dockfix-" + name), kept.stock, driver == "overlay2"
-    goal = "overlay2" if overlay else "a pool of %s data, %s metadata%s" % (show_size(sizes["data"]), show_size(sizes["metadata"]), ", base size %s" % opts.base_size if opts.base_size else "")
-    backup = settings_steps(host, kept) + save_steps(host, kept, "images.tar", image_refs(stock.images), backup_size(host, stock))
-    own = own_steps(host, kept) + save_steps(host, kept, "own.tar", own_refs(kept)) + volume_steps(host, kept)
-    sealed = seal_step(kept)._replace(undo=())
-    own += [step._replace(title="verify " + step.title) for step in check_steps(kept)] + [sealed]
-    wanted = [("storage-driver", "", driver)]   # type: List[Tuple[str, str, Optional[str]]]
-    if overlay:
-        wanted += [("storage-opt", key, None) for key in sorted({value.partition("=")[0] for source in option_sources() for _, value in source.options if value.startswith("dm.")})]
-    else:
-        wanted += [("storage-opt", "dm.loop%ssize" % kind, size_word(size)) for kind, size in sizes.items()]
-        wanted += [("storage-opt", "dm.basesize", size_word(parse_size(opts.base_size)))] if opts.base_size else []
-    new = restore_steps(host, kept, Stock([], [], stock.networks, stock.volumes), fill=False) + [step for doc in stock.containers for step in container_steps(host, kept, doc)]
-    started = [step._replace(soft=True, wait=5, daemon="up", undo=stop_again(host, engine, step)) for doc in stock.containers
-               for step in run_steps(host, [doc], title_of(doc), state_test(host, title_of(doc), ".State.Running", "true"))]
-    steps = [Step("docker answers", engine.service("start"), (engine.answers(),), run_again(engine), wait=120, daemon="up")] + [step._replace(until=sealed.title) if step.target else step for step in backup]
-    steps += unattended(host, stock) + halt_steps(host, stock) + [step._replace(until=sealed.title) if step.target else step for step in own]
-    glob = every_pool(pool.name)            # the new one has another name, and may be up after a reboot
-    steps += down_steps(engine, glob)[1:] + hold_steps(engine, True) + set_aside(engine, keeps, overlay)
-    steps += () if overlay else make_pool(engine, keeps, sizes)
-    steps += option_steps(engine, wanted) + hold_steps(engine, False) + up_steps(engine, "" if overlay else glob)
-    seen = [("has", "Storage Driver: " + driver) + host.docker + ("info",)] + [("has", "0 %d thin-pool" % (sizes["data"] // 512), "dmsetup", "table")] * (not overlay)
-    steps += [Step("the daemon has the new storage", check=tuple(seen))] + [step._replace(undo=()) for step in new] + started      # undone as a whole: the tree is set aside
-    steps += [Step("every image is back under its id", check=tuple(("says", one["Id"]) + host.docker + ("inspect", "--type", "image", "-f", "{{.Id}}", ref)
-                                                                    for one in stock.images for ref in image_refs([one])))]
-    facts = {"containers": [title_of(one) for one in stock.containers], "images": image_refs(stock.images) + [own_image(BACK, one) for one in stock.containers], "backup": kept.folder}
-    return Plan(name, "pool recreate", goal, tuple(steps), keeps, facts)
-
-
-def stop_again(host: Host, engine: Engine, step: Step) -> Tuple[Step, ...]:
-    """Undoes one of run_steps: a daemon that is stopped waits 15 s for its containers and then leaves them behind, running."""
-    verb, what = {"start": ("stop", ".State.Running"), "pause": ("unpause", ".State.Paused")}[step.argv[-2]]
-    return (act(host, "%s %s" % (verb, step.argv[-1]), (verb, step.argv[-1]), check=(state_test(host, step.argv[-1], what, "false"),), soft=True,
-                unless=(("not",) + engine.answers()[1:],)),)
-
-
-def unattended(host: Host, stock: Stock) -> List[Step]:
-    """Restart policies off while containers are stopped by hand: a reboot in between must not start, and change, what is being backed up."""
-    steps = []
-    for doc in stock.containers:
-        policy = SHAPES["restart"](doc["HostConfig"].get("RestartPolicy") or {})
-        steps += [act(host, "no restart of %s meanwhile" % title_of(doc), ("update", "--restart=no", doc["Id"]), undo=(
-            act(host, "restart policy of %s" % title_of(doc), ("update", "--restart=" + one, doc["Id"])),)) for one in policy]
-    return steps
-
-
-def hold_steps(engine: Engine, hold: bool) -> Tuple[Step, ...]:
-    """While old and new are being swapped a reboot must not start docker on half of it. Hosts without systemd have no such hold."""
-    reload, folder = Step("let systemd read its units again", ("systemctl", "daemon-reload")), os.path.dirname(HOLD)
-    put = Step("hold docker down, also over a reboot", path=HOLD, data="# dockfix: a storage change stands half-way: python3 dockfix.py resume\n[Unit]\nConditionPathExists=!/\n", mode=0o644)
-    free = Step("let docker start again", ("rm", "-f", HOLD), (("not", "test", "-e", HOLD),))
-    tidy = Step("remove " + folder, ("rmdir", "--ignore-fail-on-non-empty", folder), soft=True)
-    steps = (Step("make " + folder, ("mkdir", "-p", folder), undo=(tidy,)), put._replace(undo=(free, reload))) if hold else (free._replace(undo=(put, reload)),)
-    return steps + (reload,) if engine.systemd else ()
-
-
-def set_aside(engine: Engine, keeps: str, overlay: bool) -> Tuple[Step, ...]:
-    """Renames inside the root. What the new daemon makes at the same places goes to KEEPS/newer-... on the way back."""
-    steps = [Step("make " + keeps, ("mkdir", "-m", "700", keeps), (("ok", "test", "-d", keeps),), (Step("remove " + keeps, ("rmdir", "--ignore-fail-on-non-empty", keeps)),))]
-    for part in SET_ASIDE + ("overlay2",) * overlay:
-        old, stray = os.path.join(engine.root, part), os.path.join(keeps, "newer-" + part)
-        if os.path.lexists(raw(old)):
-            steps.append(move_step("set %s aside" % old, old, os.path.join(keeps, part), stray))
-        else:
-            steps.append(Step("there is no %s yet" % old, undo=(Step("move the newer %s aside" % old, ("mv", "-T", old, stray), (("not", "test", "-e", old),)),)))
-    return tuple(steps)
-
-
-def make_pool(engine: Engine, keeps: str, sizes: Dict[str, int]) -> Tuple[Step, ...]:
-    """The notes' dd: it only sets a length, and it would cut a longer file, so only in a folder that is dockfix's own."""
-    made, place = os.path.join(keeps, "made"), os.path.join(engine.root, "devicemapper")
-    steps = [Step("make " + made, ("mkdir", "-p", "-m", "700", made + "/devicemapper"), (("ok", "test", "-d", made + "/devicemapper", "-o", "-d", place),))]
-    for kind, size in sizes.items():
-        path = os.path.join(made, "devicemapper", kind)
-        steps.append(Step("make %s, %s" % (path, show_size(size)), ("dd", "if=/dev/zero", "of=" + path, "bs=1M", "count=0", "seek=%d" % (size >> 20)),
-                          (("says", str(size >> 20 << 20), "stat", "-c", "%s", path),)))
-    return tuple(steps) + (Step("put it in place", ("mv", "-T", made, place), (("ok", "test", "!", "-e", made, "-a", "-d", place),)),)
-
-
-def compare_stock(host: Host, opts: argparse.Namespace, report: dict, plan: Plan) -> None:
-    """What came back, container by container, beside what the backup says."""
-    if plan.facts.get("backup") and not opts.dry_run:
-        report["results"] += compare_containers(host, read_backup(plan.facts["backup"]), {}, set())
-
-
-# --- resume, rollback, discard: what became of a storage change
-
-
-def carry_on(host: Host, opts: argparse.Namespace, report: dict, journal: Journal) -> None:
-    """A change that stands half-way (or is to be undone) to its end, the way it was going."""
-    plan, back = journal.plan, journal.going == "back"
-    msg = "undone: %s" % plan.goal if back else plan.goal
-    if opts.dry_run:
-        undoing = [one for step in reversed(plan.steps[:journal.at + 1]) for one in step.undo]
-        report["script"] = plan_script(report, plan._replace(steps=tuple(undoing)) if back else plan, 0 if back else journal.at)
-        return change_row(report, plan, "changed", "would: " + msg)
-    save_journal(host, journal)
-    host.memo["working"] = True
-    progress = Progress(opts.command, len(plan.steps), opts.quiet)
-    try:
-        settle_daemon(host, journal, progress)
-        (go_back if back else go_on)(host, journal, progress)
-    except DockfixError as err:
-        raise err if isinstance(err, HalfWay) else half_way_error(host, err) from None
-    finally:
-        progress.end()
-        host.memo["working"] = False
-    change_row(report, plan._replace(keeps=kept_folder(plan, journal.going)), "changed", msg + (what_stays(host, plan) if back else ""))
-    if not back:
-        compare_stock(host, opts, report, plan)
-
-
-def run_resume(host: Host, opts: argparse.Namespace, report: dict) -> None:
-    lock_storage(host, opts, mending=True)
-    journal = read_journal(host)
-    if journal:
-        carry_on(host, opts, report, journal)
-    else:
-        say("dockfix: no storage change stands half-way; there is nothing to resume")
-
-
-def run_rollback(host: Host, opts: argparse.Namespace, report: dict) -> None:
-    """The change that stands half-way, else the finished one that is named (or the only one)."""
-    lock_storage(host, opts, mending=True)
-    journal = read_journal(host)
-    name = opts.words[0] if opts.words else ""
-    if journal and name not in ("", journal.plan.name):
-        raise HalfWay("%s stands half-way; that one comes first" % journal.plan.name, HALF_WAY_HINT)
-    journal = journal or finished_change(host, name)
-    if journal.going == "undone":
-        return change_row(report, journal.plan, "unchanged", "undone already; python3 dockfix.py discard %s deletes what was set aside" % journal.plan.name)
-    if journal.going == "done":
-        for line in made_since(host, journal.plan.facts):
-            say("dockfix: made since, kept aside: " + line)
-    if not opts.dry_run:
-        confirm(opts, "undo %s (%s)?" % (journal.plan.name, journal.plan.goal))
-    carry_on(host, opts, report, journal._replace(going="back", at=min(journal.at, len(journal.plan.steps) - 1)))
-
-
-def finished_change(host: Host, name: str) -> Journal:
-    """The record of a finished change. Raises UsageError where the name means none, or no name more than one."""
-    try:
-        names = sorted(one[:-5] for one in os.listdir(raw(host.state).decode("utf-8", "surrogateescape")) if one.endswith(".json") and one != JOURNAL)
-    except OSError:
-        names = []
-    if name not in names and (name or len(names) != 1):
-        raise UsageError("there is no storage change %s" % name if name else "no storage change stands half-way, and %d finished ones are kept" % len(names),
-                         "kept: %s" % ", ".join(names) if names else "")
-    return read_journal(host, (name or names[0]) + ".json") or Journal(Plan("", "", "", ()))
-
-
-def object_names(host: Host) -> Dict[str, List[str]]:
-    """Names of all containers and tags of all images; a finished change knows them, so that a rollback can tell what was made since."""
-    answers = (("containers", query(host, "ps", "-a", "--format", "{{.Names}}")), ("images", query(host, "images", "--format", "{{.Repository}}:{{.Tag}}")))
-    return {kind: [line for line in answer.out.decode("utf-8", "replace").split("\n") if line and "<none>" not in line] for kind, answer in answers}
-
-
-def made_since(host: Host, facts: dict) -> List[str]:
-    """Containers and image tags that the finished change did not know, and where the data of now stays."""
-    now = object_names(host) if "containers" in facts else {}
-    return ["%s %s" % (kind[:-1], one) for kind in now for one in now[kind] if one not in facts.get(kind, ())] + (["all that is in " + facts["left"]] if facts.get("left") else [])
-
-
-def unused(*paths: str, devices: str = "") -> Tuple[Tuple[str, ...], ...]:
-    """Tests: nothing is mounted at or below the paths, and no device whose path begins so, in any process's view. What the failing one prints names the processes."""
-    ends = [path + tail for path in paths for tail in "/ "] + ([devices] if devices else [])
-    words = [word for one in ends for word in ("-e", " " + one[:-1].replace(" ", "\\040") + one[-1])]
-    return (("silent", "find", "/proc", "-mindepth", "2", "-maxdepth", "2", "-name", "mountinfo", "-exec", "grep", "-l", "-s", "-F") + tuple(words) + ("{}", "+"),)
-
-
-def run_discard(host: Host, opts: argparse.Namespace, report: dict) -> None:
-    """Deletes the old data of a finished (or undone) change; from then on there is no way back."""
-    lock_storage(host, opts)
-    journal = finished_change(host, opts.words[0])
-    plan = journal.plan
-    whole = not os.path.ismount(raw(plan.keeps))                # a mount point cannot go itself
-    delete = ("rm", "-rf", "--one-file-system", "--", plan.keeps) if whole else ("find", plan.keeps, "-xdev", "-mindepth", "1", "-delete")
-    if not opts.dry_run:
-        confirm(opts, "delete %s for good (the old data of %s)?" % (plan.keeps, plan.name))
-    steps = (Step("nothing uses %s" % plan.keeps, check=unused(plan.keeps)),
-             Step("delete %s" % plan.keeps, delete, (("not", "test", "-e", plan.keeps) if whole else ("silent", "find", plan.keeps, "-mindepth", "1"),)))
-    if opts.dry_run:
-        report["script"] = plan_script(report, plan._replace(goal="delete %s" % plan.keeps, steps=steps))
-    progress = Progress("discard", len(steps), opts.quiet)
-    for number, step in enumerate(() if opts.dry_run else steps, 1):
-        do_step(host, step, progress.step(number, step.title, 0))
-    progress.end()
-    if not opts.dry_run:
-        remove_file(os.path.join(host.state, plan.name + ".json"))
-    change_row(report, plan, "changed", "%s is deleted" % plan.keeps)
-
-
-# --- relocate: the Docker root on another disk
-
-
-UNFIT = {"vfat", "msdos", "exfat", "ntfs", "ntfs3", "fuseblk", "nfs", "nfs4", "cifs", "smb3", "9p", "tmpfs", "ramfs", "overlay", "iso9660", "squashfs", "udf"}
-
-
-class Move(NamedTuple):
-    """old: Docker's root without links and without the uid.gid part of remapping; new: where it goes; size: allocated bytes;
-    made: `new` is there already, and empty."""
-    old: str
-    new: str
-    size: int
-    made: bool
-
-
-def run_relocate(host: Host, opts: argparse.Namespace, report: dict) -> None:
-    lock_storage(host, opts)
-    engine = look_engine(host)
-    check_stop(host, engine, opts.lose_autoremove)
-    move, name = look_move(host, engine, opts.words[0]), new_name("relocate")
-    aside = move.old if os.path.ismount(raw(move.old)) else "%s.dockfix-%s" % (move.old, name)
-    plan = Plan(name, "relocate", "move Docker's root from %s to %s" % (move.old, move.new), move_steps(host, opts, engine, move, aside), aside, dict(object_names(host), left=move.new))
-    run_change(host, opts, report, plan, "move %s from %s to %s? Docker and its containers stop meanwhile" % (show_size(move.size), move.old, move.new))
-
-
-def look_move(host: Host, engine: Engine, word: str) -> Move:
-    """Facts and refusals: what cannot work is told before anything is touched."""
-    info = engine_info(host)
-    old, new = re.sub(r"/[0-9]+\.[0-9]+\Z", "", engine.root), os.path.realpath(raw(word)).decode("utf-8", "surrogateescape")
-    where = new if os.path.isdir(raw(new)) else os.path.dirname(new)
-    if not re.match(r"/[\w./+:@=-]+\Z", new, re.A):
-        raise UsageError("NEW_ROOT %s: blanks, quotes and the like do not survive in the daemon's settings" % word, "a plain path, such as /data/docker")
-    if (new + "/").startswith(old + "/") or (old + "/").startswith(new + "/"):
-        raise Refused("%s and %s lie in one another" % (new, old), "a folder on another disk")
-    if not os.path.isdir(raw(where)):
-        raise UsageError("there is no folder %s" % where, "mount the disk first, or: mkdir -p %s" % where)
-    if os.path.lexists(raw(new)) and (where != new or set(os.listdir(new)) - {"lost+found"}):
-        raise Refused("%s is there and is not an empty folder; nothing is ever written over" % new, "name a folder that does not exist")
-    if info["Driver"] in ("btrfs", "zfs"):
-        raise Refused("the layers of the %s driver are no plain files: copying does not move them" % info["Driver"], "%s send and receive them" % info["Driver"])
-    check_disk(host, str(info["Driver"]), where)
-    size, why = disk_usage(old, float("inf"), {raw(one.point) for one in mounts_of()})
-    room = os.statvfs(raw(where))
-    if size is None or size * 1.02 > room.f_bavail * room.f_frsize:
-        raise Refused("%s holds %s, the disk of %s has %s free%s" % (old, size_text(size), new, show_size(room.f_bavail * room.f_frsize), "; " + why if why else ""),
-                      "python3 dockfix.py reclaim, or a larger disk")
-    return Move(old, new, size, where == new)
-
-
-def check_disk(host: Host, driver: str, where: str) -> None:
-    """Refuses a file system on which the driver, or the containers, would not work."""
-    mount = max((one for one in mounts_of() if (where + "/").startswith(one.point.rstrip("/") + "/")), key=lambda one: len(one.point))
-    flags = set(mount.flags) & {"ro", "noexec", "nosuid"}
-    if mount.fstype in UNFIT or mount.fstype.startswith("fuse"):
-        raise Refused("%s lies on %s, on which Docker's root cannot live" % (where, mount.fstype), "ext4, or xfs with ftype=1")
-    if flags:
-        raise Refused("%s is mounted %s: containers would not work there" % (mount.point, ",".join(sorted(flags))), "mount -o remount,rw,exec,suid %s, and mend /etc/fstab" % sh_quote(mount.point))
-    if mount.fstype == "xfs" and driver.startswith("overlay") and has_program("xfs_info") and b"ftype=0" in query_host(host, ("xfs_info", mount.point)).out:
-        raise Refused("%s is an xfs without ftype: %s cannot use it" % (mount.point, driver), "mkfs.xfs -n ftype=1, on an empty disk")
-    if has_program("getenforce") and query_host(host, ("getenforce",)).out.strip() == b"Enforcing":
-        say("dockfix: SELinux: the labels are copied; so that a relabel keeps them: semanage fcontext -a -e /var/lib/docker %s" % where)
-
-
-def move_steps(host: Host, opts: argparse.Namespace, engine: Engine, move: Move, aside: str) -> Tuple[Step, ...]:
-    """A first copy while Docker runs, stop, the second copy, options, the old root aside, start, compare, and what ran runs."""
-    rsync = engine_info(host)["Driver"] != "devicemapper" and has_program("rsync")     # it reads through the holes of loop files, and a live pool's copy is none
-    first = ("rsync", "-aHAXSx", "--numeric-ids", "--delete", "--exclude=/lost+found", move.old + "/", move.new + "/")
-    second = first if rsync else ("cp", "-ax", "--sparse=always", "--remove-destination", move.old + "/.", move.new + "/")
-    pool = pool_reported(engine_info(host)["DriverStatus"])
-    old_pool = str(pool["name"]) if pool["mode"] == "loop" else ""      # one on devices of its own is not made by a start
-    new_pool = every_pool(pool_prefix(move.new if move.made else os.path.dirname(move.new)) + "pool") if old_pool else ""
-    if new_pool:
-        check_pools(host, new_pool, old_pool)
-    root = move.new + engine.root[len(move.old):]
-    up = list(up_steps(engine._replace(root=root), new_pool))
-    start = up[0].title
-    empty = (Step("empty " + move.new, ("find", move.new, "-xdev", "-mindepth", "1", "!", "-path", move.new + "/lost+found", "-delete"), (("silent", "find", move.new, "-mindepth", "1", "!", "-name", "lost+found"),)),)
-    steps = (Step("make " + move.new, ("mkdir", "-m", "711", move.new), (("ok", "test", "-d", move.new),),
-                  () if move.made else (Step("remove " + move.new, ("rmdir", move.new), (("not", "test", "-e", move.new),)),), until=start),)
-    if rsync and not opts.no_presync:
-        steps += (Step("copy while Docker runs", first, undo=empty, until=start, soft=True, size=move.size, grows=move.new),)
-    steps += down_steps(engine, old_pool) + hold_steps(engine, True)
-    steps += (Step("copy what is left" if len(steps) > 1 and rsync and not opts.no_presync else "copy", second, undo=empty, until=start, size=move.size, grows=move.new),)
-    # Docker keeps absolute paths of named volumes in its records and fails at them ("error evaluating symlinks from mount source"; 20.10, measured).
-    fields = r's#"(Source|LogPath|HostnamePath|HostsPath|ResolvConfPath)":"%s/#"\1":"%s/#g' % (re.sub(r"([^\w/-])", r"\\\1", move.old), move.new)
-    steps += (Step("put the new place into the containers' records", ("find", root + "/containers", "-mindepth", "2", "-maxdepth", "2", "-name", "config.v2.json",
-                                                                    "-type", "f", "-exec", "sed", "-i", "-E", "-e", fields, "{}", "+")),)
-    steps += option_steps(engine, (("data-root", "", move.new),))
-    steps += (move_step("set the old root aside as " + aside, move.old, aside),) if aside != move.old else ()
-    up[0] = up[0]._replace(check=up[0].check + (("has", "Docker Root Dir: " + move.new, *engine.docker, "info"),))
-    return steps + hold_steps(engine, False) + tuple(up) + (Step("every container and image is there", check=all_there(host), wait=10),) + run_again(engine)
-
-
-def all_there(host: Host) -> Tuple[Tuple[str, ...], ...]:
-    """Tests: docker knows every container and image of now."""
-    images = sorted(set(expect(query(host, "images", "-q", "--no-trunc"), "docker images").out.decode("ascii", "replace").split()))
-    kinds = (("container", [one.id for one in list_containers(host)]), ("image", images))
-    return tuple(("ok",) + host.docker + ("inspect", "--type", kind) + tuple(ids[start:start + CHUNK_IDS]) for kind, ids in kinds for start in range(0, len(ids), CHUNK_IDS))
 
 
 # --- reclaim: give space back, in the order in which a full disk allows it
@@ -6316,6 +5195,1157 @@ def plan_reclaim(host: Host, report: dict, spoils: List[Spoil]) -> None:
 
 LOOKS = {"logs": log_spoils, "trim": trim_spoils, "containers": stopped_spoils, "images": image_spoils, "build-cache": cache_spoils, "volumes": volume_spoils}
 DEEDS = {"logs": cut_logs, "trim": trim_layers}
+
+
+# --- pool: the loop pool of devicemapper, larger in place, or made anew from a backup with other sizes or another driver
+
+
+class LoopPool(NamedTuple):
+    """name: the pool's; files, loops (device paths) and lengths (bytes) by 'data' and 'metadata'; spare: bytes that the disk under them can still take."""
+    name: str
+    thin: ThinPool
+    files: Dict[str, str]
+    loops: Dict[str, str]
+    lengths: Dict[str, int]
+    spare: int
+
+
+def run_pool(host: Host, opts: argparse.Namespace, report: dict) -> None:
+    if opts.words[0] not in ("grow", "recreate"):
+        raise UsageError("pool takes grow or recreate, not %s" % opts.words[0], "python3 dockfix.py pool --help")
+    lock_storage(host, opts)
+    (run_grow if opts.words[0] == "grow" else run_recreate)(host, opts, report)
+
+
+def look_pool(host: Host, engine: Engine) -> LoopPool:
+    """Raises EnvironmentFault for another driver, Refused for a pool that is no loop pool."""
+    info = engine_info(host)
+    if info["Driver"] != "devicemapper":
+        raise EnvironmentFault("the storage driver is %s; only devicemapper has a pool" % info["Driver"], "python3 dockfix.py storage")
+    reported = pool_reported(info["DriverStatus"])
+    name = str(reported["name"] or "")
+    thin = thin_pool(host, name)
+    files, loops, lengths, taken = {}, {}, {}, 0
+    for kind, device in (("data", thin.data_dev), ("metadata", thin.metadata_dev)):
+        files[kind] = os.path.join(engine.root, "devicemapper/devicemapper", kind)
+        try:
+            found = os.lstat(raw(files[kind]))
+        except OSError:
+            raise Refused("the pool has no loop file %s: it lies on a device of its own (direct-lvm)" % files[kind],
+                          "lvextend -L +SIZE VG/POOL (lvs names it; the pool is %s), nothing else is needed" % name) from None
+        if not stat.S_ISREG(found.st_mode):
+            raise Refused("%s is not a regular file but a link or a device" % files[kind], "grow the device behind it: lvextend")
+        answer = expect(query_host(host, ("losetup", "-j", files[kind])), "losetup").out.decode("utf-8", "replace")
+        loops[kind] = next((one for one in re.findall(r"(?m)^(/dev/loop[0-9]+):", answer) if device_number(one) == device), "")
+        if not loops[kind]:
+            raise Refused("the pool's %s device (%s) is not the loop device of %s" % (kind, device, files[kind]), "losetup -a; dmsetup table %s" % name)
+        lengths[kind], taken = found.st_size, taken + found.st_blocks * 512
+    disk = os.statvfs(raw(files["data"]))
+    return LoopPool(name, thin, files, loops, lengths, disk.f_bavail * disk.f_frsize + taken)
+
+
+def device_number(path: str) -> str:
+    try:
+        found = os.stat(raw(path)).st_rdev
+    except OSError:
+        return ""
+    return "%d:%d" % (os.major(found), os.minor(found))
+
+
+def check_sizes(pool: LoopPool, sizes: Dict[str, int], overcommit: bool) -> None:
+    if sizes["metadata"] > METADATA_MAX:
+        raise Refused("metadata of %s: dm-thin can use 15.88 GiB at most" % show_size(sizes["metadata"]), "--metadata 15G; a full pool of 100 GiB needs 0.1 GiB")
+    if sum(sizes.values()) > pool.spare and not overcommit:
+        raise Refused("the disk under %s can take %s in all, not %s: it would fill before the pool does" % (
+            os.path.dirname(pool.files["data"]), show_size(pool.spare), show_size(sum(sizes.values()))), "a smaller size, or --overcommit; relocate moves Docker to a larger disk")
+
+
+def asked_sizes(opts: argparse.Namespace, pool: LoopPool) -> Dict[str, int]:
+    """Bytes by kind, whole MiB; what is not asked for is the size of now."""
+    asked = {kind: parse_size(text, pool.lengths[kind]) if text else pool.lengths[kind] for kind, text in (("data", opts.data), ("metadata", opts.metadata))}
+    return {kind: size if size == pool.lengths[kind] else size >> 20 << 20 for kind, size in asked.items()}
+
+
+def run_grow(host: Host, opts: argparse.Namespace, report: dict) -> None:
+    if not opts.data and not opts.metadata:
+        raise UsageError("how large? --data SIZE, --metadata SIZE, or both", "python3 dockfix.py pool grow --data +100G")
+    for text in (opts.data, opts.metadata):
+        parse_size(text or "0", 0)
+    engine = look_engine(host, opts.offline)
+    pool = look_pool(host, engine)
+    sizes = asked_sizes(opts, pool)
+    for kind in ("data", "metadata"):
+        if sizes[kind] < pool.lengths[kind]:
+            raise Refused("%s has %s already, and a thin pool never shrinks" % (kind, show_size(pool.lengths[kind])), "python3 dockfix.py pool recreate --%s %s --backup DIR" % (
+                kind, size_word(sizes[kind])))
+    if pool.thin.state not in ("rw", "out_of_data_space") or pool.thin.needs_check:
+        raise Refused("the pool is in state %s%s: growing would not mend it" % (pool.thin.state, ", needs_check" if pool.thin.needs_check else ""),
+                      "save what is there (docker save, docker cp), then: python3 dockfix.py pool recreate --backup DIR")
+    check_sizes(pool, sizes, opts.overcommit)
+    if opts.offline:
+        check_stop(host, engine, opts.lose_autoremove)
+    now = dict(pool.lengths, data=min(pool.lengths["data"], pool.thin.sectors * 512))       # a file may be longer than what the pool has of it
+    larger = [kind for kind in sizes if sizes[kind] // 512 > now[kind] // 512]
+    options = option_steps(engine, [("storage-opt", "dm.loop%ssize" % kind, size_word(sizes[kind])) for kind in sizes if getattr(opts, kind)], add=False)
+    steps = (grow_offline(engine, pool, sizes) if opts.offline else grow_online(pool, sizes)) if larger else ()
+    goal = ", ".join("%s %s -> %s" % (kind, size_word(now[kind]), size_word(sizes[kind])) for kind in larger) or "as large as that already" + (", and from now on by its options" if options else "")
+    plan = Plan(new_name("pool-grow"), "pool grow", "pool %s: %s" % (pool.name, goal), insert_options(steps, options), facts={"lengths": [superblock_test("has", pool, kind) for kind in larger]})
+    if not plan.steps:
+        return change_row(report, plan, "unchanged", plan.goal)
+    stops = "docker and its %d running containers stop meanwhile" % sum(map(runs, engine.stock.containers)) if opts.offline and larger else "nothing stops"
+    run_change(host, opts, report, plan, "grow the pool %s (%s; %s)?" % (pool.name, goal, stops))
+
+
+def insert_options(steps: Tuple[Step, ...], options: Tuple[Step, ...]) -> Tuple[Step, ...]:
+    """Before the daemon is started, else at the end."""
+    at = next((number for number, step in enumerate(steps) if step.daemon == "up"), len(steps))
+    return steps[:at] + options + steps[at:]
+
+
+def superblock_test(mode: str, pool: LoopPool, kind: str) -> Tuple[str, ...]:
+    """A test of the pool's superblock (struct thin_disk_superblock, nr_blocks of its two space maps): the number of blocks is that of now. It is there with
+    the pool down too, and it tells whether the pool was ever loaded with another length."""
+    at, blocks = ("64", pool.thin.data_total // pool.thin.block) if kind == "data" else ("192", pool.thin.metadata_total // 4096)
+    return (mode, "%016x" % blocks, "od", "-A", "n", "-t", "x8", "-j", at, "-N", "8", pool.files["metadata"])
+
+
+def lengthen(pool: LoopPool, sizes: Dict[str, int]) -> Tuple[Step, ...]:
+    """The loop files made longer; cut back only while the pool was never loaded with them, by a reboot either: after that a shorter file is a pool that never comes up again."""
+    steps = []
+    for kind, path in pool.files.items():
+        old, new = pool.lengths[kind], sizes[kind]
+        undo = (Step("cut %s back" % path, ("truncate", "-s", str(old), path), (("says", str(old), "stat", "-c", "%s", path),), unless=(superblock_test("lacks", pool, kind),)),
+                Step("tell %s" % pool.loops[kind], ("losetup", "-c", pool.loops[kind]), unless=(("silent", "losetup", "-j", path),)))
+        steps += [Step("lengthen %s to %s" % (path, size_word(new)), ("truncate", "-s", str(new), path), (("says", str(new), "stat", "-c", "%s", path),), undo)] * (new > old)
+    return tuple(steps)
+
+
+def grow_online(pool: LoopPool, sizes: Dict[str, int]) -> Tuple[Step, ...]:
+    """No suspend of its own: resume suspends, swaps and goes on by itself, so that a kill leaves no frozen pool."""
+    steps, table, sectors = lengthen(pool, sizes), pool.thin.table, sizes["data"] // 512
+    live = ("has", "ACTIVE", "dmsetup", "info", pool.name)
+    grown = (("has", "0 %d thin-pool" % sectors, "dmsetup", "table", pool.name), ("has", "/%d " % (min(sizes["metadata"], METADATA_MAX) // 4096), "dmsetup", "status", pool.name), live)
+    for kind, loop in pool.loops.items():       # after a reboot the pool has the new length by itself, and may be on other loop devices
+        seen = ("says", str(sizes[kind] // 512), "cat", "/sys/block/%s/size" % os.path.basename(loop))
+        steps += (Step("tell %s the new length" % loop, ("losetup", "-c", loop), (seen,), unless=grown),)
+    undo = tuple(Step(title, argv, unless=(("lacks", "SUSPENDED") + live[2:],)) for title, argv in (("load the pool's old table", ("dmsetup", "reload", pool.name, "--table", table)),
+                                                                        ("switch the pool to it", ("dmsetup", "resume", pool.name))))
+    return steps + (Step("load the pool's new table beside the old one", ("dmsetup", "reload", pool.name, "--table", pool.thin.longer(sectors)), unless=grown,
+                         undo=(Step("forget the new table", ("dmsetup", "clear", pool.name), unless=(("not",) + live[2:],)),)),
+                    Step("switch the pool to its new length", ("dmsetup", "resume", pool.name), grown, undo))
+
+
+def grow_offline(engine: Engine, pool: LoopPool, sizes: Dict[str, int]) -> Tuple[Step, ...]:
+    grown = ("has", "0 %d thin-pool" % (sizes["data"] // 512), "dmsetup", "table", pool.name)
+    return down_steps(engine, pool.name) + lengthen(pool, sizes) + up_steps(engine, pool.name) + run_again(engine) + (
+        Step("the pool has its new length", check=(grown,)),)
+
+
+SET_ASIDE = ("devicemapper", "image", "containers", "buildkit")      # volumes, networks and plugins stay
+
+
+def run_recreate(host: Host, opts: argparse.Namespace, report: dict) -> None:
+    driver = opts.driver or "devicemapper"
+    if driver not in ("devicemapper", "overlay2") or driver == "overlay2" and (opts.data or opts.metadata or opts.base_size):
+        raise UsageError("--driver takes overlay2 (then without sizes) or devicemapper")
+    if not opts.backup:
+        raise UsageError("where to, with the backup? --backup DIR, a folder on another disk that does not exist yet")
+    for text in (opts.data, opts.metadata, opts.base_size):
+        parse_size(text or "0", 0)
+    engine = look_engine(host)
+    pool = look_pool(host, engine)
+    sizes = asked_sizes(opts, pool)
+    check_recreate(host, opts, engine, pool, sizes, driver)
+    sized = {"StorageOpt": {}} if driver == "overlay2" else {}      # which knows no size of a container's own
+    stock = engine.stock._replace(containers=[dict(one, HostConfig=dict(one["HostConfig"], **sized)) for one in engine.stock.containers
+                                              if not (runs(one) and one["HostConfig"].get("AutoRemove"))])
+    kept = plan_backup(host, os.path.abspath(opts.backup), stock, [], live=False)
+    kept = kept._replace(loads=[name for name, refs in (("images.tar", image_refs(stock.images)), ("own.tar", own_refs(kept))) if refs])
+    plan = plan_recreate(host, opts, engine, pool, kept, sizes, driver)
+    report["left_out"] = kept.left_out
+    for line in kept.left_out:
+        say("dockfix: not in the backup: " + line)
+    run_change(host, opts, report, plan, "stop docker, set %s aside, and build it anew as %s?" % (", ".join(SET_ASIDE), plan.goal))
+    compare_stock(host, opts, report, plan)
+
+
+def check_recreate(host: Host, opts: argparse.Namespace, engine: Engine, pool: LoopPool, sizes: Dict[str, int], driver: str) -> None:
+    info, folder = engine_info(host), os.path.abspath(opts.backup)
+    if str(info["Swarm"] or "inactive") not in ("inactive", "None"):
+        raise Refused("this host is a node of a swarm (%s): its tasks and secrets cannot be carried over" % info["Swarm"], "docker swarm leave, then again")
+    if driver == "overlay2":
+        check_overlay(host, engine.root)
+    else:
+        check_sizes(pool, sizes, opts.overcommit)
+    check_stop(host, engine, opts.lose_autoremove)
+    check_pools(host, every_pool(pool.name), pool.name)
+    size, disk = backup_size(host, engine.stock), os.statvfs(raw(engine.root))
+    same = os.stat(raw(os.path.dirname(folder))).st_dev == os.stat(raw(engine.root)).st_dev if os.path.isdir(os.path.dirname(folder)) else False
+    check_folder(host, folder, size * 2 if same else size)
+    if size > disk.f_bavail * disk.f_frsize:
+        raise Refused("old and new lie side by side for a while: the new one takes up to %s, and the disk of %s has %s free" % (
+            show_size(size), engine.root, show_size(disk.f_bavail * disk.f_frsize)), "python3 dockfix.py reclaim --images --containers, or relocate first")
+
+
+def check_overlay(host: Host, root: str) -> None:
+    """overlay2 needs the kernel's overlay, and a file system that it works on."""
+    if "\toverlay\n" not in host_text("/proc/filesystems") and query_host(host, ("modprobe", "-n", "overlay")).rc:
+        raise Refused("this kernel has no overlay file system", "keep devicemapper: leave --driver out")
+    check_disk(host, "overlay2", root)
+
+
+def plan_recreate(host: Host, opts: argparse.Namespace, engine: Engine, pool: LoopPool, kept: Backup, sizes: Dict[str, int], driver: str) -> Plan:
+    name = new_name("pool-recreate")
+    keeps, stock, overlay = os.path.join(engine.root, ".dockfix-" + name), kept.stock, driver == "overlay2"
+    goal = "overlay2" if overlay else "a pool of %s data, %s metadata%s" % (show_size(sizes["data"]), show_size(sizes["metadata"]), ", base size %s" % opts.base_size if opts.base_size else "")
+    backup = settings_steps(host, kept) + save_steps(host, kept, "images.tar", image_refs(stock.images), backup_size(host, stock))
+    own = own_steps(host, kept) + save_steps(host, kept, "own.tar", own_refs(kept)) + volume_steps(host, kept)
+    sealed = seal_step(kept)._replace(undo=())
+    own += [step._replace(title="verify " + step.title) for step in check_steps(kept)] + [sealed]
+    wanted = [("storage-driver", "", driver)]   # type: List[Tuple[str, str, Optional[str]]]
+    if overlay:
+        wanted += [("storage-opt", key, None) for key in sorted({value.partition("=")[0] for source in option_sources() for _, value in source.options if value.startswith("dm.")})]
+    else:
+        wanted += [("storage-opt", "dm.loop%ssize" % kind, size_word(size)) for kind, size in sizes.items()]
+        wanted += [("storage-opt", "dm.basesize", size_word(parse_size(opts.base_size)))] if opts.base_size else []
+    new = restore_steps(host, kept, Stock([], [], stock.networks, stock.volumes), fill=False) + [step for doc in stock.containers for step in container_steps(host, kept, doc)]
+    started = [step._replace(soft=True, wait=5, daemon="up", undo=stop_again(host, engine, step)) for doc in stock.containers
+               for step in run_steps(host, [doc], title_of(doc), state_test(host, title_of(doc), ".State.Running", "true"))]
+    steps = [Step("docker answers", engine.service("start"), (engine.answers(),), run_again(engine), wait=120, daemon="up")] + [step._replace(until=sealed.title) if step.target else step for step in backup]
+    steps += unattended(host, stock) + halt_steps(host, stock) + [step._replace(until=sealed.title) if step.target else step for step in own]
+    glob = every_pool(pool.name)            # the new one has another name, and may be up after a reboot
+    steps += down_steps(engine, glob)[1:] + hold_steps(engine, True) + set_aside(engine, keeps, overlay)
+    steps += () if overlay else make_pool(engine, keeps, sizes)
+    steps += option_steps(engine, wanted) + hold_steps(engine, False) + up_steps(engine, "" if overlay else glob)
+    seen = [("has", "Storage Driver: " + driver) + host.docker + ("info",)] + [("has", "0 %d thin-pool" % (sizes["data"] // 512), "dmsetup", "table")] * (not overlay)
+    steps += [Step("the daemon has the new storage", check=tuple(seen))] + [step._replace(undo=()) for step in new] + started      # undone as a whole: the tree is set aside
+    steps += [Step("every image is back under its id", check=tuple(("says", one["Id"]) + host.docker + ("inspect", "--type", "image", "-f", "{{.Id}}", ref)
+                                                                    for one in stock.images for ref in image_refs([one])))]
+    facts = {"containers": [title_of(one) for one in stock.containers], "images": image_refs(stock.images) + [own_image(BACK, one) for one in stock.containers], "backup": kept.folder}
+    return Plan(name, "pool recreate", goal, tuple(steps), keeps, facts)
+
+
+def stop_again(host: Host, engine: Engine, step: Step) -> Tuple[Step, ...]:
+    """Undoes one of run_steps: a daemon that is stopped waits 15 s for its containers and then leaves them behind, running."""
+    verb, what = {"start": ("stop", ".State.Running"), "pause": ("unpause", ".State.Paused")}[step.argv[-2]]
+    return (act(host, "%s %s" % (verb, step.argv[-1]), (verb, step.argv[-1]), check=(state_test(host, step.argv[-1], what, "false"),), soft=True,
+                unless=(("not",) + engine.answers()[1:],)),)
+
+
+def unattended(host: Host, stock: Stock) -> List[Step]:
+    """Restart policies off while containers are stopped by hand: a reboot in between must not start, and change, what is being backed up."""
+    steps = []
+    for doc in stock.containers:
+        policy = SHAPES["restart"](doc["HostConfig"].get("RestartPolicy") or {})
+        steps += [act(host, "no restart of %s meanwhile" % title_of(doc), ("update", "--restart=no", doc["Id"]), undo=(
+            act(host, "restart policy of %s" % title_of(doc), ("update", "--restart=" + one, doc["Id"])),)) for one in policy]
+    return steps
+
+
+def set_aside(engine: Engine, keeps: str, overlay: bool) -> Tuple[Step, ...]:
+    """Renames inside the root. What the new daemon makes at the same places goes to KEEPS/newer-... on the way back."""
+    steps = [Step("make " + keeps, ("mkdir", "-m", "700", keeps), (("ok", "test", "-d", keeps),), (Step("remove " + keeps, ("rmdir", "--ignore-fail-on-non-empty", keeps)),))]
+    for part in SET_ASIDE + ("overlay2",) * overlay:
+        old, stray = os.path.join(engine.root, part), os.path.join(keeps, "newer-" + part)
+        if os.path.lexists(raw(old)):
+            steps.append(move_step("set %s aside" % old, old, os.path.join(keeps, part), stray))
+        else:
+            steps.append(Step("there is no %s yet" % old, undo=(Step("move the newer %s aside" % old, ("mv", "-T", old, stray), (("not", "test", "-e", old),)),)))
+    return tuple(steps)
+
+
+def make_pool(engine: Engine, keeps: str, sizes: Dict[str, int]) -> Tuple[Step, ...]:
+    """The notes' dd: it only sets a length, and it would cut a longer file, so only in a folder that is dockfix's own."""
+    made, place = os.path.join(keeps, "made"), os.path.join(engine.root, "devicemapper")
+    steps = [Step("make " + made, ("mkdir", "-p", "-m", "700", made + "/devicemapper"), (("ok", "test", "-d", made + "/devicemapper", "-o", "-d", place),))]
+    for kind, size in sizes.items():
+        path = os.path.join(made, "devicemapper", kind)
+        steps.append(Step("make %s, %s" % (path, show_size(size)), ("dd", "if=/dev/zero", "of=" + path, "bs=1M", "count=0", "seek=%d" % (size >> 20)),
+                          (("says", str(size >> 20 << 20), "stat", "-c", "%s", path),)))
+    return tuple(steps) + (Step("put it in place", ("mv", "-T", made, place), (("ok", "test", "!", "-e", made, "-a", "-d", place),)),)
+
+
+# --- relocate: the Docker root on another disk
+
+
+class Move(NamedTuple):
+    """old: Docker's root without links and without the uid.gid part of remapping; new: where it goes; size: allocated bytes;
+    made: `new` is there already, and empty."""
+    old: str
+    new: str
+    size: int
+    made: bool
+
+
+def run_relocate(host: Host, opts: argparse.Namespace, report: dict) -> None:
+    lock_storage(host, opts)
+    engine = look_engine(host)
+    check_stop(host, engine, opts.lose_autoremove)
+    move, name = look_move(host, engine, opts.words[0]), new_name("relocate")
+    aside = move.old if os.path.ismount(raw(move.old)) else "%s.dockfix-%s" % (move.old, name)
+    plan = Plan(name, "relocate", "move Docker's root from %s to %s" % (move.old, move.new), move_steps(host, opts, engine, move, aside), aside, dict(object_names(host), left=move.new))
+    run_change(host, opts, report, plan, "move %s from %s to %s? Docker and its containers stop meanwhile" % (show_size(move.size), move.old, move.new))
+
+
+def look_move(host: Host, engine: Engine, word: str) -> Move:
+    """Facts and refusals: what cannot work is told before anything is touched."""
+    info = engine_info(host)
+    old, new = re.sub(r"/[0-9]+\.[0-9]+\Z", "", engine.root), os.path.realpath(raw(word)).decode("utf-8", "surrogateescape")
+    where = new if os.path.isdir(raw(new)) else os.path.dirname(new)
+    if not re.match(r"/[\w./+:@=-]+\Z", new, re.A):
+        raise UsageError("NEW_ROOT %s: blanks, quotes and the like do not survive in the daemon's settings" % word, "a plain path, such as /data/docker")
+    if (new + "/").startswith(old + "/") or (old + "/").startswith(new + "/"):
+        raise Refused("%s and %s lie in one another" % (new, old), "a folder on another disk")
+    if not os.path.isdir(raw(where)):
+        raise UsageError("there is no folder %s" % where, "mount the disk first, or: mkdir -p %s" % where)
+    if os.path.lexists(raw(new)) and (where != new or set(os.listdir(new)) - {"lost+found"}):
+        raise Refused("%s is there and is not an empty folder; nothing is ever written over" % new, "name a folder that does not exist")
+    if info["Driver"] in ("btrfs", "zfs"):
+        raise Refused("the layers of the %s driver are no plain files: copying does not move them" % info["Driver"], "%s send and receive them" % info["Driver"])
+    check_disk(host, str(info["Driver"]), where)
+    size, why = disk_usage(old, float("inf"), {raw(one.point) for one in mounts_of()})
+    room = os.statvfs(raw(where))
+    if size is None or size * 1.02 > room.f_bavail * room.f_frsize:
+        raise Refused("%s holds %s, the disk of %s has %s free%s" % (old, size_text(size), new, show_size(room.f_bavail * room.f_frsize), "; " + why if why else ""),
+                      "python3 dockfix.py reclaim, or a larger disk")
+    return Move(old, new, size, where == new)
+
+
+def move_steps(host: Host, opts: argparse.Namespace, engine: Engine, move: Move, aside: str) -> Tuple[Step, ...]:
+    """A first copy while Docker runs, stop, the second copy, options, the old root aside, start, compare, and what ran runs."""
+    rsync = engine_info(host)["Driver"] != "devicemapper" and has_program("rsync")     # it reads through the holes of loop files, and a live pool's copy is none
+    first = ("rsync", "-aHAXSx", "--numeric-ids", "--delete", "--exclude=/lost+found", move.old + "/", move.new + "/")
+    second = first if rsync else ("cp", "-ax", "--sparse=always", "--remove-destination", move.old + "/.", move.new + "/")
+    pool = pool_reported(engine_info(host)["DriverStatus"])
+    old_pool = str(pool["name"]) if pool["mode"] == "loop" else ""      # one on devices of its own is not made by a start
+    new_pool = every_pool(pool_prefix(move.new if move.made else os.path.dirname(move.new)) + "pool") if old_pool else ""
+    if new_pool:
+        check_pools(host, new_pool, old_pool)
+    root = move.new + engine.root[len(move.old):]
+    up = list(up_steps(engine._replace(root=root), new_pool))
+    start = up[0].title
+    empty = (Step("empty " + move.new, ("find", move.new, "-xdev", "-mindepth", "1", "!", "-path", move.new + "/lost+found", "-delete"), (("silent", "find", move.new, "-mindepth", "1", "!", "-name", "lost+found"),)),)
+    steps = (Step("make " + move.new, ("mkdir", "-m", "711", move.new), (("ok", "test", "-d", move.new),),
+                  () if move.made else (Step("remove " + move.new, ("rmdir", move.new), (("not", "test", "-e", move.new),)),), until=start),)
+    if rsync and not opts.no_presync:
+        steps += (Step("copy while Docker runs", first, undo=empty, until=start, soft=True, size=move.size, grows=move.new),)
+    steps += down_steps(engine, old_pool) + hold_steps(engine, True)
+    steps += (Step("copy what is left" if len(steps) > 1 and rsync and not opts.no_presync else "copy", second, undo=empty, until=start, size=move.size, grows=move.new),)
+    # Docker keeps absolute paths of named volumes in its records and fails at them ("error evaluating symlinks from mount source"; 20.10, measured).
+    fields = r's#"(Source|LogPath|HostnamePath|HostsPath|ResolvConfPath)":"%s/#"\1":"%s/#g' % (re.sub(r"([^\w/-])", r"\\\1", move.old), move.new)
+    steps += (Step("put the new place into the containers' records", ("find", root + "/containers", "-mindepth", "2", "-maxdepth", "2", "-name", "config.v2.json",
+                                                                    "-type", "f", "-exec", "sed", "-i", "-E", "-e", fields, "{}", "+")),)
+    steps += option_steps(engine, (("data-root", "", move.new),))
+    steps += (move_step("set the old root aside as " + aside, move.old, aside),) if aside != move.old else ()
+    up[0] = up[0]._replace(check=up[0].check + (("has", "Docker Root Dir: " + move.new, *engine.docker, "info"),))
+    return steps + hold_steps(engine, False) + tuple(up) + (Step("every container and image is there", check=all_there(host), wait=10),) + run_again(engine)
+
+
+def all_there(host: Host) -> Tuple[Tuple[str, ...], ...]:
+    """Tests: docker knows every container and image of now."""
+    images = sorted(set(expect(query(host, "images", "-q", "--no-trunc"), "docker images").out.decode("ascii", "replace").split()))
+    kinds = (("container", [one.id for one in list_containers(host)]), ("image", images))
+    return tuple(("ok",) + host.docker + ("inspect", "--type", kind) + tuple(ids[start:start + CHUNK_IDS]) for kind, ids in kinds for start in range(0, len(ids), CHUNK_IDS))
+
+
+# --- backup, restore: images, containers, networks, volumes, into a folder and back
+
+
+def run_backup(host: Host, opts: argparse.Namespace, report: dict) -> None:
+    folder = os.path.abspath(opts.words[0])
+    if opts.verify:
+        return verify_backup(host, opts, report, read_backup(folder))
+    lock_storage(host, opts)
+    stock = look_stock(host)
+    check_folder(host, folder, backup_size(host, stock))
+    kept = plan_backup(host, folder, stock, ["images.tar"])
+    kept = kept if stock.images else kept._replace(loads=[])
+    steps = settings_steps(host, kept) + own_steps(host, kept) + save_steps(host, kept, "images.tar", image_refs(stock.images) + own_refs(kept))
+    steps += [gone_step(host, "image", ref) for ref in own_refs(kept)] + volume_steps(host, kept) + [seal_step(kept)]
+    plan = Plan("backup-" + time.strftime("%Y%m%d-%H%M%S"), "backup", "backup of %d images, %d containers, %d networks, %d volumes in %s" % (
+        len(stock.images), len(stock.containers), len(carried_networks(stock)), len(kept.volumes), folder), tuple(steps))
+    report["left_out"] = kept.left_out
+    run_change(host, opts, report, plan)
+
+
+def verify_backup(host: Host, opts: argparse.Namespace, report: dict, kept: Backup) -> None:
+    """Every file against its sum; one row each."""
+    progress = Progress("verify", len(kept.files()), opts.quiet)
+    for number, step in enumerate(check_steps(kept), 1):
+        status, msg = "unchanged", "as it was written"
+        try:
+            do_step(host._replace(dry_run=False), step, progress.step(number, step.title, step_size(step)))
+        except DockfixError:
+            status, msg = "failed", "differs from its sum"
+        report["results"].append({"target": step.title, "id": "", "status": status, "msg": msg})
+    progress.end()
+    report["exit_code"] = 1 if any(one["status"] == "failed" for one in report["results"]) else 0
+
+
+def restore_refusals(kept: Backup, have: Stock, filled: bool) -> List[str]:
+    """What stands in the way: the same name for something else, a volume that this backup has not `filled` before. What is the same already is adopted."""
+    old = [{title_of(one): one for one in some} for some in (have.containers, have.networks, have.volumes)]
+    why = []
+    for doc in kept.stock.containers:
+        lost = lost_settings(doc, kept.stock.containers, old[0][title_of(doc)], have.containers) if title_of(doc) in old[0] else []
+        why += ["container %s exists, and differs in %s" % (title_of(doc), ", ".join(lost[:3]))] if lost else []
+    why += ["network %s exists, and is another one" % one["Name"] for one in carried_networks(kept.stock)
+            if one["Name"] in old[1] and network_recipe(old[1][one["Name"]]) != network_recipe(one)]
+    why += ["volume %s exists" % one["Name"] for one in kept.stock.volumes if one["Name"] in old[2] and not filled]
+    tags = {tag: one["Id"] for one in have.images for tag in one.get("RepoTags") or []}
+    return why + ["image %s exists, and is another one" % tag for one in kept.stock.images for tag in one.get("RepoTags") or [] if tags.get(tag, one["Id"]) != one["Id"]]
+
+
+def run_restore(host: Host, opts: argparse.Namespace, report: dict) -> None:
+    """Networks, volumes and images are one change, undone where it fails. Then the containers, each for itself: run again it goes on with those that are missing."""
+    kept = read_backup(os.path.abspath(opts.words[0]))
+    lock_storage(host, opts)
+    have, note = look_stock(host), os.path.join(host.state, "restored-%s.txt" % kept.made.replace(":", ""))
+    why = restore_refusals(kept, have, os.path.exists(raw(note)))
+    if why:
+        raise Refused("; ".join(why), "rename or remove what is in the way; nothing that exists is overwritten")
+    size, root = sum(os.stat(raw(kept.path(name))).st_size for name in kept.files()), raw(str(engine_info(host)["DockerRootDir"] or ""))
+    if os.path.isdir(root) and size > os.statvfs(root).f_bavail * os.statvfs(root).f_frsize:
+        raise Refused("the backup has %s, and the disk of Docker's root has less free" % show_size(size), "make room, or move the root: python3 dockfix.py relocate")
+    if not opts.dry_run:
+        confirm(opts, "restore %d images, %d containers, %d volumes from %s?" % (len(kept.stock.images), len(kept.stock.containers), len(kept.volumes), kept.folder))
+        verify_backup(host, opts, report, kept)
+        if report["exit_code"]:
+            raise Refused("the backup in %s is damaged: %s" % (kept.folder, ", ".join(one["target"] for one in report["results"] if one["status"] == "failed")), "another copy of it")
+    plan = Plan("restore-" + time.strftime("%Y%m%d-%H%M%S"), "restore", "restore of %d images, %d containers, %d volumes from %s" % (
+        len(kept.stock.images), len(kept.stock.containers), len(kept.volumes), kept.folder),
+        tuple(restore_steps(host, kept, have)) + (Step("make %s" % host.state, ("mkdir", "-m", "700", "-p", host.state)), Step("note that the volumes are filled", path=note, data=kept.folder)))
+    known = {title_of(one) for one in have.containers}
+    new = [step for doc in kept.stock.containers if title_of(doc) not in known for step in container_steps(host, kept, doc)]
+    report.update(results=[], left_out=list(kept.left_out))
+    run_change(host, opts, report, plan, "", new + run_steps(host, kept.stock.containers))
+    if not opts.dry_run:
+        report["results"] += restore_containers(host, opts, kept, known)
+        report["exit_code"] = 3 if any(one["status"] == "failed" for one in report["results"]) else 0
+
+
+def restore_containers(host: Host, opts: argparse.Namespace, kept: Backup, known: set) -> List[dict]:
+    """Makes what is missing, starts what ran, and says of each container what it lacks."""
+    progress, failed, docs = Progress("restore", len(kept.stock.containers), opts.quiet), {}, kept.stock.containers
+    for number, doc in enumerate(docs, 1):
+        try:
+            for step in ([] if title_of(doc) in known else container_steps(host, kept, doc)) + run_steps(host, [doc]):
+                do_step(host, step, progress.step(number, step.title, 0))
+        except DockfixError as err:
+            failed[title_of(doc)] = err.msg
+    progress.end()
+    return compare_containers(host, kept, failed, known)
+
+
+# --- resume, rollback, discard: what became of a storage change
+
+
+def carry_on(host: Host, opts: argparse.Namespace, report: dict, journal: Journal) -> None:
+    """A change that stands half-way (or is to be undone) to its end, the way it was going."""
+    plan, back = journal.plan, journal.going == "back"
+    msg = "undone: %s" % plan.goal if back else plan.goal
+    if opts.dry_run:
+        undoing = [one for step in reversed(plan.steps[:journal.at + 1]) for one in step.undo]
+        report["script"] = plan_script(report, plan._replace(steps=tuple(undoing)) if back else plan, 0 if back else journal.at)
+        return change_row(report, plan, "changed", "would: " + msg)
+    save_journal(host, journal)
+    host.memo["working"] = True
+    progress = Progress(opts.command, len(plan.steps), opts.quiet)
+    try:
+        settle_daemon(host, journal, progress)
+        (go_back if back else go_on)(host, journal, progress)
+    except DockfixError as err:
+        raise err if isinstance(err, HalfWay) else half_way_error(host, err) from None
+    finally:
+        progress.end()
+        host.memo["working"] = False
+    change_row(report, plan._replace(keeps=kept_folder(plan, journal.going)), "changed", msg + (what_stays(host, plan) if back else ""))
+    if not back:
+        compare_stock(host, opts, report, plan)
+
+
+def run_resume(host: Host, opts: argparse.Namespace, report: dict) -> None:
+    lock_storage(host, opts, mending=True)
+    journal = read_journal(host)
+    if journal:
+        carry_on(host, opts, report, journal)
+    else:
+        say("dockfix: no storage change stands half-way; there is nothing to resume")
+
+
+def run_rollback(host: Host, opts: argparse.Namespace, report: dict) -> None:
+    """The change that stands half-way, else the finished one that is named (or the only one)."""
+    lock_storage(host, opts, mending=True)
+    journal = read_journal(host)
+    name = opts.words[0] if opts.words else ""
+    if journal and name not in ("", journal.plan.name):
+        raise HalfWay("%s stands half-way; that one comes first" % journal.plan.name, HALF_WAY_HINT)
+    journal = journal or finished_change(host, name)
+    if journal.going == "undone":
+        return change_row(report, journal.plan, "unchanged", "undone already; python3 dockfix.py discard %s deletes what was set aside" % journal.plan.name)
+    if journal.going == "done":
+        for line in made_since(host, journal.plan.facts):
+            say("dockfix: made since, kept aside: " + line)
+    if not opts.dry_run:
+        confirm(opts, "undo %s (%s)?" % (journal.plan.name, journal.plan.goal))
+    carry_on(host, opts, report, journal._replace(going="back", at=min(journal.at, len(journal.plan.steps) - 1)))
+
+
+def finished_change(host: Host, name: str) -> Journal:
+    """The record of a finished change. Raises UsageError where the name means none, or no name more than one."""
+    try:
+        names = sorted(one[:-5] for one in os.listdir(raw(host.state).decode("utf-8", "surrogateescape")) if one.endswith(".json") and one != JOURNAL)
+    except OSError:
+        names = []
+    if name not in names and (name or len(names) != 1):
+        raise UsageError("there is no storage change %s" % name if name else "no storage change stands half-way, and %d finished ones are kept" % len(names),
+                         "kept: %s" % ", ".join(names) if names else "")
+    return read_journal(host, (name or names[0]) + ".json") or Journal(Plan("", "", "", ()))
+
+
+def made_since(host: Host, facts: dict) -> List[str]:
+    """Containers and image tags that the finished change did not know, and where the data of now stays."""
+    now = object_names(host) if "containers" in facts else {}
+    return ["%s %s" % (kind[:-1], one) for kind in now for one in now[kind] if one not in facts.get(kind, ())] + (["all that is in " + facts["left"]] if facts.get("left") else [])
+
+
+def run_discard(host: Host, opts: argparse.Namespace, report: dict) -> None:
+    """Deletes the old data of a finished (or undone) change; from then on there is no way back."""
+    lock_storage(host, opts)
+    journal = finished_change(host, opts.words[0])
+    plan = journal.plan
+    whole = not os.path.ismount(raw(plan.keeps))                # a mount point cannot go itself
+    delete = ("rm", "-rf", "--one-file-system", "--", plan.keeps) if whole else ("find", plan.keeps, "-xdev", "-mindepth", "1", "-delete")
+    if not opts.dry_run:
+        confirm(opts, "delete %s for good (the old data of %s)?" % (plan.keeps, plan.name))
+    steps = (Step("nothing uses %s" % plan.keeps, check=unused(plan.keeps)),
+             Step("delete %s" % plan.keeps, delete, (("not", "test", "-e", plan.keeps) if whole else ("silent", "find", plan.keeps, "-mindepth", "1"),)))
+    if opts.dry_run:
+        report["script"] = plan_script(report, plan._replace(goal="delete %s" % plan.keeps, steps=steps))
+    progress = Progress("discard", len(steps), opts.quiet)
+    for number, step in enumerate(() if opts.dry_run else steps, 1):
+        do_step(host, step, progress.step(number, step.title, 0))
+    progress.end()
+    if not opts.dry_run:
+        remove_file(os.path.join(host.state, plan.name + ".json"))
+    change_row(report, plan, "changed", "%s is deleted" % plan.keeps)
+
+
+# --- chpasswd: set a user's password in many containers
+
+
+class Job(NamedTuple):
+    """One container's part: what is set where. refusal is '' where nothing speaks against it."""
+    target: Target
+    container: Optional[Container]
+    accounts: List[Account]
+    refusal: str
+    notes: str
+    before: bytes               # the shadow file at the look
+
+
+def password_source(opts: argparse.Namespace) -> str:
+    """'lines', 'file', 'stdin', 'generate' or 'prompt'. Raises UsageError for two or none."""
+    given = [name for name, on in (("file", opts.password_file is not None), ("stdin", opts.password_stdin), ("generate", opts.generate)) if on]
+    if len(given) > 1:
+        raise UsageError("the password has more than one source: --password-file, --password-stdin or --generate")
+    if opts.generate != (opts.output is not None):
+        raise UsageError("--generate and --output FILE go together")
+    if opts.generate and opts.encrypted:
+        raise UsageError("--generate makes passwords, not hashes: leave -e out")
+    if opts.generate and os.path.lexists(raw(opts.output)):
+        raise exists(opts.output)
+    if given == ["file"] and opts.password_file == "-":
+        given = ["stdin"]
+    source = given[0] if given else "prompt" if is_terminal(0) else "lines"
+    if source == "lines" and opts.user is not None and not opts.dry_run:
+        raise UsageError("--user goes with --password-file, --password-stdin, --generate or the prompt; lines on standard input name their users",
+                         "echo the line as USER:PASSWORD, or --password-file FILE")
+    if source in ("lines", "stdin") and not opts.dry_run:
+        claim_stdin(opts, "the password", "--password-file FILE" if source == "lines" else "--password-file FILE; on a terminal leave --password-stdin out to be asked")
+    return source
+
+
+def user_of(opts: argparse.Namespace) -> bytes:
+    user = raw("root" if opts.user is None else opts.user)
+    check_user(user, "--user")
+    return user
+
+
+def read_accounts(opts: argparse.Namespace, source: str) -> List[Account]:
+    """What is to be set in every container (not for 'generate'). Raises UsageError."""
+    user = user_of(opts)
+    if source == "lines":
+        data = read_input("-", 1 << 22, "standard input")
+        accounts = parse_password_lines(data, opts.encrypted) if data.strip(b"\r\n ") else []
+        if not accounts:
+            raise UsageError("standard input is empty: no USER:PASSWORD line", "python3 dockfix.py ... --password-file FILE")
+        return accounts
+    if source == "prompt":
+        secret, what = ask_twice(user), "the password"
+    else:
+        path = opts.password_file if source == "file" else "-"
+        secret, what = read_input(path, 65536, "--password-file"), "--password-file" if source == "file" else "--password-stdin"
+        secret = secret[:-1] if secret.endswith(b"\n") else secret
+    check_secret(secret, what)
+    if opts.encrypted:
+        check_hash(secret, what)
+    return [Account(user, secret)]
+
+
+def ask_twice(user: bytes) -> bytes:
+    try:
+        name = printable(user.decode("utf-8", "surrogateescape"))
+        first = ask_secret("New password for %s: " % name)
+        second = ask_secret("The same again: ")
+    except OSError as err:
+        raise UsageError("there is no terminal to ask on (%s)" % err.strerror, "--password-file FILE") from None
+    if first != second:
+        raise UsageError("the two passwords differ; nothing was changed")
+    return first
+
+
+ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+
+
+def random_word(length: int, alphabet: str) -> bytes:
+    """Uniform letters from the kernel's generator: bytes above the last whole multiple are thrown
+    away, or the first letters would come more often."""
+    top = 256 - 256 % len(alphabet)
+    word = ""
+    while len(word) < length:
+        word += "".join(alphabet[b % len(alphabet)] for b in os.urandom(length) if b < top)
+    return word[:length].encode("ascii")
+
+
+def run_chpasswd(host: Host, opts: argparse.Namespace, report: dict) -> None:
+    """look -> refuse -> (dry run: script) -> write the generated passwords -> change -> read back."""
+    source, user = password_source(opts), user_of(opts)
+    accounts = [] if opts.dry_run or source in ("generate", "prompt") else read_accounts(opts, source)
+    targets = pick(host, opts)
+    if not opts.dry_run:
+        take_lock(host)
+        accounts = read_accounts(opts, source) if source == "prompt" else accounts
+    users = [one.user for one in accounts] or ([] if source == "lines" else [user])
+    facts = inspect_containers(host, [target.id for target in targets])
+    before = host_accounts()
+    more = {"users": [show_bytes(one) for one in users], "via": None}
+    plans = rows_of(host, opts, "chpasswd: looking", targets, targets, lambda target: look(host, opts, target, facts.get(target.id), users), more)
+    if opts.dry_run:
+        return plan_chpasswd(opts, report, plans, more)
+    if opts.generate:
+        plans = generate_passwords(opts, plans, user)
+    else:
+        plans = [one._replace(accounts=accounts) if isinstance(one, Job) else one for one in plans]
+    report["results"] = rows_of(host, opts, "chpasswd", targets, plans, lambda plan: set_passwords(host, opts, plan), more)
+    report["exit_code"] = exit_code(report["results"])
+    trip(report, before)
+    if opts.encrypted and any(one.secret.startswith(b"$y$") for one in accounts):
+        say("dockfix: warning: musl images (Alpine) and EL7 do not know $y$ hashes; $6$ works everywhere")
+
+
+def trip(report: dict, before: Dict[str, Tuple]) -> None:
+    """The tripwire: the host's own account files must be as they were."""
+    moved = [path for path, seen in host_accounts().items() if seen != before.get(path)]
+    if moved:
+        report["findings"].append({
+            "id": "host-accounts-changed", "severity": "critical",
+            "text": "the HOST's own %s changed while dockfix ran; dockfix never writes it: another program did, or a container reached it" % " and ".join(moved),
+            "remedy": "ls -l --time-style=full-iso %s" % " ".join(moved)})
+        report["exit_code"] = 3
+
+
+def look(host: Host, opts: argparse.Namespace, target: Target, container: Optional[Container], users: List[bytes]) -> Job:
+    """Everything that can be known before the first change."""
+    if container is None:
+        raise Gone()
+    refusal = etc_refusal(container, opts.allow_shared_etc, lambda source: is_hosts_own(source) or opts.allow_shared_etc and is_hosts_own(volume_device(host, source)))
+    notes, before = "", b""
+    if not refusal:
+        try:
+            before = read_shadow(host, container, opts.allow_shared_etc, first=True)
+            refusal, notes = judge_users(before, users, opts.unlock)
+        except Refused as err:
+            refusal = err.msg
+    return Job(target, container, [], refusal, notes, before)
+
+
+def read_shadow(host: Host, container: Container, allow_shared: bool, first: bool = False) -> bytes:
+    """The shadow file without a docker call where root is on the engine's own host, else by docker cp."""
+    try:
+        etc = open_etc(container)
+        try:
+            return proc_shadow(etc)[0]
+        finally:
+            os.close(etc)
+    except SharedEtc as err:
+        if not allow_shared:
+            raise Refused("%s; --allow-shared-etc if that is meant" % err) from None
+    except WayClosed:
+        pass
+    return cp_shadow(host, container, first).data
+
+
+def judge_users(data: bytes, users: List[bytes], unlock: bool) -> Tuple[str, str]:
+    """(refusal, notes) for setting these users' passwords in this shadow file."""
+    notes = []
+    for user in users:
+        fields = shadow_line(data, user)
+        if not fields:
+            return "there is no user %s in its /etc/shadow" % show_bytes(user), ""
+        state = field_state(fields[1])
+        if state == "locked" and not unlock:
+            return "%s is locked by an administrator (! before the hash); --unlock sets a password all the same" % show_bytes(user), ""
+        if state in ("never", "empty"):
+            notes.append("%s had %s password before (%s)" % (show_bytes(user), "no" if state == "never" else "an empty", show_bytes(fields[1][:20])))
+        if len(fields) > 7 and fields[7].isdigit() and int(fields[7]) <= time.time() // 86400:
+            notes.append("%s's account has expired and stays so" % show_bytes(user))
+    return "", "; ".join(notes)
+
+
+def generate_passwords(opts: argparse.Namespace, plans: list, user: bytes) -> list:
+    """A password for each container that was not refused, on the disk before anything is changed."""
+    made = [plan._replace(accounts=[Account(user, random_word(20, ALPHABET))]) if isinstance(plan, Job) and not plan.refusal else plan for plan in plans]
+    lines = [b"\t".join((raw(plan.target.name), raw(plan.target.id), user, plan.accounts[0].secret)) + b"\n" for plan in made if isinstance(plan, Job) and plan.accounts]
+    if lines:
+        write_secret_file(opts.output, b"".join(lines))
+    return made
+
+
+def plan_chpasswd(opts: argparse.Namespace, report: dict, plans: list, more: dict) -> None:
+    """The dry run: rows as they would be, and the script."""
+    words = ["python3", own_path(), "chpasswd", "--via", opts.via]
+    words += [flag for flag, on in (("--encrypted", opts.encrypted), ("--unlock", opts.unlock), ("--allow-shared-etc", opts.allow_shared_etc)) if on]
+    words += shared_words(opts)
+    if opts.generate:
+        words += ["--generate", "--output", os.path.abspath(opts.output), "--user", opts.user or "root"]
+    lines, ids = [], []
+    for plan in plans:
+        ways = [] if isinstance(plan, dict) or plan.refusal else ways_for(plan.container, opts.via)
+        one = plan if isinstance(plan, dict) else row(plan.target, "changed" if ways else "refused", plan.refusal or plan.notes, **dict(more, via=ways[0] if ways else None))
+        report["results"].append(one)
+        if not ways:
+            lines.append(comment("%s: %s (%s): %s" % (one["status"], one["target"], one["id"], one["msg"])))
+            continue
+        lines.append(comment("%s: by %s%s" % (one["target"], ", then ".join(ways), "; " + one["msg"] if one["msg"] else "")))
+        ids.append(one["id"])
+        if not opts.generate:
+            lines.append("run %s < \"${DOCKFIX_LINES:?file of USER:PASSWORD lines, mode 0600}\"" % sh_line(words + [one["id"]]))
+    if opts.generate and ids:
+        lines.append("run " + sh_line(words + ids))
+    report["script"] = script_text(report, lines, sum(one["status"] in ("refused", "failed") for one in report["results"]))
+    report["exit_code"] = exit_code(report["results"], opts.exit_code)
+
+
+def ways_for(container: Container, via: str) -> List[str]:
+    if via != "auto":
+        return [via]
+    return (["exec"] if can_exec(container) else []) + (["proc"] if os.geteuid() == 0 and container.pid else []) + ["cp"]
+
+
+def set_passwords(host: Host, opts: argparse.Namespace, plan) -> dict:
+    """The row of one container: tries the ways in order, judges by the read-back only."""
+    if isinstance(plan, dict):
+        return plan
+    more = {"users": [show_bytes(one.user) for one in plan.accounts], "via": None}  # type: dict
+    if plan.refusal:
+        return row(plan.target, "refused", plan.refusal, **more)
+    hashes = {one.user: one.secret if opts.encrypted else sha512_crypt(one.secret, random_word(16, ALPHABET)) for one in plan.accounts}
+    reasons = []                # type: List[str]
+    status = "failed"
+    for way in ways_for(plan.container, opts.via):
+        try:
+            status, msg = try_way(host, opts, plan, way, hashes)
+        except WayClosed as err:
+            status, msg = "failed", str(err)
+        except Refused as err:
+            status, msg = "refused", err.msg
+        if status in ("failed", "refused", "partial"):
+            more["partial"] = more.get("partial", False) or status == "partial"
+            reasons.append("%s: %s" % (way, msg))
+            continue
+        notes = "; ".join(part for part in (msg, plan.notes, "not by " + " / ".join(reasons) if reasons else "") if part)
+        return row(plan.target, status, notes, **dict(more, via=way))
+    return row(plan.target, "refused" if status == "refused" and not more.get("partial") else "failed", "; ".join(reasons), **more)
+
+
+def try_way(host: Host, opts: argparse.Namespace, plan: Job, way: str, hashes: Dict[bytes, bytes]) -> Tuple[str, str]:
+    """(status, msg): 'changed', 'unchanged', 'unknown', 'failed' when the read-back shows no change,
+    'partial' when it shows some of the users."""
+    container = plan.container
+
+    def edit(data: bytes) -> bytes:
+        try:
+            return edit_shadow(data, hashes, int(time.time()) // 86400)
+        except KeyError as err:
+            raise WayClosed("user %s is gone from its /etc/shadow" % show_bytes(err.args[0])) from None
+
+    if opts.encrypted and not missing_hashes(read_shadow(host, container, opts.allow_shared_etc), hashes):
+        return "unchanged", "the hash was already this one"
+    answer, data = None, None
+    if way == "exec":
+        answer = exec_chpasswd(host, container, hashes)
+        if answer.rc and is_gone_now(host, container.id, answer.text()):
+            raise Gone()
+    elif way == "proc":
+        host.memo["begun"] = True
+        proc_write(container, edit, host.stop)
+    else:
+        answer, data = cp_write(host, container, edit)
+    try:
+        data = data or read_shadow(host, container, opts.allow_shared_etc)
+    except (WayClosed, Refused, FileNotFoundError) as err:
+        return "unknown", "sent, but the read-back failed: %s" % (err.msg if isinstance(err, Refused) else err)
+    left = missing_hashes(data, hashes)
+    if not left:
+        return "changed", "; ".join(word for word in (odd_date(data, hashes), more_than_asked(plan.before, data, hashes)) if word)
+    if answer and answer.timed_out:
+        return "unknown", "no answer in %.3g s and not changed so far: what was begun may still do it (is /etc/.pwd.lock held?)" % answer.seconds
+    if len(left) < len(hashes):
+        return "partial", "the image's chpasswd set %s but not %s" % tuple(", ".join(show_bytes(u) for u in hashes if (u in left) is side) for side in (False, True))
+    if answer and answer.rc in (126, 127):
+        return "failed", "there is no chpasswd inside that runs (exit %d)" % answer.rc
+    return "failed", (first_line(answer) + " (exit %d)" % answer.rc if answer and answer.rc else "chpasswd reported success, but nothing changed")
+
+
+def exec_chpasswd(host: Host, container: Container, hashes: Dict[bytes, bytes]) -> Answer:
+    """chpasswd -e in the container, the lines on its standard input, no shell on either side. 126 and
+    127 are one (moby#45795): once more by its full path, for a PATH without /usr/sbin."""
+    lines = b"".join(user + b":" + value + b"\n" for user, value in hashes.items())
+    answer = change(host, ["exec", "-i", "-u", "0", container.id, "chpasswd", "-e"], lines)
+    if answer.rc in (126, 127) and not answer.timed_out:
+        answer = change(host, ["exec", "-i", "-u", "0", container.id, "/usr/sbin/chpasswd", "-e"], lines)
+    return answer
+
+
+def missing_hashes(data: bytes, hashes: Dict[bytes, bytes]) -> List[bytes]:
+    return [user for user, value in hashes.items() if shadow_field(data, user) != value]
+
+
+def more_than_asked(before: bytes, after: bytes, hashes: Dict[bytes, bytes]) -> str:
+    """A word where the image's tool changed more than hash and date: both files are compared with
+    these fields made equal."""
+    try:
+        same = edit_shadow(before, hashes, 0) == edit_shadow(after, hashes, 0)
+    except KeyError:
+        same = False
+    return "" if same else "the image's chpasswd changed more in its /etc/shadow than password and date"
+
+
+def odd_date(data: bytes, hashes: Dict[bytes, bytes]) -> str:
+    """A word where the image's tool wrote another day than today: libfaketime inside, or a wrong clock."""
+    for user in hashes:
+        fields = shadow_line(data, user) or []
+        if len(fields) > 2 and fields[2].isdigit() and abs(int(fields[2]) - time.time() // 86400) > 1:
+            return "the date of last change was written %d days off: is the container's clock shifted?" % (int(fields[2]) - time.time() // 86400)
+    return ""
+
+
+# --- exec: one command in many containers
+
+
+def run_exec(host: Host, opts: argparse.Namespace, report: dict) -> None:
+    words, stdin = exec_words(opts)
+    limit = parse_size(opts.max_output)
+    targets = pick(host, opts)
+    if opts.dry_run:
+        return plan_exec(host, opts, report, targets, words)
+    take_lock(host)
+    report["results"] = rows_of(host, opts, "exec", targets, targets, lambda target: exec_one(host, opts, target, words, stdin, limit), NO_ANSWER)
+    report["exit_code"] = exit_code(report["results"])
+
+
+NO_ANSWER = {"rc": None, "stdout": "", "stderr": "", "truncated": False, "seconds": 0.0}
+
+
+def exec_words(opts: argparse.Namespace) -> Tuple[List[str], Optional[bytes]]:
+    """The command inside, and what goes to its standard input (None: nothing)."""
+    command = opts.words or []
+    if opts.script is not None and opts.stdin is not None:
+        raise UsageError("standard input inside carries --script or --stdin, not both")
+    if opts.script is None and not command:
+        raise UsageError("no command: write it after --, or give --script FILE", "python3 dockfix.py exec %s -- CMD ARG" % (" ".join(opts.containers) or "--all"))
+    path = opts.script if opts.script is not None else opts.stdin
+    if path == "-":
+        claim_stdin(opts, "the script" if opts.script else "the command's input", "put it into a file")
+    if opts.script is not None:
+        command = split_words("--shell", opts.shell) + ["-s"] + (["--"] + command if command else [])
+    data = None if path is None else b"" if opts.dry_run and path == "-" else read_input(path, 1 << 26, "--script" if opts.script is not None else "--stdin")
+    return command, data
+
+
+def exec_argv(opts: argparse.Namespace, target: Target, words: List[str], stdin: bool) -> List[str]:
+    return ["exec"] + (["-i"] if stdin else []) + (["-u", opts.user] if opts.user is not None else []) + [target.id] + words
+
+
+def exec_one(host: Host, opts: argparse.Namespace, target: Target, words: List[str], stdin: Optional[bytes], limit: int) -> dict:
+    answer = change(host, exec_argv(opts, target, words, stdin is not None), stdin, limit)
+    said = answer.err.decode("utf-8", "replace")
+    own = answer.timed_out or is_dockers_own(answer.rc, said, answer.text())
+    if own and is_gone_now(host, target.id, said):
+        raise Gone()
+    if answer.timed_out:
+        status, msg = "unknown", "no answer in %g s: the process inside may still run" % host.timeout
+    elif answer.rc == 0:
+        status, msg = "changed", ""
+    else:
+        status, msg = "failed", first_line(answer) if own else "exit %d" % answer.rc
+    return row(target, status, msg, rc=None if own else answer.rc, stdout=show_bytes(answer.out), stderr=show_bytes(answer.err),
+               truncated=answer.out_total > len(answer.out) or answer.err_total > len(answer.err), seconds=round(answer.seconds, 3),
+               cut={"stdout": answer.out_total - len(answer.out), "stderr": answer.err_total - len(answer.err)})
+
+
+def plan_exec(host: Host, opts: argparse.Namespace, report: dict, targets: List[Target], words: List[str]) -> None:
+    path = opts.script if opts.script is not None else opts.stdin
+    feed_from = "" if path is None else " < \"${DOCKFIX_STDIN:?file for standard input}\"" if path == "-" else " < " + sh_quote(os.path.abspath(path))
+    lines = []
+    for target in targets:
+        lines += [comment(target.name), "run " + sh_line(list(host.docker) + exec_argv(opts, target, words, path is not None)) + (feed_from or " < /dev/null")]
+        report["results"].append(row(target, "changed", "would run", **NO_ANSWER))
+    report["script"] = script_text(report, lines, 0)
+    report["exit_code"] = exit_code(report["results"], opts.exit_code)
+
+
+# --- clock: the containers' clocks and zones beside the host's
+
+
+class Zone(NamedTuple):
+    """The zone that TZ or the files of a container name; east: seconds of UTC now, None where it is not known; lost: the name has no data,
+    so that programs fall back to UTC."""
+    name: str
+    east: Optional[int]
+    lost: bool = False
+
+
+NO_CLOCK = {"verdict": "cannot tell", "zone": None, "utc_offset": None, "offset": None, "uncertainty": None, "how": None, "remedy": ""}
+LOOK = "docker inspect -f '{{.Name}} {{.State.Status}} {{.Config.Env}} {{.Mounts}}' %s"
+MEND = "python3 dockfix.py timezone %s"
+
+
+def run_clock(host: Host, opts: argparse.Namespace, report: dict) -> None:
+    opts.max_skew = parse_number("--max-skew", opts.max_skew, 2, 0, 1e9)
+    targets = pick(host, opts)
+    facts = inspect_containers(host, [target.id for target in targets])
+    try:
+        name = host_zone()
+    except DockfixError:
+        name = "unknown"
+    try:
+        east = zone_offset(host_localtime(), int(time.time()))[0]
+    except ValueError:
+        raise EnvironmentFault("this host's own %s is no time zone file" % LOCALTIME, "ls -l %s" % LOCALTIME) from None
+    report["host"] = {"zone": name, "utc_offset": east}
+    report["results"] = rows_of(host, opts, "clock", targets, targets, lambda target: clock_row(host, opts, target, facts.get(target.id), east), NO_CLOCK)
+    off = [one for one in report["results"] if one["verdict"] != "in step" and one["status"] != "skipped"]
+    for verdict, remedy in sorted({(one["verdict"], one["remedy"]) for one in off}):
+        names = [one["target"] for one in off if (one["verdict"], one["remedy"]) == (verdict, remedy)]
+        report["findings"].append({"id": "clock-" + verdict.replace(" ", "-").lower(), "severity": "warning", "text": "%s: %s" % (verdict, ", ".join(names)),
+                                   "remedy": remedy % sh_line(names) if remedy else LOOK % sh_line(names)})
+    for one in off:
+        one["remedy"] = (one["remedy"] or LOOK) % sh_quote(one["target"])
+    report["exit_code"] = 3 if opts.check and off else 0
+
+
+def clock_row(host: Host, opts: argparse.Namespace, target: Target, container: Optional[Container], here: int) -> dict:
+    """One exec where `date` can run, and the files that name the zone; in the row `remedy` has a %s for the names."""
+    if container is None:
+        raise Gone()
+    clock, why = None, ""
+    try:
+        zone = container_zone(host, container)
+    except (WayClosed, Refused) as err:
+        zone, why = Zone("unknown", None), str(err)
+    try:
+        clock = read_clock(host, container)
+    except WayClosed as err:
+        why = "; ".join(word for word in (str(err), why) if word)
+    east = clock[2] if clock else zone.east
+    behind = "" if east is None or east == here else "%s %s the host" % (span(east - here), "behind" if east < here else "ahead of")
+    more = dict(NO_CLOCK, zone=zone.name, utc_offset=east, how="date" if clock else "files")
+    if clock:
+        more.update(offset=round((clock[0] + clock[1]) / 2, 1) + 0.0, uncertainty=round((clock[1] - clock[0]) / 2, 1))
+    more["verdict"], more["remedy"], told = judge_clock(host, opts, container, clock, zone, behind)
+    msg = "; ".join(word for word in (told, behind, "its clock was not read: " + why if why else "") if word)
+    return row(target, "unknown" if more["verdict"] == "cannot tell" else "unchanged", msg, **more)
+
+
+def judge_clock(host: Host, opts: argparse.Namespace, container: Container, clock: Optional[Tuple], zone: Zone, behind: str) -> Tuple[str, str, str]:
+    """(verdict, remedy, what there is to say). A clock is off where no instant of the call can be in step."""
+    ahead = 0.0 if not clock or clock[0] <= opts.max_skew and clock[1] >= -opts.max_skew else (clock[0] + clock[1]) / 2
+    tz = tz_of(container)
+    if ahead or not clock:
+        if is_faked(host, container):
+            return "shifted by libfaketime", "python3 dockfix.py faketime --undo %s", "%s %s" % (span(ahead), "ahead" if ahead > 0 else "behind") if clock else "by how much is not known"
+        if ahead:
+            return "cannot tell", "", "its clock is %s %s, and nothing of libfaketime is seen: another kernel, or the engine is on another host" % (span(ahead), "ahead" if ahead > 0 else "behind")
+    if not clock and zone.east is None:
+        return "cannot tell", "", ""
+    if not behind:
+        return "in step", "", "" if clock else "by its files"
+    if tz is None:
+        return ("no tzdata", MEND, "its %s leads to no zone file" % LOCALTIME) if zone.lost else ("other zone", MEND, "")
+    try:
+        zone_data(tz)
+        if zone.lost:
+            return "no tzdata", "python3 dockfix.py timezone --zone %s %%s" % tz, "TZ=%s has no data inside" % tz
+    except UsageError:
+        pass
+    return "TZ variable wins", LOOK + "    # make it anew with -e TZ=ZONE", "TZ=%s" % tz
+
+
+def container_zone(host: Host, container: Container) -> Zone:
+    """From TZ, else /etc/localtime, as its C library would read them. Raises WayClosed, Refused, Gone."""
+    tz, now = tz_of(container), int(time.time())
+    found = read_member(host, container, posixpath.join(ZONEINFO, tz) if tz else LOCALTIME, ZONE_MAX, tz is not None)
+    name = tz if tz is not None else "UTC" if found.kind == "absent" else zone_of_link(found.link) or found.link or "a file"
+    if tz == "" or tz is None and found.kind == "absent":
+        return Zone("UTC", 0)
+    if found.kind == "link":
+        found = read_member(host, container, LOCALTIME, ZONE_MAX, True)
+    for east, text in ((zone_offset, found.data), (posix_offset, tz or "")):
+        try:
+            return Zone(name, east(text, now)[0])
+        except ValueError:
+            pass
+    return Zone(name, 0, True)
+
+
+def is_faked(host: Host, container: Container) -> bool:
+    """Is libfaketime set up, by the variables of the container or by its ld.so.preload?"""
+    preload = [word for word in container.env if word.startswith("LD_PRELOAD=")] + [show_bytes(read_member(host, container, "/etc/ld.so.preload").data)]
+    return any("faketime" in word for word in preload) or any(word.startswith("FAKETIME=") for word in container.env)
+
+
+# --- timezone: the host's zone, or another, for containers
+
+
+class ZonePlan(NamedTuple):
+    """One container's part: what is written (or put back, with `undo`), what was there, whether processes run that started before."""
+    target: Target
+    container: Container
+    members: Tuple[Member, ...]
+    former: Tuple[Member, ...]
+    undo: Optional[Undo]
+    restart: bool
+
+
+def run_timezone(host: Host, opts: argparse.Namespace, report: dict) -> None:
+    """look -> (dry run: script) -> ask about restarts -> note what was there -> write -> read back -> restart."""
+    if opts.undo + opts.host + (opts.zone is not None) > 1:
+        raise UsageError("say one of --zone NAME, --host (the default) and --undo")
+    name = "" if opts.undo else opts.zone if opts.zone is not None else host_zone()
+    data = b"" if opts.undo else zone_data(name)
+    targets = pick(host, opts)
+    if not opts.dry_run:
+        take_lock(host)
+        take_lock(host, True, name="undo.lock")
+    facts = inspect_containers(host, [target.id for target in targets])
+    more = {"zone": name or None, "restart": "no", "lasting": lasting(name) if name else []}
+    plans = rows_of(host, opts, "timezone: looking", targets, targets, lambda target: look_zone(host, opts, target, facts.get(target.id), data, more), more)
+    if opts.dry_run:
+        words = ["--undo"] if opts.undo else ["--zone", name]
+        return plan_calls(opts, report, plans, words + (["--restart", "--yes"] if opts.restart else []), more)
+    restarts = [one.target.name for one in plans if isinstance(one, ZonePlan) and one.restart and opts.restart]
+    if restarts:
+        confirm(opts, "restart %d containers (%s)?" % (len(restarts), ", ".join(restarts)))
+    report["results"] = rows_of(host, opts, "timezone", targets, plans, lambda plan: plan if isinstance(plan, dict) else set_zone(host, opts, plan, more), more)
+    report["exit_code"] = exit_code(report["results"])
+    if os.path.isdir(raw(os.path.join(host.state, "undo"))):
+        tidy_undo(host, [target.id for target in list_containers(host)])
+    for line in [] if opts.json or opts.quiet or opts.undo else ["what lasts, for new containers:"] + more["lasting"]:
+        say(line)
+
+
+def lasting(name: str) -> List[str]:
+    """How new containers get the zone, in images without tzdata too: by docker run, or by three lines of a Dockerfile."""
+    path = ZONEINFO + "/" + name
+    return ["docker run -e TZ=%s -v %s:%s:ro IMAGE" % (name, path, path), "# in the Dockerfile, after: cp %s ." % path,
+            "COPY %s %s" % (posixpath.basename(name), path), "ENV TZ=%s" % name]
+
+
+def look_zone(host: Host, opts: argparse.Namespace, target: Target, container: Optional[Container], data: bytes, more: dict):
+    """The plan, or the row where nothing is to be done. Raises Gone, Refused, WayClosed."""
+    if container is None:
+        raise Gone()
+    undo = load_undo(host, "timezone", container.id)
+    if opts.undo:
+        return ZonePlan(target, container, (), (), undo, container.running) if undo else row(target, "unchanged", "no change of its zone is recorded", **more)
+    members, former = zone_members(host, container, more["zone"], data)
+    early = bool(undo) and container.running and parse_instant(container.started) < parse_instant(undo.changed)
+    if members or early and opts.restart:
+        return ZonePlan(target, container, members, former, None, container.running)
+    return row(target, "unchanged", "its processes started before the change: --restart" if early else "", **dict(more, restart="needed" if early else "no"))
+
+
+def zone_members(host: Host, container: Container, name: str, data: bytes) -> Tuple[Tuple[Member, ...], Tuple[Member, ...]]:
+    """(what is to be written, what is there now) for a zone; nothing where all is well. The link comes last, data and folders first. A
+    zone file of its own that agrees with the host's for a year stays. Raises Refused, WayClosed, Gone."""
+    path, now, tz = ZONEINFO + "/" + name, int(time.time()), tz_of(container)
+    if tz is not None and tz not in (name, path):
+        raise Refused("its variable TZ=%s wins over every file, and is part of it: make it anew with docker run -e TZ=%s" % (tz, name))
+    refusal = files_refusal(container, (path, LOCALTIME, TIMEZONE))
+    if refusal:
+        raise Refused("%s: make it anew without that, with docker run -e TZ=%s" % (refusal, name))
+    refuse_hidden_mounts(container, (path, LOCALTIME, TIMEZONE))
+    found = {one: read_member(host, container, one, ZONE_MAX) for one in (path, TIMEZONE, LOCALTIME)}
+    for one in found.values():
+        if one.kind not in ("file", "link", "absent"):
+            raise Refused("its %s is neither file nor link" % one.path)
+    own = read_member(host, container, path, ZONE_MAX, True) if found[path].kind == "link" else found[path]
+    is_set = found[LOCALTIME].kind == "link" and posixpath.normpath(posixpath.join("/etc", found[LOCALTIME].link)) == path
+    wanted = []
+    if not same_zone(own.data, data, now):
+        wanted.append(Member(path, "file", data, mode=0o644))
+    if found[TIMEZONE].data.strip() != raw(name) and not (is_set and found[TIMEZONE].kind == "absent"):
+        wanted.append(Member(TIMEZONE, "file", raw(name) + b"\n", mode=0o644))
+    if not is_set:
+        wanted.append(Member(LOCALTIME, "link", link=path, mode=0o777))
+    if not wanted:
+        return (), ()
+    base = cp_base(host, container)
+    folders = missing_folders(host, container, [one.path for one in wanted])
+    members = [Member(folder, "dir", mode=0o755) for folder in folders] + wanted
+    return (tuple(one._replace(uid=base[0], gid=base[1], mtime=now) for one in members),
+            tuple(Member(folder, "absent") for folder in folders) + tuple(found[one.path] for one in wanted))
+
+
+def set_zone(host: Host, opts: argparse.Namespace, plan: ZonePlan, more: dict) -> dict:
+    container, notes = plan.container, []       # type: Container, List[str]
+    if plan.undo:
+        left = restore_undo(host, container, plan.undo)
+        if left:
+            notes.append("left behind, for it does not run: %s; start it and undo once more" % ", ".join(left))
+        else:
+            drop_undo(host, "timezone", container.id)
+    elif plan.members:
+        write_zone(host, plan)
+    done = plan.restart and opts.restart
+    if done:
+        answer = change(host, ["restart", container.id])
+        if answer.rc or answer.timed_out:
+            return row(plan.target, "unknown" if answer.timed_out else "failed", "its files are done, but docker restart: %s" % ("no answer in %g s" % host.timeout if answer.timed_out else first_line(answer)), **dict(more, partial=True, restart="needed"))
+        notes.append("restarted")
+    elif plan.restart:
+        notes.append("running programs may keep the old zone until --restart")
+    return row(plan.target, "changed", "; ".join(notes), **dict(more, restart="done" if done else "needed" if plan.restart else "no"))
+
+
+def write_zone(host: Host, plan: ZonePlan) -> None:
+    """Writes, or leaves the container as it was. Raises WayClosed, Refused."""
+    first = load_undo(host, "timezone", plan.container.id) is None
+    undo = save_undo(host, "timezone", plan.container, plan.former)
+    try:
+        write_members(host, plan.container, plan.members)
+    except Unanswered as err:
+        raise Unanswered("%s; timezone --undo puts back what was there" % err) from None
+    except WayClosed as err:
+        try:
+            left = restore_undo(host, plan.container, undo._replace(members=plan.former))
+        except WayClosed:
+            left = [one.path for one in plan.former]
+        if first and not left:
+            drop_undo(host, "timezone", plan.container.id)
+        raise WayClosed("%s; %s" % (err, "not put back: %s: try timezone --undo" % ", ".join(left) if left else "all is as it was")) from None
 
 
 # --- faketime: shift the clock of containers through libfaketime
@@ -7266,13 +7296,6 @@ def unbundle(word: str) -> List[str]:
     return ["-" + letter for letter in word[1:]] if re.match(r"^-[nyqve]{2,}\Z", word) else [word]
 
 
-def default_state() -> str:
-    if os.geteuid() == 0:
-        return "/var/lib/dockfix"
-    home = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
-    return os.path.join(home, "dockfix")
-
-
 def fill_defaults(opts: argparse.Namespace) -> argparse.Namespace:
     opts.docker = opts.docker if opts.docker is not None else os.environ.get("DOCKFIX_DOCKER") or "docker"
     opts.state = os.path.abspath(opts.state) if opts.state else default_state()
@@ -7280,16 +7303,6 @@ def fill_defaults(opts: argparse.Namespace) -> argparse.Namespace:
     if hasattr(opts, "jobs"):
         opts.jobs = int(parse_number("--jobs", opts.jobs, min(8, 2 * (os.cpu_count() or 1)), 1, 1000))
     return opts
-
-
-def parse_number(name: str, text: Optional[str], default: float, low: float, high: float) -> float:
-    try:
-        number = float(text) if text else default
-    except ValueError:
-        number = -1
-    if not low <= number <= high:
-        raise UsageError("%s takes a number from %g to %g, not %s" % (name, low, high, text))
-    return number
 
 
 ###############################################################################

@@ -4,6 +4,7 @@ import builtins
 import os
 import re
 import statistics
+import symtable
 
 import pytest
 
@@ -150,6 +151,52 @@ def reads_only(node):
     """os.open(..., os.O_RDONLY | ...) by its flags."""
     flags = {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute) and n.attr.startswith("O_")}
     return bool(flags) and not flags & {"O_WRONLY", "O_RDWR", "O_CREAT", "O_TRUNC", "O_APPEND"}
+
+
+@pytest.fixture(scope="module")
+def blocks(source):
+    """[(number of the section, title, text)] of what stands under one banner, `# 4. ...` or `# --- ...`."""
+    found, section = [], 1
+    for part in re.split(r"(?m)^(?=# [1-9]\. |# --- )", source.decode("ascii"))[1:]:
+        title = part.split("\n")[0]
+        section = int(title[2]) if title[2].isdigit() else section
+        found.append((section, title.lstrip("# -"), part))
+    return found
+
+
+def names_of(block):
+    """(names that a block defines, names that it takes from elsewhere); what is local to a function is neither."""
+    top = symtable.symtable(block, "block", "exec")
+    defined = {one.get_name() for one in top.get_symbols() if one.is_assigned()}
+    used, tables = {one.get_name() for one in top.get_symbols() if one.is_referenced()}, list(top.get_children())
+    while tables:
+        table = tables.pop()
+        used |= {one.get_name() for one in table.get_symbols() if one.is_global() and one.is_referenced()}
+        tables += table.get_children()
+    return defined, used - defined
+
+
+def test_no_feature_calls_into_another(blocks):
+    """A feature's block uses its own names, those of blocks that are "the same for" several features, and of sections 1 to 5 and 7; what
+    stands before the features uses none of theirs, and the parsers nothing that comes after them."""
+    facts = [(section, title) + names_of(text) for section, title, text in blocks]
+    home = {name: (section, title) for section, title, defined, _ in facts for name in defined}
+    wrong = []
+    for section, title, _, used in facts:
+        for name in sorted(used & set(home)):
+            there, where = home[name]
+            inside = there == 6 and "the same for" not in where
+            if section == 6 and (inside or there > 7) or section < 6 <= there or section == 3 < there:
+                wrong.append("%s: %s of %s" % (title, name, where))
+    assert wrong == []
+
+
+def test_shared_blocks_come_first_and_every_command_has_its_block(blocks, dockfix):
+    titles = [title for section, title, _ in blocks if section == 6][1:]
+    features = [title for title in titles if "the same for" not in title]
+    assert titles[-len(features):] == features
+    named = [word for title in features for word in title.split(": ")[0].split(", ")]
+    assert sorted(named) == sorted(command.name for command in dockfix.COMMANDS)
 
 
 def test_processes_are_started_in_the_seam_only(tree, sections):
