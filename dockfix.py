@@ -53,6 +53,7 @@ CALL_SECONDS = 60.0         # default bound of one call for one container
 LOOK_AGAIN_SECONDS = 0.5    # an engine makes and removes the records of a layer one after the other
 WALK_SECONDS = 10.0         # what looking for sizes may take in all
 SLOW = "not finished in time"
+DOCKER_ROOT = "/var/lib/docker"             # where nothing else is said
 CONTAINERD_ROOT = "/var/lib/containerd"
 LOG_LARGE = 1 << 30         # a log without rotation that is worth a warning
 LOCK_SECONDS = 15.0         # what lckpwdf(3) waits for /etc/.pwd.lock
@@ -219,6 +220,11 @@ def raw(text: str) -> bytes:
 
 def show_bytes(data: bytes) -> str:
     return data.decode("utf-8", "backslashreplace")
+
+
+def text_of(data: bytes) -> str:
+    """The reverse of raw."""
+    return data.decode("utf-8", "surrogateescape")
 
 
 def sh_quote(text: str) -> str:
@@ -437,6 +443,11 @@ def parse_instant(text: object) -> float:
         return 0.0
 
 
+def device_text(number: int) -> str:
+    """MAJOR:MINOR, as the kernel's tables have it."""
+    return "%d:%d" % (os.major(number), os.minor(number))
+
+
 def parse_mountinfo(text: str) -> List[Mount]:
     """Lines of /proc/PID/mountinfo; lines not of that form are left out (they prove nothing)."""
     mounts = []
@@ -447,6 +458,12 @@ def parse_mountinfo(text: str) -> List[Mount]:
             root, point, source = (unescape_octal(word) for word in (fields[3], fields[4], tail[1]))
             mounts.append(Mount(fields[2], root, point, tail[0], source, tuple(unescape_octal(o) for o in tail[2].split(",")), tuple(fields[5].split(","))))
     return mounts
+
+
+def mount_of(path: str, mounts: Sequence[Mount]) -> Optional[Mount]:
+    """The mount that a path without links lies on."""
+    under = [one for one in mounts if (path + "/").startswith(one.point.rstrip("/") + "/")]
+    return max(under, key=lambda one: len(one.point)) if under else None
 
 
 def unescape_octal(word: str) -> str:
@@ -942,6 +959,11 @@ def environment_settings(text: str) -> Dict[str, str]:
     return {name: " ".join(shell_words(value)) for name, value in lines}
 
 
+def next_options(sources: Sequence[OptionSource]) -> Dict[str, str]:
+    """The daemon's options on its next start; of one that is given twice, the last."""
+    return dict(pair for one in sources if one.used for pair in one.options)
+
+
 def option_conflicts(sources: Sequence[OptionSource]) -> List[Tuple[str, List[str]]]:
     """(option, places) of what is set more than once for the next start. The daemon does not start with one directive both as a flag and
     in daemon.json, even with different dm.* keys; twice on the command line, the last one wins silently."""
@@ -1242,17 +1264,17 @@ def check_secret(secret: bytes, what: str) -> None:
 
 
 HASHES = (
-    (rb"\$(5)\$(?:rounds=[1-9][0-9]{3,8}\$)?[./0-9A-Za-z]{0,16}\$[./0-9A-Za-z]{43}", "SHA-256"),
-    (rb"\$(6)\$(?:rounds=[1-9][0-9]{3,8}\$)?[./0-9A-Za-z]{0,16}\$[./0-9A-Za-z]{86}", "SHA-512"),
-    (rb"\$(2[abxy])\$(?:0[4-9]|[12][0-9]|3[01])\$[./0-9A-Za-z]{53}", "bcrypt"),
-    (rb"\$(y)\$[./0-9A-Za-z]+\$[./0-9A-Za-z]{0,86}\$[./0-9A-Za-z]{43}", "yescrypt"),
+    rb"\$(5)\$(?:rounds=[1-9][0-9]{3,8}\$)?[./0-9A-Za-z]{0,16}\$[./0-9A-Za-z]{43}",      # SHA-256
+    rb"\$(6)\$(?:rounds=[1-9][0-9]{3,8}\$)?[./0-9A-Za-z]{0,16}\$[./0-9A-Za-z]{86}",      # SHA-512
+    rb"\$(2[abxy])\$(?:0[4-9]|[12][0-9]|3[01])\$[./0-9A-Za-z]{53}",                      # bcrypt
+    rb"\$(y)\$[./0-9A-Za-z]+\$[./0-9A-Za-z]{0,86}\$[./0-9A-Za-z]{43}",                   # yescrypt
 )
 
 
 def check_hash(value: bytes, what: str = "--encrypted") -> str:
     """The scheme ('5', '6', '2b', 'y') of a well-formed hash, else UsageError. Programs before shadow 4.19 take
     anything with -e, clear text and an empty field (a root without password) included."""
-    for form, _ in HASHES:
+    for form in HASHES:
         found = re.match(form + rb"\Z", value)
         if found:
             return found.group(1).decode("ascii")
@@ -1742,6 +1764,9 @@ class Answer(NamedTuple):
     seconds: float
     timed_out: bool
 
+    def out_text(self) -> str:
+        return self.out.decode("utf-8", "replace")
+
     def text(self) -> str:
         """Both streams for classification: runtimes put their errors on either (docker/cli#2025)."""
         return (self.err + b"\n" + self.out[:4096]).decode("utf-8", "replace")
@@ -1811,7 +1836,7 @@ def open_flow(flow: Flow) -> list:
             os.fchmod(ends[1], 0o600)
     except OSError as err:
         close_flow(flow, ends, False)
-        raise EnvironmentFault("%s cannot be opened: %s" % (err.filename.decode("utf-8", "surrogateescape"), err.strerror)) from None
+        raise EnvironmentFault("%s cannot be opened: %s" % (text_of(err.filename), err.strerror)) from None
     return ends
 
 
@@ -1960,7 +1985,7 @@ def list_containers(host: Host, filters: Sequence[str] = ()) -> List[Target]:
     words = ["ps", "-a", "--no-trunc", "--format", "{{.ID}} {{.Names}} {{.Status}}"]
     for one in filters:
         words += ["--filter", one]
-    return parse_ps(expect(query(host, *words), "docker ps").out.decode("utf-8", "surrogateescape"))
+    return parse_ps(text_of(expect(query(host, *words), "docker ps").out))
 
 
 def inspect_containers(host: Host, ids: Sequence[str]) -> Dict[str, Container]:
@@ -2015,6 +2040,48 @@ def engine_userns(host: Host) -> Tuple[int, int]:
 # --- the host's files
 
 
+def read_all(path: str, limit: int = -1) -> bytes:
+    """A file of the host. Raises OSError."""
+    with open(raw(path), "rb") as source:
+        return source.read(limit)
+
+
+def host_text(path: str) -> str:
+    """The same as text, at most 1 MiB."""
+    return text_of(read_all(path, 1 << 20))
+
+
+def real_path(path: str) -> str:
+    return text_of(os.path.realpath(raw(path)))
+
+
+def room_at(path: str) -> int:
+    """Bytes that the file system under a path can still take from anybody (free_bytes has root's reserve in it). Raises OSError."""
+    found = os.statvfs(raw(path))
+    return found.f_bavail * found.f_frsize
+
+
+def free_bytes(path: str) -> Optional[int]:
+    """Free bytes of the file system under a path; None where there is no such path."""
+    try:
+        found = os.statvfs(raw(path))
+        return found.f_bfree * found.f_frsize
+    except OSError:
+        return None
+
+
+def has_program(name: str) -> bool:
+    return any(os.access(os.path.join(folder, name), os.X_OK) for folder in (os.environ.get("PATH", os.defpath) + SBIN).split(":"))
+
+
+def quietly(deed: Callable, *args, **more):
+    """A deed whose failure changes nothing any more; its result, None where it failed."""
+    try:
+        return deed(*args, **more)
+    except OSError:
+        return None
+
+
 def default_state() -> str:
     if os.geteuid() == 0:
         return "/var/lib/dockfix"
@@ -2057,8 +2124,7 @@ def take_lock(host: Host, exclusive: bool = False, mending: bool = False, name: 
 def half_way(host: Host) -> str:
     """Where a storage change stands ('pool recreate, step 7 of 12: TITLE'), '' where there is none. Fails closed: a journal that is not understood is one."""
     try:
-        with open(raw(os.path.join(host.state, JOURNAL)), "rb") as source:
-            found = json.loads(source.read().decode("ascii"))
+        found = json.loads(read_all(os.path.join(host.state, JOURNAL)).decode("ascii"))
         steps = found["plan"]["steps"]
         at = min(found["at"] + 1, len(steps))
         return "%s, step %d of %d: %s%s" % (found["plan"]["kind"], at, len(steps), steps[at - 1]["title"], " (being undone)" if found["going"] == "back" else "")
@@ -2149,8 +2215,7 @@ def trim_mount(pid: str, point: str, device: str) -> None:
     (MAJOR:MINOR): where a container ended meanwhile there is a plain folder, and fstrim by its path would trim the host's disk. Raises OSError."""
     folder = os.open(raw("/proc/%s/root%s" % (pid, point)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        found = os.fstat(folder).st_dev
-        if "%d:%d" % (os.major(found), os.minor(found)) != device:
+        if device_text(os.fstat(folder).st_dev) != device:
             raise FileNotFoundError(errno.ENOENT, "it is not mounted any more")
         fcntl.ioctl(folder, FITRIM, struct.pack("QQQ", 0, (1 << 64) - 1, 0))
     finally:
@@ -2177,10 +2242,8 @@ def host_accounts() -> Dict[str, Tuple]:
     seen = {}
     for path in ("/etc/shadow", "/etc/passwd"):
         try:
-            found = os.stat(path)
-            seen[path] = (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
-            with open(path, "rb") as source:
-                seen[path] += (hashlib.sha512(source.read()).digest(),)
+            seen[path] = file_state(os.stat(path))
+            seen[path] += (hashlib.sha512(read_all(path)).digest(),)
         except OSError:
             seen.setdefault(path, ())
     return seen
@@ -2203,12 +2266,6 @@ def is_hosts_own(source: str) -> bool:
 
 UNIT_FOLDERS = ("etc/systemd/system", "run/systemd/system", "usr/local/lib/systemd/system", "usr/lib/systemd/system", "lib/systemd/system")
 SETTING_FILES = ("/etc/sysconfig/docker", "/etc/sysconfig/docker-storage", "/etc/default/docker")
-
-
-def host_text(path: str) -> str:
-    """A settings file of the host, at most 1 MiB. Raises OSError."""
-    with open(raw(path), "rb") as source:
-        return source.read(1 << 20).decode("utf-8", "surrogateescape")
 
 
 def unit_files(top: str, unit: str) -> List[str]:
@@ -2275,8 +2332,7 @@ def running_daemons() -> List[OptionSource]:
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            with open("/proc/%s/cmdline" % pid, "rb") as source:
-                words = [word.decode("utf-8", "surrogateescape") for word in source.read(1 << 20).split(b"\0")[:-1]]
+            words = host_text("/proc/%s/cmdline" % pid).split("\0")[:-1]
         except OSError:
             continue                            # it ended meanwhile
         name = os.path.basename(words[0]) if words else ""
@@ -2329,7 +2385,7 @@ def read_records(root: Root, path: str, files: Optional[Sequence[str]], take: Op
     then ('' all, None none; soft: only where `path` itself is not readable)."""
     top = open_below(root, path, hides, must)
     try:
-        names = sorted(os.fsencode(name).decode("utf-8", "surrogateescape") for name in os.listdir(top)) if top >= 0 else []
+        names = sorted(text_of(os.fsencode(name)) for name in os.listdir(top)) if top >= 0 else []
         return {name: None if files is None else read_record(root, top, path, name, files, take, None if soft else hides) for name in names if re.match(form, name)}
     except OSError as err:
         not_read(root, path, err, hides)
@@ -2467,8 +2523,7 @@ def add_rows(root: Root, driver: str, names: List[str], claims: Dict[str, Claim]
 def mounts_of(pid: str = "self") -> List[Mount]:
     """What is mounted in a process's view; nothing where that process is gone."""
     try:
-        with open("/proc/%s/mountinfo" % pid, "rb") as source:
-            return parse_mountinfo(source.read().decode("utf-8", "surrogateescape"))
+        return parse_mountinfo(text_of(read_all("/proc/%s/mountinfo" % pid)))
     except FileNotFoundError:
         return []
 
@@ -2479,7 +2534,7 @@ def pool_prefix(home: str) -> str:
         found = os.stat(raw(home))
     except OSError:
         return ""
-    return "docker-%d:%d-%d-" % (os.major(found.st_dev), os.minor(found.st_dev), found.st_ino)
+    return "docker-%s-%d-" % (device_text(found.st_dev), found.st_ino)
 
 
 def disk_usage(path: str, until: float, points: set) -> Tuple[Optional[int], str]:
@@ -2561,7 +2616,7 @@ def short_links(root: Root, driver: str) -> Dict[str, List[str]]:
         return found
     for name in read_records(root, driver + "/l", None, None, None, form="[0-9A-Z]+\\Z"):
         try:
-            target = os.readlink(raw(os.path.join(root.path, driver, "l", name))).decode("utf-8", "surrogateescape").split("/")
+            target = text_of(os.readlink(raw(os.path.join(root.path, driver, "l", name)))).split("/")
         except OSError:
             continue
         if len(target) == 3 and target[0] == "..":
@@ -2577,8 +2632,7 @@ def zone_data(name: str, root: str = "") -> bytes:
     try:
         if not re.match(ZONE_NAME, name, re.A):
             raise ValueError("not a name")
-        with open(raw(root + ZONEINFO + "/" + name), "rb") as source:
-            data = source.read(ZONE_MAX)
+        data = read_all(root + ZONEINFO + "/" + name, ZONE_MAX)
         zone_offset(data, 0)
         return data
     except (OSError, ValueError):
@@ -2588,8 +2642,7 @@ def zone_data(name: str, root: str = "") -> bytes:
 def host_localtime(root: str = "") -> bytes:
     """The zone file that rules the host; one for UTC where there is none (as glibc takes it)."""
     try:
-        with open(raw(root + LOCALTIME), "rb") as source:
-            return source.read(ZONE_MAX)
+        return read_all(root + LOCALTIME, ZONE_MAX)
     except OSError:
         return b"TZif" + bytes(16) + struct.pack(">6L", 0, 0, 0, 0, 1, 4) + bytes(6) + b"UTC\0"
 
@@ -2599,12 +2652,12 @@ def host_zone(root: str = "") -> str:
     whose file has the same bytes (one of zone.tab first: Asia/Shanghai has four more names). Raises DockfixError where no name is found."""
     now, data = int(time.time()), host_localtime(root)
     names = [os.environ.get("TZ", "").lstrip(":")]
-    for path, take in ((TIMEZONE, lambda one: read_text(one).strip()), (LOCALTIME, lambda one: zone_of_link(os.readlink(one)))):
+    for path, take in ((TIMEZONE, lambda one: host_text(one).strip()), (LOCALTIME, lambda one: zone_of_link(os.readlink(one)))):
         try:
             names.insert(0, take(root + path))
         except OSError:
             pass
-    tab = re.findall(r"(?m)^[A-Z]{2}\t\S+\t(\S+)", read_text(root + ZONEINFO + "/zone.tab"))
+    tab = re.findall(r"(?m)^[A-Z]{2}\t\S+\t(\S+)", quietly(host_text, root + ZONEINFO + "/zone.tab") or "")
     every = (os.path.relpath(os.path.join(folder, name), root + ZONEINFO) for folder, _, files in os.walk(root + ZONEINFO) for name in sorted(files))
     for certain, some in ((False, names), (True, tab), (True, every), (False, ["Etc/UTC", "UTC"])):
         for name in some:
@@ -2615,14 +2668,6 @@ def host_zone(root: str = "") -> str:
             if found == data if certain else same_zone(found, data, now):
                 return name
     raise DockfixError("the name of this host's time zone is not found (%s is no file of %s)" % (LOCALTIME, ZONEINFO), "--zone NAME")
-
-
-def read_text(path: str) -> str:
-    try:
-        with open(raw(path), "rb") as source:
-            return source.read(1 << 20).decode("utf-8", "replace")
-    except OSError:
-        return ""
 
 
 # --- a container's /etc, by descriptors below /proc/PID: no chroot, no fork, no link is followed
@@ -2660,7 +2705,7 @@ def check_regular(path: str, kind: str, size: int, limit: int) -> None:
 def open_root(container: Container) -> Tuple[int, List[Mount]]:
     """A descriptor of the container's own root, through its first process, and the mounts that one sees. Raises
     WayClosed where it is not proven that this is the container's own layer: a process may have chrooted itself into
-    a mount of the host, and a pid may have been reused. Raises OSError too."""
+    a mount of the host, and a pid may have been reused."""
     if os.geteuid() != 0 or not container.pid:
         raise WayClosed("it has no running process" if os.geteuid() == 0 else "only root can go through /proc")
     fds = []                    # type: List[int]
@@ -2671,10 +2716,12 @@ def open_root(container: Container) -> Tuple[int, List[Mount]]:
         fds.append(os.open("root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fds[0]))
         # After the open, so that what is judged is what was opened: the device ties both together.
         mounts = parse_mountinfo(read_proc(fds[0], "mountinfo"))
-        mount, device = own_root(mounts, container), os.fstat(fds[1]).st_dev
-        if not mount or mount.dev != "%d:%d" % (os.major(device), os.minor(device)):
+        mount = own_root(mounts, container)
+        if not mount or mount.dev != device_text(os.fstat(fds[1]).st_dev):
             raise WayClosed("the root of its first process is not shown to be the container's own layer (driver %s)" % (container.driver or "unknown"))
         return fds.pop(), mounts
+    except OSError as err:
+        raise WayClosed("/proc/%d: %s" % (container.pid, err.strerror)) from None
     finally:
         for fd in fds:
             os.close(fd)
@@ -2682,10 +2729,7 @@ def open_root(container: Container) -> Tuple[int, List[Mount]]:
 
 def open_etc(container: Container) -> int:
     """A descriptor of the container's own /etc. Raises WayClosed, SharedEtc where it is a mount, Refused where it is a link."""
-    try:
-        root, mounts = open_root(container)
-    except OSError as err:
-        raise WayClosed("/proc/%d: %s" % (container.pid, err.strerror)) from None
+    root, mounts = open_root(container)
     try:
         if not stat.S_ISDIR(os.stat("etc", dir_fd=root, follow_symlinks=False).st_mode):
             raise Refused("its /etc is a link, not a directory")
@@ -2703,7 +2747,7 @@ def open_etc(container: Container) -> int:
 
 def read_proc(proc: int, name: str) -> str:
     with os.fdopen(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc), "rb") as source:
-        return source.read().decode("utf-8", "surrogateescape")
+        return text_of(source.read())
 
 
 def proc_shadow(etc: int) -> Tuple[bytes, os.stat_result]:
@@ -2791,14 +2835,6 @@ def replace_shadow(etc: int, data: bytes, old: os.stat_result) -> None:
         if new >= 0:
             quietly(os.close, new)
     quietly(os.fsync, etc)              # the new file is in place: the read-back judges, not this
-
-
-def quietly(deed: Callable, *args, **more):
-    """A deed whose failure changes nothing any more; its result, None where it failed."""
-    try:
-        return deed(*args, **more)
-    except OSError:
-        return None
 
 
 def copy_xattrs(source: int, new: int) -> None:
@@ -2929,10 +2965,7 @@ def cp_member(host: Host, container: Container, path: str, limit: int, follow: b
 
 
 def proc_member(container: Container, path: str, limit: int, follow: bool) -> Member:
-    try:
-        root, mounts = open_root(container)
-    except OSError as err:
-        raise WayClosed("/proc/%d: %s" % (container.pid, err.strerror)) from None
+    root, mounts = open_root(container)
     folder = -1
     try:
         folder, name, place = walk(root, path, follow)
@@ -2941,9 +2974,9 @@ def proc_member(container: Container, path: str, limit: int, follow: bool) -> Me
         found = os.stat(name, dir_fd=folder, follow_symlinks=False)
         kind, link, data = kind_of(found.st_mode), "", b""
         if kind == "link":
-            link = os.readlink(name, dir_fd=folder).decode("utf-8", "surrogateescape")
+            link = text_of(os.readlink(name, dir_fd=folder))
         elif kind == "file":
-            data, found = read_at(folder, name.decode("utf-8", "surrogateescape"), limit, path)
+            data, found = read_at(folder, text_of(name), limit, path)
         return Member(path, kind, data, link, found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode), int(found.st_mtime))
     except (FileNotFoundError, NotADirectoryError):
         return Member(path, "absent")
@@ -2970,7 +3003,7 @@ def walk(root: int, path: str, follow: bool) -> Tuple[int, bytes, str]:
                 names.pop()
             if word in (b"", b".", b".."):
                 if not left:
-                    return fds.pop(), b".", "/" + b"/".join(names).decode("utf-8", "surrogateescape")
+                    return fds.pop(), b".", "/" + text_of(b"/".join(names))
                 continue
             mode = os.stat(word, dir_fd=fds[-1], follow_symlinks=False).st_mode
             if stat.S_ISLNK(mode) and (left or follow):
@@ -2983,7 +3016,7 @@ def walk(root: int, path: str, follow: bool) -> Tuple[int, bytes, str]:
                     names.pop()
                 todo += target.split(b"/")[::-1]
             elif not left:
-                return fds.pop(), word, "/" + b"/".join(names + [word]).decode("utf-8", "surrogateescape")
+                return fds.pop(), word, "/" + text_of(b"/".join(names + [word]))
             else:
                 fds.append(os.open(word, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fds[-1]))
                 names.append(word)
@@ -2999,7 +3032,7 @@ def refuse_hidden_mounts(container: Container, paths: Sequence[str]) -> None:
     try:
         root, mounts = open_root(container)
         os.close(root)
-    except (WayClosed, OSError):
+    except WayClosed:
         return
     for one in mounts:
         if one.point != "/" and any((path + "/").startswith(one.point + "/") for path in paths):
@@ -3092,8 +3125,7 @@ def load_undo(host: Host, kind: str, ident: str) -> Optional[Undo]:
     """The record of a container, None without one. Raises DockfixError for one that cannot be read: it is never overwritten."""
     path = undo_path(host, kind, ident)
     try:
-        with open(raw(path), "rb") as source:
-            return parse_undo(source.read(), kind, ident)
+        return parse_undo(read_all(path), kind, ident)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as err:
@@ -3165,24 +3197,6 @@ def first_process(container: Container) -> Tuple[str, bytes, int]:
     except OSError:
         pass
     return "", b"", -1
-
-
-def read_all(path: str, limit: int = -1) -> bytes:
-    with open(raw(path), "rb") as source:
-        return source.read(limit)
-
-
-def free_bytes(path: str) -> Optional[int]:
-    """Free bytes of the file system under a path; None where there is no such path."""
-    try:
-        found = os.statvfs(raw(path))
-        return found.f_bfree * found.f_frsize
-    except OSError:
-        return None
-
-
-def has_program(name: str) -> bool:
-    return any(os.access(os.path.join(folder, name), os.X_OK) for folder in (os.environ.get("PATH", os.defpath) + SBIN).split(":"))
 
 
 # --- the terminal
@@ -3499,8 +3513,7 @@ def do_deed(host: Host, step: Step, tick: Callable[[int], None]) -> None:
 def put_file(title: str, path: str, text: str, mode: int = 0o644) -> Step:
     """A step that writes a setting of the host; its undo puts the bytes of now back, or takes the file away where there is none."""
     try:
-        with open(raw(path), "rb") as source:
-            old = source.read().decode("utf-8", "surrogateescape")
+        old = text_of(read_all(path))
         kept = Step("put %s back" % path, path=path, data=old, mode=stat.S_IMODE(os.stat(raw(path)).st_mode))
         mode = kept.mode
     except FileNotFoundError:
@@ -3583,8 +3596,7 @@ def save_journal(host: Host, journal: Journal) -> None:
 def read_journal(host: Host, name: str = JOURNAL) -> Optional[Journal]:
     """None where there is no such change. Raises HalfWay where the journal is not understood."""
     try:
-        with open(raw(os.path.join(host.state, name)), "rb") as source:
-            found = json.loads(source.read().decode("ascii"))
+        found = json.loads(read_all(os.path.join(host.state, name)).decode("ascii"))
         plan = Plan(**dict(found["plan"], steps=tuple(step_from(one) for one in found["plan"]["steps"])))
         return Journal(plan, int(found["at"]), int(found["reached"]), str(found["going"]))
     except FileNotFoundError:
@@ -3715,7 +3727,7 @@ def tell_daemon_log(host: Host, plan: Plan) -> None:
     """After a start that failed: the daemon's own last words."""
     journal = read_journal(host)
     if journal and plan.steps[journal.at].daemon == "up":
-        for line in query_host(host, ("journalctl", "-u", "docker", "-n", "20", "--no-pager", "-o", "cat")).out.decode("utf-8", "replace").split("\n"):
+        for line in query_host(host, ("journalctl", "-u", "docker", "-n", "20", "--no-pager", "-o", "cat")).out_text().split("\n"):
             say("| " + line)
 
 
@@ -3762,11 +3774,11 @@ def claim_stdin(opts: argparse.Namespace, purpose: str, hint: str) -> None:
 
 
 def parse_names(data: bytes) -> List[str]:
-    lines = (line.split("#", 1)[0].strip() for line in data.decode("utf-8", "surrogateescape").split("\n"))
+    lines = (line.split("#", 1)[0].strip() for line in text_of(data).split("\n"))
     return [line for line in lines if line]
 
 
-def row(target: Target, status: str, msg: str, **more) -> dict:
+def row_for(target: Target, status: str, msg: str, **more) -> dict:
     return dict({"target": target.name, "id": target.id, "status": status, "msg": msg}, **more)
 
 
@@ -3775,7 +3787,7 @@ def row_of_surprise(target: Target, result, more: dict) -> dict:
     kinds = ((type(None), "skipped", "not begun: interrupted"), (Gone, "skipped", "gone"), (Refused, "refused", ""), (Unanswered, "unknown", ""), ((DockfixError, WayClosed), "failed", ""),
              (object, "failed", "internal error: %s" % type(result).__name__))       # its text could hold what was being worked on
     status, msg = next(one[1:] for one in kinds if isinstance(result, one[0]))
-    return row(target, status, msg or str(result), **more)
+    return row_for(target, status, msg or str(result), **more)
 
 
 def rows_of(host: Host, opts: argparse.Namespace, what: str, targets: List[Target], items: Sequence, work: Callable, more: dict) -> list:
@@ -3791,14 +3803,23 @@ def shared_words(opts: argparse.Namespace) -> List[str]:
     return words + (["--state", opts.state] if opts.state != default_state() else [])
 
 
-def plan_calls(opts: argparse.Namespace, report: dict, plans: list, words: List[str], more: dict) -> None:
-    """A dry run whose script calls dockfix for each container, because what undo needs has to be kept on the way."""
-    report["results"] = [one if isinstance(one, dict) else row(one.target, "changed", "", **more) for one in plans]
-    call = ["python3", own_path(), opts.command] + words + shared_words(opts)
-    lines = [comment("%s: %s (%s): %s" % (one["status"], one["target"], one["id"], one["msg"])) if one["status"] != "changed" else "run " + sh_line(call + [one["id"]])
-             for one in report["results"]]
+def add_script(opts: argparse.Namespace, report: dict, lines: List[str]) -> None:
+    """What a dry run leaves: the script of these lines, and the exit code by the rows as they would be."""
     report["script"] = script_text(report, lines, sum(one["status"] in ("refused", "failed") for one in report["results"]))
     report["exit_code"] = exit_code(report["results"], opts.exit_code)
+
+
+def undone_line(one: dict) -> str:
+    """The script's comment for a row of what is not to be done."""
+    return comment("%s: %s (%s): %s" % (one["status"], one["target"], one["id"], one["msg"]))
+
+
+def plan_calls(opts: argparse.Namespace, report: dict, plans: list, words: List[str], more: dict) -> None:
+    """A dry run whose script calls dockfix for each container, because what undo needs has to be kept on the way."""
+    report["results"] = [one if isinstance(one, dict) else row_for(one.target, "changed", "", **more) for one in plans]
+    call = ["python3", own_path(), opts.command] + words + shared_words(opts)
+    lines = ["run " + sh_line(call + [one["id"]]) if one["status"] == "changed" else undone_line(one) for one in report["results"]]
+    add_script(opts, report, lines)
 
 
 # --- reading the clock inside a container: the same for clock and faketime
@@ -3837,7 +3858,7 @@ def ask_engine(host: Host, report: dict) -> Optional[Dict[str, object]]:
 
 def configured_root() -> str:
     """Docker's root where no daemon tells it: by the options of its next start, else where it always was."""
-    return dict(pair for one in option_sources() if one.used for pair in one.options).get("data-root") or "/var/lib/docker"
+    return next_options(option_sources()).get("data-root") or DOCKER_ROOT
 
 
 def own_folder(row: dict) -> str:
@@ -3847,7 +3868,7 @@ def own_folder(row: dict) -> str:
 
 
 def thin_pool(host: Host, name: str) -> ThinPool:
-    return parse_thin_pool(*(expect(query_host(host, ("dmsetup", verb, name)), "dmsetup").out.decode("ascii", "replace") for verb in ("table", "status")))
+    return parse_thin_pool(*(expect(query_host(host, ("dmsetup", verb, name)), "dmsetup").out_text() for verb in ("table", "status")))
 
 
 # --- what docker holds, and the steps that make and remove it: the same for every storage change
@@ -3868,7 +3889,7 @@ def look_stock(host: Host) -> Stock:
     """Eight docker calls, whatever there is. Raises EnvironmentFault."""
     containers = inspect_objects(host, "container", [target.id for target in list_containers(host)])
     lists = [("images", "-q", "--no-trunc"), ("network", "ls", "-q", "--no-trunc"), ("volume", "ls", "-q")]
-    names = [expect(query(host, *words), "docker " + words[0]).out.decode("utf-8", "replace").split() for words in lists]
+    names = [expect(query(host, *words), "docker " + words[0]).out_text().split() for words in lists]
     images = inspect_objects(host, "image", sorted(set(names[0]) | {one["Image"] for one in containers}))
     return Stock(facts_of(containers, in_order), images, inspect_objects(host, "network", names[1]), inspect_objects(host, "volume", names[2]))
 
@@ -3876,7 +3897,7 @@ def look_stock(host: Host) -> Stock:
 def object_names(host: Host) -> Dict[str, List[str]]:
     """Names of all containers and tags of all images; a finished change knows them, so that a rollback can tell what was made since."""
     answers = (("containers", query(host, "ps", "-a", "--format", "{{.Names}}")), ("images", query(host, "images", "--format", "{{.Repository}}:{{.Tag}}")))
-    return {kind: [line for line in answer.out.decode("utf-8", "replace").split("\n") if line and "<none>" not in line] for kind, answer in answers}
+    return {kind: [line for line in answer.out_text().split("\n") if line and "<none>" not in line] for kind, answer in answers}
 
 
 def runs(doc: dict) -> bool:
@@ -3888,7 +3909,7 @@ def image_refs(images: Sequence[dict]) -> List[str]:
     return [ref for one in images for ref in one.get("RepoTags") or [one["Id"]]]
 
 
-def there(host: Host, kind: str, name: str, mode: str = "ok") -> Tuple[str, ...]:
+def exists_test(host: Host, kind: str, name: str, mode: str = "ok") -> Tuple[str, ...]:
     return (mode,) + host.docker + (("inspect", "--type", kind, name) if kind in ("container", "image") else (kind, "inspect", name))
 
 
@@ -3901,11 +3922,11 @@ def act(host: Host, title: str, words: Sequence[str], **more) -> Step:
 
 
 def gone_step(host: Host, kind: str, name: str) -> Step:
-    return act(host, "remove %s %s" % (kind, name), REMOVE[kind] + (name,), check=(there(host, kind, name, "not"),))
+    return act(host, "remove %s %s" % (kind, name), REMOVE[kind] + (name,), check=(exists_test(host, kind, name, "not"),))
 
 
 def made_step(host: Host, kind: str, name: str, words: Sequence[str], **more) -> Step:
-    return act(host, "%s %s" % (kind, name), words, check=(there(host, kind, name),), undo=(gone_step(host, kind, name),), **more)
+    return act(host, "%s %s" % (kind, name), words, check=(exists_test(host, kind, name),), undo=(gone_step(host, kind, name),), **more)
 
 
 def run_steps(host: Host, docs: Sequence[dict], name: str = "", test: Tuple[str, ...] = ()) -> List[Step]:
@@ -3937,6 +3958,9 @@ SYSTEMD_MARK = "/run/systemd/system"        # sd_booted(3)
 DRIVER_MOUNTS = ("/devicemapper", "/overlay2/", "/overlay/", "/aufs/", "/btrfs", "/zfs/", "/containers/", "/netns", "/plugins/", "/volumes/")
 
 
+RELOAD = Step("let systemd read its units again", ("systemctl", "daemon-reload"))
+
+
 class Engine(NamedTuple):
     """The daemon as it stands, so that it can be stopped and started again as it was. root: DockerRootDir, links resolved; stock: what it holds."""
     docker: Tuple[str, ...]
@@ -3950,6 +3974,12 @@ class Engine(NamedTuple):
 
     def service(self, verb: str, unit: str = "docker") -> Tuple[str, ...]:
         return ("systemctl", verb, unit + ("" if "." in unit else ".service")) if self.systemd else ("service", unit, verb)
+
+    def start(self) -> Step:
+        return Step("start docker", self.service("start"), (self.answers(),), wait=120)
+
+    def start_socket(self) -> Step:
+        return Step("start docker.socket", self.service("start", "docker.socket"), (("ok",) + self.service("is-active", "docker.socket"),))
 
 
 def look_engine(host: Host, stop: bool = True) -> Engine:
@@ -3982,12 +4012,11 @@ def down_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
     """docker.socket first, or a poke at it starts the daemon again; then the proof that nothing of it is left. The first step only holds what
     its undoing does last: start by name what ran."""
     down, database = ("not",) + engine.answers()[1:], os.path.join(engine.root, "*.db")
-    start = Step("start docker", engine.service("start"), (engine.answers(),), wait=120)
-    again = ((Step("clear earlier failures", ("systemctl", "reset-failed", "docker.service"), soft=True),) if engine.systemd else ()) + (start,)
+    again = ((Step("clear earlier failures", ("systemctl", "reset-failed", "docker.service"), soft=True),) if engine.systemd else ()) + (engine.start(),)
     steps = [Step("what runs now is known", undo=run_again(engine))]
     if engine.socket:
         steps.append(Step("stop docker.socket", engine.service("stop", "docker.socket"), (("not",) + engine.service("is-active", "docker.socket"),), daemon="down",
-                          undo=(Step("start docker.socket", engine.service("start", "docker.socket"), (("ok",) + engine.service("is-active", "docker.socket"),)),)))
+                          undo=(engine.start_socket(),)))
     gone = (("not",) + engine.service("is-active"), ("lacks", "activating") + engine.service("is-active")) if engine.systemd else ()       # or deactivating: silent is not stopped
     steps += [Step("stop docker", engine.service("stop"), (down,) + gone, undo=again, wait=120, daemon="down")] + list(again[:-1])    # what was started often lately is refused a start
     tests = (down, ("silent", "find", "/proc", "-mindepth", "3", "-maxdepth", "3", "-path", "/proc/[0-9]*/fd/*", "-lname", database)) + unused(
@@ -4005,10 +4034,7 @@ def down_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
 def up_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
     """One start attempt; undone by a stop of the daemon that was started."""
     stop = tuple(step._replace(undo=(), daemon="") for step in down_steps(engine, pool)[1:])
-    steps = (Step("start docker", engine.service("start"), (engine.answers(),), wait=120, daemon="up", undo=stop),)
-    if engine.socket:
-        steps += (Step("start docker.socket", engine.service("start", "docker.socket"), (("ok",) + engine.service("is-active", "docker.socket"),)),)
-    return steps
+    return (engine.start()._replace(daemon="up", undo=stop),) + ((engine.start_socket(),) if engine.socket else ())
 
 
 def unused(*paths: str, devices: str = "") -> Tuple[Tuple[str, ...], ...]:
@@ -4018,14 +4044,18 @@ def unused(*paths: str, devices: str = "") -> Tuple[Tuple[str, ...], ...]:
     return (("silent", "find", "/proc", "-mindepth", "2", "-maxdepth", "2", "-name", "mountinfo", "-exec", "grep", "-l", "-s", "-F") + tuple(words) + ("{}", "+"),)
 
 
+def folder_step(folder: str) -> Step:
+    """A folder for a file of dockfix's own among systemd's."""
+    tidy = Step("remove " + folder, ("rmdir", "--ignore-fail-on-non-empty", folder), soft=True)
+    return Step("make " + folder, ("mkdir", "-p", folder), undo=(tidy,))
+
+
 def hold_steps(engine: Engine, hold: bool) -> Tuple[Step, ...]:
     """While old and new are being swapped a reboot must not start docker on half of it. Hosts without systemd have no such hold."""
-    reload, folder = Step("let systemd read its units again", ("systemctl", "daemon-reload")), os.path.dirname(HOLD)
     put = Step("hold docker down, also over a reboot", path=HOLD, data="# dockfix: a storage change stands half-way: python3 dockfix.py resume\n[Unit]\nConditionPathExists=!/\n", mode=0o644)
     free = Step("let docker start again", ("rm", "-f", HOLD), (("not", "test", "-e", HOLD),))
-    tidy = Step("remove " + folder, ("rmdir", "--ignore-fail-on-non-empty", folder), soft=True)
-    steps = (Step("make " + folder, ("mkdir", "-p", folder), undo=(tidy,)), put._replace(undo=(free, reload))) if hold else (free._replace(undo=(put, reload)),)
-    return steps + (reload,) if engine.systemd else ()
+    steps = (folder_step(os.path.dirname(HOLD)), put._replace(undo=(free, RELOAD))) if hold else (free._replace(undo=(put, RELOAD)),)
+    return steps + (RELOAD,) if engine.systemd else ()
 
 
 def option_steps(engine: Engine, wanted: Sequence[Tuple[str, str, Optional[str]]], add: bool = True) -> Tuple[Step, ...]:
@@ -4052,17 +4082,15 @@ def option_steps(engine: Engine, wanted: Sequence[Tuple[str, str, Optional[str]]
         now = [what for one, what in told if one == name and what.startswith(key + "=" if key else "")]
         if now != ([] if value is None else [(key + "=" if key else "") + value]) and (add or now):
             raise Refused("%s cannot be edited where it is set (%s)" % (key or name, ", ".join(source.where() for source in sources)), "set it there by hand")
-    return steps + ((Step("let systemd read its units again", ("systemctl", "daemon-reload")),) if any(step.path == DROP_IN for step in steps) else ())
+    return steps + ((RELOAD,) if any(step.path == DROP_IN for step in steps) else ())
 
 
 def option_edit(source: OptionSource, text: str) -> Tuple[Step, ...]:
     """The steps that put the edited text of one place where it belongs: for a unit, a drop-in of dockfix's own."""
     path = os.path.realpath(source.path)
     if source.kind == "unit":
-        folder = os.path.dirname(DROP_IN)
         step = put_file("set the options in " + DROP_IN, DROP_IN, "[Service]\nExecStart=\nExecStart=%s\n" % text)
-        made = Step("make " + folder, ("mkdir", "-p", folder), undo=(Step("remove " + folder, ("rmdir", "--ignore-fail-on-non-empty", folder), soft=True),))
-        return (made, step._replace(undo=step.undo + (Step("let systemd read its units again", ("systemctl", "daemon-reload")),)))
+        return (folder_step(os.path.dirname(DROP_IN)), step._replace(undo=step.undo + (RELOAD,)))
     if source.kind == "daemon.json":
         return (put_file("set the options in " + path, path, text),)
     whole = host_text(path)
@@ -4085,7 +4113,7 @@ UNFIT = {"vfat", "msdos", "exfat", "ntfs", "ntfs3", "fuseblk", "nfs", "nfs4", "c
 
 def check_disk(host: Host, driver: str, where: str) -> None:
     """Refuses a file system on which the driver, or the containers, would not work."""
-    mount = max((one for one in mounts_of() if (where + "/").startswith(one.point.rstrip("/") + "/")), key=lambda one: len(one.point))
+    mount = mount_of(where, mounts_of())
     flags = set(mount.flags) & {"ro", "noexec", "nosuid"}
     if mount.fstype in UNFIT or mount.fstype.startswith("fuse"):
         raise Refused("%s lies on %s, on which Docker's root cannot live" % (where, mount.fstype), "ext4, or xfs with ftype=1")
@@ -4104,7 +4132,7 @@ def every_pool(name: str) -> str:
 
 def check_pools(host: Host, pattern: str, name: str) -> None:
     """A pool of the pattern that is taken down must be this daemon's, old or new."""
-    others = [one for one in query_host(host, ("find", MAPPER, "-name", pattern)).out.decode("utf-8", "replace").split() if os.path.basename(one) != name]
+    others = [one for one in query_host(host, ("find", MAPPER, "-name", pattern)).out_text().split() if os.path.basename(one) != name]
     if others:
         raise Refused("%s lies where Docker's pool is to be, and is not this daemon's" % others[0], "dmsetup info; take it down if no daemon uses it: dmsetup remove %s" % os.path.basename(others[0]))
 
@@ -4161,7 +4189,7 @@ def plan_backup(host: Host, folder: str, stock: Stock, loads: Sequence[str], liv
         image = next((one.get("Config") or {} for one in stock.images if one["Id"] == doc["Image"]), None)
         plain = image is not None and (live or not runs(doc)) and not facts_of(doc, lambda one: create_recipe(one, image, stock.containers)).bound
         diff = query(host, "diff", doc["Id"]) if plain else None
-        own[doc["Id"]] = "" if diff and diff.rc == 0 and not own_changes(doc, diff.out.decode("utf-8", "replace")) else "export" if tight else "commit"
+        own[doc["Id"]] = "" if diff and diff.rc == 0 and not own_changes(doc, diff.out_text()) else "export" if tight else "commit"
     if "export" in own.values():
         say("dockfix: the pool is too full for docker commit: docker export takes the files of %s" % ", ".join(title_of(doc) for doc in stock.containers if own[doc["Id"]] == "export"))
     shifted = engine_userns(host) != (0, 0)         # docker cp gives the host's ids and takes the container's
@@ -4198,7 +4226,7 @@ def left_out(stock: Stock, volumes: Dict[str, Sequence[str]], live: bool = True)
 
 def backup_size(host: Host, stock: Stock) -> int:
     """Bytes that a backup takes, by docker's own figures: what images share is counted once where the engine tells (1.13 and newer)."""
-    found = dict(line.split("\t", 1) for line in query(host, "system", "df", "--format", "{{.Type}}\t{{.Size}}").out.decode("utf-8", "replace").split("\n") if "\t" in line)
+    found = dict(line.split("\t", 1) for line in query(host, "system", "df", "--format", "{{.Type}}\t{{.Size}}").out_text().split("\n") if "\t" in line)
     sizes = [parse_reported(found.get(kind) or "") or 0 for kind in ("Images", "Containers", "Local Volumes")]
     if not found:
         say("dockfix: warning: docker system df does not answer: the containers' own files and the volumes are not in the estimate")
@@ -4207,18 +4235,18 @@ def backup_size(host: Host, stock: Stock) -> int:
 
 def check_folder(host: Host, folder: str, size: int) -> None:
     """Refuses what is no place for a backup: not empty, somebody else's, below Docker's root, on too small a disk."""
-    root = os.path.realpath(str(engine_info(host)["DockerRootDir"] or "/var/lib/docker"))
+    root = os.path.realpath(str(engine_info(host)["DockerRootDir"] or DOCKER_ROOT))
     if (os.path.realpath(folder) + "/").startswith(root + "/"):
         raise Refused("%s lies below Docker's own root %s" % (folder, root), "a folder on another disk")
     try:
         if os.path.lexists(raw(folder)) and (os.lstat(raw(folder)).st_uid != os.geteuid() or os.listdir(raw(folder))):
             raise Refused("%s is not an empty folder of this user's" % folder, "name a folder that does not exist yet")
-        disk = os.statvfs(raw(folder if os.path.isdir(raw(folder)) else os.path.dirname(folder)))
+        room = room_at(folder if os.path.isdir(raw(folder)) else os.path.dirname(folder))
     except OSError as err:
         raise Refused("%s cannot be a backup's folder: %s" % (folder, err.strerror), "the folder above it must exist") from None
-    say("dockfix: the backup takes about %s; free at %s: %s" % (show_size(size), folder, show_size(disk.f_bavail * disk.f_frsize)))
-    if size > disk.f_bavail * disk.f_frsize:
-        raise Refused("the backup takes about %s, and the disk of %s has %s free" % (show_size(size), folder, show_size(disk.f_bavail * disk.f_frsize)), "a folder on a larger disk")
+    say("dockfix: the backup takes about %s; free at %s: %s" % (show_size(size), folder, show_size(room)))
+    if size > room:
+        raise Refused("the backup takes about %s, and the disk of %s has %s free" % (show_size(size), folder, show_size(room)), "a folder on a larger disk")
 
 
 def read_backup(folder: str) -> Backup:
@@ -4226,8 +4254,7 @@ def read_backup(folder: str) -> Backup:
     try:
         found = {}
         for name in ("manifest.json",) + STOCK_FILES:
-            with open(raw(os.path.join(folder, name)), "rb") as source:
-                found[name] = json.loads(source.read().decode("utf-8", "replace"))
+            found[name] = json.loads(read_all(os.path.join(folder, name)).decode("utf-8", "replace"))
         made, stock = found["manifest.json"], Stock(*(found[name] for name in STOCK_FILES))
         if made["schema"] != BACKUP_SCHEMA:
             raise Refused("%s was made by another version of dockfix (%s)" % (folder, made["dockfix"]), "use that one")
@@ -4254,7 +4281,7 @@ def settings_steps(host: Host, kept: Backup) -> List[Step]:
     steps = [Step("make %s" % kept.folder, ("mkdir", "-m", "700", "-p", kept.folder), undo=(Step("remove %s" % kept.folder, ("rmdir", "--ignore-fail-on-non-empty", kept.folder)),)),
              Step("close %s to others" % kept.folder, ("chmod", "700", kept.folder))]
     for file, kind, docs in zip(STOCK_FILES, ("container", "image", "network", "volume"), kept.stock):
-        words = there(host, kind, "")[1:-1] + tuple(one.get("Id") or one["Name"] for one in docs)
+        words = exists_test(host, kind, "")[1:-1] + tuple(one.get("Id") or one["Name"] for one in docs)
         steps += kept_file(Step("settings of %d %ss" % (len(docs), kind), words if docs else ("echo", "[]")), kept.path(file))
     return steps
 
@@ -4359,7 +4386,7 @@ def compare_containers(host: Host, kept: Backup, failed: Dict[str, str], known: 
         name, new = title_of(doc), [one for one in now if title_of(one) == title_of(doc)]
         lost = [word for one in new for word in lost_settings(doc, docs, one, now)] + create_recipe(doc, {}, docs).lost
         words = [failed.get(name, "")] * (name in failed) + ["not carried over: " + ", ".join(lost)] * bool(lost)
-        rows.append(row(Target(new[0]["Id"] if new else "", name, ""), "failed" if name in failed or not new else "unchanged" if name in known else "changed", "; ".join(words)))
+        rows.append(row_for(Target(new[0]["Id"] if new else "", name, ""), "failed" if name in failed or not new else "unchanged" if name in known else "changed", "; ".join(words)))
     return rows
 
 
@@ -4385,7 +4412,7 @@ def run_storage(host: Host, opts: argparse.Namespace, report: dict) -> None:
     if saved or info and info["Name"] and info["Name"] != os.uname().nodename:
         one["msg"] = "%s: what only files and devices tell is unknown" % ("from a saved docker info" if saved else "the engine runs on another host, %s" % info["Name"])
     else:
-        note(one, "root", opts.root or (configured_root() if not info else None), "configuration" if opts.root is None else "--root")
+        note_fact(one, "root", opts.root or (configured_root() if not info else None), "configuration" if opts.root is None else "--root")
         root = one["root"]
         options = engine_options(root)
         one["disks"] = look_disks(root, one)
@@ -4416,14 +4443,14 @@ def new_storage(info: Dict[str, object]) -> dict:
     one = {"driver": None, "server_version": None, "root": None, "image_store": None, "os": info.get("OSType"), "backing_filesystem": status.get("Backing Filesystem"),
            "pool": None, "disk": None, "disks": [], "usage": {}, "drivers_on_disk": [], "options": [], "sources": {}, "missing": [], "msg": ""}
     for name, key in (("driver", "Driver"), ("server_version", "ServerVersion"), ("root", "DockerRootDir")):
-        note(one, name, info.get(key), "docker info")
+        note_fact(one, name, info.get(key), "docker info")
     if status.get("driver-type") or info.get("Driver") in GRAPH_DRIVERS:
-        note(one, "image_store", "containerd" if status.get("driver-type") else "graphdriver", "docker info")
+        note_fact(one, "image_store", "containerd" if status.get("driver-type") else "graphdriver", "docker info")
     if any(key in POOL_SIZES or key in POOL_WORDS for key in status):
         reported = pool_reported(status)
         one["pool"] = dict.fromkeys(POOL_KEYS)
         for name, found in reported.items():
-            note(one, "pool." + name, found, "docker info" + (" (four digits)" if name in POOL_SIZES.values() else ""))
+            note_fact(one, "pool." + name, found, "docker info" + (" (four digits)" if name in POOL_SIZES.values() else ""))
     return one
 
 
@@ -4431,7 +4458,7 @@ POOL_KEYS = list(POOL_WORDS.values()) + list(POOL_SIZES.values()) + ["mode", "mo
                                                                     "data_disk_free", "metadata_disk_free"]
 
 
-def note(one: dict, key: str, found: object, source: str, better: bool = False) -> None:
+def note_fact(one: dict, key: str, found: object, source: str, better: bool = False) -> None:
     """Sets a fact that is not known yet, or one that is known from a less trusted source (better), with its source."""
     place, name = (one["pool"], key[len("pool."):]) if key.startswith("pool.") else (one, key)
     if found is not None and (better or place.get(name) is None):
@@ -4447,9 +4474,9 @@ def engine_options(root: str) -> List[OptionSource]:
     for daemon in running_daemons():
         named = dict(daemon.options).get("config-file") or "/etc/docker/daemon.json"
         text, options, fault = settings_of(named, daemon_json, ())
-        if (dict(daemon.options).get("data-root") or dict(options).get("data-root") or "/var/lib/docker") == own:
+        if (dict(daemon.options).get("data-root") or dict(options).get("data-root") or DOCKER_ROOT) == own:
             running += [daemon._replace(used=True), OptionSource("daemon.json", named, "", text, options, True, fault)]
-    here = (dict(pair for one in listed if one.used for pair in one.options).get("data-root") or "/var/lib/docker") == own
+    here = (next_options(listed).get("data-root") or DOCKER_ROOT) == own
     return listed + [one._replace(used=False) for one in running if one.kind == "running"] if here else running
 
 
@@ -4463,9 +4490,7 @@ def look_disk(path: str, mounts: List[Mount]) -> Optional[dict]:
         found, device = os.statvfs(raw(path)), os.stat(raw(path)).st_dev
     except OSError:
         return None
-    real = os.path.realpath(raw(path)).decode("utf-8", "surrogateescape")
-    under = [one for one in mounts if real == one.point or real.startswith(one.point.rstrip("/") + "/")]
-    mount = max(under, key=lambda one: len(one.point)) if under else None
+    mount = mount_of(real_path(path), mounts)
     used, files = found.f_blocks - found.f_bfree, found.f_files - found.f_ffree
     return {"path": path, "device": device, "total": found.f_blocks * found.f_frsize, "free": found.f_bavail * found.f_frsize, "filesystem": mount.fstype if mount else None,
             "mount_point": mount.point if mount else None, "used_percent": percent(used, used + found.f_bavail), "inodes_used_percent": percent(files, files + found.f_favail), "for": []}
@@ -4481,7 +4506,7 @@ def look_disks(root: str, one: dict) -> List[dict]:
         if same:
             same["for"].append(what)
             disks += [disk] if same is disk else []
-    note(one, "disk", disks[0] if disks and disks[0]["path"] == root else None, "statvfs")
+    note_fact(one, "disk", disks[0] if disks and disks[0]["path"] == root else None, "statvfs")
     return disks
 
 
@@ -4489,10 +4514,9 @@ def look_driver(one: dict, layers: Optional[Layers], options: List[OptionSource]
     """The driver where no daemon tells it, and every driver's folder below the root."""
     there = [driver for driver in LAYOUTS if os.path.isdir(raw(os.path.join(one["root"], driver)))]
     drivers = [facts["driver"] for facts in layers.containers.values() if facts["driver"]] if layers else []
-    set_to = dict(pair for source in options if source.used for pair in source.options).get("storage-driver")
-    note(one, "driver", set_to, "configuration")
-    note(one, "driver", max(drivers, key=drivers.count) if drivers else None, "the containers' files")
-    note(one, "driver", there[0] if len(there) == 1 else None, "the only driver's folder")
+    note_fact(one, "driver", next_options(options).get("storage-driver"), "configuration")
+    note_fact(one, "driver", max(drivers, key=drivers.count) if drivers else None, "the containers' files")
+    note_fact(one, "driver", there[0] if len(there) == 1 else None, "the only driver's folder")
     one["drivers_on_disk"] = [{"driver": driver, "path": os.path.join(one["root"], driver), "in_use": driver == one["driver"], "size": None} for driver in there]
 
 
@@ -4500,11 +4524,11 @@ def see_pool(host: Host, root: str, one: dict, layers: Optional[Layers]) -> Dict
     """What the kernel and the loop files say of the pool, better than docker info's four digits; and {device: bytes mapped} of the active ones."""
     home = os.path.join(root, "devicemapper")
     one["pool"] = pool = one["pool"] or dict.fromkeys(POOL_KEYS)
-    note(one, "pool.name", pool_prefix(home) + "pool" if pool_prefix(home) else None, "its folder's inode")
+    note_fact(one, "pool.name", pool_prefix(home) + "pool" if pool_prefix(home) else None, "its folder's inode")
     said = {"table": "", "status": ""}
     try:
         for what in said:
-            said[what] = expect(query_host(host, ("dmsetup", what)), "dmsetup " + what).out.decode("utf-8", "replace")
+            said[what] = expect(query_host(host, ("dmsetup", what)), "dmsetup " + what).out_text()
         table, status = (next((line for line in text.split("\n") if line.startswith("%s: " % pool["name"])), "") for text in said.values())
         if table and status:
             note_pool(one, parse_thin_pool(table, status))
@@ -4513,7 +4537,7 @@ def see_pool(host: Host, root: str, one: dict, layers: Optional[Layers]) -> Dict
     for kind in ("data", "metadata") if pool["mode"] != "direct" else ():
         note_loop_file(one, kind, str(pool[kind + "_loop_file"] or os.path.join(home, "devicemapper", kind)))
     for base in (row for row in layers.rows if row["layer"] == "base" and row["driver"] == "devicemapper") if layers else ():
-        note(one, "pool.base_device_size", base.get("device_size"), "metadata/base", better=True)
+        note_fact(one, "pool.base_device_size", base.get("device_size"), "metadata/base", better=True)
     return {name: int(sectors) * 512 for name, sectors in re.findall(r"^(\S+): 0 [0-9]+ thin ([0-9]+) ", said["status"], re.M)}
 
 
@@ -4525,7 +4549,7 @@ def note_pool(one: dict, pool: ThinPool) -> None:
         used, total = getattr(pool, kind + "_used"), getattr(pool, kind + "_total")
         figures.update({kind + "_used": used, kind + "_total": total, kind + "_available": total - used if total is not None else None})
     for name, found in figures.items():
-        note(one, "pool." + name, found, "dmsetup", better=True)
+        note_fact(one, "pool." + name, found, "dmsetup", better=True)
 
 
 def note_loop_file(one: dict, kind: str, path: str) -> None:
@@ -4542,12 +4566,12 @@ def note_loop_file(one: dict, kind: str, path: str) -> None:
         pool.update(mode="loop", mode_why="there is a loop file %s" % path)
     total, used = pool[kind + "_total"], pool[kind + "_used"]
     exact = one["sources"].get("pool.%s_total" % kind) != "dmsetup" and (total is None or abs(total - found.st_size) < total // 1000)
-    note(one, "pool.%s_loop_file" % kind, path, "stat")
-    note(one, "pool.%s_allocated" % kind, found.st_blocks * 512, "stat")
-    note(one, "pool.%s_disk_free" % kind, disk["free"], "statvfs")
-    note(one, "pool.%s_total" % kind, found.st_size, "stat of the loop file", better=exact)
+    note_fact(one, "pool.%s_loop_file" % kind, path, "stat")
+    note_fact(one, "pool.%s_allocated" % kind, found.st_blocks * 512, "stat")
+    note_fact(one, "pool.%s_disk_free" % kind, disk["free"], "statvfs")
+    note_fact(one, "pool.%s_total" % kind, found.st_size, "stat of the loop file", better=exact)
     if one["sources"].get("pool.%s_used" % kind) == "dmsetup" and total is not None:
-        note(one, "pool.%s_available" % kind, max(0, min(total - used, disk["free"])), "dmsetup, statvfs", better=True)
+        note_fact(one, "pool.%s_available" % kind, max(0, min(total - used, disk["free"])), "dmsetup, statvfs", better=True)
 
 
 def look_sizes(opts: argparse.Namespace, root: str, one: dict, layers: Layers, devices: Dict[str, int]) -> Dict[Tuple, Tuple[Optional[int], str]]:
@@ -4663,7 +4687,7 @@ DRIVER_FACTS = {
 
 def storage_findings(one: dict, options: List[OptionSource], warning: float, critical: float, report: dict) -> None:
     """Everything that speaks out of the figures, the worst first."""
-    root = one["root"] or "/var/lib/docker"
+    root = one["root"] or DOCKER_ROOT
     found = full_findings(one, warning, critical) + pool_findings(one) + option_findings(one, options) + usage_findings(one)
     elsewhere = [there for there in one["drivers_on_disk"] if not there["in_use"]]
     known = one["driver"] if one["driver"] in DRIVER_FACTS else "overlay2" if one["driver"] in ("overlay", "fuse-overlayfs", "overlayfs") else None
@@ -4810,14 +4834,13 @@ def owners_of(layers: Layers, opts: argparse.Namespace, report: dict) -> List[di
 
 def other_names(word: str) -> List[str]:
     """The word, and what this host knows it by: the device-mapper name of a dm-N, the real path of a path."""
-    found, node = [word], re.match(r"(?:/dev/)?(dm-[0-9]+)\Z", os.path.realpath(raw(word)).decode("utf-8", "surrogateescape") if word.startswith("/dev/") else word)
+    found, node = [word], re.match(r"(?:/dev/)?(dm-[0-9]+)\Z", real_path(word) if word.startswith("/dev/") else word)
     if node:
         try:
-            with open("%s/%s/dm/name" % (SYS_BLOCK, node.group(1)), "rb") as source:
-                found.append(source.read(4096).decode("utf-8", "surrogateescape").strip())
+            found.append(host_text("%s/%s/dm/name" % (SYS_BLOCK, node.group(1))).strip())
         except OSError:
             pass
-    return found + ([os.path.realpath(raw(word)).decode("utf-8", "surrogateescape")] if "/" in word or os.path.lexists(raw(word)) else [])
+    return found + ([real_path(word)] if "/" in word or os.path.lexists(raw(word)) else [])
 
 
 def no_owner(layers: Layers, word: str) -> DockfixError:
@@ -4953,7 +4976,7 @@ def look_inventory(host: Host, chosen: Sequence[str]) -> Inventory:
     try:
         info = engine_info(host)
         containers = inspect_objects(host, "container", [one.id for one in list_containers(host)])
-        listed = expect(query(host, "images", "-q", "-a", "--no-trunc"), "docker images").out.decode("ascii", "replace").split()
+        listed = expect(query(host, "images", "-q", "-a", "--no-trunc"), "docker images").out_text().split()
         images = inspect_objects(host, "image", sorted(set(listed)))
     except EnvironmentFault as err:
         if list(chosen) != ["logs"]:
@@ -5013,7 +5036,7 @@ def volume_spoils(host: Host, opts: argparse.Namespace, goods: Inventory) -> Lis
     using = {}                              # type: Dict[str, str]
     for one in goods.containers:
         using.update((mount.get("Name"), one["Name"].lstrip("/")) for mount in one.get("Mounts") or [] if mount.get("Type", "volume") == "volume")
-    names = opts.take_volumes or expect(query(host, "volume", "ls", "-q"), "docker volume ls").out.decode("utf-8", "replace").split()
+    names = opts.take_volumes or expect(query(host, "volume", "ls", "-q"), "docker volume ls").out_text().split()
     there = {one["Name"]: one for one in inspect_objects(host, "volume", names)}
     unknown = [name for name in names if name not in there]
     if unknown:
@@ -5175,9 +5198,8 @@ def tell_gain(host: Host, report: dict, goods: Inventory, done: List[Spoil]) -> 
     report["after"] = dict(space_now(host, goods), disk_free=after)
     report["freed"] = None if before is None or after is None else after - before
     if wanted and report["freed"] is not None and abs(report["freed"] - wanted) > 0.05 * wanted + (1 << 20):
-        report["findings"].append({
-            "id": "reclaim-differs", "severity": "info", "remedy": "lsof +L1 %s" % goods.root,
-            "text": "%s were to be freed, the disk has %s more: other programs wrote or deleted meanwhile, or a process still holds a deleted file open" % (show_size(wanted), show_size(report["freed"]))})
+        text = "%s were to be freed, the disk has %s more: other programs wrote or deleted meanwhile, or a process still holds a deleted file open"
+        add_finding(report, "reclaim-differs", "info", text % (show_size(wanted), show_size(report["freed"])), "lsof +L1 %s" % goods.root)
 
 
 def spoil_row(spoil: Spoil, status: str, msg: str) -> dict:
@@ -5235,21 +5257,19 @@ def look_pool(host: Host, engine: Engine) -> LoopPool:
                           "lvextend -L +SIZE VG/POOL (lvs names it; the pool is %s), nothing else is needed" % name) from None
         if not stat.S_ISREG(found.st_mode):
             raise Refused("%s is not a regular file but a link or a device" % files[kind], "grow the device behind it: lvextend")
-        answer = expect(query_host(host, ("losetup", "-j", files[kind])), "losetup").out.decode("utf-8", "replace")
+        answer = expect(query_host(host, ("losetup", "-j", files[kind])), "losetup").out_text()
         loops[kind] = next((one for one in re.findall(r"(?m)^(/dev/loop[0-9]+):", answer) if device_number(one) == device), "")
         if not loops[kind]:
             raise Refused("the pool's %s device (%s) is not the loop device of %s" % (kind, device, files[kind]), "losetup -a; dmsetup table %s" % name)
         lengths[kind], taken = found.st_size, taken + found.st_blocks * 512
-    disk = os.statvfs(raw(files["data"]))
-    return LoopPool(name, thin, files, loops, lengths, disk.f_bavail * disk.f_frsize + taken)
+    return LoopPool(name, thin, files, loops, lengths, room_at(files["data"]) + taken)
 
 
 def device_number(path: str) -> str:
     try:
-        found = os.stat(raw(path)).st_rdev
+        return device_text(os.stat(raw(path)).st_rdev)
     except OSError:
         return ""
-    return "%d:%d" % (os.major(found), os.minor(found))
 
 
 def check_sizes(pool: LoopPool, sizes: Dict[str, int], overcommit: bool) -> None:
@@ -5379,12 +5399,12 @@ def check_recreate(host: Host, opts: argparse.Namespace, engine: Engine, pool: L
         check_sizes(pool, sizes, opts.overcommit)
     check_stop(host, engine, opts.lose_autoremove)
     check_pools(host, every_pool(pool.name), pool.name)
-    size, disk = backup_size(host, engine.stock), os.statvfs(raw(engine.root))
+    size, room = backup_size(host, engine.stock), room_at(engine.root)
     same = os.stat(raw(os.path.dirname(folder))).st_dev == os.stat(raw(engine.root)).st_dev if os.path.isdir(os.path.dirname(folder)) else False
     check_folder(host, folder, size * 2 if same else size)
-    if size > disk.f_bavail * disk.f_frsize:
+    if size > room:
         raise Refused("old and new lie side by side for a while: the new one takes up to %s, and the disk of %s has %s free" % (
-            show_size(size), engine.root, show_size(disk.f_bavail * disk.f_frsize)), "python3 dockfix.py reclaim --images --containers, or relocate first")
+            show_size(size), engine.root, show_size(room)), "python3 dockfix.py reclaim --images --containers, or relocate first")
 
 
 def check_overlay(host: Host, root: str) -> None:
@@ -5411,7 +5431,7 @@ def plan_recreate(host: Host, opts: argparse.Namespace, engine: Engine, pool: Lo
     new = restore_steps(host, kept, Stock([], [], stock.networks, stock.volumes), fill=False) + [step for doc in stock.containers for step in container_steps(host, kept, doc)]
     started = [step._replace(soft=True, wait=5, daemon="up", undo=stop_again(host, engine, step)) for doc in stock.containers
                for step in run_steps(host, [doc], title_of(doc), state_test(host, title_of(doc), ".State.Running", "true"))]
-    steps = [Step("docker answers", engine.service("start"), (engine.answers(),), run_again(engine), wait=120, daemon="up")] + [step._replace(until=sealed.title) if step.target else step for step in backup]
+    steps = [engine.start()._replace(title="docker answers", undo=run_again(engine), daemon="up")] + [step._replace(until=sealed.title) if step.target else step for step in backup]
     steps += unattended(host, stock) + halt_steps(host, stock) + [step._replace(until=sealed.title) if step.target else step for step in own]
     glob = every_pool(pool.name)            # the new one has another name, and may be up after a reboot
     steps += down_steps(engine, glob)[1:] + hold_steps(engine, True) + set_aside(engine, keeps, overlay)
@@ -5490,7 +5510,7 @@ def run_relocate(host: Host, opts: argparse.Namespace, report: dict) -> None:
 def look_move(host: Host, engine: Engine, word: str) -> Move:
     """Facts and refusals: what cannot work is told before anything is touched."""
     info = engine_info(host)
-    old, new = re.sub(r"/[0-9]+\.[0-9]+\Z", "", engine.root), os.path.realpath(raw(word)).decode("utf-8", "surrogateescape")
+    old, new = re.sub(r"/[0-9]+\.[0-9]+\Z", "", engine.root), real_path(word)
     where = new if os.path.isdir(raw(new)) else os.path.dirname(new)
     if not re.match(r"/[\w./+:@=-]+\Z", new, re.A):
         raise UsageError("NEW_ROOT %s: blanks, quotes and the like do not survive in the daemon's settings" % word, "a plain path, such as /data/docker")
@@ -5504,9 +5524,9 @@ def look_move(host: Host, engine: Engine, word: str) -> Move:
         raise Refused("the layers of the %s driver are no plain files: copying does not move them" % info["Driver"], "%s send and receive them" % info["Driver"])
     check_disk(host, str(info["Driver"]), where)
     size, why = disk_usage(old, float("inf"), {raw(one.point) for one in mounts_of()})
-    room = os.statvfs(raw(where))
-    if size is None or size * 1.02 > room.f_bavail * room.f_frsize:
-        raise Refused("%s holds %s, the disk of %s has %s free%s" % (old, size_text(size), new, show_size(room.f_bavail * room.f_frsize), "; " + why if why else ""),
+    room = room_at(where)
+    if size is None or size * 1.02 > room:
+        raise Refused("%s holds %s, the disk of %s has %s free%s" % (old, size_text(size), new, show_size(room), "; " + why if why else ""),
                       "python3 dockfix.py reclaim, or a larger disk")
     return Move(old, new, size, where == new)
 
@@ -5543,7 +5563,7 @@ def move_steps(host: Host, opts: argparse.Namespace, engine: Engine, move: Move,
 
 def all_there(host: Host) -> Tuple[Tuple[str, ...], ...]:
     """Tests: docker knows every container and image of now."""
-    images = sorted(set(expect(query(host, "images", "-q", "--no-trunc"), "docker images").out.decode("ascii", "replace").split()))
+    images = sorted(set(expect(query(host, "images", "-q", "--no-trunc"), "docker images").out_text().split()))
     kinds = (("container", [one.id for one in list_containers(host)]), ("image", images))
     return tuple(("ok",) + host.docker + ("inspect", "--type", kind) + tuple(ids[start:start + CHUNK_IDS]) for kind, ids in kinds for start in range(0, len(ids), CHUNK_IDS))
 
@@ -5562,7 +5582,7 @@ def run_backup(host: Host, opts: argparse.Namespace, report: dict) -> None:
     kept = kept if stock.images else kept._replace(loads=[])
     steps = settings_steps(host, kept) + own_steps(host, kept) + save_steps(host, kept, "images.tar", image_refs(stock.images) + own_refs(kept))
     steps += [gone_step(host, "image", ref) for ref in own_refs(kept)] + volume_steps(host, kept) + [seal_step(kept)]
-    plan = Plan("backup-" + time.strftime("%Y%m%d-%H%M%S"), "backup", "backup of %d images, %d containers, %d networks, %d volumes in %s" % (
+    plan = Plan(new_name("backup"), "backup", "backup of %d images, %d containers, %d networks, %d volumes in %s" % (
         len(stock.images), len(stock.containers), len(carried_networks(stock)), len(kept.volumes), folder), tuple(steps))
     report["left_out"] = kept.left_out
     run_change(host, opts, report, plan)
@@ -5604,17 +5624,16 @@ def run_restore(host: Host, opts: argparse.Namespace, report: dict) -> None:
     why = restore_refusals(kept, have, os.path.exists(raw(note)))
     if why:
         raise Refused("; ".join(why), "rename or remove what is in the way; nothing that exists is overwritten")
-    size, root = sum(os.stat(raw(kept.path(name))).st_size for name in kept.files()), raw(str(engine_info(host)["DockerRootDir"] or ""))
-    if os.path.isdir(root) and size > os.statvfs(root).f_bavail * os.statvfs(root).f_frsize:
+    size, root = sum(os.stat(raw(kept.path(name))).st_size for name in kept.files()), str(engine_info(host)["DockerRootDir"] or "")
+    if os.path.isdir(raw(root)) and size > room_at(root):
         raise Refused("the backup has %s, and the disk of Docker's root has less free" % show_size(size), "make room, or move the root: python3 dockfix.py relocate")
+    goal = "%d images, %d containers, %d volumes from %s" % (len(kept.stock.images), len(kept.stock.containers), len(kept.volumes), kept.folder)
     if not opts.dry_run:
-        confirm(opts, "restore %d images, %d containers, %d volumes from %s?" % (len(kept.stock.images), len(kept.stock.containers), len(kept.volumes), kept.folder))
+        confirm(opts, "restore %s?" % goal)
         verify_backup(host, opts, report, kept)
         if report["exit_code"]:
             raise Refused("the backup in %s is damaged: %s" % (kept.folder, ", ".join(one["target"] for one in report["results"] if one["status"] == "failed")), "another copy of it")
-    plan = Plan("restore-" + time.strftime("%Y%m%d-%H%M%S"), "restore", "restore of %d images, %d containers, %d volumes from %s" % (
-        len(kept.stock.images), len(kept.stock.containers), len(kept.volumes), kept.folder),
-        tuple(restore_steps(host, kept, have)) + (Step("make %s" % host.state, ("mkdir", "-m", "700", "-p", host.state)), Step("note that the volumes are filled", path=note, data=kept.folder)))
+    plan = Plan(new_name("restore"), "restore", "restore of " + goal, tuple(restore_steps(host, kept, have)) + (Step("make %s" % host.state, ("mkdir", "-m", "700", "-p", host.state)), Step("note that the volumes are filled", path=note, data=kept.folder)))
     known = {title_of(one) for one in have.containers}
     new = [step for doc in kept.stock.containers if title_of(doc) not in known for step in container_steps(host, kept, doc)]
     report.update(results=[], left_out=list(kept.left_out))
@@ -5694,7 +5713,7 @@ def run_rollback(host: Host, opts: argparse.Namespace, report: dict) -> None:
 def finished_change(host: Host, name: str) -> Journal:
     """The record of a finished change. Raises UsageError where the name means none, or no name more than one."""
     try:
-        names = sorted(one[:-5] for one in os.listdir(raw(host.state).decode("utf-8", "surrogateescape")) if one.endswith(".json") and one != JOURNAL)
+        names = sorted(one[:-5] for one in map(text_of, os.listdir(raw(host.state))) if one.endswith(".json") and one != JOURNAL)
     except OSError:
         names = []
     if name not in names and (name or len(names) != 1):
@@ -5716,17 +5735,16 @@ def run_discard(host: Host, opts: argparse.Namespace, report: dict) -> None:
     plan = journal.plan
     whole = not os.path.ismount(raw(plan.keeps))                # a mount point cannot go itself
     delete = ("rm", "-rf", "--one-file-system", "--", plan.keeps) if whole else ("find", plan.keeps, "-xdev", "-mindepth", "1", "-delete")
-    if not opts.dry_run:
-        confirm(opts, "delete %s for good (the old data of %s)?" % (plan.keeps, plan.name))
     steps = (Step("nothing uses %s" % plan.keeps, check=unused(plan.keeps)),
              Step("delete %s" % plan.keeps, delete, (("not", "test", "-e", plan.keeps) if whole else ("silent", "find", plan.keeps, "-mindepth", "1"),)))
     if opts.dry_run:
         report["script"] = plan_script(report, plan._replace(goal="delete %s" % plan.keeps, steps=steps))
-    progress = Progress("discard", len(steps), opts.quiet)
-    for number, step in enumerate(() if opts.dry_run else steps, 1):
-        do_step(host, step, progress.step(number, step.title, 0))
-    progress.end()
-    if not opts.dry_run:
+    else:
+        confirm(opts, "delete %s for good (the old data of %s)?" % (plan.keeps, plan.name))
+        progress = Progress("discard", len(steps), opts.quiet)
+        for number, step in enumerate(steps, 1):
+            do_step(host, step, progress.step(number, step.title, 0))
+        progress.end()
         remove_file(os.path.join(host.state, plan.name + ".json"))
     change_row(report, plan, "changed", "%s is deleted" % plan.keeps)
 
@@ -5795,7 +5813,7 @@ def read_accounts(opts: argparse.Namespace, source: str) -> List[Account]:
 
 def ask_twice(user: bytes) -> bytes:
     try:
-        name = printable(user.decode("utf-8", "surrogateescape"))
+        name = printable(text_of(user))
         first = ask_secret("New password for %s: " % name)
         second = ask_secret("The same again: ")
     except OSError as err:
@@ -5808,13 +5826,13 @@ def ask_twice(user: bytes) -> bytes:
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 
 
-def random_word(length: int, alphabet: str) -> bytes:
+def random_word(length: int) -> bytes:
     """Uniform letters from the kernel's generator: bytes above the last whole multiple are thrown
     away, or the first letters would come more often."""
-    top = 256 - 256 % len(alphabet)
+    top = 256 - 256 % len(ALPHABET)
     word = ""
     while len(word) < length:
-        word += "".join(alphabet[b % len(alphabet)] for b in os.urandom(length) if b < top)
+        word += "".join(ALPHABET[b % len(ALPHABET)] for b in os.urandom(length) if b < top)
     return word[:length].encode("ascii")
 
 
@@ -5830,7 +5848,7 @@ def run_chpasswd(host: Host, opts: argparse.Namespace, report: dict) -> None:
     facts = inspect_containers(host, [target.id for target in targets])
     before = host_accounts()
     more = {"users": [show_bytes(one) for one in users], "via": None}
-    plans = rows_of(host, opts, "chpasswd: looking", targets, targets, lambda target: look(host, opts, target, facts.get(target.id), users), more)
+    plans = rows_of(host, opts, "chpasswd: looking", targets, targets, lambda target: look_accounts(host, opts, target, facts.get(target.id), users), more)
     if opts.dry_run:
         return plan_chpasswd(opts, report, plans, more)
     if opts.generate:
@@ -5848,14 +5866,12 @@ def trip(report: dict, before: Dict[str, Tuple]) -> None:
     """The tripwire: the host's own account files must be as they were."""
     moved = [path for path, seen in host_accounts().items() if seen != before.get(path)]
     if moved:
-        report["findings"].append({
-            "id": "host-accounts-changed", "severity": "critical",
-            "text": "the HOST's own %s changed while dockfix ran; dockfix never writes it: another program did, or a container reached it" % " and ".join(moved),
-            "remedy": "ls -l --time-style=full-iso %s" % " ".join(moved)})
+        text = "the HOST's own %s changed while dockfix ran; dockfix never writes it: another program did, or a container reached it"
+        add_finding(report, "host-accounts-changed", "critical", text % " and ".join(moved), "ls -l --time-style=full-iso %s" % " ".join(moved))
         report["exit_code"] = 3
 
 
-def look(host: Host, opts: argparse.Namespace, target: Target, container: Optional[Container], users: List[bytes]) -> Job:
+def look_accounts(host: Host, opts: argparse.Namespace, target: Target, container: Optional[Container], users: List[bytes]) -> Job:
     """Everything that can be known before the first change."""
     if container is None:
         raise Gone()
@@ -5905,7 +5921,7 @@ def judge_users(data: bytes, users: List[bytes], unlock: bool) -> Tuple[str, str
 
 def generate_passwords(opts: argparse.Namespace, plans: list, user: bytes) -> list:
     """A password for each container that was not refused, on the disk before anything is changed."""
-    made = [plan._replace(accounts=[Account(user, random_word(20, ALPHABET))]) if isinstance(plan, Job) and not plan.refusal else plan for plan in plans]
+    made = [plan._replace(accounts=[Account(user, random_word(20))]) if isinstance(plan, Job) and not plan.refusal else plan for plan in plans]
     lines = [b"\t".join((raw(plan.target.name), raw(plan.target.id), user, plan.accounts[0].secret)) + b"\n" for plan in made if isinstance(plan, Job) and plan.accounts]
     if lines:
         write_secret_file(opts.output, b"".join(lines))
@@ -5922,10 +5938,10 @@ def plan_chpasswd(opts: argparse.Namespace, report: dict, plans: list, more: dic
     lines, ids = [], []
     for plan in plans:
         ways = [] if isinstance(plan, dict) or plan.refusal else ways_for(plan.container, opts.via)
-        one = plan if isinstance(plan, dict) else row(plan.target, "changed" if ways else "refused", plan.refusal or plan.notes, **dict(more, via=ways[0] if ways else None))
+        one = plan if isinstance(plan, dict) else row_for(plan.target, "changed" if ways else "refused", plan.refusal or plan.notes, **dict(more, via=ways[0] if ways else None))
         report["results"].append(one)
         if not ways:
-            lines.append(comment("%s: %s (%s): %s" % (one["status"], one["target"], one["id"], one["msg"])))
+            lines.append(undone_line(one))
             continue
         lines.append(comment("%s: by %s%s" % (one["target"], ", then ".join(ways), "; " + one["msg"] if one["msg"] else "")))
         ids.append(one["id"])
@@ -5933,8 +5949,7 @@ def plan_chpasswd(opts: argparse.Namespace, report: dict, plans: list, more: dic
             lines.append("run %s < \"${DOCKFIX_LINES:?file of USER:PASSWORD lines, mode 0600}\"" % sh_line(words + [one["id"]]))
     if opts.generate and ids:
         lines.append("run " + sh_line(words + ids))
-    report["script"] = script_text(report, lines, sum(one["status"] in ("refused", "failed") for one in report["results"]))
-    report["exit_code"] = exit_code(report["results"], opts.exit_code)
+    add_script(opts, report, lines)
 
 
 def ways_for(container: Container, via: str) -> List[str]:
@@ -5949,8 +5964,8 @@ def set_passwords(host: Host, opts: argparse.Namespace, plan) -> dict:
         return plan
     more = {"users": [show_bytes(one.user) for one in plan.accounts], "via": None}  # type: dict
     if plan.refusal:
-        return row(plan.target, "refused", plan.refusal, **more)
-    hashes = {one.user: one.secret if opts.encrypted else sha512_crypt(one.secret, random_word(16, ALPHABET)) for one in plan.accounts}
+        return row_for(plan.target, "refused", plan.refusal, **more)
+    hashes = {one.user: one.secret if opts.encrypted else sha512_crypt(one.secret, random_word(16)) for one in plan.accounts}
     reasons = []                # type: List[str]
     status = "failed"
     for way in ways_for(plan.container, opts.via):
@@ -5965,8 +5980,8 @@ def set_passwords(host: Host, opts: argparse.Namespace, plan) -> dict:
             reasons.append("%s: %s" % (way, msg))
             continue
         notes = "; ".join(part for part in (msg, plan.notes, "not by " + " / ".join(reasons) if reasons else "") if part)
-        return row(plan.target, status, notes, **dict(more, via=way))
-    return row(plan.target, "refused" if status == "refused" and not more.get("partial") else "failed", "; ".join(reasons), **more)
+        return row_for(plan.target, status, notes, **dict(more, via=way))
+    return row_for(plan.target, "refused" if status == "refused" and not more.get("partial") else "failed", "; ".join(reasons), **more)
 
 
 def try_way(host: Host, opts: argparse.Namespace, plan: Job, way: str, hashes: Dict[bytes, bytes]) -> Tuple[str, str]:
@@ -6090,7 +6105,7 @@ def exec_one(host: Host, opts: argparse.Namespace, target: Target, words: List[s
         status, msg = "changed", ""
     else:
         status, msg = "failed", first_line(answer) if own else "exit %d" % answer.rc
-    return row(target, status, msg, rc=None if own else answer.rc, stdout=show_bytes(answer.out), stderr=show_bytes(answer.err),
+    return row_for(target, status, msg, rc=None if own else answer.rc, stdout=show_bytes(answer.out), stderr=show_bytes(answer.err),
                truncated=answer.out_total > len(answer.out) or answer.err_total > len(answer.err), seconds=round(answer.seconds, 3),
                cut={"stdout": answer.out_total - len(answer.out), "stderr": answer.err_total - len(answer.err)})
 
@@ -6101,9 +6116,8 @@ def plan_exec(host: Host, opts: argparse.Namespace, report: dict, targets: List[
     lines = []
     for target in targets:
         lines += [comment(target.name), "run " + sh_line(list(host.docker) + exec_argv(opts, target, words, path is not None)) + (feed_from or " < /dev/null")]
-        report["results"].append(row(target, "changed", "would run", **NO_ANSWER))
-    report["script"] = script_text(report, lines, 0)
-    report["exit_code"] = exit_code(report["results"], opts.exit_code)
+        report["results"].append(row_for(target, "changed", "would run", **NO_ANSWER))
+    add_script(opts, report, lines)
 
 
 # --- clock: the containers' clocks and zones beside the host's
@@ -6139,8 +6153,8 @@ def run_clock(host: Host, opts: argparse.Namespace, report: dict) -> None:
     off = [one for one in report["results"] if one["verdict"] != "in step" and one["status"] != "skipped"]
     for verdict, remedy in sorted({(one["verdict"], one["remedy"]) for one in off}):
         names = [one["target"] for one in off if (one["verdict"], one["remedy"]) == (verdict, remedy)]
-        report["findings"].append({"id": "clock-" + verdict.replace(" ", "-").lower(), "severity": "warning", "text": "%s: %s" % (verdict, ", ".join(names)),
-                                   "remedy": remedy % sh_line(names) if remedy else LOOK % sh_line(names)})
+        add_finding(report, "clock-" + verdict.replace(" ", "-").lower(), "warning", "%s: %s" % (verdict, ", ".join(names)),
+                    (remedy or LOOK) % sh_line(names))
     for one in off:
         one["remedy"] = (one["remedy"] or LOOK) % sh_quote(one["target"])
     report["exit_code"] = 3 if opts.check and off else 0
@@ -6166,7 +6180,7 @@ def clock_row(host: Host, opts: argparse.Namespace, target: Target, container: O
         more.update(offset=round((clock[0] + clock[1]) / 2, 1) + 0.0, uncertainty=round((clock[1] - clock[0]) / 2, 1))
     more["verdict"], more["remedy"], told = judge_clock(host, opts, container, clock, zone, behind)
     msg = "; ".join(word for word in (told, behind, "its clock was not read: " + why if why else "") if word)
-    return row(target, "unknown" if more["verdict"] == "cannot tell" else "unchanged", msg, **more)
+    return row_for(target, "unknown" if more["verdict"] == "cannot tell" else "unchanged", msg, **more)
 
 
 def judge_clock(host: Host, opts: argparse.Namespace, container: Container, clock: Optional[Tuple], zone: Zone, behind: str) -> Tuple[str, str, str]:
@@ -6269,12 +6283,12 @@ def look_zone(host: Host, opts: argparse.Namespace, target: Target, container: O
         raise Gone()
     undo = load_undo(host, "timezone", container.id)
     if opts.undo:
-        return ZonePlan(target, container, (), (), undo, container.running) if undo else row(target, "unchanged", "no change of its zone is recorded", **more)
+        return ZonePlan(target, container, (), (), undo, container.running) if undo else row_for(target, "unchanged", "no change of its zone is recorded", **more)
     members, former = zone_members(host, container, more["zone"], data)
     early = bool(undo) and container.running and parse_instant(container.started) < parse_instant(undo.changed)
     if members or early and opts.restart:
         return ZonePlan(target, container, members, former, None, container.running)
-    return row(target, "unchanged", "its processes started before the change: --restart" if early else "", **dict(more, restart="needed" if early else "no"))
+    return row_for(target, "unchanged", "its processes started before the change: --restart" if early else "", **dict(more, restart="needed" if early else "no"))
 
 
 def zone_members(host: Host, container: Container, name: str, data: bytes) -> Tuple[Tuple[Member, ...], Tuple[Member, ...]]:
@@ -6323,11 +6337,11 @@ def set_zone(host: Host, opts: argparse.Namespace, plan: ZonePlan, more: dict) -
     if done:
         answer = change(host, ["restart", container.id])
         if answer.rc or answer.timed_out:
-            return row(plan.target, "unknown" if answer.timed_out else "failed", "its files are done, but docker restart: %s" % ("no answer in %g s" % host.timeout if answer.timed_out else first_line(answer)), **dict(more, partial=True, restart="needed"))
+            return row_for(plan.target, "unknown" if answer.timed_out else "failed", "its files are done, but docker restart: %s" % ("no answer in %g s" % host.timeout if answer.timed_out else first_line(answer)), **dict(more, partial=True, restart="needed"))
         notes.append("restarted")
     elif plan.restart:
         notes.append("running programs may keep the old zone until --restart")
-    return row(plan.target, "changed", "; ".join(notes), **dict(more, restart="done" if done else "needed" if plan.restart else "no"))
+    return row_for(plan.target, "changed", "; ".join(notes), **dict(more, restart="done" if done else "needed" if plan.restart else "no"))
 
 
 def write_zone(host: Host, plan: ZonePlan) -> None:
@@ -6437,8 +6451,8 @@ def run_faketime(host: Host, opts: argparse.Namespace, report: dict) -> None:
         return plan_calls(opts, report, plans, ["--%s=%s" % one for one in given if one[1] is not None] + flags + ["--watch=%g" % opts.watch], dict(NO_SHIFT, offset=opts.seconds))
     if action == "set":
         lib = next((one.library.path for one in plans if isinstance(one, Shift) and one.library and one.library.rank < 2), "LIBFAKETIME")
-        report["findings"].append({"id": "faketime-new-containers", "severity": "info", "remedy": RECIPE % (sh_quote(lib), opts.seconds),
-                                   "text": "for a new container there is a safer way, with a libfaketime of 0.9.11 or newer (for musl, one built with musl)"})
+        text = "for a new container there is a safer way, with a libfaketime of 0.9.11 or newer (for musl, one built with musl)"
+        add_finding(report, "faketime-new-containers", "info", text, RECIPE % (sh_quote(lib), opts.seconds))
     restarts = [one.target.name for one in plans if isinstance(one, Shift) and one.container.running] if opts.restart else []
     if restarts:
         confirm(opts, "restart %d containers (%s)?" % (len(restarts), ", ".join(restarts)))
@@ -6482,7 +6496,7 @@ def look_shift(host: Host, opts: argparse.Namespace, libraries: List[Library], p
         (not undo and rc.kind == "file" and not re.match(rb"[+-][0-9]+(\.[0-9]+)?[smhdy]?\n?\Z", rc.data),
          "its %s is not dockfix's and no plain offset (%s): put back by an undo, it would end each program that reads it; remove it first" % (RC, show_bytes(rc.data[:60].strip())))))
     if undo and not opts.restart and rc.data == b"%+d\n" % opts.seconds and undo.more["offset"] == opts.seconds and OURS in preload.data:
-        return row(plan.target, "unchanged", "it is shifted so already", offset=opts.seconds, library=undo.more["library"], preloaded=plan.preloaded)
+        return row_for(plan.target, "unchanged", "it is shifted so already", offset=opts.seconds, library=undo.more["library"], preloaded=plan.preloaded)
     path, head, drops = first_program(host, container)
     machine, note = judge_program(posixpath.basename(path), head)
     folder, libc = find_libc(host, container, machine)
@@ -6592,12 +6606,12 @@ def set_shift(host: Host, opts: argparse.Namespace, source: Dict[str, bytes], pl
     more = dict(NO_SHIFT, library=plan.library.path if plan.library else None)
     if why:
         left = take_back(host, plan)
-        return row(plan.target, "failed" if left else status, why + (left or "; undone: it is as it was"), **dict(more, **({"partial": True} if left else {})))
+        return row_for(plan.target, "failed" if left else status, why + (left or "; undone: it is as it was"), **dict(more, **({"partial": True} if left else {})))
     save_undo(host, "faketime", container, (), {"done": True, "stopped": False})
     more.update(offset=opts.seconds, preloaded=True if opts.restart else plan.preloaded)
     notes = ("%+d s" % opts.seconds, "%s %s" % (opts.at, opts.zone) if opts.at is not None else "", plan.msg,
              "" if opts.restart else "its running programs follow within 10 s" if plan.preloaded else "its first process follows when it is restarted (--restart)")
-    return row(plan.target, "changed", "; ".join(one for one in notes if one), **more)
+    return row_for(plan.target, "changed", "; ".join(one for one in notes if one), **more)
 
 
 def apply_shift(host: Host, opts: argparse.Namespace, plan: Shift) -> str:
@@ -6733,9 +6747,9 @@ def undo_shift(host: Host, opts: argparse.Namespace, plan: Shift) -> dict:
     """What was there before dockfix's first shift, byte by byte."""
     left = put_back(host, plan, plan.undo.members, opts.restart)
     if left:
-        return row(plan.target, "failed", "left behind: %s" % ", ".join(left), **dict(NO_SHIFT, partial=True))
+        return row_for(plan.target, "failed", "left behind: %s" % ", ".join(left), **dict(NO_SHIFT, partial=True))
     stays = plan.preloaded and not opts.restart and not plan.undo.more["stopped"]
-    return row(plan.target, "changed", "its running programs go back within 10 s; they keep the library until they are restarted (--restart)" if stays else "", **dict(NO_SHIFT, offset=0))
+    return row_for(plan.target, "changed", "its running programs go back within 10 s; they keep the library until they are restarted (--restart)" if stays else "", **dict(NO_SHIFT, offset=0))
 
 
 def shift_status(host: Host, plan: Shift, users: Dict[int, bool]) -> dict:
@@ -6748,7 +6762,7 @@ def shift_status(host: Host, plan: Shift, users: Dict[int, bool]) -> dict:
     msg = ("%+d s by dockfix since %s; its first process: %s" % (undo.more["offset"], undo.changed[:19] + "Z", first) if done else "a change was cut off: python3 dockfix.py faketime --undo %s" % plan.target.name
            if undo else "not by dockfix, but set in %s" % ", ".join(others) if others else "dockfix has shifted nothing here"
            + ("; its running programs use libfaketime still, until a docker restart" if plan.preloaded else ""))
-    return row(plan.target, "unchanged", msg, offset=undo.more["offset"] if done else None, library=undo.more["library"] if done else None, preloaded=plan.preloaded)
+    return row_for(plan.target, "unchanged", msg, offset=undo.more["offset"] if done else None, library=undo.more["library"] if done else None, preloaded=plan.preloaded)
 
 
 def build_source(folder: str) -> Dict[str, bytes]:
@@ -6859,13 +6873,22 @@ def show_owner(report: dict, quiet: bool) -> str:
         more = ", ".join(word for word in ("device id %d" % row["device_id"] if "device_id" in row else "", row["note"]) if word)
         cells.append((row["role"] or "unknown", row["driver"], owner_text(row), ids[0][:12] if ids else "-") + size + (place + (" (%s)" % more if more else ""),))
     count = ", ".join("%d %s" % (number, role) for role, number in ((role, sum(row["role"] == role for row in rows)) for role in ("container", "container-init", "image", "orphan", None)) if number and role)
-    return (render_table(head, cells) if rows else "") + ("" if quiet else "%d layers%s\n" % (len(rows), ": " + count if count else ""))
+    return show_table(head, cells, "%d layers%s" % (len(rows), ": " + count if count else ""), quiet)
+
+
+def show_table(head: Sequence[str], rows: List[Sequence[str]], last: str, quiet: bool) -> str:
+    """A table where there are rows, and a last line that --quiet leaves out."""
+    return (render_table(head, rows) if rows else "") + ("" if quiet else last + "\n")
+
+
+def worth_telling(report: dict, quiet: bool) -> List[dict]:
+    """The rows; with --quiet only those of what is not done."""
+    return [one for one in report["results"] if not quiet or one["status"] not in ("changed", "unchanged")]
 
 
 def show_chpasswd(report: dict, quiet: bool) -> str:
-    rows = [one for one in report["results"] if not quiet or one["status"] not in ("changed", "unchanged")]
-    table = render_table(("CONTAINER", "ID", "STATUS", "VIA", "MESSAGE"), [(r["target"], r["id"][:12], r["status"], r["via"] or "-", r["msg"]) for r in rows]) if rows else ""
-    return table + ("" if quiet else counts(report["results"]) + "\n")
+    rows = [(one["target"], one["id"][:12], one["status"], one["via"] or "-", one["msg"]) for one in worth_telling(report, quiet)]
+    return show_table(("CONTAINER", "ID", "STATUS", "VIA", "MESSAGE"), rows, counts(report["results"]), quiet)
 
 
 def show_clock(report: dict, quiet: bool) -> str:
@@ -6873,14 +6896,13 @@ def show_clock(report: dict, quiet: bool) -> str:
     own = report["host"]
     cells = [(r["target"], r["id"][:12], r["verdict"] if r["status"] != "skipped" else "gone", r["zone"] or "?", east_text(r["utc_offset"]),
               "?" if r["offset"] is None else "%+.1f s (within %.1f)" % (r["offset"], r["uncertainty"]), r["msg"]) for r in rows]
-    table = render_table(("CONTAINER", "ID", "VERDICT", "ZONE", "UTC", "CLOCK", "MESSAGE"), cells) if rows else ""
-    return table + ("" if quiet else "%d containers; the host: %s %s\n" % (len(report["results"]), own["zone"], east_text(own["utc_offset"])))
+    last = "%d containers; the host: %s %s" % (len(report["results"]), own["zone"], east_text(own["utc_offset"]))
+    return show_table(("CONTAINER", "ID", "VERDICT", "ZONE", "UTC", "CLOCK", "MESSAGE"), cells, last, quiet)
 
 
 def show_rows(report: dict, quiet: bool) -> str:
-    rows = [one for one in report["results"] if not quiet or one["status"] not in ("changed", "unchanged")]
-    return (render_table(("CONTAINER", "ID", "STATUS", "MESSAGE"), [(r["target"], r["id"][:12], r["status"], r["msg"]) for r in rows]) if rows else "") + (
-        "" if quiet else counts(report["results"]) + "\n")
+    rows = [(one["target"], one["id"][:12], one["status"], one["msg"]) for one in worth_telling(report, quiet)]
+    return show_table(("CONTAINER", "ID", "STATUS", "MESSAGE"), rows, counts(report["results"]), quiet)
 
 
 def show_exec(report: dict, quiet: bool) -> str:
@@ -6904,13 +6926,12 @@ def escape_line(line: str) -> str:
 
 def show_reclaim(report: dict, quiet: bool) -> str:
     rows = [(r["category"], r["target"], size_text(r["size"]), r["status"], r["msg"]) for r in report["results"] if not quiet or r["status"] != "changed"]
-    table = render_table(("CATEGORY", "NAME", "SIZE", "STATUS", "MESSAGE"), rows) if rows else ""
     last = "there is nothing to reclaim" if not report["results"] else "freed on the disk: %s (measured)" % size_text(report["freed"]) if "freed" in report else \
         "all of it: %s; nothing was removed: choose categories, such as --logs --containers" % size_text(report.get("promised"))
     for key, what in (("pool_data_used", "used in the pool"), ("loop_file_allocated", "the pool's loop file")):
         if report["results"] and key in report.get("after", ()):
             last += "\n%s: %s -> %s" % ((what,) + tuple(size_text(report[when][key]) for when in ("before", "after")))
-    return table + ("" if quiet else last + "\n")
+    return show_table(("CATEGORY", "NAME", "SIZE", "STATUS", "MESSAGE"), rows, last, quiet)
 
 
 def show_backup(report: dict, quiet: bool) -> str:
@@ -6986,6 +7007,7 @@ GLOBAL = (
     value("--state", metavar="DIR", help="lock and state folder (default: /var/lib/dockfix)"),
     flag("--version", help="version, sha256 of this file, Python"),
 )
+CHANGE = (flag("--exit-code", help="with --dry-run: exit 4 when there is something to do"),)
 CHOOSING = (
     flag("--all", help="all running, paused and restarting containers"),
     flag("--stopped", help="with the stopped ones; implies --all"),
@@ -6994,12 +7016,12 @@ CHOOSING = (
     value("--exclude", metavar="GLOB", action="append", default=[], help="leave these out, last of all"),
     flag("--allow-empty", help="--all that matches nothing is a success"),
     value("--jobs", metavar="N", default="", help="containers at a time (default: 2 for each CPU, at most 8)"),
-    flag("--exit-code", help="with --dry-run: exit 4 when there is something to do"),
-)
+) + CHANGE
+ROOT = value("--root", metavar="DIR", help="a Docker root that is not the daemon's: another disk's, or a copy")
 STORAGE = (
     flag("--full", help="finish every walk, however long it takes (default: 10 s in all)"),
     flag("--quick", help="no walks: what docker info, the records, stat and dmsetup tell at once"),
-    value("--root", metavar="DIR", help="a Docker root that is not the daemon's: another disk's, or a copy"),
+    ROOT,
     value("--docker-info", metavar="FILE", help="a saved docker info of another host, text or JSON; - is standard input"),
     flag("--check", help="exit 3 when a finding is a warning or worse"),
     value("--warning", metavar="PERCENT", help="fullness of data, metadata or disk that is a warning (default: 80)"),
@@ -7007,7 +7029,7 @@ STORAGE = (
 )
 OWNER = (
     flag("--orphans", help="only layers that nothing has, with their sizes; deletes nothing"),
-    value("--root", metavar="DIR", help="a Docker root that is not the daemon's: another disk's, or a copy"),
+    ROOT,
 )
 CHPASSWD = (
     value("--password-file", metavar="FILE", help="one password, one line, for --user"),
@@ -7050,10 +7072,7 @@ RECLAIM = (
     flag("--unused", help="with --images: all that no container was made from"),
     flag("--build-cache", dest="take_build-cache", help="empty BuildKit's cache"),
     value("--volumes", dest="take_volumes", metavar="NAME", nargs="+", default=[], help="remove these volumes, if no container has them"),
-    flag("--exit-code", help="with --dry-run: exit 4 when there is something to do"),
-)
-CHANGE = (flag("--exit-code", help="with --dry-run: exit 4 when there is something to do"),)
-
+) + CHANGE
 CLOCK = (
     flag("--check", help="exit 3 where a container is not in step"),
     value("--max-skew", metavar="SECONDS", default="", help="how far a clock may be off (default: 2)"),
@@ -7083,6 +7102,7 @@ class Command(NamedTuple):
         return self.options + (CHOOSING if self.words is None else ())
 
 
+LOSE = value("--lose-autoremove", metavar="NAME", action="append", default=[], help="this --rm container may vanish when docker stops")
 POOL = CHANGE + (
     value("--data", metavar="SIZE", help="of the data file: 500G, 20GiB, or +100G for so much more"),
     value("--metadata", metavar="SIZE", help="of the metadata file"),
@@ -7091,11 +7111,11 @@ POOL = CHANGE + (
     value("--base-size", metavar="SIZE", help="recreate: size of each container's file system"),
     value("--driver", metavar="NAME", help="recreate: overlay2, without a pool"),
     value("--backup", metavar="DIR", help="recreate: folder for the backup; it stays"),
-    value("--lose-autoremove", metavar="NAME", action="append", default=[], help="this --rm container may vanish when docker stops"),
+    LOSE,
 )
 RELOCATE = CHANGE + (
     flag("--no-presync", help="no first copy while Docker runs"),
-    value("--lose-autoremove", metavar="NAME", action="append", default=[], help="this --rm container may vanish when docker stops"),
+    LOSE,
 )
 COMMANDS = (
     Command("storage", "where the space goes, which ceiling comes next, and what to type", "storage [OPTIONS]", STORAGE, run_storage, show_storage, """\
@@ -7333,8 +7353,7 @@ def version_line() -> Dict[str, str]:
     path = own_path()
     digest = ""
     if os.path.isfile(path) and not came_by_stdin():
-        with open(raw(path), "rb") as source:
-            digest = hashlib.sha256(source.read()).hexdigest()
+        digest = hashlib.sha256(read_all(path)).hexdigest()
     return {"version": VERSION, "sha256": digest or "unknown (read from standard input)", "python": "%d.%d.%d" % sys.version_info[:3]}
 
 
@@ -7354,7 +7373,7 @@ def show_help(command: Optional[Command], opts: argparse.Namespace) -> bool:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Runs one command line (default: the process's own) and returns the exit code; 130 and 143 stand
     for SIGINT and SIGTERM. Raises nothing that a user would see as a traceback."""
-    words = [os.fsencode(word).decode("utf-8", "surrogateescape") for word in (sys.argv[1:] if argv is None else argv)]
+    words = [text_of(os.fsencode(word)) for word in (sys.argv[1:] if argv is None else argv)]
     head = words[:words.index("--") if "--" in words else None]
     report, opts, command, host, before = new_report(split_command(head)[0], False), argparse.Namespace(json="--json" in head, quiet=False), None, None, {}
     try:
@@ -7366,8 +7385,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         before = catch_signals(host)
         where = "" if opts.command in ("resume", "rollback") else half_way(host)
         if where:
-            report["findings"].append({"id": "half-way", "severity": "critical", "text": "a storage change stands half-way, or is under way: " + where,
-                                       "remedy": "python3 dockfix.py resume"})
+            add_finding(report, "half-way", "critical", "a storage change stands half-way, or is under way: " + where, "python3 dockfix.py resume")
         command.run(host, opts, report)
     except DockfixError as err:
         add_error(report, err)
