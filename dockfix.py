@@ -243,7 +243,8 @@ def sh_line(argv: Sequence[str]) -> str:
 
 
 def parse_size(text: str, now: Optional[int] = None) -> int:
-    """Bytes of '500', '64K', '1.5M', '20MiB': K, M, G, T and KiB... are binary. 'GB' is refused (UsageError). With `now` also '+100G': so much more."""
+    """Bytes of '500', '64K', '1.5M', '20MiB': K, M, G, T and KiB... are binary. 'GB' is refused (UsageError). With `now` also '+100G': so
+    much more."""
     if now is not None and text.startswith("+"):
         return now + parse_size(text[1:])
     found = re.match(r"^([0-9]{1,15})(\.[0-9]{1,3})?(?:([KkMmGgTt])(iB)?)?\Z", text, re.A)
@@ -322,8 +323,7 @@ def is_up(target: Target) -> bool:
 
 
 def find_named(listed: List[Target], name: str) -> List[Target]:
-    """The containers a name means: a full id, else a name or glob, else an id prefix. Raises
-    UsageError for a prefix of two."""
+    """The containers a name means: a full id, else a name or glob, else an id prefix. Raises UsageError for a prefix of two."""
     name = name[1:] if name.startswith("/") else name
     by_id = [t for t in listed if t.id == name]
     by_name = by_id or [t for t in listed if t.name == name] or [t for t in listed if fnmatch.fnmatchcase(t.name, name)]
@@ -387,12 +387,14 @@ def container_facts(one: dict) -> Container:
     if not isinstance(pid, int) or isinstance(pid, bool):
         raise ValueError("no pid")
     return Container(
-        one["Id"], str(one.get("Name") or one["Id"][:12]).lstrip("/"), state["Running"] is True, state.get("Paused") is True,
-        state.get("Restarting") is True, state.get("Status") == "removing" or state.get("Dead") is True, pid, host.get("ReadonlyRootfs") is True, str(host.get("UsernsMode") or ""),
-        str(graph.get("Name") or ""), {str(k): str(v) for k, v in layer.items()}, tuple(inspect_mounts(one["Mounts"] or [], host)),
-        tuple(str(word) for word in config.get("Env") or []), str(state.get("StartedAt") or ""),
-        tuple(str(word) for word in [one.get("Path") or ""] + (one.get("Args") or [])), str(config.get("User") or ""), str(config.get("WorkingDir") or ""),
-        host.get("AutoRemove") is True, int(one.get("RestartCount") or 0))
+        id=one["Id"], name=str(one.get("Name") or one["Id"][:12]).lstrip("/"), running=state["Running"] is True,
+        paused=state.get("Paused") is True, restarting=state.get("Restarting") is True,
+        dying=state.get("Status") == "removing" or state.get("Dead") is True, pid=pid,
+        read_only=host.get("ReadonlyRootfs") is True, userns=str(host.get("UsernsMode") or ""), driver=str(graph.get("Name") or ""),
+        layer={str(key): str(value) for key, value in layer.items()}, mounts=tuple(inspect_mounts(one["Mounts"] or [], host)),
+        env=tuple(str(word) for word in config.get("Env") or []), started=str(state.get("StartedAt") or ""),
+        words=tuple(str(word) for word in [one.get("Path") or ""] + (one.get("Args") or [])), user=str(config.get("User") or ""),
+        folder=str(config.get("WorkingDir") or ""), auto_remove=host.get("AutoRemove") is True, restarts=int(one.get("RestartCount") or 0))
 
 
 def inspect_mounts(mounts: list, host: dict) -> List[Tuple[str, str]]:
@@ -436,9 +438,12 @@ def parse_age(text: str) -> int:
 def parse_instant(text: object) -> float:
     """Seconds since 1970 of Docker's '2024-01-31T12:00:00.123456789Z' (or +08:00); 0 where it is none, and for year 1, Docker's 'never'."""
     found = re.match(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(?:Z|([+-])(\d\d):(\d\d))\Z", str(text or ""), re.A)
+    if not found:
+        return 0.0
+    whole, part, sign, hours, minutes = found.groups()
     try:
-        shift = int(found.group(3) + "1") * (int(found.group(4)) * 3600 + int(found.group(5)) * 60) if found and found.group(3) else 0
-        return max(0.0, calendar.timegm(time.strptime(found.group(1), "%Y-%m-%dT%H:%M:%S")) - shift + float("0" + (found.group(2) or ""))) if found else 0.0
+        east = int(sign + "1") * (int(hours) * 3600 + int(minutes) * 60) if sign else 0
+        return max(0.0, calendar.timegm(time.strptime(whole, "%Y-%m-%dT%H:%M:%S")) - east + float("0" + (part or "")))
     except ValueError:
         return 0.0
 
@@ -456,7 +461,8 @@ def parse_mountinfo(text: str) -> List[Mount]:
         fields, tail = left.split(" "), right.split(" ")
         if dash and len(fields) >= 6 and len(tail) >= 3:
             root, point, source = (unescape_octal(word) for word in (fields[3], fields[4], tail[1]))
-            mounts.append(Mount(fields[2], root, point, tail[0], source, tuple(unescape_octal(o) for o in tail[2].split(",")), tuple(fields[5].split(","))))
+            options, flags = tuple(unescape_octal(word) for word in tail[2].split(",")), tuple(fields[5].split(","))
+            mounts.append(Mount(fields[2], root, point, tail[0], source, options, flags))
     return mounts
 
 
@@ -494,10 +500,10 @@ def own_root(mounts: List[Mount], container: Container) -> Optional[Mount]:
 
 
 class Layers(NamedTuple):
-    """Whose the layers below a Docker root are, from its files alone. rows: {"layer", "driver", "paths", "role", "container", "images", "note"}, with
-    devicemapper "device", "device_id" and "device_size" too; role None: it cannot be told. words: each name of a row (full ids, tags, chain and diff ids, short
-    links, device ids) -> its numbers in rows. containers: {id: what take_container makes of it}; images: {id: tags}; unread: {path: reason}.
-    sizes: {layer: bytes of the files it adds, as layerdb has it}."""
+    """Whose the layers below a Docker root are, from its files alone. rows: {"layer", "driver", "paths", "role", "container", "images",
+    "note"}, with devicemapper "device", "device_id" and "device_size" too; role None: it cannot be told. words: each name of a row (full
+    ids, tags, chain and diff ids, short links, device ids) -> its numbers in rows. containers: {id: what take_container makes of it};
+    images: {id: tags}; unread: {path: reason}. sizes: {layer: bytes of the files it adds, as layerdb has it}."""
     rows: List[dict]
     words: Dict[str, List[int]]
     containers: Dict[str, dict]
@@ -551,7 +557,8 @@ def take_object(data: Optional[bytes]) -> dict:
 def take_chain(files: Dict[str, bytes]) -> Tuple[str, str, Optional[int]]:
     """(layer, parent's chain id or '', bytes of its files) of layerdb/sha256/CHAIN."""
     size = re.match(rb"[0-9]{1,18}\Z", files.get("size", b"").strip())
-    return take_word(files, "cache-id", LAYER), take_word(files, "parent", "sha256:" + HASH) if "parent" in files else "", int(size.group(0)) if size else None
+    parent = take_word(files, "parent", "sha256:" + HASH) if "parent" in files else ""
+    return take_word(files, "cache-id", LAYER), parent, int(size.group(0)) if size else None
 
 
 def take_mount(files: Dict[str, bytes]) -> Tuple[str, str, str]:
@@ -579,8 +586,10 @@ def take_container(files: Dict[str, bytes]) -> Dict[str, object]:
     image, log = str(found.get("Image") or ""), {}
     if "hostconfig.json" in files:
         log = take_object(files["hostconfig.json"]).get("LogConfig") or found.get("LogConfig") or {}
-    sources = [str(one.get("Name") or one.get("Source") or "") for one in (found.get("MountPoints") or {}).values()] + [str(one) for one in (found.get("Volumes") or {}).values()]
-    return {"name": str(found.get("Name") or "").lstrip("/"), "driver": str(found.get("Driver") or ""), "image": image[image.startswith("sha256:") * 7:],
+    sources = [str(one.get("Name") or one.get("Source") or "") for one in (found.get("MountPoints") or {}).values()]
+    sources += [str(one) for one in (found.get("Volumes") or {}).values()]
+    return {"name": str(found.get("Name") or "").lstrip("/"), "driver": str(found.get("Driver") or ""),
+            "image": image[len("sha256:"):] if image.startswith("sha256:") else image,
             "running": (found.get("State") or {}).get("Running"), "volumes": [re.sub(r".*/volumes/([^/]+)/_data\Z", r"\1", one) for one in sources],
             "rotated": "max-size" in (log.get("Config") or {}) or log.get("Type") not in (None, "", "json-file")}
 
@@ -616,7 +625,12 @@ def claim_layers(chains: Dict[str, Tuple], mounts: Dict[str, Tuple], images: Dic
     claims = {}
     for chain, (layer, _, _) in chains.items():
         role = "image" if chain in users or chain in standing else "orphan"
-        note = "" if chain in users else "its image is gone; container %s stands on it" % standing[chain][:12] if role == "image" else "in layerdb, but no image has it"
+        if chain in users:
+            note = ""
+        elif chain in standing:
+            note = "its image is gone; container %s stands on it" % standing[chain][:12]
+        else:
+            note = "in layerdb, but no image has it"
         claims[layer] = Claim(role, "", tuple(sorted(users.get(chain, ()))), note, (chain, diffs.get(chain, chain)))
     for container, (layer, init, _) in mounts.items():
         gone = "" if container in containers else "of container %s, which is gone, or of a build" % container[:12]
@@ -649,10 +663,12 @@ def find_rows(layers: Layers, word: str) -> List[int]:
     if known:
         return layers.words[known[0]]
     stem, init = re.match(r"(.*?)(-init)?\Z", bare, re.S).groups()
-    begun = [name for name in layers.words if name.startswith(stem) and re.match(LAYER, name) and name.endswith("-init") == bool(init)] if stem else []
+    hashes = [name for name in layers.words if re.match(LAYER, name) and name.endswith("-init") == bool(init)] if stem else []
+    begun = [name for name in hashes if name.startswith(stem)]
     if len({tuple(layers.words[name]) for name in begun}) > 1:
         shown = ["%s (%s)" % (name, owner_text(layers.rows[layers.words[name][0]])) for name in sorted(begun)]
-        raise UsageError("%s begins %d hashes: %s" % (word, len(begun), ", ".join(shown[:6]) + (", ..." if len(shown) > 6 else "")), "give more of the hash")
+        listed = ", ".join(shown[:6]) + (", ..." if len(shown) > 6 else "")
+        raise UsageError("%s begins %d hashes: %s" % (word, len(begun), listed), "give more of the hash")
     return layers.words[begun[0]] if begun else []
 
 
@@ -680,14 +696,16 @@ def inspect_differences(row: dict, one: Optional[Container]) -> str:
 def named_in(data: bytes, names: set) -> set:
     """Which of these names (of 25 or 64 characters) a BuildKit database holds. Its pages are not parsed: a name that stands in a
     page no longer used counts too, which errs on the side of keeping."""
-    return {word for run in re.findall(rb"[0-9a-z]{25,}", data) for n in range(len(run) - 24) for word in (run[n:n + 25].decode("ascii"), run[n:n + 64].decode("ascii")) if word in names}
+    runs_of_letters = [run.decode("ascii") for run in re.findall(rb"[0-9a-z]{25,}", data)]
+    return {word for run in runs_of_letters for n in range(len(run) - 24) for word in (run[n:n + 25], run[n:n + 64]) if word in names}
 
 
 def keep_build_cache(names: List[str], claims: Dict[str, Claim], database: bytes) -> Dict[str, Claim]:
     """The claims with what nothing else has, but BuildKit's cache knows, by its name or its chain id."""
     loose = {name: claims.get(name) or Claim("orphan") for name in names if name not in claims or claims[name].role == "orphan"}
     kept = named_in(database, {word for name, claim in loose.items() for word in (name,) + claim.words})
-    return dict(claims, **{name: Claim("image", note="build cache", words=claim.words) for name, claim in loose.items() if kept & {name, *claim.words}})
+    cached = {name: Claim("image", note="build cache", words=claim.words) for name, claim in loose.items() if kept & {name, *claim.words}}
+    return dict(claims, **cached)
 
 
 # --- docker info, of any engine from 0.12 to 29, as text or JSON
@@ -725,19 +743,22 @@ def decode_saved(data: bytes) -> str:
 
 def parse_info(text: str) -> Dict[str, object]:
     """`docker info` in the shape of its JSON, whichever way it was printed: ServerVersion, Driver, DockerRootDir, ID, OSType, Swarm,
-    LiveRestoreEnabled ("true", "false"), Name (the host's), Containers, ContainersStopped, Images, each None where it is not said once and well; SecurityOptions (list); DriverStatus
-    {key: text}, without what is said twice in two ways. Raises EnvironmentFault where nothing, or no engine's answer, is recognised."""
+    LiveRestoreEnabled ("true", "false"), Name (the host's), Containers, ContainersStopped, Images, each None where it is not said once and
+    well; SecurityOptions (list); DriverStatus {key: text}, without what is said twice in two ways. Raises EnvironmentFault where nothing,
+    or no engine's answer, is recognised."""
     text = re.sub(r"(?m)^[ \t]*(?:>[ \t]?)+", "", text)       # quoted, in a mail
     facts, status, options = info_from_json(text) or info_from_text(text)
     info = {name: facts.get(name) for name, _ in INFO_KEYS.values()}      # type: Dict[str, object]
     if any(key in status for key in MANAGER_KEYS) and not info["Driver"]:
-        raise EnvironmentFault("this is the answer of a classic Swarm manager, which has no storage of its own", "ask each engine: docker -H ENGINE:2375 info")
+        raise EnvironmentFault("this is the answer of a classic Swarm manager, which has no storage of its own",
+                               "ask each engine: docker -H ENGINE:2375 info")
     if not info["Driver"] and not info["DockerRootDir"] and not any(key in status for key in POOL_SIZES):
         for pattern, msg, hint in FAULTS:               # clients of 20.10 and older print these, and exit 0
             found = re.search("(?:%s)[^\"\\n]{0,160}" % pattern, text)
             if found:
                 raise EnvironmentFault("%s: %s" % (msg, found.group(0).strip()), hint)
-        raise EnvironmentFault("this is not an answer of docker info, or only a part without storage driver and root", "docker info, on the host in question")
+        raise EnvironmentFault("this is not an answer of docker info, or only a part without storage driver and root",
+                               "docker info, on the host in question")
     version, driver = (str(info[name] or "").split(" ")[0] for name in ("ServerVersion", "Driver"))
     return dict(info, ServerVersion=version or None, Driver=driver if driver in DRIVERS or "driver-type" in status else None,
                 DriverStatus={key: status[key] for key in STATUS_KEYS if key in status}, SecurityOptions=options)
@@ -753,9 +774,11 @@ def info_from_json(text: str) -> Optional[Tuple[Dict[str, str], Dict[str, str], 
     if not isinstance(found, dict):
         return None
     swarm = found.get("Swarm")
-    flat = dict(found, Swarm=swarm.get("LocalNodeState") if isinstance(swarm, dict) else None, LiveRestoreEnabled=str(found.get("LiveRestoreEnabled")).lower())
+    flat = dict(found, Swarm=swarm.get("LocalNodeState") if isinstance(swarm, dict) else None,
+                LiveRestoreEnabled=str(found.get("LiveRestoreEnabled")).lower())
     seen = [(text_key, flat[name]) for text_key, (name, _) in INFO_KEYS.items() if isinstance(flat.get(name), str)]
-    seen += [(text_key, str(flat[name])) for text_key, (name, _) in INFO_KEYS.items() if name.startswith(("Containers", "Images")) and type(flat.get(name)) is int]
+    numbers = [(text_key, name) for text_key, (name, _) in INFO_KEYS.items() if name.startswith(("Containers", "Images"))]
+    seen += [(text_key, str(flat[name])) for text_key, name in numbers if type(flat.get(name)) is int]
     for name in ("DriverStatus", "SystemStatus"):
         pairs = found.get(name) if isinstance(found.get(name), list) else []
         seen += [(pair[0], pair[1]) for pair in pairs if isinstance(pair, list) and len(pair) == 2 and all(isinstance(word, str) for word in pair)]
@@ -786,7 +809,8 @@ def info_facts(seen: List[Tuple[str, str]]) -> Tuple[Dict[str, str], Dict[str, s
         if key in INFO_KEYS or key in STATUS_KEYS or key in MANAGER_KEYS:
             known.setdefault(key, []).append(value.strip(" \t"))
     if len(set(known.get("Storage Driver", []))) > 1:
-        raise EnvironmentFault("two storage drivers in one text: %s" % printable(", ".join(known["Storage Driver"]))[:200], "give each host's answer in a file of its own")
+        raise EnvironmentFault("two storage drivers in one text: %s" % printable(", ".join(known["Storage Driver"]))[:200],
+                               "give each host's answer in a file of its own")
     once = {key: values[0] for key, values in known.items() if len(set(values)) == 1 and values[0].isprintable() and "\ufffd" not in values[0]}
     facts = {name: once.pop(key) for key, (name, form) in INFO_KEYS.items() if re.match("(?:%s)\\Z" % form, once.get(key, "\n"), re.A)}
     return facts, {key: value for key, value in once.items() if key not in INFO_KEYS}
@@ -810,10 +834,12 @@ def pool_reported(status: Dict[str, str]) -> Dict[str, object]:
     Engines up to 1.2 print MiB as 'Mb', KiB as 'Kb'. All zeros is how the driver prints a pool whose state it cannot read: None."""
     mebis = {key: re.match(r"([0-9]{1,9})(?:\.([0-9]) (Mb)| Kb)\Z", status[key], re.A) for key in POOL_SIZES if key in status}
     pool = {name: status.get(key) for key, name in POOL_WORDS.items()}      # type: Dict[str, object]
-    pool.update({name: None for name, said in pool.items() if said and not re.match(r"[\w:.+-]+\Z" if name == "name" else PATH_FORM + r"\Z", str(said))})
+    forms = {name: r"[\w:.+-]+\Z" if name == "name" else PATH_FORM + r"\Z" for name in pool}
+    pool.update({name: None for name, said in pool.items() if said and not re.match(forms[name], str(said))})
     pool.update({name: parse_reported(status.get(key, "")) for key, name in POOL_SIZES.items()})
     if all(mebis.values()):
-        pool.update({POOL_SIZES[key]: ((int(found.group(1) + (found.group(2) or "0")) << (20 if found.group(3) else 10)) + 5) // 10 for key, found in mebis.items()})
+        tenths = {key: int(found.group(1) + (found.group(2) or "0")) << (20 if found.group(3) else 10) for key, found in mebis.items()}
+        pool.update({POOL_SIZES[key]: (size + 5) // 10 for key, size in tenths.items()})
     for kind in ("data", "metadata"):
         used, total = pool[kind + "_used"], pool[kind + "_total"]
         if used is None or total is None or used > total or total == 0:     # the two are printed together: one alone is damage
@@ -868,11 +894,14 @@ class ThinPool(NamedTuple):
 
 
 def parse_thin_pool(table: str, status: str) -> ThinPool:
-    """From `dmsetup table POOL` and `dmsetup status POOL`; kernels since 2015 add needs_check, all print metadata in blocks of 4 KiB. Raises EnvironmentFault."""
+    """From `dmsetup table POOL` and `dmsetup status POOL`; kernels since 2015 add needs_check, all print metadata in blocks of 4 KiB.
+    Raises EnvironmentFault."""
     line = re.match(r"(?:\S+: )?(0 ([0-9]+) thin-pool ([0-9]+:[0-9]+) ([0-9]+:[0-9]+) ([0-9]+) .*)\Z", table.strip())
-    state = re.match(r"(?:\S+: )?0 [0-9]+ thin-pool (?:(Fail|Error)|[0-9]+ ([0-9]+)/([0-9]+) ([0-9]+)/([0-9]+) \S+ (rw|ro|out_of_data_space)\b(.*))", status.strip())
+    figures = r"[0-9]+ ([0-9]+)/([0-9]+) ([0-9]+)/([0-9]+) \S+ (rw|ro|out_of_data_space)\b(.*)"
+    state = re.match(r"(?:\S+: )?0 [0-9]+ thin-pool (?:(Fail|Error)|%s)" % figures, status.strip())
     if not line or not state:
-        raise EnvironmentFault("dmsetup's answer about the pool is not understood: %s" % (status if line else table).strip()[:200], "dmsetup table; dmsetup status")
+        odd = (status if line else table).strip()[:200]
+        raise EnvironmentFault("dmsetup's answer about the pool is not understood: %s" % odd, "dmsetup table; dmsetup status")
     block = int(line.group(5)) * 512
     facts = (line.group(1), int(line.group(2)), line.group(3), line.group(4), block)
     if state.group(1):
@@ -900,8 +929,9 @@ class OptionSource(NamedTuple):
         return self.path + (" (%s)" % self.variable if self.variable else "")
 
 
-FLAGS = {"--storage-opt": "storage-opt", "--storage-driver": "storage-driver", "-s": "storage-driver", "--data-root": "data-root", "--graph": "data-root",
-         "-g": "data-root", "--config-file": "config-file", "--log-opt": "log-opt", "--log-driver": "log-driver", "--live-restore": "live-restore"}
+FLAGS = {"--storage-opt": "storage-opt", "--storage-driver": "storage-driver", "-s": "storage-driver", "--data-root": "data-root",
+         "--graph": "data-root", "-g": "data-root", "--config-file": "config-file", "--log-opt": "log-opt", "--log-driver": "log-driver",
+         "--live-restore": "live-restore"}
 
 
 def shell_words(text: str) -> List[str]:
@@ -929,8 +959,8 @@ def daemon_json(text: str) -> Tuple[Tuple[str, str], ...]:
     if not isinstance(found, dict):
         raise ValueError("it is not a JSON object")
     listed = [("storage-opt", one) for one in found.get("storage-opts") or []]
-    listed += [(name, found[key]) for key, name in (("storage-driver", "storage-driver"), ("data-root", "data-root"), ("graph", "data-root"), ("log-driver", "log-driver"),
-                                                    ("live-restore", "live-restore")) if key in found]
+    listed += [("data-root" if key == "graph" else key, found[key])
+               for key in ("storage-driver", "data-root", "graph", "log-driver", "live-restore") if key in found]
     listed += [("log-opt", "%s=%s" % one) for one in (found.get("log-opts") or {}).items()]
     return tuple((name, str(value)) for name, value in listed)
 
@@ -970,8 +1000,9 @@ def option_conflicts(sources: Sequence[OptionSource]) -> List[Tuple[str, List[st
     places, sides = {}, {}      # type: Dict[str, List[str]], Dict[str, Dict[str, List[str]]]
     for source in sources:
         for name, value in source.options if source.used else ():
-            places.setdefault(value.partition("=")[0] if name.endswith("-opt") else name, []).append(source.where())
-            sides.setdefault(name + ("s" if name.endswith("-opt") else ""), {}).setdefault(str(source.kind == "daemon.json"), []).append(source.where())
+            many, side = name.endswith("-opt"), str(source.kind == "daemon.json")
+            places.setdefault(value.partition("=")[0] if many else name, []).append(source.where())
+            sides.setdefault(name + "s" if many else name, {}).setdefault(side, []).append(source.where())
     found = [(name, where) for name, where in places.items() if len(where) > 1]
     known = {name for name, _ in found}
     return found + [(name, sorted(set(sum(both.values(), [])))) for name, both in sides.items() if len(both) > 1 and name not in known and not (
@@ -982,8 +1013,8 @@ def option_conflicts(sources: Sequence[OptionSource]) -> List[Tuple[str, List[st
 
 
 def edit_flags(text: str, name: str, key: str, value: Optional[str]) -> str:
-    """A command line, or the variable for it, with one option set (None: taken away) and every other byte kept. key: of a storage-opt, '' for a plain option.
-    A new one is put behind the last storage option that is there."""
+    """A command line, or the variable for it, with one option set (None: taken away) and every other byte kept. key: of a storage-opt, ''
+    for a plain option. A new one is put behind the last storage option that is there."""
     flag = r"(?<![\w-])(?:%s)" % "|".join(re.escape(word) for word in FLAGS if FLAGS[word] == name)
     found = re.compile(r"(%s(?:=|\s+))([\"']?)%s([^\s\"']*)\2" % (flag, re.escape(key + "=") if key else ""))
     if value is None:
@@ -1028,19 +1059,22 @@ class Recipe(NamedTuple):
 
 
 CREATE = {      # settings: flags of docker create, by the shape of their values
-    "text": "Hostname:hostname Domainname:domainname User:user WorkingDir:workdir StopSignal:stop-signal StopTimeout:stop-timeout MacAddress:mac-address Entry:entrypoint "
-            "HealthCmd:health-cmd Interval:health-interval Timeout:health-timeout StartPeriod:health-start-period StartInterval:health-start-interval Retries:health-retries "
-            "NetworkMode:network VolumeDriver:volume-driver CgroupnsMode:cgroupns IpcMode:ipc PidMode:pid UTSMode:uts UsernsMode:userns ShmSize:shm-size LogDriver:log-driver "
-            "Runtime:runtime OomScoreAdj:oom-score-adj CgroupParent:cgroup-parent CpuShares:cpu-shares CpuPeriod:cpu-period CpuQuota:cpu-quota PidsLimit:pids-limit "
-            "CpuRealtimePeriod:cpu-rt-period CpuRealtimeRuntime:cpu-rt-runtime CpusetCpus:cpuset-cpus CpusetMems:cpuset-mems BlkioWeight:blkio-weight Memory:memory "
-            "MemoryReservation:memory-reservation MemorySwap:memory-swap MemorySwappiness:memory-swappiness KernelMemory:kernel-memory",
-    "switch": "AutoRemove:rm Privileged:privileged PublishAllPorts:publish-all ReadonlyRootfs:read-only OomKillDisable:oom-kill-disable Init:init Tty:tty "
-              "OpenStdin:interactive NoHealth:no-healthcheck",
-    "list": "Binds:volume VolumesFrom:volumes-from CapAdd:cap-add CapDrop:cap-drop Dns:dns DnsOptions:dns-opt DnsSearch:dns-search ExtraHosts:add-host Env:env Expose:expose "
-            "GroupAdd:group-add DeviceCgroupRules:device-cgroup-rule SecurityOpt:security-opt Publish:publish Aliases:network-alias Ip:ip Ip6:ip6 LinkLocal:link-local-ip "
-            "Attach:attach Mounts:mount Gpus:gpus Cdi:device",
+    "text": "Hostname:hostname Domainname:domainname User:user WorkingDir:workdir StopSignal:stop-signal StopTimeout:stop-timeout "
+            "MacAddress:mac-address Entry:entrypoint HealthCmd:health-cmd Interval:health-interval Timeout:health-timeout "
+            "StartPeriod:health-start-period StartInterval:health-start-interval Retries:health-retries NetworkMode:network "
+            "VolumeDriver:volume-driver CgroupnsMode:cgroupns IpcMode:ipc PidMode:pid UTSMode:uts UsernsMode:userns ShmSize:shm-size "
+            "LogDriver:log-driver Runtime:runtime OomScoreAdj:oom-score-adj CgroupParent:cgroup-parent CpuShares:cpu-shares "
+            "CpuPeriod:cpu-period CpuQuota:cpu-quota PidsLimit:pids-limit CpuRealtimePeriod:cpu-rt-period CpuRealtimeRuntime:cpu-rt-runtime "
+            "CpusetCpus:cpuset-cpus CpusetMems:cpuset-mems BlkioWeight:blkio-weight Memory:memory MemoryReservation:memory-reservation "
+            "MemorySwap:memory-swap MemorySwappiness:memory-swappiness KernelMemory:kernel-memory",
+    "switch": "AutoRemove:rm Privileged:privileged PublishAllPorts:publish-all ReadonlyRootfs:read-only OomKillDisable:oom-kill-disable "
+              "Init:init Tty:tty OpenStdin:interactive NoHealth:no-healthcheck",
+    "list": "Binds:volume VolumesFrom:volumes-from CapAdd:cap-add CapDrop:cap-drop Dns:dns DnsOptions:dns-opt DnsSearch:dns-search "
+            "ExtraHosts:add-host Env:env Expose:expose GroupAdd:group-add DeviceCgroupRules:device-cgroup-rule SecurityOpt:security-opt "
+            "Publish:publish Aliases:network-alias Ip:ip Ip6:ip6 LinkLocal:link-local-ip Attach:attach Mounts:mount Gpus:gpus Cdi:device",
     "map": "StorageOpt:storage-opt Sysctls:sysctl Annotations:annotation Labels:label LogOpts:log-opt",
-    "tmpfs": "Tmpfs:tmpfs", "device": "Devices:device", "ulimit": "Ulimits:ulimit", "link": "Links:link", "cpus": "NanoCpus:cpus", "restart": "RestartPolicy:restart",
+    "tmpfs": "Tmpfs:tmpfs", "device": "Devices:device", "ulimit": "Ulimits:ulimit", "link": "Links:link", "cpus": "NanoCpus:cpus",
+    "restart": "RestartPolicy:restart",
     "rate": "BlkioWeightDevice:blkio-weight-device BlkioDeviceReadBps:device-read-bps BlkioDeviceWriteBps:device-write-bps "
             "BlkioDeviceReadIOps:device-read-iops BlkioDeviceWriteIOps:device-write-iops",
 }
@@ -1053,14 +1087,16 @@ SHAPES = {      # value -> what stands behind the flag's =, once for each
     "ulimit": lambda value: ["%(Name)s=%(Soft)d:%(Hard)d" % one for one in value],
     "link": lambda value: ["%s:%s" % (one.split(":")[0].lstrip("/"), one.split(":")[1].split("/")[-1]) for one in value],
     "cpus": lambda value: ["%d.%09d" % divmod(value, 10 ** 9)],
-    "restart": lambda value: [value["Name"] + (":%d" % value["MaximumRetryCount"] if value.get("MaximumRetryCount") else "")] if value.get("Name") not in ("", "no") else [],
+    "restart": lambda value: [value["Name"] + (":%d" % value["MaximumRetryCount"] if value.get("MaximumRetryCount") else "")
+                              ] if value.get("Name") not in ("", "no") else [],
     "rate": lambda value: ["%s:%s" % (one["Path"], one.get("Rate", one.get("Weight"))) for one in value],
 }
 DEFAULTS = {"ShmSize": 1 << 26, "MemorySwappiness": -1, "PidsLimit": -1}        # noted where nothing was asked for
 MEANT = (("MemorySwappiness", 0), ("StopTimeout", 0), ("Entry", ""))            # elsewhere what is empty was not asked for
 TABLE = [(pair.split(":")[0], "--" + pair.split(":")[1], shape) for shape, pairs in CREATE.items() for pair in pairs.split()]
-OTHER = ("AttachStdin AttachStdout AttachStderr ExposedPorts StdinOnce Cmd Entrypoint Healthcheck ArgsEscaped Image NetworkDisabled Volumes OnBuild Shell "
-         "ContainerIDFile ConsoleSize MaskedPaths ReadonlyPaths Isolation LogConfig PortBindings DeviceRequests").split() + [row[0] for row in TABLE]
+OTHER = ("AttachStdin AttachStdout AttachStderr ExposedPorts StdinOnce Cmd Entrypoint Healthcheck ArgsEscaped Image NetworkDisabled Volumes "
+         "OnBuild Shell ContainerIDFile ConsoleSize MaskedPaths ReadonlyPaths Isolation LogConfig PortBindings DeviceRequests").split()
+OTHER += [row[0] for row in TABLE]
 
 
 def title_of(doc: dict) -> str:
@@ -1068,13 +1104,17 @@ def title_of(doc: dict) -> str:
 
 
 def create_recipe(doc: dict, image: dict, others: Sequence[dict]) -> Recipe:
-    """From one object of `docker inspect`, the Config of its image ({}: as if it had none) and all containers that it may refer to. Raises KeyError and the
-    like for an object of another kind (facts_of). Words are --flag=value: no value is taken for an option, none needs a shell. Floor: all that runlike carries."""
+    """From one object of `docker inspect`, the Config of its image ({}: as if it had none) and all containers that it may refer to. Raises
+    KeyError and the like for an object of another kind (facts_of). Words are --flag=value: no value is taken for an option, none needs a
+    shell. Floor: all that runlike carries."""
     config, host = doc["Config"], doc["HostConfig"]
-    recipe = Recipe(["--name=" + title_of(doc)], [], next((one[8:] for one in host.get("SecurityOpt") or [] if one.startswith("seccomp={")), ""), [], [], [])
-    recipe.lost.extend("%s (%s)" % (key, json.dumps(value, sort_keys=True)) for key, value in list(host.items()) + list(config.items()) if key not in OTHER and value)
+    profile = next((one[len("seccomp="):] for one in host.get("SecurityOpt") or [] if one.startswith("seccomp={")), "")
+    recipe = Recipe(["--name=" + title_of(doc)], [], profile, [], [], [])
+    unknown = [(key, value) for key, value in list(host.items()) + list(config.items()) if key not in OTHER and value]
+    recipe.lost.extend("%s (%s)" % (key, json.dumps(value, sort_keys=True)) for key, value in unknown)
     names = {ref: title_of(one) for one in others for ref in (one["Id"], one["Id"][:12], title_of(one))}
-    flat = dict(host, VolumesFrom=[":".join([names.get(one.split(":")[0], one.split(":")[0])] + one.split(":")[1:]) for one in host.get("VolumesFrom") or []])
+    sources = [one.split(":") for one in host.get("VolumesFrom") or []]
+    flat = dict(host, VolumesFrom=[":".join([names.get(one[0], one[0])] + one[1:]) for one in sources])
     flat["Binds"] = [one for one in host.get("Binds") or [] if ":" in one]
     for key in ("NetworkMode", "IpcMode", "PidMode"):
         mode, _, ref = (host.get(key) or "").partition(":")
@@ -1083,10 +1123,9 @@ def create_recipe(doc: dict, image: dict, others: Sequence[dict]) -> Recipe:
     flat["SecurityOpt"] += ["systempaths=unconfined"] * (host.get("MaskedPaths") == [] and not host.get("Privileged"))
     network_settings(doc, flat, recipe)
     config_settings(config, image, flat, recipe)
-    mount_settings(doc, flat, names, others, recipe.lost)
+    mount_settings(doc, flat, others, recipe.lost)
     flat.update(LogDriver=(host.get("LogConfig") or {}).get("Type"), LogOpts=(host.get("LogConfig") or {}).get("Config"))
-    flat["Publish"] = [("[%s]:" if ":" in (end.get("HostIp") or "") else "%s:") % end["HostIp"] * bool(end.get("HostIp")) + "%s:%s" % (end.get("HostPort") or "", port)
-                       for port, ends in sorted((host.get("PortBindings") or {}).items()) for end in [dict({"HostIp": ""}, **one) for one in ends or [{}]]]
+    flat["Publish"] = [published(port, one) for port, ends in sorted((host.get("PortBindings") or {}).items()) for one in ends or [{}]]
     requests = host.get("DeviceRequests") or []
     flat["Cdi"] = [device for one in requests if one.get("Driver") == "cdi" for device in one.get("DeviceIDs") or []]
     flat["Gpus"] = [gpu_line(one) for one in requests if one.get("Driver") != "cdi"]
@@ -1096,6 +1135,11 @@ def create_recipe(doc: dict, image: dict, others: Sequence[dict]) -> Recipe:
             recipe.options.extend([flag] if shape == "switch" else ["%s=%s" % (flag, word) for word in SHAPES[shape](value)])
     recipe.lost.extend(["bytes that are no UTF-8 (docker itself shows U+FFFD)"] * any("\ufffd" in word for word in recipe.options + recipe.command))
     return recipe
+
+
+def published(port: str, end: dict) -> str:
+    ip = end.get("HostIp") or ""
+    return ("[%s]:" if ":" in ip else "%s:") % ip * bool(ip) + "%s:%s" % (end.get("HostPort") or "", port)
 
 
 def config_settings(config: dict, image: dict, flat: dict, recipe: Recipe) -> None:
@@ -1119,7 +1163,8 @@ def config_settings(config: dict, image: dict, flat: dict, recipe: Recipe) -> No
         recipe.command.extend(args)
     recipe.bound.extend(key for key in ("Shell", "OnBuild") if (config.get(key) or None) != (image.get(key) or None))
     health, base = config.get("Healthcheck") or {}, image.get("Healthcheck") or {}
-    flat.update((key, "%dns" % health[key]) for key in ("Interval", "Timeout", "StartPeriod", "StartInterval") if health.get(key) and health[key] != base.get(key))
+    times = [key for key in ("Interval", "Timeout", "StartPeriod", "StartInterval") if health.get(key) and health[key] != base.get(key)]
+    flat.update((key, "%dns" % health[key]) for key in times)
     flat["Retries"] = health.get("Retries") if health.get("Retries") != base.get("Retries") else 0
     test = health.get("Test") or [] if health.get("Test") != base.get("Test") else []
     flat["NoHealth"], flat["HealthCmd"] = test[:1] == ["NONE"], test[1] if test[:1] == ["CMD-SHELL"] else sh_line(test[1:])
@@ -1136,24 +1181,28 @@ def network_settings(doc: dict, flat: dict, recipe: Recipe) -> None:
     flat["MacAddress"] = config.get("MacAddress") or ("" if mac.startswith("02:42:") else mac)      # docker makes those itself
     for name, end in sorted(ends.items() if not simple else ()):
         ipam = end.get("IPAMConfig") or {}
-        here = {"Aliases": [one for one in end.get("Aliases") or [] if one != doc["Id"][:12]], "Ip": [ipam[key] for key in ("IPv4Address",) if ipam.get(key)],
-                "Ip6": [ipam[key] for key in ("IPv6Address",) if ipam.get(key)], "LinkLocal": ipam.get("LinkLocalIPs"), "Links": end.get("Links")}
-        driver = ["driver-opt=" + word for word in SHAPES["map"](end.get("DriverOpts") or {})] + ["gw-priority=%s" % end.get("GwPriority")] * bool(end.get("GwPriority"))
+        here = {"Aliases": [one for one in end.get("Aliases") or [] if one != doc["Id"][:12]],
+                "Ip": [ipam[key] for key in ("IPv4Address",) if ipam.get(key)], "Ip6": [ipam[key] for key in ("IPv6Address",) if ipam.get(key)],
+                "LinkLocal": ipam.get("LinkLocalIPs"), "Links": end.get("Links")}
+        driver = ["driver-opt=" + word for word in SHAPES["map"](end.get("DriverOpts") or {})]
+        driver += ["gw-priority=%s" % end.get("GwPriority")] * bool(end.get("GwPriority"))
         if name == first:
             flat.update(here, NetworkMode=csv_line(["name=" + name] + driver) if driver else name)
         else:
-            words = [flag.replace("network-", "") + "=" + word for key, flag, shape in TABLE if key in here for word in SHAPES[shape](here[key] or [])]
+            words = [flag.replace("network-", "") + "=" + word for key, flag, shape in TABLE if key in here
+                     for word in SHAPES[shape](here[key] or [])]
             recipe.networks.append(["network", "connect"] + words + ["--" + word for word in driver] + [name, title_of(doc)])
     if not simple and first not in ends:
         recipe.networks.append(["network", "disconnect", first, title_of(doc)])
 
 
-def mount_settings(doc: dict, flat: dict, names: Dict[str, str], others: Sequence[dict], lost: List[str]) -> None:
+def mount_settings(doc: dict, flat: dict, others: Sequence[dict], lost: List[str]) -> None:
     """HostConfig.Mounts as --mount lines; volumes that are in no list, the anonymous ones, by the names that docker gave them."""
     mounts, asked = doc.get("Mounts") or [], flat.get("Mounts") or []
     sources = [one.split(":")[0] for one in flat["VolumesFrom"]]
     covered = [one.split(":")[1] for one in flat["Binds"]] + [one["Target"] for one in asked] + list(flat.get("Tmpfs") or {})
-    covered = {posixpath.normpath(one) for one in covered + [mount["Destination"] for one in others if title_of(one) in sources for mount in one.get("Mounts") or []]}
+    covered += [mount["Destination"] for one in others if title_of(one) in sources for mount in one.get("Mounts") or []]
+    covered = [posixpath.normpath(one) for one in covered]
     flat["Binds"] = flat["Binds"] + ["%s:%s%s" % (one["Name"], one["Destination"], ":ro" if one.get("RW") is False else "") for one in mounts
                                      if one.get("Name") and posixpath.normpath(one["Destination"]) not in covered]
     lines = []
@@ -1162,11 +1211,13 @@ def mount_settings(doc: dict, flat: dict, names: Dict[str, str], others: Sequenc
         driver = volume.get("DriverConfig") or {}
         anonymous = [mount.get("Name") for mount in mounts if mount["Destination"] == one["Target"]] + [""]
         pairs = [("type", one["Type"]), ("source", one.get("Source") or anonymous[0]), ("target", one["Target"]), ("readonly", one.get("ReadOnly")),
-                 ("consistency", one.get("Consistency")), ("bind-propagation", bind.get("Propagation")), ("bind-nonrecursive", bind.get("NonRecursive")),
+                 ("consistency", one.get("Consistency")), ("bind-propagation", bind.get("Propagation")),
+                 ("bind-nonrecursive", bind.get("NonRecursive")),
                  ("bind-recursive", "writable" if bind.get("ReadOnlyNonRecursive") else "readonly" if bind.get("ReadOnlyForceRecursive") else ""),
                  ("volume-nocopy", volume.get("NoCopy")), ("volume-subpath", volume.get("Subpath")), ("volume-driver", driver.get("Name")),
                  ("tmpfs-size", tmpfs.get("SizeBytes")), ("tmpfs-mode", "%o" % (tmpfs.get("Mode") or 0) if tmpfs.get("Mode") else "")]
-        pairs += [(key, word) for key, some in (("volume-label", volume.get("Labels")), ("volume-opt", driver.get("Options"))) for word in SHAPES["map"](some or {})]
+        maps = (("volume-label", volume.get("Labels")), ("volume-opt", driver.get("Options")))
+        pairs += [(key, word) for key, some in maps for word in SHAPES["map"](some or {})]
         lines.append(csv_line(["%s=%s" % (key, "true" if value is True else value) for key, value in pairs if value]))
         odd = [("ImageOptions", one), ("ClusterOptions", one), ("Options", tmpfs), ("CreateMountpoint", bind)]
         lost.extend("%s of the mount at %s" % (key, one["Target"]) for key, some in odd if some.get(key))
@@ -1175,8 +1226,9 @@ def mount_settings(doc: dict, flat: dict, names: Dict[str, str], others: Sequenc
 
 def gpu_line(one: dict) -> str:
     kinds = [kind for some in one.get("Capabilities") or [] for kind in some if kind != "gpu"]       # docker adds that one
-    pairs = [("driver", one.get("Driver")), ("device", ",".join(one.get("DeviceIDs") or [])), ("count", "all" if one.get("Count") == -1 else one.get("Count")),
-             ("capabilities", ",".join(kinds)), ("options", csv_line(SHAPES["map"](one.get("Options") or {})))]
+    pairs = [("driver", one.get("Driver")), ("device", ",".join(one.get("DeviceIDs") or [])),
+             ("count", "all" if one.get("Count") == -1 else one.get("Count")), ("capabilities", ",".join(kinds)),
+             ("options", csv_line(SHAPES["map"](one.get("Options") or {})))]
     return csv_line(["%s=%s" % pair for pair in pairs if pair[1]])
 
 
@@ -1188,11 +1240,12 @@ def csv_line(fields: Sequence[str]) -> str:
 def network_recipe(doc: dict) -> List[str]:
     """`docker network create` for one object of `docker network inspect`, with the addresses it got."""
     ipam, source = doc.get("IPAM") or {}, (doc.get("ConfigFrom") or {}).get("Network")
-    words = ["--" + flag for key, flag in (("Internal", "internal"), ("Attachable", "attachable"), ("EnableIPv6", "ipv6"), ("ConfigOnly", "config-only")) if doc.get(key)]
+    switches = {"Internal": "--internal", "Attachable": "--attachable", "EnableIPv6": "--ipv6", "ConfigOnly": "--config-only"}
+    words = [switch for key, switch in switches.items() if doc.get(key)]
     words += ["--ipv4=false"] * (doc.get("EnableIPv4") is False) + ["--config-from=%s" % source] * bool(source)
     words += ["--ipam-driver=%s" % ipam.get("Driver")] * (ipam.get("Driver") not in (None, "", "default"))
-    words += ["--%s=%s" % (flag, word) for values, flag in ((ipam.get("Options"), "ipam-opt"), (doc.get("Options"), "opt"), (doc.get("Labels"), "label"))
-              for word in SHAPES["map"](values or {})]
+    maps = {"ipam-opt": ipam.get("Options"), "opt": doc.get("Options"), "label": doc.get("Labels")}
+    words += ["--%s=%s" % (name, word) for name, values in maps.items() for word in SHAPES["map"](values or {})]
     for one in ipam.get("Config") or []:
         words += ["--%s=%s" % (flag, one[key].split("/")[0] if key == "Gateway" else one[key])
                   for key, flag in (("Subnet", "subnet"), ("Gateway", "gateway"), ("IPRange", "ip-range")) if one.get(key)]
@@ -1211,12 +1264,14 @@ def needs(doc: dict, others: Sequence[dict]) -> List[str]:
     host, labels, compose = doc["HostConfig"], doc["Config"].get("Labels") or {}, "com.docker.compose."
     refs = {(host.get(key) or "")[10:] for key in ("NetworkMode", "IpcMode", "PidMode") if (host.get(key) or "").startswith("container:")}
     ends = (doc["NetworkSettings"].get("Networks") or {}).values()
-    refs |= {one.split(":")[0].lstrip("/") for one in (host.get("VolumesFrom") or []) + (host.get("Links") or []) + [one for end in ends for one in end.get("Links") or []]}
+    links = (host.get("Links") or []) + [one for end in ends for one in end.get("Links") or []]
+    refs |= {one.split(":")[0].lstrip("/") for one in (host.get("VolumesFrom") or []) + links}
     services = [one.split(":")[0] for one in (labels.get(compose + "depends_on") or "").split(",")]
     found = []
     for one in others:
         theirs = one["Config"].get("Labels") or {}
-        same = labels.get(compose + "project") and theirs.get(compose + "project") == labels[compose + "project"] and theirs.get(compose + "service") in services
+        project = labels.get(compose + "project")
+        same = project and theirs.get(compose + "project") == project and theirs.get(compose + "service") in services
         found += [one["Id"]] * bool(one is not doc and (same or not refs.isdisjoint((title_of(one), one["Id"], one["Id"][:12]))))
     return found
 
@@ -1257,7 +1312,8 @@ def check_secret(secret: bytes, what: str) -> None:
             (not secret, "the password is empty", ""),
             (b"\r" in secret, "there is a carriage return (CR) in the password", "the file has Windows line ends: tr -d '\\r' < FILE > NEWFILE"),
             (b"\n" in secret or b"\0" in secret, "there is a line feed or NUL in the password", "--password-file takes one password, on one line"),
-            (secret.startswith(b"\xef\xbb\xbf"), "the password starts with a byte order mark", "the file comes from Windows: tail -c +4 FILE > NEWFILE"),
+            (secret.startswith(b"\xef\xbb\xbf"), "the password starts with a byte order mark",
+             "the file comes from Windows: tail -c +4 FILE > NEWFILE"),
             (len(secret) > PASSWORD_MAX, "the password has %d bytes; crypt(3) takes %d" % (len(secret), PASSWORD_MAX), "")):
         if bad:
             raise UsageError("%s: %s" % (what, why), hint)
@@ -1398,7 +1454,8 @@ def etc_refusal(container: Container, allow_shared: bool, host_ids: Callable[[st
         if host_ids(source):
             return "%s is the host's own %s: never written" % (target, source)
     if shared and not allow_shared:
-        return "%s is a mount (%s): a change would reach beyond the container; --allow-shared-etc if that is meant" % (shared[0][1], shared[0][0] or "volume")
+        source, target = shared[0]
+        return "%s is a mount (%s): a change would reach beyond the container; --allow-shared-etc if that is meant" % (target, source or "volume")
     if container.read_only and not any(target == "/etc" for _, target in shared):
         return READ_ONLY
     return ""
@@ -1446,7 +1503,8 @@ def members_tar(members: Sequence[Member], base: Tuple[int, int]) -> bytes:
             member = tarfile.TarInfo(one.path.lstrip("/"))
             member.uid, member.gid, member.mode, member.mtime = one.uid - base[0], one.gid - base[1], one.mode, one.mtime
             if not (0 <= member.uid <= ID_MAX and 0 <= member.gid <= ID_MAX):
-                raise WayClosed("the owner of its %s (%d:%d) is outside the engine's user namespace (from %d:%d)" % ((one.path, one.uid, one.gid) + base))
+                raise WayClosed("the owner of its %s (%d:%d) is outside the engine's user namespace (from %d:%d)" % (
+                    (one.path, one.uid, one.gid) + base))
             member.type, member.linkname, member.size = TAR_TYPES[one.kind], one.link, len(one.data)
             tar.addfile(member, io.BytesIO(one.data))
     return out.getvalue()
@@ -1477,7 +1535,8 @@ def parse_undo(data: bytes, kind: str, ident: str) -> Undo:
         members = [Member(**dict(one, data=base64.b64decode(one["data"], validate=True))) for one in found.pop("members")]
         paths, facts = UNDO_FORMS[kind]
         good = [(found.pop("schema"), found["kind"], found["id"]) == ("dockfix-undo/1", kind, ident), isinstance(found["more"], dict)]
-        good += [re.match("(?:%s)\\Z" % paths, one.path, re.S) and one.kind in ("file", "link", "absent") and [type(part) for part in one] == MEMBER_TYPES for one in members]
+        good += [one.kind in ("file", "link", "absent") and [type(part) for part in one] == MEMBER_TYPES for one in members]
+        good += [re.match("(?:%s)\\Z" % paths, one.path, re.S) for one in members]
         if not all(good + [re.match("(?:%s)\\Z" % form, repr(found["more"][key])) for key, form in facts.items()]):
             raise ValueError("not a record")
         return Undo(members=tuple(members), **found)
@@ -1579,7 +1638,8 @@ def rule_seconds(rule: str, year: int) -> int:
     number = int(found.group(5)) - (1 if found.group(4) else 0)
     if not 0 <= number <= 365 - bool(found.group(4)):
         raise ValueError("not a day")
-    return calendar.timegm((year, 1, 1, 0, 0, 0)) + 86400 * (number + (1 if found.group(4) and number > 58 and calendar.isleap(year) else 0)) + seconds
+    number += 1 if found.group(4) and number > 58 and calendar.isleap(year) else 0
+    return calendar.timegm((year, 1, 1, 0, 0, 0)) + 86400 * number + seconds
 
 
 def tz_of(container: Container) -> Optional[str]:
@@ -1625,7 +1685,8 @@ def parse_offset(spec: str) -> int:
     libfaketime itself takes +1w for one second and +1h30m for one minute."""
     found = re.match(r"([+-]?)([0-9]{1,30})(?:\.([0-9]{1,9}))?([smhdy])\Z", spec, re.A)
     if not found:
-        raise UsageError("not an offset: %s" % spec, "a sign, one number and one unit of s, m, h, d, y (365 days): +8h, -1.5d, +90m; a week is +7d, 1h30m is +90m or +1.5h")
+        raise UsageError("not an offset: %s" % spec, "a sign, one number and one unit of s, m, h, d, y (365 days): +8h, -1.5d, +90m; "
+                                                     "a week is +7d, 1h30m is +90m or +1.5h")
     sign, whole, part, unit = found.group(1), found.group(2), found.group(3) or "", found.group(4)
     twice, scale = 2 * int(whole + part) * UNITS[unit], 10 ** len(part)
     if 0 < twice < scale:
@@ -1668,8 +1729,9 @@ class Elf(NamedTuple):
     has: Tuple[str, ...] = ()
 
 
-MACHINES = {3: ("x86", "i386-linux-gnu"), 21: ("ppc64", "powerpc64le-linux-gnu"), 22: ("s390x", "s390x-linux-gnu"), 40: ("arm", "arm-linux-gnueabihf"),
-            62: ("x86-64", "x86_64-linux-gnu"), 183: ("aarch64", "aarch64-linux-gnu"), 243: ("riscv", "riscv64-linux-gnu")}
+MACHINES = {3: ("x86", "i386-linux-gnu"), 21: ("ppc64", "powerpc64le-linux-gnu"), 22: ("s390x", "s390x-linux-gnu"),
+            40: ("arm", "arm-linux-gnueabihf"), 62: ("x86-64", "x86_64-linux-gnu"),
+            183: ("aarch64", "aarch64-linux-gnu"), 243: ("riscv", "riscv64-linux-gnu")}
 ELF_STEPS = 4096                # no honest table is longer; a hostile one may go round in a ring
 
 
@@ -1806,8 +1868,9 @@ def run_child(host: Host, argv: Sequence[str], stdin: Optional[bytes], seconds: 
         say("+ " + sh_line(argv) + (" < " + sh_quote(flow.source) if flow.source else "") + (" > " + sh_quote(flow.target) if flow.target else ""))
     ends = open_flow(flow)
     try:
-        child = subprocess.Popen([raw(word) for word in argv], stdin=ends[0] if ends[0] is not None else subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
-                                 stdout=subprocess.PIPE if ends[1] is None else ends[1], stderr=subprocess.PIPE, start_new_session=True, pass_fds=tuple(inherit),
+        source = ends[0] if ends[0] is not None else subprocess.PIPE if stdin is not None else subprocess.DEVNULL
+        child = subprocess.Popen([raw(word) for word in argv], stdin=source, stdout=subprocess.PIPE if ends[1] is None else ends[1],
+                                 stderr=subprocess.PIPE, start_new_session=True, pass_fds=tuple(inherit),
                                  env=dict(os.environ, LC_ALL="C", PATH=os.environ.get("PATH", os.defpath) + SBIN))
     except OSError as err:
         close_flow(flow, ends, False)
@@ -1862,7 +1925,8 @@ def close_flow(flow: Flow, ends: list, good: bool) -> None:
                 os.close(fd)
 
 
-def pump(host: Host, child: "subprocess.Popen[bytes]", stdin: Optional[bytes], seconds: float, limit: int, enough: int, beat: Callable[[], None]) -> Answer:
+def pump(host: Host, child: "subprocess.Popen[bytes]", stdin: Optional[bytes], seconds: float, limit: int, enough: int,
+         beat: Callable[[], None]) -> Answer:
     began = time.monotonic()
     end = began + seconds
     kept, total = {child.stdout: bytearray(), child.stderr: bytearray()}, {child.stdout: 0, child.stderr: 0}
@@ -1955,7 +2019,8 @@ def change(host: Host, words: Sequence[str], stdin: Optional[bytes] = None, limi
     return change_host(host, host.docker + tuple(words), stdin, host.timeout, limit)
 
 
-def change_host(host: Host, argv: Sequence[str], stdin: Optional[bytes] = None, seconds: float = 1e9, limit: int = 1 << 20, flow: Flow = Flow()) -> Answer:
+def change_host(host: Host, argv: Sequence[str], stdin: Optional[bytes] = None, seconds: float = 1e9, limit: int = 1 << 20,
+                flow: Flow = Flow()) -> Answer:
     """A program that may change something. The child inherits the lock, so an orphan of a killed run is
     seen by the next one; not what starts or stops a service: the daemon would keep it."""
     if host.dry_run:
@@ -2095,7 +2160,8 @@ def open_state(path: str) -> None:
         os.makedirs(raw(path), 0o700, exist_ok=True)
         found = os.lstat(raw(path))
     except OSError as err:
-        raise EnvironmentFault("the state folder %s cannot be made: %s" % (path, err.strerror), "--state DIR names another, such as /run/dockfix") from None
+        raise EnvironmentFault("the state folder %s cannot be made: %s" % (path, err.strerror),
+                               "--state DIR names another, such as /run/dockfix") from None
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
         raise Refused("the state folder %s is not a folder that only this user can write" % path, "--state DIR names another")
 
@@ -2108,12 +2174,14 @@ def take_lock(host: Host, exclusive: bool = False, mending: bool = False, name: 
     try:
         lock = os.open(raw(os.path.join(host.state, name)), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as err:
-        raise EnvironmentFault("the lock in %s cannot be opened: %s" % (host.state, err.strerror), "--state DIR names another folder, such as /run/dockfix") from None
+        raise EnvironmentFault("the lock in %s cannot be opened: %s" % (host.state, err.strerror),
+                               "--state DIR names another folder, such as /run/dockfix") from None
     try:
         fcntl.flock(lock, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
     except OSError:
         os.close(lock)
-        raise Locked("another dockfix, or a child of one that was killed, changes %s now (lock: %s/%s)" % (half_way(host) or "something", host.state, name),
+        facts = (half_way(host) or "something", host.state, name)
+        raise Locked("another dockfix, or a child of one that was killed, changes %s now (lock: %s/%s)" % facts,
                      "wait for it: fuser -v %s/%s" % (host.state, name)) from None
     host.held.append(lock)
     where = half_way(host)
@@ -2122,12 +2190,14 @@ def take_lock(host: Host, exclusive: bool = False, mending: bool = False, name: 
 
 
 def half_way(host: Host) -> str:
-    """Where a storage change stands ('pool recreate, step 7 of 12: TITLE'), '' where there is none. Fails closed: a journal that is not understood is one."""
+    """Where a storage change stands ('pool recreate, step 7 of 12: TITLE'), '' where there is none. Fails closed: a journal that is not
+    understood is one."""
     try:
         found = json.loads(read_all(os.path.join(host.state, JOURNAL)).decode("ascii"))
         steps = found["plan"]["steps"]
         at = min(found["at"] + 1, len(steps))
-        return "%s, step %d of %d: %s%s" % (found["plan"]["kind"], at, len(steps), steps[at - 1]["title"], " (being undone)" if found["going"] == "back" else "")
+        undoing = " (being undone)" if found["going"] == "back" else ""
+        return "%s, step %d of %d: %s%s" % (found["plan"]["kind"], at, len(steps), steps[at - 1]["title"], undoing)
     except (FileNotFoundError, NotADirectoryError, PermissionError):    # another user's folder: nothing that this run could change
         return ""
     except (OSError, ValueError, TypeError, KeyError, IndexError, RecursionError):
@@ -2237,8 +2307,7 @@ def sync_folder(path: str) -> None:
 
 
 def host_accounts() -> Dict[str, Tuple]:
-    """The tripwire's look at the host's own account files: inode, mtime, size, and bytes where
-    readable (as a digest)."""
+    """The tripwire's look at the host's own account files: inode, mtime, size, and bytes where readable (as a digest)."""
     seen = {}
     for path in ("/etc/shadow", "/etc/passwd"):
         try:
@@ -2324,7 +2393,8 @@ def option_sources(top: str = "/", unit: str = "docker.service") -> List[OptionS
     named = [value for one in found if one.used for name, value in one.options if name == "config-file"]
     config = named[-1] if named else "/etc/docker/daemon.json"
     text, options, fault = settings_of(os.path.join(top, config.lstrip("/")), daemon_json, ())
-    return found + [OptionSource("daemon.json", config, "", text, options, True, fault)] + [OptionSource("unit", path, "", "", (), False, why) for path, why in faults]
+    found.append(OptionSource("daemon.json", config, "", text, options, True, fault))
+    return found + [OptionSource("unit", path, "", "", (), False, why) for path, why in faults]
 
 
 def running_daemons() -> List[OptionSource]:
@@ -2379,14 +2449,16 @@ def open_below(root: Root, path: str, hides: Optional[str], must: bool = False) 
         return -1
 
 
-def read_records(root: Root, path: str, files: Optional[Sequence[str]], take: Optional[Callable], hides: Optional[str], form: str = HASH, must: bool = False, soft: bool = False) -> dict:
+def read_records(root: Root, path: str, files: Optional[Sequence[str]], take: Optional[Callable], hides: Optional[str], form: str = HASH,
+                 must: bool = False, soft: bool = False) -> dict:
     """{name: take({file: bytes})} of every folder in `path` whose name has the form; files=(): of every file there, as {'': bytes}; files=None: the
     names alone. None: not readable or not understood, which is noted, or vanished meanwhile. hides: the driver whose orphans cannot be told
     then ('' all, None none; soft: only where `path` itself is not readable)."""
     top = open_below(root, path, hides, must)
     try:
         names = sorted(text_of(os.fsencode(name)) for name in os.listdir(top)) if top >= 0 else []
-        return {name: None if files is None else read_record(root, top, path, name, files, take, None if soft else hides) for name in names if re.match(form, name)}
+        names = [name for name in names if re.match(form, name)]
+        return {name: None if files is None else read_record(root, top, path, name, files, take, None if soft else hides) for name in names}
     except OSError as err:
         not_read(root, path, err, hides)
         return {}
@@ -2454,8 +2526,10 @@ def look_at_layers(path: str, follow: bool) -> Layers:
 
 def read_tree(root: Root, out: Layers) -> None:
     """One tree's rows. The drivers' folders are listed before the records are read, so that a layer made meanwhile is in no list."""
-    homes = {driver: list(read_records(root, os.path.normpath(driver + "/" + folder), None, None, driver, form=LAYER + "|base\\Z" * (driver == "devicemapper")))
-             for driver, (folder, _) in LAYOUTS.items()}
+    homes = {}
+    for driver, (folder, _) in LAYOUTS.items():
+        form = LAYER + "|base\\Z" * (driver == "devicemapper")
+        homes[driver] = list(read_records(root, os.path.normpath(driver + "/" + folder), None, None, driver, form=form))
     there = any(homes.values())
     containers = read_records(root, "containers", ("config.v2.json", "config.json", "hostconfig.json"), take_container, "", must=there, soft=True)
     containers = {one: facts or take_container({"config.json": b"{}"}) for one, facts in containers.items()}
@@ -2480,7 +2554,8 @@ def claim_driver(root: Root, driver: str, names: List[str], graph: Dict[str, str
     claims = {one: Claim("container", one) for one in containers}       # before 1.10 a container's layer has the container's id
     claims.update(claim_graph({one: parent for one, parent in graph.items() if parent is not None}, old))
     claims = {one: claim for one, claim in claims.items() if one in listed}
-    claims.update(claim_layers(*({one: facts for one, facts in found.items() if facts is not None} for found in (chains, mounts, images)), containers))
+    good = ({one: facts for one, facts in found.items() if facts is not None} for found in (chains, mounts, images))
+    claims.update(claim_layers(*good, containers))
     if driver == "devicemapper" and "base" in names:
         claims["base"] = Claim("image", note="the base device: image layers are snapshots of it")
     out.sizes.update({one[0]: one[2] for one in chains.values() if one and one[2] is not None})
@@ -2501,14 +2576,17 @@ def add_rows(root: Root, driver: str, names: List[str], claims: Dict[str, Claim]
         claim = claims.get(name) or (base._replace(role="container-init") if base and base.role == "container" else Claim("orphan"))
         paths = [path for path in (os.path.join(home, form % name) for form in LAYOUTS[driver][1]) if os.path.lexists(raw(path))]
         paths.sort(key=lambda path: path not in mounted)
-        if claim.role == "orphan" and (not paths or name not in listed or claim.container and os.path.lexists(os.path.join(root.path, "containers", claim.container))):
+        record = claim.container and os.path.join(root.path, "containers", claim.container)
+        if claim.role == "orphan" and (not paths or name not in listed or record and os.path.lexists(record)):
             continue                                # it vanished, or is being made
         if claim.role == "orphan" and root.hidden & {"", driver}:
             claim = claim._replace(role=None, note="what would tell whose it is could not be read")
         facts = containers.get(claim.container, {})
         images = claim.images or ((facts["image"],) if facts.get("image") else ())
-        one = {"layer": name, "driver": driver, "paths": paths, "role": claim.role, "container": {"id": claim.container, "name": facts.get("name", "")} if claim.container else None,
-               "images": [{"id": image, "tags": out.images.get(image, [])} for image in images], "note": claim.note or ("" if paths or driver == "zfs" else "its folder is missing")}
+        one = {"layer": name, "driver": driver, "paths": paths, "role": claim.role,
+               "container": {"id": claim.container, "name": facts.get("name", "")} if claim.container else None,
+               "images": [{"id": image, "tags": out.images.get(image, [])} for image in images],
+               "note": claim.note or ("" if paths or driver == "zfs" else "its folder is missing")}
         words = [name, claim.container, facts.get("name", "")] + list(claim.words) + links.get(name, [])
         words += [word for image in claim.images for word in [image] + out.images.get(image, [])]
         if name in devices and devices[name]:
@@ -2538,8 +2616,9 @@ def pool_prefix(home: str) -> str:
 
 
 def disk_usage(path: str, until: float, points: set) -> Tuple[Optional[int], str]:
-    """(bytes allocated by a folder and all below it on its own device, hard links once, mount points left out; why that is not all of it, '' where
-    it is). By descriptors, so that no link a container makes meanwhile is followed. Stops at the monotonic time `until`: SLOW and what it had by then."""
+    """(bytes allocated by a folder and all below it on its own device, hard links once, mount points left out; why that is not all of it,
+    '' where it is). By descriptors, so that no link a container makes meanwhile is followed. Stops at the monotonic time `until`: SLOW and
+    what it had by then."""
     folder = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     total, failed, seen, stack = 0, 0, set(), []        # type: int, int, set, list
 
@@ -2718,7 +2797,8 @@ def open_root(container: Container) -> Tuple[int, List[Mount]]:
         mounts = parse_mountinfo(read_proc(fds[0], "mountinfo"))
         mount = own_root(mounts, container)
         if not mount or mount.dev != device_text(os.fstat(fds[1]).st_dev):
-            raise WayClosed("the root of its first process is not shown to be the container's own layer (driver %s)" % (container.driver or "unknown"))
+            driver = container.driver or "unknown"
+            raise WayClosed("the root of its first process is not shown to be the container's own layer (driver %s)" % driver)
         return fds.pop(), mounts
     except OSError as err:
         raise WayClosed("/proc/%d: %s" % (container.pid, err.strerror)) from None
@@ -2855,7 +2935,8 @@ def copy_xattrs(source: int, new: int) -> None:
 
 
 def cp_first(host: Host, container: Container, path: str, limit: int, follow: bool = False) -> Tuple[tarfile.TarInfo, bytes]:
-    """The first member docker cp sends for a path, and its content; the client is stopped once `limit` bytes are here. Raises Gone, FileNotFoundError, WayClosed."""
+    """The first member docker cp sends for a path, and its content; the client is stopped once `limit` bytes are here. Raises Gone,
+    FileNotFoundError, WayClosed."""
     answer = query(host, "cp", *((["-L"] if follow else []) + [container.id + ":" + path, "-"]), limit=limit, enough=limit)
     if len(answer.out) < 512:
         text = answer.text()
@@ -2889,9 +2970,8 @@ def cp_shadow(host: Host, container: Container, first: bool = False) -> Member:
 
 
 def shadow_tar(old: Member, data: Optional[bytes], base: Tuple[int, int]) -> bytes:
-    """The tar for `docker cp - C:/etc`. What can fail (space, ids) fails on the first member, while
-    the old file is still there; the link then takes its place; the third empties the leftover,
-    which docker cp cannot delete (data None: that alone)."""
+    """The tar for `docker cp - C:/etc`. What can fail (space, ids) fails on the first member, while the old file is still there; the link
+    then takes its place; the third empties the leftover, which docker cp cannot delete (data None: that alone)."""
     first = old._replace(path="/" + LEFTOVER, data=data or b"", mtime=int(time.time()))
     members = (first, first._replace(path="/shadow", kind="hard", data=b"", link=LEFTOVER), first._replace(data=b""))
     return members_tar(members[2 if data is None else 0:], base)
@@ -3129,7 +3209,8 @@ def load_undo(host: Host, kind: str, ident: str) -> Optional[Undo]:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as err:
-        raise DockfixError("what undo needs cannot be read from %s: %s" % (path, err), "look at it; moved away, the former state is forgotten") from None
+        raise DockfixError("what undo needs cannot be read from %s: %s" % (path, err),
+                           "look at it; moved away, the former state is forgotten") from None
 
 
 def save_undo(host: Host, kind: str, container: Container, former: Sequence[Member], more: Optional[dict] = None) -> Undo:
@@ -3139,14 +3220,16 @@ def save_undo(host: Host, kind: str, container: Container, former: Sequence[Memb
     kept = old.members if old else ()
     known = {one.path for one in kept}
     now = time.time()
-    undo = Undo(kind, container.id, container.name, str(engine_info(host)["ID"] or ""), time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + ".%06dZ" % (now % 1 * 1e6),
+    changed = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + ".%06dZ" % (now % 1 * 1e6)
+    undo = Undo(kind, container.id, container.name, str(engine_info(host)["ID"] or ""), changed,
                 kept + tuple(one for one in former if one.path not in known), dict(old.more if old else {}, **(more or {})))
     try:
         os.makedirs(raw(os.path.join(host.state, "undo")), 0o700, exist_ok=True)
         replace_file(undo_path(host, kind, container.id), undo_text(undo))
         sync_folder(host.state)
     except OSError as err:
-        raise EnvironmentFault("what undo needs cannot be kept in %s: %s; nothing was changed" % (host.state, err.strerror), "--state DIR on another disk") from None
+        raise EnvironmentFault("what undo needs cannot be kept in %s: %s; nothing was changed" % (host.state, err.strerror),
+                               "--state DIR on another disk") from None
     return undo
 
 
@@ -3233,7 +3316,8 @@ def write_out(data: bytes) -> None:
     except OSError as err:
         if sys.stdout is not None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        raise EnvironmentFault("the result cannot be written to standard output: %s" % err.strerror, "what was asked for has been done; only its report is lost") from None
+        raise EnvironmentFault("the result cannot be written to standard output: %s" % err.strerror,
+                               "what was asked for has been done; only its report is lost") from None
 
 
 def is_terminal(fd: int) -> bool:
@@ -3250,7 +3334,8 @@ def confirm(opts: argparse.Namespace, question: str) -> None:
     try:
         terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:
-        raise Refused("%s: this has to be confirmed, and there is no terminal to ask on" % question, "look at it with --dry-run, then add --yes") from None
+        raise Refused("%s: this has to be confirmed, and there is no terminal to ask on" % question,
+                      "look at it with --dry-run, then add --yes") from None
     try:
         os.write(terminal, raw(printable(question) + " [y/N] "))
         if os.read(terminal, 4096).strip().lower() not in (b"y", b"yes"):
@@ -3437,25 +3522,38 @@ class Journal(NamedTuple):
     going: str = "on"
 
 
-TESTS = {                       # MODE: (does it take a TEXT, does the answer satisfy it, the same in sh; rc 126 and 127: no such program)
-    "ok": (False, lambda answer, text: answer.rc == 0, '"$@" >/dev/null 2>&1'),
-    "not": (False, lambda answer, text: 0 < answer.rc < 126, '"$@" >/dev/null 2>&1; case $? in 0|12[67]) false;; esac'),
-    "silent": (False, lambda answer, text: answer.rc in (0, 1) and not answer.out.strip(), 'out=$("$@" 2>/dev/null) || [ $? = 1 ] && [ -z "$out" ]'),
-    "says": (True, lambda answer, text: answer.rc == 0 and answer.out.strip() == text, 'want=$1; shift; out=$("$@" 2>/dev/null) && [ "$out" = "$want" ]'),
-    "has": (True, lambda answer, text: text in answer.out, 'want=$1; shift; "$@" 2>/dev/null | grep -q -F -e "$want"'),
-    "lacks": (True, lambda answer, text: text not in answer.out, '! has "$@"'),
+class Test(NamedTuple):
+    """One MODE of test. takes_text: is there a TEXT before the words; holds(answer, text); sh: the same as a function's body (exit statuses
+    126 and 127 mean that there is no such program); wrong: what is said where it does not hold, of a TEXT if it takes one."""
+    takes_text: bool
+    holds: Callable
+    wrong: str
+    sh: str
+
+
+TESTS = {
+    "ok": Test(False, lambda answer, text: answer.rc == 0, "fails", '"$@" >/dev/null 2>&1'),
+    "not": Test(False, lambda answer, text: 0 < answer.rc < 126, "still succeeds",
+                '"$@" >/dev/null 2>&1; case $? in 0|12[67]) false;; esac'),
+    "silent": Test(False, lambda answer, text: answer.rc in (0, 1) and not answer.out.strip(), "still finds something",
+                   'out=$("$@" 2>/dev/null) || [ $? = 1 ] && [ -z "$out" ]'),
+    "says": Test(True, lambda answer, text: answer.rc == 0 and answer.out.strip() == text, "does not say '%s'",
+                 'want=$1; shift; out=$("$@" 2>/dev/null) && [ "$out" = "$want" ]'),
+    "has": Test(True, lambda answer, text: text in answer.out, "does not show '%s'",
+                'want=$1; shift; "$@" 2>/dev/null | grep -q -F -e "$want"'),
+    "lacks": Test(True, lambda answer, text: text not in answer.out, "still shows '%s'", '! has "$@"'),
 }
 
 
 def failing_test(host: Host, tests: Sequence[Sequence[str]]) -> str:
     """The first test that does not hold, with what its program said; '' when all hold."""
     for test in tests:
-        takes_text, holds, _ = TESTS[test[0]]
-        words = test[2:] if takes_text else test[1:]
+        mode = TESTS[test[0]]
+        words = test[2:] if mode.takes_text else test[1:]
         answer = query_host(host, words)
-        if answer.timed_out or not holds(answer, raw(test[1])):
-            wrong = {"ok": "fails", "not": "still succeeds", "silent": "still finds something", "says": "does not say '%s'", "has": "does not show '%s'", "lacks": "still shows '%s'"}[test[0]]
-            return "%s %s: %s" % (sh_line(words), wrong % test[1] if takes_text else wrong, "no answer" if answer.timed_out else first_line(answer) + holders(answer.out))
+        if answer.timed_out or not mode.holds(answer, raw(test[1])):
+            said = "no answer" if answer.timed_out else first_line(answer) + holders(answer.out)
+            return "%s %s: %s" % (sh_line(words), mode.wrong % test[1] if mode.takes_text else mode.wrong, said)
     return ""
 
 
@@ -3498,7 +3596,8 @@ def do_deed(host: Host, step: Step, tick: Callable[[int], None]) -> None:
         if answer.rc or answer.timed_out:
             raise DockfixError("%s: %s failed (exit %d): %s" % (step.title, sh_line(step.argv), answer.rc, first_line(answer)), "")
         if host.memo.get("working") and SYNCED.intersection(step.argv[:4]):
-            change_host(host, ("sync",), seconds=60)    # before the journal says that it is done: a power cut must not take it back, on whichever file system it lies
+            # before the journal says that it is done: a power cut must not take it back, on whichever file system it lies
+            change_host(host, ("sync",), seconds=60)
     end = time.monotonic() + step.wait
     while step.check:
         wrong = failing_test(host, step.check)
@@ -3539,7 +3638,8 @@ def script_step(step: Step, fail: str) -> List[str]:
         command = "printf %%s %s | %s" % (sh_quote(step.data), command)
     command += " < " + sh_quote(step.source) if step.source else "" if step.data else " < /dev/null"
     if step.target:
-        command = "(umask 077; %s > %s) && mv %s %s" % (command, sh_quote(step.target + ".part"), sh_quote(step.target + ".part"), sh_quote(step.target))
+        part = sh_quote(step.target + ".part")
+        command = "(umask 077; %s > %s) && mv %s %s" % (command, part, part, sh_quote(step.target))
     deed = "put %o %s" % (step.mode, sh_line((step.path, step.data))) if step.path else command if step.argv else ":"
     fail = "echo %s >&2" % sh_quote("warning: not done: " + step.title) if step.soft else fail
     lines = ["%s%s || %s" % (tests + " || " if tests else "", "{ %s; }" % deed if " && " in deed or " | " in deed else deed, fail)]
@@ -3549,15 +3649,17 @@ def script_step(step: Step, fail: str) -> List[str]:
 
 
 def plan_script(report: dict, plan: Plan, start: int = 0, then: Sequence[Step] = ()) -> str:
-    """The change from step `start` on as a POSIX script; a step that fails undoes what was done, as the real run would, and ends in 1 (7: the undoing failed)."""
-    lines = [comment(plan.goal)] + ["%s() { %s; }" % (mode, body) for mode, (_, _, body) in TESTS.items()]
+    """The change from step `start` on as a POSIX script; a step that fails undoes what was done, as the real run would, and ends in 1 (7:
+    the undoing failed)."""
+    lines = [comment(plan.goal)] + ["%s() { %s; }" % (name, mode.sh) for name, mode in TESTS.items()]
     lines += ["put() { (umask 077; printf %s \"$3\" > \"$2.dockfix\") && chmod \"$1\" \"$2.dockfix\" && mv \"$2.dockfix\" \"$2\"; }",
               "stuck() { echo \"step $at failed and could not be undone\" >&2; exit 7; }", "back() {", "echo \"step $at failed; undoing\" >&2"]
     titles = [step.title for step in plan.steps]
     for number, step in reversed(list(enumerate(plan.steps, 1))):
         before = " && [ $at -lt %d ]" % (titles.index(step.until) + 1) if step.until else ""
         if step.undo:
-            lines += ["if [ $at -ge %d ]%s; then %s" % (number, before, comment(step.title))] + [line for one in step.undo for line in script_step(one, "stuck")] + ["fi"]
+            lines.append("if [ $at -ge %d ]%s; then %s" % (number, before, comment(step.title)))
+            lines += [line for one in step.undo for line in script_step(one, "stuck")] + ["fi"]
     lines += ["exit 1", "}"]
     for number, step in list(enumerate(plan.steps, 1))[start:]:
         lines += ["at=%d %s" % (number, comment("of %d: %s" % (len(plan.steps), step.title)))] + script_step(step, "back")
@@ -3583,14 +3685,16 @@ def save_journal(host: Host, journal: Journal) -> None:
     with host.guard:            # the plan never changes: made text once
         if host.memo.get("plan", (None,))[0] is not plan:
             host.memo["plan"] = (plan, json.dumps(dict(plan._asdict(), steps=[step_data(step) for step in plan.steps])))
-    text = '{"dockfix": "%s", "going": "%s", "at": %d, "reached": %d, "plan": %s}\n' % (VERSION, journal.going, journal.at, journal.reached, host.memo["plan"][1])
+    text = '{"dockfix": "%s", "going": "%s", "at": %d, "reached": %d, "plan": %s}\n' % (
+        VERSION, journal.going, journal.at, journal.reached, host.memo["plan"][1])
     name = JOURNAL if journal.going in ("on", "back") else plan.name + ".json"
     try:
         replace_file(os.path.join(host.state, name), text.encode("ascii"))
     except OSError as err:
         begun = os.path.exists(os.path.join(host.state, JOURNAL))
-        raise (HalfWay if begun else EnvironmentFault)("the journal in %s cannot be written: %s%s" % (
-            host.state, err.strerror, "; the change stands half-way" if begun else "; nothing was changed"), "make room there, or --state DIR on another disk") from None
+        state = "the change stands half-way" if begun else "nothing was changed"
+        raise (HalfWay if begun else EnvironmentFault)("the journal in %s cannot be written: %s; %s" % (host.state, err.strerror, state),
+                                                       "make room there, or --state DIR on another disk") from None
 
 
 def read_journal(host: Host, name: str = JOURNAL) -> Optional[Journal]:
@@ -3602,7 +3706,8 @@ def read_journal(host: Host, name: str = JOURNAL) -> Optional[Journal]:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        raise HalfWay("the journal %s is not understood" % os.path.join(host.state, name), "made by another version of dockfix? use that one") from None
+        raise HalfWay("the journal %s is not understood" % os.path.join(host.state, name),
+                      "made by another version of dockfix? use that one") from None
 
 
 # --- carrying a plan out
@@ -3651,7 +3756,8 @@ def what_stays(host: Host, plan: Plan) -> str:
 
 
 def change_row(report: dict, plan: Plan, status: str, msg: str) -> None:
-    report["results"].append({"target": plan.kind, "id": plan.name, "status": status, "msg": msg, "steps": len(plan.steps), "keeps": plan.keeps or None})
+    report["results"].append({"target": plan.kind, "id": plan.name, "status": status, "msg": msg, "steps": len(plan.steps),
+                              "keeps": plan.keeps or None})
 
 
 def half_way_error(host: Host, err: Optional[DockfixError]) -> HalfWay:
@@ -3784,7 +3890,8 @@ def row_for(target: Target, status: str, msg: str, **more) -> dict:
 
 def row_of_surprise(target: Target, result, more: dict) -> dict:
     """The row for a job that did not come back with one: not begun, gone, refused, failed."""
-    kinds = ((type(None), "skipped", "not begun: interrupted"), (Gone, "skipped", "gone"), (Refused, "refused", ""), (Unanswered, "unknown", ""), ((DockfixError, WayClosed), "failed", ""),
+    kinds = ((type(None), "skipped", "not begun: interrupted"), (Gone, "skipped", "gone"), (Refused, "refused", ""),
+             (Unanswered, "unknown", ""), ((DockfixError, WayClosed), "failed", ""),
              (object, "failed", "internal error: %s" % type(result).__name__))       # its text could hold what was being worked on
     status, msg = next(one[1:] for one in kinds if isinstance(result, one[0]))
     return row_for(target, status, msg or str(result), **more)
@@ -3837,8 +3944,10 @@ def read_clock(host: Host, container: Container, env: Sequence[str] = (), quiet:
     if answer.rc and is_gone_now(host, container.id, answer.text()):
         raise Gone()
     if not found or answer.rc or quiet and answer.err:
+        if answer.timed_out:
+            raise WayClosed("no answer in %g s" % host.timeout)
         absent = answer.rc in (126, 127) and not quiet
-        raise WayClosed("no answer in %g s" % host.timeout if answer.timed_out else "there is no `date` inside that runs" if absent else "date: " + first_line(answer))
+        raise WayClosed("there is no `date` inside that runs" if absent else "date: " + first_line(answer))
     at, east = int(found.group(1)), int(found.group(3)) * 3600 + int(found.group(4)) * 60
     return at - ended, at + 1 - began, -east if found.group(2) == b"-" else east
 
@@ -3863,7 +3972,8 @@ def configured_root() -> str:
 
 def own_folder(row: dict) -> str:
     """Where a layer keeps its own files (not where it is mounted together with those below), '' where that is no folder."""
-    forms = [form % row["layer"] for form in LAYOUTS[row["driver"]][1] if row["driver"] != "devicemapper" and not form.startswith("mnt/") and "merged" not in form]
+    forms = LAYOUTS[row["driver"]][1] if row["driver"] != "devicemapper" else ()
+    forms = [form % row["layer"] for form in forms if not form.startswith("mnt/") and "merged" not in form]
     return next((path for form in forms for path in row["paths"] if path.endswith("/" + form) and os.path.isdir(raw(path))), "")
 
 
@@ -3896,7 +4006,8 @@ def look_stock(host: Host) -> Stock:
 
 def object_names(host: Host) -> Dict[str, List[str]]:
     """Names of all containers and tags of all images; a finished change knows them, so that a rollback can tell what was made since."""
-    answers = (("containers", query(host, "ps", "-a", "--format", "{{.Names}}")), ("images", query(host, "images", "--format", "{{.Repository}}:{{.Tag}}")))
+    answers = (("containers", query(host, "ps", "-a", "--format", "{{.Names}}")),
+               ("images", query(host, "images", "--format", "{{.Repository}}:{{.Tag}}")))
     return {kind: [line for line in answer.out_text().split("\n") if line and "<none>" not in line] for kind, answer in answers}
 
 
@@ -3930,12 +4041,15 @@ def made_step(host: Host, kind: str, name: str, words: Sequence[str], **more) ->
 
 
 def run_steps(host: Host, docs: Sequence[dict], name: str = "", test: Tuple[str, ...] = ()) -> List[Step]:
-    """Starts by name what ran when it was looked at, and pauses what was paused. A new container counts as started once it ever was: it may end at once."""
+    """Starts by name what ran when it was looked at, and pauses what was paused. A new container counts as started once it ever was: it may
+    end at once."""
     steps = []
     for doc in [one for one in docs if runs(one)]:
-        who = name or title_of(doc)
-        steps.append(act(host, "start %s" % title_of(doc), ("start", who), check=(test or state_test(host, who, 'eq (printf "%.4s" .State.StartedAt) "0001"', "false"),)))
-        steps += [act(host, "pause %s" % title_of(doc), ("pause", who), check=(state_test(host, who, ".State.Paused", "true"),))] * (doc["State"].get("Paused") is True)
+        title, who = title_of(doc), name or title_of(doc)
+        started = test or state_test(host, who, 'eq (printf "%.4s" .State.StartedAt) "0001"', "false")
+        steps.append(act(host, "start %s" % title, ("start", who), check=(started,)))
+        if doc["State"].get("Paused") is True:
+            steps.append(act(host, "pause %s" % title, ("pause", who), check=(state_test(host, who, ".State.Paused", "true"),)))
     return steps
 
 
@@ -3943,9 +4057,11 @@ def halt_steps(host: Host, stock: Stock) -> List[Step]:
     """What runs is stopped, those first that need others; undone, it runs again under its old id."""
     steps = []
     for doc in reversed([one for one in stock.containers if runs(one)]):
-        steps += [act(host, "unpause %s" % title_of(doc), ("unpause", doc["Id"]), check=(state_test(host, doc["Id"], ".State.Paused", "false"),))] * (doc["State"].get("Paused") is True)
-        steps.append(act(host, "stop %s" % title_of(doc), ("stop", doc["Id"]), check=(state_test(host, doc["Id"], ".State.Running", "false"),),
-                         undo=tuple(run_steps(host, [doc], doc["Id"], state_test(host, doc["Id"], ".State.Running", "true")))))
+        title, who = title_of(doc), doc["Id"]
+        if doc["State"].get("Paused") is True:
+            steps.append(act(host, "unpause %s" % title, ("unpause", who), check=(state_test(host, who, ".State.Paused", "false"),)))
+        steps.append(act(host, "stop %s" % title, ("stop", who), check=(state_test(host, who, ".State.Running", "false"),),
+                         undo=tuple(run_steps(host, [doc], who, state_test(host, who, ".State.Running", "true")))))
     return steps
 
 
@@ -3986,18 +4102,22 @@ def look_engine(host: Host, stop: bool = True) -> Engine:
     """stop: whether the daemon is to be stopped, for which all that it holds is looked up."""
     systemd = os.path.isdir(SYSTEMD_MARK)
     socket = systemd and query_host(host, ("systemctl", "is-active", "docker.socket")).rc == 0
-    return Engine(host.docker, systemd, socket, os.path.realpath(str(engine_info(host)["DockerRootDir"])), look_stock(host) if stop else Stock([], [], [], []))
+    root = os.path.realpath(str(engine_info(host)["DockerRootDir"]))
+    return Engine(host.docker, systemd, socket, root, look_stock(host) if stop else Stock([], [], [], []))
 
 
 def check_stop(host: Host, engine: Engine, lose: Sequence[str]) -> None:
     """Refuses where stopping the daemon would lose a container, or would not stop it."""
     info = engine_info(host)
     if info["LiveRestoreEnabled"] == "true":
-        raise Refused("the daemon has live-restore: its containers, and the pool under them, would outlive the stop", "set live-restore to false, restart docker, then again")
+        raise Refused("the daemon has live-restore: its containers, and the pool under them, would outlive the stop",
+                      "set live-restore to false, restart docker, then again")
     doomed = [title_of(one) for one in engine.stock.containers if runs(one) and one["HostConfig"].get("AutoRemove") and title_of(one) not in lose]
     if doomed:
-        raise Refused("docker removes %s for good when it stops (--rm)" % ", ".join(doomed), "stop it yourself, or --lose-autoremove " + " --lose-autoremove ".join(doomed))
-    strangers = [mount.point for mount in mounts_of() if mount.point.startswith(engine.root + "/") and not mount.point.startswith(tuple(engine.root + part for part in DRIVER_MOUNTS))]
+        raise Refused("docker removes %s for good when it stops (--rm)" % ", ".join(doomed),
+                      "stop it yourself, or --lose-autoremove " + " --lose-autoremove ".join(doomed))
+    own = tuple(engine.root + part for part in DRIVER_MOUNTS)
+    strangers = [one.point for one in mounts_of() if one.point.startswith(engine.root + "/") and not one.point.startswith(own)]
     if strangers:
         raise Refused("there is a mount below Docker's root that is not Docker's own: %s" % ", ".join(strangers), "umount %s" % sh_line(strangers))
 
@@ -4011,24 +4131,34 @@ def run_again(engine: Engine) -> Tuple[Step, ...]:
 def down_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
     """docker.socket first, or a poke at it starts the daemon again; then the proof that nothing of it is left. The first step only holds what
     its undoing does last: start by name what ran."""
-    down, database = ("not",) + engine.answers()[1:], os.path.join(engine.root, "*.db")
-    again = ((Step("clear earlier failures", ("systemctl", "reset-failed", "docker.service"), soft=True),) if engine.systemd else ()) + (engine.start(),)
+    down = ("not",) + engine.answers()[1:]
+    again = (engine.start(),)
+    if engine.systemd:                  # what was started often lately is refused a start
+        again = (Step("clear earlier failures", ("systemctl", "reset-failed", "docker.service"), soft=True),) + again
     steps = [Step("what runs now is known", undo=run_again(engine))]
     if engine.socket:
-        steps.append(Step("stop docker.socket", engine.service("stop", "docker.socket"), (("not",) + engine.service("is-active", "docker.socket"),), daemon="down",
-                          undo=(engine.start_socket(),)))
-    gone = (("not",) + engine.service("is-active"), ("lacks", "activating") + engine.service("is-active")) if engine.systemd else ()       # or deactivating: silent is not stopped
-    steps += [Step("stop docker", engine.service("stop"), (down,) + gone, undo=again, wait=120, daemon="down")] + list(again[:-1])    # what was started often lately is refused a start
-    tests = (down, ("silent", "find", "/proc", "-mindepth", "3", "-maxdepth", "3", "-path", "/proc/[0-9]*/fd/*", "-lname", database)) + unused(
-        *(os.path.join(engine.root, driver) for driver in ("devicemapper", "overlay2")), devices=pool and os.path.join(MAPPER, re.match("docker-[0-9:]+-|", pool).group()))
-    steps.append(Step("no daemon and no mount is left", check=tests, wait=30, daemon="down"))
-    if pool:
-        files = [os.path.join(engine.root, "devicemapper/devicemapper", kind) for kind in ("data", "metadata")]
-        steps.append(Step("take down the containers' devices that outlived the daemon", ("find", MAPPER, "-name", pool[:-len("pool")] + "*", "!", "-name", "*-pool",
-                                                                                          "-exec", "dmsetup", "remove", "--retry", "{}", ";"), soft=True))
-        steps.append(Step("take the pool down if it outlived the daemon", ("find", MAPPER, "-name", pool, "-exec", "dmsetup", "remove", "--retry", "{}", ";"),
-                          (("silent", "find", MAPPER, "-name", pool),) + tuple(("silent", "losetup", "-j", path) for path in files), wait=10, daemon="down"))
-    return tuple(steps)
+        steps.append(Step("stop docker.socket", engine.service("stop", "docker.socket"), (("not",) + engine.service("is-active", "docker.socket"),),
+                          daemon="down", undo=(engine.start_socket(),)))
+    gone = (down,)
+    if engine.systemd:                  # or deactivating: silent is not stopped
+        gone += (("not",) + engine.service("is-active"), ("lacks", "activating") + engine.service("is-active"))
+    steps += [Step("stop docker", engine.service("stop"), gone, undo=again, wait=120, daemon="down")] + list(again[:-1])
+    databases = ("silent", "find", "/proc", "-mindepth", "3", "-maxdepth", "3", "-path", "/proc/[0-9]*/fd/*",
+                 "-lname", os.path.join(engine.root, "*.db"))
+    folders = [os.path.join(engine.root, driver) for driver in ("devicemapper", "overlay2")]
+    devices = pool and os.path.join(MAPPER, re.match("docker-[0-9:]+-|", pool).group())
+    steps.append(Step("no daemon and no mount is left", check=(down, databases) + unused(*folders, devices=devices), wait=30, daemon="down"))
+    return tuple(steps) + (pool_down(engine, pool) if pool else ())
+
+
+def pool_down(engine: Engine, pool: str) -> Tuple[Step, ...]:
+    """The pool (a name, or a pattern of names), and the containers' devices on it, taken down."""
+    remove = ("-exec", "dmsetup", "remove", "--retry", "{}", ";")
+    files = [os.path.join(engine.root, "devicemapper/devicemapper", kind) for kind in ("data", "metadata")]
+    gone = (("silent", "find", MAPPER, "-name", pool),) + tuple(("silent", "losetup", "-j", path) for path in files)
+    return (Step("take down the containers' devices that outlived the daemon",
+                 ("find", MAPPER, "-name", pool[:-len("pool")] + "*", "!", "-name", "*-pool") + remove, soft=True),
+            Step("take the pool down if it outlived the daemon", ("find", MAPPER, "-name", pool) + remove, gone, wait=10, daemon="down"))
 
 
 def up_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
@@ -4038,10 +4168,12 @@ def up_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
 
 
 def unused(*paths: str, devices: str = "") -> Tuple[Tuple[str, ...], ...]:
-    """Tests: nothing is mounted at or below the paths, and no device whose path begins so, in any process's view. What the failing one prints names the processes."""
+    """Tests: nothing is mounted at or below the paths, and no device whose path begins so, in any process's view. What the failing one
+    prints names the processes."""
     ends = [path + tail for path in paths for tail in "/ "] + ([devices] if devices else [])
     words = [word for one in ends for word in ("-e", " " + one[:-1].replace(" ", "\\040") + one[-1])]
-    return (("silent", "find", "/proc", "-mindepth", "2", "-maxdepth", "2", "-name", "mountinfo", "-exec", "grep", "-l", "-s", "-F") + tuple(words) + ("{}", "+"),)
+    find = ("find", "/proc", "-mindepth", "2", "-maxdepth", "2", "-name", "mountinfo")
+    return (("silent",) + find + ("-exec", "grep", "-l", "-s", "-F") + tuple(words) + ("{}", "+"),)
 
 
 def folder_step(folder: str) -> Step:
@@ -4052,13 +4184,14 @@ def folder_step(folder: str) -> Step:
 
 def hold_steps(engine: Engine, hold: bool) -> Tuple[Step, ...]:
     """While old and new are being swapped a reboot must not start docker on half of it. Hosts without systemd have no such hold."""
-    put = Step("hold docker down, also over a reboot", path=HOLD, data="# dockfix: a storage change stands half-way: python3 dockfix.py resume\n[Unit]\nConditionPathExists=!/\n", mode=0o644)
+    unit = "# dockfix: a storage change stands half-way: python3 dockfix.py resume\n[Unit]\nConditionPathExists=!/\n"
+    put = Step("hold docker down, also over a reboot", path=HOLD, data=unit, mode=0o644)
     free = Step("let docker start again", ("rm", "-f", HOLD), (("not", "test", "-e", HOLD),))
     steps = (folder_step(os.path.dirname(HOLD)), put._replace(undo=(free, RELOAD))) if hold else (free._replace(undo=(put, RELOAD)),)
     return steps + (RELOAD,) if engine.systemd else ()
 
 
-def option_steps(engine: Engine, wanted: Sequence[Tuple[str, str, Optional[str]]], add: bool = True) -> Tuple[Step, ...]:
+def option_steps(wanted: Sequence[Tuple[str, str, Optional[str]]], add: bool = True) -> Tuple[Step, ...]:
     """Steps that set (name, key, value) of the daemon's options where they live; value None takes one away; what is set nowhere is added (with
     `add`) beside the other storage options, else to daemon.json. Raises Refused where two places set one, or a place is not understood."""
     sources = option_sources()
@@ -4072,16 +4205,21 @@ def option_steps(engine: Engine, wanted: Sequence[Tuple[str, str, Optional[str]]
     new = {}                    # type: Dict[OptionSource, str]
     for name, key, value in wanted:
         lives = [source for source in sources if any(one == name and what.startswith(key + "=" if key else "") for one, what in source.options)]
-        beside = [source for source in sources if any(one == "storage-opt" for one, _ in source.options)] + [source for source in sources if source.kind == "daemon.json"]
+        beside = [source for source in sources if any(one == "storage-opt" for one, _ in source.options)]
+        beside += [source for source in sources if source.kind == "daemon.json"]
         home = (lives or (beside if add and value is not None else []))[:1]
         for source in home:
             new[source] = (edit_daemon_json if source.kind == "daemon.json" else edit_flags)(new.get(source, source.raw), name, key, value)
     steps = tuple(step for source, text in new.items() if text != source.raw for step in option_edit(source, text))
-    told = [one for source in sources for text in [new.get(source, source.raw)] for one in (daemon_json(text) if source.kind == "daemon.json" else daemon_flags(shell_words(text)))]
+    told = []                   # type: List[Tuple[str, str]]
+    for source in sources:
+        text = new.get(source, source.raw)
+        told += daemon_json(text) if source.kind == "daemon.json" else daemon_flags(shell_words(text))
     for name, key, value in wanted:
         now = [what for one, what in told if one == name and what.startswith(key + "=" if key else "")]
         if now != ([] if value is None else [(key + "=" if key else "") + value]) and (add or now):
-            raise Refused("%s cannot be edited where it is set (%s)" % (key or name, ", ".join(source.where() for source in sources)), "set it there by hand")
+            raise Refused("%s cannot be edited where it is set (%s)" % (key or name, ", ".join(source.where() for source in sources)),
+                          "set it there by hand")
     return steps + ((RELOAD,) if any(step.path == DROP_IN for step in steps) else ())
 
 
@@ -4108,7 +4246,8 @@ def new_name(kind: str) -> str:
 # --- the place of Docker's root: the same for pool recreate and relocate
 
 
-UNFIT = {"vfat", "msdos", "exfat", "ntfs", "ntfs3", "fuseblk", "nfs", "nfs4", "cifs", "smb3", "9p", "tmpfs", "ramfs", "overlay", "iso9660", "squashfs", "udf"}
+UNFIT = {"vfat", "msdos", "exfat", "ntfs", "ntfs3", "fuseblk", "nfs", "nfs4", "cifs", "smb3", "9p", "tmpfs", "ramfs", "overlay", "iso9660",
+         "squashfs", "udf"}
 
 
 def check_disk(host: Host, driver: str, where: str) -> None:
@@ -4118,8 +4257,10 @@ def check_disk(host: Host, driver: str, where: str) -> None:
     if mount.fstype in UNFIT or mount.fstype.startswith("fuse"):
         raise Refused("%s lies on %s, on which Docker's root cannot live" % (where, mount.fstype), "ext4, or xfs with ftype=1")
     if flags:
-        raise Refused("%s is mounted %s: containers would not work there" % (mount.point, ",".join(sorted(flags))), "mount -o remount,rw,exec,suid %s, and mend /etc/fstab" % sh_quote(mount.point))
-    if mount.fstype == "xfs" and driver.startswith("overlay") and has_program("xfs_info") and b"ftype=0" in query_host(host, ("xfs_info", mount.point)).out:
+        raise Refused("%s is mounted %s: containers would not work there" % (mount.point, ",".join(sorted(flags))),
+                      "mount -o remount,rw,exec,suid %s, and mend /etc/fstab" % sh_quote(mount.point))
+    overlay_on_xfs = mount.fstype == "xfs" and driver.startswith("overlay") and has_program("xfs_info")
+    if overlay_on_xfs and b"ftype=0" in query_host(host, ("xfs_info", mount.point)).out:
         raise Refused("%s is an xfs without ftype: %s cannot use it" % (mount.point, driver), "mkfs.xfs -n ftype=1, on an empty disk")
     if has_program("getenforce") and query_host(host, ("getenforce",)).out.strip() == b"Enforcing":
         say("dockfix: SELinux: the labels are copied; so that a relabel keeps them: semanage fcontext -a -e /var/lib/docker %s" % where)
@@ -4134,7 +4275,8 @@ def check_pools(host: Host, pattern: str, name: str) -> None:
     """A pool of the pattern that is taken down must be this daemon's, old or new."""
     others = [one for one in query_host(host, ("find", MAPPER, "-name", pattern)).out_text().split() if os.path.basename(one) != name]
     if others:
-        raise Refused("%s lies where Docker's pool is to be, and is not this daemon's" % others[0], "dmsetup info; take it down if no daemon uses it: dmsetup remove %s" % os.path.basename(others[0]))
+        raise Refused("%s lies where Docker's pool is to be, and is not this daemon's" % others[0],
+                      "dmsetup info; take it down if no daemon uses it: dmsetup remove %s" % os.path.basename(others[0]))
 
 
 # --- what a backup holds: the same for backup, restore and pool recreate
@@ -4147,8 +4289,9 @@ STOCK_FILES = ("containers.json", "images.json", "networks.json", "volumes.json"
 
 
 class Backup(NamedTuple):
-    """A backup as it stands in a folder, or will once its steps are done. own: by container id how its own files are kept: '' (it has none: its image will
-    do), 'commit' or 'export'; volumes: by name file, container and path it is read from; loads: files for docker load; made: when (ISO 8601)."""
+    """A backup as it stands in a folder, or will once its steps are done. own: by container id how its own files are kept: '' (it has none:
+    its image will do), 'commit' or 'export'; volumes: by name file, container and path it is read from; loads: files for docker load; made:
+    when (ISO 8601)."""
     folder: str
     stock: Stock
     own: Dict[str, str]
@@ -4167,7 +4310,8 @@ class Backup(NamedTuple):
 
 
 def carried_networks(stock: Stock) -> List[dict]:
-    return [one for one in stock.networks if one.get("Scope") == "local" and one["Driver"] not in ("host", "null") and one["Name"] not in ("bridge", "docker_gwbridge")]
+    local = [one for one in stock.networks if one.get("Scope") == "local" and one["Driver"] not in ("host", "null")]
+    return [one for one in local if one["Name"] not in ("bridge", "docker_gwbridge")]
 
 
 def own_image(repository: str, doc: dict) -> str:
@@ -4179,8 +4323,9 @@ def own_refs(kept: Backup) -> List[str]:
 
 
 def plan_backup(host: Host, folder: str, stock: Stock, loads: Sequence[str], live: bool = True) -> Backup:
-    """What a backup of this stock will be. With `live` containers are taken as they are now; else what runs may still write before it is stopped.
-    A thin pool that would refuse one more container (dm.min_free_space) leaves docker export, and reading volumes through containers that have them."""
+    """What a backup of this stock will be. With `live` containers are taken as they are now; else what runs may still write before it is
+    stopped. A thin pool that would refuse one more container (dm.min_free_space) leaves docker export, and reading volumes through
+    containers that have them."""
     info = engine_info(host)["DriverStatus"]
     total, used, least = (parse_reported(info.get(key) or "") for key in ("Data Space Total", "Data Space Used", "Thin Pool Minimum Free Space"))
     tight = None not in (total, used, least) and total - used < least + (1 << 26)
@@ -4191,9 +4336,11 @@ def plan_backup(host: Host, folder: str, stock: Stock, loads: Sequence[str], liv
         diff = query(host, "diff", doc["Id"]) if plain else None
         own[doc["Id"]] = "" if diff and diff.rc == 0 and not own_changes(doc, diff.out_text()) else "export" if tight else "commit"
     if "export" in own.values():
-        say("dockfix: the pool is too full for docker commit: docker export takes the files of %s" % ", ".join(title_of(doc) for doc in stock.containers if own[doc["Id"]] == "export"))
+        exported = ", ".join(title_of(doc) for doc in stock.containers if own[doc["Id"]] == "export")
+        say("dockfix: the pool is too full for docker commit: docker export takes the files of " + exported)
     shifted = engine_userns(host) != (0, 0)         # docker cp gives the host's ids and takes the container's
-    carried = sorted(one["Name"] for one in stock.volumes if one["Driver"] == "local" and not (one.get("Options") or {}).get("device") and not shifted)
+    local = [one for one in stock.volumes if one["Driver"] == "local" and not (one.get("Options") or {}).get("device")]
+    carried = sorted(one["Name"] for one in local if not shifted)
     for number, name in enumerate(carried, 1):
         places = [(HELPER, "/dockfix-%d/data" % number)] if not tight else [
             (doc["Id"], mount["Destination"]) for doc in stock.containers for mount in doc.get("Mounts") or [] if mount.get("Name") == name
@@ -4214,9 +4361,11 @@ def left_out(stock: Stock, volumes: Dict[str, Sequence[str]], live: bool = True)
     kept = carried_networks(stock)
     out = ["network %s (driver %s, scope %s)" % (one["Name"], one["Driver"], one.get("Scope")) for one in stock.networks
            if one not in kept and one["Driver"] not in ("host", "null") and one["Name"] != "bridge"]
-    out += ["the content of volume %s (driver %s%s): docker cp cannot carry it" % (one["Name"], one["Driver"], ", on %s" % (one.get("Options") or {}).get("device") if one.get("Options") else "")
-            for one in stock.volumes if one["Name"] not in volumes]
-    binds = {(one["Source"], title_of(doc)) for doc in stock.containers for one in doc.get("Mounts") or [] if one.get("Source") and not one.get("Name")}
+    for one in [one for one in stock.volumes if one["Name"] not in volumes]:
+        device = ", on %s" % one["Options"].get("device") if one.get("Options") else ""
+        out.append("the content of volume %s (driver %s%s): docker cp cannot carry it" % (one["Name"], one["Driver"], device))
+    mounts = [(title_of(doc), one) for doc in stock.containers for one in doc.get("Mounts") or []]
+    binds = {(one["Source"], title) for title, one in mounts if one.get("Source") and not one.get("Name")}
     out += ["the host's %s, mounted into %s" % pair for pair in sorted(binds)]
     out += ["digests of %s: docker load brings back tags only" % ", ".join(one["RepoDigests"]) for one in stock.images if one.get("RepoDigests")]
     out += ["what %s writes to volume %s meanwhile" % (title_of(doc), one["Name"]) for doc in stock.containers if live and runs(doc)
@@ -4226,7 +4375,8 @@ def left_out(stock: Stock, volumes: Dict[str, Sequence[str]], live: bool = True)
 
 def backup_size(host: Host, stock: Stock) -> int:
     """Bytes that a backup takes, by docker's own figures: what images share is counted once where the engine tells (1.13 and newer)."""
-    found = dict(line.split("\t", 1) for line in query(host, "system", "df", "--format", "{{.Type}}\t{{.Size}}").out_text().split("\n") if "\t" in line)
+    lines = query(host, "system", "df", "--format", "{{.Type}}\t{{.Size}}").out_text().split("\n")
+    found = dict(line.split("\t", 1) for line in lines if "\t" in line)
     sizes = [parse_reported(found.get(kind) or "") or 0 for kind in ("Images", "Containers", "Local Volumes")]
     if not found:
         say("dockfix: warning: docker system df does not answer: the containers' own files and the volumes are not in the estimate")
@@ -4246,7 +4396,8 @@ def check_folder(host: Host, folder: str, size: int) -> None:
         raise Refused("%s cannot be a backup's folder: %s" % (folder, err.strerror), "the folder above it must exist") from None
     say("dockfix: the backup takes about %s; free at %s: %s" % (show_size(size), folder, show_size(room)))
     if size > room:
-        raise Refused("the backup takes about %s, and the disk of %s has %s free" % (show_size(size), folder, show_size(room)), "a folder on a larger disk")
+        raise Refused("the backup takes about %s, and the disk of %s has %s free" % (show_size(size), folder, show_size(room)),
+                      "a folder on a larger disk")
 
 
 def read_backup(folder: str) -> Backup:
@@ -4263,7 +4414,8 @@ def read_backup(folder: str) -> Backup:
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as err:
         missing, kept = ["%s (%s)" % (name, type(err).__name__)], None
     if missing:
-        raise Refused("%s holds no complete backup: %s is missing or broken" % (folder, ", ".join(missing)), "ls -la %s; one that was interrupted is made anew" % sh_quote(folder))
+        raise Refused("%s holds no complete backup: %s is missing or broken" % (folder, ", ".join(missing)),
+                      "ls -la %s; one that was interrupted is made anew" % sh_quote(folder))
     return kept
 
 
@@ -4278,7 +4430,8 @@ def kept_file(step: Step, path: str, size: int = 0) -> List[Step]:
 
 def settings_steps(host: Host, kept: Backup) -> List[Step]:
     """The folder, and what inspect says of everything."""
-    steps = [Step("make %s" % kept.folder, ("mkdir", "-m", "700", "-p", kept.folder), undo=(Step("remove %s" % kept.folder, ("rmdir", "--ignore-fail-on-non-empty", kept.folder)),)),
+    remove = Step("remove %s" % kept.folder, ("rmdir", "--ignore-fail-on-non-empty", kept.folder))
+    steps = [Step("make %s" % kept.folder, ("mkdir", "-m", "700", "-p", kept.folder), undo=(remove,)),
              Step("close %s to others" % kept.folder, ("chmod", "700", kept.folder))]
     for file, kind, docs in zip(STOCK_FILES, ("container", "image", "network", "volume"), kept.stock):
         words = exists_test(host, kind, "")[1:-1] + tuple(one.get("Id") or one["Name"] for one in docs)
@@ -4304,10 +4457,13 @@ def own_steps(host: Host, kept: Backup) -> List[Step]:
 
 def with_helper(host: Host, stock: Stock, binds: Sequence[Tuple[str, str]], steps: List[Step]) -> List[Step]:
     """The steps between making and removing a container that only carries volumes, (name, path) each, and never runs."""
+    if not binds:
+        return steps
     image, empty = (image_refs(stock.images) or [""])[0], KEPT + ":helper"
     words = ["create", "--name=" + HELPER, "--network=none"] + ["--volume=%s:%s:nocopy" % bind for bind in binds] + [image or empty, "x"]
     extra = [] if image else [made_step(host, "image", empty, ("import", "/dev/null", empty))]
-    return extra + [made_step(host, "container", HELPER, words)] + steps + [gone_step(host, "container", HELPER)] + [step.undo[0] for step in extra] if binds else steps
+    made, gone = made_step(host, "container", HELPER, words), gone_step(host, "container", HELPER)
+    return extra + [made] + steps + [gone] + [step.undo[0] for step in extra]
 
 
 def volume_steps(host: Host, kept: Backup) -> List[Step]:
@@ -4319,7 +4475,8 @@ def volume_steps(host: Host, kept: Backup) -> List[Step]:
 def seal_step(kept: Backup) -> Step:
     """The manifest, last of all: without it a folder is no backup."""
     found = dict(kept._asdict(), schema=BACKUP_SCHEMA, dockfix=VERSION)
-    return Step("write the manifest", path=kept.path("manifest.json"), data=json.dumps({key: found[key] for key in found if key not in ("folder", "stock")}) + "\n",
+    text = json.dumps({key: found[key] for key in found if key not in ("folder", "stock")}) + "\n"
+    return Step("write the manifest", path=kept.path("manifest.json"), data=text,
                 undo=(Step("remove the manifest", ("rm", "-f", kept.path("manifest.json"))),))
 
 
@@ -4336,8 +4493,10 @@ def restore_steps(host: Host, kept: Backup, have: Stock, fill: bool = True) -> L
     networks = [made_step(host, "network", one["Name"], network_recipe(one)) for one in carried_networks(kept.stock) if one["Name"] not in known]
     volumes = [made_step(host, "volume", one["Name"], volume_recipe(one)) for one in kept.stock.volumes if one["Name"] not in known]
     # Through a container that never runs: docker unpacks, not dockfix.
-    binds = [(name, "/dockfix-%d/%s" % (number, posixpath.basename(place[2]))) for number, (name, place) in enumerate(sorted(kept.volumes.items()), 1) if name not in known]
-    fills = [act(host, "content of volume %s" % name, ("cp", "-", HELPER + ":" + posixpath.dirname(path)), source=kept.path(kept.volumes[name][0])) for name, path in binds]
+    binds = [(name, "/dockfix-%d/%s" % (number, posixpath.basename(place[2])))
+             for number, (name, place) in enumerate(sorted(kept.volumes.items()), 1) if name not in known]
+    fills = [act(host, "content of volume %s" % name, ("cp", "-", HELPER + ":" + posixpath.dirname(path)),
+                 source=kept.path(kept.volumes[name][0])) for name, path in binds]
     return networks + volumes + load_steps(host, kept, have) + (with_helper(host, kept.stock, binds, fills) if fill else [])
 
 
@@ -4368,7 +4527,8 @@ def container_steps(host: Host, kept: Backup, doc: dict) -> List[Step]:
     recipe = facts_of(doc, lambda one: create_recipe(one, config, kept.stock.containers))
     steps = [made_step(host, "container", name, ["create"] + recipe.options + [ref] + recipe.command, data=recipe.stdin)]
     for words in recipe.networks:
-        test = ("has" if words[1] == "connect" else "lacks", json.dumps(words[-2]) + ":") + host.docker + ("inspect", "-f", "{{json .NetworkSettings.Networks}}", name)
+        test = ("has" if words[1] == "connect" else "lacks", json.dumps(words[-2]) + ":") + host.docker
+        test += ("inspect", "-f", "{{json .NetworkSettings.Networks}}", name)
         steps.append(act(host, " ".join(words[:2] + words[-2:]), words, check=(test,)))
     return steps
 
@@ -4386,7 +4546,8 @@ def compare_containers(host: Host, kept: Backup, failed: Dict[str, str], known: 
         name, new = title_of(doc), [one for one in now if title_of(one) == title_of(doc)]
         lost = [word for one in new for word in lost_settings(doc, docs, one, now)] + create_recipe(doc, {}, docs).lost
         words = [failed.get(name, "")] * (name in failed) + ["not carried over: " + ", ".join(lost)] * bool(lost)
-        rows.append(row_for(Target(new[0]["Id"] if new else "", name, ""), "failed" if name in failed or not new else "unchanged" if name in known else "changed", "; ".join(words)))
+        status = "failed" if name in failed or not new else "unchanged" if name in known else "changed"
+        rows.append(row_for(Target(new[0]["Id"] if new else "", name, ""), status, "; ".join(words)))
     return rows
 
 
@@ -4402,15 +4563,20 @@ def compare_stock(host: Host, opts: argparse.Namespace, report: dict, plan: Plan
 def run_storage(host: Host, opts: argparse.Namespace, report: dict) -> None:
     warning, critical = (parse_number("--" + name, getattr(opts, name), default, 0, 100) for name, default in (("warning", 80.0), ("critical", 90.0)))
     if warning > critical or opts.full and opts.quick:
-        raise UsageError("--warning is above --critical" if warning > critical else "--full and --quick exclude each other", "python3 dockfix.py storage --help")
+        raise UsageError("--warning is above --critical" if warning > critical else "--full and --quick exclude each other",
+                         "python3 dockfix.py storage --help")
     layers, sizes, devices, options = None, {}, {}, []      # type: Optional[Layers], dict, dict, list
     if opts.docker_info == "-":
         claim_stdin(opts, "the answer of docker info", "--docker-info FILE")
     saved = opts.docker_info is not None
-    info = parse_info(decode_saved(read_input(opts.docker_info, 1 << 24, "--docker-info"))) if saved else ask_engine(host, report) if opts.root is None else None
+    if saved:
+        info = parse_info(decode_saved(read_input(opts.docker_info, 1 << 24, "--docker-info")))
+    else:
+        info = ask_engine(host, report) if opts.root is None else None
     one = new_storage(info or {})
     if saved or info and info["Name"] and info["Name"] != os.uname().nodename:
-        one["msg"] = "%s: what only files and devices tell is unknown" % ("from a saved docker info" if saved else "the engine runs on another host, %s" % info["Name"])
+        where = "from a saved docker info" if saved else "the engine runs on another host, %s" % info["Name"]
+        one["msg"] = "%s: what only files and devices tell is unknown" % where
     else:
         note_fact(one, "root", opts.root or (configured_root() if not info else None), "configuration" if opts.root is None else "--root")
         root = one["root"]
@@ -4429,8 +4595,10 @@ def run_storage(host: Host, opts: argparse.Namespace, report: dict) -> None:
             devices = see_pool(host, root, one, layers)
         sizes = look_sizes(opts, root, one, layers, devices) if layers else {}
     add_usage(one, layers, sizes, info or {})
-    one["driver_options"] = dict(text.partition("=")[::2] for source in options if source.used for name, text in source.options if name == "storage-opt")
-    one["options"] = [{"option": name, "value": text, "where": source.where(), "used": source.used} for source in options for name, text in source.options]
+    one["driver_options"] = dict(text.partition("=")[::2] for source in options if source.used
+                                 for name, text in source.options if name == "storage-opt")
+    one["options"] = [{"option": name, "value": text, "where": source.where(), "used": source.used}
+                      for source in options for name, text in source.options]
     report["results"].append(one)
     storage_findings(one, options, warning, critical, report)
     if opts.check and any(finding["severity"] != "info" for finding in report["findings"]):
@@ -4440,7 +4608,8 @@ def run_storage(host: Host, opts: argparse.Namespace, report: dict) -> None:
 def new_storage(info: Dict[str, object]) -> dict:
     """The result with what docker info says; everything else is filled in where it is known. Bytes, or None."""
     status = info.get("DriverStatus") or {}
-    one = {"driver": None, "server_version": None, "root": None, "image_store": None, "os": info.get("OSType"), "backing_filesystem": status.get("Backing Filesystem"),
+    one = {"driver": None, "server_version": None, "root": None, "image_store": None, "os": info.get("OSType"),
+           "backing_filesystem": status.get("Backing Filesystem"),
            "pool": None, "disk": None, "disks": [], "usage": {}, "drivers_on_disk": [], "options": [], "sources": {}, "missing": [], "msg": ""}
     for name, key in (("driver", "Driver"), ("server_version", "ServerVersion"), ("root", "DockerRootDir")):
         note_fact(one, name, info.get(key), "docker info")
@@ -4454,8 +4623,8 @@ def new_storage(info: Dict[str, object]) -> dict:
     return one
 
 
-POOL_KEYS = list(POOL_WORDS.values()) + list(POOL_SIZES.values()) + ["mode", "mode_why", "state", "needs_check", "failed", "data_allocated", "metadata_allocated",
-                                                                    "data_disk_free", "metadata_disk_free"]
+POOL_KEYS = list(POOL_WORDS.values()) + list(POOL_SIZES.values()) + [
+    "mode", "mode_why", "state", "needs_check", "failed", "data_allocated", "metadata_allocated", "data_disk_free", "metadata_disk_free"]
 
 
 def note_fact(one: dict, key: str, found: object, source: str, better: bool = False) -> None:
@@ -4492,15 +4661,17 @@ def look_disk(path: str, mounts: List[Mount]) -> Optional[dict]:
         return None
     mount = mount_of(real_path(path), mounts)
     used, files = found.f_blocks - found.f_bfree, found.f_files - found.f_ffree
-    return {"path": path, "device": device, "total": found.f_blocks * found.f_frsize, "free": found.f_bavail * found.f_frsize, "filesystem": mount.fstype if mount else None,
-            "mount_point": mount.point if mount else None, "used_percent": percent(used, used + found.f_bavail), "inodes_used_percent": percent(files, files + found.f_favail), "for": []}
+    return {"path": path, "device": device, "total": found.f_blocks * found.f_frsize, "free": found.f_bavail * found.f_frsize,
+            "filesystem": mount.fstype if mount else None, "mount_point": mount.point if mount else None,
+            "used_percent": percent(used, used + found.f_bavail), "inodes_used_percent": percent(files, files + found.f_favail), "for": []}
 
 
 def look_disks(root: str, one: dict) -> List[dict]:
     """Each file system that Docker's data lies on, once."""
     mounts, disks = mounts_of(), []    # type: list, List[dict]
-    for what, path in (("Docker's root", root), ("volumes", root + "/volumes"), ("layers", "%s/%s" % (root, one["driver"])), ("pool files", root + "/devicemapper/devicemapper"),
-                       ("containerd's store", CONTAINERD_ROOT)):
+    places = (("Docker's root", root), ("volumes", root + "/volumes"), ("layers", "%s/%s" % (root, one["driver"])),
+              ("pool files", root + "/devicemapper/devicemapper"), ("containerd's store", CONTAINERD_ROOT))
+    for what, path in places:
         disk = look_disk(path, mounts)
         same = next((other for other in disks if disk and other["device"] == disk["device"]), disk)
         if same:
@@ -4517,7 +4688,8 @@ def look_driver(one: dict, layers: Optional[Layers], options: List[OptionSource]
     note_fact(one, "driver", next_options(options).get("storage-driver"), "configuration")
     note_fact(one, "driver", max(drivers, key=drivers.count) if drivers else None, "the containers' files")
     note_fact(one, "driver", there[0] if len(there) == 1 else None, "the only driver's folder")
-    one["drivers_on_disk"] = [{"driver": driver, "path": os.path.join(one["root"], driver), "in_use": driver == one["driver"], "size": None} for driver in there]
+    one["drivers_on_disk"] = [{"driver": driver, "path": os.path.join(one["root"], driver), "in_use": driver == one["driver"], "size": None}
+                              for driver in there]
 
 
 def see_pool(host: Host, root: str, one: dict, layers: Optional[Layers]) -> Dict[str, int]:
@@ -4543,8 +4715,8 @@ def see_pool(host: Host, root: str, one: dict, layers: Optional[Layers]) -> Dict
 
 def note_pool(one: dict, pool: ThinPool) -> None:
     loop = pool.data_dev.startswith("7:")
-    figures = {"block_size": pool.block, "state": pool.state, "needs_check": pool.needs_check, "failed": pool.state == "Fail", "mode": "loop" if loop else "direct",
-               "mode_why": "its data device is %s loop device" % ("a" if loop else "no")}
+    figures = {"block_size": pool.block, "state": pool.state, "needs_check": pool.needs_check, "failed": pool.state == "Fail",
+               "mode": "loop" if loop else "direct", "mode_why": "its data device is %s loop device" % ("a" if loop else "no")}
     for kind in ("data", "metadata"):
         used, total = getattr(pool, kind + "_used"), getattr(pool, kind + "_total")
         figures.update({kind + "_used": used, kind + "_total": total, kind + "_available": total - used if total is not None else None})
@@ -4581,11 +4753,13 @@ def look_sizes(opts: argparse.Namespace, root: str, one: dict, layers: Layers, d
     for row in layers.rows:
         if row.get("device") and row["role"] == "container":
             sizes["container", row["container"]["id"]] = (devices.get(row["device"]), "" if row["device"] in devices else "its device is not active")
-        kind = "cache" if row["note"] == "build cache" else row["role"] if row["role"] in ("container", "container-init", "orphan") or row["driver"] == "vfs" else ""
+        walked = row["role"] in ("container", "container-init", "orphan") or row["driver"] == "vfs"
+        kind = "cache" if row["note"] == "build cache" else row["role"] if walked else ""
         if kind and own_folder(row):
             folders[kind, row["container"]["id"] if kind.startswith("container") else row["layer"]] = own_folder(row)
     try:
-        folders.update({("volume", os.fsdecode(name)): os.path.join(root, "volumes", os.fsdecode(name)) for name in sorted(os.listdir(raw(root + "/volumes")))})
+        for name in map(os.fsdecode, sorted(os.listdir(raw(root + "/volumes")))):
+            folders["volume", name] = os.path.join(root, "volumes", name)
     except OSError as err:
         if not isinstance(err, FileNotFoundError):
             layers.unread[root + "/volumes"] = err.strerror
@@ -4594,14 +4768,18 @@ def look_sizes(opts: argparse.Namespace, root: str, one: dict, layers: Layers, d
         folders["store", ""] = CONTAINERD_ROOT
     folders.update({("driver", there["driver"]): there["path"] for there in one["drivers_on_disk"] if not there["in_use"]})
     folders = {key: path for key, path in folders.items() if os.path.isdir(raw(path))}
-    progress = Progress("storage", len(folders), opts.quiet)
-    sizes.update({key: (None, "not measured (--quick)") for key in folders} if opts.quick else measure(folders, 1e9 if opts.full else WALK_SECONDS, progress.line))
-    progress.end()
+    if opts.quick:
+        sizes.update({key: (None, "not measured (--quick)") for key in folders})
+    else:
+        progress = Progress("storage", len(folders), opts.quiet)
+        sizes.update(measure(folders, 1e9 if opts.full else WALK_SECONDS, progress.line))
+        progress.end()
     for key in [key for key in sizes if key[0] == "container-init"]:        # it goes when the container goes; with vfs it is a whole copy
         size, why = sizes.pop(key)
         own, reason = sizes.get(("container", key[1]), (None, ""))
         sizes["container", key[1]] = (None if own is None or size is None else own + size, reason or why)
-    one["missing"] += ["%s: %s" % (path, sizes[key][1] + ("" if sizes[key][0] is None else ", at least %s" % show_size(sizes[key][0]))) for key, path in folders.items() if not opts.quick and sizes.get(key, ("", ""))[1]][:20]
+    partly = [(path,) + sizes[key] for key, path in folders.items() if not opts.quick and sizes.get(key, ("", ""))[1]]
+    one["missing"] += ["%s: %s%s" % (path, why, "" if size is None else ", at least %s" % show_size(size)) for path, size, why in partly[:20]]
     for container in layers.containers:
         sizes["log", container] = log_size(root, container)
     for there in one["drivers_on_disk"]:
@@ -4632,11 +4810,13 @@ def add_usage(one: dict, layers: Optional[Layers], sizes: dict, info: Dict[str, 
         some = [row["size"] for row in rows if row["size"] is not None]
         whole = layers is not None and not layers.unread        # what was not readable may hold more: none found is not none there
         one["usage"][kind] = {"count": None if not layers or not rows and not whole else len(rows) if count is None else count,
-                              "size": sum(some) if layers and (some or whole and not rows) else None, "complete": whole and all(row["complete"] for row in rows), "rows": sorted(rows, key=lambda row: -(row["size"] or 0))}
+                              "size": sum(some) if layers and (some or whole and not rows) else None,
+                              "complete": whole and all(row["complete"] for row in rows), "rows": largest_first(rows)}
 
     def walked(kind: str, label: Callable[[str], dict], names: Optional[Sequence[str]] = None) -> List[dict]:
         known = [name for key, name in sizes if key == kind] if names is None else names
-        return [dict(label(name), size=sizes.get((kind, name), (None, ""))[0], complete=sizes.get((kind, name), (None, "x"))[1] == "") for name in known]
+        found = [(name,) + sizes.get((kind, name), (None, "unknown")) for name in known]
+        return [dict(label(name), size=size, complete=why == "") for name, size, why in found]
 
     def by_container(name: str) -> dict:
         return dict({key: facts[name][key] for key in ("name", "running", "rotated")}, id=name)
@@ -4653,13 +4833,18 @@ def add_usage(one: dict, layers: Optional[Layers], sizes: dict, info: Dict[str, 
     weights = [({image["id"] for image in row["images"]}, sizes.get(("image", row["layer"]), (layers.sizes.get(row["layer"]), ""))[0])
                for row in layers.rows if row["role"] == "image" and row["images"]] if layers else []
     images = image_rows(layers, weights) if layers else []
-    for kind, test in (("images", lambda row: True), ("unused_images", lambda row: not row["used"] and row["tags"]), ("dangling_images", lambda row: row["dangling"])):
-        chosen = {row["id"] for row in images if test(row)}
+    unused = [row for row in images if not row["used"] and row["tags"]]
+    for kind, rows in (("images", images), ("unused_images", unused), ("dangling_images", [row for row in images if row["dangling"]])):
+        chosen = {row["id"] for row in rows}
         total(kind, [{"size": weight, "complete": weight is not None} for ids, weight in weights if kind == "images" or ids <= chosen], len(chosen))
-        one["usage"][kind]["rows"] = sorted((row for row in images if test(row)), key=lambda row: -(row["size"] or 0))
+        one["usage"][kind]["rows"] = largest_first(rows)
     for kind, key in (("containers", "Containers"), ("stopped_containers", "ContainersStopped"), ("images", "Images")):
         if not layers and info.get(key):
             one["usage"][kind]["count"] = int(str(info[key]))
+
+
+def largest_first(rows: List[dict]) -> List[dict]:
+    return sorted(rows, key=lambda row: -(row["size"] or 0))
 
 
 def image_rows(layers: Layers, weights: List[Tuple[set, Optional[int]]]) -> List[dict]:
@@ -4675,13 +4860,17 @@ def image_rows(layers: Layers, weights: List[Tuple[set, Optional[int]]]) -> List
 
 
 FREE = "python3 dockfix.py reclaim --dry-run "
+UNION = "a file deleted inside a container is free at once if the container made it, and only hidden if the image has it; "
+SNAPSHOTS = "a file deleted inside a container is free once no snapshot has its blocks any more; "
 DRIVER_FACTS = {
-    "devicemapper": ("a file deleted inside a container stays allocated in the pool until fstrim or the container's removal; never touch data, metadata or /dev/mapper by hand", FREE + "--trim"),
-    "overlay2": ("a file deleted inside a container is free at once if the container made it, and only hidden if the image has it; never delete in a diff or upper folder from the host", "python3 dockfix.py owner"),
-    "aufs": ("a file deleted inside a container is free at once if the container made it, and only hidden if the image has it; never delete in diff/ from the host", "python3 dockfix.py owner"),
-    "vfs": ("every layer is a whole copy of all files below it: nothing is shared, and a file deleted inside a container is free at once in that copy", "python3 dockfix.py owner"),
-    "btrfs": ("a file deleted inside a container is free once no snapshot has its blocks any more; never delete below subvolumes/ from the host", "btrfs filesystem usage ROOT"),
-    "zfs": ("a file deleted inside a container is free once no snapshot has its blocks any more; never destroy a data set by hand", "zfs list -o space"),
+    "devicemapper": ("a file deleted inside a container stays allocated in the pool until fstrim or the container's removal; "
+                     "never touch data, metadata or /dev/mapper by hand", FREE + "--trim"),
+    "overlay2": (UNION + "never delete in a diff or upper folder from the host", "python3 dockfix.py owner"),
+    "aufs": (UNION + "never delete in diff/ from the host", "python3 dockfix.py owner"),
+    "vfs": ("every layer is a whole copy of all files below it: nothing is shared, "
+            "and a file deleted inside a container is free at once in that copy", "python3 dockfix.py owner"),
+    "btrfs": (SNAPSHOTS + "never delete below subvolumes/ from the host", "btrfs filesystem usage ROOT"),
+    "zfs": (SNAPSHOTS + "never destroy a data set by hand", "zfs list -o space"),
 }
 
 
@@ -4692,18 +4881,28 @@ def storage_findings(one: dict, options: List[OptionSource], warning: float, cri
     elsewhere = [there for there in one["drivers_on_disk"] if not there["in_use"]]
     known = one["driver"] if one["driver"] in DRIVER_FACTS else "overlay2" if one["driver"] in ("overlay", "fuse-overlayfs", "overlayfs") else None
     full = any(entry[0].startswith("full-") for entry in found)
-    found += [
-        ("root-on-system-disk", "warning" if full else "info", "Docker's root %s lies on the system disk: when it fills, the host stops with it" % root, "python3 dockfix.py relocate --help")
-        if one["disk"] and one["disk"]["device"] == os.stat("/").st_dev else None,
-        ("devicemapper-stranded", "warning", "%s/devicemapper is there, but engine %s has no devicemapper driver any more: its images and containers need an engine before 25" % (root, one["server_version"]),
-         "python3 dockfix.py owner") if elsewhere and int(re.match("[0-9]{0,4}", one["server_version"] or "").group(0) or 0) >= 25 and any(there["driver"] == "devicemapper" for there in elsewhere) else None,
-        ("other-drivers", "info", "left by other storage drivers: %s" % ", ".join("%s (%s)" % (there["path"], size_text(there["size"])) for there in elsewhere),
-         "python3 dockfix.py owner") if elsewhere else None,
-        ("containerd-store", "info", "images and containers' layers are in containerd's store, %s, not below Docker's root" % CONTAINERD_ROOT, "ctr -n moby snapshots usage") if one["image_store"] == "containerd" else None,
-        ("windows", "warning", "this is a Windows engine: dockfix looks after Linux hosts only", "docker system df") if one["os"] == "windows" or str(one["driver"]).startswith(("windows", "lcow")) else None,
-        ("driver-" + known, "info", "%s: %s" % (one["driver"], DRIVER_FACTS[known][0]), DRIVER_FACTS[known][1].replace("ROOT", sh_quote(root))) if known else None,
-        ("not-known", "info", "not known: %s" % "; ".join(one["missing"]), "sudo python3 dockfix.py storage" if os.geteuid() else "python3 dockfix.py storage --full") if one["missing"] else None]
-    for entry in filter(None, found):
+    if one["disk"] and one["disk"]["device"] == os.stat("/").st_dev:
+        found.append(("root-on-system-disk", "warning" if full else "info",
+                      "Docker's root %s lies on the system disk: when it fills, the host stops with it" % root, "python3 dockfix.py relocate --help"))
+    version = int(re.match("[0-9]{0,4}", one["server_version"] or "").group(0) or 0)
+    if version >= 25 and any(there["driver"] == "devicemapper" for there in elsewhere):
+        found.append(("devicemapper-stranded", "warning", "%s/devicemapper is there, but engine %s has no devicemapper driver any more: "
+                      "its images and containers need an engine before 25" % (root, one["server_version"]), "python3 dockfix.py owner"))
+    if elsewhere:
+        folders = ", ".join("%s (%s)" % (there["path"], size_text(there["size"])) for there in elsewhere)
+        found.append(("other-drivers", "info", "left by other storage drivers: " + folders, "python3 dockfix.py owner"))
+    if one["image_store"] == "containerd":
+        text = "images and containers' layers are in containerd's store, %s, not below Docker's root" % CONTAINERD_ROOT
+        found.append(("containerd-store", "info", text, "ctr -n moby snapshots usage"))
+    if one["os"] == "windows" or str(one["driver"]).startswith(("windows", "lcow")):
+        found.append(("windows", "warning", "this is a Windows engine: dockfix looks after Linux hosts only", "docker system df"))
+    if known:
+        fact, remedy = DRIVER_FACTS[known]
+        found.append(("driver-" + known, "info", "%s: %s" % (one["driver"], fact), remedy.replace("ROOT", sh_quote(root))))
+    if one["missing"]:
+        found.append(("not-known", "info", "not known: %s" % "; ".join(one["missing"]),
+                      "sudo python3 dockfix.py storage" if os.geteuid() else "python3 dockfix.py storage --full"))
+    for entry in found:
         add_finding(report, *entry)
     report["findings"].sort(key=lambda finding: ("critical", "warning", "info").index(finding["severity"]))
 
@@ -4711,14 +4910,18 @@ def storage_findings(one: dict, options: List[OptionSource], warning: float, cri
 def full_findings(one: dict, warning: float, critical: float) -> List[Tuple]:
     """What is as full as --warning or --critical say; a finding too where none of it is known."""
     pool = one["pool"] or {}
-    shares = [("full-" + kind, "the pool's %s space" % kind, percent(pool.get(kind + "_used"), pool.get(kind + "_total")), remedy) for kind, remedy in (
-        ("data", FREE + "--trim --containers --images"), ("metadata", "python3 dockfix.py pool grow --metadata +1G --dry-run"))]
+    shares = [("full-" + kind, "the pool's %s space" % kind, percent(pool.get(kind + "_used"), pool.get(kind + "_total")), remedy)
+              for kind, remedy in (("data", FREE + "--trim --containers --images"),
+                                   ("metadata", "python3 dockfix.py pool grow --metadata +1G --dry-run"))]
     for disk in one["disks"]:
-        shares += [(name, "%s under %s (%s)" % (what, disk["path"], ", ".join(disk["for"])), disk[key], FREE + "--containers --images --build-cache --logs")
-                   for name, what, key in (("full-disk", "the disk", "used_percent"), ("full-inodes", "the number of files of the disk", "inodes_used_percent"))]
-    found = [(name, "critical" if share >= critical else "warning", "%s is %.1f %% full" % (what, share), remedy) for name, what, share, remedy in shares if share is not None and share >= warning]
+        where, remedy = "%s (%s)" % (disk["path"], ", ".join(disk["for"])), FREE + "--containers --images --build-cache --logs"
+        shares.append(("full-disk", "the disk under " + where, disk["used_percent"], remedy))
+        shares.append(("full-inodes", "the number of files of the disk under " + where, disk["inodes_used_percent"], remedy))
+    found = [(name, "critical" if share >= critical else "warning", "%s is %.1f %% full" % (what, share), remedy)
+             for name, what, share, remedy in shares if share is not None and share >= warning]
     if all(share is None for _, _, share, _ in shares):
-        found.append(("fullness-unknown", "info" if one["msg"] else "warning", "neither the disk's nor a pool's fullness is known", "sudo python3 dockfix.py storage"))
+        found.append(("fullness-unknown", "info" if one["msg"] else "warning", "neither the disk's nor a pool's fullness is known",
+                      "sudo python3 dockfix.py storage"))
     return found
 
 
@@ -4728,29 +4931,46 @@ def pool_findings(one: dict) -> List[Tuple]:
         return []
     found, room = [], {}        # type: List[Tuple], Dict[str, int]
     if pool["failed"] or pool["state"] in ("Fail", "ro", "out_of_data_space") or pool["needs_check"]:
-        found.append(("pool-state", "critical", "the pool %s is in state %s%s: %s" % (pool["name"], pool["state"] or "unknown (docker info shows zeros)", ", needs_check" if pool["needs_check"] else "",
-                      "it takes no more data" if pool["state"] == "out_of_data_space" else "do not grow or write to it before it is checked"), "dmsetup status %s" % sh_quote(pool["name"] or "")))
+        state = (pool["state"] or "unknown (docker info shows zeros)") + (", needs_check" if pool["needs_check"] else "")
+        advice = "it takes no more data" if pool["state"] == "out_of_data_space" else "do not grow or write to it before it is checked"
+        found.append(("pool-state", "critical", "the pool %s is in state %s: %s" % (pool["name"], state, advice),
+                      "dmsetup status %s" % sh_quote(pool["name"] or "")))
     shares = {kind: percent(pool[kind + "_used"], pool[kind + "_total"]) for kind in ("data", "metadata")}
     if None not in shares.values() and shares["metadata"] > shares["data"]:
-        found.append(("metadata-fuller", "warning" if shares["metadata"] >= 50 else "info", "the pool's metadata is fuller (%.1f %%) than its data (%.1f %%): if both go on so, it ends first, with room left"
-                      % (shares["metadata"], shares["data"]), "python3 dockfix.py pool grow --metadata +1G --dry-run"))
+        text = "the pool's metadata is fuller (%.1f %%) than its data (%.1f %%): if both go on so, it ends first, with room left"
+        found.append(("metadata-fuller", "warning" if shares["metadata"] >= 50 else "info", text % (shares["metadata"], shares["data"]),
+                      "python3 dockfix.py pool grow --metadata +1G --dry-run"))
     stop = min_free_percent(pool, one["driver_options"].get("dm.min_free_space", ""))
     for kind, share in shares.items():
         if share is not None:
             room[kind] = max(0, int(pool[kind + "_total"] * (100 - stop) / 100) - pool[kind + "_used"])
             if share > 95 - stop:
-                found.append(("min-free-" + kind, "critical" if share > 100 - stop else "warning", "below %g %% free the driver refuses new containers and images: the pool's %s has %.1f %% free, %s"
-                              % (stop, kind, 100 - share, "so it refuses now" if share > 100 - stop else "%s to go" % show_size(room[kind])), FREE + "--trim --containers --images"))
+                text = "below %g %% free the driver refuses new containers and images: the pool's %s has %.1f %% free, %s"
+                so = "so it refuses now" if share > 100 - stop else "%s to go" % show_size(room[kind])
+                found.append(("min-free-" + kind, "critical" if share > 100 - stop else "warning", text % (stop, kind, 100 - share, so),
+                              FREE + "--trim --containers --images"))
+    return found + ceiling_findings(pool, shares, room)
+
+
+def ceiling_findings(pool: dict, shares: Dict[str, Optional[float]], room: Dict[str, int]) -> List[Tuple]:
+    """Which is full first, the pool or the disk under its files; and loop files that were deleted under a pool."""
+    found = []
     free, allocated = pool["data_disk_free"], pool["data_allocated"]
-    more, less = (pool["data_total"] - allocated, free) if None not in (allocated, free) else (pool["data_total"] - pool["data_used"], pool["data_available"]) if shares["data"] is not None else (0, 0)
+    more = less = 0                     # what the pool may still take, what there is for it
+    if None not in (allocated, free):
+        more, less = pool["data_total"] - allocated, free
+    elif shares["data"] is not None:
+        more, less = pool["data_total"] - pool["data_used"], pool["data_available"]
     if pool["mode"] == "loop" and less is not None and less < 0.98 * more:
-        found.append(("ceiling-beyond-disk", "warning", "the pool may still take %s, but the disk under it has %s: the disk fills first" % (show_size(more), show_size(less)), "python3 dockfix.py relocate --help"))
+        text = "the pool may still take %s, but the disk under it has %s: the disk fills first" % (show_size(more), show_size(less))
+        found.append(("ceiling-beyond-disk", "warning", text, "python3 dockfix.py relocate --help"))
     if free is not None and "data" in room:
         first = min(("the disk under the pool files", free), ("the pool's data space", room["data"]), key=lambda pair: pair[1])
         found.append(("next-ceiling", "info", "next to be full: %s, in %s" % (first[0], show_size(first[1])), "python3 dockfix.py storage"))
     for device, path in loop_files():
         if re.search(r"/devicemapper/(meta)?data \(deleted\)\Z", path):
-            found.append(("loop-deleted", "critical", "%s still holds %s: its space comes back, and its content is lost, when the pool goes down" % (device, path), "losetup -l %s" % device))
+            text = "%s still holds %s: its space comes back, and its content is lost, when the pool goes down" % (device, path)
+            found.append(("loop-deleted", "critical", text, "losetup -l %s" % device))
     return found
 
 
@@ -4762,21 +4982,32 @@ def min_free_percent(pool: dict, named: str) -> float:
 
 
 def option_findings(one: dict, options: List[OptionSource]) -> List[Tuple]:
-    found = [("option-twice", "critical", "%s is set in more than one place (%s): with one in daemon.json the daemon does not start, else the last one wins" % (name, ", ".join(where)),
-              "grep -n %s %s" % (sh_quote(name.split(" ")[0]), " ".join(sh_quote(place.split(" (")[0]) for place in where))) for name, where in option_conflicts(options)]
-    found += [("option-place", "critical" if source.kind == "daemon.json" else "warning", "%s %s" % (source.path, source.fault), "cat %s" % sh_quote(source.path)) for source in options if source.fault]
-    found += [("option-unread", "info", "%s is set in %s, which no unit reads" % (source.options[0][0], source.where()), "systemctl cat docker") for source in options
-              if not source.used and source.options and source.kind == "environment"]
+    found = []                  # type: List[Tuple]
+    for name, places in option_conflicts(options):
+        text = "%s is set in more than one place (%s): with one in daemon.json the daemon does not start, else the last one wins"
+        files = " ".join(sh_quote(place.split(" (")[0]) for place in places)
+        found.append(("option-twice", "critical", text % (name, ", ".join(places)), "grep -n %s %s" % (sh_quote(name.split(" ")[0]), files)))
+    for source in [source for source in options if source.fault]:
+        found.append(("option-place", "critical" if source.kind == "daemon.json" else "warning", "%s %s" % (source.path, source.fault),
+                      "cat %s" % sh_quote(source.path)))
+    for source in [source for source in options if not source.used and source.options and source.kind == "environment"]:
+        text = "%s is set in %s, which no unit reads" % (source.options[0][0], source.where())
+        found.append(("option-unread", "info", text, "systemctl cat docker"))
     running = {pair for source in options if source.kind == "running" for pair in source.options}
-    waiting = [pair for source in options if source.used and source.kind in ("unit", "environment") for pair in source.options if running and pair not in running]
-    found += [("option-waiting", "warning", "%s %s is set, but the running daemon was started without it" % waiting[0], "systemctl daemon-reload; systemctl restart docker")] if waiting else []
+    given = [pair for source in options if source.used and source.kind in ("unit", "environment") for pair in source.options]
+    waiting = [pair for pair in given if running and pair not in running]
+    if waiting:
+        found.append(("option-waiting", "warning", "%s %s is set, but the running daemon was started without it" % waiting[0],
+                      "systemctl daemon-reload; systemctl restart docker"))
     sizes = one["driver_options"]
     metadata, base = (option_bytes(sizes.get(name, "")) for name in ("dm.loopmetadatasize", "dm.basesize"))
     if metadata and metadata > METADATA_MAX:
-        found.append(("metadata-useless", "info", "dm.loopmetadatasize=%s: more than 15.88 GiB of metadata is never used" % sizes["dm.loopmetadatasize"], "python3 dockfix.py storage"))
+        text = "dm.loopmetadatasize=%s: more than 15.88 GiB of metadata is never used" % sizes["dm.loopmetadatasize"]
+        found.append(("metadata-useless", "info", text, "python3 dockfix.py storage"))
     if base and one["pool"] and one["sources"].get("pool.base_device_size") == "metadata/base" and base < one["pool"]["base_device_size"]:
-        found.append(("base-size-smaller", "critical", "dm.basesize=%s is smaller than the pool's base device (%s): the daemon does not start with it" % (
-            sizes["dm.basesize"], show_size(one["pool"]["base_device_size"])), "python3 dockfix.py storage --json"))
+        text = "dm.basesize=%s is smaller than the pool's base device (%s): the daemon does not start with it"
+        found.append(("base-size-smaller", "critical", text % (sizes["dm.basesize"], show_size(one["pool"]["base_device_size"])),
+                      "python3 dockfix.py storage --json"))
     return found
 
 
@@ -4788,15 +5019,19 @@ def option_bytes(text: str) -> Optional[int]:
 
 def usage_findings(one: dict) -> List[Tuple]:
     usage, found = one["usage"], []
-    big = [row for row in usage["logs"]["rows"] if (row["size"] or 0) > LOG_LARGE and not row["rotated"]]
-    found += [("log-large", "warning", "the log of container %s has %s and grows without end (no max-size)" % (row["name"] or row["id"][:12], show_size(row["size"])), FREE + "--logs") for row in big]
-    for kind, text, options in (("stopped_containers", "stopped containers", "--containers"), ("dangling_images", "images without a name that nothing uses", "--images"),
-                                ("unused_images", "images that no container uses", "--images --unused"), ("build_cache", "layers of build cache", "--build-cache"),
+    for row in [row for row in usage["logs"]["rows"] if (row["size"] or 0) > LOG_LARGE and not row["rotated"]]:
+        text = "the log of container %s has %s and grows without end (no max-size)" % (row["name"] or row["id"][:12], show_size(row["size"]))
+        found.append(("log-large", "warning", text, FREE + "--logs"))
+    for kind, text, options in (("stopped_containers", "stopped containers", "--containers"),
+                                ("dangling_images", "images without a name that nothing uses", "--images"),
+                                ("unused_images", "images that no container uses", "--images --unused"),
+                                ("build_cache", "layers of build cache", "--build-cache"),
                                 ("unused_volumes", "volumes that no container uses", "--volumes"), ("orphans", "layers that nothing has", "")):
         part = usage[kind]
         if part["count"]:
             options += "".join(" " + sh_quote(row["name"]) for row in part["rows"][:20]) if kind == "unused_volumes" else ""
-            found.append((kind.replace("_", "-"), "info", "%s: %d (size %s)" % (text, part["count"], size_text(part["size"], part["complete"])), FREE + options if options else "python3 dockfix.py owner --orphans"))
+            text = "%s: %d (size %s)" % (text, part["count"], size_text(part["size"], part["complete"]))
+            found.append((kind.replace("_", "-"), "info", text, FREE + options if options else "python3 dockfix.py owner --orphans"))
     return found
 
 
@@ -4814,7 +5049,7 @@ def run_owner(host: Host, opts: argparse.Namespace, report: dict) -> None:
         measure_orphans(rows)
     report["results"] += rows
     if info and not opts.orphans:
-        compare_with_docker(host, layers, rows, not opts.words, report)
+        compare_with_docker(host, rows, not opts.words, report)
     owner_findings(layers, rows, opts, info, report)
 
 
@@ -4848,11 +5083,14 @@ def no_owner(layers: Layers, word: str) -> DockfixError:
     layerless = [(one, facts) for one, facts in layers.containers.items() if bare and (facts["name"] == bare or one.startswith(bare))]
     if layerless:
         one, facts = layerless[0]
-        return UsageError("container %s (%s) is there, but no layer of it (driver %s)" % (facts["name"], one[:12], facts["driver"] or "unknown"), CONTAINERD_HINT)
+        text = "container %s (%s) is there, but no layer of it (driver %s)" % (facts["name"], one[:12], facts["driver"] or "unknown")
+        return UsageError(text, CONTAINERD_HINT)
     if re.search(r"docker-[0-9]+:[0-9]+-[0-9]+-pool\Z", word):
         return UsageError("%s is the pool of all layers" % word, "python3 dockfix.py storage")
-    return UsageError("%s: no layer, device, container or image is called so%s" % (word, ", or what would tell could not be read" if layers.unread else ""),
-                      "a hash or its beginning, a path, l/LINK, a device name, dm-N, a device id, a container's name, an image's tag; all of them: python3 dockfix.py owner")
+    unread = ", or what would tell could not be read" if layers.unread else ""
+    return UsageError("%s: no layer, device, container or image is called so%s" % (word, unread),
+                      "a hash or its beginning, a path, l/LINK, a device name, dm-N, a device id, a container's name, an image's tag; "
+                      "all of them: python3 dockfix.py owner")
 
 
 CONTAINERD_HINT = "ctr -n moby snapshots ls"
@@ -4861,15 +5099,20 @@ SYS_BLOCK = "/sys/block"        # kernel: dm-N/dm/name
 
 def measure_orphans(rows: List[dict]) -> None:
     """Adds "size", allocated bytes or None, within ten seconds in all."""
-    # the overlay drivers keep all of a layer in one folder, and all of it would be given back
-    wholes = [next((path for path in row["paths"] if path.endswith("/" + row["layer"]) and LAYOUTS[row["driver"]][0] == "."), own_folder(row)) for row in rows]
-    sizes = measure({(row["driver"], row["layer"]): whole for row, whole in zip(rows, wholes) if whole}, WALK_SECONDS, lambda text: None)
+    folders = {}
+    for row in rows:
+        # the overlay drivers keep all of a layer in one folder, and all of it would be given back
+        wholes = [path for path in row["paths"] if path.endswith("/" + row["layer"]) and LAYOUTS[row["driver"]][0] == "."]
+        folder = wholes[0] if wholes else own_folder(row)
+        if folder:
+            folders[row["driver"], row["layer"]] = folder
+    sizes = measure(folders, WALK_SECONDS, lambda text: None)
     for row in rows:
         row["size"], why = sizes.get((row["driver"], row["layer"]), (None, "its size is not in files"))
         row["note"] = "; ".join(part for part in (row["note"], why) if part)
 
 
-def compare_with_docker(host: Host, layers: Layers, rows: List[dict], whole: bool, report: dict) -> None:
+def compare_with_docker(host: Host, rows: List[dict], whole: bool, report: dict) -> None:
     """What `docker inspect` says, one call for all containers, against the files."""
     own = {row["container"]["id"]: row for row in rows if row["role"] == "container"}
     try:
@@ -4877,35 +5120,42 @@ def compare_with_docker(host: Host, layers: Layers, rows: List[dict], whole: boo
         inspected = inspect_containers(host, sorted(listed | set(own))) if listed or own else {}
     except EnvironmentFault as err:
         return add_finding(report, "owner-unchecked", "info", "not checked against docker inspect: %s" % err.msg, err.hint)
-    different = ["%s: %s" % (row["container"]["name"] or one[:12], inspect_differences(row, inspected.get(one))) for one, row in own.items() if inspect_differences(row, inspected.get(one))]
+    told = [(row["container"]["name"] or one[:12], inspect_differences(row, inspected.get(one))) for one, row in own.items()]
+    different = ["%s: %s" % pair for pair in told if pair[1]]
     different += ["%s: it has no layer by the files" % one.name for one in inspected.values() if one.id not in own and one.driver in LAYOUTS]
     if different:
-        add_finding(report, "owner-differs", "warning", "files and docker inspect differ (made or removed just now?): %s" % "; ".join(different[:10]), "python3 dockfix.py owner")
+        text = "files and docker inspect differ (made or removed just now?): %s" % "; ".join(different[:10])
+        add_finding(report, "owner-differs", "warning", text, "python3 dockfix.py owner")
 
 
-NEVER_DELETE = ("never delete below %s from the host while the container is there: it is left with a file that ls does not show and writes that vanish; "
-                "delete inside the container, or below its merged folder while that is mounted")
+NEVER_DELETE = ("never delete below %s from the host while the container is there: it is left with a file that ls does not show and writes that "
+                "vanish; delete inside the container, or below its merged folder while that is mounted")
 DRIVER_ADVICE = {"overlay2": NEVER_DELETE, "fuse-overlayfs": NEVER_DELETE, "overlay": NEVER_DELETE,
-                 "aufs": "%s has the layer's own files; below mnt is what the container sees while it runs, below layers the list of what lies under it"}
+                 "aufs": "%s has the layer's own files; below mnt is what the container sees while it runs, "
+                         "below layers the list of what lies under it"}
 
 
 def owner_findings(layers: Layers, rows: List[dict], opts: argparse.Namespace, info: Optional[dict], report: dict) -> None:
     for driver, advice in DRIVER_ADVICE.items():
         row = next((one for one in rows if opts.words and one["driver"] == driver and one["role"] == "container" and one["paths"]), None)
         if row:
-            add_finding(report, "owner-" + driver, "info", advice % (own_folder(row) or row["paths"][0]), "docker exec %s rm FILE" % sh_quote(row["container"]["name"] or row["container"]["id"]))
+            add_finding(report, "owner-" + driver, "info", advice % (own_folder(row) or row["paths"][0]),
+                        "docker exec %s rm FILE" % sh_quote(row["container"]["name"] or row["container"]["id"]))
     owned = {row["container"]["id"] for row in layers.rows if row["container"]}
     elsewhere = [facts for one, facts in layers.containers.items() if one not in owned and facts["driver"] not in LAYOUTS]
     if elsewhere or (info or {}).get("DriverStatus", {}).get("driver-type"):
-        add_finding(report, "owner-containerd", "info", "images and containers of the containerd store are not in Docker's root but in containerd's (/var/lib/containerd)", CONTAINERD_HINT)
+        text = "images and containers of the containerd store are not in Docker's root but in containerd's (/var/lib/containerd)"
+        add_finding(report, "owner-containerd", "info", text, CONTAINERD_HINT)
     orphans, untold = ([row for row in layers.rows if row["role"] == role] for role in ("orphan", None))
     if orphans and not opts.words:
-        add_finding(report, "owner-orphans", "info", "nothing has %d of the layers; a pull or build that runs now makes such ones, so look again when none does; nothing is deleted here" % len(orphans),
-                    "python3 dockfix.py owner --orphans")
+        text = "nothing has %d of the layers; a pull or build that runs now makes such ones, so look again when none does; nothing is deleted here"
+        add_finding(report, "owner-orphans", "info", text % len(orphans), "python3 dockfix.py owner --orphans")
     if layers.unread:
-        some = ["%s: %s" % one for one in list(layers.unread.items())[:5]]
-        add_finding(report, "owner-unread", "warning", "not readable: %s%s%s" % ("; ".join(some), " and %d more" % (len(layers.unread) - 5) if len(layers.unread) > 5 else "",
-                    "; so of %d layers it cannot be told whose they are" % len(untold) if untold else ""), "sudo python3 dockfix.py owner" if os.geteuid() else "ls -la %s" % sh_quote(list(layers.unread)[0]))
+        text = "not readable: " + "; ".join("%s: %s" % one for one in list(layers.unread.items())[:5])
+        text += " and %d more" % (len(layers.unread) - 5) if len(layers.unread) > 5 else ""
+        text += "; so of %d layers it cannot be told whose they are" % len(untold) if untold else ""
+        remedy = "sudo python3 dockfix.py owner" if os.geteuid() else "ls -la %s" % sh_quote(list(layers.unread)[0])
+        add_finding(report, "owner-unread", "warning", text, remedy)
 
 
 # --- reclaim: give space back, in the order in which a full disk allows it
@@ -4946,7 +5196,8 @@ def run_reclaim(host: Host, opts: argparse.Namespace, report: dict) -> None:
     chosen = [name for name in CATEGORIES if getattr(opts, "take_" + name)]
     for option, category in GOES_ALONG:
         if getattr(opts, option) and chosen and category not in chosen:
-            raise UsageError("--%s goes with --%s" % (option.replace("_", "-"), category), "python3 dockfix.py reclaim --%s --%s" % (category, option.replace("_", "-")))
+            name = option.replace("_", "-")
+            raise UsageError("--%s goes with --%s" % (name, category), "python3 dockfix.py reclaim --%s --%s" % (category, name))
     parse_age(opts.older_than or "0s"), parse_size(opts.max_log or "100M")      # a slip is told before anything is looked at
     goods = look_inventory(host, chosen)
     spoils = facts_of(goods, lambda goods: [one for name in CATEGORIES if name in chosen or not chosen for one in LOOKS[name](host, opts, goods)])
@@ -4980,14 +5231,16 @@ def look_inventory(host: Host, chosen: Sequence[str]) -> Inventory:
         images = inspect_objects(host, "image", sorted(set(listed)))
     except EnvironmentFault as err:
         if list(chosen) != ["logs"]:
-            raise EnvironmentFault(err.msg, err.hint + "; where a full disk keeps it down: python3 dockfix.py reclaim --logs, which needs no daemon") from None
+            logs = "; where a full disk keeps it down: python3 dockfix.py reclaim --logs, which needs no daemon"
+            raise EnvironmentFault(err.msg, err.hint + logs) from None
         info, containers, images = {"DockerRootDir": configured_root(), "Driver": ""}, [], []
     root = str(info["DockerRootDir"])
     try:
         layers = read_layers(root, follow=True)
     except EnvironmentFault:                # not root, or not this host's
         layers = None
-    return Inventory(host, root, str(info["Driver"]), containers, images, layers, time.monotonic() + 6 * WALK_SECONDS, {raw(one.point) for one in mounts_of()}, {})
+    until, points = time.monotonic() + 6 * WALK_SECONDS, {raw(one.point) for one in mounts_of()}
+    return Inventory(host, root, str(info["Driver"]), containers, images, layers, until, points, {})
 
 
 def stopped_spoils(host: Host, opts: argparse.Namespace, goods: Inventory) -> List[Spoil]:
@@ -4997,9 +5250,11 @@ def stopped_spoils(host: Host, opts: argparse.Namespace, goods: Inventory) -> Li
         state = one["State"]
         ended = max(parse_instant(state.get("FinishedAt")), parse_instant(one.get("Created")))
         if not (state.get("Running") or state.get("Paused") or state.get("Restarting")) and time.time() - ended >= least:
-            size = added((layer_bytes(goods, lambda row: (row["container"] or {}).get("id") == one["Id"]), path_bytes(goods, os.path.join(goods.root, "containers", one["Id"]))))
+            size = added((layer_bytes(goods, lambda row: (row["container"] or {}).get("id") == one["Id"]),
+                          path_bytes(goods, os.path.join(goods.root, "containers", one["Id"]))))
             age = "%d days" % ((time.time() - ended) // 86400) if ended else "an unknown time"
-            found.append(Spoil("containers", one["Name"].lstrip("/"), one["Id"], (one["Id"],), size, "its own files and its log; stopped for %s" % age))
+            found.append(Spoil("containers", one["Name"].lstrip("/"), one["Id"], (one["Id"],), size,
+                               "its own files and its log; stopped for %s" % age))
     return found
 
 
@@ -5043,14 +5298,18 @@ def volume_spoils(host: Host, opts: argparse.Namespace, goods: Inventory) -> Lis
         raise UsageError("no such volume: %s" % ", ".join(unknown), "docker volume ls")
     taken = [name for name in opts.take_volumes if name in using]
     if taken:
-        raise Refused("volume %s is used by container %s; nothing was removed" % (taken[0], using[taken[0]]), "docker rm %s, if that container is not needed any more" % sh_quote(using[taken[0]]))
-    return [Spoil("volumes", name, name, (name,), path_bytes(goods, there[name].get("Mountpoint") or ""), "ALL DATA in it%s" % ("" if opts.take_volumes else " (goes only when named: --volumes %s)" % name))
+        raise Refused("volume %s is used by container %s; nothing was removed" % (taken[0], using[taken[0]]),
+                      "docker rm %s, if that container is not needed any more" % sh_quote(using[taken[0]]))
+    lost = "ALL DATA in it" if opts.take_volumes else "ALL DATA in it (goes only when named: --volumes %s)"
+    return [Spoil("volumes", name, name, (name,), path_bytes(goods, there[name].get("Mountpoint") or ""), lost.replace("%s", name))
             for name in names if name not in using]
 
 
 def log_spoils(host: Host, opts: argparse.Namespace, goods: Inventory) -> List[Spoil]:
     """json logs longer than --max-log, by Docker's own layout: a path from inspect could name anything."""
-    names = {one["Id"]: one["Name"].lstrip("/") for one in goods.containers} or {ident: one["name"] for ident, one in (goods.layers.containers if goods.layers else {}).items()}
+    names = {one["Id"]: one["Name"].lstrip("/") for one in goods.containers}
+    if not names and goods.layers:
+        names = {ident: one["name"] for ident, one in goods.layers.containers.items()}
     found, limit = [], parse_size(opts.max_log or "100M")
     for ident, name in sorted(names.items(), key=lambda one: one[1]):
         path = os.path.join(goods.root, "containers", ident, ident + "-json.log")
@@ -5059,7 +5318,8 @@ def log_spoils(host: Host, opts: argparse.Namespace, goods: Inventory) -> List[S
         except OSError:
             continue
         if stat.S_ISREG(seen.st_mode) and seen.st_size > limit:
-            found.append(Spoil("logs", name, ident, (path,), seen.st_blocks * 512, "its log so far, %s; it goes on from here" % show_size(seen.st_size)))
+            found.append(Spoil("logs", name, ident, (path,), seen.st_blocks * 512,
+                               "its log so far, %s; it goes on from here" % show_size(seen.st_size)))
     return found
 
 
@@ -5078,12 +5338,14 @@ def trim_spoils(host: Host, opts: argparse.Namespace, goods: Inventory) -> List[
         say("dockfix: nothing to trim: with %s what is deleted in a container is free at once" % goods.driver)
     elif opts.take_trim and os.geteuid() != 0:
         raise EnvironmentFault("only root can trim", "sudo python3 dockfix.py reclaim --trim")
-    found, wanted = [], {one["GraphDriver"]["Data"]["DeviceName"]: one for one in goods.containers if goods.driver == "devicemapper" and one["State"].get("Running")}
+    running = [one for one in goods.containers if goods.driver == "devicemapper" and one["State"].get("Running")]
+    found, wanted = [], {one["GraphDriver"]["Data"]["DeviceName"]: one for one in running}
     for pid in [one.variable for one in running_daemons()] if wanted and os.geteuid() == 0 else []:
         for mount in mounts_of(pid):
             one = wanted.pop(mount.source[len("/dev/mapper/"):], None) if mount.point.startswith(goods.root + "/devicemapper/mnt/") else None
             if one:
-                found.append(Spoil("trim", one["Name"].lstrip("/"), one["Id"], (pid, mount.point, mount.dev), None, "nothing; what its deleted files still hold goes back to the pool"))
+                found.append(Spoil("trim", one["Name"].lstrip("/"), one["Id"], (pid, mount.point, mount.dev), None,
+                                   "nothing; what its deleted files still hold goes back to the pool"))
     return found
 
 
@@ -5143,13 +5405,15 @@ def unmoved(host: Host, spoils: List[Spoil]) -> List[Spoil]:
     """Without the images whose tags were given to another one since the look: rmi goes by the tag."""
     if spoils[0].category != "images":
         return spoils
-    now = {one["Id"]: set(one.get("RepoTags") or []) | set(one.get("RepoDigests") or []) | {one["Id"]} for one in inspect_objects(host, "image", [one.id for one in spoils])}
+    images = inspect_objects(host, "image", [one.id for one in spoils])
+    now = {one["Id"]: {one["Id"], *(one.get("RepoTags") or []), *(one.get("RepoDigests") or [])} for one in images}
     return [one for one in spoils if set(one.refs) <= now.get(one.id, set())]
 
 
 def verdict(spoil: Spoil, said: str) -> Tuple[str, str]:
     """(status, msg) of what is still there, by docker's words about it."""
-    lines = [line for line in said.split("\n") if any(word in line for word in spoil.refs + (spoil.id[:12], spoil.id[7:19]))] or ["docker said nothing of it"]
+    names = spoil.refs + (spoil.id[:12], spoil.id[7:19])
+    lines = [line for line in said.split("\n") if any(word in line for word in names)] or ["docker said nothing of it"]
     in_use = re.search(r"in use|is using|running container|is being used|stop the container|conflict|dependent child", " ".join(lines))
     return ("skipped", "in use meanwhile: " + lines[0].strip()) if in_use else ("failed", lines[0].strip())
 
@@ -5184,7 +5448,10 @@ def path_bytes(goods: Inventory, path: str) -> Optional[int]:
 def promised(goods: Inventory, spoils: List[Spoil]) -> Optional[int]:
     """What all of it together gives back: layers that only images on the list share count too. None where a part is unknown."""
     images = {bare_id(one.id) for one in spoils if one.category == "images"}
-    shared = layer_bytes(goods, lambda row: row["role"] == "image" and bool(row["images"]) and {image["id"] for image in row["images"]} <= images) if images else 0
+
+    def goes(row: dict) -> bool:
+        return row["role"] == "image" and bool(row["images"]) and {image["id"] for image in row["images"]} <= images
+    shared = layer_bytes(goods, goes) if images else 0
     return added([one.size for one in spoils if one.category != "images"] + [shared])
 
 
@@ -5209,13 +5476,20 @@ def spoil_row(spoil: Spoil, status: str, msg: str) -> dict:
 def plan_reclaim(host: Host, report: dict, spoils: List[Spoil]) -> None:
     lines = []                              # type: List[str]
     for one in spoils:
-        inside = ("nsenter", "-t", one.refs[0], "-m", "--") if one.category == "trim" else ()
-        argv = inside + ("fstrim", "-v", one.refs[1]) if inside else ("truncate", "-s", "0", "--") + one.refs if one.category == "logs" else host.docker + CATEGORIES[one.category] + one.refs
-        lines += [comment("%s %s: %s" % (one.category, one.name, one.lost)), (sh_line(inside + ("mountpoint", "-q", one.refs[1])) + " && " if inside else "") + "run " + sh_line(argv)]
+        first = ""
+        if one.category == "trim":
+            inside = ("nsenter", "-t", one.refs[0], "-m", "--")
+            first, argv = sh_line(inside + ("mountpoint", "-q", one.refs[1])) + " && ", inside + ("fstrim", "-v", one.refs[1])
+        elif one.category == "logs":
+            argv = ("truncate", "-s", "0", "--") + one.refs
+        else:
+            argv = host.docker + CATEGORIES[one.category] + one.refs
+        lines += [comment("%s %s: %s" % (one.category, one.name, one.lost)), first + "run " + sh_line(argv)]
     report["script"] = script_text(report, lines, 0)
 
 
-LOOKS = {"logs": log_spoils, "trim": trim_spoils, "containers": stopped_spoils, "images": image_spoils, "build-cache": cache_spoils, "volumes": volume_spoils}
+LOOKS = {"logs": log_spoils, "trim": trim_spoils, "containers": stopped_spoils, "images": image_spoils, "build-cache": cache_spoils,
+         "volumes": volume_spoils}
 DEEDS = {"logs": cut_logs, "trim": trim_layers}
 
 
@@ -5223,7 +5497,8 @@ DEEDS = {"logs": cut_logs, "trim": trim_layers}
 
 
 class LoopPool(NamedTuple):
-    """name: the pool's; files, loops (device paths) and lengths (bytes) by 'data' and 'metadata'; spare: bytes that the disk under them can still take."""
+    """name: the pool's; files, loops (device paths) and lengths (bytes) by 'data' and 'metadata'; spare: bytes that the disk under them can
+    still take."""
     name: str
     thin: ThinPool
     files: Dict[str, str]
@@ -5260,7 +5535,8 @@ def look_pool(host: Host, engine: Engine) -> LoopPool:
         answer = expect(query_host(host, ("losetup", "-j", files[kind])), "losetup").out_text()
         loops[kind] = next((one for one in re.findall(r"(?m)^(/dev/loop[0-9]+):", answer) if device_number(one) == device), "")
         if not loops[kind]:
-            raise Refused("the pool's %s device (%s) is not the loop device of %s" % (kind, device, files[kind]), "losetup -a; dmsetup table %s" % name)
+            raise Refused("the pool's %s device (%s) is not the loop device of %s" % (kind, device, files[kind]),
+                          "losetup -a; dmsetup table %s" % name)
         lengths[kind], taken = found.st_size, taken + found.st_blocks * 512
     return LoopPool(name, thin, files, loops, lengths, room_at(files["data"]) + taken)
 
@@ -5274,15 +5550,18 @@ def device_number(path: str) -> str:
 
 def check_sizes(pool: LoopPool, sizes: Dict[str, int], overcommit: bool) -> None:
     if sizes["metadata"] > METADATA_MAX:
-        raise Refused("metadata of %s: dm-thin can use 15.88 GiB at most" % show_size(sizes["metadata"]), "--metadata 15G; a full pool of 100 GiB needs 0.1 GiB")
+        raise Refused("metadata of %s: dm-thin can use 15.88 GiB at most" % show_size(sizes["metadata"]),
+                      "--metadata 15G; a full pool of 100 GiB needs 0.1 GiB")
     if sum(sizes.values()) > pool.spare and not overcommit:
-        raise Refused("the disk under %s can take %s in all, not %s: it would fill before the pool does" % (
-            os.path.dirname(pool.files["data"]), show_size(pool.spare), show_size(sum(sizes.values()))), "a smaller size, or --overcommit; relocate moves Docker to a larger disk")
+        facts = (os.path.dirname(pool.files["data"]), show_size(pool.spare), show_size(sum(sizes.values())))
+        raise Refused("the disk under %s can take %s in all, not %s: it would fill before the pool does" % facts,
+                      "a smaller size, or --overcommit; relocate moves Docker to a larger disk")
 
 
 def asked_sizes(opts: argparse.Namespace, pool: LoopPool) -> Dict[str, int]:
     """Bytes by kind, whole MiB; what is not asked for is the size of now."""
-    asked = {kind: parse_size(text, pool.lengths[kind]) if text else pool.lengths[kind] for kind, text in (("data", opts.data), ("metadata", opts.metadata))}
+    asked = {kind: parse_size(text, pool.lengths[kind]) if text else pool.lengths[kind]
+             for kind, text in (("data", opts.data), ("metadata", opts.metadata))}
     return {kind: size if size == pool.lengths[kind] else size >> 20 << 20 for kind, size in asked.items()}
 
 
@@ -5296,8 +5575,8 @@ def run_grow(host: Host, opts: argparse.Namespace, report: dict) -> None:
     sizes = asked_sizes(opts, pool)
     for kind in ("data", "metadata"):
         if sizes[kind] < pool.lengths[kind]:
-            raise Refused("%s has %s already, and a thin pool never shrinks" % (kind, show_size(pool.lengths[kind])), "python3 dockfix.py pool recreate --%s %s --backup DIR" % (
-                kind, size_word(sizes[kind])))
+            raise Refused("%s has %s already, and a thin pool never shrinks" % (kind, show_size(pool.lengths[kind])),
+                          "python3 dockfix.py pool recreate --%s %s --backup DIR" % (kind, size_word(sizes[kind])))
     if pool.thin.state not in ("rw", "out_of_data_space") or pool.thin.needs_check:
         raise Refused("the pool is in state %s%s: growing would not mend it" % (pool.thin.state, ", needs_check" if pool.thin.needs_check else ""),
                       "save what is there (docker save, docker cp), then: python3 dockfix.py pool recreate --backup DIR")
@@ -5306,13 +5585,18 @@ def run_grow(host: Host, opts: argparse.Namespace, report: dict) -> None:
         check_stop(host, engine, opts.lose_autoremove)
     now = dict(pool.lengths, data=min(pool.lengths["data"], pool.thin.sectors * 512))       # a file may be longer than what the pool has of it
     larger = [kind for kind in sizes if sizes[kind] // 512 > now[kind] // 512]
-    options = option_steps(engine, [("storage-opt", "dm.loop%ssize" % kind, size_word(sizes[kind])) for kind in sizes if getattr(opts, kind)], add=False)
+    wanted = [("storage-opt", "dm.loop%ssize" % kind, size_word(sizes[kind])) for kind in sizes if getattr(opts, kind)]
+    options = option_steps(wanted, add=False)
     steps = (grow_offline(engine, pool, sizes) if opts.offline else grow_online(pool, sizes)) if larger else ()
-    goal = ", ".join("%s %s -> %s" % (kind, size_word(now[kind]), size_word(sizes[kind])) for kind in larger) or "as large as that already" + (", and from now on by its options" if options else "")
-    plan = Plan(new_name("pool-grow"), "pool grow", "pool %s: %s" % (pool.name, goal), insert_options(steps, options), facts={"lengths": [superblock_test("has", pool, kind) for kind in larger]})
+    already = "as large as that already" + (", and from now on by its options" if options else "")
+    goal = ", ".join("%s %s -> %s" % (kind, size_word(now[kind]), size_word(sizes[kind])) for kind in larger) or already
+    plan = Plan(new_name("pool-grow"), "pool grow", "pool %s: %s" % (pool.name, goal), insert_options(steps, options),
+                facts={"lengths": [superblock_test("has", pool, kind) for kind in larger]})
     if not plan.steps:
         return change_row(report, plan, "unchanged", plan.goal)
-    stops = "docker and its %d running containers stop meanwhile" % sum(map(runs, engine.stock.containers)) if opts.offline and larger else "nothing stops"
+    stops = "nothing stops"
+    if opts.offline and larger:
+        stops = "docker and its %d running containers stop meanwhile" % sum(map(runs, engine.stock.containers))
     run_change(host, opts, report, plan, "grow the pool %s (%s; %s)?" % (pool.name, goal, stops))
 
 
@@ -5323,36 +5607,41 @@ def insert_options(steps: Tuple[Step, ...], options: Tuple[Step, ...]) -> Tuple[
 
 
 def superblock_test(mode: str, pool: LoopPool, kind: str) -> Tuple[str, ...]:
-    """A test of the pool's superblock (struct thin_disk_superblock, nr_blocks of its two space maps): the number of blocks is that of now. It is there with
-    the pool down too, and it tells whether the pool was ever loaded with another length."""
+    """A test of the pool's superblock (struct thin_disk_superblock, nr_blocks of its two space maps): the number of blocks is that of now.
+    It is there with the pool down too, and it tells whether the pool was ever loaded with another length."""
     at, blocks = ("64", pool.thin.data_total // pool.thin.block) if kind == "data" else ("192", pool.thin.metadata_total // 4096)
     return (mode, "%016x" % blocks, "od", "-A", "n", "-t", "x8", "-j", at, "-N", "8", pool.files["metadata"])
 
 
 def lengthen(pool: LoopPool, sizes: Dict[str, int]) -> Tuple[Step, ...]:
-    """The loop files made longer; cut back only while the pool was never loaded with them, by a reboot either: after that a shorter file is a pool that never comes up again."""
+    """The loop files made longer; cut back only while the pool was never loaded with them, by a reboot either: after that a shorter file is
+    a pool that never comes up again."""
     steps = []
     for kind, path in pool.files.items():
         old, new = pool.lengths[kind], sizes[kind]
-        undo = (Step("cut %s back" % path, ("truncate", "-s", str(old), path), (("says", str(old), "stat", "-c", "%s", path),), unless=(superblock_test("lacks", pool, kind),)),
+        undo = (Step("cut %s back" % path, ("truncate", "-s", str(old), path), (("says", str(old), "stat", "-c", "%s", path),),
+                     unless=(superblock_test("lacks", pool, kind),)),
                 Step("tell %s" % pool.loops[kind], ("losetup", "-c", pool.loops[kind]), unless=(("silent", "losetup", "-j", path),)))
-        steps += [Step("lengthen %s to %s" % (path, size_word(new)), ("truncate", "-s", str(new), path), (("says", str(new), "stat", "-c", "%s", path),), undo)] * (new > old)
+        if new > old:
+            steps.append(Step("lengthen %s to %s" % (path, size_word(new)), ("truncate", "-s", str(new), path),
+                              (("says", str(new), "stat", "-c", "%s", path),), undo))
     return tuple(steps)
 
 
 def grow_online(pool: LoopPool, sizes: Dict[str, int]) -> Tuple[Step, ...]:
     """No suspend of its own: resume suspends, swaps and goes on by itself, so that a kill leaves no frozen pool."""
     steps, table, sectors = lengthen(pool, sizes), pool.thin.table, sizes["data"] // 512
-    live = ("has", "ACTIVE", "dmsetup", "info", pool.name)
-    grown = (("has", "0 %d thin-pool" % sectors, "dmsetup", "table", pool.name), ("has", "/%d " % (min(sizes["metadata"], METADATA_MAX) // 4096), "dmsetup", "status", pool.name), live)
+    live, blocks = ("has", "ACTIVE", "dmsetup", "info", pool.name), min(sizes["metadata"], METADATA_MAX) // 4096
+    grown = (("has", "0 %d thin-pool" % sectors, "dmsetup", "table", pool.name), ("has", "/%d " % blocks, "dmsetup", "status", pool.name), live)
     for kind, loop in pool.loops.items():       # after a reboot the pool has the new length by itself, and may be on other loop devices
         seen = ("says", str(sizes[kind] // 512), "cat", "/sys/block/%s/size" % os.path.basename(loop))
         steps += (Step("tell %s the new length" % loop, ("losetup", "-c", loop), (seen,), unless=grown),)
-    undo = tuple(Step(title, argv, unless=(("lacks", "SUSPENDED") + live[2:],)) for title, argv in (("load the pool's old table", ("dmsetup", "reload", pool.name, "--table", table)),
-                                                                        ("switch the pool to it", ("dmsetup", "resume", pool.name))))
-    return steps + (Step("load the pool's new table beside the old one", ("dmsetup", "reload", pool.name, "--table", pool.thin.longer(sectors)), unless=grown,
-                         undo=(Step("forget the new table", ("dmsetup", "clear", pool.name), unless=(("not",) + live[2:],)),)),
-                    Step("switch the pool to its new length", ("dmsetup", "resume", pool.name), grown, undo))
+    load, switch = ("dmsetup", "reload", pool.name, "--table"), ("dmsetup", "resume", pool.name)
+    frozen = (("lacks", "SUSPENDED") + live[2:],)
+    forget = Step("forget the new table", ("dmsetup", "clear", pool.name), unless=(("not",) + live[2:],))
+    undo = (Step("load the pool's old table", load + (table,), unless=frozen), Step("switch the pool to it", switch, unless=frozen))
+    return steps + (Step("load the pool's new table beside the old one", load + (pool.thin.longer(sectors),), unless=grown, undo=(forget,)),
+                    Step("switch the pool to its new length", switch, grown, undo))
 
 
 def grow_offline(engine: Engine, pool: LoopPool, sizes: Dict[str, int]) -> Tuple[Step, ...]:
@@ -5392,7 +5681,8 @@ def run_recreate(host: Host, opts: argparse.Namespace, report: dict) -> None:
 def check_recreate(host: Host, opts: argparse.Namespace, engine: Engine, pool: LoopPool, sizes: Dict[str, int], driver: str) -> None:
     info, folder = engine_info(host), os.path.abspath(opts.backup)
     if str(info["Swarm"] or "inactive") not in ("inactive", "None"):
-        raise Refused("this host is a node of a swarm (%s): its tasks and secrets cannot be carried over" % info["Swarm"], "docker swarm leave, then again")
+        raise Refused("this host is a node of a swarm (%s): its tasks and secrets cannot be carried over" % info["Swarm"],
+                      "docker swarm leave, then again")
     if driver == "overlay2":
         check_overlay(host, engine.root)
     else:
@@ -5417,32 +5707,43 @@ def check_overlay(host: Host, root: str) -> None:
 def plan_recreate(host: Host, opts: argparse.Namespace, engine: Engine, pool: LoopPool, kept: Backup, sizes: Dict[str, int], driver: str) -> Plan:
     name = new_name("pool-recreate")
     keeps, stock, overlay = os.path.join(engine.root, ".dockfix-" + name), kept.stock, driver == "overlay2"
-    goal = "overlay2" if overlay else "a pool of %s data, %s metadata%s" % (show_size(sizes["data"]), show_size(sizes["metadata"]), ", base size %s" % opts.base_size if opts.base_size else "")
+    base = ", base size %s" % opts.base_size if opts.base_size else ""
+    goal = "overlay2" if overlay else "a pool of %s data, %s metadata%s" % (show_size(sizes["data"]), show_size(sizes["metadata"]), base)
     backup = settings_steps(host, kept) + save_steps(host, kept, "images.tar", image_refs(stock.images), backup_size(host, stock))
     own = own_steps(host, kept) + save_steps(host, kept, "own.tar", own_refs(kept)) + volume_steps(host, kept)
     sealed = seal_step(kept)._replace(undo=())
     own += [step._replace(title="verify " + step.title) for step in check_steps(kept)] + [sealed]
-    wanted = [("storage-driver", "", driver)]   # type: List[Tuple[str, str, Optional[str]]]
-    if overlay:
-        wanted += [("storage-opt", key, None) for key in sorted({value.partition("=")[0] for source in option_sources() for _, value in source.options if value.startswith("dm.")})]
-    else:
-        wanted += [("storage-opt", "dm.loop%ssize" % kind, size_word(size)) for kind, size in sizes.items()]
-        wanted += [("storage-opt", "dm.basesize", size_word(parse_size(opts.base_size)))] if opts.base_size else []
-    new = restore_steps(host, kept, Stock([], [], stock.networks, stock.volumes), fill=False) + [step for doc in stock.containers for step in container_steps(host, kept, doc)]
+    new = restore_steps(host, kept, Stock([], [], stock.networks, stock.volumes), fill=False)
+    new += [step for doc in stock.containers for step in container_steps(host, kept, doc)]
     started = [step._replace(soft=True, wait=5, daemon="up", undo=stop_again(host, engine, step)) for doc in stock.containers
                for step in run_steps(host, [doc], title_of(doc), state_test(host, title_of(doc), ".State.Running", "true"))]
-    steps = [engine.start()._replace(title="docker answers", undo=run_again(engine), daemon="up")] + [step._replace(until=sealed.title) if step.target else step for step in backup]
-    steps += unattended(host, stock) + halt_steps(host, stock) + [step._replace(until=sealed.title) if step.target else step for step in own]
+    backup, own = ([step._replace(until=sealed.title) if step.target else step for step in some] for some in (backup, own))
+    steps = [engine.start()._replace(title="docker answers", undo=run_again(engine), daemon="up")] + backup
+    steps += unattended(host, stock) + halt_steps(host, stock) + own
     glob = every_pool(pool.name)            # the new one has another name, and may be up after a reboot
     steps += down_steps(engine, glob)[1:] + hold_steps(engine, True) + set_aside(engine, keeps, overlay)
     steps += () if overlay else make_pool(engine, keeps, sizes)
-    steps += option_steps(engine, wanted) + hold_steps(engine, False) + up_steps(engine, "" if overlay else glob)
-    seen = [("has", "Storage Driver: " + driver) + host.docker + ("info",)] + [("has", "0 %d thin-pool" % (sizes["data"] // 512), "dmsetup", "table")] * (not overlay)
-    steps += [Step("the daemon has the new storage", check=tuple(seen))] + [step._replace(undo=()) for step in new] + started      # undone as a whole: the tree is set aside
-    steps += [Step("every image is back under its id", check=tuple(("says", one["Id"]) + host.docker + ("inspect", "--type", "image", "-f", "{{.Id}}", ref)
-                                                                    for one in stock.images for ref in image_refs([one])))]
-    facts = {"containers": [title_of(one) for one in stock.containers], "images": image_refs(stock.images) + [own_image(BACK, one) for one in stock.containers], "backup": kept.folder}
+    steps += option_steps(new_options(opts, sizes, driver)) + hold_steps(engine, False) + up_steps(engine, "" if overlay else glob)
+    seen = (("has", "Storage Driver: " + driver) + host.docker + ("info",),)
+    seen += () if overlay else (("has", "0 %d thin-pool" % (sizes["data"] // 512), "dmsetup", "table"),)
+    # undone as a whole: the tree is set aside
+    steps += [Step("the daemon has the new storage", check=seen)] + [step._replace(undo=()) for step in new] + started
+    ask_id = host.docker + ("inspect", "--type", "image", "-f", "{{.Id}}")
+    back = tuple(("says", one["Id"]) + ask_id + (ref,) for one in stock.images for ref in image_refs([one]))
+    steps.append(Step("every image is back under its id", check=back))
+    facts = {"containers": [title_of(one) for one in stock.containers], "backup": kept.folder,
+             "images": image_refs(stock.images) + [own_image(BACK, one) for one in stock.containers]}
     return Plan(name, "pool recreate", goal, tuple(steps), keeps, facts)
+
+
+def new_options(opts: argparse.Namespace, sizes: Dict[str, int], driver: str) -> List[Tuple[str, str, Optional[str]]]:
+    """The daemon's options for the new storage, for option_steps."""
+    wanted = [("storage-driver", "", driver)]   # type: List[Tuple[str, str, Optional[str]]]
+    if driver == "overlay2":
+        values = [value for source in option_sources() for _, value in source.options]
+        return wanted + [("storage-opt", key, None) for key in sorted({value.partition("=")[0] for value in values if value.startswith("dm.")})]
+    wanted += [("storage-opt", "dm.loop%ssize" % kind, size_word(size)) for kind, size in sizes.items()]
+    return wanted + ([("storage-opt", "dm.basesize", size_word(parse_size(opts.base_size)))] if opts.base_size else [])
 
 
 def stop_again(host: Host, engine: Engine, step: Step) -> Tuple[Step, ...]:
@@ -5464,20 +5765,23 @@ def unattended(host: Host, stock: Stock) -> List[Step]:
 
 def set_aside(engine: Engine, keeps: str, overlay: bool) -> Tuple[Step, ...]:
     """Renames inside the root. What the new daemon makes at the same places goes to KEEPS/newer-... on the way back."""
-    steps = [Step("make " + keeps, ("mkdir", "-m", "700", keeps), (("ok", "test", "-d", keeps),), (Step("remove " + keeps, ("rmdir", "--ignore-fail-on-non-empty", keeps)),))]
+    remove = Step("remove " + keeps, ("rmdir", "--ignore-fail-on-non-empty", keeps))
+    steps = [Step("make " + keeps, ("mkdir", "-m", "700", keeps), (("ok", "test", "-d", keeps),), (remove,))]
     for part in SET_ASIDE + ("overlay2",) * overlay:
         old, stray = os.path.join(engine.root, part), os.path.join(keeps, "newer-" + part)
         if os.path.lexists(raw(old)):
             steps.append(move_step("set %s aside" % old, old, os.path.join(keeps, part), stray))
         else:
-            steps.append(Step("there is no %s yet" % old, undo=(Step("move the newer %s aside" % old, ("mv", "-T", old, stray), (("not", "test", "-e", old),)),)))
+            newer = Step("move the newer %s aside" % old, ("mv", "-T", old, stray), (("not", "test", "-e", old),))
+            steps.append(Step("there is no %s yet" % old, undo=(newer,)))
     return tuple(steps)
 
 
 def make_pool(engine: Engine, keeps: str, sizes: Dict[str, int]) -> Tuple[Step, ...]:
     """The notes' dd: it only sets a length, and it would cut a longer file, so only in a folder that is dockfix's own."""
     made, place = os.path.join(keeps, "made"), os.path.join(engine.root, "devicemapper")
-    steps = [Step("make " + made, ("mkdir", "-p", "-m", "700", made + "/devicemapper"), (("ok", "test", "-d", made + "/devicemapper", "-o", "-d", place),))]
+    steps = [Step("make " + made, ("mkdir", "-p", "-m", "700", made + "/devicemapper"),
+                  (("ok", "test", "-d", made + "/devicemapper", "-o", "-d", place),))]
     for kind, size in sizes.items():
         path = os.path.join(made, "devicemapper", kind)
         steps.append(Step("make %s, %s" % (path, show_size(size)), ("dd", "if=/dev/zero", "of=" + path, "bs=1M", "count=0", "seek=%d" % (size >> 20)),
@@ -5503,8 +5807,10 @@ def run_relocate(host: Host, opts: argparse.Namespace, report: dict) -> None:
     check_stop(host, engine, opts.lose_autoremove)
     move, name = look_move(host, engine, opts.words[0]), new_name("relocate")
     aside = move.old if os.path.ismount(raw(move.old)) else "%s.dockfix-%s" % (move.old, name)
-    plan = Plan(name, "relocate", "move Docker's root from %s to %s" % (move.old, move.new), move_steps(host, opts, engine, move, aside), aside, dict(object_names(host), left=move.new))
-    run_change(host, opts, report, plan, "move %s from %s to %s? Docker and its containers stop meanwhile" % (show_size(move.size), move.old, move.new))
+    plan = Plan(name, "relocate", "move Docker's root from %s to %s" % (move.old, move.new), move_steps(host, opts, engine, move, aside),
+                aside, dict(object_names(host), left=move.new))
+    question = "move %s from %s to %s? Docker and its containers stop meanwhile" % (show_size(move.size), move.old, move.new)
+    run_change(host, opts, report, plan, question)
 
 
 def look_move(host: Host, engine: Engine, word: str) -> Move:
@@ -5513,7 +5819,8 @@ def look_move(host: Host, engine: Engine, word: str) -> Move:
     old, new = re.sub(r"/[0-9]+\.[0-9]+\Z", "", engine.root), real_path(word)
     where = new if os.path.isdir(raw(new)) else os.path.dirname(new)
     if not re.match(r"/[\w./+:@=-]+\Z", new, re.A):
-        raise UsageError("NEW_ROOT %s: blanks, quotes and the like do not survive in the daemon's settings" % word, "a plain path, such as /data/docker")
+        raise UsageError("NEW_ROOT %s: blanks, quotes and the like do not survive in the daemon's settings" % word,
+                         "a plain path, such as /data/docker")
     if (new + "/").startswith(old + "/") or (old + "/").startswith(new + "/"):
         raise Refused("%s and %s lie in one another" % (new, old), "a folder on another disk")
     if not os.path.isdir(raw(where)):
@@ -5521,7 +5828,8 @@ def look_move(host: Host, engine: Engine, word: str) -> Move:
     if os.path.lexists(raw(new)) and (where != new or set(os.listdir(new)) - {"lost+found"}):
         raise Refused("%s is there and is not an empty folder; nothing is ever written over" % new, "name a folder that does not exist")
     if info["Driver"] in ("btrfs", "zfs"):
-        raise Refused("the layers of the %s driver are no plain files: copying does not move them" % info["Driver"], "%s send and receive them" % info["Driver"])
+        raise Refused("the layers of the %s driver are no plain files: copying does not move them" % info["Driver"],
+                      "%s send and receive them" % info["Driver"])
     check_disk(host, str(info["Driver"]), where)
     size, why = disk_usage(old, float("inf"), {raw(one.point) for one in mounts_of()})
     room = room_at(where)
@@ -5533,7 +5841,9 @@ def look_move(host: Host, engine: Engine, word: str) -> Move:
 
 def move_steps(host: Host, opts: argparse.Namespace, engine: Engine, move: Move, aside: str) -> Tuple[Step, ...]:
     """A first copy while Docker runs, stop, the second copy, options, the old root aside, start, compare, and what ran runs."""
-    rsync = engine_info(host)["Driver"] != "devicemapper" and has_program("rsync")     # it reads through the holes of loop files, and a live pool's copy is none
+    # rsync reads through the holes of loop files, and a live pool's copy is none
+    rsync = engine_info(host)["Driver"] != "devicemapper" and has_program("rsync")
+    twice = rsync and not opts.no_presync
     first = ("rsync", "-aHAXSx", "--numeric-ids", "--delete", "--exclude=/lost+found", move.old + "/", move.new + "/")
     second = first if rsync else ("cp", "-ax", "--sparse=always", "--remove-destination", move.old + "/.", move.new + "/")
     pool = pool_reported(engine_info(host)["DriverStatus"])
@@ -5544,28 +5854,32 @@ def move_steps(host: Host, opts: argparse.Namespace, engine: Engine, move: Move,
     root = move.new + engine.root[len(move.old):]
     up = list(up_steps(engine._replace(root=root), new_pool))
     start = up[0].title
-    empty = (Step("empty " + move.new, ("find", move.new, "-xdev", "-mindepth", "1", "!", "-path", move.new + "/lost+found", "-delete"), (("silent", "find", move.new, "-mindepth", "1", "!", "-name", "lost+found"),)),)
+    is_empty = ("silent", "find", move.new, "-mindepth", "1", "!", "-name", "lost+found")
+    delete = ("find", move.new, "-xdev", "-mindepth", "1", "!", "-path", move.new + "/lost+found", "-delete")
+    empty = (Step("empty " + move.new, delete, (is_empty,)),)
     steps = (Step("make " + move.new, ("mkdir", "-m", "711", move.new), (("ok", "test", "-d", move.new),),
                   () if move.made else (Step("remove " + move.new, ("rmdir", move.new), (("not", "test", "-e", move.new),)),), until=start),)
-    if rsync and not opts.no_presync:
+    if twice:
         steps += (Step("copy while Docker runs", first, undo=empty, until=start, soft=True, size=move.size, grows=move.new),)
     steps += down_steps(engine, old_pool) + hold_steps(engine, True)
-    steps += (Step("copy what is left" if len(steps) > 1 and rsync and not opts.no_presync else "copy", second, undo=empty, until=start, size=move.size, grows=move.new),)
+    steps += (Step("copy what is left" if twice else "copy", second, undo=empty, until=start, size=move.size, grows=move.new),)
     # Docker keeps absolute paths of named volumes in its records and fails at them ("error evaluating symlinks from mount source"; 20.10, measured).
     fields = r's#"(Source|LogPath|HostnamePath|HostsPath|ResolvConfPath)":"%s/#"\1":"%s/#g' % (re.sub(r"([^\w/-])", r"\\\1", move.old), move.new)
-    steps += (Step("put the new place into the containers' records", ("find", root + "/containers", "-mindepth", "2", "-maxdepth", "2", "-name", "config.v2.json",
-                                                                    "-type", "f", "-exec", "sed", "-i", "-E", "-e", fields, "{}", "+")),)
-    steps += option_steps(engine, (("data-root", "", move.new),))
+    records = ("find", root + "/containers", "-mindepth", "2", "-maxdepth", "2", "-name", "config.v2.json", "-type", "f")
+    steps += (Step("put the new place into the containers' records", records + ("-exec", "sed", "-i", "-E", "-e", fields, "{}", "+")),)
+    steps += option_steps((("data-root", "", move.new),))
     steps += (move_step("set the old root aside as " + aside, move.old, aside),) if aside != move.old else ()
     up[0] = up[0]._replace(check=up[0].check + (("has", "Docker Root Dir: " + move.new, *engine.docker, "info"),))
-    return steps + hold_steps(engine, False) + tuple(up) + (Step("every container and image is there", check=all_there(host), wait=10),) + run_again(engine)
+    compare = Step("every container and image is there", check=all_there(host), wait=10)
+    return steps + hold_steps(engine, False) + tuple(up) + (compare,) + run_again(engine)
 
 
 def all_there(host: Host) -> Tuple[Tuple[str, ...], ...]:
     """Tests: docker knows every container and image of now."""
     images = sorted(set(expect(query(host, "images", "-q", "--no-trunc"), "docker images").out_text().split()))
     kinds = (("container", [one.id for one in list_containers(host)]), ("image", images))
-    return tuple(("ok",) + host.docker + ("inspect", "--type", kind) + tuple(ids[start:start + CHUNK_IDS]) for kind, ids in kinds for start in range(0, len(ids), CHUNK_IDS))
+    return tuple(("ok",) + host.docker + ("inspect", "--type", kind) + tuple(ids[start:start + CHUNK_IDS])
+                 for kind, ids in kinds for start in range(0, len(ids), CHUNK_IDS))
 
 
 # --- backup, restore: images, containers, networks, volumes, into a folder and back
@@ -5603,7 +5917,8 @@ def verify_backup(host: Host, opts: argparse.Namespace, report: dict, kept: Back
 
 
 def restore_refusals(kept: Backup, have: Stock, filled: bool) -> List[str]:
-    """What stands in the way: the same name for something else, a volume that this backup has not `filled` before. What is the same already is adopted."""
+    """What stands in the way: the same name for something else, a volume that this backup has not `filled` before. What is the same already
+    is adopted."""
     old = [{title_of(one): one for one in some} for some in (have.containers, have.networks, have.volumes)]
     why = []
     for doc in kept.stock.containers:
@@ -5613,11 +5928,13 @@ def restore_refusals(kept: Backup, have: Stock, filled: bool) -> List[str]:
             if one["Name"] in old[1] and network_recipe(old[1][one["Name"]]) != network_recipe(one)]
     why += ["volume %s exists" % one["Name"] for one in kept.stock.volumes if one["Name"] in old[2] and not filled]
     tags = {tag: one["Id"] for one in have.images for tag in one.get("RepoTags") or []}
-    return why + ["image %s exists, and is another one" % tag for one in kept.stock.images for tag in one.get("RepoTags") or [] if tags.get(tag, one["Id"]) != one["Id"]]
+    return why + ["image %s exists, and is another one" % tag for one in kept.stock.images
+                  for tag in one.get("RepoTags") or [] if tags.get(tag, one["Id"]) != one["Id"]]
 
 
 def run_restore(host: Host, opts: argparse.Namespace, report: dict) -> None:
-    """Networks, volumes and images are one change, undone where it fails. Then the containers, each for itself: run again it goes on with those that are missing."""
+    """Networks, volumes and images are one change, undone where it fails. Then the containers, each for itself: run again it goes on with
+    those that are missing."""
     kept = read_backup(os.path.abspath(opts.words[0]))
     lock_storage(host, opts)
     have, note = look_stock(host), os.path.join(host.state, "restored-%s.txt" % kept.made.replace(":", ""))
@@ -5626,14 +5943,18 @@ def run_restore(host: Host, opts: argparse.Namespace, report: dict) -> None:
         raise Refused("; ".join(why), "rename or remove what is in the way; nothing that exists is overwritten")
     size, root = sum(os.stat(raw(kept.path(name))).st_size for name in kept.files()), str(engine_info(host)["DockerRootDir"] or "")
     if os.path.isdir(raw(root)) and size > room_at(root):
-        raise Refused("the backup has %s, and the disk of Docker's root has less free" % show_size(size), "make room, or move the root: python3 dockfix.py relocate")
+        raise Refused("the backup has %s, and the disk of Docker's root has less free" % show_size(size),
+                      "make room, or move the root: python3 dockfix.py relocate")
     goal = "%d images, %d containers, %d volumes from %s" % (len(kept.stock.images), len(kept.stock.containers), len(kept.volumes), kept.folder)
     if not opts.dry_run:
         confirm(opts, "restore %s?" % goal)
         verify_backup(host, opts, report, kept)
         if report["exit_code"]:
-            raise Refused("the backup in %s is damaged: %s" % (kept.folder, ", ".join(one["target"] for one in report["results"] if one["status"] == "failed")), "another copy of it")
-    plan = Plan(new_name("restore"), "restore", "restore of " + goal, tuple(restore_steps(host, kept, have)) + (Step("make %s" % host.state, ("mkdir", "-m", "700", "-p", host.state)), Step("note that the volumes are filled", path=note, data=kept.folder)))
+            bad = ", ".join(one["target"] for one in report["results"] if one["status"] == "failed")
+            raise Refused("the backup in %s is damaged: %s" % (kept.folder, bad), "another copy of it")
+    last = [Step("make %s" % host.state, ("mkdir", "-m", "700", "-p", host.state)),
+            Step("note that the volumes are filled", path=note, data=kept.folder)]
+    plan = Plan(new_name("restore"), "restore", "restore of " + goal, tuple(restore_steps(host, kept, have) + last))
     known = {title_of(one) for one in have.containers}
     new = [step for doc in kept.stock.containers if title_of(doc) not in known for step in container_steps(host, kept, doc)]
     report.update(results=[], left_out=list(kept.left_out))
@@ -5701,7 +6022,8 @@ def run_rollback(host: Host, opts: argparse.Namespace, report: dict) -> None:
         raise HalfWay("%s stands half-way; that one comes first" % journal.plan.name, HALF_WAY_HINT)
     journal = journal or finished_change(host, name)
     if journal.going == "undone":
-        return change_row(report, journal.plan, "unchanged", "undone already; python3 dockfix.py discard %s deletes what was set aside" % journal.plan.name)
+        msg = "undone already; python3 dockfix.py discard %s deletes what was set aside" % journal.plan.name
+        return change_row(report, journal.plan, "unchanged", msg)
     if journal.going == "done":
         for line in made_since(host, journal.plan.facts):
             say("dockfix: made since, kept aside: " + line)
@@ -5717,15 +6039,16 @@ def finished_change(host: Host, name: str) -> Journal:
     except OSError:
         names = []
     if name not in names and (name or len(names) != 1):
-        raise UsageError("there is no storage change %s" % name if name else "no storage change stands half-way, and %d finished ones are kept" % len(names),
-                         "kept: %s" % ", ".join(names) if names else "")
+        none = "no storage change stands half-way, and %d finished ones are kept" % len(names)
+        raise UsageError("there is no storage change %s" % name if name else none, "kept: %s" % ", ".join(names) if names else "")
     return read_journal(host, (name or names[0]) + ".json") or Journal(Plan("", "", "", ()))
 
 
 def made_since(host: Host, facts: dict) -> List[str]:
     """Containers and image tags that the finished change did not know, and where the data of now stays."""
     now = object_names(host) if "containers" in facts else {}
-    return ["%s %s" % (kind[:-1], one) for kind in now for one in now[kind] if one not in facts.get(kind, ())] + (["all that is in " + facts["left"]] if facts.get("left") else [])
+    new = ["%s %s" % (kind[:-1], one) for kind in now for one in now[kind] if one not in facts.get(kind, ())]
+    return new + (["all that is in " + facts["left"]] if facts.get("left") else [])
 
 
 def run_discard(host: Host, opts: argparse.Namespace, report: dict) -> None:
@@ -5735,8 +6058,8 @@ def run_discard(host: Host, opts: argparse.Namespace, report: dict) -> None:
     plan = journal.plan
     whole = not os.path.ismount(raw(plan.keeps))                # a mount point cannot go itself
     delete = ("rm", "-rf", "--one-file-system", "--", plan.keeps) if whole else ("find", plan.keeps, "-xdev", "-mindepth", "1", "-delete")
-    steps = (Step("nothing uses %s" % plan.keeps, check=unused(plan.keeps)),
-             Step("delete %s" % plan.keeps, delete, (("not", "test", "-e", plan.keeps) if whole else ("silent", "find", plan.keeps, "-mindepth", "1"),)))
+    gone = ("not", "test", "-e", plan.keeps) if whole else ("silent", "find", plan.keeps, "-mindepth", "1")
+    steps = (Step("nothing uses %s" % plan.keeps, check=unused(plan.keeps)), Step("delete %s" % plan.keeps, delete, (gone,)))
     if opts.dry_run:
         report["script"] = plan_script(report, plan._replace(goal="delete %s" % plan.keeps, steps=steps))
     else:
@@ -5780,7 +6103,8 @@ def password_source(opts: argparse.Namespace) -> str:
         raise UsageError("--user goes with --password-file, --password-stdin, --generate or the prompt; lines on standard input name their users",
                          "echo the line as USER:PASSWORD, or --password-file FILE")
     if source in ("lines", "stdin") and not opts.dry_run:
-        claim_stdin(opts, "the password", "--password-file FILE" if source == "lines" else "--password-file FILE; on a terminal leave --password-stdin out to be asked")
+        prompt = "; on a terminal leave --password-stdin out to be asked" if source == "stdin" else ""
+        claim_stdin(opts, "the password", "--password-file FILE" + prompt)
     return source
 
 
@@ -5848,7 +6172,8 @@ def run_chpasswd(host: Host, opts: argparse.Namespace, report: dict) -> None:
     facts = inspect_containers(host, [target.id for target in targets])
     before = host_accounts()
     more = {"users": [show_bytes(one) for one in users], "via": None}
-    plans = rows_of(host, opts, "chpasswd: looking", targets, targets, lambda target: look_accounts(host, opts, target, facts.get(target.id), users), more)
+    plans = rows_of(host, opts, "chpasswd: looking", targets, targets,
+                    lambda target: look_accounts(host, opts, target, facts.get(target.id), users), more)
     if opts.dry_run:
         return plan_chpasswd(opts, report, plans, more)
     if opts.generate:
@@ -5875,7 +6200,9 @@ def look_accounts(host: Host, opts: argparse.Namespace, target: Target, containe
     """Everything that can be known before the first change."""
     if container is None:
         raise Gone()
-    refusal = etc_refusal(container, opts.allow_shared_etc, lambda source: is_hosts_own(source) or opts.allow_shared_etc and is_hosts_own(volume_device(host, source)))
+    def is_hosts(source: str) -> bool:
+        return is_hosts_own(source) or opts.allow_shared_etc and is_hosts_own(volume_device(host, source))
+    refusal = etc_refusal(container, opts.allow_shared_etc, is_hosts)
     notes, before = "", b""
     if not refusal:
         try:
@@ -5922,7 +6249,8 @@ def judge_users(data: bytes, users: List[bytes], unlock: bool) -> Tuple[str, str
 def generate_passwords(opts: argparse.Namespace, plans: list, user: bytes) -> list:
     """A password for each container that was not refused, on the disk before anything is changed."""
     made = [plan._replace(accounts=[Account(user, random_word(20))]) if isinstance(plan, Job) and not plan.refusal else plan for plan in plans]
-    lines = [b"\t".join((raw(plan.target.name), raw(plan.target.id), user, plan.accounts[0].secret)) + b"\n" for plan in made if isinstance(plan, Job) and plan.accounts]
+    given = [plan for plan in made if isinstance(plan, Job) and plan.accounts]
+    lines = [b"\t".join((raw(plan.target.name), raw(plan.target.id), user, plan.accounts[0].secret)) + b"\n" for plan in given]
     if lines:
         write_secret_file(opts.output, b"".join(lines))
     return made
@@ -5938,7 +6266,8 @@ def plan_chpasswd(opts: argparse.Namespace, report: dict, plans: list, more: dic
     lines, ids = [], []
     for plan in plans:
         ways = [] if isinstance(plan, dict) or plan.refusal else ways_for(plan.container, opts.via)
-        one = plan if isinstance(plan, dict) else row_for(plan.target, "changed" if ways else "refused", plan.refusal or plan.notes, **dict(more, via=ways[0] if ways else None))
+        one = plan if isinstance(plan, dict) else row_for(plan.target, "changed" if ways else "refused", plan.refusal or plan.notes,
+                                                          **dict(more, via=ways[0] if ways else None))
         report["results"].append(one)
         if not ways:
             lines.append(undone_line(one))
@@ -6017,7 +6346,8 @@ def try_way(host: Host, opts: argparse.Namespace, plan: Job, way: str, hashes: D
     if answer and answer.timed_out:
         return "unknown", "no answer in %.3g s and not changed so far: what was begun may still do it (is /etc/.pwd.lock held?)" % answer.seconds
     if len(left) < len(hashes):
-        return "partial", "the image's chpasswd set %s but not %s" % tuple(", ".join(show_bytes(u) for u in hashes if (u in left) is side) for side in (False, True))
+        done, missed = (", ".join(show_bytes(user) for user in hashes if (user in left) is side) for side in (False, True))
+        return "partial", "the image's chpasswd set %s but not %s" % (done, missed)
     if answer and answer.rc in (126, 127):
         return "failed", "there is no chpasswd inside that runs (exit %d)" % answer.rc
     return "failed", (first_line(answer) + " (exit %d)" % answer.rc if answer and answer.rc else "chpasswd reported success, but nothing changed")
@@ -6038,8 +6368,7 @@ def missing_hashes(data: bytes, hashes: Dict[bytes, bytes]) -> List[bytes]:
 
 
 def more_than_asked(before: bytes, after: bytes, hashes: Dict[bytes, bytes]) -> str:
-    """A word where the image's tool changed more than hash and date: both files are compared with
-    these fields made equal."""
+    """A word where the image's tool changed more than hash and date: both files are compared with these fields made equal."""
     try:
         same = edit_shadow(before, hashes, 0) == edit_shadow(after, hashes, 0)
     except KeyError:
@@ -6079,14 +6408,18 @@ def exec_words(opts: argparse.Namespace) -> Tuple[List[str], Optional[bytes]]:
     if opts.script is not None and opts.stdin is not None:
         raise UsageError("standard input inside carries --script or --stdin, not both")
     if opts.script is None and not command:
-        raise UsageError("no command: write it after --, or give --script FILE", "python3 dockfix.py exec %s -- CMD ARG" % (" ".join(opts.containers) or "--all"))
+        raise UsageError("no command: write it after --, or give --script FILE",
+                         "python3 dockfix.py exec %s -- CMD ARG" % (" ".join(opts.containers) or "--all"))
     path = opts.script if opts.script is not None else opts.stdin
     if path == "-":
         claim_stdin(opts, "the script" if opts.script else "the command's input", "put it into a file")
     if opts.script is not None:
         command = split_words("--shell", opts.shell) + ["-s"] + (["--"] + command if command else [])
-    data = None if path is None else b"" if opts.dry_run and path == "-" else read_input(path, 1 << 26, "--script" if opts.script is not None else "--stdin")
-    return command, data
+    if path is None:
+        return command, None
+    if opts.dry_run and path == "-":
+        return command, b""
+    return command, read_input(path, 1 << 26, "--script" if opts.script is not None else "--stdin")
 
 
 def exec_argv(opts: argparse.Namespace, target: Target, words: List[str], stdin: bool) -> List[str]:
@@ -6112,10 +6445,11 @@ def exec_one(host: Host, opts: argparse.Namespace, target: Target, words: List[s
 
 def plan_exec(host: Host, opts: argparse.Namespace, report: dict, targets: List[Target], words: List[str]) -> None:
     path = opts.script if opts.script is not None else opts.stdin
-    feed_from = "" if path is None else " < \"${DOCKFIX_STDIN:?file for standard input}\"" if path == "-" else " < " + sh_quote(os.path.abspath(path))
+    feed_from = "/dev/null" if path is None else "\"${DOCKFIX_STDIN:?file for standard input}\"" if path == "-" else sh_quote(os.path.abspath(path))
     lines = []
     for target in targets:
-        lines += [comment(target.name), "run " + sh_line(list(host.docker) + exec_argv(opts, target, words, path is not None)) + (feed_from or " < /dev/null")]
+        call = list(host.docker) + exec_argv(opts, target, words, path is not None)
+        lines += [comment(target.name), "run %s < %s" % (sh_line(call), feed_from)]
         report["results"].append(row_for(target, "changed", "would run", **NO_ANSWER))
     add_script(opts, report, lines)
 
@@ -6149,7 +6483,8 @@ def run_clock(host: Host, opts: argparse.Namespace, report: dict) -> None:
     except ValueError:
         raise EnvironmentFault("this host's own %s is no time zone file" % LOCALTIME, "ls -l %s" % LOCALTIME) from None
     report["host"] = {"zone": name, "utc_offset": east}
-    report["results"] = rows_of(host, opts, "clock", targets, targets, lambda target: clock_row(host, opts, target, facts.get(target.id), east), NO_CLOCK)
+    report["results"] = rows_of(host, opts, "clock", targets, targets,
+                                lambda target: clock_row(host, opts, target, facts.get(target.id), east), NO_CLOCK)
     off = [one for one in report["results"] if one["verdict"] != "in step" and one["status"] != "skipped"]
     for verdict, remedy in sorted({(one["verdict"], one["remedy"]) for one in off}):
         names = [one["target"] for one in off if (one["verdict"], one["remedy"]) == (verdict, remedy)]
@@ -6188,10 +6523,12 @@ def judge_clock(host: Host, opts: argparse.Namespace, container: Container, cloc
     ahead = 0.0 if not clock or clock[0] <= opts.max_skew and clock[1] >= -opts.max_skew else (clock[0] + clock[1]) / 2
     tz = tz_of(container)
     if ahead or not clock:
+        off = "%s %s" % (span(ahead), "ahead" if ahead > 0 else "behind")
         if is_faked(host, container):
-            return "shifted by libfaketime", "python3 dockfix.py faketime --undo %s", "%s %s" % (span(ahead), "ahead" if ahead > 0 else "behind") if clock else "by how much is not known"
+            return "shifted by libfaketime", "python3 dockfix.py faketime --undo %s", off if clock else "by how much is not known"
         if ahead:
-            return "cannot tell", "", "its clock is %s %s, and nothing of libfaketime is seen: another kernel, or the engine is on another host" % (span(ahead), "ahead" if ahead > 0 else "behind")
+            why = "its clock is %s, and nothing of libfaketime is seen: another kernel, or the engine is on another host" % off
+            return "cannot tell", "", why
     if not clock and zone.east is None:
         return "cannot tell", "", ""
     if not behind:
@@ -6226,7 +6563,8 @@ def container_zone(host: Host, container: Container) -> Zone:
 
 def is_faked(host: Host, container: Container) -> bool:
     """Is libfaketime set up, by the variables of the container or by its ld.so.preload?"""
-    preload = [word for word in container.env if word.startswith("LD_PRELOAD=")] + [show_bytes(read_member(host, container, "/etc/ld.so.preload").data)]
+    preload = [word for word in container.env if word.startswith("LD_PRELOAD=")]
+    preload.append(show_bytes(read_member(host, container, "/etc/ld.so.preload").data))
     return any("faketime" in word for word in preload) or any(word.startswith("FAKETIME=") for word in container.env)
 
 
@@ -6255,14 +6593,16 @@ def run_timezone(host: Host, opts: argparse.Namespace, report: dict) -> None:
         take_lock(host, True, name="undo.lock")
     facts = inspect_containers(host, [target.id for target in targets])
     more = {"zone": name or None, "restart": "no", "lasting": lasting(name) if name else []}
-    plans = rows_of(host, opts, "timezone: looking", targets, targets, lambda target: look_zone(host, opts, target, facts.get(target.id), data, more), more)
+    plans = rows_of(host, opts, "timezone: looking", targets, targets,
+                    lambda target: look_zone(host, opts, target, facts.get(target.id), data, more), more)
     if opts.dry_run:
         words = ["--undo"] if opts.undo else ["--zone", name]
         return plan_calls(opts, report, plans, words + (["--restart", "--yes"] if opts.restart else []), more)
     restarts = [one.target.name for one in plans if isinstance(one, ZonePlan) and one.restart and opts.restart]
     if restarts:
         confirm(opts, "restart %d containers (%s)?" % (len(restarts), ", ".join(restarts)))
-    report["results"] = rows_of(host, opts, "timezone", targets, plans, lambda plan: plan if isinstance(plan, dict) else set_zone(host, opts, plan, more), more)
+    report["results"] = rows_of(host, opts, "timezone", targets, plans,
+                                lambda plan: plan if isinstance(plan, dict) else set_zone(host, opts, plan, more), more)
     report["exit_code"] = exit_code(report["results"])
     if os.path.isdir(raw(os.path.join(host.state, "undo"))):
         tidy_undo(host, [target.id for target in list_containers(host)])
@@ -6283,12 +6623,15 @@ def look_zone(host: Host, opts: argparse.Namespace, target: Target, container: O
         raise Gone()
     undo = load_undo(host, "timezone", container.id)
     if opts.undo:
-        return ZonePlan(target, container, (), (), undo, container.running) if undo else row_for(target, "unchanged", "no change of its zone is recorded", **more)
+        if not undo:
+            return row_for(target, "unchanged", "no change of its zone is recorded", **more)
+        return ZonePlan(target, container, (), (), undo, container.running)
     members, former = zone_members(host, container, more["zone"], data)
     early = bool(undo) and container.running and parse_instant(container.started) < parse_instant(undo.changed)
     if members or early and opts.restart:
         return ZonePlan(target, container, members, former, None, container.running)
-    return row_for(target, "unchanged", "its processes started before the change: --restart" if early else "", **dict(more, restart="needed" if early else "no"))
+    msg = "its processes started before the change: --restart" if early else ""
+    return row_for(target, "unchanged", msg, **dict(more, restart="needed" if early else "no"))
 
 
 def zone_members(host: Host, container: Container, name: str, data: bytes) -> Tuple[Tuple[Member, ...], Tuple[Member, ...]]:
@@ -6337,7 +6680,9 @@ def set_zone(host: Host, opts: argparse.Namespace, plan: ZonePlan, more: dict) -
     if done:
         answer = change(host, ["restart", container.id])
         if answer.rc or answer.timed_out:
-            return row_for(plan.target, "unknown" if answer.timed_out else "failed", "its files are done, but docker restart: %s" % ("no answer in %g s" % host.timeout if answer.timed_out else first_line(answer)), **dict(more, partial=True, restart="needed"))
+            why = "no answer in %g s" % host.timeout if answer.timed_out else first_line(answer)
+            return row_for(plan.target, "unknown" if answer.timed_out else "failed", "its files are done, but docker restart: " + why,
+                           **dict(more, partial=True, restart="needed"))
         notes.append("restarted")
     elif plan.restart:
         notes.append("running programs may keep the old zone until --restart")
@@ -6403,8 +6748,10 @@ def faketime_action(opts: argparse.Namespace) -> str:
     if len(given) != 1:
         raise UsageError("say one of --offset SPEC, --at TIME, --undo, --status", "python3 dockfix.py faketime NAME --offset +8h")
     no_set = given[0] in ("undo", "status")
-    strange = [name for name, on in (("--lib", opts.lib and (no_set or opts.build_from is not None)), ("--build-from", opts.build_from is not None and no_set), ("--step-running", opts.step_running and no_set),
-                                     ("--zone", opts.zone is not None and given != ["at"]), ("--restart", opts.restart and opts.status)) if on]
+    build = opts.build_from is not None
+    misfits = (("--lib", opts.lib and (no_set or build)), ("--build-from", build and no_set), ("--step-running", opts.step_running and no_set),
+               ("--zone", opts.zone is not None and given != ["at"]), ("--restart", opts.restart and opts.status))
+    strange = [name for name, on in misfits if on]
     if strange:
         raise UsageError("%s does not go with --%s" % (strange[0], given[0] if no_set or strange[0] != "--lib" else "build-from"))
     now, opts.watch = int(time.time()), parse_number("--watch", opts.watch, 10, 0, 3600)
@@ -6420,7 +6767,8 @@ def wall_instant(opts: argparse.Namespace) -> int:
     found = wall_instants(zone_data(opts.zone), wall)
     if len(found) != 1:
         hint = "; ".join("--at '%s' --zone UTC" % time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(one)) for one in found)
-        raise UsageError("%s %s %s: the clocks are changed then" % (opts.at, "comes twice in" if found else "never comes in", opts.zone), hint or "an hour earlier or later")
+        comes = "comes twice in" if found else "never comes in"
+        raise UsageError("%s %s %s: the clocks are changed then" % (opts.at, comes, opts.zone), hint or "an hour earlier or later")
     return found[0]
 
 
@@ -6443,12 +6791,12 @@ def run_faketime(host: Host, opts: argparse.Namespace, report: dict) -> None:
         plan = Shift(target, found[target.id], load_undo(host, "faketime", target.id), any(users.values()) if users else None)
         if action == "undo" and plan.undo and opts.restart and plan.container.auto_remove:
             raise Refused(NO_STOP)
-        return look_shift(host, opts, libraries, plan) if action == "set" else plan if action == "undo" and plan.undo else shift_status(host, plan, users)
+        if action == "set":
+            return look_shift(host, opts, libraries, plan)
+        return plan if action == "undo" and plan.undo else shift_status(host, plan, users)
     plans = rows_of(host, opts, "faketime: looking", targets, targets, look, NO_SHIFT)
     if opts.dry_run:
-        given = [("offset", opts.offset), ("at", opts.at), ("zone", opts.zone), ("build-from", opts.build_from and os.path.abspath(opts.build_from))] + [("lib", os.path.abspath(path)) for path in opts.lib]
-        flags = [flag for flag, on in (("--undo", opts.undo), ("--restart", opts.restart), ("--yes", opts.restart), ("--step-running", opts.step_running)) if on]
-        return plan_calls(opts, report, plans, ["--%s=%s" % one for one in given if one[1] is not None] + flags + ["--watch=%g" % opts.watch], dict(NO_SHIFT, offset=opts.seconds))
+        return plan_calls(opts, report, plans, shift_words(opts), dict(NO_SHIFT, offset=opts.seconds))
     if action == "set":
         lib = next((one.library.path for one in plans if isinstance(one, Shift) and one.library and one.library.rank < 2), "LIBFAKETIME")
         text = "for a new container there is a safer way, with a libfaketime of 0.9.11 or newer (for musl, one built with musl)"
@@ -6461,13 +6809,23 @@ def run_faketime(host: Host, opts: argparse.Namespace, report: dict) -> None:
     report["exit_code"] = exit_code(report["results"])
 
 
+def shift_words(opts: argparse.Namespace) -> List[str]:
+    """The options of this run, for the script of a dry run."""
+    given = [("offset", opts.offset), ("at", opts.at), ("zone", opts.zone), ("build-from", opts.build_from and os.path.abspath(opts.build_from))]
+    given += [("lib", os.path.abspath(path)) for path in opts.lib]
+    switches = (("--undo", opts.undo), ("--restart", opts.restart), ("--yes", opts.restart), ("--step-running", opts.step_running))
+    return ["--%s=%s" % one for one in given if one[1] is not None] + [name for name, on in switches if on] + ["--watch=%g" % opts.watch]
+
+
 def host_libraries(paths: Sequence[str]) -> List[Library]:
     """--lib in the order given, else what lies in the host's usual places, the newest first. Raises UsageError, EnvironmentFault."""
-    roots = [os.path.join(base, name) for base in ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/local/lib64") if os.path.isdir(base) for name in [""] + sorted(os.listdir(base))]
+    bases = [base for base in ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/local/lib64") if os.path.isdir(base)]
+    roots = [os.path.join(base, name) for base in bases for name in [""] + sorted(os.listdir(base))]
     usual = [path for path in (os.path.join(root, "faketime", "libfaketime.so.1") for root in roots) if os.path.isfile(path)]
     found = [judge_library(os.path.abspath(path), read_input(path, 1 << 24, "--lib")) for path in paths or usual]
     if not found:
-        raise EnvironmentFault("there is no libfaketime in this host's usual places, and dockfix brings none", "--lib FILE (Debian: apt-get install libfaketime; EL: EPEL has it)")
+        raise EnvironmentFault("there is no libfaketime in this host's usual places, and dockfix brings none",
+                               "--lib FILE (Debian: apt-get install libfaketime; EL: EPEL has it)")
     return found if paths else sorted(found, key=lambda one: one.rank)
 
 
@@ -6492,11 +6850,14 @@ def look_shift(host: Host, opts: argparse.Namespace, libraries: List[Library], p
     preload, rc = before = tuple(read_member(host, container, path) for path in (PRELOAD, RC))
     refuse_first((
         ({preload.kind, rc.kind} - {"file", "absent"}, "its %s or %s is no plain file" % (PRELOAD, RC)),
-        (not undo and b"faketime" in preload.data, "its %s names a libfaketime already, not dockfix's: %s" % (PRELOAD, show_bytes(preload.data[:200].strip()))),
+        (not undo and b"faketime" in preload.data,
+         "its %s names a libfaketime already, not dockfix's: %s" % (PRELOAD, show_bytes(preload.data[:200].strip()))),
         (not undo and rc.kind == "file" and not re.match(rb"[+-][0-9]+(\.[0-9]+)?[smhdy]?\n?\Z", rc.data),
-         "its %s is not dockfix's and no plain offset (%s): put back by an undo, it would end each program that reads it; remove it first" % (RC, show_bytes(rc.data[:60].strip())))))
+         "its %s is not dockfix's and no plain offset (%s): put back by an undo, it would end each program that reads it; remove it first"
+         % (RC, show_bytes(rc.data[:60].strip())))))
     if undo and not opts.restart and rc.data == b"%+d\n" % opts.seconds and undo.more["offset"] == opts.seconds and OURS in preload.data:
-        return row_for(plan.target, "unchanged", "it is shifted so already", offset=opts.seconds, library=undo.more["library"], preloaded=plan.preloaded)
+        return row_for(plan.target, "unchanged", "it is shifted so already", offset=opts.seconds, library=undo.more["library"],
+                       preloaded=plan.preloaded)
     path, head, drops = first_program(host, container)
     machine, note = judge_program(posixpath.basename(path), head)
     folder, libc = find_libc(host, container, machine)
@@ -6526,9 +6887,11 @@ def judge_program(name: str, head: bytes) -> Tuple[int, str]:
     except ValueError:
         return 0, "what its first process is cannot be told"
     refuse_first((
-        ("musl" in elf.interp, "its programs are built for musl, which ignores %s: it has to be made anew, with -e LD_PRELOAD and a library built with musl" % PRELOAD),
+        ("musl" in elf.interp, "its programs are built for musl, which ignores %s: "
+                               "it has to be made anew, with -e LD_PRELOAD and a library built with musl" % PRELOAD),
         (elf.go, "its first process, %s, is a Go program, which reads the clock past any library: it would keep the real time" % name),
-        (not elf.interp and name not in INITS, "its first process, %s, is a static program, which loads no library: it would keep the real time" % name)))
+        (not elf.interp and name not in INITS,
+         "its first process, %s, is a static program, which loads no library: it would keep the real time" % name)))
     return elf.machine, "" if elf.interp else "its first process, %s, is static and keeps the real time" % name
 
 
@@ -6580,10 +6943,12 @@ def choose_library(host: Host, container: Container, libraries: List[Library], f
     for one in libraries:
         why = one.fault or misfit(one.elf, libc)
         for name in [] if why else [name for name in one.elf.needed if not re.match(GLIBC_OWN, name)]:
-            if not any(read_member(host, container, posixpath.join(place, name), 1 << 26, True).kind == "file" for place in (folder, "/usr" + folder, "/usr/lib", "/usr/lib64")):
+            places = [posixpath.join(place, name) for place in (folder, "/usr" + folder, "/usr/lib", "/usr/lib64")]
+            if not any(read_member(host, container, path, 1 << 26, True).kind == "file" for path in places):
                 why = "it needs %s, which is not in the container" % name
         if not why and drops and one.rank:
-            why = "its entrypoint starts as root and goes on as another user, where a libfaketime up to 0.9.12 (this one: %s) ends it or hangs" % RANKS[one.rank][1]
+            why = ("its entrypoint starts as root and goes on as another user, where a libfaketime up to 0.9.12 (this one: %s) ends it or hangs"
+                   % RANKS[one.rank][1])
         if not why:
             return one
         reasons.append("%s: %s" % (one.path, why))
@@ -6596,7 +6961,8 @@ def set_shift(host: Host, opts: argparse.Namespace, source: Dict[str, bytes], pl
     try:
         save_undo(host, "faketime", container, plan.before, {"done": False, "offset": opts.seconds, "stopped": False, "build": "", "library": ""})
         plan = plan._replace(library=plan.fit([build_library(host, container, source)]) if source else plan.library)
-        plan = plan._replace(before=plan.before + (read_member(host, container, PRIVATE % hashlib.sha256(plan.library.data).hexdigest()[:12], 1 << 24),))
+        private = PRIVATE % hashlib.sha256(plan.library.data).hexdigest()[:12]
+        plan = plan._replace(before=plan.before + (read_member(host, container, private, 1 << 24),))
         save_undo(host, "faketime", container, plan.before, {"library": plan.library.path})
         why = apply_shift(host, opts, plan)
     except Unanswered as err:               # what was sent may still arrive: nothing is put back under it
@@ -6606,11 +6972,12 @@ def set_shift(host: Host, opts: argparse.Namespace, source: Dict[str, bytes], pl
     more = dict(NO_SHIFT, library=plan.library.path if plan.library else None)
     if why:
         left = take_back(host, plan)
-        return row_for(plan.target, "failed" if left else status, why + (left or "; undone: it is as it was"), **dict(more, **({"partial": True} if left else {})))
+        more.update({"partial": True} if left else {})
+        return row_for(plan.target, "failed" if left else status, why + (left or "; undone: it is as it was"), **more)
     save_undo(host, "faketime", container, (), {"done": True, "stopped": False})
     more.update(offset=opts.seconds, preloaded=True if opts.restart else plan.preloaded)
-    notes = ("%+d s" % opts.seconds, "%s %s" % (opts.at, opts.zone) if opts.at is not None else "", plan.msg,
-             "" if opts.restart else "its running programs follow within 10 s" if plan.preloaded else "its first process follows when it is restarted (--restart)")
+    follow = "its running programs follow within 10 s" if plan.preloaded else "its first process follows when it is restarted (--restart)"
+    notes = ("%+d s" % opts.seconds, "%s %s" % (opts.at, opts.zone) if opts.at is not None else "", plan.msg, "" if opts.restart else follow)
     return row_for(plan.target, "changed", "; ".join(one for one in notes if one), **more)
 
 
@@ -6703,8 +7070,9 @@ def watch_shift(host: Host, opts: argparse.Namespace, plan: Shift, talk: Tuple[i
 
 
 def log_seconds(host: Host, opts: argparse.Namespace, container: Container, since: float) -> Tuple[int, int]:
-    """In how many seconds of each half of --watch it wrote to its log, by docker's own clock, with --restart from its start on (its first words are older than
-    docker's note of it by a little); (0, 0) where docker cannot read the log, (1, 1) where there is more of it than is read."""
+    """In how many seconds of each half of --watch it wrote to its log, by docker's own clock, with --restart from its start on (its first
+    words are older than docker's note of it by a little); (0, 0) where docker cannot read the log, (1, 1) where there is more of it than is
+    read."""
     since, half = parse_instant(container.started) - 0.3 if opts.restart else since, opts.watch / 2
     answer = query(host, "logs", "-t", "--since", "%d" % since, container.id, limit=1 << 20, enough=1 << 20)
     if answer.timed_out or max(answer.out_total, answer.err_total) >= 1 << 20:
@@ -6749,7 +7117,8 @@ def undo_shift(host: Host, opts: argparse.Namespace, plan: Shift) -> dict:
     if left:
         return row_for(plan.target, "failed", "left behind: %s" % ", ".join(left), **dict(NO_SHIFT, partial=True))
     stays = plan.preloaded and not opts.restart and not plan.undo.more["stopped"]
-    return row_for(plan.target, "changed", "its running programs go back within 10 s; they keep the library until they are restarted (--restart)" if stays else "", **dict(NO_SHIFT, offset=0))
+    msg = "its running programs go back within 10 s; they keep the library until they are restarted (--restart)" if stays else ""
+    return row_for(plan.target, "changed", msg, **dict(NO_SHIFT, offset=0))
 
 
 def shift_status(host: Host, plan: Shift, users: Dict[int, bool]) -> dict:
@@ -6757,12 +7126,21 @@ def shift_status(host: Host, plan: Shift, users: Dict[int, bool]) -> dict:
     container, undo = plan.container, plan.undo
     done = undo is not None and undo.more["done"]
     preload, rc = (read_member(host, container, path) for path in (PRELOAD, RC))
-    others = [where for where, on in ((PRELOAD, b"faketime" in preload.data), (RC, rc.kind != "absent"), ("its environment", any("faketime" in one.lower() for one in container.env))) if on]
-    first = "cannot be seen" if not users else "follows" if users.get(container.pid) else "after a restart only"
-    msg = ("%+d s by dockfix since %s; its first process: %s" % (undo.more["offset"], undo.changed[:19] + "Z", first) if done else "a change was cut off: python3 dockfix.py faketime --undo %s" % plan.target.name
-           if undo else "not by dockfix, but set in %s" % ", ".join(others) if others else "dockfix has shifted nothing here"
-           + ("; its running programs use libfaketime still, until a docker restart" if plan.preloaded else ""))
-    return row_for(plan.target, "unchanged", msg, offset=undo.more["offset"] if done else None, library=undo.more["library"] if done else None, preloaded=plan.preloaded)
+    places = ((PRELOAD, b"faketime" in preload.data), (RC, rc.kind != "absent"),
+              ("its environment", any("faketime" in one.lower() for one in container.env)))
+    others = [where for where, on in places if on]
+    if done:
+        first = "cannot be seen" if not users else "follows" if users.get(container.pid) else "after a restart only"
+        msg = "%+d s by dockfix since %s; its first process: %s" % (undo.more["offset"], undo.changed[:19] + "Z", first)
+    elif undo:
+        msg = "a change was cut off: python3 dockfix.py faketime --undo %s" % plan.target.name
+    elif others:
+        msg = "not by dockfix, but set in %s" % ", ".join(others)
+    else:
+        still = "; its running programs use libfaketime still, until a docker restart" if plan.preloaded else ""
+        msg = "dockfix has shifted nothing here" + still
+    return row_for(plan.target, "unchanged", msg, offset=undo.more["offset"] if done else None,
+                   library=undo.more["library"] if done else None, preloaded=plan.preloaded)
 
 
 def build_source(folder: str) -> Dict[str, bytes]:
@@ -6770,7 +7148,8 @@ def build_source(folder: str) -> Dict[str, bytes]:
     folder = os.path.join(folder, "src")
     names = [name for name in sorted(quietly(os.listdir, folder) or []) if os.path.isfile(os.path.join(folder, name))][:100]
     if "libfaketime.c" not in names or "Makefile" not in names:
-        raise UsageError("--build-from: there is no source of libfaketime in %s" % folder, "apt-get source libfaketime, or its source unpacked: DIR holds src/libfaketime.c")
+        raise UsageError("--build-from: there is no source of libfaketime in %s" % folder,
+                         "apt-get source libfaketime, or its source unpacked: DIR holds src/libfaketime.c")
     return {name: read_input(os.path.join(folder, name), 1 << 22, "--build-from") for name in names}
 
 
@@ -6782,8 +7161,10 @@ def build_library(host: Host, container: Container, source: Dict[str, bytes]) ->
     owner, folder = cp_base(host, container), "/.dockfix-build-%s" % os.urandom(6).hex()
     own = dict(uid=owner[0], gid=owner[1], mtime=int(time.time()))
     save_undo(host, "faketime", container, (), {"build": folder})
-    write_members(host, container, [Member(folder, "dir", mode=0o755, **own)] + [Member(folder + "/" + name, "file", data, mode=0o644, **own) for name, data in source.items()])
-    answer = change_host(host, host.docker + ("exec", "-u", "0", container.id, "make", "-C", folder, "CC=gcc", "libfaketime.so.1"), None, max(host.timeout, BUILD_SECONDS))
+    files = [Member(folder + "/" + name, "file", data, mode=0o644, **own) for name, data in source.items()]
+    write_members(host, container, [Member(folder, "dir", mode=0o755, **own)] + files)
+    make = ("exec", "-u", "0", container.id, "make", "-C", folder, "CC=gcc", "libfaketime.so.1")
+    answer = change_host(host, host.docker + make, None, max(host.timeout, BUILD_SECONDS))
     found = read_member(host, container, folder + "/libfaketime.so.1", 1 << 24)
     if remove_build(host, container, folder) or answer.rc or found.kind != "file":
         lines = [line for line in answer.text().split("\n") if "rror" in line] or [first_line(answer)]
@@ -6839,26 +7220,44 @@ def show_storage(report: dict, quiet: bool) -> str:
     if quiet or not report["results"]:
         return "".join(out)
     one = report["results"][0]
-    out.append("\n%s, engine %s, root %s\n%s" % tuple([printable(one[key] or unknown) for key, unknown in (("driver", "driver unknown"), ("server_version", "unknown"), ("root", "unknown"))] + [one["msg"] + "\n" if one["msg"] else ""]))
+    driver, engine, root = (printable(one[key] or "unknown") for key in ("driver", "server_version", "root"))
+    driver = driver if one["driver"] else "driver unknown"
+    out.append("\n%s, engine %s, root %s\n%s" % (driver, engine, root, one["msg"] + "\n" if one["msg"] else ""))
     pool = one["pool"]
     if pool:
-        out.append("\npool %s: %s (%s), state %s, base size %s\n" % (printable(pool["name"] or "unknown"), pool["mode"], printable(pool["mode_why"] or ""), pool["state"] or "unknown", size_text(pool["base_device_size"])))
-        rows = [(title,) + tuple(size_text(pool.get("%s_%s" % (kind, key))) for kind in ("data", "metadata"))
-                for title, key in (("ceiling", "total"), ("allocated on disk", "allocated"), ("free on that disk", "disk_free"), ("used", "used"), ("available", "available"))]
+        out.append("\npool %s: %s (%s), state %s, base size %s\n" % (
+            printable(pool["name"] or "unknown"), pool["mode"], printable(pool["mode_why"] or ""), pool["state"] or "unknown",
+            size_text(pool["base_device_size"])))
+        lines = (("ceiling", "total"), ("allocated on disk", "allocated"), ("free on that disk", "disk_free"), ("used", "used"),
+                 ("available", "available"))
+        rows = [(title,) + tuple(size_text(pool.get("%s_%s" % (kind, key))) for kind in ("data", "metadata")) for title, key in lines]
         out.append(render_table(("POOL", "DATA", "METADATA"), rows))
     if one["disks"]:
-        out.append("\n" + render_table(("DISK", "SIZE", "FREE", "USED", "FILE SYSTEM", "FOR"), [
-            (disk["path"], show_size(disk["total"]), show_size(disk["free"]), "%s %%" % disk["used_percent"], disk["filesystem"] or "unknown", ", ".join(disk["for"])) for disk in one["disks"]]))
-    out.append("\n" + render_table(("USED BY", "NUMBER", "SIZE"), [(kind.replace("_", " "), "unknown" if part["count"] is None else str(part["count"]), size_text(part["size"], part["complete"]))
-                                                                 for kind, part in one["usage"].items() if not one["msg"] or part["count"] is not None]))
-    for kind, title in (("logs", "LOG OF CONTAINER"), ("containers", "CONTAINER, WITH ITS IMAGE'S BLOCKS" if pool else "CONTAINER'S OWN FILES"), ("volumes", "VOLUME"), ("images", "IMAGE, WHAT ONLY IT HAS")):
-        rows = [row for row in one["usage"][kind]["rows"] if row["size"]][:10]
-        if rows:
-            out.append("\n" + render_table((title, "SIZE"), [(row.get("name") or ", ".join(row.get("tags", ())) or row["id"][:12], size_text(row["size"], row.get("complete", True))) for row in rows]))
-    lasting = {(row["option"], row["value"]) for row in one["options"] if row["used"]}
-    options = [(row["option"], row["value"], row["where"] + ("" if row["used"] else " (not for the next start)")) for row in one["options"] if row["used"] or (row["option"], row["value"]) not in lasting]
-    out += ["\n" + render_table(("OPTION", "VALUE", "SET IN"), options)] if options else []
-    return "".join(out)
+        rows = [(disk["path"], show_size(disk["total"]), show_size(disk["free"]), "%s %%" % disk["used_percent"],
+                 disk["filesystem"] or "unknown", ", ".join(disk["for"])) for disk in one["disks"]]
+        out.append("\n" + render_table(("DISK", "SIZE", "FREE", "USED", "FILE SYSTEM", "FOR"), rows))
+    rows = [(kind.replace("_", " "), "unknown" if part["count"] is None else str(part["count"]), size_text(part["size"], part["complete"]))
+            for kind, part in one["usage"].items() if not one["msg"] or part["count"] is not None]
+    out.append("\n" + render_table(("USED BY", "NUMBER", "SIZE"), rows))
+    return "".join(out) + show_largest(one) + show_options(one)
+
+
+def show_largest(one: dict) -> str:
+    """The ten largest of each kind."""
+    out, own = "", "CONTAINER, WITH ITS IMAGE'S BLOCKS" if one["pool"] else "CONTAINER'S OWN FILES"
+    for kind, title in (("logs", "LOG OF CONTAINER"), ("containers", own), ("volumes", "VOLUME"), ("images", "IMAGE, WHAT ONLY IT HAS")):
+        rows = [(row.get("name") or ", ".join(row.get("tags", ())) or row["id"][:12], size_text(row["size"], row.get("complete", True)))
+                for row in [row for row in one["usage"][kind]["rows"] if row["size"]][:10]]
+        out += "\n" + render_table((title, "SIZE"), rows) if rows else ""
+    return out
+
+
+def show_options(one: dict) -> str:
+    """The daemon's options of the next start, and those that only the running daemon has."""
+    next_start = {(row["option"], row["value"]) for row in one["options"] if row["used"]}
+    rows = [(row["option"], row["value"], row["where"] + ("" if row["used"] else " (not for the next start)"))
+            for row in one["options"] if row["used"] or (row["option"], row["value"]) not in next_start]
+    return "\n" + render_table(("OPTION", "VALUE", "SET IN"), rows) if rows else ""
 
 
 def show_owner(report: dict, quiet: bool) -> str:
@@ -6871,8 +7270,10 @@ def show_owner(report: dict, quiet: bool) -> str:
         size = (size_text(row.get("size")),) if sized else ()
         place = row["paths"][0] if row["paths"] else row["layer"]
         more = ", ".join(word for word in ("device id %d" % row["device_id"] if "device_id" in row else "", row["note"]) if word)
-        cells.append((row["role"] or "unknown", row["driver"], owner_text(row), ids[0][:12] if ids else "-") + size + (place + (" (%s)" % more if more else ""),))
-    count = ", ".join("%d %s" % (number, role) for role, number in ((role, sum(row["role"] == role for row in rows)) for role in ("container", "container-init", "image", "orphan", None)) if number and role)
+        place += " (%s)" % more if more else ""
+        cells.append((row["role"] or "unknown", row["driver"], owner_text(row), ids[0][:12] if ids else "-") + size + (place,))
+    roles = [row["role"] for row in rows]
+    count = ", ".join("%d %s" % (roles.count(role), role) for role in ("container", "container-init", "image", "orphan") if role in roles)
     return show_table(head, cells, "%d layers%s" % (len(rows), ": " + count if count else ""), quiet)
 
 
@@ -6925,9 +7326,13 @@ def escape_line(line: str) -> str:
 
 
 def show_reclaim(report: dict, quiet: bool) -> str:
-    rows = [(r["category"], r["target"], size_text(r["size"]), r["status"], r["msg"]) for r in report["results"] if not quiet or r["status"] != "changed"]
-    last = "there is nothing to reclaim" if not report["results"] else "freed on the disk: %s (measured)" % size_text(report["freed"]) if "freed" in report else \
-        "all of it: %s; nothing was removed: choose categories, such as --logs --containers" % size_text(report.get("promised"))
+    rows = [(one["category"], one["target"], size_text(one["size"]), one["status"], one["msg"])
+            for one in report["results"] if not quiet or one["status"] != "changed"]
+    last = "all of it: %s; nothing was removed: choose categories, such as --logs --containers" % size_text(report.get("promised"))
+    if not report["results"]:
+        last = "there is nothing to reclaim"
+    elif "freed" in report:
+        last = "freed on the disk: %s (measured)" % size_text(report["freed"])
     for key, what in (("pool_data_used", "used in the pool"), ("loop_file_allocated", "the pool's loop file")):
         if report["results"] and key in report.get("after", ()):
             last += "\n%s: %s -> %s" % ((what,) + tuple(size_text(report[when][key]) for when in ("before", "after")))
@@ -6945,7 +7350,9 @@ def show_change(report: dict, quiet: bool) -> str:
     for one in report["results"]:
         out += "%s: %s\n" % (printable(one["target"]), printable(one["msg"] or one["status"]))
         if one.get("keeps") and not quiet and one["status"] == "changed":
-            out += "  %s; discard %s deletes it\n" % (("what is set aside is kept in %s" if one["msg"].startswith("undone") else "the old data is kept in %s; rollback " + one["id"] + " goes back") % one["keeps"], one["id"])
+            undone = one["msg"].startswith("undone")
+            kept = "what is set aside is kept in %s" if undone else "the old data is kept in %s; rollback " + one["id"] + " goes back"
+            out += "  %s; discard %s deletes it\n" % (kept % one["keeps"], one["id"])
     return out
 
 
@@ -7027,10 +7434,7 @@ STORAGE = (
     value("--warning", metavar="PERCENT", help="fullness of data, metadata or disk that is a warning (default: 80)"),
     value("--critical", metavar="PERCENT", help="fullness that is critical (default: 90)"),
 )
-OWNER = (
-    flag("--orphans", help="only layers that nothing has, with their sizes; deletes nothing"),
-    ROOT,
-)
+OWNER = (flag("--orphans", help="only layers that nothing has, with their sizes; deletes nothing"), ROOT)
 CHPASSWD = (
     value("--password-file", metavar="FILE", help="one password, one line, for --user"),
     flag("--password-stdin", help="the same from standard input"),
@@ -7038,7 +7442,8 @@ CHPASSWD = (
     value("--output", metavar="FILE", help="where --generate writes NAME, ID, USER, PASSWORD; must not exist"),
     value("--user", metavar="USER", help="whose password (default: root); lines on standard input name their own"),
     flag("-e", "--encrypted", help="the values are hashes ($5$, $6$, $2b$, $y$) already"),
-    value("--via", metavar="WAY", choices=("auto", "exec", "proc", "cp"), default="auto", help="auto, exec, proc or cp (default: auto, in this order)"),
+    value("--via", metavar="WAY", choices=("auto", "exec", "proc", "cp"), default="auto",
+          help="auto, exec, proc or cp (default: auto, in this order)"),
     flag("--unlock", help="set a password also where an administrator locked the account"),
     flag("--allow-shared-etc", help="also where /etc is a mount, but never the host's own"),
 )
@@ -7055,7 +7460,8 @@ FAKETIME = (
     value("--zone", metavar="NAME", help="the zone of --at, such as Asia/Shanghai or UTC (default: the host's)"),
     flag("--undo", "--off", help="put back what was there"),
     flag("--status", help="tell what is set"),
-    value("--lib", metavar="FILE", action="append", default=[], help="a libfaketime.so.1; may be repeated, the first that fits is used (default: the host's)"),
+    value("--lib", metavar="FILE", action="append", default=[],
+          help="a libfaketime.so.1; may be repeated, the first that fits is used (default: the host's)"),
     value("--build-from", metavar="DIR", help="compile libfaketime's source inside the container (it needs gcc and make)"),
     flag("--restart", help="stop and start it, so that its first process follows; asks"),
     flag("--step-running", help="step the clock of running programs that use libfaketime already"),
@@ -7113,18 +7519,18 @@ POOL = CHANGE + (
     value("--backup", metavar="DIR", help="recreate: folder for the backup; it stays"),
     LOSE,
 )
-RELOCATE = CHANGE + (
-    flag("--no-presync", help="no first copy while Docker runs"),
-    LOSE,
-)
+BACKUP = CHANGE + (flag("--verify", help="read the backup again, each file against its sha256"),)
+RELOCATE = CHANGE + (flag("--no-presync", help="no first copy while Docker runs"), LOSE)
 COMMANDS = (
-    Command("storage", "where the space goes, which ceiling comes next, and what to type", "storage [OPTIONS]", STORAGE, run_storage, show_storage, """\
+    Command("storage", "where the space goes, which ceiling comes next, and what to type", "storage [OPTIONS]",
+            STORAGE, run_storage, show_storage, """\
   python3 dockfix.py storage                              the whole report
   python3 dockfix.py storage --check --quick              for a monitor: exit 3 when something is wrong
   python3 dockfix.py storage --docker-info saved.txt      what a saved docker info of another host tells
 
 Nothing is changed. One docker call, however many containers; works with the daemon down, from the files.""", (0, 0), True),
-    Command("owner", "which container or image a layer's folder or device belongs to, and back", "owner [OPTIONS] [HASH|PATH|DEVICE|CONTAINER|IMAGE ...]", OWNER, run_owner, show_owner, """\
+    Command("owner", "which container or image a layer's folder or device belongs to, and back",
+            "owner [OPTIONS] [HASH|PATH|DEVICE|CONTAINER|IMAGE ...]", OWNER, run_owner, show_owner, """\
   python3 dockfix.py owner                                all layers and whose they are
   python3 dockfix.py owner 92fd3b3e /dev/dm-3 web1        a hash's beginning, a device, a container
   python3 dockfix.py owner /var/lib/docker/overlay2/4b*   paths, and whatever is below one
@@ -7132,7 +7538,8 @@ Nothing is changed. One docker call, however many containers; works with the dae
 
 It reads Docker's own files, so it works with the daemon down; when the daemon answers, the containers are
 checked against docker inspect. Nothing is changed.""", (0, 10000)),
-    Command("reclaim", "give space back: logs, trim, containers, images, build cache, volumes", "reclaim [OPTIONS]", RECLAIM, run_reclaim, show_reclaim, """\
+    Command("reclaim", "give space back: logs, trim, containers, images, build cache, volumes", "reclaim [OPTIONS]",
+            RECLAIM, run_reclaim, show_reclaim, """\
   python3 dockfix.py reclaim                              what each category would give, removing nothing
   python3 dockfix.py reclaim --logs --max-log 500M        first, where the disk is full: needs no daemon
   python3 dockfix.py reclaim --containers --older-than 30d --images
@@ -7148,7 +7555,7 @@ It shows every object, its size and what will be lost, and asks. Nothing that is
 grow keeps everything, and stops nothing unless --offline is given. The option of the next start is set where it lives.
 recreate makes a full backup, stops Docker, sets the old pool aside (rollback goes back to it, discard deletes it), makes a new one, and
 brings images, containers and networks back; volumes stay where they are.""", (1, 1)),
-    Command("backup", "keep images, containers, networks and volumes in a folder", "backup [--verify] DIR", CHANGE + (flag("--verify", help="read the backup again, each file against its sha256"),), run_backup, show_backup, """\
+    Command("backup", "keep images, containers, networks and volumes in a folder", "backup [--verify] DIR", BACKUP, run_backup, show_backup, """\
   python3 dockfix.py backup /mnt/usb/docker-backup
   python3 dockfix.py backup --verify /mnt/usb/docker-backup
 
@@ -7184,7 +7591,8 @@ Only this deletes what pool recreate, relocate and rollback have set aside.""", 
 The password is made a SHA-512 hash here; the container never sees the clear text. It comes from one
 source: USER:PASSWORD lines on standard input, --password-file, --password-stdin, --generate, or a
 prompt on a terminal. Each change is read back; the host's own accounts are watched."""),
-    Command("exec", "run one command, or a script, in many containers", "exec [OPTIONS] [CONTAINER ...] -- CMD [ARG ...]", EXEC, run_exec, show_exec, """\
+    Command("exec", "run one command, or a script, in many containers", "exec [OPTIONS] [CONTAINER ...] -- CMD [ARG ...]",
+            EXEC, run_exec, show_exec, """\
   python3 dockfix.py exec --all -- cat /etc/os-release
   python3 dockfix.py exec web1 web2 -u 1000 -- ls -n /srv
   python3 dockfix.py exec --all --script fix.sh
@@ -7204,7 +7612,8 @@ that are stopped or have no `date` are judged by TZ and their zone file."""),
 
 Writes the zone's data, /etc/timezone and the link /etc/localtime, which glibc, musl and Java understand, also
 in images without tzdata. Refused where a TZ variable or a mount would win. What was there is kept for --undo."""),
-    Command("faketime", "shift the clock of containers through libfaketime, and put it back", "faketime [OPTIONS] [CONTAINER ...]", FAKETIME, run_faketime, show_rows, """\
+    Command("faketime", "shift the clock of containers through libfaketime, and put it back", "faketime [OPTIONS] [CONTAINER ...]",
+            FAKETIME, run_faketime, show_rows, """\
   python3 dockfix.py faketime web1 --offset +8h --restart
   python3 dockfix.py faketime web1 --at '2030-01-01 00:00:00' --zone Asia/Shanghai
   python3 dockfix.py faketime --all --status
@@ -7331,7 +7740,8 @@ def fill_defaults(opts: argparse.Namespace) -> argparse.Namespace:
 
 
 def make_host(opts: argparse.Namespace) -> Host:
-    return Host(tuple(split_words("--docker", opts.docker)), opts.timeout, opts.dry_run, opts.verbose, opts.state, [], threading.Event(), threading.Event(), {}, threading.Lock())
+    return Host(tuple(split_words("--docker", opts.docker)), opts.timeout, opts.dry_run, opts.verbose, opts.state, held=[],
+                stop=threading.Event(), kill=threading.Event(), memo={}, guard=threading.Lock())
 
 
 def catch_signals(host: Host) -> dict:
@@ -7375,7 +7785,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     for SIGINT and SIGTERM. Raises nothing that a user would see as a traceback."""
     words = [text_of(os.fsencode(word)) for word in (sys.argv[1:] if argv is None else argv)]
     head = words[:words.index("--") if "--" in words else None]
-    report, opts, command, host, before = new_report(split_command(head)[0], False), argparse.Namespace(json="--json" in head, quiet=False), None, None, {}
+    report, command, host, before = new_report(split_command(head)[0], False), None, None, {}
+    opts = argparse.Namespace(json="--json" in head, quiet=False)
     try:
         command, opts = parse_command_line(words)
         report.update(command=opts.command, dry_run=opts.dry_run)
@@ -7398,7 +7809,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         place = sys.exc_info()[2]
         while place.tb_next:
             place = place.tb_next
-        add_error(report, DockfixError("internal error: %s in line %d" % (type(err).__name__, place.tb_lineno), "please report it with the output of --version"))
+        text = "internal error: %s in line %d" % (type(err).__name__, place.tb_lineno)
+        add_error(report, DockfixError(text, "please report it with the output of --version"))
     if host and host.memo.get("signal"):
         report["exit_code"] = 128 + host.memo["signal"]
     for one in report["errors"] + report["findings"]:       # a hint that says ... means these very words

@@ -79,6 +79,10 @@ def test_source_is_ascii_and_has_no_tabs_or_trailing_blanks(source):
     assert [n for n, line in enumerate(source.split(b"\n"), 1) if line != line.rstrip()] == []
 
 
+def test_no_line_is_longer_than_150_columns(source):
+    assert [n for n, line in enumerate(source.split(b"\n"), 1) if len(line) > 150] == []
+
+
 def test_line_4_is_the_floor_guard(source):
     line = source.split(b"\n")[3].decode("ascii")
     node = ast.parse(line).body[0]
@@ -280,7 +284,7 @@ def test_functions_are_short(tree):
 
 
 def test_the_file_is_within_its_budget(source):
-    assert source.count(b"\n") <= 7800
+    assert source.count(b"\n") <= 7900
 
 
 def test_no_function_is_left_unused(tree, dockfix, source):
