@@ -160,11 +160,13 @@ def reads_only(node):
 @pytest.fixture(scope="module")
 def blocks(source):
     """[(number of the section, title, text)] of what stands under one banner, `# 4. ...` or `# --- ...`."""
+    text = source.decode("ascii")
+    starts = [one.start() for one in re.finditer(r"(?m)^# (?:[1-9]\. |--- )", text)]
     found, section = [], 1
-    for part in re.split(r"(?m)^(?=# [1-9]\. |# --- )", source.decode("ascii"))[1:]:
-        title = part.split("\n")[0]
+    for start, end in zip(starts, starts[1:] + [len(text)]):
+        title = text[start:end].split("\n")[0]
         section = int(title[2]) if title[2].isdigit() else section
-        found.append((section, title.lstrip("# -"), part))
+        found.append((section, title.lstrip("# -"), text[start:end]))
     return found
 
 
