@@ -352,6 +352,26 @@ class Machine:
         """A Job: a dockfix that stands still at some of its steps (kill_at.py), for vm.halted() and vm.go_on(); `armed` comes first."""
         return self.start_job(("python3", "/root/kill/kill_at.py", "halt", json.dumps(halts)) + args, b"")
 
+    def chain(self, cut, first, again):
+        """dockfix with the words `first`, and after that with `again` for as long as it takes, each ended at a point of the way where none before it was, as
+        `cut` says: "kill" and "half" as in kill_at.py, "power": the plug pulled at those of half. The Run that came through, and the points; `armed` comes first."""
+        self.sh("rm -f /root/kill/seen")
+        words = first
+        while True:
+            job = self.start_job(("python3", "/root/kill/kill_at.py", "each", "stop" if cut == "power" else cut) + tuple(words), b"")
+            done = None
+            while not done:
+                done = job.poll(2 if cut != "power" else 0.5)
+                if not done and cut == "power" and self.halted():
+                    self.power_off()
+                    self.boot(docker=False)
+                    break
+            points = self.sh("cat /root/kill/seen").text.splitlines()
+            if done and done.rc != -signal.SIGKILL:
+                assert done.rc == 0, (points[-1:], done)
+                return done, points
+            words = again
+
     def halted(self):
         """[pid, number, side, title] of the step where it stands, or None."""
         text = self.sh("cat /run/halted 2>/dev/null || :").text

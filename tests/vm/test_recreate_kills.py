@@ -1,6 +1,7 @@
-"""pool recreate that ends in the middle, by a kill or a power cut, to overlay2 and back; children that outlive it; what it refuses.
+"""pool recreate that ends in the middle, by a kill or a power cut, and goes on or back; children that outlive it; what it refuses.
 
-FULL=1: the way to overlay2 ends at a sample of steps; FULL=all: before and after every step, with both drivers."""
+Every step is killed once, on the way to overlay2 and on the way back. FULL=1: before and after each; a smaller pool too; the plug pulled at every step; a
+sample of places from which both ways are gone. FULL=all: both ways from every place."""
 import json
 import os
 import re
@@ -13,6 +14,8 @@ from machine import armed
 from stock import BACKUP, OVERLAY, ROOT, SMALLER, build, finished, is_goal, is_old, is_overlay, look
 
 FULL, ALL = bool(os.environ.get("FULL")), os.environ.get("FULL") == "all"
+CUT = "kill" if FULL else "half"
+full = pytest.mark.skipif(not FULL, reason="long: FULL=1")
 
 
 def pair(vm):
@@ -53,34 +56,74 @@ def walk(vm, before, goal, halts, *words):
 
 EVERY = [("before", ".*", "kill", "resume"), ("after", ".*", "kill", "rollback"), ("before", ".*", "power", "rollback"), ("after", ".*", "power", "resume")]
 SAMPLE = [("in", "save 2 images", "power", "rollback"), ("after", "set .*/image aside", "power", "resume"), ("after", "container web", "kill", "rollback")]
+RESUME, ROLLBACK = ("-y", "--json", "resume"), ("-y", "--json", "rollback")
+
+
+def told(capsys, what, lines):
+    with capsys.disabled():
+        print("\n%s: %d points\n%s" % (what, len(lines), "\n".join(lines)))
+
+
+def there(vm, words, cut):
+    """The way to the goal from a fresh pair, ended at every step and resumed; what was before, the change's name, the points."""
+    vm.reset(pair)
+    before = look(vm)
+    done, points = vm.chain(cut, ("-y", "--json") + words, RESUME)
+    return before, json.loads(done.out.decode())["results"][0]["id"], points
 
 
 @pytest.fixture(scope="module")
 def overlay(ring):
-    """From devicemapper to overlay2; on the way the kills and power cuts."""
-    ring.reset(pair)
-    before = look(ring)
-    run, lines = walk(ring, before, is_overlay, EVERY if ALL else SAMPLE if FULL else (), *OVERLAY)
-    facts = {"before": before, "after": look(ring), "lines": lines, "name": json.loads(run.out.decode())["results"][0]["id"]}
+    """From devicemapper to overlay2, killed at every step on the way."""
+    before, name, points = there(ring, OVERLAY, CUT)
+    after = look(ring)
     ring.save("overlay")
-    return facts
+    return {"before": before, "after": after, "name": name, "points": points}
 
 
-def told(lines, capsys):
-    with capsys.disabled():
-        print("\n%d points: %s\n%s" % (len(lines), ", ".join("%d %s" % (sum(": %s: as" % words in line for line in lines), words) for words in (
-            "kill, resume", "kill, rollback", "power, resume", "power, rollback")), "\n".join(lines)))
-
-
-def test_to_overlay2_and_back(ring, overlay, capsys):
-    if overlay["lines"]:
-        told(overlay["lines"], capsys)
-    assert len(overlay["lines"]) >= len(SAMPLE) * FULL and is_overlay(overlay["before"], overlay["after"]) == []
+def test_killed_at_every_step_to_overlay2_and_at_every_step_back(ring, overlay, capsys):
+    before = overlay["before"]
+    assert is_overlay(before, overlay["after"]) == []
     ring.load("overlay")
     build(ring)
-    assert finished(ring, "rollback").rc == 0
-    assert is_old(overlay["before"], look(ring), kept=[overlay["name"]]) == []
-    assert finished(ring, "discard", overlay["name"]).rc == 0 and is_old(overlay["before"], look(ring)) == []
+    _, points = ring.chain(CUT, ROLLBACK, ROLLBACK)
+    told(capsys, "recreate to overlay2, ended at each by SIGKILL, resumed", overlay["points"])
+    told(capsys, "its rollback, ended at each by SIGKILL, called again", points)
+    assert is_old(before, look(ring), kept=[overlay["name"]]) == []
+    assert min(len(overlay["points"]), len(points)) > 30
+    assert finished(ring, "discard", overlay["name"]).rc == 0 and is_old(before, look(ring)) == []
+
+
+@full
+@pytest.mark.parametrize("words, goal", [(OVERLAY, is_overlay), (SMALLER, is_goal)])
+def test_the_plug_pulled_at_every_step_there_and_back(ring, words, goal, capsys):
+    before, name, points = there(ring, words, "power")
+    told(capsys, "%s, the plug pulled at each, resumed" % " ".join(words), points)
+    assert goal(before, look(ring)) == []
+    _, points = ring.chain("power", ROLLBACK, ROLLBACK)
+    told(capsys, "its rollback, the plug pulled at each, called again", points)
+    assert is_old(before, look(ring), True, [name]) == []
+
+
+@full
+def test_killed_at_every_step_of_a_new_pool_and_at_every_step_back(ring, capsys):
+    before, name, points = there(ring, SMALLER, "kill")
+    told(capsys, "recreate of a smaller pool, ended at each by SIGKILL, resumed", points)
+    assert is_goal(before, look(ring)) == []
+    _, points = ring.chain("kill", ROLLBACK, ROLLBACK)
+    told(capsys, "its rollback, ended at each by SIGKILL, called again", points)
+    assert is_old(before, look(ring), kept=[name]) == []
+
+
+@full
+@pytest.mark.parametrize("words, goal", [(OVERLAY, is_overlay), (SMALLER, is_goal)] if ALL else [(OVERLAY, is_overlay)])
+def test_either_way_on_from_a_step(ring, words, goal, capsys):
+    """Resumed or rolled back from the same place; FULL=all: from every place, after a kill and after a power cut."""
+    ring.reset(pair)
+    before = look(ring)
+    _, lines = walk(ring, before, goal, EVERY if ALL else SAMPLE, *words)
+    told(capsys, " ".join(words), lines)
+    assert len(lines) >= len(SAMPLE) and goal(before, look(ring)) == []
 
 
 def test_discard_deletes_the_old_tree_and_nothing_else(ring, overlay):
@@ -89,15 +132,6 @@ def test_discard_deletes_the_old_tree_and_nothing_else(ring, overlay):
     now = look(ring)
     assert sorted(now["root"] + [".dockfix-" + overlay["name"]]) == overlay["after"]["root"] and now["state"] == ["lock"]
     assert is_overlay(overlay["before"], now) == [] and ring.sh("ls " + BACKUP + "/manifest.json").rc == 0
-
-
-@pytest.mark.skipif(not ALL, reason="hours: FULL=all")
-def test_killed_at_every_step_of_a_new_pool(ring, capsys):
-    ring.reset(pair)
-    before = look(ring)
-    _, lines = walk(ring, before, is_goal, EVERY, *SMALLER)
-    told(lines, capsys)
-    assert len(lines) > 200 and is_goal(before, look(ring)) == []
 
 
 def test_an_orphan_of_a_killed_run_is_waited_for(ring):
