@@ -256,7 +256,8 @@ def test_ten_thousand_damages(dockfix):
     rng = random.Random(20260727)
     known = {name: figures(dockfix, read(OWN, name))[1] for name in BASES}
     kept = lost = 0
-    for number in range(10000):
+    rounds = 1000 if os.environ.get("DOCKFIX_SAMPLE") else 10000
+    for number in range(rounds):
         name = BASES[number % len(BASES)]
         data = read(OWN, name)
         kinds = [rng.choice(sorted(HARMLESS) + sorted(HARMFUL)) for _ in range(rng.choice((1, 1, 2, 3)))]
@@ -271,7 +272,7 @@ def test_ten_thousand_damages(dockfix):
             assert (field, value) in said(dockfix, data), (name, kinds, field, value, data)
         lost += sum(field not in got for field in known[name])
         assert info is None or info["Driver"] is None or info["Driver"] in dockfix.DRIVERS or "driver-type" in info["DriverStatus"]
-    assert kept > 15000 and lost > 5000         # the damages do damage, and what is left is read
+    assert kept > 1.5 * rounds and lost > rounds / 2         # the damages do damage, and what is left is read
 
 
 def test_other_shapes_of_json(dockfix):
