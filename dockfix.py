@@ -5831,6 +5831,8 @@ def look_move(host: Host, engine: Engine, word: str) -> Move:
         raise Refused("the layers of the %s driver are no plain files: copying does not move them" % info["Driver"],
                       "%s send and receive them" % info["Driver"])
     check_disk(host, str(info["Driver"]), where)
+    if info["DriverStatus"].get("driver-type"):
+        say("dockfix: warning: images and the containers' layers are in containerd's store, %s, which stays where it is: `root` in /etc/containerd/config.toml sets it" % CONTAINERD_ROOT)
     size, why = disk_usage(old, float("inf"), {raw(one.point) for one in mounts_of()})
     room = room_at(where)
     if size is None or size * 1.02 > room:

@@ -231,3 +231,15 @@ def test_the_way_back_is_said_once_only(dockfix):
     assert dockfix.show_change({"results": [row]}, False).endswith("kept in /old; rollback relocate-1 goes back; discard relocate-1 deletes it\n")
     undone = dockfix.show_change({"results": [dict(row, msg="undone: move Docker's root"), {"target": "web", "id": "", "status": "changed", "msg": ""}]}, False)
     assert "rollback" not in undone and "discard relocate-1 deletes it\nweb: changed\n" in undone
+
+
+@pytest.mark.parametrize("status, said", [({}, ""), ({"driver-type": "io.containerd.snapshotter.v1"}, "containerd's store, /var/lib/containerd, which stays where it is")])
+def test_relocate_says_that_containerds_store_stays(dockfix, tmp_path, monkeypatch, capfd, status, said):
+    (tmp_path / "old").mkdir()
+    monkeypatch.setattr(dockfix, "check_disk", lambda *words: None)     # whatever the tests' own disk is
+    info = {"Driver": "overlayfs" if status else "overlay2", "DriverStatus": status}
+    host = dockfix.Host(("docker",), 1, False, False, "", [], None, None, {"info": info}, None)
+    engine = dockfix.Engine(("docker",), True, False, str(tmp_path / "old"), dockfix.Stock([], [], [], []))
+    assert dockfix.look_move(host, engine, str(tmp_path / "new")).new == str(tmp_path / "new")
+    err = capfd.readouterr().err
+    assert said in err and bool(err) == bool(said)
