@@ -5666,10 +5666,12 @@ def run_recreate(host: Host, opts: argparse.Namespace, report: dict) -> None:
     sizes = asked_sizes(opts, pool)
     check_recreate(host, opts, engine, pool, sizes, driver)
     sized = {"StorageOpt": {}} if driver == "overlay2" else {}      # which knows no size of a container's own
+    limits = [(title_of(one), one["HostConfig"]["StorageOpt"]["size"]) for one in engine.stock.containers if sized and (one["HostConfig"].get("StorageOpt") or {}).get("size")]
     stock = engine.stock._replace(containers=[dict(one, HostConfig=dict(one["HostConfig"], **sized)) for one in engine.stock.containers
                                               if not (runs(one) and one["HostConfig"].get("AutoRemove"))])
     kept = plan_backup(host, os.path.abspath(opts.backup), stock, [], live=False)
-    kept = kept._replace(loads=[name for name, refs in (("images.tar", image_refs(stock.images)), ("own.tar", own_refs(kept))) if refs])
+    kept = kept._replace(loads=[name for name, refs in (("images.tar", image_refs(stock.images)), ("own.tar", own_refs(kept))) if refs],
+                         left_out=list(kept.left_out) + ["the limit of %s's own files (%s): overlay2 sets none" % one for one in limits])
     plan = plan_recreate(host, opts, engine, pool, kept, sizes, driver)
     report["left_out"] = kept.left_out
     for line in kept.left_out:
