@@ -72,7 +72,8 @@ SBIN = ":/usr/sbin:/sbin"   # dmsetup, losetup
 RECORD_MAX = 16 << 20       # one record of a Docker root; containers with a huge environment stay far below
 MAPPER = "/dev/mapper"
 SERVICE_PROGRAMS = ("systemctl", "service")
-SYNCED = {"mv", "dd", "cp", "rsync", "find", "create", "load", "import", "tag"}      # what they write, neither they nor dockerd bring to the disk
+# What these programs, and these words of docker's, change is not on the disk yet when they end: a power cut would take it back behind the journal.
+SYNCED = {"mkdir", "chmod", "mv", "rm", "rmdir", "dd", "cp", "truncate", "rsync", "find", "create", "load", "import", "tag", "commit", "rmi"}
 ETC_TARGETS = ("/", "/etc", "/etc/passwd", "/etc/shadow")
 
 ###############################################################################
@@ -3573,7 +3574,7 @@ def holders(out: bytes) -> str:
 def do_step(host: Host, step: Step, tick: Callable[[int], None]) -> None:
     """Raises DockfixError where the step is not done afterwards."""
     if any(tests and not failing_test(host, tests) for tests in (step.unless, step.check)):
-        return
+        return to_disk(host, step)      # a run that was killed may have done it and come no further
     try:
         do_deed(host, step, tick)
     except DockfixError as err:
@@ -3595,9 +3596,7 @@ def do_deed(host: Host, step: Step, tick: Callable[[int], None]) -> None:
         answer = change_host(host, step.argv, raw(step.data) if step.data else None, flow=Flow(step.source, step.target, beat))
         if answer.rc or answer.timed_out:
             raise DockfixError("%s: %s failed (exit %d): %s" % (step.title, sh_line(step.argv), answer.rc, first_line(answer)), "")
-        if host.memo.get("working") and SYNCED.intersection(step.argv[:4]):
-            # before the journal says that it is done: a power cut must not take it back, on whichever file system it lies
-            change_host(host, ("sync",), seconds=60)
+        to_disk(host, step)
     end = time.monotonic() + step.wait
     while step.check:
         wrong = failing_test(host, step.check)
@@ -3607,6 +3606,12 @@ def do_deed(host: Host, step: Step, tick: Callable[[int], None]) -> None:
             raise DockfixError("%s: %s" % (step.title, wrong))
         tick(0)
         time.sleep(0.2)
+
+
+def to_disk(host: Host, step: Step) -> None:
+    """Before the journal says that a step is done: a power cut must not take it back, on whichever file system it lies."""
+    if host.memo.get("working") and SYNCED.intersection(step.argv[:4]):
+        change_host(host, ("sync",), seconds=60)
 
 
 def put_file(title: str, path: str, text: str, mode: int = 0o644) -> Step:

@@ -2,13 +2,14 @@
 
     python3 kill_at.py NUMBER before|after [dockfix's words ...]
     python3 kill_at.py halt '[["before", "TITLE"], ...]' [dockfix's words ...]
-    python3 kill_at.py each kill|half|stop [dockfix's words ...]
+    python3 kill_at.py chain N '[dockfix's words ...]' '[words of the next runs ...]'
+    python3 kill_at.py each N [dockfix's words ...]
 
 NUMBER: SIGKILL before or after the step of that number (0: never).
 halt: stands still (SIGSTOP) before, after or in every step whose title such a pattern matches, "in" being once its program runs; /run/halted then
 holds "PID NUMBER SIDE TITLE".
-each: SIGKILL at the first point that no run before it has ended at (/root/kill/seen has those), so that a chain of resumes, or of rollbacks, is ended
-once at every point of the way. kill: before and after every step; half: before odd steps, after even ones; stop: the same points as half, halted there.
+each: halts so at the first point, before or after a step, where no run before it did (/root/kill/seen has those), but only at every N-th of all.
+chain: the same with SIGKILL in place of the halt, and another run goes on where that one ended, until one comes through; exits as that one does.
 dockfix.py lies beside this file (conftest.py puts it there, compiled: in emulation that takes longer than all else).
 """
 import json
@@ -46,10 +47,10 @@ def is_new(where):
 
 
 def reach(where):
-    if mode == "each":
-        wanted = where != "in" and not settling and (which == "kill" or (where == "after") != int(at.split()[1]) % 2)
-        if wanted and is_new(where):
-            os.kill(os.getpid(), signal.SIGKILL) if which != "stop" else halt(where)
+    if mode in ("each", "chain"):
+        number = 2 * int(at.split()[1]) + (where == "after")
+        if where != "in" and not settling and number % int(which) == 0 and is_new(where):
+            halt(where) if mode == "each" else os.kill(os.getpid(), signal.SIGKILL)
     elif mode == str(count) and where == which:
         os.kill(os.getpid(), signal.SIGKILL)
     elif any(where == one and re.match(pattern + r"\Z", title) for one, pattern in halts):
@@ -84,4 +85,14 @@ def settle_daemon(*words):
 
 
 dockfix.do_step, dockfix.pump, dockfix.save_journal, dockfix.settle_daemon = do_step, pump, save_journal, settle_daemon
+if mode == "chain":             # forked, for the sake of time: a start of Python takes long in emulation
+    words, again = map(json.loads, sys.argv[3:])
+    while True:
+        child = os.fork()
+        if not child:
+            sys.exit(dockfix.main(words))
+        status = os.waitpid(child, 0)[1]
+        if status != signal.SIGKILL:
+            sys.exit(os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status))
+        words = again
 sys.exit(dockfix.main(sys.argv[3:]))

@@ -352,24 +352,27 @@ class Machine:
         """A Job: a dockfix that stands still at some of its steps (kill_at.py), for vm.halted() and vm.go_on(); `armed` comes first."""
         return self.start_job(("python3", "/root/kill/kill_at.py", "halt", json.dumps(halts)) + args, b"")
 
-    def chain(self, cut, first, again):
-        """dockfix with the words `first`, and after that with `again` for as long as it takes, each ended at a point of the way where none before it was, as
-        `cut` says: "kill" and "half" as in kill_at.py, "power": the plug pulled at those of half. The Run that came through, and the points; `armed` comes first."""
+    def chain(self, every, first, again, power=False):
+        """dockfix with the words `first`, and after that with `again` for as long as it takes, each ended (by SIGKILL, or with the plug pulled) at a point of
+        the way where none before it was, at every `every`-th point (each step has two). The Run that came through, and the points; `armed` comes first."""
         self.sh("rm -f /root/kill/seen")
-        words = first
+        if not power:
+            done = self.run("python3", "/root/kill/kill_at.py", "chain", every, json.dumps(first), json.dumps(again), check=False, timeout=7200)
+        else:
+            done = self.unplugged(every, first, again)
+        points = self.sh("cat /root/kill/seen").text.splitlines()
+        assert done.rc == 0, (points[-1:], done)
+        return done, points
+
+    def unplugged(self, every, words, again):
         while True:
-            job = self.start_job(("python3", "/root/kill/kill_at.py", "each", "stop" if cut == "power" else cut) + tuple(words), b"")
-            done = None
-            while not done:
-                done = job.poll(2 if cut != "power" else 0.5)
-                if not done and cut == "power" and self.halted():
-                    self.power_off()
-                    self.boot(docker=False)
-                    break
-            points = self.sh("cat /root/kill/seen").text.splitlines()
-            if done and done.rc != -signal.SIGKILL:
-                assert done.rc == 0, (points[-1:], done)
-                return done, points
+            job, done = self.start_job(("python3", "/root/kill/kill_at.py", "each", every) + tuple(words), b""), None
+            while not done and not self.halted():
+                done = job.poll(0.5)
+            if done:
+                return done
+            self.power_off()
+            self.boot(docker=False)
             words = again
 
     def halted(self):

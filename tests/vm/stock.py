@@ -136,8 +136,10 @@ def is_goal(before, after, driver="devicemapper", sectors=(3 << 30) // 512, expl
     wrong += ["the driver is " + after["driver"]] * (after["driver"] != driver) + ["the tables are " + after["tables"]] * (
         "thin-pool" in after["tables"] if driver == "overlay2" else not re.match(r"\S+: 0 %d thin-pool [^\n]*\n\Z" % sectors, after["tables"]))
     wrong += ["units: %s" % sorted(after["units"])] * (sorted(after["units"]) != sorted(set(before["units"]) | {"zz-dockfix.conf"}))
-    own, volume = (counted(one.get(path) or "") for one, path in ((after["files"].get("db", {}), "root/log"), (after["content"].get("db-data", {}), "/log")))
-    return wrong + ["a number is missing: %r of %r" % (own, volume)] * (own != list(range(1, len(own) + 1)) or volume != list(range(1, len(volume) + 1)))
+    was, own, volume = (counted(one.get(path) or "") for one, path in (
+        (before["files"].get("db", {}), "root/log"), (after["files"].get("db", {}), "root/log"), (after["content"].get("db-data", {}), "/log")))
+    onward = was + list(range(was[-1] + 1, was[-1] + 1 + len(own) - len(was))) if was else []     # after a rollback its own file lacks what only the volume kept
+    return wrong + ["a number is missing: %r of %r" % (own, volume)] * (own != onward or volume != list(range(1, len(volume) + 1)))
 
 
 def is_old(before, after, power=False, kept=()):

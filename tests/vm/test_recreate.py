@@ -85,14 +85,15 @@ def test_rollback_and_a_second_go_and_discard(ring, smaller):
     if not FULL:
         return
     build(ring)
+    old = look(ring)
     again = ring.kill_at(0, "-", "-y", *(OVERLAY[:-1] + (BACKUP + "2",)))
     assert again.rc == 0 and b"the limit of byhand's own files (3G): overlay2 sets none" in again.err, again
     after = look(ring)
-    assert is_overlay(before, after) == []
+    assert is_overlay(old, after) == []
     second = next(one for one in after["root"] if one.startswith(".dockfix-") and name not in one)
     assert finished(ring, "discard", name).rc == 0
     now = look(ring)
-    assert sorted(now["root"] + [".dockfix-" + name]) == after["root"] and is_overlay(before, now) == []
+    assert sorted(now["root"] + [".dockfix-" + name]) == after["root"] and is_overlay(old, now) == []
     assert finished(ring, "rollback").rc == 0 and is_old(before, look(ring), kept=[second[9:]]) == []
 
 
@@ -112,7 +113,7 @@ FULL_POOL = r"""
 docker save -o /data/image dockfix-test/busybox
 docker rm -f web idle; docker volume rm web-data
 systemctl stop docker.socket docker
-for pool in $(dmsetup ls --target thin-pool | cut -f 1); do dmsetup remove --retry $pool; done
+for pool in $(dmsetup ls --target thin-pool | grep -o '^docker[^	]*'); do dmsetup remove --retry $pool; done
 rm -rf /var/lib/docker/devicemapper /var/lib/docker/image /var/lib/docker/containers
 sed -i 's/loopdatasize=4G/loopdatasize=512M/; s/loopmetadatasize=1G/loopmetadatasize=64M/; s/basesize=2G/basesize=1G/' /etc/systemd/system/docker.service.d/storage.conf
 systemctl daemon-reload; systemctl start docker.socket docker
