@@ -2515,7 +2515,7 @@ def look_at_layers(path: str, follow: bool) -> Layers:
     except OSError as err:
         raise EnvironmentFault("Docker's root %s cannot be read: %s" % (path, err.strerror),
                                "sudo python3 dockfix.py ..." if isinstance(err, PermissionError) else "--root DIR names another") from None
-    root = Root(os.path.realpath(path), fd, follow, out.unread, set())
+    root = Root(real_path(path), fd, follow, out.unread, set())
     for name in ["."] + list(read_records(root, ".", None, None, None, form=r"[0-9]+\.[0-9]+\Z")):
         tree = Root(os.path.normpath(os.path.join(root.path, name)), open_below(root, name, None), follow, out.unread, set())
         if tree.fd >= 0:
@@ -2603,8 +2603,10 @@ def mounts_of(pid: str = "self") -> List[Mount]:
     """What is mounted in a process's view; nothing where that process is gone."""
     try:
         return parse_mountinfo(text_of(read_all("/proc/%s/mountinfo" % pid)))
-    except FileNotFoundError:
-        return []
+    except OSError:
+        if pid == "self":
+            raise
+        return []                       # not there, or dead and not yet buried: EINVAL
 
 
 def pool_prefix(home: str) -> str:
@@ -2643,7 +2645,7 @@ def disk_usage(path: str, until: float, points: set) -> Tuple[Optional[int], str
     try:
         top = os.open(raw(path), folder)
         device = os.fstat(top).st_dev
-        total = enter(top, raw(os.path.realpath(path)))
+        total = enter(top, os.path.realpath(raw(path)))
     except OSError as err:
         quietly(os.close, stack[0][0]) if stack else None
         return None, "not measured: %s" % err.strerror
@@ -3710,7 +3712,7 @@ def read_journal(host: Host, name: str = JOURNAL) -> Optional[Journal]:
         return Journal(plan, int(found["at"]), int(found["reached"]), str(found["going"]))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError):
         raise HalfWay("the journal %s is not understood" % os.path.join(host.state, name),
                       "made by another version of dockfix? use that one") from None
 
@@ -4107,7 +4109,7 @@ def look_engine(host: Host, stop: bool = True) -> Engine:
     """stop: whether the daemon is to be stopped, for which all that it holds is looked up."""
     systemd = os.path.isdir(SYSTEMD_MARK)
     socket = systemd and query_host(host, ("systemctl", "is-active", "docker.socket")).rc == 0
-    root = os.path.realpath(str(engine_info(host)["DockerRootDir"]))
+    root = real_path(str(engine_info(host)["DockerRootDir"]))
     return Engine(host.docker, systemd, socket, root, look_stock(host) if stop else Stock([], [], [], []))
 
 
@@ -4230,7 +4232,7 @@ def option_steps(wanted: Sequence[Tuple[str, str, Optional[str]]], add: bool = T
 
 def option_edit(source: OptionSource, text: str) -> Tuple[Step, ...]:
     """The steps that put the edited text of one place where it belongs: for a unit, a drop-in of dockfix's own."""
-    path = os.path.realpath(source.path)
+    path = real_path(source.path)
     if source.kind == "unit":
         step = put_file("set the options in " + DROP_IN, DROP_IN, "[Service]\nExecStart=\nExecStart=%s\n" % text)
         return (folder_step(os.path.dirname(DROP_IN)), step._replace(undo=step.undo + (RELOAD,)))
@@ -4390,8 +4392,8 @@ def backup_size(host: Host, stock: Stock) -> int:
 
 def check_folder(host: Host, folder: str, size: int) -> None:
     """Refuses what is no place for a backup: not empty, somebody else's, below Docker's root, on too small a disk."""
-    root = os.path.realpath(str(engine_info(host)["DockerRootDir"] or DOCKER_ROOT))
-    if (os.path.realpath(folder) + "/").startswith(root + "/"):
+    root = real_path(str(engine_info(host)["DockerRootDir"] or DOCKER_ROOT))
+    if (real_path(folder) + "/").startswith(root + "/"):
         raise Refused("%s lies below Docker's own root %s" % (folder, root), "a folder on another disk")
     try:
         if os.path.lexists(raw(folder)) and (os.lstat(raw(folder)).st_uid != os.geteuid() or os.listdir(raw(folder))):
@@ -5671,12 +5673,13 @@ def run_recreate(host: Host, opts: argparse.Namespace, report: dict) -> None:
     sizes = asked_sizes(opts, pool)
     check_recreate(host, opts, engine, pool, sizes, driver)
     sized = {"StorageOpt": {}} if driver == "overlay2" else {}      # which knows no size of a container's own
-    limits = [(title_of(one), one["HostConfig"]["StorageOpt"]["size"]) for one in engine.stock.containers if sized and (one["HostConfig"].get("StorageOpt") or {}).get("size")]
+    sizes_of = {title_of(one): (one["HostConfig"].get("StorageOpt") or {}).get("size") for one in engine.stock.containers if sized}
+    limits = ["the limit of %s's own files (%s): overlay2 sets none" % pair for pair in sizes_of.items() if pair[1]]
     stock = engine.stock._replace(containers=[dict(one, HostConfig=dict(one["HostConfig"], **sized)) for one in engine.stock.containers
                                               if not (runs(one) and one["HostConfig"].get("AutoRemove"))])
     kept = plan_backup(host, os.path.abspath(opts.backup), stock, [], live=False)
     kept = kept._replace(loads=[name for name, refs in (("images.tar", image_refs(stock.images)), ("own.tar", own_refs(kept))) if refs],
-                         left_out=list(kept.left_out) + ["the limit of %s's own files (%s): overlay2 sets none" % one for one in limits])
+                         left_out=list(kept.left_out) + limits)
     plan = plan_recreate(host, opts, engine, pool, kept, sizes, driver)
     report["left_out"] = kept.left_out
     for line in kept.left_out:
@@ -5839,7 +5842,8 @@ def look_move(host: Host, engine: Engine, word: str) -> Move:
                       "%s send and receive them" % info["Driver"])
     check_disk(host, str(info["Driver"]), where)
     if info["DriverStatus"].get("driver-type"):
-        say("dockfix: warning: images and the containers' layers are in containerd's store, %s, which stays where it is: `root` in /etc/containerd/config.toml sets it" % CONTAINERD_ROOT)
+        say("dockfix: warning: images and the containers' layers are in containerd's store, %s, which stays where it is: "
+            "`root` in /etc/containerd/config.toml sets it" % CONTAINERD_ROOT)
     size, why = disk_usage(old, float("inf"), {raw(one.point) for one in mounts_of()})
     room = room_at(where)
     if size is None or size * 1.02 > room:
@@ -6050,7 +6054,10 @@ def finished_change(host: Host, name: str) -> Journal:
     if name not in names and (name or len(names) != 1):
         none = "no storage change stands half-way, and %d finished ones are kept" % len(names)
         raise UsageError("there is no storage change %s" % name if name else none, "kept: %s" % ", ".join(names) if names else "")
-    return read_journal(host, (name or names[0]) + ".json") or Journal(Plan("", "", "", ()))
+    found = read_journal(host, (name or names[0]) + ".json")
+    if not found:
+        raise UsageError("the storage change %s was just discarded" % (name or names[0]), "ls %s" % sh_quote(host.state))
+    return found
 
 
 def made_since(host: Host, facts: dict) -> List[str]:
