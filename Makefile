@@ -23,6 +23,7 @@ UNIT     := $(addprefix unit-,$(VERSIONS))
 ENGINE    = engine-oldest $(if $(filter-out $(OLDEST),$(NEWEST))$(word 2,$(CLIENTS)),engine-newest)
 
 test: RINGS = $(ENGINE) $(UNIT)
+test test-engine: JOBS = $$(($$(nproc) + 1))    # they wait a lot
 test: ## both rings: tests/unit under every Python 3.6+ found, tests/engine under the oldest and the newest
 test-unit: RINGS = $(UNIT)
 test-unit: ## without an engine, under every Python found
@@ -37,7 +38,7 @@ test test-unit test-engine test-vm:
 	@$(if $(VERSIONS),,echo 'no Python 3.6 or newer found (Debian: apt-get install python3-venv)' >&2; exit 1)
 	@rm -rf .venv/results && mkdir -p .venv/results
 	@for ring in $(RINGS); do echo "NOT RUN: $$ring (reason above)" >.venv/results/$$ring; done
-	@$(MAKE) --no-print-directory -k -O $(if $(findstring -j,$(MAKEFLAGS)),,-j$(shell nproc)) $(RINGS) || :
+	@$(MAKE) --no-print-directory -k -O $(if $(findstring -j,$(MAKEFLAGS)),,-j$(or $(JOBS),$$(nproc))) $(RINGS) || :
 	@echo; $(if $(or $(word 2,$(CLIENTS)),$(filter test-unit test-vm,$@)),,echo 'one docker client found: $(CLIENTS)';) \
 		cat $(addprefix .venv/results/,$(RINGS))
 	@! grep -q '^FAILED' .venv/results/* && grep -q '^passed' .venv/results/* && \

@@ -134,6 +134,7 @@ def test_discard_deletes_the_old_tree_and_nothing_else(ring, overlay):
     assert is_overlay(overlay["before"], now) == [] and ring.sh("ls " + BACKUP + "/manifest.json").rc == 0
 
 
+@full
 def test_an_orphan_of_a_killed_run_is_waited_for(ring):
     ring.reset(pair)
     before = look(ring)

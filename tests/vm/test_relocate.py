@@ -131,6 +131,7 @@ def at(vm, place, pool=None):
     return up[0]
 
 
+@full
 def test_there_and_back_though_the_pool_outlives_the_daemon(vm):
     outlive(vm)
     before, pool = look(vm), at(vm, OLD)
@@ -169,7 +170,7 @@ def test_a_power_cut_in_the_copy_and_one_after_it_then_discard(vm):
     same(vm, before)
 
 
-# (before or after, title of a step) where dockfix dies and is rolled back from: one of each kind; one alone without FULL=1
+# (before or after, title of a step) where dockfix dies and is rolled back from: one of each kind
 PLACES = [("after", "set the old root aside.*"), ("after", "stop docker.socket"), ("after", "hold docker down.*"), ("before", "copy"), ("after", "put the new place.*"),
           ("after", "set the options.*"), ("before", "start docker"), ("after", "start docker"), ("before", "start db")]
 
@@ -186,7 +187,8 @@ def kill_at(vm, side, title, *command):
 
 
 def test_killed_at_steps_there_and_back(vm, capsys):
-    """At two points for five steps, or before and after each: every run goes on where the one before it ended."""
+    """At two points for five steps, or before and after each: every run goes on where the one before it ended. The pool outlives the daemon."""
+    outlive(vm)
     before, pool, every = look(vm), at(vm, OLD), 1 if FULL else 5
     _, there = vm.chain(every, ("--json", "relocate", "-y", NEW), ("--json", "resume"))
     at(vm, NEW)
@@ -206,7 +208,8 @@ def rolled_back(vm, before, pool, left=""):
     same(vm, before)
 
 
-@pytest.mark.parametrize("side, title", PLACES if FULL else PLACES[:1])
+@full
+@pytest.mark.parametrize("side, title", PLACES)
 def test_killed_at_a_step_then_rolled_back(vm, side, title):
     before, pool = look(vm), at(vm, OLD)
     kill_at(vm, side, title, "relocate", "-y", NEW)
