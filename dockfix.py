@@ -4441,7 +4441,8 @@ def settings_steps(host: Host, kept: Backup) -> List[Step]:
     steps = [Step("make %s" % kept.folder, ("mkdir", "-m", "700", "-p", kept.folder), undo=(remove,)),
              Step("close %s to others" % kept.folder, ("chmod", "700", kept.folder))]
     for file, kind, docs in zip(STOCK_FILES, ("container", "image", "network", "volume"), kept.stock):
-        words = exists_test(host, kind, "")[1:-1] + tuple(one.get("Id") or one["Name"] for one in docs)
+        # the bridge by its name: docker makes it anew at each start, a reboot's included
+        words = exists_test(host, kind, "")[1:-1] + tuple("bridge" if one.get("Name") == "bridge" else one.get("Id") or one["Name"] for one in docs)
         steps += kept_file(Step("settings of %d %ss" % (len(docs), kind), words if docs else ("echo", "[]")), kept.path(file))
     return steps
 

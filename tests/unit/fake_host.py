@@ -91,7 +91,7 @@ class FakeHost:
                 name = POOL % os.stat(os.path.join(self.root, "devicemapper")).st_ino
                 self.save(pool={"name": name, "data": sizes[0], "metadata": sizes[1], "loop": sizes, "inactive": None, "state": "ACTIVE"})
                 open(self.box.at("mapper", name), "w").close()
-        self.save(daemon=True)
+        self.save(daemon=True, starts=state.get("starts", 0) + 1)
         found = self.db("containers")
         for one in found.values():
             one["running"] = one["started"] and (one["policy"] == "always" or one["policy"] == "unless-stopped" and not one.get("stopped"))
@@ -328,7 +328,13 @@ class FakeHost:
         return 0, "".join("%s\n" % one for one in (sorted(set(found.values())) if "-q" in argv else sorted(found)))
 
     def docker_network(self, argv, stdin):
-        return 0, "" if argv[0] == "ls" else "[]"
+        """The bridge, which docker makes anew at each start."""
+        ident = "%064x" % self.load()["starts"]
+        if argv[0] == "ls":
+            return 0, ident + "\n"
+        if not set(argv[1:]) <= {ident, "bridge"}:
+            return 1, "Error: No such network: " + argv[1]
+        return 0, json.dumps([{"Name": "bridge", "Id": ident, "Driver": "bridge", "Scope": "local"} for _ in argv[1:]])
 
     def docker_volume(self, argv, stdin):
         if argv[0] == "ls":
