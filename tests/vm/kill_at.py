@@ -1,16 +1,18 @@
-"""Runs in the virtual machine: dockfix, ended or halted at steps of the storage change that it makes.
+"""Runs in the virtual machine (tests/engine uses it too): dockfix, ended or halted at steps of the storage change that it makes.
 
     python3 kill_at.py NUMBER before|after [dockfix's words ...]
+    python3 kill_at.py during TITLE [dockfix's words ...]
     python3 kill_at.py halt '[["before", "TITLE"], ...]' [dockfix's words ...]
     python3 kill_at.py chain N '[dockfix's words ...]' '[words of the next runs ...]'
     python3 kill_at.py each N [dockfix's words ...]
 
 NUMBER: SIGKILL before or after the step of that number (0: never).
+during: SIGKILL as soon as a program runs for the first step with these words in its title; that program goes on.
 halt: stands still (SIGSTOP) before, after or in every step whose title such a pattern matches, "in" being once its program runs; /run/halted then
 holds "PID NUMBER SIDE TITLE".
 each: halts so at the first point, before or after a step, where no run before it did (/root/kill/seen has those), but only at every N-th of all.
 chain: the same with SIGKILL in place of the halt, and another run goes on where that one ended, until one comes through; exits as that one does.
-dockfix.py lies beside this file (conftest.py puts it there, compiled: in emulation that takes longer than all else).
+In the machine dockfix.py lies beside this file (machine.py puts it there, compiled: in emulation that takes longer than all else).
 """
 import json
 import os
@@ -66,6 +68,8 @@ def do_step(host, step, tick):
 
 
 def pump(host, child, *more):
+    if mode == "during" and title and which in title:
+        os.kill(os.getpid(), signal.SIGKILL)
     if host.memo.get("working") and child.args and (b"save" in child.args or b"load" in child.args):
         reach("in")
     return real["pump"](host, child, *more)
