@@ -8,7 +8,7 @@
 
 NUMBER: SIGKILL before or after the step of that number (0: never).
 during: SIGKILL as soon as a program runs for the first step with these words in its title; that program goes on.
-halt: stands still (SIGSTOP) before, after or in every step whose title such a pattern matches, "in" being once its program runs; /run/halted then
+halt: stands still (SIGSTOP) before, after or in every step whose title such a pattern matches, "in" being once its program (cp, docker save, docker load) runs, which then stands still too; /run/halted then
 holds "PID NUMBER SIDE TITLE".
 each: halts so at the first point, before or after a step, where no run before it did (/root/kill/seen has those), but only at every N-th of all.
 chain: the same with SIGKILL in place of the halt, and another run goes on where that one ended, until one comes through; exits as that one does.
@@ -19,6 +19,7 @@ import os
 import re
 import signal
 import sys
+import time
 
 import dockfix
 
@@ -70,8 +71,11 @@ def do_step(host, step, tick):
 def pump(host, child, *more):
     if mode == "during" and title and which in title:
         os.kill(os.getpid(), signal.SIGKILL)
-    if host.memo.get("working") and child.args and (b"save" in child.args or b"load" in child.args):
+    if host.memo.get("working") and {b"save", b"load", b"cp"}.intersection(child.args[:2]) and any(where == "in" for where, _ in halts):
+        time.sleep(0.3)
+        os.kill(child.pid, signal.SIGSTOP)      # in the middle of its work
         reach("in")
+        os.kill(child.pid, signal.SIGCONT)
     return real["pump"](host, child, *more)
 
 

@@ -150,9 +150,9 @@ def test_there_and_back_though_the_pool_outlives_the_daemon(vm):
 def test_a_power_cut_in_the_copy_and_one_after_it_then_discard(vm):
     before, pool = look(vm), at(vm, OLD)
     vm.sh("echo 0 > /proc/sys/vm/dirty_writeback_centisecs; echo 90 > /proc/sys/vm/dirty_ratio")      # only what is synced is on the disks
-    stopped = vm.spawn("until pid=$(pidof cp) && [ $(stat -c %%b %s/devicemapper/devicemapper/data) -gt 4000 ] && kill -STOP $pid; do :; done 2>/dev/null" % NEW)
-    vm.spawn_dockfix("relocate", "-y", NEW)
-    assert stopped.wait(900).rc == 0, "the middle of the copy"
+    job, end = vm.halt_at([["in", "copy"]], "relocate", "-y", NEW), time.monotonic() + 900
+    while not vm.halted():
+        assert not job.poll(1) and time.monotonic() < end
     vm.power_off()
     vm.boot(docker=False)
     held = vm.sh("systemctl start docker.service; systemctl is-active docker", check=False)
