@@ -157,7 +157,7 @@ REFUSALS = (
     ("", OVERLAY[:-1] + (ROOT + "/b",), "below Docker's own root"),
     ("fallocate -l $(df --output=avail -B1 /data | tail -n 1) /data/full || :", OVERLAY, "free"),
     ("rm /data/full; fallocate -l $(df --output=avail -B1 / | tail -n 1) /full || :", OVERLAY[:-1] + ("/backup",), "free"),
-    ("rm /full; docker run -d --rm --name passing dockfix-test/busybox", OVERLAY, "passing"),
+    ("rm -f /full; docker run -d --rm --name passing dockfix-test/busybox", OVERLAY, "passing"),
     ("docker stop passing; while docker inspect passing; do sleep 0.2; done; mkdir /var/lib/docker/mine; mount -t tmpfs mine /var/lib/docker/mine", SMALLER, "/var/lib/docker/mine"),
     ("umount /var/lib/docker/mine; rmdir /var/lib/docker/mine; echo '{\"live-restore\": true}' > /etc/docker/daemon.json; systemctl reload docker;"
      "until docker info | grep 'Live Restore Enabled: true'; do sleep 1; done", SMALLER, "live-restore"),
