@@ -138,7 +138,8 @@ def is_goal(before, after, driver="devicemapper", sectors=(3 << 30) // 512, expl
     wrong += ["units: %s" % sorted(after["units"])] * (sorted(after["units"]) != sorted(set(before["units"]) | {"zz-dockfix.conf"}))
     was, own, volume = (counted(one.get(path) or "") for one, path in (
         (before["files"].get("db", {}), "root/log"), (after["files"].get("db", {}), "root/log"), (after["content"].get("db-data", {}), "/log")))
-    onward = was + list(range(was[-1] + 1, was[-1] + 1 + len(own) - len(was))) if was else []     # after a rollback its own file lacks what only the volume kept
+    last = was[-1] if was else 0        # after a rollback its own file lacks what only the volume kept
+    onward = was + list(range(last + 1, last + 1 + len(own) - len(was)))
     return wrong + ["a number is missing: %r of %r" % (own, volume)] * (own != onward or volume != list(range(1, len(volume) + 1)))
 
 
