@@ -21,9 +21,12 @@ def clean(data):
 
 
 def send(pid, number):
-    """A signal, and the time to take it: a second one of its kind that comes before that would be lost."""
+    """A signal, and the time to take it: a second one of its kind that comes before that would be lost. One that ends the process stays marked as waiting."""
+    def taken():
+        status = open("/proc/%d/status" % pid).read()
+        return "State:\tZ" in status or not int(re.search(r"ShdPnd:\s*([0-9a-f]+)", status).group(1), 16) >> (number - 1) & 1
     os.kill(pid, number)
-    wait_for(lambda: not int(re.search(r"ShdPnd:\s*([0-9a-f]+)", open("/proc/%d/status" % pid).read()).group(1), 16) >> (number - 1) & 1, 60, "delivery of the signal")
+    wait_for(taken, 60, "delivery of the signal")
     time.sleep(0.15)
 
 
