@@ -4002,13 +4002,17 @@ class Stock(NamedTuple):
     volumes: List[dict]
 
 
-def look_stock(host: Host) -> Stock:
-    """Eight docker calls, whatever there is. Raises EnvironmentFault."""
-    containers = inspect_objects(host, "container", [target.id for target in list_containers(host)])
+def look_containers(host: Host) -> List[dict]:
+    """What docker inspect says of each, in the order of their dependencies: two docker calls. Raises EnvironmentFault."""
+    return facts_of(inspect_objects(host, "container", [target.id for target in list_containers(host)]), in_order)
+
+
+def look_stock(host: Host, containers: List[dict]) -> Stock:
+    """These and all else: six docker calls more, whatever there is. Raises EnvironmentFault."""
     lists = [("images", "-q", "--no-trunc"), ("network", "ls", "-q", "--no-trunc"), ("volume", "ls", "-q")]
     names = [expect(query(host, *words), "docker " + words[0]).out_text().split() for words in lists]
     images = inspect_objects(host, "image", sorted(set(names[0]) | {one["Image"] for one in containers}))
-    return Stock(facts_of(containers, in_order), images, inspect_objects(host, "network", names[1]), inspect_objects(host, "volume", names[2]))
+    return Stock(containers, images, inspect_objects(host, "network", names[1]), inspect_objects(host, "volume", names[2]))
 
 
 def object_names(host: Host) -> Dict[str, List[str]]:
@@ -4085,12 +4089,13 @@ RELOAD = Step("let systemd read its units again", ("systemctl", "daemon-reload")
 
 
 class Engine(NamedTuple):
-    """The daemon as it stands, so that it can be stopped and started again as it was. root: DockerRootDir, links resolved; stock: what it holds."""
+    """The daemon as it stands, so that it can be stopped and started again as it was. root: DockerRootDir, links resolved; containers: as
+    docker inspect has them, in the order of their dependencies."""
     docker: Tuple[str, ...]
     systemd: bool
     socket: bool
     root: str
-    stock: Stock
+    containers: List[dict]
 
     def answers(self) -> Tuple[str, ...]:
         return ("ok",) + self.docker + ("version", "--format", "{{.Server.Version}}")
@@ -4106,11 +4111,11 @@ class Engine(NamedTuple):
 
 
 def look_engine(host: Host, stop: bool = True) -> Engine:
-    """stop: whether the daemon is to be stopped, for which all that it holds is looked up."""
+    """stop: whether the daemon is to be stopped, for which its containers are looked up."""
     systemd = os.path.isdir(SYSTEMD_MARK)
     socket = systemd and query_host(host, ("systemctl", "is-active", "docker.socket")).rc == 0
     root = real_path(str(engine_info(host)["DockerRootDir"]))
-    return Engine(host.docker, systemd, socket, root, look_stock(host) if stop else Stock([], [], [], []))
+    return Engine(host.docker, systemd, socket, root, look_containers(host) if stop else [])
 
 
 def check_stop(host: Host, engine: Engine, lose: Sequence[str]) -> None:
@@ -4119,7 +4124,7 @@ def check_stop(host: Host, engine: Engine, lose: Sequence[str]) -> None:
     if info["LiveRestoreEnabled"] == "true":
         raise Refused("the daemon has live-restore: its containers, and the pool under them, would outlive the stop",
                       "set live-restore to false, restart docker, then again")
-    doomed = [title_of(one) for one in engine.stock.containers if runs(one) and one["HostConfig"].get("AutoRemove") and title_of(one) not in lose]
+    doomed = [title_of(one) for one in engine.containers if runs(one) and one["HostConfig"].get("AutoRemove") and title_of(one) not in lose]
     if doomed:
         raise Refused("docker removes %s for good when it stops (--rm)" % ", ".join(doomed),
                       "stop it yourself, or --lose-autoremove " + " --lose-autoremove ".join(doomed))
@@ -4131,7 +4136,7 @@ def check_stop(host: Host, engine: Engine, lose: Sequence[str]) -> None:
 
 def run_again(engine: Engine) -> Tuple[Step, ...]:
     """Starts by name what ran before: docker itself leaves those down that were stopped by hand before, or have no restart policy."""
-    return tuple(step._replace(soft=True, wait=30, daemon="up") for doc in engine.stock.containers if not doc["HostConfig"].get("AutoRemove")
+    return tuple(step._replace(soft=True, wait=30, daemon="up") for doc in engine.containers if not doc["HostConfig"].get("AutoRemove")
                  for step in run_steps(engine, [doc], doc["Id"], state_test(engine, doc["Id"], ".State.Running", "true")))
 
 
@@ -4549,7 +4554,7 @@ def lost_settings(old: dict, olds: Sequence[dict], new: dict, news: Sequence[dic
 
 
 def compare_containers(host: Host, kept: Backup, failed: Dict[str, str], known: set) -> List[dict]:
-    docs, now, rows = kept.stock.containers, look_stock(host).containers, []
+    docs, now, rows = kept.stock.containers, look_containers(host), []
     for doc in docs:
         name, new = title_of(doc), [one for one in now if title_of(one) == title_of(doc)]
         lost = [word for one in new for word in lost_settings(doc, docs, one, now)] + create_recipe(doc, {}, docs).lost
@@ -5604,7 +5609,7 @@ def run_grow(host: Host, opts: argparse.Namespace, report: dict) -> None:
         return change_row(report, plan, "unchanged", plan.goal)
     stops = "nothing stops"
     if opts.offline and larger:
-        stops = "docker and its %d running containers stop meanwhile" % sum(map(runs, engine.stock.containers))
+        stops = "docker and its %d running containers stop meanwhile" % sum(map(runs, engine.containers))
     run_change(host, opts, report, plan, "grow the pool %s (%s; %s)?" % (pool.name, goal, stops))
 
 
@@ -5672,16 +5677,17 @@ def run_recreate(host: Host, opts: argparse.Namespace, report: dict) -> None:
     engine = look_engine(host)
     pool = look_pool(host, engine)
     sizes = asked_sizes(opts, pool)
-    check_recreate(host, opts, engine, pool, sizes, driver)
+    stock = look_stock(host, engine.containers)
+    size = check_recreate(host, opts, engine, stock, pool, sizes, driver)
     sized = {"StorageOpt": {}} if driver == "overlay2" else {}      # which knows no size of a container's own
-    sizes_of = {title_of(one): (one["HostConfig"].get("StorageOpt") or {}).get("size") for one in engine.stock.containers if sized}
+    sizes_of = {title_of(one): (one["HostConfig"].get("StorageOpt") or {}).get("size") for one in engine.containers if sized}
     limits = ["the limit of %s's own files (%s): overlay2 sets none" % pair for pair in sizes_of.items() if pair[1]]
-    stock = engine.stock._replace(containers=[dict(one, HostConfig=dict(one["HostConfig"], **sized)) for one in engine.stock.containers
-                                              if not (runs(one) and one["HostConfig"].get("AutoRemove"))])
+    stock = stock._replace(containers=[dict(one, HostConfig=dict(one["HostConfig"], **sized)) for one in engine.containers
+                                       if not (runs(one) and one["HostConfig"].get("AutoRemove"))])
     kept = plan_backup(host, os.path.abspath(opts.backup), stock, [], live=False)
     kept = kept._replace(loads=[name for name, refs in (("images.tar", image_refs(stock.images)), ("own.tar", own_refs(kept))) if refs],
                          left_out=list(kept.left_out) + limits)
-    plan = plan_recreate(host, opts, engine, pool, kept, sizes, driver)
+    plan = plan_recreate(host, opts, engine, pool, kept, sizes, driver, size)
     report["left_out"] = kept.left_out
     for line in kept.left_out:
         say("dockfix: not in the backup: " + line)
@@ -5689,7 +5695,8 @@ def run_recreate(host: Host, opts: argparse.Namespace, report: dict) -> None:
     compare_stock(host, opts, report, plan)
 
 
-def check_recreate(host: Host, opts: argparse.Namespace, engine: Engine, pool: LoopPool, sizes: Dict[str, int], driver: str) -> None:
+def check_recreate(host: Host, opts: argparse.Namespace, engine: Engine, stock: Stock, pool: LoopPool, sizes: Dict[str, int], driver: str) -> int:
+    """Bytes that the backup takes. Raises Refused."""
     info, folder = engine_info(host), os.path.abspath(opts.backup)
     if str(info["Swarm"] or "inactive") not in ("inactive", "None"):
         raise Refused("this host is a node of a swarm (%s): its tasks and secrets cannot be carried over" % info["Swarm"],
@@ -5700,12 +5707,13 @@ def check_recreate(host: Host, opts: argparse.Namespace, engine: Engine, pool: L
         check_sizes(pool, sizes, opts.overcommit)
     check_stop(host, engine, opts.lose_autoremove)
     check_pools(host, every_pool(pool.name), pool.name)
-    size, room = backup_size(host, engine.stock), room_at(engine.root)
+    size, room = backup_size(host, stock), room_at(engine.root)
     same = os.stat(raw(os.path.dirname(folder))).st_dev == os.stat(raw(engine.root)).st_dev if os.path.isdir(os.path.dirname(folder)) else False
     check_folder(host, folder, size * 2 if same else size)
     if size > room:
         raise Refused("old and new lie side by side for a while: the new one takes up to %s, and the disk of %s has %s free" % (
             show_size(size), engine.root, show_size(room)), "python3 dockfix.py reclaim --images --containers, or relocate first")
+    return size
 
 
 def check_overlay(host: Host, root: str) -> None:
@@ -5715,12 +5723,14 @@ def check_overlay(host: Host, root: str) -> None:
     check_disk(host, "overlay2", root)
 
 
-def plan_recreate(host: Host, opts: argparse.Namespace, engine: Engine, pool: LoopPool, kept: Backup, sizes: Dict[str, int], driver: str) -> Plan:
+def plan_recreate(host: Host, opts: argparse.Namespace, engine: Engine, pool: LoopPool, kept: Backup, sizes: Dict[str, int], driver: str,
+                  size: int) -> Plan:
+    """size: bytes of the backup."""
     name = new_name("pool-recreate")
     keeps, stock, overlay = os.path.join(engine.root, ".dockfix-" + name), kept.stock, driver == "overlay2"
     base = ", base size %s" % opts.base_size if opts.base_size else ""
     goal = "overlay2" if overlay else "a pool of %s data, %s metadata%s" % (show_size(sizes["data"]), show_size(sizes["metadata"]), base)
-    backup = settings_steps(host, kept) + save_steps(host, kept, "images.tar", image_refs(stock.images), backup_size(host, stock))
+    backup = settings_steps(host, kept) + save_steps(host, kept, "images.tar", image_refs(stock.images), size)
     own = own_steps(host, kept) + save_steps(host, kept, "own.tar", own_refs(kept)) + volume_steps(host, kept)
     sealed = seal_step(kept)._replace(undo=())
     own += [step._replace(title="verify " + step.title) for step in check_steps(kept)] + [sealed]
@@ -5904,7 +5914,7 @@ def run_backup(host: Host, opts: argparse.Namespace, report: dict) -> None:
     if opts.verify:
         return verify_backup(host, opts, report, read_backup(folder))
     lock_storage(host, opts)
-    stock = look_stock(host)
+    stock = look_stock(host, look_containers(host))
     check_folder(host, folder, backup_size(host, stock))
     kept = plan_backup(host, folder, stock, ["images.tar"])
     kept = kept if stock.images else kept._replace(loads=[])
@@ -5951,7 +5961,7 @@ def run_restore(host: Host, opts: argparse.Namespace, report: dict) -> None:
     those that are missing."""
     kept = read_backup(os.path.abspath(opts.words[0]))
     lock_storage(host, opts)
-    have, note = look_stock(host), os.path.join(host.state, "restored-%s.txt" % kept.made.replace(":", ""))
+    have, note = look_stock(host, look_containers(host)), os.path.join(host.state, "restored-%s.txt" % kept.made.replace(":", ""))
     why = restore_refusals(kept, have, os.path.exists(raw(note)))
     if why:
         raise Refused("; ".join(why), "rename or remove what is in the way; nothing that exists is overwritten")
