@@ -160,7 +160,7 @@ REFUSALS = (
     ("docker stop passing; while docker inspect passing; do sleep 0.2; done; mkdir /var/lib/docker/mine; mount -t tmpfs mine /var/lib/docker/mine", SMALLER, "/var/lib/docker/mine"),
     ("umount /var/lib/docker/mine; rmdir /var/lib/docker/mine; echo '{\"live-restore\": true}' > /etc/docker/daemon.json; systemctl reload docker;"
      "until docker info | grep 'Live Restore Enabled: true'; do sleep 1; done", SMALLER, "live-restore"),
-    ("echo '{}' > /etc/docker/daemon.json; systemctl reload docker; until docker info | grep 'Live Restore Enabled: false'; do sleep 1; done;"
+    ("echo '{\"live-restore\": false}' > /etc/docker/daemon.json; systemctl reload docker; until docker info | grep 'Live Restore Enabled: false'; do sleep 1; done;"
      "docker swarm init --advertise-addr 127.0.0.1 --listen-addr 127.0.0.1:2377", SMALLER, "swarm"),
     ("docker swarm leave --force; echo '{\"storage-opts\": [\"dm.basesize=1G\"]}' > /etc/docker/daemon.json", SMALLER, "two places"),
 )
