@@ -24,9 +24,9 @@ ENGINE    = engine-oldest $(if $(filter-out $(OLDEST),$(NEWEST))$(word 2,$(CLIEN
 
 test: RINGS = $(ENGINE) $(UNIT)
 test test-engine: JOBS = $$(($$(nproc) + 1))    # they wait a lot
-test: ## both rings: tests/unit under every Python 3.6+ found, tests/engine under the oldest and the newest
+test: ## both rings: tests/unit under every Python 3.6+ found (between oldest and newest a third of it each), tests/engine under these two
 test-unit: RINGS = $(UNIT)
-test-unit: ## without an engine, under every Python found
+test-unit: ## without an engine, under every Python found (the same)
 test-engine: RINGS = $(ENGINE)
 test-engine: ## on a private dockerd (root; installs docker.io, busybox-static, debootstrap, gcc, musl-tools, libfaketime, dosfstools and rsync when missing)
 test-vm: RINGS = $(VM)
@@ -50,7 +50,7 @@ ring = @$(3) $(call pytest,$(1)) $(4) >.venv/results/$@.log 2>&1 && word=passed 
 	echo "$$word: $(4), Python $$(.venv/$(1)/bin/python -c 'import platform as p; print(p.python_version())')$(2): $$(tail -n 1 \
 	.venv/results/$@.log)" >.venv/results/$@; rm .venv/results/$@.log; [ $$word = passed ]
 
-# the kill matrix, the same on every Python, is thinned out but for the oldest and the newest
+# whole under the oldest and the newest; between them a third of the tests each, so that three neighbours run them all
 $(UNIT): unit-%: .venv/%/ready
 	$(call ring,$*,,$(if $(filter $*,$(OLDEST) $(NEWEST)),,DOCKFIX_SAMPLE=1),tests/unit)
 

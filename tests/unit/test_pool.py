@@ -1,6 +1,6 @@
 """pool grow and pool recreate against a played host (fake_host.py): refusals, the whole way and back, and the kill matrix: SIGKILL before and after every
 step of grow (online and offline) and recreate (both drivers), some with a power cut; then resume or rollback.  DOCKFIX_FULL=1: both ways from each point;
-DOCKFIX_SAMPLE=1: a quarter of the points."""
+DOCKFIX_SAMPLE: a quarter of the points."""
 import json
 import os
 import signal
@@ -13,7 +13,7 @@ if os.geteuid() != 0:
     pytest.skip("storage changes are root's", allow_module_level=True)
 
 FULL = os.environ.get("DOCKFIX_FULL") == "1"
-SPARSE = 4 if os.environ.get("DOCKFIX_SAMPLE") == "1" and not FULL else 1
+SPARSE = 4 if os.environ.get("DOCKFIX_SAMPLE") and not FULL else 1
 SIZES = {"grow": ["pool", "grow", "--data", "+64M", "--metadata", "16M", "--overcommit"], "offline": ["pool", "grow", "--data", "+64M", "--offline", "--overcommit"],
          "recreate": ["pool", "recreate", "--data", "32M", "--base-size", "1G", "--overcommit", "--backup", "BACKUP"],
          "overlay2": ["pool", "recreate", "--driver", "overlay2", "--backup", "BACKUP"]}
