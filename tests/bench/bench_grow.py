@@ -16,7 +16,7 @@ TESTS = os.path.dirname(HERE)
 sys.path[:0] = [os.path.join(TESTS, "engine"), os.path.join(TESTS, "vm")]
 from image import DROP_IN, IMAGE  # noqa: E402
 from kit import CannotRun  # noqa: E402
-from machine import Machine, armed  # noqa: E402
+from machine import Machine  # noqa: E402
 
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", 3))
 ROOT = "/var/lib/docker"
@@ -45,7 +45,6 @@ docker load -i /data/kept/images.tar; docker volume create beat; tar -C ROOT/vol
 
 
 def with_a_writer(vm):
-    armed(vm)
     vm.put("/root/watch.py", WATCH.encode())
     vm.sh(RUN % IMAGE + "; docker exec beat sh -c 'echo precious > /root/own; sync'")
 
@@ -53,14 +52,13 @@ def with_a_writer(vm):
 def ceiling(size):
     """A variant of the machine: the pool grown to `size` GiB."""
     def make(vm):
-        armed(vm)
         grow(vm, size, "--overcommit")
     make.__qualname__ = "ceiling%d" % size
     return make
 
 
 def grow(vm, size, *words):
-    done = vm.kill_at(0, "", "-y", "pool", "grow", "--data", "%dG" % size, *words)
+    done = vm.dockfix("-y", "pool", "grow", "--data", "%dG" % size, *words)
     if done.rc or vm.sh("dmsetup table --target thin-pool").text.split()[2] != str(size << 21):
         raise RuntimeError("not grown: %r" % done)
     return done.seconds
@@ -91,7 +89,7 @@ def main():
             for size in (4, 40, 400):
                 some = []
                 for _ in range(ROUNDS):
-                    vm.reset(ceiling(size) if size > 4 else armed)
+                    vm.reset(ceiling(size) if size > 4 else None)
                     some.append(grow(vm, size + 1, "--overcommit"))
                 taken[size] = statistics.median(some)
                 print("time of pool grow from %3d GiB, against that from 4 GiB: %.2f" % (size, taken[size] / taken[4]), flush=True)

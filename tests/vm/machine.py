@@ -23,6 +23,7 @@ from image import DROP_IN, HERE, KERNEL_LINE, POOL_OPTIONS, QEMU, die_with_paren
 from kit import CannotRun, Run, need, open_bytes, tail
 
 PROGRAM = os.path.join(os.path.dirname(os.path.dirname(HERE)), "dockfix.py")
+KILL_AT = "/root/kill/kill_at.py"
 
 
 class Stuck(Exception):
@@ -113,7 +114,7 @@ class Machine:
 
     def __init__(self, folder=None):
         self.folder, self.process, self.qmp, self.agent = folder, None, None, None
-        self.numbers, self.states, self.sent, self.closing = itertools.count(1), {"fresh"}, None, contextlib.ExitStack()
+        self.numbers, self.states, self.closing = itertools.count(1), {"fresh"}, contextlib.ExitStack()
 
     def __enter__(self):
         self.open()
@@ -123,7 +124,7 @@ class Machine:
         self.stop()
 
     def open(self):
-        """Build the image if need be, and take a copy of the disks."""
+        """Build the image if need be, take a copy of the disks, and put today's dockfix.py there."""
         source = image(Machine)
         with locked():
             self.folder = self.closing.enter_context(work_folder("run"))
@@ -131,6 +132,9 @@ class Machine:
             os.symlink(os.path.join(source, name), os.path.join(self.folder, name))
         for name in ("root.qcow2", "data.qcow2"):
             subprocess.check_call(["cp", "--reflink=auto", os.path.join(source, name), self.folder])
+        self.load("fresh")
+        install(self)
+        self.save("fresh")
 
     def stop(self):
         try:
@@ -259,7 +263,6 @@ class Machine:
             self.start()
         self.command("stop")
         self.monitor("loadvm " + tag)
-        self.sent = None
         self.command("cont")
         self.hello()
 
@@ -330,34 +333,26 @@ class Machine:
             found.append(base64.b64decode(self.ask(do="get", path=path, offset=sum(map(len, found)))["data"]))
         return b"".join(found)
 
-    def dockfix_argv(self, *args):
-        """The command line of today's dockfix.py, which is put into the machine where it is not there yet."""
-        text = open_bytes(PROGRAM)
-        if self.sent != text:
-            self.put("/root/dockfix.py", text)
-            self.sent = text
-        return ["python3", "/root/dockfix.py"] + [str(arg) for arg in args]
-
     def dockfix(self, *args, stdin=b"", timeout=1800, env=None):
-        """One run, as a user would start it; never raises for its exit code."""
-        done = self.run(*self.dockfix_argv(*args), stdin=stdin, check=False, timeout=timeout, env=env)
+        """One run that comes through; never raises for its exit code."""
+        done = self.run("python3", KILL_AT, 0, "-", *args, stdin=stdin, check=False, timeout=timeout, env=env)
         assert b"Traceback" not in done.err and b"internal error" not in done.err, done
         return done
 
     def kill_at(self, number, side, *args, timeout=1800):
-        """A dockfix that is ended by SIGKILL "before" or "after" its step of that number (0: it is not); `armed` comes first."""
-        return self.run("python3", "/root/kill/kill_at.py", number, side, *args, check=False, timeout=timeout)
+        """A dockfix that is ended by SIGKILL "before" or "after" its step of that number."""
+        return self.run("python3", KILL_AT, number, side, *args, check=False, timeout=timeout)
 
     def halt_at(self, halts, *args):
-        """A Job: a dockfix that stands still at some of its steps (kill_at.py), for vm.halted() and vm.go_on(); `armed` comes first."""
-        return self.start_job(("python3", "/root/kill/kill_at.py", "halt", json.dumps(halts)) + args, b"")
+        """A Job: a dockfix that stands still at some of its steps (kill_at.py), for vm.halted() and vm.go_on()."""
+        return self.start_job(("python3", KILL_AT, "halt", json.dumps(halts)) + args, b"")
 
     def chain(self, every, first, again, power=False):
         """dockfix with the words `first`, and after that with `again` for as long as it takes, each ended (by SIGKILL, or with the plug pulled) at a point of
-        the way where none before it was, at every `every`-th point (each step has two). The Run that came through, and the points; `armed` comes first."""
+        the way where none before it was, at every `every`-th point (each step has two). The Run that came through, and the points."""
         self.sh("rm -f /root/kill/seen")
         if not power:
-            done = self.run("python3", "/root/kill/kill_at.py", "chain", every, json.dumps(first), json.dumps(again), check=False, timeout=7200)
+            done = self.run("python3", KILL_AT, "chain", every, json.dumps(first), json.dumps(again), check=False, timeout=7200)
         else:
             done = self.unplugged(every, first, again)
         points = self.sh("cat /root/kill/seen").text.splitlines()
@@ -366,7 +361,7 @@ class Machine:
 
     def unplugged(self, every, words, again):
         while True:
-            job, done = self.start_job(("python3", "/root/kill/kill_at.py", "each", every) + tuple(words), b""), None
+            job, done = self.start_job(("python3", KILL_AT, "each", every) + tuple(words), b""), None
             while not done and not self.halted():
                 done = job.poll(0.5)
             if done:
@@ -383,9 +378,6 @@ class Machine:
     def go_on(self, halted):
         self.sh("rm /run/halted; kill -CONT " + halted[0])
 
-    def spawn_dockfix(self, *args, stdin=b"", env=None):
-        return self.start_job(self.dockfix_argv(*args), stdin, env)
-
 
 def options_in_daemon_json(vm):
     """Variant of the machine: the pool's options live in /etc/docker/daemon.json, none in the unit."""
@@ -394,11 +386,13 @@ def options_in_daemon_json(vm):
     vm.sh("rm %s; systemctl daemon-reload; systemctl restart docker" % DROP_IN)
 
 
-def armed(vm):
-    """Variant of the machine: with what kill_at needs. Compiled, for in emulation that takes longer than all else that dockfix does."""
-    vm.put("/root/kill/dockfix.py", open_bytes(PROGRAM))
-    vm.put("/root/kill/kill_at.py", open_bytes(os.path.join(HERE, "kill_at.py")))
-    vm.sh("python3 -m compileall -q --invalidation-mode unchecked-hash /root/kill/dockfix.py")
+def install(vm):
+    """Today's dockfix.py as users have it, and compiled beside what can end it at a step: in emulation that takes longer than all else that it does."""
+    program = open_bytes(PROGRAM)
+    vm.put("/root/dockfix.py", program)
+    vm.put(os.path.dirname(KILL_AT) + "/dockfix.py", program)
+    vm.put(KILL_AT, open_bytes(os.path.join(HERE, "kill_at.py")))
+    vm.sh("python3 -m compileall -q --invalidation-mode unchecked-hash %s/dockfix.py; sync" % os.path.dirname(KILL_AT))
 
 
 def main():

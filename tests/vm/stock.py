@@ -160,7 +160,7 @@ def is_overlay(before, after):
 def finished(vm, *words):
     """One dockfix that comes after a kill: what the killed one had started is waited for."""
     while True:
-        done = vm.kill_at(0, "-", "-y", "--json", *words)
+        done = vm.dockfix("-y", "--json", *words)
         if done.rc != 8:
             return done
         assert b"step" in done.out, done

@@ -5,7 +5,7 @@ import re
 import signal
 
 from image import DOCKERD, DROP_IN
-from machine import armed, options_in_daemon_json
+from machine import options_in_daemon_json
 
 FULL = bool(os.environ.get("FULL"))
 FILES = "/var/lib/docker/devicemapper/devicemapper/"
@@ -109,7 +109,6 @@ def test_offline_on_a_terminal_where_the_pool_outlives_the_daemon(ring):
            b"[Service]\nExecStopPost=/bin/sh -c 'kill $(cat /run/holder)'\n")
     vm.sh("systemctl daemon-reload; sleep 100000 < /dev/mapper/$(dmsetup ls --target thin-pool | cut -f1) > /dev/null 2>&1 & echo $! > /run/holder")
     assert vm.sh("systemctl start docker.socket; while :; do docker version; sleep 1; done > /dev/null 2>&1 & systemctl is-active docker.socket").text == "active\n"
-    vm.dockfix_argv()
     done = vm.run("script", "-qec", "python3 /root/dockfix.py -v pool grow --offline --data +1G --metadata +256M", "/dev/null", stdin=b"y\n", check=False)
     assert done.rc == 0, said(done)
     assert "docker and its 1 running containers stop meanwhile)? [y/N]" in done.text and "step 2 of" in done.text, done.text
@@ -195,7 +194,6 @@ OWN = "$(echo /var/lib/docker/devicemapper/mnt/*/rootfs)/root/"
 
 def ready(vm):
     """Something on the pool, with its sum outside; where the daemon's mounts are not the host's this must look through its eyes."""
-    armed(vm)
     vm.sh("in=$(docker inspect -f '{{.State.Pid}}' web); head -c 1000000 /dev/urandom > /proc/$in/root/root/load; sync; sha256sum < /proc/$in/root/root/load > /root/sum; echo $in > /root/in; sync")
 
 
@@ -227,7 +225,7 @@ def test_killed_at_every_step(ring, capsys):
             assert "Suspended" not in info and info.count("Active") == 2, info
             alive(vm)
             kept = vm.sh("dmsetup table --target thin-pool").text.split()[2] == str(NEW[0] // 512)
-            done = vm.kill_at(0, "", "-y", way)
+            done = vm.dockfix("-y", way)
             assert done.rc == 0 and ("keeps its new length" in done.text) == (kept and way == "rollback"), (number, side, way, said(done))
             check_end(vm, way, kept)
             alive(vm)
@@ -256,7 +254,7 @@ def test_killed_offline_then_started_by_somebody_then_rolled_back(ring, capsys):
             vm.boot()
         elif start:
             vm.sh("systemctl start docker")
-        done = vm.kill_at(0, "", "-y", way)
+        done = vm.dockfix("-y", way)
         assert done.rc == 0 and ("keeps its new length" in done.text) == (start and way == "rollback"), (start, way, said(done))
         check_end(vm, way, start)
         until(vm, "docker exec web cat /root/own", 120)
@@ -293,7 +291,6 @@ def test_refusals(vm):
 
 
 def test_not_root_not_confirmed_and_another_driver(vm):
-    vm.dockfix_argv()
     vm.sh("cp /root/dockfix.py /tmp/dockfix.py")
     done = vm.run("setpriv", "--reuid", "65534", "--clear-groups", "python3", "/tmp/dockfix.py", "pool", "grow", "--data", "5G", check=False)
     assert done.rc == 6 and "only root" in said(done), said(done)

@@ -7,7 +7,6 @@ import re
 
 import pytest
 
-from machine import armed
 from stock import BACKUP, OVERLAY, SMALLER, build, finished, is_goal, is_old, is_overlay, look
 
 FULL = bool(os.environ.get("FULL"))
@@ -42,7 +41,6 @@ sync
 
 
 def zoo(vm):
-    armed(vm)
     vm.sh(ZOO, timeout=3600)
 
 
@@ -51,7 +49,7 @@ def smaller(ring):
     """The pool made smaller, with another base size."""
     ring.reset(zoo)
     before = look(ring)
-    run = ring.kill_at(0, "-", "-y", "--json", *SMALLER)
+    run = ring.dockfix("-y", "--json", *SMALLER)
     assert run.rc == 0, run
     facts = {"before": before, "doc": json.loads(run.out.decode()), "after": look(ring), "said": run.err.decode()}
     facts["name"] = facts["doc"]["results"][0]["id"]
@@ -86,7 +84,7 @@ def test_rollback_and_a_second_go_and_discard(ring, smaller):
         return
     build(ring)
     old = look(ring)
-    again = ring.kill_at(0, "-", "-y", *(OVERLAY[:-1] + (BACKUP + "2",)))
+    again = ring.dockfix("-y", *(OVERLAY[:-1] + (BACKUP + "2",)))
     assert again.rc == 0 and b"the limit of byhand's own files (3G): overlay2 sets none" in again.err, again
     after = look(ring)
     assert is_overlay(old, after) == []
@@ -101,7 +99,7 @@ def test_rollback_and_a_second_go_and_discard(ring, smaller):
 def test_the_script_does_the_same(ring):
     ring.reset(zoo)
     before = look(ring)
-    script = ring.kill_at(0, "-", "--dry-run", *SMALLER)
+    script = ring.dockfix("--dry-run", *SMALLER)
     assert script.rc == 0 and look(ring)["state"] == []
     done = ring.run("sh", "-s", stdin=script.out, check=False, timeout=7200)
     wrong = [one for one in is_goal(before, look(ring))]
@@ -128,12 +126,12 @@ docker exec web sh -c 'rm /fill.*'; sync
 
 @pytest.mark.skipif(not FULL, reason="long: FULL=1")
 def test_a_pool_too_full_for_docker_commit(ring):
-    ring.reset(armed)
+    ring.reset()
     ring.sh(FULL_POOL, timeout=3600)
     refused = ring.sh("docker commit web probe", check=False)
     assert refused.rc and b"less than minimum required" in refused.err, refused
     before = look(ring)
-    run = ring.kill_at(0, "-", "-y", "--json", "pool", "recreate", "--data", "1G", "--backup", BACKUP)
+    run = ring.dockfix("-y", "--json", "pool", "recreate", "--data", "1G", "--backup", BACKUP)
     assert run.rc == 0 and b"too full for docker commit: docker export takes the files of web" in run.err, run
     assert is_goal(before, look(ring), sectors=(1 << 30) // 512) == []
     assert finished(ring, "rollback").rc == 0 and is_old(before, look(ring), kept=[json.loads(run.out.decode())["results"][0]["id"]]) == []

@@ -10,7 +10,6 @@ import time
 
 import pytest
 
-from machine import armed
 from stock import BACKUP, OVERLAY, ROOT, SMALLER, build, finished, is_goal, is_old, is_overlay, look
 
 FULL, ALL = bool(os.environ.get("FULL")), os.environ.get("FULL") == "all"
@@ -20,7 +19,6 @@ full = pytest.mark.skipif(not FULL, reason="long: FULL=1")
 
 def pair(vm):
     """Small, for what is done often: web, idle, and a container with a restart policy that was stopped by hand."""
-    armed(vm)
     vm.sh("docker tag dockfix-test/busybox other:1; docker tag other:1 other:2; docker run -d --name byhand --restart unless-stopped dockfix-test/busybox; docker stop byhand; sync")
 
 
@@ -145,7 +143,7 @@ def test_an_orphan_of_a_killed_run_is_waited_for(ring):
     job.kill(signal.SIGKILL)
     job.wait()
     for words in (("resume",), ("rollback",), OVERLAY):
-        refused = ring.kill_at(0, "-", "-y", "--json", *words)
+        refused = ring.dockfix("-y", "--json", *words)
         assert refused.rc == 8 and re.search("pool recreate, step [0-9]+ of [0-9]+: save 3 images", json.loads(refused.out.decode())["errors"][0]["msg"]), refused
     ring.sh("touch /run/go")
     assert finished(ring, "rollback").rc == 0
@@ -167,12 +165,12 @@ REFUSALS = (
 
 
 def test_refused_before_anything_is_touched(ring):
-    ring.reset(armed)
+    ring.reset()
     seen = "docker ps -aq --no-trunc; docker images -q; ls -A /var/lib/docker /data; dmsetup table; systemctl is-active docker.socket docker; cat /etc/systemd/system/docker.service.d/*"
     for script, words, text in REFUSALS if FULL else REFUSALS[:4]:
         ring.sh(script)
         here = ring.sh(seen).text
-        done = ring.kill_at(0, "-", "-y", "--json", *words)
+        done = ring.dockfix("-y", "--json", *words)
         assert done.rc == 5 and text in done.text.split('"errors"')[1], (words, done)
         assert here == ring.sh(seen).text, words
         assert ring.sh("ls /var/lib/dockfix").text.split() == ["lock"]

@@ -7,7 +7,6 @@ import time
 
 import pytest
 
-from machine import armed
 
 FULL = bool(os.environ.get("FULL"))
 full = pytest.mark.skipif(not FULL, reason="FULL=1: takes minutes")
@@ -59,7 +58,6 @@ def furnished(vm):
         python3 /root/odd.py /var/lib/docker/volumes/db-data/_data; mkdir /proc/$(docker inspect -f '{{.State.Pid}}' db)/root/odd
         python3 /root/odd.py /proc/$(docker inspect -f '{{.State.Pid}}' db)/root/odd
         docker exec db dd if=/dev/urandom of=/random bs=1M count=24 2>/dev/null; sync""", timeout=900)
-    armed(vm)
 
 
 @pytest.fixture
