@@ -7582,6 +7582,12 @@ It shows every object, its size and what will be lost, and asks. Nothing that is
 grow keeps everything, and stops nothing unless --offline is given. The option of the next start is set where it lives.
 recreate makes a full backup, stops Docker, sets the old pool aside (rollback goes back to it, discard deletes it), makes a new one, and
 brings images, containers and networks back; volumes stay where they are.""", (1, 1)),
+    Command("relocate", "move the Docker root to another disk", "relocate [OPTIONS] NEW_ROOT", RELOCATE, run_relocate, show_change, """\
+  python3 dockfix.py relocate /data/docker --dry-run
+  python3 dockfix.py relocate /data/docker
+
+A first copy while Docker runs, then a stop, a second copy, the option set where it lives, a start. The old root is kept until
+discard; rollback goes back at any point.""", (1, 1)),
     Command("backup", "keep images, containers, networks and volumes in a folder", "backup [--verify] DIR", BACKUP, run_backup, show_backup, """\
   python3 dockfix.py backup /mnt/usb/docker-backup
   python3 dockfix.py backup --verify /mnt/usb/docker-backup
@@ -7591,12 +7597,6 @@ DIR must be new or empty. Containers go on running: a volume that is written mea
   python3 dockfix.py restore /mnt/usb/docker-backup
 
 Nothing that exists is overwritten; what is the same already is left as it is. What ran runs again.""", (1, 1)),
-    Command("relocate", "move the Docker root to another disk", "relocate [OPTIONS] NEW_ROOT", RELOCATE, run_relocate, show_change, """\
-  python3 dockfix.py relocate /data/docker --dry-run
-  python3 dockfix.py relocate /data/docker
-
-A first copy while Docker runs, then a stop, a second copy, the option set where it lives, a start. The old root is kept until
-discard; rollback goes back at any point.""", (1, 1)),
     Command("resume", "finish a storage change that was interrupted", "resume", CHANGE, run_resume, show_change, """\
   python3 dockfix.py resume
 
