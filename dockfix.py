@@ -2129,11 +2129,8 @@ def room_at(path: str) -> int:
 
 def free_bytes(path: str) -> Optional[int]:
     """Free bytes of the file system under a path; None where there is no such path."""
-    try:
-        found = os.statvfs(raw(path))
-        return found.f_bfree * found.f_frsize
-    except OSError:
-        return None
+    found = quietly(os.statvfs, raw(path))
+    return found.f_bfree * found.f_frsize if found else None
 
 
 def has_program(name: str) -> bool:
@@ -2311,11 +2308,8 @@ def host_accounts() -> Dict[str, Tuple]:
     """The tripwire's look at the host's own account files: inode, mtime, size, and bytes where readable (as a digest)."""
     seen = {}
     for path in ("/etc/shadow", "/etc/passwd"):
-        try:
-            seen[path] = file_state(os.stat(path))
-            seen[path] += (hashlib.sha512(read_all(path)).digest(),)
-        except OSError:
-            seen.setdefault(path, ())
+        found, data = quietly(os.stat, path), quietly(read_all, path)
+        seen[path] = (file_state(found) if found else (), data is not None and hashlib.sha512(data).digest())
     return seen
 
 
@@ -2325,10 +2319,7 @@ def is_hosts_own(source: str) -> bool:
         return False
     if posixpath.normpath("/" + source.lstrip("/")) in ETC_TARGETS or os.path.realpath(raw(source)) in map(raw, ETC_TARGETS):
         return True
-    try:
-        return any(os.path.samefile(raw(source), path) for path in ETC_TARGETS)
-    except OSError:
-        return False
+    return bool(quietly(lambda: any(os.path.samefile(raw(source), path) for path in ETC_TARGETS)))
 
 
 # --- where the daemon's options are set
@@ -2402,10 +2393,7 @@ def running_daemons() -> List[OptionSource]:
     """The dockerd processes of the host, by their command lines: also `docker daemon` and `docker -d` of old engines. variable: the pid."""
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            words = host_text("/proc/%s/cmdline" % pid).split("\0")[:-1]
-        except OSError:
-            continue                            # it ended meanwhile
+        words = (quietly(host_text, "/proc/%s/cmdline" % pid) or "").split("\0")[:-1]        # none: it ended meanwhile
         name = os.path.basename(words[0]) if words else ""
         if re.match(r"dockerd(-\w+)?\Z", name) or re.match(r"docker(-\w+)?\Z", name) and words[1:2] in (["daemon"], ["-d"]):
             found.append(OptionSource("running", "/proc/%s/cmdline" % pid, pid, sh_line(words), daemon_flags(words), False, ""))
@@ -2611,11 +2599,8 @@ def mounts_of(pid: str = "self") -> List[Mount]:
 
 def pool_prefix(home: str) -> str:
     """How the names of a pool's devices begin: the driver makes them from where its folder is, so they are right on this host only."""
-    try:
-        found = os.stat(raw(home))
-    except OSError:
-        return ""
-    return "docker-%s-%d-" % (device_text(found.st_dev), found.st_ino)
+    found = quietly(os.stat, raw(home))
+    return "docker-%s-%d-" % (device_text(found.st_dev), found.st_ino) if found else ""
 
 
 def disk_usage(path: str, until: float, points: set) -> Tuple[Optional[int], str]:
@@ -2682,13 +2667,9 @@ def measure(folders: Dict[Tuple, str], seconds: float, tick: Callable[[str], Non
 
 def loop_files() -> List[Tuple[str, str]]:
     """(device, its file) of each loop device in use; the kernel puts ' (deleted)' behind a file that has no name any more."""
-    found = []
-    for name in sorted(os.listdir("/sys/block")):
-        try:
-            found += [("/dev/" + name, host_text("/sys/block/%s/loop/backing_file" % name).rstrip("\n"))] if name.startswith("loop") else []
-        except OSError:
-            pass
-    return found
+    names = [name for name in sorted(os.listdir("/sys/block")) if name.startswith("loop")]
+    files = [quietly(host_text, "/sys/block/%s/loop/backing_file" % name) for name in names]
+    return [("/dev/" + name, path.rstrip("\n")) for name, path in zip(names, files) if path is not None]
 
 
 def short_links(root: Root, driver: str) -> Dict[str, List[str]]:
@@ -2697,10 +2678,7 @@ def short_links(root: Root, driver: str) -> Dict[str, List[str]]:
     if driver not in ("overlay2", "fuse-overlayfs"):
         return found
     for name in read_records(root, driver + "/l", None, None, None, form="[0-9A-Z]+\\Z"):
-        try:
-            target = text_of(os.readlink(raw(os.path.join(root.path, driver, "l", name)))).split("/")
-        except OSError:
-            continue
+        target = text_of(quietly(os.readlink, raw(os.path.join(root.path, driver, "l", name))) or b"").split("/")
         if len(target) == 3 and target[0] == "..":
             found.setdefault(target[1], []).append(name)
     return found
@@ -2735,10 +2713,7 @@ def host_zone(root: str = "") -> str:
     now, data = int(time.time()), host_localtime(root)
     names = [os.environ.get("TZ", "").lstrip(":")]
     for path, take in ((TIMEZONE, lambda one: host_text(one).strip()), (LOCALTIME, lambda one: zone_of_link(os.readlink(one)))):
-        try:
-            names.insert(0, take(root + path))
-        except OSError:
-            pass
+        names.insert(0, quietly(take, root + path) or "")
     tab = re.findall(r"(?m)^[A-Z]{2}\t\S+\t(\S+)", quietly(host_text, root + ZONEINFO + "/zone.tab") or "")
     every = (os.path.relpath(os.path.join(folder, name), root + ZONEINFO) for folder, _, files in os.walk(root + ZONEINFO) for name in sorted(files))
     for certain, some in ((False, names), (True, tab), (True, every), (False, ["Etc/UTC", "UTC"])):
@@ -3323,13 +3298,6 @@ def write_out(data: bytes) -> None:
                                "what was asked for has been done; only its report is lost") from None
 
 
-def is_terminal(fd: int) -> bool:
-    try:
-        return os.isatty(fd)
-    except OSError:
-        return False
-
-
 def confirm(opts: argparse.Namespace, question: str) -> None:
     """A yes/no question on the terminal; --yes answers it. Raises Refused on no, and where there is no terminal."""
     if opts.yes:
@@ -3392,7 +3360,7 @@ class Progress:
         now = time.monotonic()
         if self.quiet or now < self.next:
             return
-        terminal = is_terminal(2)
+        terminal = os.isatty(2)
         self.next = now + (0.5 if terminal else 10)
         line = printable("%s: %s" % (self.what, text))
         quietly(os.write, 2, ("\r\033[K" + line if terminal else line + "\n").encode("ascii", "replace"))
@@ -3564,10 +3532,8 @@ def holders(out: bytes) -> str:
     """The processes whose /proc/PID/... a test has printed, by name: what an operator has to end."""
     found = []
     for pid in sorted(set(re.findall(r"(?m)^/proc/([0-9]+)/", out.decode("utf-8", "replace"))))[:9]:
-        try:
-            found.append("%s (pid %s)" % (host_text("/proc/%s/comm" % pid).strip(), pid))
-        except OSError:
-            continue                            # it ended meanwhile
+        name = quietly(host_text, "/proc/%s/comm" % pid)
+        found += ["%s (pid %s)" % (name.strip(), pid)] if name is not None else []          # None: it ended meanwhile
     if out.startswith(raw(MAPPER)):             # mounted nowhere, but a file on it is still open
         return "; still open: fuser -v -m %s/docker-*" % MAPPER
     return "; held by " + ("the host itself: umount" if b"/proc/1/" in out else ", ".join(found)) if found else ""
@@ -3881,7 +3847,7 @@ def claim_stdin(opts: argparse.Namespace, purpose: str, hint: str) -> None:
         raise UsageError("dockfix itself was read from standard input, so %s cannot be" % purpose, hint)
     if opts.stdin_for:
         raise UsageError("standard input serves one purpose: %s or %s" % (opts.stdin_for, purpose), hint)
-    if is_terminal(0) and not opts.dry_run:
+    if os.isatty(0) and not opts.dry_run:
         raise UsageError("%s is to come from standard input, and that is a terminal" % purpose, hint)
     opts.stdin_for = purpose
 
@@ -4668,13 +4634,12 @@ def percent(part: Optional[int], whole: Optional[int]) -> Optional[float]:
 
 def look_disk(path: str, mounts: List[Mount]) -> Optional[dict]:
     """The file system under a path as df sees it; None where it cannot be asked."""
-    try:
-        found, device = os.statvfs(raw(path)), os.stat(raw(path)).st_dev
-    except OSError:
+    found, folder = quietly(os.statvfs, raw(path)), quietly(os.stat, raw(path))
+    if not found or not folder:
         return None
     mount = mount_of(real_path(path), mounts)
     used, files = found.f_blocks - found.f_bfree, found.f_files - found.f_ffree
-    return {"path": path, "device": device, "total": found.f_blocks * found.f_frsize, "free": found.f_bavail * found.f_frsize,
+    return {"path": path, "device": folder.st_dev, "total": found.f_blocks * found.f_frsize, "free": found.f_bavail * found.f_frsize,
             "filesystem": mount.fstype if mount else None, "mount_point": mount.point if mount else None,
             "used_percent": percent(used, used + found.f_bavail), "inodes_used_percent": percent(files, files + found.f_favail), "for": []}
 
@@ -5083,12 +5048,8 @@ def owners_of(layers: Layers, opts: argparse.Namespace, report: dict) -> List[di
 def other_names(word: str) -> List[str]:
     """The word, and what this host knows it by: the device-mapper name of a dm-N, the real path of a path."""
     found, node = [word], re.match(r"(?:/dev/)?(dm-[0-9]+)\Z", real_path(word) if word.startswith("/dev/") else word)
-    if node:
-        try:
-            found.append(host_text("%s/%s/dm/name" % (SYS_BLOCK, node.group(1))).strip())
-        except OSError:
-            pass
-    return found + ([real_path(word)] if "/" in word or os.path.lexists(raw(word)) else [])
+    name = quietly(host_text, "%s/%s/dm/name" % (SYS_BLOCK, node.group(1))) if node else None
+    return found + ([name.strip()] if name is not None else []) + ([real_path(word)] if "/" in word or os.path.lexists(raw(word)) else [])
 
 
 def no_owner(layers: Layers, word: str) -> DockfixError:
@@ -5326,11 +5287,8 @@ def log_spoils(host: Host, opts: argparse.Namespace, goods: Inventory) -> List[S
     found, limit = [], parse_size(opts.max_log or "100M")
     for ident, name in sorted(names.items(), key=lambda one: one[1]):
         path = os.path.join(goods.root, "containers", ident, ident + "-json.log")
-        try:
-            seen = os.lstat(raw(path))
-        except OSError:
-            continue
-        if stat.S_ISREG(seen.st_mode) and seen.st_size > limit:
+        seen = quietly(os.lstat, raw(path))
+        if seen and stat.S_ISREG(seen.st_mode) and seen.st_size > limit:
             found.append(Spoil("logs", name, ident, (path,), seen.st_blocks * 512,
                                "its log so far, %s; it goes on from here" % show_size(seen.st_size)))
     return found
@@ -5555,10 +5513,8 @@ def look_pool(host: Host, engine: Engine) -> LoopPool:
 
 
 def device_number(path: str) -> str:
-    try:
-        return device_text(os.stat(raw(path)).st_rdev)
-    except OSError:
-        return ""
+    found = quietly(os.stat, raw(path))
+    return device_text(found.st_rdev) if found else ""
 
 
 def check_sizes(pool: LoopPool, sizes: Dict[str, int], overcommit: bool) -> None:
@@ -6058,10 +6014,8 @@ def run_rollback(host: Host, opts: argparse.Namespace, report: dict) -> None:
 
 def finished_change(host: Host, name: str) -> Journal:
     """The record of a finished change. Raises UsageError where the name means none, or no name more than one."""
-    try:
-        names = sorted(one[:-5] for one in map(text_of, os.listdir(raw(host.state))) if one.endswith(".json") and one != JOURNAL)
-    except OSError:
-        names = []
+    files = map(text_of, quietly(os.listdir, raw(host.state)) or ())
+    names = sorted(one[:-5] for one in files if one.endswith(".json") and one != JOURNAL)
     if name not in names and (name or len(names) != 1):
         none = "no storage change stands half-way, and %d finished ones are kept" % len(names)
         raise UsageError("there is no storage change %s" % name if name else none, "kept: %s" % ", ".join(names) if names else "")
@@ -6125,7 +6079,7 @@ def password_source(opts: argparse.Namespace) -> str:
         raise exists(opts.output)
     if given == ["file"] and opts.password_file == "-":
         given = ["stdin"]
-    source = given[0] if given else "prompt" if is_terminal(0) else "lines"
+    source = given[0] if given else "prompt" if os.isatty(0) else "lines"
     if source == "lines" and opts.user is not None and not opts.dry_run:
         raise UsageError("--user goes with --password-file, --password-stdin, --generate or the prompt; lines on standard input name their users",
                          "echo the line as USER:PASSWORD, or --password-file FILE")
