@@ -269,12 +269,10 @@ def parse_number(name: str, text: Optional[str], default: float, low: float, hig
 
 def show_size(size: float) -> str:
     """Bytes for people, in binary units: '1.5 GiB'."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(size) < 1024:
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(size) < 1024 or unit == "TiB":
             break
         size /= 1024
-    else:
-        unit = "TiB"
     return "%d B" % size if unit == "B" else "%.1f %s" % (size, unit)
 
 
@@ -318,11 +316,6 @@ def is_dockers_own(rc: int, err: str, both: str) -> bool:
     return bool(re.match(daemon, err) if rc in (1, 255) else re.search(runtime, both) if rc in (126, 127) else False)
 
 
-def is_up(target: Target) -> bool:
-    """Running, paused or restarting, by the status text, the same since Docker 1.0."""
-    return target.status.startswith(("Up", "Restarting"))
-
-
 def find_named(listed: List[Target], name: str) -> List[Target]:
     """The containers a name means: a full id, else a name or glob, else an id prefix. Raises UsageError for a prefix of two."""
     name = name[1:] if name.startswith("/") else name
@@ -344,35 +337,30 @@ def choose_targets(listed: List[Target], names: Sequence[str], everything: bool 
     unknown = [name for name, targets in zip(names, found) if not targets]
     if unknown:
         raise UsageError("no such container: %s" % ", ".join(unknown), "docker ps -a")
-    ranged = [t for t in listed if everything and (stopped or is_up(t)) and (filtered is None or t.id in filtered)]
+    up = ("Up", "Restarting")           # what the status text of running, paused and restarting ones begins with since Docker 1.0
+    ranged = [t for t in listed if everything and (stopped or t.status.startswith(up)) and (filtered is None or t.id in filtered)]
     wanted = [target for targets in found for target in targets] + sorted(ranged, key=lambda target: target.name)
     out = {glob: [t.id for t in listed if fnmatch.fnmatchcase(t.name, glob) or (len(glob) >= 4 and t.id.startswith(glob))] for glob in exclude}
     left_out = {one for ids in out.values() for one in ids}
-    chosen = []                 # type: List[Target]
-    known = set(left_out)
-    for target in wanted:
-        if target.id not in known:
-            chosen.append(target)
-            known.add(target.id)
-    return chosen, [glob for glob in exclude if not out[glob]]
+    chosen = {target.id: target for target in wanted if target.id not in left_out}
+    return list(chosen.values()), [glob for glob in exclude if not out[glob]]
 
 
 def parse_objects(data: bytes) -> List[dict]:
     """The objects of `docker inspect` as they are, each with an Id or a Name. Raises EnvironmentFault when they are none."""
-    try:
-        found = json.loads(data.decode("utf-8", "replace"))
+    def take(text: str) -> List[dict]:
+        found = json.loads(text)
         if not isinstance(found, list) or not all(isinstance(one, dict) and (one.get("Id") or one.get("Name")) for one in found):
             raise ValueError("not a list of objects")
         return found
-    except (ValueError, RecursionError):
-        raise EnvironmentFault("docker inspect gave an answer that is not understood", "docker inspect CONTAINER") from None
+    return facts_of(data.decode("utf-8", "replace"), take)
 
 
-def facts_of(one: dict, take: Callable):
+def facts_of(one: object, take: Callable):
     """take(one), or EnvironmentFault where the object lacks what is taken, or has it of another kind."""
     try:
         return take(one)
-    except (ValueError, TypeError, AttributeError, KeyError, IndexError):
+    except (ValueError, TypeError, AttributeError, KeyError, IndexError, RecursionError):
         raise EnvironmentFault("docker inspect gave an answer that is not understood", "docker inspect CONTAINER") from None
 
 
@@ -576,11 +564,6 @@ def take_image(files: Dict[str, bytes]) -> List[str]:
     return diffs
 
 
-def take_graph(files: Dict[str, bytes]) -> str:
-    """The parent's id, or '', of an image of engines before 1.10."""
-    return str(take_object(files.get("json")).get("parent") or "")
-
-
 def take_container(files: Dict[str, bytes]) -> Dict[str, object]:
     """name, driver, image; running (None: not said), volumes (names), rotated: whether its log is kept from growing without end."""
     found = take_object(files.get("config.v2.json", files.get("config.json")))
@@ -626,12 +609,8 @@ def claim_layers(chains: Dict[str, Tuple], mounts: Dict[str, Tuple], images: Dic
     claims = {}
     for chain, (layer, _, _) in chains.items():
         role = "image" if chain in users or chain in standing else "orphan"
-        if chain in users:
-            note = ""
-        elif chain in standing:
-            note = "its image is gone; container %s stands on it" % standing[chain][:12]
-        else:
-            note = "in layerdb, but no image has it"
+        stands = "its image is gone; container %s stands on it" % standing[chain][:12] if chain in standing else ""
+        note = "" if chain in users else stands or "in layerdb, but no image has it"
         claims[layer] = Claim(role, "", tuple(sorted(users.get(chain, ()))), note, (chain, diffs.get(chain, chain)))
     for container, (layer, init, _) in mounts.items():
         gone = "" if container in containers else "of container %s, which is gone, or of a build" % container[:12]
@@ -2522,7 +2501,8 @@ def read_tree(root: Root, out: Layers) -> None:
     there = any(homes.values())
     containers = read_records(root, "containers", ("config.v2.json", "config.json", "hostconfig.json"), take_container, "", must=there, soft=True)
     containers = {one: facts or take_container({"config.json": b"{}"}) for one, facts in containers.items()}
-    graph = read_records(root, "graph", ("json",), take_graph, "")
+    # before 1.10: each image's parent, or ''
+    graph = read_records(root, "graph", ("json",), lambda files: str(take_object(files.get("json")).get("parent") or ""), "")
     held = read_records(root, "buildkit", (), lambda files: files.get(""), "", form=r"snapshots\.db\Z")
     out.containers.update(containers)
     for driver, names in homes.items():
@@ -3823,7 +3803,8 @@ def pick(host: Host, opts: argparse.Namespace) -> List[Target]:
     for path in opts.from_file:
         if path == "-":
             claim_stdin(opts, "--from -", "--from FILE")
-        names += parse_names(read_input(path, 1 << 24, "--from"))
+        lines = [line.split("#", 1)[0].strip() for line in text_of(read_input(path, 1 << 24, "--from")).split("\n")]
+        names += [line for line in lines if line]
     everything = opts.all or opts.stopped or bool(opts.filter)
     if not names and not everything:
         raise UsageError("no containers are named", "python3 dockfix.py %s --all, or name containers" % opts.command)
@@ -3850,11 +3831,6 @@ def claim_stdin(opts: argparse.Namespace, purpose: str, hint: str) -> None:
     if os.isatty(0) and not opts.dry_run:
         raise UsageError("%s is to come from standard input, and that is a terminal" % purpose, hint)
     opts.stdin_for = purpose
-
-
-def parse_names(data: bytes) -> List[str]:
-    lines = (line.split("#", 1)[0].strip() for line in text_of(data).split("\n"))
-    return [line for line in lines if line]
 
 
 def row_for(target: Target, status: str, msg: str, **more) -> dict:
@@ -5559,7 +5535,8 @@ def run_grow(host: Host, opts: argparse.Namespace, report: dict) -> None:
     steps = (grow_offline(engine, pool, sizes) if opts.offline else grow_online(pool, sizes)) if larger else ()
     already = "as large as that already" + (", and from now on by its options" if options else "")
     goal = ", ".join("%s %s -> %s" % (kind, size_word(now[kind]), size_word(sizes[kind])) for kind in larger) or already
-    plan = Plan(new_name("pool-grow"), "pool grow", "pool %s: %s" % (pool.name, goal), insert_options(steps, options),
+    at = next((number for number, step in enumerate(steps) if step.daemon == "up"), len(steps))         # before the daemon is started
+    plan = Plan(new_name("pool-grow"), "pool grow", "pool %s: %s" % (pool.name, goal), steps[:at] + options + steps[at:],
                 facts={"lengths": [superblock_test("has", pool, kind) for kind in larger]})
     if not plan.steps:
         return change_row(report, plan, "unchanged", plan.goal)
@@ -5567,12 +5544,6 @@ def run_grow(host: Host, opts: argparse.Namespace, report: dict) -> None:
     if opts.offline and larger:
         stops = "docker and its %d running containers stop meanwhile" % sum(map(runs, engine.containers))
     run_change(host, opts, report, plan, "grow the pool %s (%s; %s)?" % (pool.name, goal, stops))
-
-
-def insert_options(steps: Tuple[Step, ...], options: Tuple[Step, ...]) -> Tuple[Step, ...]:
-    """Before the daemon is started, else at the end."""
-    at = next((number for number, step in enumerate(steps) if step.daemon == "up"), len(steps))
-    return steps[:at] + options + steps[at:]
 
 
 def superblock_test(mode: str, pool: LoopPool, kind: str) -> Tuple[str, ...]:
@@ -7741,11 +7712,10 @@ def catch_signals(host: Host) -> dict:
 
 
 def version_line() -> Dict[str, str]:
-    path = own_path()
-    digest = ""
+    path, digest = own_path(), "unknown (read from standard input)"
     if os.path.isfile(path) and not came_by_stdin():
         digest = hashlib.sha256(read_all(path)).hexdigest()
-    return {"version": VERSION, "sha256": digest or "unknown (read from standard input)", "python": "%d.%d.%d" % sys.version_info[:3]}
+    return {"version": VERSION, "sha256": digest, "python": "%d.%d.%d" % sys.version_info[:3]}
 
 
 def show_help(command: Optional[Command], opts: argparse.Namespace) -> bool:
