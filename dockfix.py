@@ -2242,7 +2242,7 @@ def remove_file(path: str) -> None:
     sync_folder(os.path.dirname(os.path.abspath(path)))
 
 
-def cut_file(path: str) -> str:
+def cut_file(path: str) -> None:
     """Empties a container's log in place; dockerd appends, so it goes on behind the cut and nothing newer is lost. Raises OSError."""
     log = os.open(raw(path), os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -2251,7 +2251,6 @@ def cut_file(path: str) -> str:
         os.ftruncate(log, 0)
     finally:
         os.close(log)
-    return ""
 
 
 FITRIM = 0xC0185879                         # linux/fs.h
@@ -2811,8 +2810,7 @@ def proc_write(container: Container, edit: Callable[[bytes], bytes], stop: threa
     surprise is WayClosed, and the old file is still there."""
     etc = open_etc(container)
     try:
-        owner = os.fstat(etc)
-        lock = lock_accounts(etc, owner, stop)
+        lock = lock_accounts(etc, os.fstat(etc), stop)
         try:
             data, found = proc_shadow(etc)
             replace_shadow(etc, edit(data), found)
@@ -2911,8 +2909,7 @@ def cp_first(host: Host, container: Container, path: str, limit: int, follow: bo
         member = next(iter(tarfile.open(fileobj=io.BytesIO(answer.out), mode="r|")))
     except (tarfile.TarError, StopIteration, ValueError, OSError, EOFError):
         raise WayClosed("docker cp sent something that is not a tar stream") from None
-    offset = member.offset_data
-    return member, answer.out[offset:offset + member.size]
+    return member, answer.out[member.offset_data:][:member.size]
 
 
 def cp_shadow(host: Host, container: Container, first: bool = False) -> Member:
@@ -3269,13 +3266,12 @@ def write_out(data: bytes) -> None:
         sys.stdout.flush()
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)        # or the interpreter's own flush fails at exit
     except OSError as err:
         if sys.stdout is not None:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        raise EnvironmentFault("the result cannot be written to standard output: %s" % err.strerror,
-                               "what was asked for has been done; only its report is lost") from None
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)    # or the interpreter's own flush fails at exit
+        if not isinstance(err, BrokenPipeError):
+            raise EnvironmentFault("the result cannot be written to standard output: %s" % err.strerror,
+                                   "what was asked for has been done; only its report is lost") from None
 
 
 def confirm(opts: argparse.Namespace, question: str) -> None:
@@ -4056,14 +4052,12 @@ def look_engine(host: Host, stop: bool = True) -> Engine:
     """stop: whether the daemon is to be stopped, for which its containers are looked up."""
     systemd = os.path.isdir(SYSTEMD_MARK)
     socket = systemd and query_host(host, ("systemctl", "is-active", "docker.socket")).rc == 0
-    root = real_path(str(engine_info(host)["DockerRootDir"]))
-    return Engine(host.docker, systemd, socket, root, look_containers(host) if stop else [])
+    return Engine(host.docker, systemd, socket, real_path(str(engine_info(host)["DockerRootDir"])), look_containers(host) if stop else [])
 
 
 def check_stop(host: Host, engine: Engine, lose: Sequence[str]) -> None:
     """Refuses where stopping the daemon would lose a container, or would not stop it."""
-    info = engine_info(host)
-    if info["LiveRestoreEnabled"] == "true":
+    if engine_info(host)["LiveRestoreEnabled"] == "true":
         raise Refused("the daemon has live-restore: its containers, and the pool under them, would outlive the stop",
                       "set live-restore to false, restart docker, then again")
     doomed = [title_of(one) for one in engine.containers if runs(one) and one["HostConfig"].get("AutoRemove") and title_of(one) not in lose]
@@ -4543,7 +4537,6 @@ def run_storage(host: Host, opts: argparse.Namespace, report: dict) -> None:
         except EnvironmentFault as err:
             if not info and not one["disk"]:
                 raise
-            layers = None
             one["missing"].append(err.msg)
         look_driver(one, layers, options)
         if one["driver"] == "devicemapper":
@@ -5396,9 +5389,8 @@ def promised(goods: Inventory, spoils: List[Spoil]) -> Optional[int]:
     """What all of it together gives back: layers that only images on the list share count too. None where a part is unknown."""
     images = {bare_id(one.id) for one in spoils if one.category == "images"}
 
-    def goes(row: dict) -> bool:
-        return row["role"] == "image" and bool(row["images"]) and {image["id"] for image in row["images"]} <= images
-    shared = layer_bytes(goods, goes) if images else 0
+    shared = layer_bytes(goods, lambda row: row["role"] == "image" and bool(row["images"])
+                         and {image["id"] for image in row["images"]} <= images) if images else 0
     return added([one.size for one in spoils if one.category != "images"] + [shared])
 
 
@@ -6006,8 +5998,7 @@ def made_since(host: Host, facts: dict) -> List[str]:
 def run_discard(host: Host, opts: argparse.Namespace, report: dict) -> None:
     """Deletes the old data of a finished (or undone) change; from then on there is no way back."""
     lock_storage(host, opts)
-    journal = finished_change(host, opts.words[0])
-    plan = journal.plan
+    plan = finished_change(host, opts.words[0]).plan
     whole = not os.path.ismount(raw(plan.keeps))                # a mount point cannot go itself
     delete = ("rm", "-rf", "--one-file-system", "--", plan.keeps) if whole else ("find", plan.keeps, "-xdev", "-mindepth", "1", "-delete")
     gone = ("not", "test", "-e", plan.keeps) if whole else ("silent", "find", plan.keeps, "-mindepth", "1")
@@ -6060,15 +6051,8 @@ def password_source(opts: argparse.Namespace) -> str:
     return source
 
 
-def user_of(opts: argparse.Namespace) -> bytes:
-    user = raw("root" if opts.user is None else opts.user)
-    check_user(user, "--user")
-    return user
-
-
-def read_accounts(opts: argparse.Namespace, source: str) -> List[Account]:
+def read_accounts(opts: argparse.Namespace, source: str, user: bytes) -> List[Account]:
     """What is to be set in every container (not for 'generate'). Raises UsageError."""
-    user = user_of(opts)
     if source == "lines":
         data = read_input("-", 1 << 22, "standard input")
         accounts = parse_password_lines(data, opts.encrypted) if data.strip(b"\r\n ") else []
@@ -6089,8 +6073,7 @@ def read_accounts(opts: argparse.Namespace, source: str) -> List[Account]:
 
 def ask_twice(user: bytes) -> bytes:
     try:
-        name = printable(text_of(user))
-        first = ask_secret("New password for %s: " % name)
+        first = ask_secret("New password for %s: " % printable(text_of(user)))
         second = ask_secret("The same again: ")
     except OSError as err:
         raise UsageError("there is no terminal to ask on (%s)" % err.strerror, "--password-file FILE") from None
@@ -6114,12 +6097,13 @@ def random_word(length: int) -> bytes:
 
 def run_chpasswd(host: Host, opts: argparse.Namespace, report: dict) -> None:
     """look -> refuse -> (dry run: script) -> write the generated passwords -> change -> read back."""
-    source, user = password_source(opts), user_of(opts)
-    accounts = [] if opts.dry_run or source in ("generate", "prompt") else read_accounts(opts, source)
+    source, user = password_source(opts), raw("root" if opts.user is None else opts.user)
+    check_user(user, "--user")
+    accounts = [] if opts.dry_run or source in ("generate", "prompt") else read_accounts(opts, source, user)
     targets = pick(host, opts)
     if not opts.dry_run:
         take_lock(host)
-        accounts = read_accounts(opts, source) if source == "prompt" else accounts
+        accounts = read_accounts(opts, source, user) if source == "prompt" else accounts
     users = [one.user for one in accounts] or ([] if source == "lines" else [user])
     facts = inspect_containers(host, [target.id for target in targets])
     before = host_accounts()
@@ -7234,16 +7218,6 @@ def show_table(head: Sequence[str], rows: List[Sequence[str]], last: str, quiet:
     return (render_table(head, rows) if rows else "") + ("" if quiet else last + "\n")
 
 
-def worth_telling(report: dict, quiet: bool) -> List[dict]:
-    """The rows; with --quiet only those of what is not done."""
-    return [one for one in report["results"] if not quiet or one["status"] not in ("changed", "unchanged")]
-
-
-def show_chpasswd(report: dict, quiet: bool) -> str:
-    rows = [(one["target"], one["id"][:12], one["status"], one["via"] or "-", one["msg"]) for one in worth_telling(report, quiet)]
-    return show_table(("CONTAINER", "ID", "STATUS", "VIA", "MESSAGE"), rows, counts(report["results"]), quiet)
-
-
 def show_clock(report: dict, quiet: bool) -> str:
     rows = [one for one in report["results"] if not quiet or one["verdict"] != "in step"]
     own = report["host"]
@@ -7254,8 +7228,11 @@ def show_clock(report: dict, quiet: bool) -> str:
 
 
 def show_rows(report: dict, quiet: bool) -> str:
-    rows = [(one["target"], one["id"][:12], one["status"], one["msg"]) for one in worth_telling(report, quiet)]
-    return show_table(("CONTAINER", "ID", "STATUS", "MESSAGE"), rows, counts(report["results"]), quiet)
+    """The rows, with --quiet only those of what is not done; those of chpasswd name the way that was taken."""
+    told = [one for one in report["results"] if not quiet or one["status"] not in ("changed", "unchanged")]
+    way = ("VIA",) if report["command"] == "chpasswd" else ()
+    rows = [(one["target"], one["id"][:12], one["status"]) + tuple(one["via"] or "-" for _ in way) + (one["msg"],) for one in told]
+    return show_table(("CONTAINER", "ID", "STATUS") + way + ("MESSAGE",), rows, counts(report["results"]), quiet)
 
 
 def show_exec(report: dict, quiet: bool) -> str:
@@ -7263,18 +7240,15 @@ def show_exec(report: dict, quiet: bool) -> str:
     for one in report["results"]:
         end = "exit %d" % one["rc"] if one["rc"] is not None else one["status"]
         why = ": " + printable(one["msg"]) if one["msg"] and one["rc"] is None else ""
-        out.append("== %s: %s, %.1f s%s\n" % (printable(one["target"]), end, one["seconds"], why))
+        name = printable(one["target"])
+        out.append("== %s: %s, %.1f s%s\n" % (name, end, one["seconds"], why))
         for mark, stream in (("|", "stdout"), ("!", "stderr")):
             lines = one[stream].split("\n")
-            out += ["%s %s %s\n" % (printable(one["target"]), mark, escape_line(line)) for line in (lines[:-1] if not lines[-1] else lines)]
+            for line in lines[:-1] if not lines[-1] else lines:      # tabs stay, they steer nothing
+                out.append("%s %s %s\n" % (name, mark, "\t".join(printable(part) for part in line.split("\t"))))
             if one.get("cut", {}).get(stream):
-                out.append("%s %s [cut: %d more bytes of %s]\n" % (printable(one["target"]), mark, one["cut"][stream], stream))
+                out.append("%s %s [cut: %d more bytes of %s]\n" % (name, mark, one["cut"][stream], stream))
     return "".join(out) + ("" if quiet else counts(report["results"]) + "\n")
-
-
-def escape_line(line: str) -> str:
-    """A container's line for the terminal: tabs stay, they steer nothing."""
-    return "\t".join(printable(part) for part in line.split("\t"))
 
 
 def show_reclaim(report: dict, quiet: bool) -> str:
@@ -7535,7 +7509,7 @@ Everything is as before: the old data, the old options, what ran runs. What was 
   python3 dockfix.py discard pool-recreate-20240131-120000
 
 Only this deletes what pool recreate, relocate and rollback have set aside.""", (1, 1)),
-    Command("chpasswd", "set a user's password in many containers", "chpasswd [OPTIONS] [CONTAINER ...]", CHPASSWD, run_chpasswd, show_chpasswd, """\
+    Command("chpasswd", "set a user's password in many containers", "chpasswd [OPTIONS] [CONTAINER ...]", CHPASSWD, run_chpasswd, show_rows, """\
   echo 'root:NEW' | python3 dockfix.py chpasswd --all
   python3 dockfix.py chpasswd web1 'db-*' --password-file /root/pw
   python3 dockfix.py chpasswd --all --generate --output /root/new-passwords
@@ -7653,7 +7627,9 @@ def parse_command_line(argv: Sequence[str]) -> Tuple[Optional[Command], argparse
         raise UsageError("there is no command %s; there are: %s" % (name, ", ".join(one.name for one in COMMANDS)), "python3 dockfix.py --help")
     parser = make_parser(command)
     # Names that stand between options come back as extras: argparse takes one run of them only.
-    parts = [part for word in rest for part in unbundle(word)]
+    parts = []                                      # -nq as -n -q: argparse before 3.8 does not, without abbreviations
+    for word in rest:
+        parts += ["-" + letter for letter in word[1:]] if re.match(r"^-[nyqve]{2,}\Z", word) else [word]
     while "--offset" in parts[:-1]:                 # argparse takes -1.5d for an option
         at = parts.index("--offset")
         parts[at:at + 2] = ["--offset=" + parts[at + 1]]
@@ -7670,11 +7646,6 @@ def parse_command_line(argv: Sequence[str]) -> Tuple[Optional[Command], argparse
             takes = "no words of its own" if not most else "%d word%s" % (most, "s"[:most > 1]) if least == most else "%d to %d words" % command.words
             raise UsageError("%s takes %s: %s" % (name, takes, " ".join(opts.words) or "none is given"), "python3 dockfix.py %s --help" % name)
     return command, fill_defaults(opts)
-
-
-def unbundle(word: str) -> List[str]:
-    """-nq as -n -q: argparse before 3.8 does not, without abbreviations."""
-    return ["-" + letter for letter in word[1:]] if re.match(r"^-[nyqve]{2,}\Z", word) else [word]
 
 
 def fill_defaults(opts: argparse.Namespace) -> argparse.Namespace:
