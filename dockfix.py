@@ -2622,10 +2622,8 @@ def disk_usage(path: str, until: float, points: set) -> Tuple[Optional[int], str
         inner = os.path.join(here, below.pop())
         try:
             total += enter(os.open(os.path.basename(inner), folder, dir_fd=fd), inner) if inner not in points else 0
-        except FileNotFoundError:                       # removed meanwhile
-            pass
-        except OSError:
-            failed += 1
+        except OSError as err:
+            failed += not isinstance(err, FileNotFoundError)        # that one was removed meanwhile
     return total, SLOW if time.monotonic() > until else "at least: %d folders not readable" % failed if failed else ""
 
 
@@ -3132,21 +3130,18 @@ def remove_paths(host: Host, container: Container, paths: Sequence[str]) -> List
 
 def proc_remove(container: Container, members: Sequence[Member]) -> None:
     """Raises OSError; WayClosed is one way less, and no more."""
+    fds = []                    # type: List[int]
     try:
-        root = open_root(container)[0]
-    except WayClosed:
-        return
-    try:
+        fds.append(open_root(container)[0])
         for one in members:
-            folder, name, _ = walk(root, one.path, False)
-            try:
-                (os.rmdir if one.kind == "dir" else os.unlink)(name, dir_fd=folder)
-            finally:
-                os.close(folder)
+            folder, name, _ = walk(fds[0], one.path, False)
+            fds.append(folder)
+            (os.rmdir if one.kind == "dir" else os.unlink)(name, dir_fd=folder)
     except WayClosed:
         pass
     finally:
-        os.close(root)
+        for fd in fds:
+            os.close(fd)
 
 
 # --- what undo needs
@@ -3243,9 +3238,7 @@ def first_process(container: Container) -> Tuple[str, bytes, int]:
 def fill_standard_streams() -> None:
     """A closed 0, 1 or 2 (cron, `2>&-`) would be the number of the next file that is opened: a lock, a shadow file."""
     for number in (0, 1, 2):
-        try:
-            os.fstat(number)
-        except OSError:
+        if quietly(os.fstat, number) is None:
             os.open(os.devnull, os.O_RDWR)
 
 
@@ -3843,8 +3836,9 @@ def row_of_surprise(target: Target, result, more: dict) -> dict:
 
 
 def rows_of(host: Host, opts: argparse.Namespace, what: str, targets: List[Target], items: Sequence, work: Callable, more: dict) -> list:
-    """work(item) for the item of each target, --jobs at a time, with progress: what it returns, or the row for its surprise (with `more` in it)."""
-    done = in_parallel(host, items, work, opts.jobs, Progress(what, len(items), opts.quiet))
+    """work(item) for the item of each target, --jobs at a time, with progress: what it returns, or the row for its surprise (with `more` in it).
+    An item that is a row already stays."""
+    done = in_parallel(host, items, lambda item: item if isinstance(item, dict) else work(item), opts.jobs, Progress(what, len(items), opts.quiet))
     return [row_of_surprise(target, one, more) if one is None or isinstance(one, Exception) else one for target, one in zip(targets, done)]
 
 
@@ -6223,10 +6217,8 @@ def ways_for(container: Container, via: str) -> List[str]:
     return (["exec"] if can_exec(container) else []) + (["proc"] if os.geteuid() == 0 and container.pid else []) + ["cp"]
 
 
-def set_passwords(host: Host, opts: argparse.Namespace, plan) -> dict:
+def set_passwords(host: Host, opts: argparse.Namespace, plan: Job) -> dict:
     """The row of one container: tries the ways in order, judges by the read-back only."""
-    if isinstance(plan, dict):
-        return plan
     more = {"users": [show_bytes(one.user) for one in plan.accounts], "via": None}  # type: dict
     if plan.refusal:
         return row_for(plan.target, "refused", plan.refusal, **more)
@@ -6236,10 +6228,8 @@ def set_passwords(host: Host, opts: argparse.Namespace, plan) -> dict:
     for way in ways_for(plan.container, opts.via):
         try:
             status, msg = try_way(host, opts, plan, way, hashes)
-        except WayClosed as err:
-            status, msg = "failed", str(err)
-        except Refused as err:
-            status, msg = "refused", err.msg
+        except (WayClosed, Refused) as err:
+            status, msg = "refused" if isinstance(err, Refused) else "failed", str(err)
         if status in ("failed", "refused", "partial"):
             more["partial"] = more.get("partial", False) or status == "partial"
             reasons.append("%s: %s" % (way, msg))
@@ -6537,8 +6527,7 @@ def run_timezone(host: Host, opts: argparse.Namespace, report: dict) -> None:
     restarts = [one.target.name for one in plans if isinstance(one, ZonePlan) and one.restart and opts.restart]
     if restarts:
         confirm(opts, "restart %d containers (%s)?" % (len(restarts), ", ".join(restarts)))
-    report["results"] = rows_of(host, opts, "timezone", targets, plans,
-                                lambda plan: plan if isinstance(plan, dict) else set_zone(host, opts, plan, more), more)
+    report["results"] = rows_of(host, opts, "timezone", targets, plans, lambda plan: set_zone(host, opts, plan, more), more)
     report["exit_code"] = exit_code(report["results"])
     if os.path.isdir(raw(os.path.join(host.state, "undo"))):
         tidy_undo(host, [target.id for target in list_containers(host)])
@@ -6741,7 +6730,7 @@ def run_faketime(host: Host, opts: argparse.Namespace, report: dict) -> None:
     if restarts:
         confirm(opts, "restart %d containers (%s)?" % (len(restarts), ", ".join(restarts)))
     deed = (lambda plan: undo_shift(host, opts, plan)) if action == "undo" else (lambda plan: set_shift(host, opts, source, plan))
-    report["results"] = rows_of(host, opts, "faketime", targets, plans, lambda plan: plan if isinstance(plan, dict) else deed(plan), NO_SHIFT)
+    report["results"] = rows_of(host, opts, "faketime", targets, plans, deed, NO_SHIFT)
     report["exit_code"] = exit_code(report["results"])
 
 
