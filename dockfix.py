@@ -3842,6 +3842,17 @@ def rows_of(host: Host, opts: argparse.Namespace, what: str, targets: List[Targe
     return [row_of_surprise(target, one, more) if one is None or isinstance(one, Exception) else one for target, one in zip(targets, done)]
 
 
+def look_rows(host: Host, opts: argparse.Namespace, what: str, targets: List[Target], look: Callable, more: dict) -> list:
+    """rows_of with look(target, container) for what is there still by docker inspect, which is asked once for all."""
+    facts = inspect_containers(host, [target.id for target in targets])
+
+    def look_at(target: Target):
+        if target.id not in facts:
+            raise Gone()
+        return look(target, facts[target.id])
+    return rows_of(host, opts, what, targets, targets, look_at, more)
+
+
 def shared_words(opts: argparse.Namespace) -> List[str]:
     """The options a script must repeat to do the same."""
     words = ["--docker", opts.docker] if opts.docker != "docker" else []
@@ -6015,7 +6026,7 @@ def run_discard(host: Host, opts: argparse.Namespace, report: dict) -> None:
 class Job(NamedTuple):
     """One container's part: what is set where. refusal is '' where nothing speaks against it."""
     target: Target
-    container: Optional[Container]
+    container: Container
     accounts: List[Account]
     refusal: str
     notes: str
@@ -6099,11 +6110,9 @@ def run_chpasswd(host: Host, opts: argparse.Namespace, report: dict) -> None:
         take_lock(host)
         accounts = read_accounts(opts, source, user) if source == "prompt" else accounts
     users = [one.user for one in accounts] or ([] if source == "lines" else [user])
-    facts = inspect_containers(host, [target.id for target in targets])
     before = host_accounts()
     more = {"users": [show_bytes(one) for one in users], "via": None}
-    plans = rows_of(host, opts, "chpasswd: looking", targets, targets,
-                    lambda target: look_accounts(host, opts, target, facts.get(target.id), users), more)
+    plans = look_rows(host, opts, "chpasswd: looking", targets, lambda *one: look_accounts(host, opts, *one, users), more)
     if opts.dry_run:
         return plan_chpasswd(opts, report, plans, more)
     if opts.generate:
@@ -6126,10 +6135,8 @@ def trip(report: dict, before: Dict[str, Tuple]) -> None:
         report["exit_code"] = 3
 
 
-def look_accounts(host: Host, opts: argparse.Namespace, target: Target, container: Optional[Container], users: List[bytes]) -> Job:
+def look_accounts(host: Host, opts: argparse.Namespace, target: Target, container: Container, users: List[bytes]) -> Job:
     """Everything that can be known before the first change."""
-    if container is None:
-        raise Gone()
     def is_hosts(source: str) -> bool:
         return is_hosts_own(source) or opts.allow_shared_etc and is_hosts_own(volume_device(host, source))
     refusal = etc_refusal(container, opts.allow_shared_etc, is_hosts)
@@ -6399,7 +6406,6 @@ MEND = "python3 dockfix.py timezone %s"
 def run_clock(host: Host, opts: argparse.Namespace, report: dict) -> None:
     opts.max_skew = parse_number("--max-skew", opts.max_skew, 2, 0, 1e9)
     targets = pick(host, opts)
-    facts = inspect_containers(host, [target.id for target in targets])
     try:
         name = host_zone()
     except DockfixError:
@@ -6409,8 +6415,7 @@ def run_clock(host: Host, opts: argparse.Namespace, report: dict) -> None:
     except ValueError:
         raise EnvironmentFault("this host's own %s is no time zone file" % LOCALTIME, "ls -l %s" % LOCALTIME) from None
     report["host"] = {"zone": name, "utc_offset": east}
-    report["results"] = rows_of(host, opts, "clock", targets, targets,
-                                lambda target: clock_row(host, opts, target, facts.get(target.id), east), NO_CLOCK)
+    report["results"] = look_rows(host, opts, "clock", targets, lambda *one: clock_row(host, opts, *one, east), NO_CLOCK)
     off = [one for one in report["results"] if one["verdict"] != "in step" and one["status"] != "skipped"]
     for verdict, remedy in sorted({(one["verdict"], one["remedy"]) for one in off}):
         names = [one["target"] for one in off if (one["verdict"], one["remedy"]) == (verdict, remedy)]
@@ -6421,10 +6426,8 @@ def run_clock(host: Host, opts: argparse.Namespace, report: dict) -> None:
     report["exit_code"] = 3 if opts.check and off else 0
 
 
-def clock_row(host: Host, opts: argparse.Namespace, target: Target, container: Optional[Container], here: int) -> dict:
+def clock_row(host: Host, opts: argparse.Namespace, target: Target, container: Container, here: int) -> dict:
     """One exec where `date` can run, and the files that name the zone; in the row `remedy` has a %s for the names."""
-    if container is None:
-        raise Gone()
     clock, why = None, ""
     try:
         zone = container_zone(host, container)
@@ -6517,10 +6520,8 @@ def run_timezone(host: Host, opts: argparse.Namespace, report: dict) -> None:
     if not opts.dry_run:
         take_lock(host)
         take_lock(host, True, name="undo.lock")
-    facts = inspect_containers(host, [target.id for target in targets])
     more = {"zone": name or None, "restart": "no", "lasting": lasting(name) if name else []}
-    plans = rows_of(host, opts, "timezone: looking", targets, targets,
-                    lambda target: look_zone(host, opts, target, facts.get(target.id), data, more), more)
+    plans = look_rows(host, opts, "timezone: looking", targets, lambda *one: look_zone(host, opts, *one, data, more), more)
     if opts.dry_run:
         words = ["--undo"] if opts.undo else ["--zone", name]
         return plan_calls(opts, report, plans, words + (["--restart", "--yes"] if opts.restart else []), more)
@@ -6542,10 +6543,8 @@ def lasting(name: str) -> List[str]:
             "COPY %s %s" % (posixpath.basename(name), path), "ENV TZ=%s" % name]
 
 
-def look_zone(host: Host, opts: argparse.Namespace, target: Target, container: Optional[Container], data: bytes, more: dict):
+def look_zone(host: Host, opts: argparse.Namespace, target: Target, container: Container, data: bytes, more: dict):
     """The plan, or the row where nothing is to be done. Raises Gone, Refused, WayClosed."""
-    if container is None:
-        raise Gone()
     undo = load_undo(host, "timezone", container.id)
     if opts.undo:
         if not undo:
@@ -6707,19 +6706,16 @@ def run_faketime(host: Host, opts: argparse.Namespace, report: dict) -> None:
         take_lock(host)
         take_lock(host, True, name="undo.lock")
         tidy_undo(host, [target.id for target in list_containers(host)])
-    found = inspect_containers(host, [target.id for target in targets])
 
-    def look(target: Target):
-        if target.id not in found:
-            raise Gone()
-        users = processes_of(found[target.id])
-        plan = Shift(target, found[target.id], load_undo(host, "faketime", target.id), any(users.values()) if users else None)
+    def look(target: Target, container: Container):
+        users = processes_of(container)
+        plan = Shift(target, container, load_undo(host, "faketime", target.id), any(users.values()) if users else None)
         if action == "undo" and plan.undo and opts.restart and plan.container.auto_remove:
             raise Refused(NO_STOP)
         if action == "set":
             return look_shift(host, opts, libraries, plan)
         return plan if action == "undo" and plan.undo else shift_status(host, plan, users)
-    plans = rows_of(host, opts, "faketime: looking", targets, targets, look, NO_SHIFT)
+    plans = look_rows(host, opts, "faketime: looking", targets, look, NO_SHIFT)
     if opts.dry_run:
         return plan_calls(opts, report, plans, shift_words(opts), dict(NO_SHIFT, offset=opts.seconds))
     if action == "set":
