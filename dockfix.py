@@ -5537,9 +5537,8 @@ def run_grow(host: Host, opts: argparse.Namespace, report: dict) -> None:
                 facts={"lengths": [superblock_test("has", pool, kind) for kind in larger]})
     if not plan.steps:
         return change_row(report, plan, "unchanged", plan.goal)
-    stops = "nothing stops"
-    if opts.offline and larger:
-        stops = "docker and its %d running containers stop meanwhile" % sum(map(runs, engine.containers))
+    count = sum(map(runs, engine.containers))
+    stops = "docker and its %d running containers stop meanwhile" % count if opts.offline and larger else "nothing stops"
     run_change(host, opts, report, plan, "grow the pool %s (%s; %s)?" % (pool.name, goal, stops))
 
 
@@ -5840,8 +5839,7 @@ def run_backup(host: Host, opts: argparse.Namespace, report: dict) -> None:
     lock_storage(host, opts)
     stock = look_stock(host, look_containers(host))
     check_folder(host, folder, backup_size(host, stock))
-    kept = plan_backup(host, folder, stock, ["images.tar"])
-    kept = kept if stock.images else kept._replace(loads=[])
+    kept = plan_backup(host, folder, stock, ["images.tar"] if stock.images else [])
     steps = settings_steps(host, kept) + own_steps(host, kept) + save_steps(host, kept, "images.tar", image_refs(stock.images) + own_refs(kept))
     steps += [gone_step(host, "image", ref) for ref in own_refs(kept)] + volume_steps(host, kept) + [seal_step(kept)]
     plan = Plan(new_name("backup"), "backup", "backup of %d images, %d containers, %d networks, %d volumes in %s" % (
