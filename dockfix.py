@@ -2907,7 +2907,7 @@ def cp_first(host: Host, container: Container, path: str, limit: int, follow: bo
         member = next(iter(tarfile.open(fileobj=io.BytesIO(answer.out), mode="r|")))
     except (tarfile.TarError, StopIteration, ValueError, OSError, EOFError):
         raise WayClosed("docker cp sent something that is not a tar stream") from None
-    return member, answer.out[member.offset_data:][:member.size]
+    return member, answer.out[member.offset_data:member.offset_data + member.size]
 
 
 def cp_shadow(host: Host, container: Container, first: bool = False) -> Member:
@@ -6412,8 +6412,8 @@ def run_clock(host: Host, opts: argparse.Namespace, report: dict) -> None:
         east = zone_offset(host_localtime(), int(time.time()))[0]
     except ValueError:
         raise EnvironmentFault("this host's own %s is no time zone file" % LOCALTIME, "ls -l %s" % LOCALTIME) from None
-    report["host"] = {"zone": name, "utc_offset": east}
     report["results"] = look_rows(host, opts, "clock", targets, lambda *one: clock_row(host, opts, *one, east), NO_CLOCK)
+    report["host"] = {"zone": name, "utc_offset": east}
     off = [one for one in report["results"] if one["verdict"] != "in step" and one["status"] != "skipped"]
     for verdict, remedy in sorted({(one["verdict"], one["remedy"]) for one in off}):
         names = [one["target"] for one in off if (one["verdict"], one["remedy"]) == (verdict, remedy)]
