@@ -1879,7 +1879,8 @@ def open_flow(flow: Flow) -> list:
             os.fchmod(ends[1], 0o600)
     except OSError as err:
         close_flow(flow, ends, False)
-        raise EnvironmentFault("%s cannot be opened: %s" % (text_of(err.filename), err.strerror)) from None
+        path = text_of(err.filename) if err.filename else flow.target       # fchmod names none
+        raise EnvironmentFault("%s cannot be opened: %s" % (path, err.strerror)) from None
     return ends
 
 
@@ -4344,9 +4345,14 @@ def check_folder(host: Host, folder: str, size: int) -> None:
     try:
         if os.path.lexists(raw(folder)) and (os.lstat(raw(folder)).st_uid != os.geteuid() or os.listdir(raw(folder))):
             raise Refused("%s is not an empty folder of this user's" % folder, "name a folder that does not exist yet")
-        room = room_at(folder if os.path.isdir(raw(folder)) else os.path.dirname(folder))
+        place = folder if os.path.isdir(raw(folder)) else os.path.dirname(folder)
+        room = room_at(place)
     except OSError as err:
         raise Refused("%s cannot be a backup's folder: %s" % (folder, err.strerror), "the folder above it must exist") from None
+    mount = mount_of(real_path(place), mounts_of())
+    if mount and mount.fstype in ("vfat", "msdos", "exfat") and not {"fmask=0177", "dmask=0077"} <= set(mount.options):
+        raise Refused("%s lies on %s, mounted so that a backup there could not be closed to other users" % (folder, mount.fstype),
+                      "umount %s, then mount it with -o fmask=0177,dmask=0077" % sh_quote(mount.point))
     say("dockfix: the backup takes about %s; free at %s: %s" % (show_size(size), folder, show_size(room)))
     if size > room:
         raise Refused("the backup takes about %s, and the disk of %s has %s free" % (show_size(size), folder, show_size(room)),

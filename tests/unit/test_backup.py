@@ -356,6 +356,24 @@ def test_too_little_space_is_said_with_both_figures(stock, tmp_path):
     assert result.rc == 5 and "818.5 TiB" in result.json["errors"][0]["msg"] and not (tmp_path / "kept").exists()
 
 
+@pytest.mark.parametrize("options, code", [("rw,fmask=0022,dmask=0022,codepage=437", 5), ("rw,fmask=0177,dmask=0077", 0)])
+def test_a_usb_stick_with_vfat_must_be_for_root_alone(stock, tmp_path, options, code):
+    stick = [("8:1", "/", str(tmp_path), "vfat", "/dev/sdb1", tuple(options.split(",")))]
+    result = stock.quick("backup", "-n", "--json", str(tmp_path / "kept"),
+                         prelude=lambda module: setattr(module, "mounts_of", lambda pid="self": [module.Mount(*one) for one in stick]))
+    assert result.rc == code and not (tmp_path / "kept").exists()
+    assert code == 0 or "umount %s, then mount it with -o fmask=0177,dmask=0077" % tmp_path in result.json["errors"][0]["hint"]
+
+
+def test_a_file_that_may_not_be_closed_to_others_is_told(dockfix, tmp_path, monkeypatch):
+    def refuse(*words):
+        raise PermissionError(1, "Operation not permitted")
+    monkeypatch.setattr(dockfix.os, "fchmod", refuse)
+    with pytest.raises(dockfix.EnvironmentFault, match="some cannot be opened: Operation not permitted"):
+        dockfix.open_flow(dockfix.Flow(target=str(tmp_path / "some")))
+    assert not list(tmp_path.iterdir())
+
+
 def test_only_root_and_only_one_folder(stock, tmp_path):
     result = stock.quick("backup", str(tmp_path / "kept"), prelude=lambda module: setattr(module.os, "geteuid", lambda: 1000))
     assert result.rc == 6 and b"only root" in result.err
