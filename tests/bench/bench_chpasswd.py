@@ -14,7 +14,7 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 TOP = os.path.dirname(os.path.dirname(HERE))
 sys.path.insert(0, os.path.join(TOP, "tests", "engine"))
-from kit import CannotRun, PrivateEngine, open_bytes  # noqa: E402
+from kit import PrivateEngine, bench_in, open_bytes  # noqa: E402
 
 DOCKFIX = os.path.join(TOP, "dockfix.py")
 VENV = os.path.join(TOP, ".venv", "ansible")
@@ -180,15 +180,5 @@ def bench(engine):
              .decode().split(), os.cpu_count()))
 
 
-def main():
-    try:
-        with PrivateEngine() as engine:
-            bench(engine)
-    except CannotRun as reason:
-        print("the benchmark cannot run here: %s" % reason, file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(bench_in(PrivateEngine, bench))

@@ -17,7 +17,7 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 TOP = os.path.dirname(os.path.dirname(HERE))
 sys.path.insert(0, os.path.join(TOP, "tests", "engine"))
-from kit import CannotRun, PrivateEngine  # noqa: E402
+from kit import PrivateEngine, bench_in  # noqa: E402
 
 STORAGE = [sys.executable, os.path.join(TOP, "dockfix.py"), "storage", "--json"]
 NUMBER, ROUNDS = int(os.environ.get("BENCH_N", 200)), int(os.environ.get("BENCH_ROUNDS", 5))
@@ -93,18 +93,12 @@ def check(out, number, sizes):
         raise RuntimeError("wrong figures: %s" % out.decode()[:2000])
 
 
-def main():
-    try:
-        with PrivateEngine() as engine:
-            quick(engine)
-            full(engine)
-            print("Python %s, docker client %s, engine %s, %d processors." % (sys.version.split()[0], *engine.docker(
-                "version", "--format", "{{.Client.Version}} {{.Server.Version}}").stdout.decode().split(), os.cpu_count()))
-    except CannotRun as reason:
-        print("the benchmark cannot run here: %s" % reason, file=sys.stderr)
-        return 1
-    return 0
+def bench(engine):
+    quick(engine)
+    full(engine)
+    print("Python %s, docker client %s, engine %s, %d processors." % (sys.version.split()[0], *engine.docker(
+        "version", "--format", "{{.Client.Version}} {{.Server.Version}}").stdout.decode().split(), os.cpu_count()))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(bench_in(PrivateEngine, bench))

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from kit import CannotRun, PrivateEngine, Run
+from kit import CannotRun, PrivateEngine, Run, skip_or_fail
 
 PROGRAM = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "dockfix.py")
 HOST_FILES = ("/etc/shadow", "/etc/passwd", "/etc/group", "/etc/gshadow", "/etc/shadow-", "/etc/passwd-")
@@ -270,11 +270,7 @@ class Lab:
 
 
 def not_here(reason):
-    """Skip with the reason; where a machine has been made for these tests, that is a failure."""
-    text = "no private engine: %s" % reason
-    if os.environ.get("CI") == "true":
-        pytest.fail(text, pytrace=False)
-    pytest.skip(text)
+    skip_or_fail("private engine", reason)
 
 
 @pytest.fixture(scope="session")

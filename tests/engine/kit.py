@@ -35,6 +35,26 @@ ACCOUNTS = {"etc/passwd": PASSWD, "etc/group": GROUP, "etc/shadow": SHADOW}
 USERNS_BASE = 500000
 
 
+def skip_or_fail(what, reason):
+    """Skip the test with the reason; where a machine has been made for these tests, that is a failure."""
+    import pytest                               # the demo and the benchmarks have none
+    text = "no %s: %s" % (what, reason)
+    if os.environ.get("CI") == "true":
+        pytest.fail(text, pytrace=False)
+    pytest.skip(text)
+
+
+def bench_in(place, work):
+    """Exit code of a benchmark: work(one) with `place() as one`; 1 where there can be none here."""
+    try:
+        with place() as one:
+            work(one)
+    except CannotRun as reason:
+        print("the benchmark cannot run here: %s" % reason, file=sys.stderr)
+        return 1
+    return 0
+
+
 class CannotRun(Exception):
     """No private engine on this machine; the text says what would be needed."""
 

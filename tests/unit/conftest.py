@@ -146,6 +146,20 @@ def pid_alive(pid):
         return False
 
 
+def die_at_step(module, number, side):
+    """SIGKILL "before" or "after" the step of that number; None: at none."""
+    real, count = module.do_step, [0]
+
+    def do_step(host, step, tick):
+        count[0] += 1
+        if count[0] == number and side == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(host, step, tick)
+        if count[0] == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+    module.do_step = do_step
+
+
 def reap(pid, seconds):
     """Return code of a child as subprocess counts it; killed when it takes too long."""
     deadline = time.time() + seconds

@@ -7,6 +7,8 @@ import subprocess
 
 import pytest
 
+from conftest import die_at_step
+
 if os.geteuid() != 0:
     pytest.skip("storage changes are root's", allow_module_level=True)
 
@@ -47,17 +49,7 @@ def trial(box, dockfix):
                 module.lock_storage(host, opts)
                 module.run_change(host, opts, report, make_plan(module, box), "really?")
             module.COMMANDS += (module.Command("trial", "", "trial", module.CHANGE, run, module.show_change, "", (0, 0)),)
-            real, count = module.do_step, [0]
-
-            def do_step(host, one, tick):
-                count[0] += 1
-                if count[0] == kill and side == "before":
-                    os.kill(os.getpid(), signal.SIGKILL)
-                real(host, one, tick)
-                if count[0] == kill:
-                    os.kill(os.getpid(), signal.SIGKILL)
-            if kill:
-                module.do_step = do_step
+            die_at_step(module, kill, side)
             if extra:
                 extra(module)
         return patch

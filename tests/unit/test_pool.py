@@ -8,6 +8,7 @@ import signal
 import pytest
 
 import fake_host
+from conftest import die_at_step
 
 if os.geteuid() != 0:
     pytest.skip("storage changes are root's", allow_module_level=True)
@@ -36,17 +37,7 @@ class Driver:
         def prelude(module):
             self.fake.patch(module)
             module.check_overlay = module.check_overlay if how.get("overlay") else lambda host, root: None
-            real, count = module.do_step, [0]
-
-            def do_step(host, step, tick):
-                count[0] += 1
-                if count[0] == kill and side == "before":
-                    os.kill(os.getpid(), signal.SIGKILL)
-                real(host, step, tick)
-                if count[0] == kill:
-                    os.kill(os.getpid(), signal.SIGKILL)
-            if kill:
-                module.do_step = do_step
+            die_at_step(module, kill, side)
         return self.box.run(*[self.backup if word == "BACKUP" else word for word in words], prelude=prelude)
 
     def journal(self):

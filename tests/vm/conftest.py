@@ -1,17 +1,8 @@
 """Ring three: dockfix in a virtual machine with a real devicemapper loop pool (machine.py; README.md tells how to write tests)."""
-import os
-
 import pytest
 
-from machine import CannotRun, Machine
-
-
-def not_here(reason):
-    """Skip with the reason; where a machine has been made for these tests, that is a failure."""
-    text = "no virtual machine: %s" % reason
-    if os.environ.get("CI") == "true":
-        pytest.fail(text, pytrace=False)
-    pytest.skip(text)
+from machine import CannotRun, Machine      # which tells Python where kit is
+from kit import skip_or_fail
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +13,7 @@ def ring():
         machine.open()
     except CannotRun as reason:
         machine.stop()
-        not_here(reason)
+        skip_or_fail("virtual machine", reason)
     try:
         yield machine
     finally:
