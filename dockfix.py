@@ -3506,7 +3506,8 @@ def holders(out: bytes) -> str:
         found += ["%s (pid %s)" % (name.strip(), pid)] if name is not None else []          # None: it ended meanwhile
     if out.startswith(raw(MAPPER)):             # mounted nowhere, but a file on it is still open
         return "; still open: fuser -v -m %s/docker-*" % MAPPER
-    return "; held by " + ("the host itself: umount" if b"/proc/1/" in out else ", ".join(found)) if found else ""
+    host = "the host itself: umount, or where a container outlived docker: \"shutdown-timeout\": 120 in daemon.json, systemctl reload docker"
+    return "; held by " + (host if b"/proc/1/" in out else ", ".join(found)) if found else ""
 
 
 def do_step(host: Host, step: Step, tick: Callable[[int], None]) -> None:
@@ -5982,6 +5983,9 @@ def run_rollback(host: Host, opts: argparse.Namespace, report: dict) -> None:
     if not opts.dry_run:
         confirm(opts, "undo %s (%s)?" % (journal.plan.name, journal.plan.goal))
     carry_on(host, opts, report, journal._replace(going="back", at=min(journal.at, len(journal.plan.steps) - 1)))
+    left, begun = journal.plan.facts.get("left", ""), journal.plan.steps[:journal.reached + 1]
+    if journal.going != "done" and not opts.dry_run and any(step.daemon == "up" for step in begun) and os.path.lexists(raw(left)):
+        say("dockfix: docker may have run on %s, so it stays; when nothing in it is needed: rm -rf %s" % (left, sh_quote(left)))
 
 
 def finished_change(host: Host, name: str) -> Journal:
