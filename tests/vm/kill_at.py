@@ -7,7 +7,7 @@
     python3 kill_at.py each N [dockfix's words ...]
 
 NUMBER: SIGKILL before or after the step of that number (0: never).
-during: SIGKILL as soon as a program runs for the first step with these words in its title; that program goes on.
+during: SIGKILL as soon as a program runs for the first step with these words in its title (before it, where it has none); that program goes on.
 halt: stands still (SIGSTOP) before, after or in every step whose title such a pattern matches, "in" being once its program (cp, docker save, docker load) runs, which then stands still too; /run/halted then
 holds "PID NUMBER SIDE TITLE".
 each: halts so at the first point, before or after a step, where no run before it did (/root/kill/seen has those), but only at every N-th of all.
@@ -26,7 +26,7 @@ import dockfix
 mode, which = sys.argv[1:3]
 real = {name: getattr(dockfix, name) for name in ("do_step", "pump", "save_journal", "settle_daemon")}
 halts = json.loads(which) if mode == "halt" else []
-count, title, at, settling = 0, "", "", False
+count, title, no_program, at, settling = 0, "", False, "", False
 
 
 def halt(where):
@@ -54,15 +54,15 @@ def reach(where):
         number = 2 * int(at.split()[1]) + (where == "after")
         if where != "in" and not settling and number % int(which) == 0 and is_new(where):
             halt(where) if mode == "each" else os.kill(os.getpid(), signal.SIGKILL)
-    elif mode == str(count) and where == which:
+    elif mode == str(count) and where == which or mode == "during" and where == "before" and which in title and no_program:
         os.kill(os.getpid(), signal.SIGKILL)
     elif any(where == one and re.match(pattern + r"\Z", title) for one, pattern in halts):
         halt(where)
 
 
 def do_step(host, step, tick):
-    global count, title
-    count, title = count + 1, step.title
+    global count, title, no_program
+    count, title, no_program = count + 1, step.title, not step.argv
     reach("before")
     real["do_step"](host, step, tick)
     reach("after")

@@ -137,7 +137,7 @@ def test_a_machine_that_hangs_shows_its_console(ring):
 
 def test_qemu_dies_with_its_python(tmp_path):
     """Also when that is killed without any chance to clean up; the next one removes what it left."""
-    script = "import sys, time; sys.path[:0] = sys.argv[1:]; from machine import *; vm = Machine(); vm.open(); vm.start()\n" \
+    script = "import sys, time; sys.path[:0] = sys.argv[1:]; from machine import *; vm = Machine(); vm.open()\n" \
         "print(vm.process.pid, vm.folder, flush=True); time.sleep(1000)"
     child = subprocess.Popen(["python3", "-B", "-c", script, os.path.dirname(os.path.abspath(__file__))], stdout=subprocess.PIPE)
     pid, folder = child.stdout.readline().decode().split()
