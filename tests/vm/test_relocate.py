@@ -223,10 +223,9 @@ def test_vfat_takes_no_root_and_a_backup_only_where_root_alone_can_read_it(vm):
     vm.sh("truncate -s 3G /root/fat; busybox mkdosfs /root/fat >/dev/null; mkdir /mnt/fat; mount -o loop -t vfat /root/fat /mnt/fat")
     done = vm.dockfix("--json", "relocate", "-y", "/mnt/fat/docker")
     assert done.rc == 5 and "vfat" in done.doc["errors"][0]["msg"] and vm.sh("ls /mnt/fat").text == "", done
+    at(vm, OLD, pool)
+    same(vm, before)
     done = vm.dockfix("backup", "/mnt/fat/kept")
     assert done.rc == 5 and "umount /mnt/fat, then mount it with -o fmask=0177,dmask=0077" in done.err.decode() and vm.sh("ls /mnt/fat").text == "", done
     vm.sh("umount -d /mnt/fat; mount -o loop,fmask=0177,dmask=0077 -t vfat /root/fat /mnt/fat")
     assert vm.dockfix("backup", "/mnt/fat/kept").rc == 0 and vm.dockfix("backup", "--verify", "/mnt/fat/kept").rc == 0
-    vm.sh("umount -d /mnt/fat")
-    at(vm, OLD, pool)
-    same(vm, before)
