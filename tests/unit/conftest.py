@@ -56,9 +56,9 @@ def load(path=PROGRAM, name="dockfix"):
 def pytest_collection_modifyitems(config, items):
     """DOCKFIX_SAMPLE: a third of the tests, another one under the next version of Python."""
     if os.environ.get("DOCKFIX_SAMPLE"):
-        mine = [item for number, item in enumerate(items) if (number + sys.version_info[1]) % 3 == 0]
-        config.hook.pytest_deselected(items=[item for item in items if item not in set(mine)])
-        items[:] = mine
+        first = -sys.version_info[1] % 3
+        config.hook.pytest_deselected(items=[item for number, item in enumerate(items) if number % 3 != first])
+        items[:] = items[first::3]
 
 
 @pytest.fixture(scope="session")
