@@ -4450,12 +4450,12 @@ def check_steps(kept: Backup) -> List[Step]:
 
 def restore_steps(host: Host, kept: Backup, have: Stock, fill: bool = True) -> List[Step]:
     """Makes what is not there yet, up to the containers: networks, volumes, images and (with `fill`) the content of the volumes it made."""
-    known = {title_of(one) for one in have.networks + have.volumes}
-    networks = [made_step(host, "network", one["Name"], network_recipe(one)) for one in carried_networks(kept.stock) if one["Name"] not in known]
-    volumes = [made_step(host, "volume", one["Name"], volume_recipe(one)) for one in kept.stock.volumes if one["Name"] not in known]
+    had, held = ({title_of(one) for one in some} for some in (have.networks, have.volumes))     # a network and a volume may have one name
+    networks = [made_step(host, "network", one["Name"], network_recipe(one)) for one in carried_networks(kept.stock) if one["Name"] not in had]
+    volumes = [made_step(host, "volume", one["Name"], volume_recipe(one)) for one in kept.stock.volumes if one["Name"] not in held]
     # Through a container that never runs: docker unpacks, not dockfix.
     binds = [(name, "/dockfix-%d/%s" % (number, posixpath.basename(place[2])))
-             for number, (name, place) in enumerate(sorted(kept.volumes.items()), 1) if name not in known]
+             for number, (name, place) in enumerate(sorted(kept.volumes.items()), 1) if name not in held]
     fills = [act(host, "content of volume %s" % name, ("cp", "-", HELPER + ":" + posixpath.dirname(path)),
                  source=kept.path(kept.volumes[name][0])) for name, path in binds]
     return networks + volumes + load_steps(host, kept, have) + (with_helper(host, kept.stock, binds, fills) if fill else [])

@@ -259,6 +259,16 @@ def test_stopping_goes_backwards_and_undone_it_starts_by_id(dockfix):
     assert [step.argv[1:] for step in dockfix.run_steps(host, docs)] == [("start", "db"), ("pause", "db"), ("start", "web")]
 
 
+def test_a_volume_is_not_taken_for_the_network_of_its_name(dockfix):
+    """compose and hands alike give both one name; a volume that is taken to be there already would come back empty."""
+    host = dockfix.Host(("docker",), 1, False, False, "", [], None, None, {}, None)
+    network = {"Name": "web", "Driver": "bridge", "Scope": "local", "Id": "n"}
+    stock = dockfix.Stock([], [{"Id": "sha256:1", "RepoTags": ["a:1"]}], [network], [{"Name": "web", "Driver": "local"}])
+    kept = dockfix.Backup("/kept", stock, {}, {"web": ["volume-1.tar", "h", "/dockfix-1/data"]}, [], [], "")
+    titles = [[step.title for step in dockfix.restore_steps(host, kept, dockfix.Stock([], [], *have))] for have in (([network], []), ([], stock.volumes))]
+    assert titles == [["volume web", "container dockfix.helper", "content of volume web", "remove container dockfix.helper"], ["network web"]]
+
+
 # ---------------------------------------------------------------------- folders
 
 
