@@ -38,6 +38,8 @@ POOL_OPTIONS = ("dm.loopdatasize=4G", "dm.loopmetadatasize=1G", "dm.basesize=2G"
 DOCKERD = "/usr/sbin/dockerd --iptables=false --shutdown-timeout=100 -H fd:// --containerd=/run/containerd/containerd.sock"
 DROP_IN = "/etc/systemd/system/docker.service.d/storage.conf"
 IMAGE = "dockfix-test/busybox"
+# A docker client in place of Debian's, for as far as it can speak with Debian's engine: one that is static starts four times as fast in emulation.
+CLIENT = os.environ.get("DOCKFIX_TEST_CLIENT")
 # slow in emulation, and of no use here
 MASKED = """apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer
     systemd-tmpfiles-clean.timer getty@tty1.service getty-static.service serial-getty@ttyS0.service systemd-logind.service apparmor.service
@@ -97,7 +99,8 @@ def die_with_parent():
 
 def recipe(suite):
     """Everything the image is made of, as a key."""
-    parts = [open_bytes(os.path.join(HERE, name)) for name in ("image.py", "agent.py")] + [suite.encode(), os.uname().machine.encode()]
+    parts = [open_bytes(name) for name in [os.path.join(HERE, name) for name in ("image.py", "agent.py")] + ([CLIENT] if CLIENT else [])]
+    parts += [suite.encode(), os.uname().machine.encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
@@ -192,6 +195,7 @@ def build(work, suite, mirror, machine):
     try:
         vm.boot()
         note("booted, docker is up")
+        vm.sh("docker version >/dev/null 2>&1 || rm /usr/local/bin/docker")
         vm.sh(CONTENT, stdin=busybox_tar(), timeout=600)
         note("containers made")
         vm.save("fresh")
@@ -220,6 +224,8 @@ def furnish(root):
         with open(root + path, "w") as f:
             f.write(text)
     shutil.copy(os.path.join(HERE, "agent.py"), root + "/usr/local/lib/agent.py")
+    if CLIENT:
+        shutil.copy(CLIENT, root + "/usr/local/bin/docker")
     os.makedirs(os.path.join(units, "sysinit.target.wants"), exist_ok=True)
     os.symlink("../agent.service", os.path.join(units, "sysinit.target.wants", "agent.service"))
     os.makedirs(root + "/data")

@@ -170,4 +170,4 @@ def finished(vm, *words):
 def build(vm):
     """One build with BuildKit, which must find what the engine has, and nothing of before."""
     vm.sh("mkdir -p /run/build; date +%s%N > /run/build/file; printf 'FROM dockfix-test/busybox\nCOPY file /file\nRUN cat /file\n' > /run/build/Dockerfile\n"
-          "DOCKER_BUILDKIT=1 docker build --network none -t built /run/build; docker rmi built")
+          "DOCKER_BUILDKIT=1 /usr/bin/docker build --network none -t built /run/build; docker rmi built")
