@@ -10,7 +10,8 @@ NUMBER: SIGKILL before or after the step of that number (0: never).
 during: SIGKILL as soon as a program runs for the first step with these words in its title (before it, where it has none); that program goes on.
 halt: stands still (SIGSTOP) before, after or in every step whose title such a pattern matches, "in" being once its program (cp, docker save, docker load) runs, which then stands still too; /run/halted then
 holds "PID NUMBER SIDE TITLE".
-each: halts so at the first point, before or after a step, where no run before it did (/root/kill/seen has those), but only at every N-th of all.
+each: halts so at the first point, before or after a step, where no run before it did (/root/kill/seen has those), but only at every N-th of all; 2: at one
+of each step, before and after in turn.
 chain: the same with SIGKILL in place of the halt, and another run goes on where that one ended, until one comes through; exits as that one does.
 In the machine dockfix.py lies beside this file (machine.py puts it there, compiled: in emulation that takes longer than all else).
 """
@@ -51,7 +52,8 @@ def is_new(where):
 
 def reach(where):
     if mode in ("each", "chain"):
-        number = 2 * int(at.split()[1]) + (where == "after")
+        step = int(at.split()[1])
+        number = 2 * step + step % 2 + (where == "after")
         if where != "in" and not settling and number % int(which) == 0 and is_new(where):
             halt(where) if mode == "each" else os.kill(os.getpid(), signal.SIGKILL)
     elif mode == str(count) and where == which or mode == "during" and where == "before" and which in title and no_program:

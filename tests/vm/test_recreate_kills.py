@@ -1,6 +1,6 @@
 """pool recreate that ends in the middle, by a kill or a power cut, and goes on or back; children that outlive it; what it refuses.
 
-Killed at many steps on the way to overlay2 and on the way back, each run going on where the last one ended. FULL=1: before and after each step; a smaller pool
+Killed at each step on the way to overlay2 and on the way back, each run going on where the last one ended. FULL=1: before and after each step; a smaller pool
 too; the plug pulled at a sample of steps; places from which both ways are gone. FULL=all: the plug, and both ways, at every step."""
 import json
 import os
@@ -13,7 +13,7 @@ import pytest
 from stock import BACKUP, OVERLAY, ROOT, SMALLER, build, finished, is_goal, is_old, is_overlay, look
 
 FULL, ALL = bool(os.environ.get("FULL")), os.environ.get("FULL") == "all"
-EACH = 1 if FULL else 5         # of the points where a run is killed, one before and one after each step: all of them, or two for five steps
+EACH = 1 if FULL else 2         # of the points where a run is killed, one before and one after each step: all of them, or in turn
 full = pytest.mark.skipif(not FULL, reason="long: FULL=1")
 
 
