@@ -23,7 +23,7 @@ UNIT     := $(addprefix unit-,$(VERSIONS))
 ENGINE    = engine-oldest $(if $(filter-out $(OLDEST),$(NEWEST))$(word 2,$(CLIENTS)),engine-newest)
 
 test: RINGS = $(ENGINE) $(UNIT)
-test test-engine: JOBS = $$(($$(nproc) + 1))    # they wait a lot
+test test-engine: JOBS = $$(($$(nproc) + 2))    # they wait a lot
 test: ## both rings: tests/unit under every Python 3.6+ found (between oldest and newest a third of it each), tests/engine under these two
 test-unit: RINGS = $(UNIT)
 test-unit: ## without an engine, under every Python found (the same)
