@@ -19,11 +19,11 @@ help: ## this list
 # A ring is one suite under one Python, a target of its own; make runs them side by side and goes on after a failure.
 
 UNIT     := $(addprefix unit-,$(VERSIONS))
-# the second run differs in Python or in the docker client, or is left out
-ENGINE    = engine-oldest $(if $(filter-out $(OLDEST),$(NEWEST))$(word 2,$(CLIENTS)),engine-newest)
+# the second run differs in Python or in the docker client, or is left out; each in two halves, with an engine of their own
+ENGINE    = $(foreach run,oldest $(if $(filter-out $(OLDEST),$(NEWEST))$(word 2,$(CLIENTS)),newest),engine-$(run)-a engine-$(run)-b)
 
 test: RINGS = $(ENGINE) $(UNIT)
-test test-engine: JOBS = $$(($$(nproc) + 2))    # they wait a lot
+test test-engine: JOBS = $$(($$(nproc) + 3))    # they wait a lot
 test: ## both rings: tests/unit under every Python 3.6+ found (between oldest and newest a third of it each), tests/engine under these two
 test-unit: RINGS = $(UNIT)
 test-unit: ## without an engine, under every Python found (the same)
@@ -44,7 +44,7 @@ test test-unit test-engine test-vm:
 	@! grep -q '^FAILED' .venv/results/* && grep -q '^passed' .venv/results/* && \
 		{ [ "$$CI" != true ] || ! grep -q '^NOT RUN' .venv/results/*; }
 
-# $(1): Python's version; $(2): what else there is to say; $(3): environment; $(4): directory of tests
+# $(1): Python's version; $(2): what else there is to say; $(3): environment; $(4): tests
 ring = @$(3) $(call pytest,$(1)) $(4) >.venv/results/$@.log 2>&1 && word=passed || word=FAILED; \
 	echo "== $@"; cat .venv/results/$@.log; \
 	echo "$$word: $(4), Python $$(.venv/$(1)/bin/python -c 'import platform as p; print(p.python_version())')$(2): $$(tail -n 1 \
@@ -54,11 +54,14 @@ ring = @$(3) $(call pytest,$(1)) $(4) >.venv/results/$@.log 2>&1 && word=passed 
 $(UNIT): unit-%: .venv/%/ready
 	$(call ring,$*,,$(if $(filter $*,$(OLDEST) $(NEWEST)),,DOCKFIX_SAMPLE=1),tests/unit)
 
-engine-oldest: .venv/$(OLDEST)/ready
-	$(call ring,$(OLDEST),$(comma) client $(lastword $(CLIENTS)),DOCKFIX_TEST_CLIENT=$(lastword $(CLIENTS)),tests/engine)
+half-a = tests/engine --ignore-glob='*/test_[f-z]*'
+half-b = tests/engine --ignore-glob='*/test_[a-e]*'
 
-engine-newest: .venv/$(NEWEST)/ready
-	$(call ring,$(NEWEST),$(comma) client $(firstword $(CLIENTS)),DOCKFIX_TEST_CLIENT=$(firstword $(CLIENTS)),tests/engine)
+engine-oldest-a engine-oldest-b: engine-oldest-%: .venv/$(OLDEST)/ready
+	$(call ring,$(OLDEST),$(comma) client $(lastword $(CLIENTS)),DOCKFIX_TEST_CLIENT=$(lastword $(CLIENTS)),$(half-$*))
+
+engine-newest-a engine-newest-b: engine-newest-%: .venv/$(NEWEST)/ready
+	$(call ring,$(NEWEST),$(comma) client $(firstword $(CLIENTS)),DOCKFIX_TEST_CLIENT=$(firstword $(CLIENTS)),$(half-$*))
 
 # one machine for each file of tests, as many side by side as there are processors; FULL=1: with Debian's own client, which starts slowly in emulation
 VM := $(patsubst tests/vm/test_%.py,vm-%,$(wildcard tests/vm/test_*.py))
@@ -113,6 +116,6 @@ clean: ## remove .venv, dist and compiled files (the Debian roots in ~/.cache/do
 	rm -rf .venv dist
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help test test-unit test-engine test-vm packages vm-packages vm-image demo bench lint dist clean engine-oldest engine-newest \
+.PHONY: help test test-unit test-engine test-vm packages vm-packages vm-image demo bench lint dist clean engine-oldest-a engine-oldest-b engine-newest-a engine-newest-b \
 	$(UNIT) $(VM) \
 	$(addprefix lint-,$(VERSIONS))
