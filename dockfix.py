@@ -3571,6 +3571,11 @@ def move_step(title: str, old: str, new: str, stray: str = "") -> Step:
     return Step(title, ("mv", "-T", old, new), (("ok", "test", "!", "-e", old, "-a", "-e", new),), ((aside,) if stray else ()) + (back,))
 
 
+def tidy_step(folder: str) -> Step:
+    """Undoes the making of a folder. One that is not there yet, not empty, or will not go is nothing to stop for on the way back."""
+    return Step("remove " + folder, ("rmdir", "--ignore-fail-on-non-empty", folder), unless=(("not", "test", "-e", folder),), soft=True)
+
+
 # --- the plan as a script
 
 
@@ -4133,8 +4138,7 @@ def unused(*paths: str, devices: str = "") -> Tuple[Tuple[str, ...], ...]:
 
 def folder_step(folder: str) -> Step:
     """A folder for a file of dockfix's own among systemd's."""
-    tidy = Step("remove " + folder, ("rmdir", "--ignore-fail-on-non-empty", folder), soft=True)
-    return Step("make " + folder, ("mkdir", "-p", folder), undo=(tidy,))
+    return Step("make " + folder, ("mkdir", "-p", folder), undo=(tidy_step(folder),))
 
 
 def hold_steps(engine: Engine, hold: bool) -> Tuple[Step, ...]:
@@ -4390,8 +4394,8 @@ def kept_file(step: Step, path: str, size: int = 0) -> List[Step]:
 
 def settings_steps(host: Host, kept: Backup) -> List[Step]:
     """The folder, and what inspect says of everything."""
-    remove = Step("remove %s" % kept.folder, ("rmdir", "--ignore-fail-on-non-empty", kept.folder))
-    steps = [Step("make %s" % kept.folder, ("mkdir", "-m", "700", "-p", kept.folder), undo=(remove,)),
+    tidy = () if os.path.isdir(raw(kept.folder)) else (tidy_step(kept.folder),)         # what was there, such as a stick's root, is not ours
+    steps = [Step("make %s" % kept.folder, ("mkdir", "-m", "700", "-p", kept.folder), undo=tidy),
              Step("close %s to others" % kept.folder, ("chmod", "700", kept.folder))]
     for file, kind, docs in zip(STOCK_FILES, ("container", "image", "network", "volume"), kept.stock):
         # the bridge by its name: docker makes it anew at each start, a reboot's included
@@ -5716,8 +5720,7 @@ def unattended(host: Host, stock: Stock) -> List[Step]:
 
 def set_aside(engine: Engine, keeps: str, overlay: bool) -> Tuple[Step, ...]:
     """Renames inside the root. What the new daemon makes at the same places goes to KEEPS/newer-... on the way back."""
-    remove = Step("remove " + keeps, ("rmdir", "--ignore-fail-on-non-empty", keeps))
-    steps = [Step("make " + keeps, ("mkdir", "-m", "700", keeps), (("ok", "test", "-d", keeps),), (remove,))]
+    steps = [Step("make " + keeps, ("mkdir", "-m", "700", keeps), (("ok", "test", "-d", keeps),), (tidy_step(keeps),))]
     for part in SET_ASIDE + ("overlay2",) * overlay:
         old, stray = os.path.join(engine.root, part), os.path.join(keeps, "newer-" + part)
         if os.path.lexists(raw(old)):

@@ -247,7 +247,9 @@ class FakeHost:
         return 0, ""
 
     def do_rmdir(self, argv, stdin):
-        if os.path.isdir(argv[-1]) and not os.listdir(argv[-1]):
+        if not os.path.isdir(argv[-1]):
+            return 1, ""
+        if not os.listdir(argv[-1]):
             os.rmdir(argv[-1])
         return 0, ""
 

@@ -131,6 +131,14 @@ def test_killed_before_and_after_every_step(make_box, dockfix, capsys, kind, par
     assert tried["resume"] + tried["rollback"] >= steps // 5 // SPARSE
 
 
+def test_a_folder_of_the_operators_own_stays_on_the_way_back(host):
+    """A stick's root could not be removed at all."""
+    os.mkdir(host.backup)
+    assert host.run("-y", *SIZES["recreate"], kill=8).rc == -signal.SIGKILL and os.listdir(host.backup)
+    result = host.run("-y", "rollback")
+    assert result.rc == 0 and os.listdir(host.backup) == [], result
+
+
 # What a power cut takes back of these is made so again by settle_daemon or by itself, or dockfix brings it to the disk (the target of a step).
 LASTING = {"systemctl", "service", "dmsetup", "losetup", "sha256sum", "docker start", "docker stop", "docker pause", "docker unpause", "docker update", "docker network", "docker save",
            "docker export", "docker inspect", "docker volume", "docker image", "echo"}
