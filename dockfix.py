@@ -4273,12 +4273,18 @@ def carried_networks(stock: Stock) -> List[dict]:
     return [one for one in local if one["Name"] not in ("bridge", "docker_gwbridge")]
 
 
-def own_image(repository: str, doc: dict) -> str:
-    return "%s:%s-%s" % (repository, title_of(doc)[:100], doc["Id"][:12])
+def kept_ref(doc: dict) -> str:
+    """The image that a backup makes of a container, for as long as it runs."""
+    return "%s:%s-%s" % (KEPT, title_of(doc)[:100], doc["Id"][:12])
 
 
 def own_refs(kept: Backup) -> List[str]:
-    return [own_image(KEPT, doc) for doc in kept.stock.containers if kept.own[doc["Id"]] == "commit"]
+    return [kept_ref(doc) for doc in kept.stock.containers if kept.own[doc["Id"]] == "commit"]
+
+
+def back_ref(kept: Backup, doc: dict) -> str:
+    """The image that a container comes back from. Another backup of the same container has another one: what is there under this name is right."""
+    return "%s:%s-%s-%s" % (BACK, title_of(doc)[:90], doc["Id"][:12], re.sub("[^0-9T]", "", kept.made))
 
 
 def plan_backup(host: Host, folder: str, stock: Stock, loads: Sequence[str], live: bool = True) -> Backup:
@@ -4414,7 +4420,7 @@ def own_steps(host: Host, kept: Backup) -> List[Step]:
     steps = []
     for doc in kept.stock.containers:
         if kept.own[doc["Id"]] == "commit":
-            steps.append(made_step(host, "image", own_image(KEPT, doc), ("commit", doc["Id"], own_image(KEPT, doc))))
+            steps.append(made_step(host, "image", kept_ref(doc), ("commit", doc["Id"], kept_ref(doc))))
         elif kept.own[doc["Id"]] == "export":
             steps += kept_file(act(host, "own files of %s" % title_of(doc), ("export", doc["Id"])), kept.path("export-%s.tar" % doc["Id"]))
     return steps
@@ -4469,22 +4475,24 @@ def load_steps(host: Host, kept: Backup, have: Stock) -> List[Step]:
     """docker load; then the containers' own images under a name of their own."""
     known = set(image_refs(have.images)) | {one["Id"] for one in have.images}
     new = [ref for ref in image_refs(kept.stock.images) if ref not in known]
-    undo = tuple(gone_step(host, "image", ref) for ref in new)
-    steps = [act(host, "load %s" % name, ("load", "-q"), source=kept.path(name), undo=undo) for name in kept.loads if new or own_refs(kept)]
-    for doc in kept.stock.containers:
-        old, ref = own_image(KEPT, doc), own_image(BACK, doc)
-        if kept.own[doc["Id"]] == "commit":
-            steps += [made_step(host, "image", ref, ("tag", old, ref)), gone_step(host, "image", old)]
-        elif kept.own[doc["Id"]] == "export":
-            steps.append(made_step(host, "image", ref, ("import", "-", ref), source=kept.path("export-%s.tar" % doc["Id"])))
-    return steps
+    own = [doc for doc in kept.stock.containers if kept.own[doc["Id"]] and back_ref(kept, doc) not in known]
+    made = [doc for doc in own if kept.own[doc["Id"]] == "commit"]
+    loads = kept.loads if new or made else []
+    passing = [gone_step(host, "image", ref) for ref in own_refs(kept) if loads]        # all of them come along, whichever are needed
+    undo = tuple(gone_step(host, "image", ref) for ref in new) + tuple(passing)
+    steps = [act(host, "load %s" % name, ("load", "-q"), source=kept.path(name), undo=undo) for name in loads]
+    for doc in own:
+        ref, exported = back_ref(kept, doc), kept.path("export-%s.tar" % doc["Id"])
+        words = {"words": ("tag", kept_ref(doc), ref)} if doc in made else {"words": ("import", "-", ref), "source": exported}
+        steps.append(made_step(host, "image", ref, **words))
+    return steps + passing
 
 
 def container_steps(host: Host, kept: Backup, doc: dict) -> List[Step]:
     """One container, not started."""
     name, own = title_of(doc), kept.own[doc["Id"]]
     if own:
-        ref, config = own_image(BACK, doc), doc["Config"] if own == "commit" else {}
+        ref, config = back_ref(kept, doc), doc["Config"] if own == "commit" else {}
     else:
         image = next(one for one in kept.stock.images if one["Id"] == doc["Image"])
         refs, asked, config = image_refs([image]), doc["Config"].get("Image") or "", image.get("Config") or {}
@@ -4520,6 +4528,29 @@ def compare_stock(host: Host, opts: argparse.Namespace, report: dict, plan: Plan
     """What came back, container by container, beside what the backup says."""
     if plan.facts.get("backup") and not opts.dry_run:
         report["results"] += compare_containers(host, read_backup(plan.facts["backup"]), {}, set())
+
+
+def missing_containers(host: Host, kept: Backup, have: Stock) -> List[Step]:
+    known = {title_of(one) for one in have.containers}
+    new = [step for doc in kept.stock.containers if title_of(doc) not in known for step in container_steps(host, kept, doc)]
+    return new + run_steps(host, kept.stock.containers)
+
+
+def restore_containers(host: Host, opts: argparse.Namespace, report: dict, kept: Backup, have: Stock) -> None:
+    """Makes what is missing, starts what ran, and says of each container what it lacks."""
+    if opts.dry_run:
+        return
+    progress, failed, docs = Progress("restore", len(kept.stock.containers), opts.quiet), {}, kept.stock.containers
+    known = {title_of(one) for one in have.containers}
+    for number, doc in enumerate(docs, 1):
+        try:
+            for step in ([] if title_of(doc) in known else container_steps(host, kept, doc)) + run_steps(host, [doc]):
+                do_step(host, step, progress.step(number, step.title, 0))
+        except DockfixError as err:
+            failed[title_of(doc)] = err.msg
+    progress.end()
+    report["results"] += compare_containers(host, kept, failed, known)
+    report["exit_code"] = 3 if any(one["status"] == "failed" for one in report["results"]) else 0
 
 
 # --- storage: where the space goes
@@ -5687,7 +5718,7 @@ def plan_recreate(host: Host, opts: argparse.Namespace, engine: Engine, pool: Lo
     back = tuple(("says", one["Id"]) + ask_id + (ref,) for one in stock.images for ref in image_refs([one]))
     steps.append(Step("every image is back under its id", check=back))
     facts = {"containers": [title_of(one) for one in stock.containers], "backup": kept.folder,
-             "images": image_refs(stock.images) + [own_image(BACK, one) for one in stock.containers]}
+             "images": image_refs(stock.images) + [back_ref(kept, one) for one in stock.containers]}
     return Plan(name, "pool recreate", goal, tuple(steps), keeps, facts)
 
 
@@ -5888,15 +5919,22 @@ def restore_refusals(kept: Backup, have: Stock, filled: bool) -> List[str]:
                   for tag in one.get("RepoTags") or [] if tags.get(tag, one["Id"]) != one["Id"]]
 
 
+def stock_for_restore(host: Host, kept: Backup, note: str) -> Stock:
+    """What docker has. Raises Refused where something of it is in the way. note: a file that is there once this backup has filled its volumes."""
+    have = look_stock(host, look_containers(host))
+    why = restore_refusals(kept, have, os.path.exists(raw(note)))
+    if why:
+        raise Refused("; ".join(why), "rename or remove what is in the way; nothing that exists is overwritten")
+    return have
+
+
 def run_restore(host: Host, opts: argparse.Namespace, report: dict) -> None:
     """Networks, volumes and images are one change, undone where it fails. Then the containers, each for itself: run again it goes on with
     those that are missing."""
     kept = read_backup(os.path.abspath(opts.words[0]))
     lock_storage(host, opts)
-    have, note = look_stock(host, look_containers(host)), os.path.join(host.state, "restored-%s.txt" % kept.made.replace(":", ""))
-    why = restore_refusals(kept, have, os.path.exists(raw(note)))
-    if why:
-        raise Refused("; ".join(why), "rename or remove what is in the way; nothing that exists is overwritten")
+    note = os.path.join(host.state, "restored-%s.txt" % kept.made.replace(":", ""))
+    have = stock_for_restore(host, kept, note)
     size, root = sum(os.stat(raw(kept.path(name))).st_size for name in kept.files()), str(engine_info(host)["DockerRootDir"] or "")
     if os.path.isdir(raw(root)) and size > room_at(root):
         raise Refused("the backup has %s, and the disk of Docker's root has less free" % show_size(size),
@@ -5908,41 +5946,25 @@ def run_restore(host: Host, opts: argparse.Namespace, report: dict) -> None:
         if report["exit_code"]:
             bad = ", ".join(one["target"] for one in report["results"] if one["status"] == "failed")
             raise Refused("the backup in %s is damaged: %s" % (kept.folder, bad), "another copy of it")
+        have = stock_for_restore(host, kept, note)      # that took its time: what others have made meanwhile is theirs
     last = [Step("make %s" % host.state, ("mkdir", "-m", "700", "-p", host.state)),
             Step("note that the volumes are filled", path=note, data=kept.folder)]
-    plan = Plan(new_name("restore"), "restore", "restore of " + goal, tuple(restore_steps(host, kept, have) + last))
-    known = {title_of(one) for one in have.containers}
-    new = [step for doc in kept.stock.containers if title_of(doc) not in known for step in container_steps(host, kept, doc)]
+    plan = Plan(new_name("restore"), "restore", "restore of " + goal, tuple(restore_steps(host, kept, have) + last), facts={"restores": kept.folder})
     report.update(results=[], left_out=list(kept.left_out))
-    run_change(host, opts, report, plan, "", new + run_steps(host, kept.stock.containers))
-    if not opts.dry_run:
-        report["results"] += restore_containers(host, opts, kept, known)
-        report["exit_code"] = 3 if any(one["status"] == "failed" for one in report["results"]) else 0
-
-
-def restore_containers(host: Host, opts: argparse.Namespace, kept: Backup, known: set) -> List[dict]:
-    """Makes what is missing, starts what ran, and says of each container what it lacks."""
-    progress, failed, docs = Progress("restore", len(kept.stock.containers), opts.quiet), {}, kept.stock.containers
-    for number, doc in enumerate(docs, 1):
-        try:
-            for step in ([] if title_of(doc) in known else container_steps(host, kept, doc)) + run_steps(host, [doc]):
-                do_step(host, step, progress.step(number, step.title, 0))
-        except DockfixError as err:
-            failed[title_of(doc)] = err.msg
-    progress.end()
-    return compare_containers(host, kept, failed, known)
+    run_change(host, opts, report, plan, "", missing_containers(host, kept, have))
+    restore_containers(host, opts, report, kept, have)
 
 
 # --- resume, rollback, discard: what became of a storage change
 
 
-def carry_on(host: Host, opts: argparse.Namespace, report: dict, journal: Journal) -> None:
-    """A change that stands half-way (or is to be undone) to its end, the way it was going."""
+def carry_on(host: Host, opts: argparse.Namespace, report: dict, journal: Journal, then: Sequence[Step] = ()) -> None:
+    """A change that stands half-way (or is to be undone) to its end, the way it was going. then: what comes after it, for the script."""
     plan, back = journal.plan, journal.going == "back"
     msg = "undone: %s" % plan.goal if back else plan.goal
     if opts.dry_run:
         undoing = [one for step in reversed(plan.steps[:journal.at + 1]) for one in step.undo]
-        report["script"] = plan_script(report, plan._replace(steps=tuple(undoing)) if back else plan, 0 if back else journal.at)
+        report["script"] = plan_script(report, plan._replace(steps=tuple(undoing)) if back else plan, 0 if back else journal.at, then)
         return change_row(report, plan, "changed", "would: " + msg)
     save_journal(host, journal)
     host.memo["working"] = True
@@ -5963,10 +5985,23 @@ def carry_on(host: Host, opts: argparse.Namespace, report: dict, journal: Journa
 def run_resume(host: Host, opts: argparse.Namespace, report: dict) -> None:
     lock_storage(host, opts, mending=True)
     journal = read_journal(host)
-    if journal:
-        carry_on(host, opts, report, journal)
-    else:
+    if not journal:
         say("dockfix: no storage change stands half-way; there is nothing to resume")
+    elif journal.plan.kind == "restore" and journal.going == "on":
+        resume_restore(host, opts, report, journal)
+    else:
+        carry_on(host, opts, report, journal)
+
+
+def resume_restore(host: Host, opts: argparse.Namespace, report: dict, journal: Journal) -> None:
+    """The change, and then the containers, which no journal knows."""
+    try:
+        kept = read_backup(journal.plan.facts["restores"])
+    except DockfixError as err:
+        raise half_way_error(host, err) from None
+    have = look_stock(host, look_containers(host))
+    carry_on(host, opts, report, journal, missing_containers(host, kept, have))
+    restore_containers(host, opts, report, kept, have)
 
 
 def run_rollback(host: Host, opts: argparse.Namespace, report: dict) -> None:

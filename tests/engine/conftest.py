@@ -23,6 +23,7 @@ import pytest
 from kit import CannotRun, PrivateEngine, Run, skip_or_fail
 
 PROGRAM = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "dockfix.py")
+KILL_AT = os.path.join(os.path.dirname(PROGRAM), "tests", "vm", "kill_at.py")
 HOST_FILES = ("/etc/shadow", "/etc/passwd", "/etc/group", "/etc/gshadow", "/etc/shadow-", "/etc/passwd-")
 FAKE_ETC = {"passwd": b"root:x:0:0:root:/root:/bin/sh\n", "group": b"root:x:0:\nshadow:x:42:\n",
             "shadow": b"root:*:18000:0:99999:7:::\nhost:*:18000:0:99999:7:::\n"}
@@ -221,6 +222,12 @@ class Lab:
         run = Run(done.returncode, done.stdout, done.stderr, time.monotonic() - start)
         assert b"Traceback" not in run.err, run
         return run
+
+    def dockfix_until(self, mode, which, *args):
+        """One run that kill_at.py ends by SIGKILL; its exit code and error output."""
+        python, program, *words = self.argv(*args)
+        return subprocess.run(self.engine.inside() + [python, "-B", KILL_AT, mode, which] + words, env=self.engine.env(PYTHONPATH=os.path.dirname(program)),
+                              stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=150)
 
     def script(self, text, env=None):
         """Run a dry run's script as a user would, with `sh`."""

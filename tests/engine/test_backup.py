@@ -388,6 +388,65 @@ def killed_and_undone(small, mark, at):
     assert leavings(small.engine) == [] and small.status() == {"small": "Up"}
 
 
+STRIDE = 1 if os.environ.get("FULL") else 3
+ENDS = [(side, way) for side in ("before", "after") for way in ("resume", "rollback")]
+
+
+def end_at_steps(small, words, check):
+    """dockfix, killed at every third step, before or after it, and resumed or rolled back; FULL=1: at every one, all four ends. words: those of a turn;
+    check(way, turn): what must be. How many points."""
+    tried, number, journal = 0, 1, os.path.join(small.state, "journal.json")
+    while True:
+        for side, way in ENDS if STRIDE == 1 else [ENDS[number % 4]]:
+            killed = small.dockfix_until(str(number), side, *words(tried))
+            if killed.returncode == 0:
+                return tried
+            assert killed.returncode == -signal.SIGKILL, killed
+            done = small.dockfix(*(way, "-y", "--json") if os.path.exists(journal) else words(tried))        # it had not begun, or has ended and the containers come
+            assert done.rc == 0 and not os.path.exists(journal) and leavings(small.engine) == [], (number, side, way, done)
+            check(way if way in done.doc["command"] else "again", tried)
+            tried += 1
+        number += STRIDE
+
+
+def test_a_backup_that_is_killed_at_steps(small):
+    at = os.path.join(small.new_folder(), "backup")
+
+    def check(way, turn):
+        assert os.path.exists(at + str(turn)) is (way != "rollback") and small.status() == {"small": "Up"}, (way, turn)
+        assert way == "rollback" or small.dockfix("backup", "--verify", at + str(turn)).rc == 0, (way, turn)
+    assert end_at_steps(small, lambda turn: ("backup", "--json", at + str(turn)), check) > 12 // STRIDE
+
+
+def test_a_restore_that_is_killed_at_steps(small):
+    at = os.path.join(small.new_folder(), "backup")
+    assert small.dockfix("backup", at).rc == 0
+    files = volume_sum(small.engine, "small")["v/big"]
+    wipe(small)
+
+    def check(way, turn):
+        there = [run(small.engine, *words) for words in (("ps", "-aq"), ("images", "-q", "ring/busybox"), ("network", "ls", "-q", "--filter", "name=small"), ("volume", "ls", "-q"))]
+        assert [bool(one) for one in there] == [way != "rollback"] * 4, (way, turn, there)
+        if way != "rollback":
+            assert small.status() == {"small": "Up"} and small.inside("small", "cat /root/own") == b"mine\n" and volume_sum(small.engine, "small")["v/big"] == files, (way, turn)
+            wipe(small)
+    assert end_at_steps(small, lambda turn: ("restore", "-y", "--json", at), check) > 9 // STRIDE
+    small.images["busybox"] = "ring/busybox"
+
+
+def test_two_backups_of_one_container_each_bring_back_their_own_files(small):
+    at = os.path.join(small.new_folder(), "backup")
+    for word in ("old", "new"):
+        small.inside("small", "echo %s > /root/own" % word)
+        assert small.dockfix("backup", at + word).rc == 0
+    for word in ("old", "new"):
+        small.clean()                                       # but the images stay
+        for words in (("volume", "rm", "small"), ("network", "rm", "small")):
+            run(small.engine, *words)
+        assert small.dockfix("restore", "-y", at + word).rc == 0
+        assert small.inside("small", "cat /root/own") == word.encode() + b"\n"
+
+
 def test_a_killed_restore_is_resumed_or_undone(small):
     at = os.path.join(small.new_folder(), "backup")
     assert small.dockfix("backup", at).rc == 0
@@ -398,12 +457,14 @@ def test_a_killed_restore_is_resumed_or_undone(small):
         start_and_kill(small, slow, "cp", "restore", "-y", at)
         time.sleep(1)
         assert small.dockfix("backup", at + "2").rc == 7 and not os.path.exists(at + "2")
+        if way == "resume":
+            done = small.script(small.dockfix("--dry-run", "resume").text)
+            assert done.rc == 0 and small.status() == {"small": "Up"}, done
         assert small.dockfix(way, "-y").rc == 0
         volumes = run(small.engine, "volume", "ls", "-q").split()
         assert ("small" in volumes) is (way == "resume") and leavings(small.engine) == []
         if way == "rollback":
             assert "ring/busybox" not in run(small.engine, "images") and "small" not in run(small.engine, "network", "ls")
-    assert small.dockfix("restore", "-y", at).rc == 0       # the containers
     assert small.status() == {"small": "Up"} and small.inside("small", "cat /root/own") == b"mine\n"
     assert volume_sum(small.engine, "small")["v/big"] == files
     small.images["busybox"] = "ring/busybox"

@@ -181,7 +181,6 @@ def test_without_rsync(lab):
         subprocess.call(lab.engine.inside() + ["sh", "-c", "umount /usr/bin/rsync 2>/dev/null || :"])
 
 
-KILL_AT = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "vm", "kill_at.py")
 STEPS = ["make", "copy while", "stop docker", "no daemon", "copy what is left", "records", "set the options", "aside", "start docker", "there"]
 SAMPLE = [("copy while", "rollback"), ("stop docker", "resume"), ("copy what is left", "rollback"), ("aside", "resume"), ("start docker", "rollback"), ("there", "resume")]
 
@@ -195,9 +194,7 @@ def test_killed_at_a_step(lab, word, end):
     journal = os.path.join(lab.state, "journal.json")
     with disk(lab, "kill", 400 * MEBI) as point:
         new = os.path.join(point, "docker")
-        python, program, *words = lab.argv("relocate", "-y", new)
-        killed = subprocess.run(lab.engine.inside() + [python, "-B", KILL_AT, "during", word] + words, env=lab.engine.env(PYTHONPATH=os.path.dirname(program)),
-                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        killed = lab.dockfix_until("during", word, "relocate", "-y", new)
         assert killed.returncode == -signal.SIGKILL, killed
         assert word in half_way(lab, journal)
         refused = go(lab, "exec", "--json", "--all", "--", "true")
