@@ -458,7 +458,7 @@ def test_a_killed_restore_is_resumed_or_undone(small):
         time.sleep(1)
         assert small.dockfix("backup", at + "2").rc == 7 and not os.path.exists(at + "2")
         if way == "resume":
-            done = small.script(small.dockfix("--dry-run", "resume").text)
+            done = small.script(small.dockfix("--dry-run", "resume").out)
             assert done.rc == 0 and small.status() == {"small": "Up"}, done
         assert small.dockfix(way, "-y").rc == 0
         volumes = run(small.engine, "volume", "ls", "-q").split()
