@@ -3765,6 +3765,18 @@ def close_journal(host: Host, journal: Journal) -> None:
         raise EnvironmentFault("the journal in %s cannot be closed: %s" % (host.state, err.strerror), "python3 dockfix.py resume") from None
 
 
+def closing_steps(host: Host, journal: Journal) -> List[Step]:
+    """close_journal for a script that goes on with a change: run again, it or `resume` must not begin where that change once stood."""
+    plan, back = journal.plan, journal.going == "back"
+    now, record = os.path.join(host.state, JOURNAL), os.path.join(host.state, plan.name + ".json")
+    keeps = "" if back and plan.kind == "relocate" else plan.keeps
+    ends = ("undone", 0, journal.reached) if back else ("done", len(plan.steps), len(plan.steps) - 1)
+    noted = ("sed", "-i", "-e", 's/"going": "[a-z]*", "at": [0-9]*, "reached": [0-9]*/"going": "%s", "at": %d, "reached": %d/' % ends, now)
+    kept, gone = (("ok", "test", "-d", keeps),) if keeps else (), (("not", "test", "-d", keeps),)
+    steps = [Step("note the end in the journal", noted, unless=gone), Step("keep it as the change's record", ("mv", "-f", now, record), unless=gone)]
+    return (steps if keeps else []) + [Step("close the journal", ("rm", "-f", now, record), unless=kept)]
+
+
 def settle_daemon(host: Host, journal: Journal, progress: Progress) -> None:
     """A reboot in between may have started (or stopped) the daemon: the last steps that say what it must be are made so again. On the way
     back only 'down' counts, once there was one: a start that fails may be why one goes back."""
@@ -5964,7 +5976,8 @@ def carry_on(host: Host, opts: argparse.Namespace, report: dict, journal: Journa
     msg = "undone: %s" % plan.goal if back else plan.goal
     if opts.dry_run:
         undoing = [one for step in reversed(plan.steps[:journal.at + 1]) for one in step.undo]
-        report["script"] = plan_script(report, plan._replace(steps=tuple(undoing)) if back else plan, 0 if back else journal.at, then)
+        rest = closing_steps(host, journal) + list(then)
+        report["script"] = plan_script(report, plan._replace(steps=tuple(undoing)) if back else plan, 0 if back else journal.at, rest)
         return change_row(report, plan, "changed", "would: " + msg)
     save_journal(host, journal)
     host.memo["working"] = True

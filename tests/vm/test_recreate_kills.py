@@ -134,6 +134,24 @@ def test_back_from_each_step(ring, words, goal, capsys):
     assert len(lines) >= 40 and goal(before, look(ring)) == []
 
 
+@full
+def test_the_scripts_that_end_a_change_which_stands_half_way(ring):
+    """By hand instead of by dockfix: resumed, and then rolled back, each by the script of its dry run; dockfix knows afterwards."""
+    ring.reset(pair)
+    before = look(ring)
+    job = ring.halt_at([("after", "set .*/image aside")], "-y", *OVERLAY)
+    while not ring.halted():
+        assert job.poll(0.3) is None, job.poll()
+    job.kill(signal.SIGKILL)
+    name = json.loads(ring.get("/var/lib/dockfix/journal.json").decode())["plan"]["name"]
+    ring.sh(ring.dockfix("--dry-run", "resume").text, timeout=3600)
+    after = look(ring)
+    assert is_overlay(before, after) == [] and after["state"] == ["lock", name + ".json"]
+    ring.sh(ring.dockfix("--dry-run", "rollback", name).text, timeout=3600)
+    assert is_old(before, look(ring), kept=[name]) == []
+    assert finished(ring, "discard", name).rc == 0 and is_old(before, look(ring)) == []
+
+
 def test_discard_deletes_the_old_tree_and_nothing_else(ring, overlay):
     ring.load("overlay")
     assert finished(ring, "discard", overlay["name"]).rc == 0
