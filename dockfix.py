@@ -4005,8 +4005,14 @@ def act(host: Host, title: str, words: Sequence[str], **more) -> Step:
     return Step(title, host.docker + tuple(words), **more)
 
 
+def answers_test(docker: Tuple[str, ...]) -> Tuple[str, ...]:
+    return ("ok",) + docker + ("version", "--format", "{{.Server.Version}}")
+
+
 def gone_step(host: Host, kind: str, name: str) -> Step:
-    return act(host, "remove %s %s" % (kind, name), REMOVE[kind] + (name,), check=(exists_test(host, kind, name, "not"),))
+    """Of a daemon that is down nothing is known: there it fails."""
+    gone = exists_test(host, kind, name, "not")
+    return act(host, "remove %s %s" % (kind, name), REMOVE[kind] + (name,), check=(gone, answers_test(host.docker)))
 
 
 def made_step(host: Host, kind: str, name: str, words: Sequence[str], **more) -> Step:
@@ -4059,14 +4065,11 @@ class Engine(NamedTuple):
     root: str
     containers: List[dict]
 
-    def answers(self) -> Tuple[str, ...]:
-        return ("ok",) + self.docker + ("version", "--format", "{{.Server.Version}}")
-
     def service(self, verb: str, unit: str = "docker") -> Tuple[str, ...]:
         return ("systemctl", verb, unit + ("" if "." in unit else ".service")) if self.systemd else ("service", unit, verb)
 
     def start(self) -> Step:
-        return Step("start docker", self.service("start"), (self.answers(),), wait=120)
+        return Step("start docker", self.service("start"), (answers_test(self.docker),), wait=120)
 
     def start_socket(self) -> Step:
         return Step("start docker.socket", self.service("start", "docker.socket"), (("ok",) + self.service("is-active", "docker.socket"),))
@@ -4103,7 +4106,7 @@ def run_again(engine: Engine) -> Tuple[Step, ...]:
 def down_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
     """docker.socket first, or a poke at it starts the daemon again; then the proof that nothing of it is left. The first step only holds what
     its undoing does last: start by name what ran."""
-    down = ("not",) + engine.answers()[1:]
+    down = ("not",) + answers_test(engine.docker)[1:]
     again = (engine.start(),)
     if engine.systemd:                  # what was started often lately is refused a start
         again = (Step("clear earlier failures", ("systemctl", "reset-failed", "docker.service"), soft=True),) + again
@@ -5748,7 +5751,7 @@ def stop_again(host: Host, engine: Engine, step: Step) -> Tuple[Step, ...]:
     """Undoes one of run_steps: a daemon that is stopped waits 15 s for its containers and then leaves them behind, running."""
     verb, what = {"start": ("stop", ".State.Running"), "pause": ("unpause", ".State.Paused")}[step.argv[-2]]
     return (act(host, "%s %s" % (verb, step.argv[-1]), (verb, step.argv[-1]), check=(state_test(host, step.argv[-1], what, "false"),), soft=True,
-                unless=(("not",) + engine.answers()[1:],)),)
+                unless=(("not",) + answers_test(engine.docker)[1:],)),)
 
 
 def unattended(host: Host, stock: Stock) -> List[Step]:
@@ -5960,7 +5963,7 @@ def run_restore(host: Host, opts: argparse.Namespace, report: dict) -> None:
             raise Refused("the backup in %s is damaged: %s" % (kept.folder, bad), "another copy of it")
         have = stock_for_restore(host, kept, note)      # that took its time: what others have made meanwhile is theirs
     last = [Step("make %s" % host.state, ("mkdir", "-m", "700", "-p", host.state)),
-            Step("note that the volumes are filled", path=note, data=kept.folder)]
+            put_file("note that the volumes are filled", note, kept.folder, 0o600)]
     plan = Plan(new_name("restore"), "restore", "restore of " + goal, tuple(restore_steps(host, kept, have) + last), facts={"restores": kept.folder})
     report.update(results=[], left_out=list(kept.left_out))
     run_change(host, opts, report, plan, "", missing_containers(host, kept, have))

@@ -434,6 +434,21 @@ def test_a_restore_that_is_killed_at_steps(small):
     small.images["busybox"] = "ring/busybox"
 
 
+def test_a_rollback_while_the_daemon_is_down_does_not_call_it_undone(small):
+    at = os.path.join(small.new_folder(), "backup")
+    assert small.dockfix("backup", at).rc == 0
+    wipe(small)
+    mark = os.path.join(small.new_folder(), "down")
+    slow = small.recorder('[ ! -e %s ] || { echo Cannot connect to the Docker daemon >&2; exit 1; }; case " $* " in *" cp "*) sleep 0.5;; esac' % mark)
+    start_and_kill(small, slow, "cp", "restore", "-y", at)
+    time.sleep(1)
+    open(mark, "w").close()
+    down = small.dockfix("rollback", "-y")
+    assert down.rc == 7 and b"Cannot connect to the Docker daemon" in down.err and "small" in run(small.engine, "volume", "ls", "-q"), down
+    os.unlink(mark)
+    assert small.dockfix("rollback", "-y").rc == 0 and run(small.engine, "volume", "ls", "-q") == "" and leavings(small.engine) == []
+
+
 def test_two_backups_of_one_container_each_bring_back_their_own_files(small):
     at = os.path.join(small.new_folder(), "backup")
     for word in ("old", "new"):
