@@ -3771,10 +3771,10 @@ def closing_steps(host: Host, journal: Journal) -> List[Step]:
     now, record = os.path.join(host.state, JOURNAL), os.path.join(host.state, plan.name + ".json")
     keeps = "" if back and plan.kind == "relocate" else plan.keeps
     ends = ("undone", 0, journal.reached) if back else ("done", len(plan.steps), len(plan.steps) - 1)
-    noted = ("sed", "-i", "-e", 's/"going": "[a-z]*", "at": [0-9]*, "reached": [0-9]*/"going": "%s", "at": %d, "reached": %d/' % ends, now)
-    kept, gone = (("ok", "test", "-d", keeps),) if keeps else (), (("not", "test", "-d", keeps),)
-    steps = [Step("note the end in the journal", noted, unless=gone), Step("keep it as the change's record", ("mv", "-f", now, record), unless=gone)]
-    return (steps if keeps else []) + [Step("close the journal", ("rm", "-f", now, record), unless=kept)]
+    noted = ("sed", "-i", "-e", 's/"going": "[a-z]*", "at": [0-9]*, "reached": [0-9]*/"going": "%s", "at": %d, "reached": %d/' % ends, record)
+    steps = [Step("keep the journal as the change's record", ("mv", "-f", now, record), unless=(("not", "test", "-d", keeps, "-a", "-e", now),)),
+             Step("note the end in it", noted, unless=(("not", "test", "-d", keeps),))] if keeps else []
+    return steps + [Step("close the journal", ("rm", "-f", now, record), unless=(("ok", "test", "-d", keeps),) if keeps else ())]
 
 
 def settle_daemon(host: Host, journal: Journal, progress: Progress) -> None:
@@ -4415,9 +4415,12 @@ def kept_file(step: Step, path: str, size: int = 0) -> List[Step]:
 
 def settings_steps(host: Host, kept: Backup) -> List[Step]:
     """The folder, and what inspect says of everything."""
-    tidy = () if os.path.isdir(raw(kept.folder)) else (tidy_step(kept.folder),)         # what was there, such as a stick's root, is not ours
-    steps = [Step("make %s" % kept.folder, ("mkdir", "-m", "700", "-p", kept.folder), undo=tidy),
-             Step("close %s to others" % kept.folder, ("chmod", "700", kept.folder))]
+    folder, tidy, reopen = kept.folder, (tidy_step(kept.folder),), ()       # type: str, Tuple[Step, ...], Tuple[Step, ...]
+    if os.path.isdir(raw(folder)):          # what was there, such as a stick's root, is not ours
+        mode = "%o" % stat.S_IMODE(os.stat(raw(folder)).st_mode)
+        tidy, reopen = (), (Step("open %s again" % folder, ("chmod", mode, folder), unless=(("not", "test", "-e", folder),), soft=True),)
+    steps = [Step("make %s" % folder, ("mkdir", "-m", "700", "-p", folder), undo=tidy),
+             Step("close %s to others" % folder, ("chmod", "700", folder), undo=reopen)]
     for file, kind, docs in zip(STOCK_FILES, ("container", "image", "network", "volume"), kept.stock):
         # the bridge by its name: docker makes it anew at each start, a reboot's included
         words = exists_test(host, kind, "")[1:-1] + tuple("bridge" if one.get("Name") == "bridge" else one.get("Id") or one["Name"] for one in docs)

@@ -259,6 +259,7 @@ class FakeHost:
         return 0, ""
 
     def do_chmod(self, argv, stdin):
+        os.chmod(argv[-1], int(argv[0], 8))
         return 0, ""
 
     def do_truncate(self, argv, stdin):

@@ -134,9 +134,10 @@ def test_killed_before_and_after_every_step(make_box, dockfix, capsys, kind, par
 def test_a_folder_of_the_operators_own_stays_on_the_way_back(host):
     """A stick's root could not be removed at all."""
     os.mkdir(host.backup)
-    assert host.run("-y", *SIZES["recreate"], kill=8).rc == -signal.SIGKILL and os.listdir(host.backup)
+    os.chmod(host.backup, 0o751)
+    assert host.run("-y", *SIZES["recreate"], kill=8).rc == -signal.SIGKILL and os.listdir(host.backup) and os.stat(host.backup).st_mode & 0o777 == 0o700
     result = host.run("-y", "rollback")
-    assert result.rc == 0 and os.listdir(host.backup) == [], result
+    assert result.rc == 0 and os.listdir(host.backup) == [] and os.stat(host.backup).st_mode & 0o777 == 0o751, result
 
 
 # What a power cut takes back of these is made so again by settle_daemon or by itself, or dockfix brings it to the disk (the target of a step).
