@@ -4256,7 +4256,7 @@ def check_pools(host: Host, pattern: str, name: str) -> None:
 # --- what a backup holds: the same for backup, restore and pool recreate
 
 
-BACKUP_SCHEMA = "dockfix-backup/1"
+BACKUP_SCHEMA = "dockfix-backup/2"
 HELPER = "dockfix.helper"                   # the container that only carries volumes
 KEPT, BACK = "dockfix/backup", "dockfix/restored"       # images made of containers: while a backup runs, and after a restore
 STOCK_FILES = ("containers.json", "images.json", "networks.json", "volumes.json")
@@ -4288,18 +4288,17 @@ def carried_networks(stock: Stock) -> List[dict]:
     return [one for one in local if one["Name"] not in ("bridge", "docker_gwbridge")]
 
 
-def kept_ref(doc: dict) -> str:
-    """The image that a backup makes of a container, for as long as it runs."""
-    return "%s:%s-%s" % (KEPT, title_of(doc)[:100], doc["Id"][:12])
+def named_for(kept: Backup, name: str) -> str:
+    """What is there under such a name was made for this backup, by a run that was killed perhaps, and never for another one."""
+    return name + "-" + re.sub("[^0-9T]", "", kept.made)
+
+
+def own_ref(kept: Backup, doc: dict, repository: str = KEPT) -> str:
+    return named_for(kept, "%s:%s-%s" % (repository, title_of(doc)[:90], doc["Id"][:12]))
 
 
 def own_refs(kept: Backup) -> List[str]:
-    return [kept_ref(doc) for doc in kept.stock.containers if kept.own[doc["Id"]] == "commit"]
-
-
-def back_ref(kept: Backup, doc: dict) -> str:
-    """The image that a container comes back from. Another backup of the same container has another one: what is there under this name is right."""
-    return "%s:%s-%s-%s" % (BACK, title_of(doc)[:90], doc["Id"][:12], re.sub("[^0-9T]", "", kept.made))
+    return [own_ref(kept, doc) for doc in kept.stock.containers if kept.own[doc["Id"]] == "commit"]
 
 
 def plan_backup(host: Host, folder: str, stock: Stock, loads: Sequence[str], live: bool = True) -> Backup:
@@ -4438,27 +4437,29 @@ def own_steps(host: Host, kept: Backup) -> List[Step]:
     steps = []
     for doc in kept.stock.containers:
         if kept.own[doc["Id"]] == "commit":
-            steps.append(made_step(host, "image", kept_ref(doc), ("commit", doc["Id"], kept_ref(doc))))
+            steps.append(made_step(host, "image", own_ref(kept, doc), ("commit", doc["Id"], own_ref(kept, doc))))
         elif kept.own[doc["Id"]] == "export":
             steps += kept_file(act(host, "own files of %s" % title_of(doc), ("export", doc["Id"])), kept.path("export-%s.tar" % doc["Id"]))
     return steps
 
 
-def with_helper(host: Host, stock: Stock, binds: Sequence[Tuple[str, str]], steps: List[Step]) -> List[Step]:
+def with_helper(host: Host, kept: Backup, binds: Sequence[Tuple[str, str]], steps: List[Step]) -> List[Step]:
     """The steps between making and removing a container that only carries volumes, (name, path) each, and never runs."""
     if not binds:
         return steps
-    image, empty = (image_refs(stock.images) or [""])[0], KEPT + ":helper"
-    words = ["create", "--name=" + HELPER, "--network=none"] + ["--volume=%s:%s:nocopy" % bind for bind in binds] + [image or empty, "x"]
+    image, empty, name = (image_refs(kept.stock.images) or [""])[0], KEPT + ":helper", named_for(kept, HELPER)
+    words = ["create", "--name=" + name, "--network=none"] + ["--volume=%s:%s:nocopy" % bind for bind in binds] + [image or empty, "x"]
     extra = [] if image else [made_step(host, "image", empty, ("import", "/dev/null", empty))]
-    made, gone = made_step(host, "container", HELPER, words), gone_step(host, "container", HELPER)
+    made, gone = made_step(host, "container", name, words), gone_step(host, "container", name)
     return extra + [made] + steps + [gone] + [step.undo[0] for step in extra]
 
 
 def volume_steps(host: Host, kept: Backup) -> List[Step]:
-    reads = [step for name, (file, holder, path) in sorted(kept.volumes.items())
-             for step in kept_file(act(host, "volume %s" % name, ("cp", "%s:%s" % (holder, path), "-")), kept.path(file))]
-    return with_helper(host, kept.stock, [(name, path) for name, (_, holder, path) in sorted(kept.volumes.items()) if holder == HELPER], reads)
+    helper, reads = named_for(kept, HELPER), []     # type: str, List[Step]
+    for name, (file, holder, path) in sorted(kept.volumes.items()):
+        words = ("cp", "%s:%s" % (helper if holder == HELPER else holder, path), "-")
+        reads += kept_file(act(host, "volume %s" % name, words), kept.path(file))
+    return with_helper(host, kept, [(name, path) for name, (_, holder, path) in sorted(kept.volumes.items()) if holder == HELPER], reads)
 
 
 def seal_step(kept: Backup) -> Step:
@@ -4484,24 +4485,24 @@ def restore_steps(host: Host, kept: Backup, have: Stock, fill: bool = True) -> L
     # Through a container that never runs: docker unpacks, not dockfix.
     binds = [(name, "/dockfix-%d/%s" % (number, posixpath.basename(place[2])))
              for number, (name, place) in enumerate(sorted(kept.volumes.items()), 1) if name not in held]
-    fills = [act(host, "content of volume %s" % name, ("cp", "-", HELPER + ":" + posixpath.dirname(path)),
+    fills = [act(host, "content of volume %s" % name, ("cp", "-", named_for(kept, HELPER) + ":" + posixpath.dirname(path)),
                  source=kept.path(kept.volumes[name][0])) for name, path in binds]
-    return networks + volumes + load_steps(host, kept, have) + (with_helper(host, kept.stock, binds, fills) if fill else [])
+    return networks + volumes + load_steps(host, kept, have) + (with_helper(host, kept, binds, fills) if fill else [])
 
 
 def load_steps(host: Host, kept: Backup, have: Stock) -> List[Step]:
     """docker load; then the containers' own images under a name of their own."""
     known = set(image_refs(have.images)) | {one["Id"] for one in have.images}
     new = [ref for ref in image_refs(kept.stock.images) if ref not in known]
-    own = [doc for doc in kept.stock.containers if kept.own[doc["Id"]] and back_ref(kept, doc) not in known]
+    own = [doc for doc in kept.stock.containers if kept.own[doc["Id"]] and own_ref(kept, doc, BACK) not in known]
     made = [doc for doc in own if kept.own[doc["Id"]] == "commit"]
     loads = kept.loads if new or made else []
     passing = [gone_step(host, "image", ref) for ref in own_refs(kept) if loads]        # all of them come along, whichever are needed
     undo = tuple(gone_step(host, "image", ref) for ref in new) + tuple(passing)
     steps = [act(host, "load %s" % name, ("load", "-q"), source=kept.path(name), undo=undo) for name in loads]
     for doc in own:
-        ref, exported = back_ref(kept, doc), kept.path("export-%s.tar" % doc["Id"])
-        words = {"words": ("tag", kept_ref(doc), ref)} if doc in made else {"words": ("import", "-", ref), "source": exported}
+        ref, exported = own_ref(kept, doc, BACK), kept.path("export-%s.tar" % doc["Id"])
+        words = {"words": ("tag", own_ref(kept, doc), ref)} if doc in made else {"words": ("import", "-", ref), "source": exported}
         steps.append(made_step(host, "image", ref, **words))
     return steps + passing
 
@@ -4510,7 +4511,7 @@ def container_steps(host: Host, kept: Backup, doc: dict) -> List[Step]:
     """One container, not started."""
     name, own = title_of(doc), kept.own[doc["Id"]]
     if own:
-        ref, config = back_ref(kept, doc), doc["Config"] if own == "commit" else {}
+        ref, config = own_ref(kept, doc, BACK), doc["Config"] if own == "commit" else {}
     else:
         image = next(one for one in kept.stock.images if one["Id"] == doc["Image"])
         refs, asked, config = image_refs([image]), doc["Config"].get("Image") or "", image.get("Config") or {}
@@ -5736,7 +5737,7 @@ def plan_recreate(host: Host, opts: argparse.Namespace, engine: Engine, pool: Lo
     back = tuple(("says", one["Id"]) + ask_id + (ref,) for one in stock.images for ref in image_refs([one]))
     steps.append(Step("every image is back under its id", check=back))
     facts = {"containers": [title_of(one) for one in stock.containers], "backup": kept.folder,
-             "images": image_refs(stock.images) + [back_ref(kept, one) for one in stock.containers]}
+             "images": image_refs(stock.images) + [own_ref(kept, one, BACK) for one in stock.containers]}
     return Plan(name, "pool recreate", goal, tuple(steps), keeps, facts)
 
 

@@ -5,6 +5,7 @@ The objects below have the fields that Docker 20.10 gives (a container without a
 import copy
 import json
 import os
+import re
 import subprocess
 
 import pytest
@@ -264,9 +265,9 @@ def test_a_volume_is_not_taken_for_the_network_of_its_name(dockfix):
     host = dockfix.Host(("docker",), 1, False, False, "", [], None, None, {}, None)
     network = {"Name": "web", "Driver": "bridge", "Scope": "local", "Id": "n"}
     stock = dockfix.Stock([], [{"Id": "sha256:1", "RepoTags": ["a:1"]}], [network], [{"Name": "web", "Driver": "local"}])
-    kept = dockfix.Backup("/kept", stock, {}, {"web": ["volume-1.tar", "h", "/dockfix-1/data"]}, [], [], "")
+    kept = dockfix.Backup("/kept", stock, {}, {"web": ["volume-1.tar", "h", "/dockfix-1/data"]}, [], [], "2024-01-01T00:00:00Z")
     titles = [[step.title for step in dockfix.restore_steps(host, kept, dockfix.Stock([], [], *have))] for have in (([network], []), ([], stock.volumes))]
-    assert titles == [["volume web", "container dockfix.helper", "content of volume web", "remove container dockfix.helper"], ["network web"]]
+    assert titles == [["volume web", "container dockfix.helper-20240101T000000", "content of volume web", "remove container dockfix.helper-20240101T000000"], ["network web"]]
 
 
 # ---------------------------------------------------------------------- folders
@@ -316,7 +317,7 @@ def test_one_flipped_byte_is_found(box, folder, name):
     lambda at: os.unlink(at("manifest.json")), lambda at: os.unlink(at("images.tar")), lambda at: os.unlink(at("networks.json")),
     lambda at: open(at("manifest.json"), "w").close(), lambda at: open(at("containers.json"), "w").write("[1]"), lambda at: open(at("manifest.json"), "w").write("[]"),
     lambda at: open(at("manifest.json"), "w").write(json.dumps({"schema": "dockfix-backup/9", "dockfix": "9.9"})),
-    lambda at: open(at("manifest.json"), "w").write(json.dumps({"schema": "dockfix-backup/1", "own": {}, "volumes": {"v": ["../../etc/shadow", "h", "/d"]}, "loads": [], "left_out": [], "made": ""})),
+    lambda at: open(at("manifest.json"), "w").write(json.dumps({"schema": "dockfix-backup/2", "own": {}, "volumes": {"v": ["../../etc/shadow", "h", "/d"]}, "loads": [], "left_out": [], "made": ""})),
     lambda at: open(at("manifest.json"), "w").write("[" * 100000),
 ])
 @pytest.mark.parametrize("words", [("restore", "-y"), ("backup", "--verify")])
@@ -345,9 +346,10 @@ def test_a_dry_backup_names_each_step_and_does_none(stock, tmp_path):
     result = stock.quick("backup", "-n", str(tmp_path / "kept"))
     text = result.out.decode()
     assert result.rc == 0 and not (tmp_path / "kept").exists() and not os.path.exists(stock.state)
-    tag = "dockfix/backup:web-" + stock.id("web")[:12]
-    for words in ("docker commit %s %s" % (stock.id("web"), tag), "docker save img:latest %s " % tag, "--volume=v:/dockfix-1/data:nocopy", "docker cp dockfix.helper:/dockfix-1/data -",
-                  "docker rmi " + tag, "docker rm -f -v dockfix.helper", "manifest.json"):
+    made = re.search('"made": "([^"]+)"', text).group(1).translate({ord(c): None for c in "-:Z"})      # a name of its own for each backup: what is there was made for it
+    tag, helper = "dockfix/backup:web-%s-%s" % (stock.id("web")[:12], made), "dockfix.helper-" + made
+    for words in ("docker commit %s %s" % (stock.id("web"), tag), "docker save img:latest %s " % tag, "--volume=v:/dockfix-1/data:nocopy", "docker cp %s:/dockfix-1/data -" % helper,
+                  "docker rmi " + tag, "docker rm -f -v " + helper, "manifest.json"):
         assert words in text, text
     assert text.rindex("manifest.json") > text.rindex("sha256sum") and {call.command for call in stock.calls()} <= {"ps", "inspect", "images", "network", "volume", "system", "info", "diff"}
 
