@@ -4142,6 +4142,14 @@ def up_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
     return (engine.start()._replace(daemon="up", undo=stop),) + ((engine.start_socket(),) if engine.socket else ())
 
 
+def disk_tests(host: Host, path: str) -> List[List[str]]:
+    """Tests: the disk on which a folder lies, or will, is mounted where it is now. After a reboot it need not be, and what is written to the folder
+    below its mount point fills another disk, and is hidden later."""
+    place = path if os.path.isdir(raw(path)) else os.path.dirname(path)
+    answer = query_host(host, ("stat", "-c", "%m", place))
+    return [["says", answer.out_text().strip(), "stat", "-c", "%m", place]] if answer.rc == 0 else []
+
+
 def unused(*paths: str, devices: str = "") -> Tuple[Tuple[str, ...], ...]:
     """Tests: nothing is mounted at or below the paths, and no device whose path begins so, in any process's view. What the failing one
     prints names the processes."""
@@ -5736,7 +5744,7 @@ def plan_recreate(host: Host, opts: argparse.Namespace, engine: Engine, pool: Lo
     ask_id = host.docker + ("inspect", "--type", "image", "-f", "{{.Id}}")
     back = tuple(("says", one["Id"]) + ask_id + (ref,) for one in stock.images for ref in image_refs([one]))
     steps.append(Step("every image is back under its id", check=back))
-    facts = {"containers": [title_of(one) for one in stock.containers], "backup": kept.folder,
+    facts = {"containers": [title_of(one) for one in stock.containers], "backup": kept.folder, "disk": disk_tests(host, kept.folder),
              "images": image_refs(stock.images) + [own_ref(kept, one, BACK) for one in stock.containers]}
     return Plan(name, "pool recreate", goal, tuple(steps), keeps, facts)
 
@@ -5812,7 +5820,7 @@ def run_relocate(host: Host, opts: argparse.Namespace, report: dict) -> None:
     move, name = look_move(host, engine, opts.words[0]), new_name("relocate")
     aside = move.old if os.path.ismount(raw(move.old)) else "%s.dockfix-%s" % (move.old, name)
     plan = Plan(name, "relocate", "move Docker's root from %s to %s" % (move.old, move.new), move_steps(host, opts, engine, move, aside),
-                aside, dict(object_names(host), left=move.new))
+                aside, dict(object_names(host), left=move.new, disk=disk_tests(host, move.new)))
     question = "move %s from %s to %s? Docker and its containers stop meanwhile" % (show_size(move.size), move.old, move.new)
     run_change(host, opts, report, plan, question)
 
@@ -5861,11 +5869,12 @@ def move_steps(host: Host, opts: argparse.Namespace, engine: Engine, move: Move,
     root = move.new + engine.root[len(move.old):]
     up = list(up_steps(engine._replace(root=root), new_pool))
     start = up[0].title
+    away = tuple(("lacks",) + tuple(test[1:]) for test in disk_tests(host, move.new))      # then what is at its place is not ours
     is_empty = ("silent", "find", move.new, "-mindepth", "1", "!", "-name", "lost+found")
     delete = ("find", move.new, "-xdev", "-mindepth", "1", "!", "-path", move.new + "/lost+found", "-delete")
-    empty = (Step("empty " + move.new, delete, (is_empty,)),)
+    empty = (Step("empty " + move.new, delete, (is_empty,), unless=away),)
     steps = (Step("make " + move.new, ("mkdir", "-m", "711", move.new), (("ok", "test", "-d", move.new),),
-                  () if move.made else (Step("remove " + move.new, ("rmdir", move.new), (("not", "test", "-e", move.new),)),), until=start),)
+                  () if move.made else (Step("remove " + move.new, ("rmdir", move.new), (("not", "test", "-e", move.new),), unless=away),), until=start),)
     if twice:
         steps += (Step("copy while Docker runs", first, undo=empty, until=start, soft=True, size=move.size, grows=move.new),)
     steps += down_steps(engine, old_pool) + hold_steps(engine, True)
@@ -5903,7 +5912,7 @@ def run_backup(host: Host, opts: argparse.Namespace, report: dict) -> None:
     steps = settings_steps(host, kept) + own_steps(host, kept) + save_steps(host, kept, "images.tar", image_refs(stock.images) + own_refs(kept))
     steps += [gone_step(host, "image", ref) for ref in own_refs(kept)] + volume_steps(host, kept) + [seal_step(kept)]
     plan = Plan(new_name("backup"), "backup", "backup of %d images, %d containers, %d networks, %d volumes in %s" % (
-        len(stock.images), len(stock.containers), len(carried_networks(stock)), len(kept.volumes), folder), tuple(steps))
+        len(stock.images), len(stock.containers), len(carried_networks(stock)), len(kept.volumes), folder), tuple(steps), facts={"disk": disk_tests(host, folder)})
     report["left_out"] = kept.left_out
     run_change(host, opts, report, plan)
 
@@ -5986,6 +5995,9 @@ def carry_on(host: Host, opts: argparse.Namespace, report: dict, journal: Journa
         rest = closing_steps(host, journal) + list(then)
         report["script"] = plan_script(report, plan._replace(steps=tuple(undoing)) if back else plan, 0 if back else journal.at, rest)
         return change_row(report, plan, "changed", "would: " + msg)
+    disk = plan.facts.get("disk", ())
+    if not back and failing_test(host, disk):       # the way back needs none
+        raise half_way_error(host, DockfixError("the disk that was mounted at %s is not there: mount it first" % disk[0][1]))
     save_journal(host, journal)
     host.memo["working"] = True
     progress = Progress(opts.command, len(plan.steps), opts.quiet)

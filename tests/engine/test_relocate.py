@@ -209,17 +209,38 @@ def test_killed_at_a_step(lab, word, end):
     assert root(lab) == old and not os.path.exists(journal)
 
 
+def test_resumed_and_rolled_back_while_the_new_disk_is_not_mounted(lab):
+    """As after a reboot without a line in fstab: nothing is written to, and nothing deleted from, what lies below its mount point."""
+    old, before, told = root(lab), seen(lab, root(lab)), documents(lab)
+    with disk(lab, "gone", 400 * MEBI) as point:
+        new = os.path.join(point, "docker")
+        killed = lab.dockfix_until("during", "copy what is left" if shutil.which("rsync") else "copy", "relocate", "-y", new)
+        assert killed.returncode == -signal.SIGKILL, killed
+        assert wait_free(lab, "discard", "none").rc == 7
+        for where in (lab.engine.inside(), []):
+            subprocess.check_call(where + ["umount", point])
+        os.mkdir(new)
+        with open(os.path.join(new, "precious"), "w") as f:
+            f.write("not docker's")
+        refused = wait_free(lab, "resume")
+        assert refused.rc == 7 and "mounted at %s is not there: mount it first" % point in refused.doc["errors"][0]["msg"], refused
+        done = wait_free(lab, "rollback")
+        assert done.rc == 0 and root(lab) == old and os.listdir(point) == ["docker"] and os.listdir(new) == ["precious"], done
+        check_same(lab, before, told)
+        shutil.rmtree(new)
+
+
 def half_way(lab, journal):
     """The title of the step that the journal says is begun."""
     found = json.loads(lab.read(journal).decode())
     return found["plan"]["steps"][found["at"]]["title"]
 
 
-def wait_free(lab, command):
+def wait_free(lab, *words):
     """An orphan of the killed run holds the lock until it ends: exit 8 names the step."""
     end = time.monotonic() + 120
     while True:
-        done = go(lab, command, "--json", "-y")
+        done = go(lab, *words, "--json", "-y")
         if done.rc != 8 or time.monotonic() > end:
             return done
         assert "step" in done.doc["errors"][0]["msg"]

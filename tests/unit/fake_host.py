@@ -273,6 +273,8 @@ class FakeHost:
         return 0, ""
 
     def do_stat(self, argv, stdin):
+        if argv[1] == "%m":
+            return 0, "/\n"
         return (0, "%d\n" % os.path.getsize(argv[2])) if os.path.exists(argv[2]) else (1, "")
 
     def do_od(self, argv, stdin):
