@@ -5873,8 +5873,9 @@ def move_steps(host: Host, opts: argparse.Namespace, engine: Engine, move: Move,
     is_empty = ("silent", "find", move.new, "-mindepth", "1", "!", "-name", "lost+found")
     delete = ("find", move.new, "-xdev", "-mindepth", "1", "!", "-path", move.new + "/lost+found", "-delete")
     empty = (Step("empty " + move.new, delete, (is_empty,), unless=away),)
+    tidy = Step("remove " + move.new, ("rmdir", move.new), (("not", "test", "-e", move.new),), unless=away)
     steps = (Step("make " + move.new, ("mkdir", "-m", "711", move.new), (("ok", "test", "-d", move.new),),
-                  () if move.made else (Step("remove " + move.new, ("rmdir", move.new), (("not", "test", "-e", move.new),), unless=away),), until=start),)
+                  () if move.made else (tidy,), until=start),)
     if twice:
         steps += (Step("copy while Docker runs", first, undo=empty, until=start, soft=True, size=move.size, grows=move.new),)
     steps += down_steps(engine, old_pool) + hold_steps(engine, True)
@@ -5911,8 +5912,9 @@ def run_backup(host: Host, opts: argparse.Namespace, report: dict) -> None:
     kept = plan_backup(host, folder, stock, ["images.tar"] if stock.images else [])
     steps = settings_steps(host, kept) + own_steps(host, kept) + save_steps(host, kept, "images.tar", image_refs(stock.images) + own_refs(kept))
     steps += [gone_step(host, "image", ref) for ref in own_refs(kept)] + volume_steps(host, kept) + [seal_step(kept)]
-    plan = Plan(new_name("backup"), "backup", "backup of %d images, %d containers, %d networks, %d volumes in %s" % (
-        len(stock.images), len(stock.containers), len(carried_networks(stock)), len(kept.volumes), folder), tuple(steps), facts={"disk": disk_tests(host, folder)})
+    goal = "backup of %d images, %d containers, %d networks, %d volumes in %s" % (
+        len(stock.images), len(stock.containers), len(carried_networks(stock)), len(kept.volumes), folder)
+    plan = Plan(new_name("backup"), "backup", goal, tuple(steps), facts={"disk": disk_tests(host, folder)})
     report["left_out"] = kept.left_out
     run_change(host, opts, report, plan)
 

@@ -360,6 +360,8 @@ class Box:
 
     def in_process(self, host, argv, stdin, seconds, limit, inherit, enough=0, flow=None):
         """Stands for dockfix.run_child: docker's answer from fake_docker.respond."""
+        if argv[0] == "stat":
+            return self.module.Answer(0, b"/\n", b"", 2, 0, 0.001, False)
         assert argv[0] == "docker", argv
         with LOCK:
             rule, rc, out, err = self.fake.respond(self.path, self.world, list(argv[1:]), stdin or b"", os.environb)
