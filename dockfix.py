@@ -4040,7 +4040,8 @@ def halt_steps(host: Host, stock: Stock) -> List[Step]:
         if doc["State"].get("Paused") is True:
             steps.append(act(host, "unpause %s" % title, ("unpause", who), check=(state_test(host, who, ".State.Paused", "false"),)))
         steps.append(act(host, "stop %s" % title, ("stop", who), check=(state_test(host, who, ".State.Running", "false"),),
-                         undo=tuple(run_steps(host, [doc], who, state_test(host, who, ".State.Running", "true")))))
+                         undo=tuple(step._replace(soft=True, wait=5) for step in run_steps(host, [doc], who, state_test(
+                             host, who, ".State.Running", "true")))))        # one that cannot start is nothing to stop for on the way back
     return steps
 
 
@@ -5770,9 +5771,11 @@ def unattended(host: Host, stock: Stock) -> List[Step]:
     """Restart policies off while containers are stopped by hand: a reboot in between must not start, and change, what is being backed up."""
     steps = []
     for doc in stock.containers:
-        policy = SHAPES["restart"](doc["HostConfig"].get("RestartPolicy") or {})
-        steps += [act(host, "no restart of %s meanwhile" % title_of(doc), ("update", "--restart=no", doc["Id"]), undo=(
-            act(host, "restart policy of %s" % title_of(doc), ("update", "--restart=" + one, doc["Id"])),)) for one in policy]
+        policy, title = SHAPES["restart"](doc["HostConfig"].get("RestartPolicy") or {}), title_of(doc)
+        gone = (exists_test(host, "container", doc["Id"], "not"), answers_test(host.docker))
+        for one in policy:
+            again = act(host, "restart policy of %s" % title, ("update", "--restart=" + one, doc["Id"]), unless=gone)
+            steps.append(act(host, "no restart of %s meanwhile" % title, ("update", "--restart=no", doc["Id"]), undo=(again,)))
     return steps
 
 

@@ -389,6 +389,8 @@ class FakeHost:
         return self.change(argv[0], running=False, stopped=True)
 
     def docker_start(self, argv, stdin):
+        if argv[0] in self.load().get("broken", ()):
+            return 1, ""
         return self.change(argv[0], running=True, started=True, stopped=False)
 
     def docker_commit(self, argv, stdin):

@@ -140,6 +140,24 @@ def test_a_folder_of_the_operators_own_stays_on_the_way_back(host):
     assert result.rc == 0 and os.listdir(host.backup) == [] and os.stat(host.backup).st_mode & 0o777 == 0o751, result
 
 
+def test_a_container_that_cannot_start_or_is_gone_does_not_hold_up_the_way_back(host):
+    before = host.fake.picture()
+    assert host.run("-y", *SIZES["recreate"], kill=2).rc == -signal.SIGKILL
+    titles = [step["title"] for step in host.journal()["plan"]["steps"]]
+    assert host.run("-y", "rollback").rc == 0
+    last = max(titles.index("stop " + name) for name in ("db", "web", "plain")) + 1
+    assert host.run("-y", *SIZES["recreate"], kill=last, side="after").rc == -signal.SIGKILL
+    found = host.fake.db("containers")
+    assert not any(one["running"] for one in found.values()) and {one["policy"] for one in found.values()} == {"no"}
+    host.fake.save(broken=[found["web"]["id"]])
+    host.fake.put("containers", {name: one for name, one in found.items() if name != "db"})
+    result = host.run("-y", "rollback")
+    assert result.rc == 0 and host.journal() is None and b"start web" in result.err and b"start db" in result.err, result
+    after = host.fake.picture()["containers"]
+    assert set(after) == {"web", "old", "plain"} and after["plain"]["running"] and {name: one["policy"] for name, one in after.items()} == {
+        name: before["containers"][name]["policy"] for name in after}
+
+
 # What a power cut takes back of these is made so again by settle_daemon or by itself, or dockfix brings it to the disk (the target of a step).
 LASTING = {"systemctl", "service", "dmsetup", "losetup", "sha256sum", "docker start", "docker stop", "docker pause", "docker unpause", "docker update", "docker network", "docker save",
            "docker export", "docker inspect", "docker volume", "docker image", "echo"}
