@@ -6024,7 +6024,7 @@ def run_resume(host: Host, opts: argparse.Namespace, report: dict) -> None:
     journal = read_journal(host)
     if not journal:
         say("dockfix: no storage change stands half-way; there is nothing to resume")
-    elif journal.plan.kind == "restore" and journal.going == "on":
+    elif journal.going == "on" and "restores" in journal.plan.facts:
         resume_restore(host, opts, report, journal)
     else:
         carry_on(host, opts, report, journal)
