@@ -6001,8 +6001,9 @@ def carry_on(host: Host, opts: argparse.Namespace, report: dict, journal: Journa
         report["script"] = plan_script(report, plan._replace(steps=tuple(undoing)) if back else plan, 0 if back else journal.at, rest)
         return change_row(report, plan, "changed", "would: " + msg)
     disk = plan.facts.get("disk", ())
-    if not back and failing_test(host, disk):       # the way back needs none
-        raise half_way_error(host, DockfixError("the disk that was mounted at %s is not there: mount it first" % disk[0][1]))
+    wrong = "" if back else failing_test(host, disk)        # the way back needs none
+    if wrong:
+        raise half_way_error(host, DockfixError("the disk that was mounted at %s is not there: mount it first (%s)" % (disk[0][1], wrong)))
     save_journal(host, journal)
     host.memo["working"] = True
     progress = Progress(opts.command, len(plan.steps), opts.quiet)
