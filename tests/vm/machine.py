@@ -211,6 +211,7 @@ class Machine:
         self.start()
         self.command("cont")
         self.hello(900)
+        self.sh("mountpoint -q /data || { systemctl status data.mount || :; journalctl -b -n 60 --no-pager; exit 1; }")      # seen once, never explained
         if docker:
             self.wait_docker()
 
