@@ -4559,6 +4559,7 @@ def compare_stock(host: Host, opts: argparse.Namespace, report: dict, plan: Plan
 
 
 def missing_containers(host: Host, kept: Backup, have: Stock) -> List[Step]:
+    """What restore_containers will do, for the script."""
     known = {title_of(one) for one in have.containers}
     new = [step for doc in kept.stock.containers if title_of(doc) not in known for step in container_steps(host, kept, doc)]
     return new + run_steps(host, kept.stock.containers)
@@ -5995,15 +5996,15 @@ def carry_on(host: Host, opts: argparse.Namespace, report: dict, journal: Journa
     """A change that stands half-way (or is to be undone) to its end, the way it was going. then: what comes after it, for the script."""
     plan, back = journal.plan, journal.going == "back"
     msg = "undone: %s" % plan.goal if back else plan.goal
+    disk = plan.facts.get("disk", ())
+    wrong = "" if back else failing_test(host, disk)        # the way back needs none
+    if wrong:
+        raise half_way_error(host, DockfixError("the disk that was mounted at %s is not there: mount it first (%s)" % (disk[0][1], wrong)))
     if opts.dry_run:
         undoing = [one for step in reversed(plan.steps[:journal.at + 1]) for one in step.undo]
         rest = closing_steps(host, journal) + list(then)
         report["script"] = plan_script(report, plan._replace(steps=tuple(undoing)) if back else plan, 0 if back else journal.at, rest)
         return change_row(report, plan, "changed", "would: " + msg)
-    disk = plan.facts.get("disk", ())
-    wrong = "" if back else failing_test(host, disk)        # the way back needs none
-    if wrong:
-        raise half_way_error(host, DockfixError("the disk that was mounted at %s is not there: mount it first (%s)" % (disk[0][1], wrong)))
     save_journal(host, journal)
     host.memo["working"] = True
     progress = Progress(opts.command, len(plan.steps), opts.quiet)

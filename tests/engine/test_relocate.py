@@ -222,6 +222,7 @@ def test_resumed_and_rolled_back_while_the_new_disk_is_not_mounted(lab):
         os.mkdir(new)
         with open(os.path.join(new, "precious"), "w") as f:
             f.write("not docker's")
+        assert go(lab, "--dry-run", "resume").rc == 7       # no script that would do it
         refused = wait_free(lab, "resume")
         assert refused.rc == 7 and "mounted at %s is not there: mount it first" % point in refused.doc["errors"][0]["msg"], refused
         done = wait_free(lab, "rollback")
