@@ -2560,7 +2560,7 @@ def add_rows(root: Root, driver: str, names: List[str], claims: Dict[str, Claim]
         words += [word for image in claim.images for word in [image] + out.images.get(image, [])]
         if name in devices and devices[name]:
             one.update(device=prefix + name, device_id=devices[name][0], device_size=devices[name][2])
-            one["note"] = one["note"] or ("the driver will delete it" if devices[name][1] else "")
+            one["note"] = one["note"] or ("removed; the driver deletes it later, after docker's next start at the latest" if devices[name][1] else "")
             words += [str(devices[name][0]), prefix + name]
         for word in set(words) - {""}:
             out.words.setdefault(word, []).append(len(out.rows))
