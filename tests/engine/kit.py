@@ -137,6 +137,7 @@ class PrivateEngine:
                 dockerd, "--containerd", self.path("containerd.sock"), "--exec-root", self.path("exec"), "-H", "unix://" + self.path("docker.sock"),
                 "--bridge=none", "--iptables=false", "-p", self.path("pid")] + place + (["--userns-remap=daemon:daemon"] if self.userns else []) + self.extra
             if self.own_etc:
+                argv.append("--shutdown-timeout=100")       # a container that takes longer than docker waits outlives it
                 self.write_service(argv)
             self.spawn("dockerd", argv)
             wait_until(lambda: self.alive() and self.docker("version", check=False).returncode == 0, "answer from dockerd", 120)
@@ -194,7 +195,7 @@ start) [ -n "$pid" ] && exit 0
     setsid %(argv)s >>%(log)s 2>&1 </dev/null &
     n=300; until DOCKER_HOST=%(host)s %(client)s version >/dev/null 2>&1; do [ $((n -= 1)) -gt 0 ] && kill -0 $! || exit 1; sleep 0.1; done ;;
 stop) [ -z "$pid" ] && exit 0
-    kill "$pid"; n=300; while alive "$pid"; do [ $((n -= 1)) -gt 0 ] || exit 1; sleep 0.1; done ;;
+    kill "$pid"; n=1200; while alive "$pid"; do [ $((n -= 1)) -gt 0 ] || exit 1; sleep 0.1; done ;;
 status) [ -n "$pid" ] ;;
 *) exit 1 ;;
 esac

@@ -50,7 +50,7 @@ MASKED = """apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub
     sys-kernel-tracing.mount sys-fs-fuse-connections.mount systemd-fsck-root.service systemd-remount-fs.service
     remote-fs.target""".split()
 FILES = {
-    "/etc/fstab": "/dev/vdb /data ext4 defaults 0 0\n",
+    "/etc/fstab": "/dev/vdb /data ext4 defaults,x-systemd.device-timeout=900 0 0\n",
     "/etc/hostname": "vm\n",
     "/etc/hosts": "127.0.0.1 localhost vm\n",
     "/etc/machine-id": "d0c1f1e0d0c1f1e0d0c1f1e0d0c1f1e0\n",

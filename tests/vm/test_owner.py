@@ -10,7 +10,7 @@ HOME = "/var/lib/docker/devicemapper"
 @pytest.fixture(scope="module")
 def pool(module_vm):
     """Two image layers more, and a container on them."""
-    module_vm.sh("docker run -d --network none --name made dockfix-test/busybox; docker exec made touch /layer; docker commit made ring/second:v2; docker rm -f made\n"
+    module_vm.sh("docker run -d --network none --name made dockfix-test/busybox; docker exec made touch /layer; docker commit made ring/second:v2\n"
                  "docker run -d --network none --name second ring/second:v2; docker exec second touch /own-second")
     return module_vm
 
