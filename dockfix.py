@@ -63,6 +63,7 @@ ID_MAX = 65535              # a user namespace of the engine spans so many ids
 CHUNK_IDS = 500             # ids in one docker call: 65 bytes each, far below ARG_MAX
 PASSWORD_MAX = 511          # libcrypt's own limit, bytes
 LEFTOVER = ".shadow.dockfix"
+KEPT_END = ".dockfix-kept"  # beside a settings file that somebody changed during a storage change: what stood there
 JOURNAL = "journal.json"    # in the state folder while a storage change is under way
 HALF_WAY_HINT = "python3 dockfix.py resume, or: python3 dockfix.py rollback"
 HEAD_BYTES = 65536          # of a program: its kind stands at its start
@@ -2139,7 +2140,7 @@ def open_state(path: str) -> None:
         found = os.lstat(raw(path))
     except OSError as err:
         raise EnvironmentFault("the state folder %s cannot be made: %s" % (path, err.strerror),
-                               "--state DIR names another, such as /run/dockfix") from None
+                               "--state DIR names another (in /run for all but storage changes)") from None
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
         raise Refused("the state folder %s is not a folder that only this user can write" % path, "--state DIR names another")
 
@@ -2153,7 +2154,7 @@ def take_lock(host: Host, exclusive: bool = False, mending: bool = False, name: 
         lock = os.open(raw(os.path.join(host.state, name)), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as err:
         raise EnvironmentFault("the lock in %s cannot be opened: %s" % (host.state, err.strerror),
-                               "--state DIR names another folder, such as /run/dockfix") from None
+                               "--state DIR names another (in /run for all but storage changes)") from None
     try:
         fcntl.flock(lock, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
     except OSError:
@@ -3378,6 +3379,12 @@ def in_parallel(host: Host, items: Sequence, work: Callable, jobs: int, progress
 ###############################################################################
 
 
+def docker_environment() -> Dict[str, str]:
+    """What in the environment says which engine is spoken to, and how."""
+    names = ("DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "DOCKER_API_VERSION")
+    return {name: text_of(os.fsencode(os.environ[name])) for name in names if os.environ.get(name)}
+
+
 def script_text(report: dict, lines: List[str], refused: int) -> str:
     """A POSIX script of `lines` (commands, or comments that start with #). It ends as the real run
     would: 0, 1, 3, or 5 where there is nothing but refusals."""
@@ -3385,9 +3392,7 @@ def script_text(report: dict, lines: List[str], refused: int) -> str:
     commands = [line for line in lines if not line.startswith("#")]
     if refused and not commands:
         return "\n".join(head + lines + ["exit %d" % (exit_code(report["results"]) or 5)]) + "\n"
-    for name in ("DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "DOCKER_API_VERSION"):
-        if os.environ.get(name):
-            head.append("%s=%s; export %s" % (name, sh_quote(os.environ[name]), name))
+    head += ["%s=%s; export %s" % (name, sh_quote(text), name) for name, text in docker_environment().items()]
     head += ["done=0 bad=%d" % (1 if refused else 0), "run() { if \"$@\"; then done=1; else bad=1; fi; }"]
     tail = ["[ $bad = 0 ] && exit 0", "[ $done = 1 ] && exit 3", "exit 1"]
     return "\n".join(head + lines + tail) + "\n"
@@ -3423,8 +3428,9 @@ class Step(NamedTuple):
     no shell; standard input `data`, or the file `source`; standard output to the file `target`), or, with `path`, putting `data` there with
     `mode`; with neither the step only waits for its tests. A test is (MODE, [TEXT,] WORD ...), see TESTS. `undo`: steps that are safe also
     where the deed never began or is undone already; void once the step called `until` was begun. The whole step is void where `unless` holds.
-    A `soft` step that fails is told, and the change goes on. `size`: bytes that will flow, for the progress. `daemon`: 'down' or 'up', what
-    the daemon must be from here on: made so again when a reboot has changed it."""
+    A `soft` step that fails is told, and the change goes on; where it has tests, all is done but that (exit 3). `size`: bytes that will flow,
+    for the progress. `daemon`: 'down' or 'up', what the daemon must be from here on: made so again when a reboot has changed it. What stands at
+    `path` and is neither `data` nor `before` is somebody's: it is kept beside it. With a mode of 0 the file is taken away."""
     title: str
     argv: Tuple[str, ...] = ()
     check: Tuple[Tuple[str, ...], ...] = ()
@@ -3432,6 +3438,7 @@ class Step(NamedTuple):
     wait: float = 0.0
     data: str = ""              # text stands for bytes as raw() makes them
     path: str = ""
+    before: str = ""
     mode: int = 0o600
     source: str = ""
     target: str = ""
@@ -3478,6 +3485,9 @@ TESTS = {
                 '"$@" >/dev/null 2>&1; case $? in 0|12[67]) false;; esac'),
     "silent": Test(False, lambda answer, text: answer.rc in (0, 1) and not answer.out.strip(), "still finds something",
                    'out=$("$@" 2>/dev/null) || [ $? = 1 ] && [ -z "$out" ]'),
+    "among": Test(True, lambda answer, text: answer.rc == 0 and set(answer.out.split(b"\n")) <= set(text.split(b"\n") + [b""]),
+                  "shows more than when dockfix looked%.0s",
+                  'want=$1; shift; out=$("$@" 2>/dev/null) && ! echo "$out" | grep . | grep -q -v -x -F -e "$want"'),
     "says": Test(True, lambda answer, text: answer.rc == 0 and answer.out.strip() == text, "does not say '%s'",
                  'want=$1; shift; out=$("$@" 2>/dev/null) && [ "$out" = "$want" ]'),
     "has": Test(True, lambda answer, text: text in answer.out, "does not show '%s'",
@@ -3494,6 +3504,8 @@ def failing_test(host: Host, tests: Sequence[Sequence[str]]) -> str:
         answer = query_host(host, words)
         if answer.timed_out or not mode.holds(answer, raw(test[1])):
             said = "no answer" if answer.timed_out else first_line(answer) + holders(answer.out)
+            if test[0] == "among" and answer.rc == 0:
+                said = ", ".join(sorted(set(answer.out_text().split("\n")) - set(test[1].split("\n")) - {""}))
             return "%s %s: %s" % (sh_line(words), mode.wrong % test[1] if mode.takes_text else mode.wrong, said)
     return ""
 
@@ -3512,6 +3524,8 @@ def holders(out: bytes) -> str:
 
 def do_step(host: Host, step: Step, tick: Callable[[int], None]) -> None:
     """Raises DockfixError where the step is not done afterwards."""
+    missed = host.memo.setdefault("not done", {})
+    missed.pop(step.argv, None)
     if any(tests and not failing_test(host, tests) for tests in (step.unless, step.check)):
         return to_disk(host, step)      # a run that was killed may have done it and come no further
     try:
@@ -3519,14 +3533,19 @@ def do_step(host: Host, step: Step, tick: Callable[[int], None]) -> None:
     except DockfixError as err:
         if not step.soft or host.kill.is_set():
             raise
+        if step.check:
+            missed[step.argv] = err.msg
         say("dockfix: warning: " + err.msg)
-        host.memo.setdefault("warnings", []).append(err.msg)
 
 
 def do_deed(host: Host, step: Step, tick: Callable[[int], None]) -> None:
     if step.path:
         try:
-            replace_file(step.path, raw(step.data), step.mode)
+            keep_stranger(step)
+            if step.mode:
+                replace_file(step.path, raw(step.data), step.mode)
+            elif os.path.lexists(raw(step.path)):
+                remove_file(step.path)
         except OSError as err:
             raise DockfixError("%s: %s cannot be written: %s" % (step.title, step.path, err.strerror)) from None
     elif step.argv:
@@ -3547,6 +3566,14 @@ def do_deed(host: Host, step: Step, tick: Callable[[int], None]) -> None:
         time.sleep(0.2)
 
 
+def keep_stranger(step: Step) -> None:
+    """Raises OSError."""
+    there = read_all(step.path) if os.path.exists(raw(step.path)) else None
+    if there not in (None, raw(step.data), raw(step.before)):
+        replace_file(step.path + KEPT_END, there)
+        say("dockfix: warning: %s was changed by somebody meanwhile; that is kept in %s" % (step.path, step.path + KEPT_END))
+
+
 def to_disk(host: Host, step: Step) -> None:
     """Before the journal says that a step is done: a power cut must not take it back, on whichever file system it lies."""
     if host.memo.get("working") and SYNCED.intersection(step.argv[:4]):
@@ -3557,17 +3584,17 @@ def put_file(title: str, path: str, text: str, mode: int = 0o644) -> Step:
     """A step that writes a setting of the host; its undo puts the bytes of now back, or takes the file away where there is none."""
     try:
         old = text_of(read_all(path))
-        kept = Step("put %s back" % path, path=path, data=old, mode=stat.S_IMODE(os.stat(raw(path)).st_mode))
+        kept = Step("put %s back" % path, path=path, data=old, before=text, mode=stat.S_IMODE(os.stat(raw(path)).st_mode))
         mode = kept.mode
     except FileNotFoundError:
-        kept = Step("take %s away" % path, ("rm", "-f", path))
-    return Step(title, path=path, data=text, mode=mode, undo=(kept,))
+        kept = Step("take %s away" % path, path=path, before=text, mode=0)
+    return Step(title, path=path, data=text, before=kept.data, mode=mode, undo=(kept,))
 
 
 def move_step(title: str, old: str, new: str, stray: str = "") -> Step:
     """A rename inside one file system, never into or over what is there. Undone, it first moves what stands at `old` meanwhile to `stray`."""
     aside = Step("move the newer %s aside" % old, ("mv", "-T", old, stray), (("not", "test", "-e", old, "-a", "-e", new),))
-    back = Step("move %s back" % old, ("mv", "-T", new, old), (("not", "test", "-e", new),))
+    back = Step("move %s back" % old, ("mv", "-T", new, old), (("ok", "test", "-e", old, "-a", "!", "-e", new),))
     return Step(title, ("mv", "-T", old, new), (("ok", "test", "!", "-e", old, "-a", "-e", new),), ((aside,) if stray else ()) + (back,))
 
 
@@ -3589,8 +3616,8 @@ def script_step(step: Step, fail: str) -> List[str]:
     if step.target:
         part = sh_quote(step.target + ".part")
         command = "(umask 077; %s > %s) && mv %s %s" % (command, part, part, sh_quote(step.target))
-    deed = "put %o %s" % (step.mode, sh_line((step.path, step.data))) if step.path else command if step.argv else ":"
-    fail = "echo %s >&2" % sh_quote("warning: not done: " + step.title) if step.soft else fail
+    deed = "put %o %s" % (step.mode, sh_line((step.path, step.data, step.before))) if step.path else command if step.argv else ":"
+    fail = "{ echo %s >&2%s; }" % (sh_quote("warning: not done: " + step.title), "; bad=1" * bool(tests)) if step.soft else fail
     lines = ["%s%s || %s" % (tests + " || " if tests else "", "{ %s; }" % deed if " && " in deed or " | " in deed else deed, fail)]
     if tests:
         lines.append("n=%d; until %s; do [ $((n -= 1)) -ge 0 ] || { %s; break; }; sleep 1; done" % (step.wait, tests, fail))
@@ -3601,7 +3628,12 @@ def plan_script(report: dict, plan: Plan, start: int = 0, then: Sequence[Step] =
     """The change from step `start` on as a POSIX script; a step that fails undoes what was done, as the real run would, and ends in 1 (7:
     the undoing failed)."""
     lines = [comment(plan.goal)] + ["%s() { %s; }" % (name, mode.sh) for name, mode in TESTS.items()]
-    lines += ["put() { (umask 077; printf %s \"$3\" > \"$2.dockfix\") && chmod \"$1\" \"$2.dockfix\" && mv \"$2.dockfix\" \"$2\"; }",
+    for test in plan.facts.get("disk", ()):
+        lines.append("%s || { echo %s >&2; exit %d; }" % (sh_line(test), sh_quote("not mounted: " + test[1]), 7 if start else 5))
+    lines += ["differs() { [ -e \"$1\" ] && ! printf %s \"$2\" | cmp -s - \"$1\" && ! printf %s \"$3\" | cmp -s - \"$1\"; }",
+              "put() { ! differs \"$2\" \"$3\" \"$4\" || cp \"$2\" \"$2%s\" || return" % KEPT_END,
+              "[ $1 != 0 ] || { rm -f \"$2\"; return; }",
+              "(umask 077; printf %s \"$3\" > \"$2.dockfix\") && chmod \"$1\" \"$2.dockfix\" && mv \"$2.dockfix\" \"$2\"; }",
               "stuck() { echo \"step $at failed and could not be undone\" >&2; exit 7; }", "back() {", "echo \"step $at failed; undoing\" >&2"]
     titles = [step.title for step in plan.steps]
     for number, step in reversed(list(enumerate(plan.steps, 1))):
@@ -3668,6 +3700,10 @@ def lock_storage(host: Host, opts: argparse.Namespace, mending: bool = False) ->
         if os.geteuid() != 0:
             raise EnvironmentFault("only root can change Docker's storage", "sudo python3 dockfix.py ...")
         take_lock(host, exclusive=True, mending=mending)
+        mount = mount_of(real_path(host.state), mounts_of())
+        if mount and mount.fstype in ("tmpfs", "ramfs"):
+            raise Refused("the state folder %s lies in memory: after a reboot nothing would know the way on or back" % host.state,
+                          "--state DIR on a disk, for resume and rollback too")
 
 
 def run_change(host: Host, opts: argparse.Namespace, report: dict, plan: Plan, question: str = "", then: Sequence[Step] = ()) -> None:
@@ -3679,6 +3715,7 @@ def run_change(host: Host, opts: argparse.Namespace, report: dict, plan: Plan, q
         return change_row(report, plan, "changed", "would: " + plan.goal)
     if question:
         confirm(opts, question)
+    plan = plan._replace(facts=dict(plan.facts, docker=docker_environment()))
     save_journal(host, Journal(plan))
     host.memo["working"] = True
     progress = Progress(plan.kind, len(plan.steps), opts.quiet)
@@ -3691,7 +3728,9 @@ def run_change(host: Host, opts: argparse.Namespace, report: dict, plan: Plan, q
             raise half_way_error(host, err) from None
         say("dockfix: %s; undoing what was done" % err.msg)
         tell_daemon_log(host, plan)
-        go_back(host, read_journal(host), progress)
+        journal = read_journal(host)
+        go_back(host, journal, progress)
+        tell_left(journal)
         raise DockfixError("%s; all of it is undone%s" % (err.msg, what_stays(host, plan)), err.hint) from None
     finally:
         progress.end()
@@ -3702,6 +3741,13 @@ def run_change(host: Host, opts: argparse.Namespace, report: dict, plan: Plan, q
 def what_stays(host: Host, plan: Plan) -> str:
     """A pool that was loaded with its new length keeps it."""
     return ", but the pool keeps its new length (a thin pool never shrinks)" if failing_test(host, plan.facts.get("lengths", ())) else ""
+
+
+def tell_left(journal: Journal) -> None:
+    """After a way back: what was copied stays where docker may have run on it."""
+    left, begun = journal.plan.facts.get("left", ""), journal.plan.steps[:journal.reached + 1]
+    if any(step.daemon == "up" for step in begun) and os.path.lexists(raw(left)):
+        say("dockfix: docker may have run on %s, so it stays; when nothing in it is needed: rm -rf %s" % (left, sh_quote(left)))
 
 
 def change_row(report: dict, plan: Plan, status: str, msg: str) -> None:
@@ -3950,6 +3996,12 @@ def thin_pool(host: Host, name: str) -> ThinPool:
     return parse_thin_pool(*(expect(query_host(host, ("dmsetup", verb, name)), "dmsetup").out_text() for verb in ("table", "status")))
 
 
+def mend_pool(metadata: str) -> str:
+    """What to type where a loop pool is ro, failed or needs a check: dm-thin's own checker, which wants the pool down (seen to do, 20.10)."""
+    return ("systemctl stop docker.socket docker; cp --sparse=always %s DIR; thin_check --clear-needs-check-flag %s && systemctl start docker; "
+            "thin_repair where it finds faults") % (sh_quote(metadata), sh_quote(metadata))
+
+
 # --- what docker holds, and the steps that make and remove it: the same for every storage change
 
 
@@ -3993,8 +4045,16 @@ def image_refs(images: Sequence[dict]) -> List[str]:
     return [ref for one in images for ref in one.get("RepoTags") or [one["Id"]]]
 
 
-def exists_test(host: Host, kind: str, name: str, mode: str = "ok") -> Tuple[str, ...]:
-    return (mode,) + host.docker + (("inspect", "--type", kind, name) if kind in ("container", "image") else (kind, "inspect", name))
+def inspect_words(host: Host, kind: str) -> Tuple[str, ...]:
+    return host.docker + (("inspect", "--type", kind) if kind in ("container", "image") else (kind, "inspect"))
+
+
+def exists_test(host: Host, kind: str, name: str, there: bool = True) -> Tuple[str, ...]:
+    """A container or network is what bears the name: docker takes one like 'db' for the beginning of an id, too."""
+    if kind not in ("container", "network"):
+        return ("ok" if there else "not",) + inspect_words(host, kind) + (name,)
+    named = "[/%s]" % name if kind == "container" else "[%s]" % name
+    return ("has" if there else "lacks", named) + inspect_words(host, kind) + ("-f", "[{{.Name}}]", name)
 
 
 def state_test(host: Host, name: str, what: str, want: str) -> Tuple[str, ...]:
@@ -4011,7 +4071,7 @@ def answers_test(docker: Tuple[str, ...]) -> Tuple[str, ...]:
 
 def gone_step(host: Host, kind: str, name: str) -> Step:
     """Of a daemon that is down nothing is known: there it fails."""
-    gone = exists_test(host, kind, name, "not")
+    gone = exists_test(host, kind, name, False)
     return act(host, "remove %s %s" % (kind, name), REMOVE[kind] + (name,), check=(gone, answers_test(host.docker)))
 
 
@@ -4143,6 +4203,30 @@ def up_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
     return (engine.start()._replace(daemon="up", undo=stop),) + ((engine.start_socket(),) if engine.socket else ())
 
 
+def device_number(path: str) -> str:
+    found = quietly(os.stat, raw(path))
+    return device_text(found.st_rdev) if found else ""
+
+
+def of_today(host: Host, plan: Plan) -> Plan:
+    """The plan with the names and numbers that its pool's places (facts loops and prefix) have now: a reboot may have given them to others."""
+    loops, names = dict(plan.facts.get("loops", {})), {}
+    for path, (loop, number) in plan.facts.get("loops", {}).items():
+        found = re.findall(r"(?m)^(/dev/loop[0-9]+):", query_host(host, ("losetup", "-j", path)).out_text())
+        if len(found) == 1 and found[0] != loop:
+            loops[path] = [found[0], device_number(found[0])]
+            names.update({os.path.basename(loop): os.path.basename(found[0]), number: loops[path][1]})
+    home, prefix = plan.facts.get("prefix", ("", ""))
+    if prefix and os.path.isdir(raw(home)) and pool_prefix(home) != prefix:
+        names[prefix] = pool_prefix(home)
+    words = re.compile(r"(?<![\w:-])(?:%s)" % "|".join(name if name == prefix else name + r"(?![\w-])" for name in names))
+
+    def named(step: Step) -> Step:
+        return step if step.data else step_from(json.loads(words.sub(lambda word: names[word.group()], json.dumps(step_data(step)))))
+    facts = dict(plan.facts, loops=loops, prefix=[home, names.get(prefix, prefix)])
+    return plan._replace(steps=tuple(map(named, plan.steps)), facts=facts) if names else plan
+
+
 def disk_tests(host: Host, path: str) -> List[List[str]]:
     """Tests: the disk on which a folder lies, or will, is mounted where it is now. After a reboot it need not be, and what is written to the folder
     below its mount point fills another disk, and is hidden later."""
@@ -4245,8 +4329,6 @@ def check_disk(host: Host, driver: str, where: str) -> None:
     overlay_on_xfs = mount.fstype == "xfs" and driver.startswith("overlay") and has_program("xfs_info")
     if overlay_on_xfs and b"ftype=0" in query_host(host, ("xfs_info", mount.point)).out:
         raise Refused("%s is an xfs without ftype: %s cannot use it" % (mount.point, driver), "mkfs.xfs -n ftype=1, on an empty disk")
-    if has_program("getenforce") and query_host(host, ("getenforce",)).out.strip() == b"Enforcing":
-        say("dockfix: SELinux: the labels are copied; so that a relabel keeps them: semanage fcontext -a -e /var/lib/docker %s" % where)
 
 
 def every_pool(name: str) -> str:
@@ -4401,7 +4483,7 @@ def read_backup(folder: str) -> Backup:
             found[name] = json.loads(read_all(os.path.join(folder, name)).decode("utf-8", "replace"))
         made, stock = found["manifest.json"], Stock(*(found[name] for name in STOCK_FILES))
         if made["schema"] != BACKUP_SCHEMA:
-            raise Refused("%s was made by another version of dockfix (%s)" % (folder, made["dockfix"]), "use that one")
+            raise Refused("%s is a %s, this dockfix reads %s" % (folder, made["schema"], BACKUP_SCHEMA), "the dockfix.py that made it")
         kept = Backup(folder, stock._replace(containers=in_order(stock.containers)), *(made[key] for key in Backup._fields[2:]))
         missing = [name for name in kept.files() if "/" in name or not os.path.isfile(raw(kept.path(name)))]
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as err:
@@ -4431,7 +4513,7 @@ def settings_steps(host: Host, kept: Backup) -> List[Step]:
              Step("close %s to others" % folder, ("chmod", "700", folder), undo=reopen)]
     for file, kind, docs in zip(STOCK_FILES, ("container", "image", "network", "volume"), kept.stock):
         # the bridge by its name: docker makes it anew at each start, a reboot's included
-        words = exists_test(host, kind, "")[1:-1] + tuple("bridge" if one.get("Name") == "bridge" else one.get("Id") or one["Name"] for one in docs)
+        words = inspect_words(host, kind) + tuple("bridge" if one.get("Name") == "bridge" else one.get("Id") or one["Name"] for one in docs)
         steps += kept_file(Step("settings of %d %ss" % (len(docs), kind), words if docs else ("echo", "[]")), kept.path(file))
     return steps
 
@@ -4494,9 +4576,11 @@ def restore_steps(host: Host, kept: Backup, have: Stock, fill: bool = True) -> L
     # Through a container that never runs: docker unpacks, not dockfix.
     binds = [(name, "/dockfix-%d/%s" % (number, posixpath.basename(place[2])))
              for number, (name, place) in enumerate(sorted(kept.volumes.items()), 1) if name not in held]
+    idle = tuple(("silent",) + host.docker + ("ps", "-aq", "--filter", "volume=" + name) for name, _ in binds)
     fills = [act(host, "content of volume %s" % name, ("cp", "-", named_for(kept, HELPER) + ":" + posixpath.dirname(path)),
                  source=kept.path(kept.volumes[name][0])) for name, path in binds]
-    return networks + volumes + load_steps(host, kept, have) + (with_helper(host, kept, binds, fills) if fill else [])
+    filled = [Step("no container has the new volumes", check=idle)] * bool(idle) + with_helper(host, kept, binds, fills)
+    return networks + volumes + load_steps(host, kept, have) + (filled if fill else [])
 
 
 def load_steps(host: Host, kept: Backup, have: Stock) -> List[Step]:
@@ -4546,6 +4630,8 @@ def compare_containers(host: Host, kept: Backup, failed: Dict[str, str], known: 
     for doc in docs:
         name, new = title_of(doc), [one for one in now if title_of(one) == title_of(doc)]
         lost = [word for one in new for word in lost_settings(doc, docs, one, now)] + create_recipe(doc, {}, docs).lost
+        if name not in failed and any(runs(doc) and str(one["State"].get("StartedAt")).startswith("0001") for one in new):
+            failed = dict(failed, **{name: "it ran, and was not started again"})
         words = [failed.get(name, "")] * (name in failed) + ["not carried over: " + ", ".join(lost)] * bool(lost)
         status = "failed" if name in failed or not new else "unchanged" if name in known else "changed"
         rows.append(row_for(Target(new[0]["Id"] if new else "", name, ""), status, "; ".join(words)))
@@ -4556,6 +4642,7 @@ def compare_stock(host: Host, opts: argparse.Namespace, report: dict, plan: Plan
     """What came back, container by container, beside what the backup says."""
     if plan.facts.get("backup") and not opts.dry_run:
         report["results"] += compare_containers(host, read_backup(plan.facts["backup"]), {}, set())
+        report["exit_code"] = 3 if any(one["status"] == "failed" for one in report["results"]) else report["exit_code"]
 
 
 def missing_containers(host: Host, kept: Backup, have: Stock) -> List[Step]:
@@ -4930,12 +5017,15 @@ def storage_findings(one: dict, options: List[OptionSource], warning: float, cri
     report["findings"].sort(key=lambda finding: ("critical", "warning", "info").index(finding["severity"]))
 
 
+MAKE_ROOM = {"data": FREE + "--trim --containers --images, then: python3 dockfix.py pool grow --data +50G --dry-run",
+             "metadata": "python3 dockfix.py pool grow --metadata +1G --dry-run"}
+
+
 def full_findings(one: dict, warning: float, critical: float) -> List[Tuple]:
     """What is as full as --warning or --critical say; a finding too where none of it is known."""
     pool = one["pool"] or {}
     shares = [("full-" + kind, "the pool's %s space" % kind, percent(pool.get(kind + "_used"), pool.get(kind + "_total")), remedy)
-              for kind, remedy in (("data", FREE + "--trim --containers --images"),
-                                   ("metadata", "python3 dockfix.py pool grow --metadata +1G --dry-run"))]
+              for kind, remedy in MAKE_ROOM.items()]
     for disk in one["disks"]:
         where, remedy = "%s (%s)" % (disk["path"], ", ".join(disk["for"])), FREE + "--containers --images --build-cache --logs"
         shares.append(("full-disk", "the disk under " + where, disk["used_percent"], remedy))
@@ -4956,13 +5046,14 @@ def pool_findings(one: dict) -> List[Tuple]:
     if pool["failed"] or pool["state"] in ("Fail", "ro", "out_of_data_space") or pool["needs_check"]:
         state = (pool["state"] or "unknown (docker info shows zeros)") + (", needs_check" if pool["needs_check"] else "")
         advice = "it takes no more data" if pool["state"] == "out_of_data_space" else "do not grow or write to it before it is checked"
+        remedy = mend_pool(pool["metadata_loop_file"]) if pool["metadata_loop_file"] else "dmsetup status %s" % sh_quote(pool["name"] or "")
         found.append(("pool-state", "critical", "the pool %s is in state %s: %s" % (pool["name"], state, advice),
-                      "dmsetup status %s" % sh_quote(pool["name"] or "")))
+                      MAKE_ROOM["data"] if pool["state"] == "out_of_data_space" and not pool["needs_check"] else remedy))
     shares = {kind: percent(pool[kind + "_used"], pool[kind + "_total"]) for kind in ("data", "metadata")}
     if None not in shares.values() and shares["metadata"] > shares["data"]:
         text = "the pool's metadata is fuller (%.1f %%) than its data (%.1f %%): if both go on so, it ends first, with room left"
         found.append(("metadata-fuller", "warning" if shares["metadata"] >= 50 else "info", text % (shares["metadata"], shares["data"]),
-                      "python3 dockfix.py pool grow --metadata +1G --dry-run"))
+                      MAKE_ROOM["metadata"]))
     stop = min_free_percent(pool, one["driver_options"].get("dm.min_free_space", ""))
     for kind, share in shares.items():
         if share is not None:
@@ -4971,7 +5062,7 @@ def pool_findings(one: dict) -> List[Tuple]:
                 text = "below %g %% free the driver refuses new containers and images: the pool's %s has %.1f %% free, %s"
                 so = "so it refuses now" if share > 100 - stop else "%s to go" % show_size(room[kind])
                 found.append(("min-free-" + kind, "critical" if share > 100 - stop else "warning", text % (stop, kind, 100 - share, so),
-                              FREE + "--trim --containers --images"))
+                              MAKE_ROOM[kind]))
     return found + ceiling_findings(pool, shares, room)
 
 
@@ -4989,7 +5080,7 @@ def ceiling_findings(pool: dict, shares: Dict[str, Optional[float]], room: Dict[
         found.append(("ceiling-beyond-disk", "warning", text, "python3 dockfix.py relocate --help"))
     if free is not None and "data" in room:
         first = min(("the disk under the pool files", free), ("the pool's data space", room["data"]), key=lambda pair: pair[1])
-        found.append(("next-ceiling", "info", "next to be full: %s, in %s" % (first[0], show_size(first[1])), "python3 dockfix.py storage"))
+        found.append(("next-ceiling", "info", "next to be full: %s, in %s" % (first[0], show_size(first[1])), FREE.strip()))
     for device, path in loop_files():
         if re.search(r"/devicemapper/(meta)?data \(deleted\)\Z", path):
             text = "%s still holds %s: its space comes back, and its content is lost, when the pool goes down" % (device, path)
@@ -5018,7 +5109,10 @@ def option_findings(one: dict, options: List[OptionSource]) -> List[Tuple]:
         found.append(("option-unread", "info", text, "systemctl cat docker"))
     running = {pair for source in options if source.kind == "running" for pair in source.options}
     given = [pair for source in options if source.used and source.kind in ("unit", "environment") for pair in source.options]
-    waiting = [pair for pair in given if running and pair not in running]
+    kinds = ("data", "metadata") if one["pool"] else ()
+    grown = {("dm.loop%ssize" % kind, one["pool"][kind + "_total"]) for kind in kinds}      # in place: the running pool has it
+    waiting = [pair for pair in given if running and pair not in running
+               and (pair[1].split("=")[0], option_bytes(pair[1].partition("=")[2])) not in grown]
     if waiting:
         found.append(("option-waiting", "warning", "%s %s is set, but the running daemon was started without it" % waiting[0],
                       "systemctl daemon-reload; systemctl restart docker"))
@@ -5026,11 +5120,12 @@ def option_findings(one: dict, options: List[OptionSource]) -> List[Tuple]:
     metadata, base = (option_bytes(sizes.get(name, "")) for name in ("dm.loopmetadatasize", "dm.basesize"))
     if metadata and metadata > METADATA_MAX:
         text = "dm.loopmetadatasize=%s: more than 15.88 GiB of metadata is never used" % sizes["dm.loopmetadatasize"]
-        found.append(("metadata-useless", "info", text, "python3 dockfix.py storage"))
+        found.append(("metadata-useless", "info", text, "nothing: it does no harm"))
     if base and one["pool"] and one["sources"].get("pool.base_device_size") == "metadata/base" and base < one["pool"]["base_device_size"]:
         text = "dm.basesize=%s is smaller than the pool's base device (%s): the daemon does not start with it"
         found.append(("base-size-smaller", "critical", text % (sizes["dm.basesize"], show_size(one["pool"]["base_device_size"])),
-                      "python3 dockfix.py storage --json"))
+                      "grep -rns dm.basesize /etc/docker /etc/sysconfig /etc/default /etc/systemd/system; make it %s or more" % show_size(
+                          one["pool"]["base_device_size"])))
     return found
 
 
@@ -5525,6 +5620,9 @@ class LoopPool(NamedTuple):
 def run_pool(host: Host, opts: argparse.Namespace, report: dict) -> None:
     if opts.words[0] not in ("grow", "recreate"):
         raise UsageError("pool takes grow or recreate, not %s" % opts.words[0], "python3 dockfix.py pool --help")
+    for option, owner in (("offline", "grow"), ("base_size", "recreate"), ("driver", "recreate"), ("backup", "recreate")):
+        if getattr(opts, option) and owner != opts.words[0]:
+            raise UsageError("--%s goes with pool %s" % (option.replace("_", "-"), owner), "python3 dockfix.py pool --help")
     lock_storage(host, opts)
     (run_grow if opts.words[0] == "grow" else run_recreate)(host, opts, report)
 
@@ -5556,13 +5654,14 @@ def look_pool(host: Host, engine: Engine) -> LoopPool:
     return LoopPool(name, thin, files, loops, lengths, room_at(files["data"]) + taken)
 
 
-def device_number(path: str) -> str:
-    found = quietly(os.stat, raw(path))
-    return device_text(found.st_rdev) if found else ""
+def check_health(pool: LoopPool) -> None:
+    if pool.thin.state not in ("rw", "out_of_data_space") or pool.thin.needs_check:
+        raise Refused("the pool is in state %s%s: it must be mended first; until then only what runs can be read (docker export, docker cp)" % (
+            pool.thin.state, ", needs_check" if pool.thin.needs_check else ""), mend_pool(pool.files["metadata"]))
 
 
 def check_sizes(pool: LoopPool, sizes: Dict[str, int], overcommit: bool) -> None:
-    if sizes["metadata"] > METADATA_MAX:
+    if METADATA_MAX < sizes["metadata"] != pool.lengths["metadata"]:        # one that is longer already does no harm
         raise Refused("metadata of %s: dm-thin can use 15.88 GiB at most" % show_size(sizes["metadata"]),
                       "--metadata 15G; a full pool of 100 GiB needs 0.1 GiB")
     if sum(sizes.values()) > pool.spare and not overcommit:
@@ -5590,9 +5689,7 @@ def run_grow(host: Host, opts: argparse.Namespace, report: dict) -> None:
         if sizes[kind] < pool.lengths[kind]:
             raise Refused("%s has %s already, and a thin pool never shrinks" % (kind, show_size(pool.lengths[kind])),
                           "python3 dockfix.py pool recreate --%s %s --backup DIR" % (kind, size_word(sizes[kind])))
-    if pool.thin.state not in ("rw", "out_of_data_space") or pool.thin.needs_check:
-        raise Refused("the pool is in state %s%s: growing would not mend it" % (pool.thin.state, ", needs_check" if pool.thin.needs_check else ""),
-                      "save what is there (docker save, docker cp), then: python3 dockfix.py pool recreate --backup DIR")
+    check_health(pool)
     check_sizes(pool, sizes, opts.overcommit)
     if opts.offline:
         check_stop(host, engine, opts.lose_autoremove)
@@ -5605,12 +5702,18 @@ def run_grow(host: Host, opts: argparse.Namespace, report: dict) -> None:
     goal = ", ".join("%s %s -> %s" % (kind, size_word(now[kind]), size_word(sizes[kind])) for kind in larger) or already
     at = next((number for number, step in enumerate(steps) if step.daemon == "up"), len(steps))         # before the daemon is started
     plan = Plan(new_name("pool-grow"), "pool grow", "pool %s: %s" % (pool.name, goal), steps[:at] + options + steps[at:],
-                facts={"lengths": [superblock_test("has", pool, kind) for kind in larger]})
+                facts=dict(pool_places(pool), lengths=[superblock_test("has", pool, kind) for kind in larger]))
     if not plan.steps:
         return change_row(report, plan, "unchanged", plan.goal)
     count = sum(map(runs, engine.containers))
     stops = "docker and its %d running containers stop meanwhile" % count if opts.offline and larger else "nothing stops"
     run_change(host, opts, report, plan, "grow the pool %s (%s; %s)?" % (pool.name, goal, stops))
+
+
+def pool_places(pool: LoopPool) -> dict:
+    """Facts for of_today: of each loop file its device; the prefix of the pool's name, in which its disk's number is."""
+    home = os.path.dirname(os.path.dirname(pool.files["data"]))
+    return {"loops": {pool.files[kind]: [loop, device_number(loop)] for kind, loop in pool.loops.items()}, "prefix": [home, pool_prefix(home)]}
 
 
 def superblock_test(mode: str, pool: LoopPool, kind: str) -> Tuple[str, ...]:
@@ -5628,7 +5731,8 @@ def lengthen(pool: LoopPool, sizes: Dict[str, int]) -> Tuple[Step, ...]:
         old, new = pool.lengths[kind], sizes[kind]
         undo = (Step("cut %s back" % path, ("truncate", "-s", str(old), path), (("says", str(old), "stat", "-c", "%s", path),),
                      unless=(superblock_test("lacks", pool, kind),)),
-                Step("tell %s" % pool.loops[kind], ("losetup", "-c", pool.loops[kind]), unless=(("silent", "losetup", "-j", path),)))
+                Step("tell %s" % pool.loops[kind], ("losetup", "-c", pool.loops[kind]),     # after a reboot it may be another's, or none
+                     unless=(("lacks", pool.loops[kind] + ":", "losetup", "-j", path),)))
         if new > old:
             steps.append(Step("lengthen %s to %s" % (path, size_word(new)), ("truncate", "-s", str(new), path),
                               (("says", str(new), "stat", "-c", "%s", path),), undo))
@@ -5695,6 +5799,7 @@ def check_recreate(host: Host, opts: argparse.Namespace, engine: Engine, stock: 
     if str(info["Swarm"] or "inactive") not in ("inactive", "None"):
         raise Refused("this host is a node of a swarm (%s): its tasks and secrets cannot be carried over" % info["Swarm"],
                       "docker swarm leave, then again")
+    check_health(pool)
     if driver == "overlay2":
         check_overlay(host, engine.root)
     else:
@@ -5734,7 +5839,13 @@ def plan_recreate(host: Host, opts: argparse.Namespace, engine: Engine, pool: Lo
                for step in run_steps(host, [doc], title_of(doc), state_test(host, title_of(doc), ".State.Running", "true"))]
     backup, own = ([step._replace(until=sealed.title) if step.target else step for step in some] for some in (backup, own))
     steps = [engine.start()._replace(title="docker answers", undo=run_again(engine), daemon="up")] + backup
-    steps += unattended(host, stock) + halt_steps(host, stock) + own
+    # what others make meanwhile would be in the old tree only
+    digests = [one.split("@")[0] + ":<none>" for image in stock.images for one in image.get("RepoDigests") or []]
+    steps += unattended(host, stock) + halt_steps(host, stock)
+    steps += nothing_new(host, ("images", "-q", "--no-trunc"), [one["Id"] for one in stock.images]) + own
+    steps += nothing_new(host, ("images", "--filter", "dangling=false", "--format", "{{.Repository}}:{{.Tag}}"),
+                         image_refs(stock.images) + own_refs(kept) + digests)
+    steps += nothing_new(host, ("ps", "-aq", "--no-trunc"), [one["Id"] for one in engine.containers])
     glob = every_pool(pool.name)            # the new one has another name, and may be up after a reboot
     steps += down_steps(engine, glob)[1:] + hold_steps(engine, True) + set_aside(engine, keeps, overlay)
     steps += () if overlay else make_pool(engine, keeps, sizes)
@@ -5761,6 +5872,11 @@ def new_options(opts: argparse.Namespace, sizes: Dict[str, int], driver: str) ->
     return wanted + ([("storage-opt", "dm.basesize", size_word(parse_size(opts.base_size)))] if opts.base_size else [])
 
 
+def nothing_new(host: Host, words: Tuple[str, ...], known: Sequence[str]) -> List[Step]:
+    return [Step("see that nobody made %s meanwhile" % ("containers" if words[0] == "ps" else "images"),
+                 check=(("among", "\n".join(sorted(known))) + host.docker + words,))]
+
+
 def stop_again(host: Host, engine: Engine, step: Step) -> Tuple[Step, ...]:
     """Undoes one of run_steps: a daemon that is stopped waits 15 s for its containers and then leaves them behind, running."""
     verb, what = {"start": ("stop", ".State.Running"), "pause": ("unpause", ".State.Paused")}[step.argv[-2]]
@@ -5773,7 +5889,7 @@ def unattended(host: Host, stock: Stock) -> List[Step]:
     steps = []
     for doc in stock.containers:
         policy, title = SHAPES["restart"](doc["HostConfig"].get("RestartPolicy") or {}), title_of(doc)
-        gone = (exists_test(host, "container", doc["Id"], "not"), answers_test(host.docker))
+        gone = (("not",) + inspect_words(host, "container") + (doc["Id"],), answers_test(host.docker))
         for one in policy:
             again = act(host, "restart policy of %s" % title, ("update", "--restart=" + one, doc["Id"]), unless=gone)
             steps.append(act(host, "no restart of %s meanwhile" % title, ("update", "--restart=no", doc["Id"]), undo=(again,)))
@@ -5824,7 +5940,7 @@ def run_relocate(host: Host, opts: argparse.Namespace, report: dict) -> None:
     move, name = look_move(host, engine, opts.words[0]), new_name("relocate")
     aside = move.old if os.path.ismount(raw(move.old)) else "%s.dockfix-%s" % (move.old, name)
     plan = Plan(name, "relocate", "move Docker's root from %s to %s" % (move.old, move.new), move_steps(host, opts, engine, move, aside),
-                aside, dict(object_names(host), left=move.new, disk=disk_tests(host, move.new)))
+                aside, dict(object_names(host), left=move.new, disk=disk_tests(host, move.new), old=os.stat(raw(move.old)).st_ino))
     question = "move %s from %s to %s? Docker and its containers stop meanwhile" % (show_size(move.size), move.old, move.new)
     run_change(host, opts, report, plan, question)
 
@@ -5847,15 +5963,27 @@ def look_move(host: Host, engine: Engine, word: str) -> Move:
         raise Refused("the layers of the %s driver are no plain files: copying does not move them" % info["Driver"],
                       "%s send and receive them" % info["Driver"])
     check_disk(host, str(info["Driver"]), where)
+    if has_program("getenforce") and query_host(host, ("getenforce",)).out.strip() == b"Enforcing":
+        say("dockfix: SELinux: the labels are copied; so that a relabel keeps them: semanage fcontext -a -e %s" % sh_line((DOCKER_ROOT, new)))
     if info["DriverStatus"].get("driver-type"):
         say("dockfix: warning: images and the containers' layers are in containerd's store, %s, which stays where it is: "
             "`root` in /etc/containerd/config.toml sets it" % CONTAINERD_ROOT)
+    check_volumes(host, engine.root + "/volumes/")
     size, why = disk_usage(old, float("inf"), {raw(one.point) for one in mounts_of()})
     room = room_at(where)
     if size is None or size * 1.02 > room:
         raise Refused("%s holds %s, the disk of %s has %s free%s" % (old, size_text(size), new, show_size(room), "; " + why if why else ""),
                       "python3 dockfix.py reclaim, or a larger disk")
     return Move(old, new, size, where == new)
+
+
+def check_volumes(host: Host, folder: str) -> None:
+    """Refuses a disk that somebody mounted into a volume: the copy would leave out what is on it."""
+    for point in [one.point for one in mounts_of() if one.point.startswith(folder)]:
+        name = point[len(folder):].split("/")[0]
+        if not any((one.get("Options") or {}).get("device") for one in parse_objects(query(host, "volume", "inspect", name).out)):
+            raise Refused("%s, in the volume %s, is a mount of its own: what is on it would not be moved" % (point, name),
+                          "stop what uses it, and: umount %s; mount it below the new root afterwards" % sh_quote(point))
 
 
 def move_steps(host: Host, opts: argparse.Namespace, engine: Engine, move: Move, aside: str) -> Tuple[Step, ...]:
@@ -5882,23 +6010,24 @@ def move_steps(host: Host, opts: argparse.Namespace, engine: Engine, move: Move,
                   () if move.made else (tidy,), until=start),)
     if twice:
         steps += (Step("copy while Docker runs", first, undo=empty, until=start, soft=True, size=move.size, grows=move.new),)
-    steps += down_steps(engine, old_pool) + hold_steps(engine, True)
+    steps += down_steps(engine, old_pool)
+    steps += (Step("no volume is mounted", check=unused(devices=move.old + "/volumes/"), wait=10),) + hold_steps(engine, True)
     steps += (Step("copy what is left" if twice else "copy", second, undo=empty, until=start, size=move.size, grows=move.new),)
     # Docker keeps absolute paths of named volumes in its records and fails at them ("error evaluating symlinks from mount source"; 20.10, measured).
     fields = r's#"(Source|LogPath|HostnamePath|HostsPath|ResolvConfPath)":"%s/#"\1":"%s/#g' % (re.sub(r"([^\w/-])", r"\\\1", move.old), move.new)
     records = ("find", root + "/containers", "-mindepth", "2", "-maxdepth", "2", "-name", "config.v2.json", "-type", "f")
     steps += (Step("put the new place into the containers' records", records + ("-exec", "sed", "-i", "-E", "-e", fields, "{}", "+")),)
     steps += option_steps((("data-root", "", move.new),))
-    steps += (move_step("set the old root aside as " + aside, move.old, aside),) if aside != move.old else ()
+    steps += (move_step("set the old root aside as " + aside, move.old, aside, aside + ".newer"),) if aside != move.old else ()
     up[0] = up[0]._replace(check=up[0].check + (("has", "Docker Root Dir: " + move.new, *engine.docker, "info"),))
-    compare = Step("every container and image is there", check=all_there(host), wait=10)
+    compare = Step("every container and image is there", check=all_there(host, opts.lose_autoremove), wait=10)
     return steps + hold_steps(engine, False) + tuple(up) + (compare,) + run_again(engine)
 
 
-def all_there(host: Host) -> Tuple[Tuple[str, ...], ...]:
-    """Tests: docker knows every container and image of now."""
+def all_there(host: Host, lose: Sequence[str]) -> Tuple[Tuple[str, ...], ...]:
+    """Tests: docker knows every container of now (but those that may be lost), and every image."""
     images = sorted(set(expect(query(host, "images", "-q", "--no-trunc"), "docker images").out_text().split()))
-    kinds = (("container", [one.id for one in list_containers(host)]), ("image", images))
+    kinds = (("container", [one.id for one in list_containers(host) if one.name not in lose]), ("image", images))
     return tuple(("ok",) + host.docker + ("inspect", "--type", kind) + tuple(ids[start:start + CHUNK_IDS])
                  for kind, ids in kinds for start in range(0, len(ids), CHUNK_IDS))
 
@@ -5937,9 +6066,9 @@ def verify_backup(host: Host, opts: argparse.Namespace, report: dict, kept: Back
     report["exit_code"] = 1 if any(one["status"] == "failed" for one in report["results"]) else 0
 
 
-def restore_refusals(kept: Backup, have: Stock, filled: bool) -> List[str]:
-    """What stands in the way: the same name for something else, a volume that this backup has not `filled` before. What is the same already
-    is adopted."""
+def restore_refusals(kept: Backup, have: Stock, filled: float) -> List[str]:
+    """What stands in the way: the same name for something else, a volume that this backup cannot have filled: when it did (seconds since
+    1970, 0 = never) it was not there yet. What is the same already is adopted."""
     old = [{title_of(one): one for one in some} for some in (have.containers, have.networks, have.volumes)]
     why = []
     for doc in kept.stock.containers:
@@ -5947,7 +6076,8 @@ def restore_refusals(kept: Backup, have: Stock, filled: bool) -> List[str]:
         why += ["container %s exists, and differs in %s" % (title_of(doc), ", ".join(lost[:3]))] if lost else []
     why += ["network %s exists, and is another one" % one["Name"] for one in carried_networks(kept.stock)
             if one["Name"] in old[1] and network_recipe(old[1][one["Name"]]) != network_recipe(one)]
-    why += ["volume %s exists" % one["Name"] for one in kept.stock.volumes if one["Name"] in old[2] and not filled]
+    why += ["volume %s exists" % one["Name"] for one in kept.stock.volumes
+            if one["Name"] in old[2] and parse_instant(old[2][one["Name"]].get("CreatedAt")) >= filled]
     tags = {tag: one["Id"] for one in have.images for tag in one.get("RepoTags") or []}
     return why + ["image %s exists, and is another one" % tag for one in kept.stock.images
                   for tag in one.get("RepoTags") or [] if tags.get(tag, one["Id"]) != one["Id"]]
@@ -5956,7 +6086,8 @@ def restore_refusals(kept: Backup, have: Stock, filled: bool) -> List[str]:
 def stock_for_restore(host: Host, kept: Backup, note: str) -> Stock:
     """What docker has. Raises Refused where something of it is in the way. note: a file that is there once this backup has filled its volumes."""
     have = look_stock(host, look_containers(host))
-    why = restore_refusals(kept, have, os.path.exists(raw(note)))
+    filled = quietly(os.stat, raw(note))
+    why = restore_refusals(kept, have, filled.st_mtime if filled else 0.0)
     if why:
         raise Refused("; ".join(why), "rename or remove what is in the way; nothing that exists is overwritten")
     return have
@@ -5967,7 +6098,8 @@ def run_restore(host: Host, opts: argparse.Namespace, report: dict) -> None:
     those that are missing."""
     kept = read_backup(os.path.abspath(opts.words[0]))
     lock_storage(host, opts)
-    note = os.path.join(host.state, "restored-%s.txt" % kept.made.replace(":", ""))
+    engine = re.sub(r"\W", "", str(engine_info(host)["ID"] or ""))
+    note = os.path.join(host.state, "restored-%s-%s.txt" % (kept.made.replace(":", ""), engine))
     have = stock_for_restore(host, kept, note)
     size, root = sum(os.stat(raw(kept.path(name))).st_size for name in kept.files()), str(engine_info(host)["DockerRootDir"] or "")
     if os.path.isdir(raw(root)) and size > room_at(root):
@@ -5994,6 +6126,13 @@ def run_restore(host: Host, opts: argparse.Namespace, report: dict) -> None:
 
 def carry_on(host: Host, opts: argparse.Namespace, report: dict, journal: Journal, then: Sequence[Step] = ()) -> None:
     """A change that stands half-way (or is to be undone) to its end, the way it was going. then: what comes after it, for the script."""
+    begun = journal.plan.facts.get("docker", docker_environment())
+    if begun != docker_environment():
+        words = ["%s=%s" % pair for pair in sorted(begun.items())] + ["python3", "dockfix.py", opts.command] + opts.words
+        unset = ["env"] + [word for name in sorted(docker_environment()) for word in ("-u", name)]
+        raise HalfWay("%s was begun with another engine in the environment (%s)" % (
+            journal.plan.name, ", ".join(words[:len(begun)]) or "none was named"), sh_line(unset + words))
+    journal = journal._replace(plan=of_today(host, journal.plan))
     plan, back = journal.plan, journal.going == "back"
     msg = "undone: %s" % plan.goal if back else plan.goal
     disk = plan.facts.get("disk", ())
@@ -6003,7 +6142,7 @@ def carry_on(host: Host, opts: argparse.Namespace, report: dict, journal: Journa
     if opts.dry_run:
         undoing = [one for step in reversed(plan.steps[:journal.at + 1]) for one in step.undo]
         rest = closing_steps(host, journal) + list(then)
-        report["script"] = plan_script(report, plan._replace(steps=tuple(undoing)) if back else plan, 0 if back else journal.at, rest)
+        report["script"] = plan_script(report, plan._replace(steps=tuple(undoing), facts={}) if back else plan, 0 if back else journal.at, rest)
         return change_row(report, plan, "changed", "would: " + msg)
     save_journal(host, journal)
     host.memo["working"] = True
@@ -6011,6 +6150,8 @@ def carry_on(host: Host, opts: argparse.Namespace, report: dict, journal: Journa
     try:
         settle_daemon(host, journal, progress)
         (go_back if back else go_on)(host, journal, progress)
+        if back:
+            tell_left(journal)
     except DockfixError as err:
         raise err if isinstance(err, HalfWay) else half_way_error(host, err) from None
     finally:
@@ -6054,15 +6195,16 @@ def run_rollback(host: Host, opts: argparse.Namespace, report: dict) -> None:
     if journal.going == "undone":
         msg = "undone already; python3 dockfix.py discard %s deletes what was set aside" % journal.plan.name
         return change_row(report, journal.plan, "unchanged", msg)
+    if journal.going == "discarding":
+        raise Refused("a discard of %s was interrupted: what it left of the old data is no way back" % journal.plan.name,
+                      "python3 dockfix.py discard " + journal.plan.name)
     if journal.going == "done":
+        check_kept(journal.plan, True)
         for line in made_since(host, journal.plan.facts):
             say("dockfix: made since, kept aside: " + line)
     if not opts.dry_run:
         confirm(opts, "undo %s (%s)?" % (journal.plan.name, journal.plan.goal))
     carry_on(host, opts, report, journal._replace(going="back", at=min(journal.at, len(journal.plan.steps) - 1)))
-    left, begun = journal.plan.facts.get("left", ""), journal.plan.steps[:journal.reached + 1]
-    if journal.going != "done" and not opts.dry_run and any(step.daemon == "up" for step in begun) and os.path.lexists(raw(left)):
-        say("dockfix: docker may have run on %s, so it stays; when nothing in it is needed: rm -rf %s" % (left, sh_quote(left)))
 
 
 def finished_change(host: Host, name: str) -> Journal:
@@ -6078,6 +6220,17 @@ def finished_change(host: Host, name: str) -> Journal:
     return found
 
 
+def check_kept(plan: Plan, back: bool) -> None:
+    """Raises Refused where what was set aside is not there (for the way back: all of it), or another folder is: the mount point of a disk
+    that is not mounted."""
+    found = quietly(os.stat, raw(plan.keeps))
+    parts = [step.argv[-1] for step in plan.steps if step.argv[:2] == ("mv", "-T")]
+    lost = [path for path in parts if back and not os.path.lexists(raw(path))]
+    if lost or not found or plan.facts.get("old", found.st_ino) != found.st_ino:
+        raise Refused("the old data is not in %s: moved, deleted, or its disk is not mounted" % (lost + [plan.keeps])[0],
+                      "ls -la %s; findmnt; mount the disk first" % sh_quote(plan.keeps))
+
+
 def made_since(host: Host, facts: dict) -> List[str]:
     """Containers and image tags that the finished change did not know, and where the data of now stays."""
     now = object_names(host) if "containers" in facts else {}
@@ -6088,21 +6241,31 @@ def made_since(host: Host, facts: dict) -> List[str]:
 def run_discard(host: Host, opts: argparse.Namespace, report: dict) -> None:
     """Deletes the old data of a finished (or undone) change; from then on there is no way back."""
     lock_storage(host, opts)
-    plan = finished_change(host, opts.words[0]).plan
+    journal = finished_change(host, opts.words[0])
+    plan = journal.plan
+    if os.path.lexists(raw(plan.keeps)):
+        check_kept(plan, False)
+    info = ask_engine(host, report)
+    root = real_path(str(info["DockerRootDir"]) if info else configured_root())
+    if (root + "/").startswith(plan.keeps + "/"):
+        raise Refused("%s is Docker's root now: nothing of it is old data" % plan.keeps,
+                      "rm %s, the record of the change" % sh_quote(os.path.join(host.state, plan.name + ".json")))
     whole = not os.path.ismount(raw(plan.keeps))                # a mount point cannot go itself
     delete = ("rm", "-rf", "--one-file-system", "--", plan.keeps) if whole else ("find", plan.keeps, "-xdev", "-mindepth", "1", "-delete")
     gone = ("not", "test", "-e", plan.keeps) if whole else ("silent", "find", plan.keeps, "-mindepth", "1")
-    steps = (Step("nothing uses %s" % plan.keeps, check=unused(plan.keeps)), Step("delete %s" % plan.keeps, delete, (gone,)))
+    idle = unused(plan.keeps) if whole else unused(devices=plan.keeps + "/")
+    steps = (Step("nothing uses %s" % plan.keeps, check=idle), Step("delete %s" % plan.keeps, delete, (gone,)))
     if opts.dry_run:
         report["script"] = plan_script(report, plan._replace(goal="delete %s" % plan.keeps, steps=steps))
     else:
         confirm(opts, "delete %s for good (the old data of %s)?" % (plan.keeps, plan.name))
         progress = Progress("discard", len(steps), opts.quiet)
+        save_journal(host, journal._replace(going="discarding"))        # a half-deleted tree is nothing to go back to
         for number, step in enumerate(steps, 1):
             do_step(host, step, progress.step(number, step.title, 0))
         progress.end()
         remove_file(os.path.join(host.state, plan.name + ".json"))
-    change_row(report, plan, "changed", "%s is deleted" % plan.keeps)
+    change_row(report, plan._replace(keeps=""), "changed", "%s is deleted" % plan.keeps)
 
 
 # --- chpasswd: set a user's password in many containers
@@ -7346,9 +7509,9 @@ def show_change(report: dict, quiet: bool) -> str:
     for one in report["results"]:
         out += "%s: %s\n" % (printable(one["target"]), printable(one["msg"] or one["status"]))
         if one.get("keeps") and not quiet and one["status"] == "changed":
-            undone = one["msg"].startswith("undone")
-            kept = "what is set aside is kept in %s" if undone else "the old data is kept in %s; rollback " + one["id"] + " goes back"
-            out += "  %s; discard %s deletes it\n" % (kept % one["keeps"], one["id"])
+            undone, name = one["msg"].startswith("undone"), one.get("options", "") + one["id"]
+            kept = "what is set aside is kept in %s" if undone else "the old data is kept in %s; rollback " + name + " goes back"
+            out += "  %s; discard %s deletes it\n" % (kept % one["keeps"], name)
     return out
 
 
@@ -7508,7 +7671,7 @@ LOSE = value("--lose-autoremove", metavar="NAME", action="append", default=[], h
 POOL = CHANGE + (
     value("--data", metavar="SIZE", help="of the data file: 500G, 20GiB, or +100G for so much more"),
     value("--metadata", metavar="SIZE", help="of the metadata file"),
-    flag("--offline", help="grow: with the daemon stopped"),
+    flag("--offline", help="grow: stop docker and its containers meanwhile, and start them again"),
     flag("--overcommit", help="also beyond what the disk can take"),
     value("--base-size", metavar="SIZE", help="recreate: size of each container's file system"),
     value("--driver", metavar="NAME", help="recreate: overlay2, without a pool"),
@@ -7803,10 +7966,18 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             place = place.tb_next
         text = "internal error: %s in line %d" % (type(err).__name__, place.tb_lineno)
         add_error(report, DockfixError(text, "please report it with the output of --version"))
+    for argv, text in host.memo.get("not done", {}).items() if host else ():
+        add_finding(report, "not-done", "warning", text, sh_line(argv))
+        report["exit_code"] = report["exit_code"] or 3
     if host and host.memo.get("signal"):
         report["exit_code"] = 128 + host.memo["signal"]
-    for one in report["errors"] + report["findings"]:       # a hint that says ... means these very words
-        one.update({key: one[key].replace("dockfix.py ...", "dockfix.py " + sh_line(words)) for key in ("hint", "remedy") if key in one})
+    own = "".join(word + " " for word in map(sh_quote, shared_words(opts))) if host else ""
+    for one in report["errors"] + report["findings"]:       # a hint that says ... means these very words; other commands take this one's options
+        for key in {"hint", "remedy"} & set(one):
+            one[key] = re.sub(r"(python3 dockfix\.py )(\.\.\.)?",
+                              lambda found: found.group(1) + (sh_line(words) if found.group(2) else own), one[key])
+    for one in [one for one in report["results"] if own and one.get("keeps")]:
+        one["options"] = own
     return finish(report, opts, command, host, before)
 
 

@@ -1,4 +1,5 @@
 """backup on one engine, restore on another: a zoo of containers compared field by field, files by sha256, runlike side by side, kills, a full disk."""
+import fcntl
 import hashlib
 import io
 import json
@@ -378,10 +379,16 @@ def test_a_disk_of_its_own_that_is_the_backups_folder_stays_on_the_way_back(smal
         subprocess.run(["umount", at], check=True)
 
 
+def orphan_ended(small):
+    """What a killed dockfix had started holds its lock."""
+    with open(os.path.join(small.state, "lock")) as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+
 def killed_and_undone(small, mark, at):
     slow = small.recorder('case " $* " in *" %s "*) sleep 0.5;; esac' % mark)
     start_and_kill(small, slow, mark, "backup", at)
-    time.sleep(1)                                           # the orphan comes to its end
+    orphan_ended(small)
     assert small.dockfix("backup", "--verify", at).rc == 5 and small.dockfix("restore", "-y", at).rc in (5, 7)
     undone = small.dockfix("rollback", "-y")
     assert undone.rc == 0, undone
@@ -434,6 +441,36 @@ def test_a_restore_that_is_killed_at_steps(small):
     small.images["busybox"] = "ring/busybox"
 
 
+def test_a_volume_that_somebody_uses_meanwhile_is_not_filled(small):
+    at = os.path.join(small.new_folder(), "backup")
+    assert small.dockfix("backup", at).rc == 0
+    wipe(small)
+    start_and_kill(small, small.recorder('case " $* " in *" load "*) sleep 0.5;; esac'), "load", "restore", "-y", at)
+    orphan_ended(small)
+    small.docker("run", "-d", "--network", "none", "--name", "theirs", "-v", "small:/theirs", "ring/busybox", "sh", "-c", "echo mine > /theirs/new; sleep 2147483647")
+    held = small.dockfix("resume", "-y")
+    assert held.rc == 7 and b"no container has the new volumes" in held.err, held
+    assert small.inside("theirs", "ls /theirs") == b"new\n"
+    assert small.dockfix("rollback", "-y").rc == 7 and small.inside("theirs", "ls /theirs") == b"new\n"
+    small.docker("rm", "-f", "theirs")
+    assert small.dockfix("rollback", "-y").rc == 0 and run(small.engine, "volume", "ls", "-q") == "" and leavings(small.engine) == []
+
+
+def test_a_volume_made_after_the_restore_is_not_taken_for_one_that_it_filled(small):
+    at = os.path.join(small.new_folder(), "backup")
+    assert small.dockfix("backup", at).rc == 0
+    wipe(small)
+    assert small.dockfix("restore", "-y", at).rc == 0 and small.dockfix("restore", "-y", at).rc == 0
+    run(small.engine, "rm", "-f", "small")
+    run(small.engine, "volume", "rm", "small")
+    time.sleep(1.1)                     # docker's dates have whole seconds
+    run(small.engine, "volume", "create", "small")
+    refused = small.dockfix("restore", "-y", at)
+    assert refused.rc == 5 and b"volume small exists" in refused.err, refused
+    run(small.engine, "volume", "rm", "small")
+    assert small.dockfix("restore", "-y", at).rc == 0 and "v/big" in volume_sum(small.engine, "small")
+
+
 def test_a_rollback_while_the_daemon_is_down_does_not_call_it_undone(small):
     at = os.path.join(small.new_folder(), "backup")
     assert small.dockfix("backup", at).rc == 0
@@ -441,7 +478,7 @@ def test_a_rollback_while_the_daemon_is_down_does_not_call_it_undone(small):
     mark = os.path.join(small.new_folder(), "down")
     slow = small.recorder('[ ! -e %s ] || { echo Cannot connect to the Docker daemon >&2; exit 1; }; case " $* " in *" cp "*) sleep 0.5;; esac' % mark)
     start_and_kill(small, slow, "cp", "restore", "-y", at)
-    time.sleep(1)
+    orphan_ended(small)
     open(mark, "w").close()
     down = small.dockfix("rollback", "-y")
     assert down.rc == 7 and b"Cannot connect to the Docker daemon" in down.err and "small" in run(small.engine, "volume", "ls", "-q"), down
@@ -470,7 +507,7 @@ def test_a_killed_restore_is_resumed_or_undone(small):
     for way in ("rollback", "resume"):
         slow = small.recorder('case " $* " in *" cp "*) sleep 0.5;; esac')
         start_and_kill(small, slow, "cp", "restore", "-y", at)
-        time.sleep(1)
+        orphan_ended(small)
         assert small.dockfix("backup", at + "2").rc == 7 and not os.path.exists(at + "2")
         if way == "resume":
             done = small.script(small.dockfix("--dry-run", "resume").out)

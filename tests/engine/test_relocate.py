@@ -14,7 +14,7 @@ import time
 import pytest
 
 from conftest import Lab
-from kit import CannotRun, PrivateEngine, Run
+from kit import CannotRun, PrivateEngine, Run, wait_until
 
 MEBI = 1 << 20
 
@@ -62,16 +62,16 @@ def lab(cannot_run):
 
 
 def fill(lab):
-    """Containers in several states, with files that a careless copy would lose something of."""
-    lab.run("web", "-v", "data:/data", "--restart", "unless-stopped", image="busybox")
+    """Containers in several states, with files that a careless copy would lose something of. With --init they end at once when docker stops."""
+    lab.run("web", "--init", "-v", "data:/data", "--restart", "unless-stopped", image="busybox")
     lab.inside("web", "echo own > /own; ln /own /again; chmod 4755 /own; mkfifo /pipe; dd if=/dev/zero of=/sparse bs=1 count=1 seek=20000000 2>/dev/null;"
                       "dd if=/dev/urandom of=/data/random bs=1048576 count=3 2>/dev/null; rm /bin/vi; mkdir /tmp/x; ln -s /nowhere /data/link")
-    lab.run("idle", image="busybox")
+    lab.run("idle", "--init", image="busybox")
     lab.inside("idle", "echo idle > /own")
-    lab.run("down", "--restart", "unless-stopped", image="busybox")
+    lab.run("down", "--init", "--restart", "unless-stopped", image="busybox")
     lab.docker("kill", "idle")
     lab.docker("stop", "-t", "0", "down")
-    lab.run("still", image="busybox")
+    lab.run("still", "--init", image="busybox")
     lab.docker("pause", "still")
     upper = lab.docker("inspect", "-f", "{{.GraphDriver.Data.UpperDir}}", "web").stdout.decode().strip()
     os.setxattr(os.path.join(upper, "own"), "user.note", b"kept")
@@ -156,7 +156,7 @@ def test_there_and_back_and_there_for_good(lab):
         subprocess.check_call(["rm", "-rf", "--one-file-system", new])
         done = go(lab, "relocate", "-y", new, "--no-presync")
         assert done.rc == 0 and root(lab) == new and "discard" in done.text, done
-        name = re.search(r"discard (\S+) deletes", done.text).group(1)
+        name = re.search(r"discard --state \S+ (\S+) deletes", done.text).group(1)
         assert go(lab, "discard", "-y", name).rc == 0
         assert not os.path.exists(kept) and [one for one in os.listdir(os.path.dirname(old)) if "dockfix" in one and "root" in one] == []
         check_same(lab, before, told)
@@ -171,11 +171,12 @@ def test_without_rsync(lab):
     subprocess.check_call(without_rsync(lab))
     try:
         with disk(lab, "plain", 400 * MEBI) as point:
-            done = go(lab, "relocate", "--json", "-y", os.path.join(point, "docker"))
-            assert done.rc == 0 and root(lab) == os.path.join(point, "docker"), done
+            new = os.path.join(point, "docker")
+            done = go(lab, "relocate", "--json", "-y", new)
+            assert done.rc == 0 and root(lab) == new, done
             check_same(lab, before, told)
             back = go(lab, "rollback", "--json", "-y")
-            assert back.rc == 0 and root(lab) == old, back
+            assert back.rc == 0 and root(lab) == old and ("rm -rf " + new).encode() in back.err, back
             check_same(lab, before, told)
     finally:
         subprocess.call(lab.engine.inside() + ["sh", "-c", "umount /usr/bin/rsync 2>/dev/null || :"])
@@ -272,6 +273,21 @@ def test_disks_that_cannot_take_it(lab):
         assert "undone" in done.doc["errors"][0]["msg"] and os.listdir(point) == ["lost+found"], done
 
 
+def test_a_disk_that_somebody_mounted_into_a_volume(lab):
+    """Its data would stay behind, and the database start on an empty folder."""
+    before, told = seen(lab, root(lab)), documents(lab)
+    lab.docker("volume", "create", "db")
+    place = os.path.join(root(lab), "volumes", "db", "_data")
+    subprocess.check_call(lab.engine.inside() + ["mount", "-t", "tmpfs", "tmpfs", place])
+    try:
+        done = go(lab, "relocate", "--json", "-y", os.path.join(lab.folder, "new"))
+        assert done.rc == 5 and place + ", in the volume db" in done.doc["errors"][0]["msg"] and "umount " + place in done.doc["errors"][0]["hint"], done
+    finally:
+        subprocess.check_call(lab.engine.inside() + ["umount", place])
+        lab.docker("volume", "rm", "db")
+    untouched(lab, before, told, done, 5)
+
+
 def test_file_systems_on_which_docker_cannot_live(lab):
     """vfat where this kernel has it (tests/vm tries it on every machine)."""
     before, told = seen(lab, root(lab)), documents(lab)
@@ -301,6 +317,17 @@ def test_slips(lab):
         assert done.rc == 5 and "fleeting" in done.doc["errors"][0]["msg"] and not os.path.exists(os.path.join(lab.folder, "new")), done
     finally:
         lab.docker("kill", "fleeting")
+        wait_until(lambda: "fleeting" not in lab.status(), "removal of fleeting")
+
+
+def test_a_container_that_may_vanish(lab):
+    old, told = root(lab), documents(lab)
+    with disk(lab, "vanish", 400 * MEBI) as point:
+        lab.docker("run", "-d", "--rm", "--network", "none", "--name", "fleeting", "ring/busybox")
+        done = go(lab, "relocate", "--json", "-y", "--lose-autoremove", "fleeting", os.path.join(point, "docker"))
+        assert done.rc == 0 and root(lab).startswith(point) and "fleeting" not in lab.status() and documents(lab) == told, done
+        back = go(lab, "rollback", "--json", "-y")
+        assert back.rc == 0 and root(lab) == old and documents(lab) == told, back
 
 
 def test_the_dry_run_script_does_the_same(lab):

@@ -107,14 +107,14 @@ class FakeHost:
         return 0
 
     def boot(self):
-        """A power cut: loop devices and pools go, systemd starts docker where nothing holds it."""
+        """A power cut: loop devices and pools go, systemd starts docker where nothing holds it.  Others have taken the loop devices of before."""
         state = self.load()
         if state["pool"]:
             os.unlink(self.box.at("mapper", state["pool"]["name"]))
         if state["daemon"]:
             found = self.db("containers")
             self.put("containers", {name: dict(one, running=False) for name, one in found.items()})
-        self.save(daemon=False, pool=None, socket=True)
+        self.save(daemon=False, pool=None, socket=True, first_loop=state.get("first_loop", 0) + 2)
         self.start()
 
     def picture(self):
@@ -130,7 +130,7 @@ class FakeHost:
         real, at = module.option_sources, self.box.at
         module.option_sources = lambda: [one._replace(path=at(one.path.lstrip("/"))) for one in real(self.box.path)]
         module.SYSTEMD_MARK, module.MAPPER, module.DROP_IN, module.HOLD = at("run"), at("mapper"), at("drop-in.conf"), at("hold.conf")
-        module.device_number = lambda path: {"/dev/loop0": "7:0", "/dev/loop1": "7:1"}[path]
+        module.device_number = lambda path: "7:" + path[len("/dev/loop"):]
         module.run_child = self.run_child
         deed = module.do_deed
         module.do_deed = lambda host, step, tick: deed(host, step._replace(wait=min(step.wait, 0.3)), tick)
@@ -178,9 +178,9 @@ class FakeHost:
         verb, pool = argv[0], self.load()["pool"]
         if not pool or len(argv) > 1 and argv[1] != pool["name"]:
             return (0, "") if len(argv) == 1 else (1, "")
-        line = "0 %d thin-pool 7:1 7:0 128 32768 1 skip_block_zeroing \n"
         if verb == "table":
-            return 0, ("" if len(argv) > 1 else pool["name"] + ": ") + line % (pool["data"] // 512)
+            line = "0 %d thin-pool 7:%d 7:%d 128 32768 1 skip_block_zeroing \n" % (pool["data"] // 512, self.first_loop() + 1, self.first_loop())
+            return 0, ("" if len(argv) > 1 else pool["name"] + ": ") + line
         if verb == "status":
             return 0, "0 %d thin-pool 4 100/%d 200/%d - rw discard_passdown queue_if_no_space - 1024\n" % (pool["data"] // 512, pool["metadata"] // 4096, pool["data"] // 65536)
         if verb == "info":
@@ -194,7 +194,7 @@ class FakeHost:
                 if pool["inactive"] < pool["data"] or pool["inactive"] > pool["loop"][0]:
                     self.save(pool=dict(pool, state="SUSPENDED", inactive=None))
                     return 1, ""
-                pool.update(data=pool["inactive"], inactive=None, metadata=pool["loop"][1])
+                pool.update(data=pool["inactive"], inactive=None, metadata=min(pool["loop"][1], self.dockfix.METADATA_MAX))
                 write(self.root + "/devicemapper/devicemapper.superblock", [pool["data"], pool["metadata"]])
             pool["state"] = "ACTIVE"
         self.save(pool=pool)
@@ -205,11 +205,16 @@ class FakeHost:
         if argv[0] == "-j":
             kind = os.path.basename(argv[1])
             mine = pool and os.path.exists(argv[1]) and pool["name"] == POOL % os.stat(os.path.dirname(os.path.dirname(argv[1]))).st_ino
-            return 0, "/dev/loop%d: []: (%s)\n" % (kind == "metadata", argv[1]) if mine else ""
-        number = int(argv[-1][-1])
+            return 0, "/dev/loop%d: []: (%s)\n" % (self.first_loop() + (kind == "metadata"), argv[1]) if mine else ""
+        number = int(argv[-1][len("/dev/loop"):]) - self.first_loop()
+        if not pool or not 0 <= number < 2:
+            return 1, ""                    # no such device, or not attached
         pool["loop"][number] = os.path.getsize(os.path.join(folder, ("data", "metadata")[number]))
         self.save(pool=pool)
         return 0, ""
+
+    def first_loop(self):
+        return self.load().get("first_loop", 0)
 
     def do_find(self, argv, stdin):
         if argv[0] == "/proc":
@@ -224,15 +229,18 @@ class FakeHost:
         return 0, "\n".join(names)
 
     def do_cat(self, argv, stdin):
-        return 0, "%d\n" % (self.load()["pool"]["loop"][int(argv[0].split("/")[3][-1])] // 512) if argv else stdin
+        if not argv:
+            return 0, stdin
+        number = int(argv[0].split("/")[3][len("loop"):]) - self.first_loop()
+        return (0, "%d\n" % (self.load()["pool"]["loop"][number] // 512)) if 0 <= number < 2 else (1, "")
 
     # ---- coreutils
 
     def do_test(self, argv, stdin):
         if argv[0] == "!":
             return (0 if not os.path.lexists(argv[2]) and (len(argv) < 4 or os.path.lexists(argv[5])) else 1), ""
-        paths = [word for word in argv if word.startswith("/")]
-        return (0 if (any if "-o" in argv else all)(os.path.lexists(path) for path in paths) else 1), ""
+        held = [os.path.lexists(word) != (argv[max(0, at - 2)] == "!") for at, word in enumerate(argv) if word.startswith("/")]
+        return (0 if (any if "-o" in argv else all)(held) else 1), ""
 
     def do_mv(self, argv, stdin):
         if os.path.lexists(argv[2]) and os.listdir(argv[2]):
@@ -312,20 +320,25 @@ class FakeHost:
         return 0, ""
 
     def document(self, name, one):
-        return {"Id": one["id"], "Name": "/" + name, "Image": one["image"], "State": {"Running": one["running"], "Paused": one["paused"], "StartedAt": "2024"},
+        return {"Id": one["id"], "Name": "/" + name, "Image": one["image"], "State": {"Running": one["running"], "Paused": one["paused"], "StartedAt": "2024" if one["started"] else "0001-01-01T00:00:00Z"},
                 "HostConfig": dict({"NetworkMode": "default", "Links": one["links"], "LogConfig": {"Type": "json-file", "Config": {}}, "AutoRemove": bool(one.get("rm")),
                                     "RestartPolicy": {"Name": one["policy"], "MaximumRetryCount": 0}}),
                 "Config": {"Image": "img:1", "Cmd": ["x"], "Hostname": one["id"][:12], "Env": None, "Labels": {}}, "Mounts": [{"Type": "volume", "Name": "data", "Source": "/v", "Destination": "/srv"}],
                 "NetworkSettings": {"Networks": {"bridge": {}}}, "GraphDriver": {"Name": self.driver(), "Data": {}}}
 
     def find(self, key):
+        """As docker does: by name or id, else by the beginning of an id."""
         found = self.db("containers")
-        return next(((name, one) for name, one in found.items() if key in (name, one["id"])), (None, None))
+        exact = [(name, one) for name, one in found.items() if key in (name, one["id"])]
+        return (exact + [(name, one) for name, one in found.items() if one["id"].startswith(key)] + [(None, None)])[0]
 
     def docker_ps(self, argv, stdin):
         rows = sorted(self.db("containers").items())
         if "{{.Names}}" in argv:
             return 0, "".join(name + "\n" for name, _ in rows)
+        if "-aq" in argv:
+            volume = argv[argv.index("--filter") + 1].partition("=")[2] if "--filter" in argv else ""
+            return 0, "".join(one["id"] + "\n" for _, one in reversed(rows) if volume in ("", "data"))
         return 0, "".join("%s %s %s\n" % (one["id"], name, "Up 1 hour" if one["running"] else "Exited (0)") for name, one in rows)
 
     def docker_images(self, argv, stdin):
@@ -356,6 +369,8 @@ class FakeHost:
                 return 0, "true\n" if not one["started"] else "false\n"
             if "{{.Id}}" == form and ref:
                 return 0, ref + "\n"
+            if "[{{.Name}}]" == form:
+                return (0, "[/%s]\n" % name) if one else (1, "\n")
             if one:
                 return 0, {"{{.State.Running}}": one["running"], "{{.State.Paused}}": one["paused"]}[form] and "true\n" or "false\n"
             return 1, ""
@@ -421,8 +436,8 @@ class FakeHost:
         if words["name"] == "web" and not self.find("db")[0]:
             return 1, ""                    # --link to what is not there yet
         ident = self.db("image")[image]
-        found[words["name"]] = {"id": hashlib.sha256(os.urandom(8)).hexdigest(), "running": False, "paused": False, "policy": words.get("restart", "no"), "image": ident,
-                                "files": ident.replace("sha256:own-", ""), "started": False, "links": ["/db:/web/db"] if "link" in words else []}
+        found[words["name"]] = {"id": (self.load().get("ids_begin", "") + hashlib.sha256(os.urandom(8)).hexdigest())[:64], "running": False, "paused": False, "policy": words.get("restart", "no"), "image": ident,
+                                "files": ident.replace("sha256:own-", ""), "started": False, "links": ["/db:/%s/db" % words["name"]] if "link" in words else []}
         self.put("containers", found)
         return 0, found[words["name"]]["id"]
 

@@ -267,7 +267,7 @@ def test_a_volume_is_not_taken_for_the_network_of_its_name(dockfix):
     stock = dockfix.Stock([], [{"Id": "sha256:1", "RepoTags": ["a:1"]}], [network], [{"Name": "web", "Driver": "local"}])
     kept = dockfix.Backup("/kept", stock, {}, {"web": ["volume-1.tar", "h", "/dockfix-1/data"]}, [], [], "2024-01-01T00:00:00Z")
     titles = [[step.title for step in dockfix.restore_steps(host, kept, dockfix.Stock([], [], *have))] for have in (([network], []), ([], stock.volumes))]
-    assert titles == [["volume web", "container dockfix.helper-20240101T000000", "content of volume web", "remove container dockfix.helper-20240101T000000"], ["network web"]]
+    assert titles == [["volume web", "no container has the new volumes", "container dockfix.helper-20240101T000000", "content of volume web", "remove container dockfix.helper-20240101T000000"], ["network web"]]
 
 
 # ---------------------------------------------------------------------- folders
@@ -325,6 +325,12 @@ def test_what_is_no_whole_backup_is_refused(box, folder, spoil, words):
     spoil(lambda name: os.path.join(folder, name))
     result = box.run(*(words + (folder, "--json")))
     assert result.rc == 5 and folder in result.json["errors"][0]["msg"] and not box.calls()
+
+
+def test_a_backup_of_another_format_names_both(box, folder):
+    with open(os.path.join(folder, "manifest.json"), "w") as f:
+        json.dump({"schema": "dockfix-backup/1", "dockfix": "0.1.0"}, f)
+    assert "is a dockfix-backup/1, this dockfix reads dockfix-backup/2" in box.run("restore", "-y", folder, "--json").json["errors"][0]["msg"]
 
 
 # ---------------------------------------------------------------------- whole commands
@@ -403,8 +409,9 @@ LITTLE_DOCKER = """
 for last; do :; done
 name=$(printf '%%s\\n' "$@" | sed -n 's/^--name=//p')
 case "$1 $2" in
-    inspect\\ --type | volume\\ inspect) test -e %(at)s/made.$last;;
+    inspect\\ --type | volume\\ inspect) test -e %(at)s/made.$last && echo "[/$last]";;
     inspect\\ -f) echo false;;
+    network\\ inspect) test -e %(at)s/made.$last && echo "[$last]";;
     create\\ *) printf '%%s\\0' "$@" > %(at)s/argv.$name; cat > %(at)s/stdin.$name; touch %(at)s/made.$name;;
     volume\\ create) touch %(at)s/made.$name;;
     rm\\ *) rm %(at)s/made.$last;;

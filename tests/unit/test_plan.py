@@ -47,13 +47,13 @@ def trial(box, dockfix):
         def patch(module):
             def run(host, opts, report):
                 module.lock_storage(host, opts)
-                module.run_change(host, opts, report, make_plan(module, box), "really?")
+                module.run_change(host, opts, report, getattr(module, "make_plan", make_plan)(module, box), "really?")
             module.COMMANDS += (module.Command("trial", "", "trial", module.CHANGE, run, module.show_change, "", (0, 0)),)
             die_at_step(module, kill, side)
             if extra:
                 extra(module)
         return patch
-    box.go = lambda *args, **how: box.run(*args, prelude=prelude(**how))
+    box.go = lambda *args, **how: box.run(*args, **dict({"env": how.pop("env")} if "env" in how else {}, prelude=prelude(**how)))
     return box
 
 
@@ -139,6 +139,113 @@ def test_the_dry_run_script_gives_the_same_end(trial, fail):
     else:
         assert done.returncode == 1 and b"step %d failed" % fail in done.stderr, done.stderr
         assert {k: v for k, v in state(trial).items() if not k.startswith("aside/")} == BEFORE
+
+
+def test_the_script_stops_where_its_disk_is_not_mounted_by_then(trial):
+    """Printed, read, and run after a reboot."""
+    place = subprocess.check_output(["stat", "-c", "%m", trial.path], universal_newlines=True).strip()
+    on_disk = {"disk": [["says", place, "stat", "-c", "%m", trial.path]]}
+    texts, facts = [], lambda module: setattr(module, "make_plan", lambda *of: make_plan(*of)._replace(facts=on_disk))
+    texts.append(trial.go("-n", "trial", extra=facts).out)
+    assert trial.go("-y", "trial", kill=4, extra=facts).rc == -signal.SIGKILL
+    texts.append(trial.go("-n", "resume").out)
+    texts.append(trial.go("-n", "rollback").out)
+    trial.program("stat", "echo /elsewhere")
+    before = trial.picture()
+    for text, code in zip(texts, (5, 7)):
+        done = subprocess.run(["sh", "-s"], input=text, env=trial.env, stderr=subprocess.PIPE)
+        assert done.returncode == code and b"not mounted: " + place.encode() in done.stderr and trial.picture() == before, done
+    assert subprocess.run(["sh", "-s"], input=texts[2], env=trial.env).returncode == 0 and state(trial) == dict(BEFORE)      # the way back needs none
+
+
+@pytest.mark.parametrize("script", [False, True])
+def test_what_somebody_wrote_into_the_settings_meanwhile_is_kept(trial, script):
+    theirs, kept = b"old setting\nand mine\n", trial.at("setting") + ".dockfix-kept"
+
+    def go(*words):
+        if not script:
+            return trial.go("-y", *words)
+        text = trial.go("-n", *words).out
+        return subprocess.run(["sh", "-s"], input=text, env=trial.env, stderr=subprocess.PIPE, check=True)
+    assert trial.go("-y", "trial", kill=7).rc == -signal.SIGKILL
+    trial.file("setting", theirs)
+    go("resume")
+    assert {name: data for name, data in state(trial).items() if "kept" not in name} == AFTER and trial.read("setting.dockfix-kept") == theirs
+    os.unlink(kept)
+    trial.file("setting", theirs)
+    go("rollback")
+    assert state(trial)["setting"] == BEFORE["setting"] and trial.read("setting.dockfix-kept") == theirs
+    os.unlink(kept)
+
+
+def test_a_settings_file_that_was_not_there_is_taken_away_but_for_what_is_somebodys(trial, dockfix):
+    path = trial.at("other")
+    step = dockfix.put_file("t", path, "ours\n")
+    host = dockfix.Host(("docker",), 9, False, False, trial.state, [], None, None, {}, None)
+    for there in (b"ours\n", b"theirs\n"):
+        dockfix.do_step(host, step, None)
+        assert trial.read("other") == b"ours\n" and not os.path.exists(path + ".dockfix-kept")
+        trial.file("other", there)
+        for _ in range(2):
+            dockfix.do_step(host, step.undo[0], None)
+        assert not os.path.exists(path)
+        script = dockfix.plan_script({"command": "t"}, dockfix.Plan("n", "t", "g", (step,) + step.undo))
+        trial.file("other", b"")
+        os.unlink(path)
+        assert subprocess.run(["sh", "-s"], input=script.encode(), env=trial.env).returncode == 0 and not os.path.exists(path)
+    assert trial.read("other.dockfix-kept") == b"theirs\n"
+
+
+def test_old_data_that_is_not_there_is_no_way_back(trial):
+    assert trial.go("-y", "trial").rc == 0
+    os.rename(trial.at("aside"), trial.at("elsewhere"))
+    now = state(trial)
+    result = trial.go("-y", "--json", "rollback")
+    assert result.rc == 5 and "the old data is not in" in result.json["errors"][0]["msg"] and state(trial) == now, result
+    os.rename(trial.at("elsewhere"), trial.at("aside"))
+    os.rename(trial.at("aside", "old"), trial.at("elsewhere"))      # only a part of it is missing
+    assert trial.go("-y", "rollback").rc == 5 and state(trial)["old/copy"]
+    os.rename(trial.at("elsewhere"), trial.at("aside", "old"))
+    assert trial.go("-y", "rollback").rc == 0 and {k: v for k, v in state(trial).items() if not k.startswith("aside/")} == BEFORE
+
+
+def test_another_folder_at_the_place_of_the_old_data_is_not_touched(trial):
+    """As after the disk of the old root was taken away: what is there is its mount point, or somebody else's."""
+    on = {"extra": lambda module: setattr(module, "make_plan", lambda *of: make_plan(*of)._replace(facts={"old": 1}))}
+    assert trial.go("-y", "trial", **on).rc == 0
+    now = state(trial)
+    for word in ("discard", "rollback"):
+        result = trial.go("-y", "--json", word, "trial-1")
+        assert result.rc == 5 and "disk is not mounted" in result.json["errors"][0]["msg"] and state(trial) == now, result
+
+
+def test_dockers_root_is_never_discarded(trial):
+    """The root went back by hand to where it had been."""
+    assert trial.go("-y", "trial").rc == 0
+    now = state(trial)
+    trial.world["info_json"] = json.dumps({"ServerVersion": "20.10.24", "Driver": "overlay2", "DockerRootDir": trial.at("aside", "old"), "OSType": "linux"})
+    result = trial.go("-y", "--json", "discard", "trial-1")
+    assert result.rc == 5 and "is Docker's root now" in result.json["errors"][0]["msg"] and state(trial) == now, result
+
+
+def test_a_discard_that_was_killed_leaves_no_way_back(trial):
+    assert trial.go("-y", "trial").rc == 0
+    assert trial.go("-y", "discard", "trial-1", kill=2).rc == -signal.SIGKILL
+    result = trial.go("-y", "--json", "rollback", "trial-1")
+    assert result.rc == 5 and result.json["errors"][0]["hint"].endswith("discard trial-1"), result
+    assert trial.go("-y", "discard", "trial-1").rc == 0 and not os.path.exists(trial.at("aside"))
+
+
+def test_another_engine_in_the_environment(trial):
+    """A change of tcp://b is not carried on here, where the same names mean other things."""
+    there, left = {"DOCKER_HOST": "tcp://b:2376"}, {"DOCKER_HOST": "", "DOCKER_CONTEXT": "c"}
+    assert trial.go("-y", "trial", kill=4, env=there).rc == -signal.SIGKILL
+    now = state(trial)
+    for env, hint in (({"DOCKER_HOST": ""}, "env DOCKER_HOST=tcp://b:2376 python3 dockfix.py"), (left, "env -u DOCKER_CONTEXT DOCKER_HOST=tcp://b:2376 python3 dockfix.py")):
+        for word in ("resume", "rollback"):
+            result = trial.go("-y", "--json", word, env=env)
+            assert result.rc == 7 and result.json["errors"][0]["hint"].startswith(hint) and result.json["errors"][0]["hint"].endswith(word), result
+    assert state(trial) == now and trial.go("-y", "resume", env=there).rc == 0
 
 
 def test_an_orphan_of_a_killed_run_keeps_resume_out(trial, dockfix):

@@ -151,11 +151,98 @@ def test_a_container_that_cannot_start_or_is_gone_does_not_hold_up_the_way_back(
     assert not any(one["running"] for one in found.values()) and {one["policy"] for one in found.values()} == {"no"}
     host.fake.save(broken=[found["web"]["id"]])
     host.fake.put("containers", {name: one for name, one in found.items() if name != "db"})
-    result = host.run("-y", "rollback")
-    assert result.rc == 0 and host.journal() is None and b"start web" in result.err and b"start db" in result.err, result
+    result = host.run("-y", "--json", "rollback")
+    assert result.rc == 3 and host.journal() is None, result
+    assert [(one["id"], one["text"].split(":")[0], one["remedy"]) for one in result.json["findings"]] == [
+        ("not-done", "start " + name, "docker start " + found[name]["id"]) for name in ("db", "web")]
     after = host.fake.picture()["containers"]
     assert set(after) == {"web", "old", "plain"} and after["plain"]["running"] and {name: one["policy"] for name, one in after.items()} == {
         name: before["containers"][name]["policy"] for name in after}
+
+
+@pytest.mark.parametrize("kind", sorted(set(SIZES) - {"grow"}))
+def test_what_ran_and_does_not_start_again_is_no_success(host, kind):
+    """The change stays, and the exit code says that not all is well."""
+    name = "plain"
+    plain = host.fake.db("containers")[name]
+    host.fake.save(broken=[plain["id"], name])
+    script = host.run("-n", *SIZES[kind])
+    assert script.rc == 0 and ("start %s' >&2; bad=1; }" % name).encode() in script.out
+    result = host.run("-y", "--json", *SIZES[kind])
+    finding = [one for one in result.json["findings"] if one["id"] == "not-done"]
+    assert result.rc == 3 and result.json["changed"] and not result.json["errors"] and len(finding) == 1 and "start plain" in finding[0]["text"], result
+    assert finding[0]["remedy"] in ("docker start plain", "docker start " + plain["id"])
+    assert {row["target"]: row["status"] for row in result.json["results"]}.get("plain", "failed") == "failed"
+    assert host.journal() is None and host.fake.picture()["pool"] == expected(kind, host.fake.picture())["pool"]
+
+
+def test_a_pool_with_more_metadata_than_dm_thin_uses_is_grown_and_made_anew(host):
+    """As the field notes have it: dm.loopmetadatasize=20G."""
+    path = host.fake.root + "/devicemapper/devicemapper/metadata"
+    os.truncate(path, 20 << 30)
+    options = fake_host.read(host.fake.config)
+    options["storage-opts"][1] = "dm.loopmetadatasize=20480M"
+    fake_host.write(host.fake.config, options)
+    pool = host.fake.load()["pool"]
+    host.fake.save(pool=dict(pool, metadata=33292800 * 512, loop=[pool["loop"][0], 20 << 30]))
+    result = host.run("-y", "pool", "grow", "--data", "+64M", "--overcommit")
+    assert result.rc == 0 and host.fake.load()["pool"]["data"] == 128 << 20 and os.path.getsize(path) == 20 << 30, result
+    result = host.run("-y", "--json", "pool", "grow", "--metadata", "25G", "--overcommit")
+    assert result.rc == 5 and "15.88" in result.json["errors"][0]["msg"], result
+    result = host.run("-y", *SIZES["recreate"])
+    assert result.rc == 0 and os.path.getsize(path) == 20 << 30 and "dm.loopmetadatasize=20G" in fake_host.read(host.fake.config)["storage-opts"], result
+
+
+def test_the_next_command_has_the_state_folder_that_was_given(host):
+    where = host.box.at("else where")
+    own = "--state '%s' " % where
+    assert host.run("-y", "--state", where, *SIZES["overlay2"], kill=30).rc == -signal.SIGKILL
+    told = host.run("--json", "--state", where, "discard", "x").json
+    assert told["errors"][0]["hint"].startswith("python3 dockfix.py ") and told["errors"][0]["hint"].count(own + "r") == 2, told
+    assert told["findings"][0]["remedy"].endswith(own + "resume")
+    result = host.run("--state", where, "resume")
+    name = [one for one in os.listdir(where) if one.endswith(".json")][0][:-len(".json")]
+    assert result.rc == 0 and ("rollback %s%s goes back; discard %s%s deletes it" % (own, name, own, name)).encode() in result.out, result
+    result = host.run("-y", "--state", where, "discard", name)
+    assert result.rc == 0 and b"is deleted" in result.out and b"goes back" not in result.out, result
+
+
+@pytest.mark.parametrize("what", ["containers", "image"])
+def test_what_others_make_while_a_recreate_saves_is_not_lost(host, what):
+    """It would be in the old tree only, and nobody would say so."""
+    assert host.run("-y", *SIZES["recreate"], kill=12).rc == -signal.SIGKILL
+    found = host.fake.db(what)
+    if what == "containers":
+        found["late"] = dict(found["plain"], id="f" * 64)
+    else:
+        found["late:1"] = "sha256:" + "3" * 64
+    host.fake.put(what, found)
+    result = host.run("-y", "--json", "resume")
+    assert result.rc == 7 and "nobody made %ss meanwhile" % what.rstrip("s") in result.json["errors"][0]["msg"], result
+    assert "looked: %s;" % ("f" * 64 if what == "containers" else "sha256:" + "3" * 64) in result.json["errors"][0]["msg"], result
+    result = host.run("-y", "rollback")
+    assert result.rc == 0 and host.fake.db(what) == found, result
+
+
+def test_a_container_whose_name_is_how_an_id_begins_is_made(host):
+    """As 'db' is: docker takes a name that it does not know for the beginning of an id."""
+    found = host.fake.db("containers")
+    found["eb"] = dict(found["web"], id="9" * 64, links=["/db:/eb/db"])     # made after db, whose new id begins so
+    host.fake.put("containers", found)
+    host.fake.save(ids_begin="eb")
+    result = host.run("-y", "--json", *SIZES["overlay2"])
+    assert result.rc == 0 and set(host.fake.db("containers")) == set(found) and host.fake.db("containers")["db"]["id"].startswith("eb"), result
+
+
+def test_a_state_folder_in_memory_is_none_for_a_storage_change(host, dockfix):
+    def patch(module):
+        real = module.mounts_of
+        module.mounts_of = lambda pid="self": [one._replace(fstype="tmpfs") for one in real(pid)]
+    before = host.fake.picture()
+    real, host.fake.patch = host.fake.patch, lambda module: (real(module), patch(module))
+    result = host.run("-y", "--json", *SIZES["offline"])
+    assert result.rc == 5 and "lies in memory" in result.json["errors"][0]["msg"] and "--state DIR" in result.json["errors"][0]["hint"], result
+    assert host.fake.picture() == before
 
 
 # What a power cut takes back of these is made so again by settle_daemon or by itself, or dockfix brings it to the disk (the target of a step).
@@ -185,7 +272,8 @@ def test_one_start_attempt_then_the_daemons_words_and_back(host):
     ("grow", ["--data", "1GB"], "not a size", 2), ("grow", [], "how large", 2), ("grow", ["--data", "32M"], "never shrinks", 5), ("grow", ["--metadata", "16G"], "15.88", 5),
     ("grow", ["--data", "900T"], "disk under", 5), ("recreate", ["--data", "32M"], "--backup", 2), ("recreate", ["--driver", "zfs", "--backup", "B"], "overlay2", 2),
     ("recreate", ["--driver", "overlay2", "--data", "1G", "--backup", "B"], "without sizes", 2), ("recreate", ["--backup", "ROOT/b"], "below Docker's own root", 5),
-    ("shrink", [], "grow or recreate", 2), ("recreate", ["--base-size", "x", "--backup", "B"], "not a size", 2)])
+    ("shrink", [], "grow or recreate", 2), ("grow", ["--data", "1G", "--backup", "B"], "--backup goes with pool recreate", 2),
+    ("recreate", ["--offline", "--backup", "B"], "--offline goes with pool grow", 2), ("recreate", ["--base-size", "x", "--backup", "B"], "not a size", 2)])
 def test_refused_before_anything_is_touched(host, kind, words, text, code):
     before = host.box.picture()
     result = host.run("-y", "--json", "pool", kind, *[word.replace("ROOT", host.fake.root) for word in words])
@@ -213,7 +301,7 @@ def test_a_container_that_would_vanish_is_refused_and_can_be_let_go(host):
 
 
 @pytest.mark.parametrize("state,text", [("Fail", "Fail"), ("ro", "ro"), ("needs_check", "needs_check")])
-def test_a_pool_that_is_ill_is_not_grown(host, dockfix, state, text):
+def test_a_pool_that_is_ill_is_not_grown_nor_made_anew(host, dockfix, state, text):
     real = host.fake.do_dmsetup
 
     def ill(argv, stdin):
@@ -222,8 +310,9 @@ def test_a_pool_that_is_ill_is_not_grown(host, dockfix, state, text):
             out = "0 1 thin-pool Fail\n" if state == "Fail" else out.replace(" rw ", " ro ") if state == "ro" else out.replace(" - 1024", " needs_check 1024")
         return rc, out
     host.fake.do_dmsetup = ill
-    result = host.run("-y", "--json", *SIZES["grow"])
-    assert result.rc == 5 and text in result.json["errors"][0]["msg"], result
+    for kind in SIZES:
+        result = host.run("-y", "--json", *SIZES[kind])
+        assert result.rc == 5 and text in result.json["errors"][0]["msg"] and "thin_check" in result.json["errors"][0]["hint"], result
 
 
 def test_another_driver_and_a_pool_on_a_device_are_told_apart(host):
@@ -294,3 +383,25 @@ def test_daemon_json_keeps_its_other_keys_and_their_order(dockfix):
 @pytest.mark.parametrize("size,word", [(1 << 30, "1G"), (3 << 29, "1536M"), (5, "5"), (1 << 40, "1T"), (2048, "2K")])
 def test_sizes_as_docker_takes_them(dockfix, size, word):
     assert dockfix.size_word(size) == word
+
+
+def test_a_plan_in_the_names_of_after_a_reboot(dockfix, monkeypatch):
+    """The two loop devices have changed places, a disk has another number; what is written to a file stays as it is, and so does what only looks alike."""
+    folder = "/var/lib/docker/devicemapper"
+    facts = {"loops": {folder + "/devicemapper/data": ["/dev/loop1", "7:1"], folder + "/devicemapper/metadata": ["/dev/loop10", "7:10"]}, "prefix": [folder, "docker-7:1-5-"]}
+    before = (("losetup", "-c", "/dev/loop1"), ("dmsetup", "reload", "docker-7:1-5-pool", "--table", "0 8 thin-pool 7:10 7:1 128 0"), ("cat", "/sys/block/loop10/size"),
+              ("find", "/dev/mapper", "-name", "docker-7:1-5-*"), ("echo", "17:1", "7:100", "loop1x", "/dev/loop101", "xdocker-7:1-5-pool"))
+    after = (("losetup", "-c", "/dev/loop10"), ("dmsetup", "reload", "docker-7:9-5-pool", "--table", "0 8 thin-pool 7:1 7:10 128 0"), ("cat", "/sys/block/loop1/size"),
+             ("find", "/dev/mapper", "-name", "docker-7:9-5-*"), before[-1])
+    monkeypatch.setattr(dockfix, "device_number", lambda path: "7:" + path[len("/dev/loop"):])
+    monkeypatch.setattr(dockfix, "pool_prefix", lambda home: "docker-7:9-5-")
+    monkeypatch.setattr(dockfix.os.path, "isdir", lambda path: True)
+    monkeypatch.setattr(dockfix, "query_host", lambda host, argv: dockfix.Answer(0, b"/dev/loop%s: [1]: (x)\n" % (b"10" if argv[-1].endswith("/data") else b"1"), b"", 0, 0, 0, False))
+    text = dockfix.Step("options", path="/etc/docker/daemon.json", data="7:1 loop1")
+    def plan(words, facts):
+        return dockfix.Plan("n", "pool grow", "g", tuple(dockfix.Step("", one, (("has", "/dev/loop1:") + one,), (dockfix.Step("", one),)) for one in words) + (text,), facts=facts)
+    facts_after = {"loops": {folder + "/devicemapper/data": ["/dev/loop10", "7:10"], folder + "/devicemapper/metadata": ["/dev/loop1", "7:1"]}, "prefix": [folder, "docker-7:9-5-"]}
+    found = dockfix.of_today(None, plan(before, facts))
+    assert [one.argv for one in found.steps] == list(after) + [()] and [one.undo[0].argv for one in found.steps[:-1]] == list(after)
+    assert found.steps[0].check == (("has", "/dev/loop10:") + after[0],) and found.steps[-1] == text and found.facts == facts_after
+    assert dockfix.of_today(None, found) is found       # and at the next time nothing

@@ -4,7 +4,7 @@ import os
 import re
 import signal
 
-from image import DOCKERD, DROP_IN
+from image import DOCKERD, DROP_IN, IMAGE
 from machine import options_in_daemon_json
 
 FULL = bool(os.environ.get("FULL"))
@@ -94,7 +94,7 @@ def test_online_under_load_and_after_a_reboot(vm):
     assert written(vm) > count and lengths(vm) == NEW
     more(vm)
     assert life(vm) == before and check_written(vm) > count + 3
-    assert next_start(vm) == (["5G"], ["1280M"])
+    assert next_start(vm) == (["5G"], ["1280M"]) and "option-waiting" not in vm.dockfix("storage", "--json").out.decode()
     vm.reboot()
     assert lengths(vm) == NEW and running(vm) == next_start(vm) == (["5G"], ["1280M"])
     check_sums(vm)
@@ -278,7 +278,7 @@ REFUSED = [     # (what is done before, words, exit code, what it says, what men
     ("rm /root/filler; mkdir -p /var/lib/docker/stranger; mount -t tmpfs none /var/lib/docker/stranger", ["--data", "5G", "--offline"], 5, "not Docker's own: /var/lib/docker/stranger", "umount"),
     ("umount /var/lib/docker/stranger; echo '{\"storage-opts\": [\"dm.loopdatasize=4G\"]}' > /etc/docker/daemon.json", ["--data", "5G"], 5, "two places: ", "leave it in one of them"),
     ("echo '{' > /etc/docker/daemon.json", ["--data", "5G"], 5, "/etc/docker/daemon.json", "mend it first"),
-    ("rm /etc/docker/daemon.json; " + READ_ONLY, ["--data", "5G"], 5, "state ro", "pool recreate --backup DIR")]
+    ("rm /etc/docker/daemon.json; " + READ_ONLY, ["--data", "5G"], 5, "state ro", "thin_check")]
 
 
 def test_refusals(vm):
@@ -288,6 +288,43 @@ def test_refusals(vm):
         done = vm.dockfix("-y", "--json", "pool", "grow", *words)
         assert done.rc == code and msg in done.doc["errors"][0]["msg"] and hint in done.doc["errors"][0]["hint"] and not done.doc["changed"], (words, done)
     assert lengths(vm, "ro") == before and vm.sh("ls /etc/systemd/system/docker.service.d").text == files and vm.sh("ls /var/lib/dockfix").text == "lock\n"
+
+
+NEEDS_CHECK = """
+import struct, sys
+def crc32c(data):
+    crc = 0xffffffff
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82f63b78 if crc & 1 else 0)
+    return crc
+with open(sys.argv[1], "r+b") as f:
+    block = bytearray(f.read(4096))
+    assert struct.unpack("<I", block[:4])[0] == crc32c(block[4:]) ^ 160774
+    block[4] |= 1                               # THIN_METADATA_NEEDS_CHECK_FLAG
+    block[:4] = struct.pack("<I", crc32c(block[4:]) ^ 160774)
+    f.seek(0)
+    f.write(block)
+"""
+
+
+def test_a_pool_that_needs_a_check_is_mended_by_what_the_hint_says(vm):
+    """As the kernel marks one after an error with its metadata: it comes up read-only, and docker cannot read an image from it."""
+    vm.sh("systemctl stop docker.socket docker")
+    vm.run("python3", "-", FILES + "metadata", stdin=NEEDS_CHECK.encode())
+    vm.sh("systemctl start docker; ! docker save %s > /dev/null" % IMAGE)
+    found = {one["id"]: one for one in vm.dockfix("--json", "storage").doc["findings"]}
+    hints = [found["pool-state"]["remedy"]]
+    for words in (BOTH[1:], ("pool", "recreate", "--driver", "overlay2", "--backup", "/data/kept")):
+        done = vm.dockfix("-y", "--json", *words)
+        assert done.rc == 5 and "ro, needs_check" in done.doc["errors"][0]["msg"] and vm.sh("ls /var/lib/dockfix").text == "lock\n", done
+        hints.append(done.doc["errors"][0]["hint"])
+    assert len(set(hints)) == 1
+    vm.sh(hints[0].partition("; thin_repair")[0].replace(" DIR;", " /data;"))
+    assert lengths(vm) == OLD
+    vm.sh("docker save %s > /dev/null" % IMAGE)
+    assert vm.docker("exec", "web", "cat", "/root/own").text == "web was here\n" and vm.dockfix(*BOTH).rc == 0 and lengths(vm) == NEW
 
 
 def test_not_root_not_confirmed_and_another_driver(vm):
