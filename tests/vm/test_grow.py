@@ -238,6 +238,33 @@ def test_killed_at_every_step(ring, capsys):
     assert {one[0] for one in tried} == set(range(1, number)) and {one[3] for one in tried} == {True, False}
 
 
+TAKER = b"""[Unit]
+Before=docker.service
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/sbin/losetup /dev/loop0 /root/other
+"""
+
+
+def test_after_a_power_cut_somebody_else_has_the_pools_loop_device(vm):
+    """The pool's files are on other devices then: what was planned for /dev/loop0 is none of its business any more."""
+    vm.put("/etc/systemd/system/taker.service", TAKER)
+    vm.sh("truncate -s 8M /root/other; mkdir -p /etc/systemd/system/docker.service.wants; ln -s ../taker.service /etc/systemd/system/docker.service.wants/; sync")
+    for number, side, way in [(1, "before", "resume")] + [(1, "after", "rollback"), (1, "after", "resume")] * FULL:
+        vm.save("taken")
+        done = vm.kill_at(number, side, *BOTH)
+        assert done.rc == -signal.SIGKILL and "/dev/loop0: " in vm.sh("losetup -j %sdata" % FILES).text, said(done)
+        vm.power_off()
+        vm.boot()
+        assert "/root/other" in vm.sh("losetup /dev/loop0; truncate -s 9M /root/other").text and lengths(vm) in (OLD, (NEW[0], OLD[1]))
+        done = vm.dockfix("-y", way)
+        assert done.rc == 0 and lengths(vm) == (NEW if way == "resume" else (NEW[0], OLD[1])), said(done)
+        assert vm.sh("blockdev --getsize64 /dev/loop0").text == "%d\n" % (8 << 20)
+        vm.docker("exec", "web", "cat", "/root/own")
+        vm.load("taken")
+
+
 def test_killed_offline_then_started_by_somebody_then_rolled_back(ring, capsys):
     """A reboot starts docker on the longer files: the pool has counted the new blocks from then on, and files that were cut back would be the end of it."""
     vm = ring
