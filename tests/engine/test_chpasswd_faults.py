@@ -77,7 +77,7 @@ def test_lock_that_is_never_released_ends_in_unknown(lab):
     lab.parallel(lab.run, ["held", "free"])
     before, recorder = lab.shadow("held"), lab.recorder()
     with password_lock(lab, "held"):
-        run = lab.dockfix("chpasswd", "held", "free", "--timeout", "20", "--json", stdin=b"root:late\n", recorder=recorder)
+        run = lab.dockfix("chpasswd", "held", "free", "--timeout", "10", "--json", stdin=b"root:late\n", recorder=recorder)
         assert lab.shadow("held") == before
         assert run.rc == 3 and run.seconds < 120, run
         assert run.rows["held"]["status"] == "unknown" and run.rows["held"]["msg"], run
