@@ -3428,8 +3428,8 @@ class Step(NamedTuple):
     no shell; standard input `data`, or the file `source`; standard output to the file `target`), or, with `path`, putting `data` there with
     `mode`; with neither the step only waits for its tests. A test is (MODE, [TEXT,] WORD ...), see TESTS. `undo`: steps that are safe also
     where the deed never began or is undone already; void once the step called `until` was begun. The whole step is void where `unless` holds.
-    A `soft` step that fails is told, and the change goes on; where it has tests, all is done but that (exit 3). `size`: bytes that will flow,
-    for the progress. `daemon`: 'down' or 'up', what the daemon must be from here on: made so again when a reboot has changed it. What stands at
+    A `soft` step that fails is told, and the change goes on; what does not start again is exit 3. `size`: bytes that will flow, for the progress.
+    `daemon`: 'down' or 'up', what the daemon must be from here on: made so again when a reboot has changed it. What stands at
     `path` and is neither `data` nor `before` is somebody's: it is kept beside it. With a mode of 0 the file is taken away."""
     title: str
     argv: Tuple[str, ...] = ()
@@ -3487,7 +3487,8 @@ TESTS = {
                    'out=$("$@" 2>/dev/null) || [ $? = 1 ] && [ -z "$out" ]'),
     "among": Test(True, lambda answer, text: answer.rc == 0 and set(answer.out.split(b"\n")) <= set(text.split(b"\n") + [b""]),
                   "shows more than when dockfix looked%.0s",
-                  'want=$1; shift; out=$("$@" 2>/dev/null) && ! echo "$out" | grep . | grep -q -v -x -F -e "$want"'),
+                  'want=$1; shift; out=$("$@" 2>/dev/null) || return; ! { printf "%s\\n%s\\n" "$want" "$want"; printf "%s\\n" "$out" |'
+                  ' LC_ALL=C sort -u; } | LC_ALL=C sort | uniq -u | grep -q .'),
     "says": Test(True, lambda answer, text: answer.rc == 0 and answer.out.strip() == text, "does not say '%s'",
                  'want=$1; shift; out=$("$@" 2>/dev/null) && [ "$out" = "$want" ]'),
     "has": Test(True, lambda answer, text: text in answer.out, "does not show '%s'",
@@ -3533,9 +3534,14 @@ def do_step(host: Host, step: Step, tick: Callable[[int], None]) -> None:
     except DockfixError as err:
         if not step.soft or host.kill.is_set():
             raise
-        if step.check:
+        if starts(step):
             missed[step.argv] = err.msg
         say("dockfix: warning: " + err.msg)
+
+
+def starts(step: Step) -> bool:
+    """Is it a container that shall run (or be paused) again?"""
+    return step.argv[-2:-1] in (("start",), ("pause",))
 
 
 def do_deed(host: Host, step: Step, tick: Callable[[int], None]) -> None:
@@ -3617,7 +3623,7 @@ def script_step(step: Step, fail: str) -> List[str]:
         part = sh_quote(step.target + ".part")
         command = "(umask 077; %s > %s) && mv %s %s" % (command, part, part, sh_quote(step.target))
     deed = "put %o %s" % (step.mode, sh_line((step.path, step.data, step.before))) if step.path else command if step.argv else ":"
-    fail = "{ echo %s >&2%s; }" % (sh_quote("warning: not done: " + step.title), "; bad=1" * bool(tests)) if step.soft else fail
+    fail = "{ echo %s >&2%s; }" % (sh_quote("warning: not done: " + step.title), "; bad=1" * starts(step)) if step.soft else fail
     lines = ["%s%s || %s" % (tests + " || " if tests else "", "{ %s; }" % deed if " && " in deed or " | " in deed else deed, fail)]
     if tests:
         lines.append("n=%d; until %s; do [ $((n -= 1)) -ge 0 ] || { %s; break; }; sleep 1; done" % (step.wait, tests, fail))
@@ -3700,10 +3706,6 @@ def lock_storage(host: Host, opts: argparse.Namespace, mending: bool = False) ->
         if os.geteuid() != 0:
             raise EnvironmentFault("only root can change Docker's storage", "sudo python3 dockfix.py ...")
         take_lock(host, exclusive=True, mending=mending)
-        mount = mount_of(real_path(host.state), mounts_of())
-        if mount and mount.fstype in ("tmpfs", "ramfs"):
-            raise Refused("the state folder %s lies in memory: after a reboot nothing would know the way on or back" % host.state,
-                          "--state DIR on a disk, for resume and rollback too")
 
 
 def run_change(host: Host, opts: argparse.Namespace, report: dict, plan: Plan, question: str = "", then: Sequence[Step] = ()) -> None:
@@ -3713,6 +3715,10 @@ def run_change(host: Host, opts: argparse.Namespace, report: dict, plan: Plan, q
         report["script"] = plan_script(report, plan, 0, then)
         report["exit_code"] = 4 if getattr(opts, "exit_code", False) and plan.steps else 0
         return change_row(report, plan, "changed", "would: " + plan.goal)
+    mount = mount_of(real_path(host.state), mounts_of())
+    if mount and mount.fstype in ("tmpfs", "ramfs"):
+        raise Refused("the state folder %s lies in memory: after a reboot nothing would know the way on or back" % host.state,
+                      "--state DIR on a disk, for resume and rollback too")
     if question:
         confirm(opts, question)
     plan = plan._replace(facts=dict(plan.facts, docker=docker_environment()))
@@ -3998,8 +4004,8 @@ def thin_pool(host: Host, name: str) -> ThinPool:
 
 def mend_pool(metadata: str) -> str:
     """What to type where a loop pool is ro, failed or needs a check: dm-thin's own checker, which wants the pool down (seen to do, 20.10)."""
-    return ("systemctl stop docker.socket docker; cp --sparse=always %s DIR; thin_check --clear-needs-check-flag %s && systemctl start docker; "
-            "thin_repair where it finds faults") % (sh_quote(metadata), sh_quote(metadata))
+    return ("systemctl stop docker.socket docker; cp --sparse=always {0} {0}.before && thin_check --clear-needs-check-flag {0} && "
+            "systemctl start docker  # thin_repair where it finds faults").format(sh_quote(metadata))
 
 
 # --- what docker holds, and the steps that make and remove it: the same for every storage change
@@ -5017,7 +5023,7 @@ def storage_findings(one: dict, options: List[OptionSource], warning: float, cri
     report["findings"].sort(key=lambda finding: ("critical", "warning", "info").index(finding["severity"]))
 
 
-MAKE_ROOM = {"data": FREE + "--trim --containers --images, then: python3 dockfix.py pool grow --data +50G --dry-run",
+MAKE_ROOM = {"data": FREE + "--trim --containers --images; python3 dockfix.py pool grow --data +50G --dry-run",
              "metadata": "python3 dockfix.py pool grow --metadata +1G --dry-run"}
 
 
@@ -5124,7 +5130,7 @@ def option_findings(one: dict, options: List[OptionSource]) -> List[Tuple]:
     if base and one["pool"] and one["sources"].get("pool.base_device_size") == "metadata/base" and base < one["pool"]["base_device_size"]:
         text = "dm.basesize=%s is smaller than the pool's base device (%s): the daemon does not start with it"
         found.append(("base-size-smaller", "critical", text % (sizes["dm.basesize"], show_size(one["pool"]["base_device_size"])),
-                      "grep -rns dm.basesize /etc/docker /etc/sysconfig /etc/default /etc/systemd/system; make it %s or more" % show_size(
+                      "grep -rns dm.basesize /etc/docker /etc/sysconfig /etc/default /etc/systemd/system  # make it %s or more" % show_size(
                           one["pool"]["base_device_size"])))
     return found
 
@@ -5839,13 +5845,8 @@ def plan_recreate(host: Host, opts: argparse.Namespace, engine: Engine, pool: Lo
                for step in run_steps(host, [doc], title_of(doc), state_test(host, title_of(doc), ".State.Running", "true"))]
     backup, own = ([step._replace(until=sealed.title) if step.target else step for step in some] for some in (backup, own))
     steps = [engine.start()._replace(title="docker answers", undo=run_again(engine), daemon="up")] + backup
-    # what others make meanwhile would be in the old tree only
-    digests = [one.split("@")[0] + ":<none>" for image in stock.images for one in image.get("RepoDigests") or []]
     steps += unattended(host, stock) + halt_steps(host, stock)
-    steps += nothing_new(host, ("images", "-q", "--no-trunc"), [one["Id"] for one in stock.images]) + own
-    steps += nothing_new(host, ("images", "--filter", "dangling=false", "--format", "{{.Repository}}:{{.Tag}}"),
-                         image_refs(stock.images) + own_refs(kept) + digests)
-    steps += nothing_new(host, ("ps", "-aq", "--no-trunc"), [one["Id"] for one in engine.containers])
+    steps += nothing_new(host, engine, stock) + own + nothing_new(host, engine, stock)
     glob = every_pool(pool.name)            # the new one has another name, and may be up after a reboot
     steps += down_steps(engine, glob)[1:] + hold_steps(engine, True) + set_aside(engine, keeps, overlay)
     steps += () if overlay else make_pool(engine, keeps, sizes)
@@ -5872,9 +5873,15 @@ def new_options(opts: argparse.Namespace, sizes: Dict[str, int], driver: str) ->
     return wanted + ([("storage-opt", "dm.basesize", size_word(parse_size(opts.base_size)))] if opts.base_size else [])
 
 
-def nothing_new(host: Host, words: Tuple[str, ...], known: Sequence[str]) -> List[Step]:
-    return [Step("see that nobody made %s meanwhile" % ("containers" if words[0] == "ps" else "images"),
-                 check=(("among", "\n".join(sorted(known))) + host.docker + words,))]
+def nothing_new(host: Host, engine: Engine, stock: Stock) -> List[Step]:
+    """What others make, or tag anew, meanwhile would be in the old tree only. The images that dockfix makes itself are left out."""
+    names = ["%s %s" % (name, one["Id"]) for one in stock.images for name in
+             (one.get("RepoTags") or ["<none>:<none>"]) + [digest.split("@")[0] + ":<none>" for digest in one.get("RepoDigests") or []]]
+    form = "{{if ne .Repository \"%s\"}}{{.Repository}}:{{.Tag}} {{.ID}}{{end}}" % KEPT
+    looks = (("containers", ("ps", "-aq", "--no-trunc"), [one["Id"] for one in engine.containers]),
+             ("images", ("images", "--no-trunc", "--format", form), names))
+    return [Step("see that nobody made %s meanwhile" % what, check=(("among", "\n".join(sorted(known))) + host.docker + words,))
+            for what, words, known in looks]
 
 
 def stop_again(host: Host, engine: Engine, step: Step) -> Tuple[Step, ...]:
@@ -6011,7 +6018,8 @@ def move_steps(host: Host, opts: argparse.Namespace, engine: Engine, move: Move,
     if twice:
         steps += (Step("copy while Docker runs", first, undo=empty, until=start, soft=True, size=move.size, grows=move.new),)
     steps += down_steps(engine, old_pool)
-    steps += (Step("no volume is mounted", check=unused(devices=move.old + "/volumes/"), wait=10),) + hold_steps(engine, True)
+    mounted = ("silent", "find", engine.root + "/volumes", "-mindepth", "1", "-maxdepth", "2", "-exec", "mountpoint", "-q", "{}", ";", "-print")
+    steps += (Step("no volume is mounted", check=(mounted,), wait=10),) + hold_steps(engine, True)
     steps += (Step("copy what is left" if twice else "copy", second, undo=empty, until=start, size=move.size, grows=move.new),)
     # Docker keeps absolute paths of named volumes in its records and fails at them ("error evaluating symlinks from mount source"; 20.10, measured).
     fields = r's#"(Source|LogPath|HostnamePath|HostsPath|ResolvConfPath)":"%s/#"\1":"%s/#g' % (re.sub(r"([^\w/-])", r"\\\1", move.old), move.new)
@@ -6077,10 +6085,16 @@ def restore_refusals(kept: Backup, have: Stock, filled: float) -> List[str]:
     why += ["network %s exists, and is another one" % one["Name"] for one in carried_networks(kept.stock)
             if one["Name"] in old[1] and network_recipe(old[1][one["Name"]]) != network_recipe(one)]
     why += ["volume %s exists" % one["Name"] for one in kept.stock.volumes
-            if one["Name"] in old[2] and parse_instant(old[2][one["Name"]].get("CreatedAt")) >= filled]
+            if one["Name"] in old[2] and (not filled or made_after(old[2][one["Name"]], filled))]
     tags = {tag: one["Id"] for one in have.images for tag in one.get("RepoTags") or []}
     return why + ["image %s exists, and is another one" % tag for one in kept.stock.images
                   for tag in one.get("RepoTags") or [] if tags.get(tag, one["Id"]) != one["Id"]]
+
+
+def made_after(volume: dict, instant: float) -> bool:
+    """Its folder changes only when docker makes the volume (what CreatedAt says, up to 22, changes with its content). Not readable: no."""
+    found = quietly(os.stat, raw(os.path.dirname(volume.get("Mountpoint") or "/")))
+    return bool(found) and found.st_mtime > instant
 
 
 def stock_for_restore(host: Host, kept: Backup, note: str) -> Stock:
@@ -6127,10 +6141,10 @@ def run_restore(host: Host, opts: argparse.Namespace, report: dict) -> None:
 def carry_on(host: Host, opts: argparse.Namespace, report: dict, journal: Journal, then: Sequence[Step] = ()) -> None:
     """A change that stands half-way (or is to be undone) to its end, the way it was going. then: what comes after it, for the script."""
     begun = journal.plan.facts.get("docker", docker_environment())
-    if begun != docker_environment():
+    if any(begun.get(name) != docker_environment().get(name) for name in ("DOCKER_HOST", "DOCKER_CONTEXT")):
         words = ["%s=%s" % pair for pair in sorted(begun.items())] + ["python3", "dockfix.py", opts.command] + opts.words
         unset = ["env"] + [word for name in sorted(docker_environment()) for word in ("-u", name)]
-        raise HalfWay("%s was begun with another engine in the environment (%s)" % (
+        raise (HalfWay if read_journal(host) else Refused)("%s was begun with another engine in the environment (%s)" % (
             journal.plan.name, ", ".join(words[:len(begun)]) or "none was named"), sh_line(unset + words))
     journal = journal._replace(plan=of_today(host, journal.plan))
     plan, back = journal.plan, journal.going == "back"
@@ -6193,7 +6207,7 @@ def run_rollback(host: Host, opts: argparse.Namespace, report: dict) -> None:
         raise HalfWay("%s stands half-way; that one comes first" % journal.plan.name, HALF_WAY_HINT)
     journal = journal or finished_change(host, name)
     if journal.going == "undone":
-        msg = "undone already; python3 dockfix.py discard %s deletes what was set aside" % journal.plan.name
+        msg = "undone already; discard %s deletes what was set aside" % journal.plan.name
         return change_row(report, journal.plan, "unchanged", msg)
     if journal.going == "discarding":
         raise Refused("a discard of %s was interrupted: what it left of the old data is no way back" % journal.plan.name,
@@ -6256,12 +6270,13 @@ def run_discard(host: Host, opts: argparse.Namespace, report: dict) -> None:
     idle = unused(plan.keeps) if whole else unused(devices=plan.keeps + "/")
     steps = (Step("nothing uses %s" % plan.keeps, check=idle), Step("delete %s" % plan.keeps, delete, (gone,)))
     if opts.dry_run:
-        report["script"] = plan_script(report, plan._replace(goal="delete %s" % plan.keeps, steps=steps))
+        report["script"] = plan_script(report, plan._replace(goal="delete %s" % plan.keeps, steps=steps, facts={}))
     else:
         confirm(opts, "delete %s for good (the old data of %s)?" % (plan.keeps, plan.name))
         progress = Progress("discard", len(steps), opts.quiet)
-        save_journal(host, journal._replace(going="discarding"))        # a half-deleted tree is nothing to go back to
         for number, step in enumerate(steps, 1):
+            if number == len(steps):
+                save_journal(host, journal._replace(going="discarding"))        # a half-deleted tree is nothing to go back to
             do_step(host, step, progress.step(number, step.title, 0))
         progress.end()
         remove_file(os.path.join(host.state, plan.name + ".json"))
@@ -7510,8 +7525,8 @@ def show_change(report: dict, quiet: bool) -> str:
         out += "%s: %s\n" % (printable(one["target"]), printable(one["msg"] or one["status"]))
         if one.get("keeps") and not quiet and one["status"] == "changed":
             undone, name = one["msg"].startswith("undone"), one.get("options", "") + one["id"]
-            kept = "what is set aside is kept in %s" if undone else "the old data is kept in %s; rollback " + name + " goes back"
-            out += "  %s; discard %s deletes it\n" % (kept % one["keeps"], name)
+            kept, back = ("what is set aside", "") if undone else ("the old data", "; rollback %s goes back" % name)
+            out += "  %s is kept in %s%s; discard %s deletes it\n" % (kept, one["keeps"], back, name)
     return out
 
 

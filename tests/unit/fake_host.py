@@ -343,6 +343,8 @@ class FakeHost:
 
     def docker_images(self, argv, stdin):
         found = self.db("image")
+        if "{{.ID}}" in argv[-1]:
+            return 0, "".join("\n" if tag.startswith("dockfix/backup") else "%s %s\n" % (tag, ident) for tag, ident in sorted(found.items()))
         return 0, "".join("%s\n" % one for one in (sorted(set(found.values())) if "-q" in argv else sorted(found)))
 
     def docker_network(self, argv, stdin):

@@ -2,8 +2,10 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
+import threading
 
 import pytest
 
@@ -141,6 +143,26 @@ def test_the_dry_run_script_gives_the_same_end(trial, fail):
         assert {k: v for k, v in state(trial).items() if not k.startswith("aside/")} == BEFORE
 
 
+MANY = "\n".join("%064d" % number for number in range(3000))      # more than one argument of a program may have
+SAID = {"a": "printf 'b\\na\\n\\n'", "none": "true", "fails": "echo a; exit 1", "no program": "exit 127", "many": "seq -f %064.0f 0 2999", "one more": "seq -f %064.0f 0 3000", "twice": "printf 'c\\nc\\na\\n'"}
+
+
+@pytest.mark.parametrize("test,says,holds", [
+    (("ok",), "a", True), (("ok",), "fails", False), (("not",), "fails", True), (("not",), "a", False), (("not",), "no program", False),
+    (("silent",), "none", True), (("silent",), "a", False), (("silent",), "fails", False),
+    (("says", "b\na"), "a", True), (("says", "b"), "a", False), (("has", "a"), "a", True), (("has", "c"), "a", False), (("lacks", "c"), "a", True), (("lacks", "a"), "a", False),
+    (("among", "a\nb\nc"), "a", True), (("among", "a"), "a", False), (("among", "a"), "none", True), (("among", ""), "none", True), (("among", ""), "a", False),
+    (("among", "a\nb"), "fails", False), (("among", "a\nb"), "twice", False), (("among", MANY), "many", True), (("among", MANY), "one more", False)])
+def test_the_scripts_tests_hold_where_the_runs_do(trial, dockfix, test, says, holds):
+    trial.program("asked", SAID[says])
+    host = dockfix.Host(("docker",), 60, False, False, trial.state, [], threading.Event(), threading.Event(), {}, threading.Lock())
+    words = test + (trial.at("bin", "asked"),)
+    assert (dockfix.failing_test(host, (words,)) == "") is holds
+    script = "\n".join("%s() { %s; }" % (name, mode.sh) for name, mode in dockfix.TESTS.items()) + "\n" + dockfix.sh_line(words) + "\n"
+    for shell in [shell for shell in ("sh", "bash", "busybox sh") if shutil.which(shell.split()[0])]:
+        assert (subprocess.run(shell.split() + ["-s"], input=script.encode(), env=trial.env).returncode == 0) is holds, shell
+
+
 def test_the_script_stops_where_its_disk_is_not_mounted_by_then(trial):
     """Printed, read, and run after a reboot."""
     place = subprocess.check_output(["stat", "-c", "%m", trial.path], universal_newlines=True).strip()
@@ -236,6 +258,13 @@ def test_a_discard_that_was_killed_leaves_no_way_back(trial):
     assert trial.go("-y", "discard", "trial-1").rc == 0 and not os.path.exists(trial.at("aside"))
 
 
+def test_a_discard_that_cannot_begin_leaves_the_way_back(trial):
+    trial.program("grep", "echo /proc/7/mountinfo")     # somebody has a mount there
+    assert trial.go("-y", "trial").rc == 0
+    assert trial.go("-y", "discard", "trial-1").rc == 1 and os.path.exists(trial.at("aside", "old", "file"))
+    assert trial.go("-y", "rollback", "trial-1").rc == 0 and {k: v for k, v in state(trial).items() if not k.startswith("aside/")} == BEFORE
+
+
 def test_another_engine_in_the_environment(trial):
     """A change of tcp://b is not carried on here, where the same names mean other things."""
     there, left = {"DOCKER_HOST": "tcp://b:2376"}, {"DOCKER_HOST": "", "DOCKER_CONTEXT": "c"}
@@ -245,7 +274,9 @@ def test_another_engine_in_the_environment(trial):
         for word in ("resume", "rollback"):
             result = trial.go("-y", "--json", word, env=env)
             assert result.rc == 7 and result.json["errors"][0]["hint"].startswith(hint) and result.json["errors"][0]["hint"].endswith(word), result
-    assert state(trial) == now and trial.go("-y", "resume", env=there).rc == 0
+    assert state(trial) == now and trial.go("-y", "resume", env=dict(there, DOCKER_CONFIG="/else")).rc == 0
+    result = trial.go("-y", "--json", "rollback", env={"DOCKER_HOST": ""})
+    assert result.rc == 5 and "another engine" in result.json["errors"][0]["msg"], result
 
 
 def test_an_orphan_of_a_killed_run_keeps_resume_out(trial, dockfix):

@@ -194,7 +194,7 @@ def test_a_pool_with_more_metadata_than_dm_thin_uses_is_grown_and_made_anew(host
 
 
 def test_the_next_command_has_the_state_folder_that_was_given(host):
-    where = host.box.at("else where")
+    where = host.box.at("else where, 50% full")
     own = "--state '%s' " % where
     assert host.run("-y", "--state", where, *SIZES["overlay2"], kill=30).rc == -signal.SIGKILL
     told = host.run("--json", "--state", where, "discard", "x").json
@@ -207,21 +207,23 @@ def test_the_next_command_has_the_state_folder_that_was_given(host):
     assert result.rc == 0 and b"is deleted" in result.out and b"goes back" not in result.out, result
 
 
-@pytest.mark.parametrize("what", ["containers", "image"])
-def test_what_others_make_while_a_recreate_saves_is_not_lost(host, what):
+@pytest.mark.parametrize("what,kill", [("containers", 12), ("image", 12), ("image", 32), ("tag", 32)])
+def test_what_others_make_while_a_recreate_saves_is_not_lost(host, what, kill):
     """It would be in the old tree only, and nobody would say so."""
-    assert host.run("-y", *SIZES["recreate"], kill=12).rc == -signal.SIGKILL
+    new, what = ("img:1" if what == "tag" else "late:1"), what.replace("tag", "image")
+    assert host.run("-y", *SIZES["recreate"], kill=kill).rc == -signal.SIGKILL
+    assert kill < 20 or "verify" in host.journal()["plan"]["steps"][kill - 1]["title"]
     found = host.fake.db(what)
     if what == "containers":
         found["late"] = dict(found["plain"], id="f" * 64)
     else:
-        found["late:1"] = "sha256:" + "3" * 64
+        found[new] = "sha256:" + "3" * 64
     host.fake.put(what, found)
     result = host.run("-y", "--json", "resume")
     assert result.rc == 7 and "nobody made %ss meanwhile" % what.rstrip("s") in result.json["errors"][0]["msg"], result
-    assert "looked: %s;" % ("f" * 64 if what == "containers" else "sha256:" + "3" * 64) in result.json["errors"][0]["msg"], result
+    assert "looked: %s;" % ("f" * 64 if what == "containers" else new + " sha256:" + "3" * 64) in result.json["errors"][0]["msg"], result
     result = host.run("-y", "rollback")
-    assert result.rc == 0 and host.fake.db(what) == found, result
+    assert result.rc == 0 and host.fake.db(what) == {name: one for name, one in found.items() if not name.startswith("dockfix/backup")}, result
 
 
 def test_a_container_whose_name_is_how_an_id_begins_is_made(host):
