@@ -3463,7 +3463,7 @@ class Plan(NamedTuple):
 
 class Journal(NamedTuple):
     """How far a plan is: step `at` (from 0) is begun, those before it are done; reached is the furthest one ever begun.
-    going: 'on', 'back', 'done' or 'undone'."""
+    going: 'on', 'back', 'done', 'undone' or 'discarding'."""
     plan: Plan
     at: int = 0
     reached: int = 0
@@ -3472,11 +3472,17 @@ class Journal(NamedTuple):
 
 class Test(NamedTuple):
     """One MODE of test. takes_text: is there a TEXT before the words; holds(answer, text); sh: the same as a function's body (exit statuses
-    126 and 127 mean that there is no such program); wrong: what is said where it does not hold, of a TEXT if it takes one."""
+    126 and 127 mean that there is no such program); wrong: what is said where it does not hold, and shows(answer, text) what it found."""
     takes_text: bool
     holds: Callable
     wrong: str
     sh: str
+    shows: Callable = lambda answer, text: first_line(answer) + holders(answer.out)
+
+
+def strangers(answer: Answer, text: bytes) -> set:
+    """The lines that are not among the text's."""
+    return set(answer.out.split(b"\n")) - set(text.split(b"\n")) - {b""}
 
 
 TESTS = {
@@ -3485,15 +3491,15 @@ TESTS = {
                 '"$@" >/dev/null 2>&1; case $? in 0|12[67]) false;; esac'),
     "silent": Test(False, lambda answer, text: answer.rc in (0, 1) and not answer.out.strip(), "still finds something",
                    'out=$("$@" 2>/dev/null) || [ $? = 1 ] && [ -z "$out" ]'),
-    "among": Test(True, lambda answer, text: answer.rc == 0 and set(answer.out.split(b"\n")) <= set(text.split(b"\n") + [b""]),
-                  "shows more than when dockfix looked%.0s",
+    "among": Test(True, lambda answer, text: answer.rc == 0 and not strangers(answer, text), "shows more than when dockfix looked",
                   'want=$1; shift; out=$("$@" 2>/dev/null) || return; ! { printf "%s\\n%s\\n" "$want" "$want"; printf "%s\\n" "$out" |'
-                  ' LC_ALL=C sort -u; } | LC_ALL=C sort | uniq -u | grep -q .'),
-    "says": Test(True, lambda answer, text: answer.rc == 0 and answer.out.strip() == text, "does not say '%s'",
+                  ' LC_ALL=C sort -u; } | LC_ALL=C sort | uniq -u | grep -q .',
+                  lambda answer, text: ", ".join(map(text_of, sorted(strangers(answer, text)))) or first_line(answer)),
+    "says": Test(True, lambda answer, text: answer.rc == 0 and answer.out.strip() == text, "does not say 'TEXT'",
                  'want=$1; shift; out=$("$@" 2>/dev/null) && [ "$out" = "$want" ]'),
-    "has": Test(True, lambda answer, text: text in answer.out, "does not show '%s'",
+    "has": Test(True, lambda answer, text: text in answer.out, "does not show 'TEXT'",
                 'want=$1; shift; "$@" 2>/dev/null | grep -q -F -e "$want"'),
-    "lacks": Test(True, lambda answer, text: text not in answer.out, "still shows '%s'", '! has "$@"'),
+    "lacks": Test(True, lambda answer, text: text not in answer.out, "still shows 'TEXT'", '! has "$@"'),
 }
 
 
@@ -3504,10 +3510,8 @@ def failing_test(host: Host, tests: Sequence[Sequence[str]]) -> str:
         words = test[2:] if mode.takes_text else test[1:]
         answer = query_host(host, words)
         if answer.timed_out or not mode.holds(answer, raw(test[1])):
-            said = "no answer" if answer.timed_out else first_line(answer) + holders(answer.out)
-            if test[0] == "among" and answer.rc == 0:
-                said = ", ".join(sorted(set(answer.out_text().split("\n")) - set(test[1].split("\n")) - {""}))
-            return "%s %s: %s" % (sh_line(words), mode.wrong % test[1] if mode.takes_text else mode.wrong, said)
+            said = "no answer" if answer.timed_out else mode.shows(answer, raw(test[1]))
+            return "%s %s: %s" % (sh_line(words), mode.wrong.replace("TEXT", test[1]), said)
     return ""
 
 
@@ -4004,8 +4008,10 @@ def thin_pool(host: Host, name: str) -> ThinPool:
 
 def mend_pool(metadata: str) -> str:
     """What to type where a loop pool is ro, failed or needs a check: dm-thin's own checker, which wants the pool down (seen to do, 20.10)."""
-    return ("systemctl stop docker.socket docker; cp --sparse=always {0} {0}.before && thin_check --clear-needs-check-flag {0} && "
-            "systemctl start docker  # thin_repair where it finds faults").format(sh_quote(metadata))
+    stop, start = ("systemctl stop docker.socket docker", "systemctl start docker") if os.path.isdir(SYSTEMD_MARK) else (
+        "service docker stop", "service docker start")
+    return "{1}; cp --sparse=always {0} {0}.before && thin_check --clear-needs-check-flag {0} && {2}  # thin_repair where it finds faults".format(
+        sh_quote(metadata), stop, start)
 
 
 # --- what docker holds, and the steps that make and remove it: the same for every storage change
@@ -4189,7 +4195,7 @@ def down_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
                  "-lname", os.path.join(engine.root, "*.db"))
     folders = [os.path.join(engine.root, driver) for driver in ("devicemapper", "overlay2")]
     devices = pool and os.path.join(MAPPER, re.match("docker-[0-9:]+-|", pool).group())
-    steps.append(Step("no daemon and no mount is left", check=(down, databases) + unused(*folders, devices=devices), wait=30, daemon="down"))
+    steps.append(Step("no daemon and no mount is left", check=(down, databases) + unused(*folders, prefix=devices), wait=30, daemon="down"))
     return tuple(steps) + (pool_down(engine, pool) if pool else ())
 
 
@@ -4241,10 +4247,10 @@ def disk_tests(host: Host, path: str) -> List[List[str]]:
     return [["says", answer.out_text().strip(), "stat", "-c", "%m", place]] if answer.rc == 0 else []
 
 
-def unused(*paths: str, devices: str = "") -> Tuple[Tuple[str, ...], ...]:
-    """Tests: nothing is mounted at or below the paths, and no device whose path begins so, in any process's view. What the failing one
-    prints names the processes."""
-    ends = [path + tail for path in paths for tail in "/ "] + ([devices] if devices else [])
+def unused(*paths: str, prefix: str = "") -> Tuple[Tuple[str, ...], ...]:
+    """Tests: nothing is mounted at or below the paths, and no device or place whose path begins with `prefix`, in any process's view. What
+    the failing one prints names the processes."""
+    ends = [path + tail for path in paths for tail in "/ "] + ([prefix] if prefix else [])
     words = [word for one in ends for word in ("-e", " " + one[:-1].replace(" ", "\\040") + one[-1])]
     find = ("find", "/proc", "-mindepth", "2", "-maxdepth", "2", "-name", "mountinfo")
     return (("silent",) + find + ("-exec", "grep", "-l", "-s", "-F") + tuple(words) + ("{}", "+"),)
@@ -5101,6 +5107,9 @@ def min_free_percent(pool: dict, named: str) -> float:
     return round(100.0 * pool["min_free"] / pool["data_total"], 1) if pool["min_free"] is not None and pool["data_total"] else 10.0
 
 
+PLACES = "grep -rns %s /etc/docker /etc/sysconfig /etc/default /etc/systemd/system"
+
+
 def option_findings(one: dict, options: List[OptionSource]) -> List[Tuple]:
     found = []                  # type: List[Tuple]
     for name, places in option_conflicts(options):
@@ -5126,12 +5135,11 @@ def option_findings(one: dict, options: List[OptionSource]) -> List[Tuple]:
     metadata, base = (option_bytes(sizes.get(name, "")) for name in ("dm.loopmetadatasize", "dm.basesize"))
     if metadata and metadata > METADATA_MAX:
         text = "dm.loopmetadatasize=%s: more than 15.88 GiB of metadata is never used" % sizes["dm.loopmetadatasize"]
-        found.append(("metadata-useless", "info", text, "nothing: it does no harm"))
+        found.append(("metadata-useless", "info", text, PLACES % "dm.loopmetadatasize" + "  # it does no harm"))
     if base and one["pool"] and one["sources"].get("pool.base_device_size") == "metadata/base" and base < one["pool"]["base_device_size"]:
         text = "dm.basesize=%s is smaller than the pool's base device (%s): the daemon does not start with it"
         found.append(("base-size-smaller", "critical", text % (sizes["dm.basesize"], show_size(one["pool"]["base_device_size"])),
-                      "grep -rns dm.basesize /etc/docker /etc/sysconfig /etc/default /etc/systemd/system  # make it %s or more" % show_size(
-                          one["pool"]["base_device_size"])))
+                      PLACES % "dm.basesize" + "  # make it %s or more" % show_size(one["pool"]["base_device_size"])))
     return found
 
 
@@ -6138,14 +6146,18 @@ def run_restore(host: Host, opts: argparse.Namespace, report: dict) -> None:
 # --- resume, rollback, discard: what became of a storage change
 
 
+def check_engine(host: Host, opts: argparse.Namespace, journal: Journal) -> None:
+    """Raises HalfWay (Refused for a finished change) where the same names would mean another engine's things."""
+    now = docker_environment()
+    begun = journal.plan.facts.get("docker", now)
+    if any(begun.get(name) != now.get(name) for name in ("DOCKER_HOST", "DOCKER_CONTEXT")):
+        given, words = ["%s=%s" % pair for pair in sorted(begun.items())], ["python3", "dockfix.py", opts.command] + opts.words
+        raise (HalfWay if read_journal(host) else Refused)("%s was begun with another engine in the environment (%s)" % (
+            journal.plan.name, ", ".join(given) or "none was named"), sh_line(["env"] + ["-u" + name for name in sorted(now)] + given + words))
+
+
 def carry_on(host: Host, opts: argparse.Namespace, report: dict, journal: Journal, then: Sequence[Step] = ()) -> None:
     """A change that stands half-way (or is to be undone) to its end, the way it was going. then: what comes after it, for the script."""
-    begun = journal.plan.facts.get("docker", docker_environment())
-    if any(begun.get(name) != docker_environment().get(name) for name in ("DOCKER_HOST", "DOCKER_CONTEXT")):
-        words = ["%s=%s" % pair for pair in sorted(begun.items())] + ["python3", "dockfix.py", opts.command] + opts.words
-        unset = ["env"] + [word for name in sorted(docker_environment()) for word in ("-u", name)]
-        raise (HalfWay if read_journal(host) else Refused)("%s was begun with another engine in the environment (%s)" % (
-            journal.plan.name, ", ".join(words[:len(begun)]) or "none was named"), sh_line(unset + words))
     journal = journal._replace(plan=of_today(host, journal.plan))
     plan, back = journal.plan, journal.going == "back"
     msg = "undone: %s" % plan.goal if back else plan.goal
@@ -6180,8 +6192,9 @@ def run_resume(host: Host, opts: argparse.Namespace, report: dict) -> None:
     lock_storage(host, opts, mending=True)
     journal = read_journal(host)
     if not journal:
-        say("dockfix: no storage change stands half-way; there is nothing to resume")
-    elif journal.going == "on" and "restores" in journal.plan.facts:
+        return say("dockfix: no storage change stands half-way; there is nothing to resume")
+    check_engine(host, opts, journal)
+    if journal.going == "on" and "restores" in journal.plan.facts:
         resume_restore(host, opts, report, journal)
     else:
         carry_on(host, opts, report, journal)
@@ -6206,6 +6219,7 @@ def run_rollback(host: Host, opts: argparse.Namespace, report: dict) -> None:
     if journal and name not in ("", journal.plan.name):
         raise HalfWay("%s stands half-way; that one comes first" % journal.plan.name, HALF_WAY_HINT)
     journal = journal or finished_change(host, name)
+    check_engine(host, opts, journal)
     if journal.going == "undone":
         msg = "undone already; discard %s deletes what was set aside" % journal.plan.name
         return change_row(report, journal.plan, "unchanged", msg)
@@ -6257,7 +6271,8 @@ def run_discard(host: Host, opts: argparse.Namespace, report: dict) -> None:
     lock_storage(host, opts)
     journal = finished_change(host, opts.words[0])
     plan = journal.plan
-    if os.path.lexists(raw(plan.keeps)):
+    there = os.path.lexists(raw(plan.keeps))
+    if there:
         check_kept(plan, False)
     info = ask_engine(host, report)
     root = real_path(str(info["DockerRootDir"]) if info else configured_root())
@@ -6267,7 +6282,7 @@ def run_discard(host: Host, opts: argparse.Namespace, report: dict) -> None:
     whole = not os.path.ismount(raw(plan.keeps))                # a mount point cannot go itself
     delete = ("rm", "-rf", "--one-file-system", "--", plan.keeps) if whole else ("find", plan.keeps, "-xdev", "-mindepth", "1", "-delete")
     gone = ("not", "test", "-e", plan.keeps) if whole else ("silent", "find", plan.keeps, "-mindepth", "1")
-    idle = unused(plan.keeps) if whole else unused(devices=plan.keeps + "/")
+    idle = unused(plan.keeps) if whole else unused(prefix=plan.keeps + "/")
     steps = (Step("nothing uses %s" % plan.keeps, check=idle), Step("delete %s" % plan.keeps, delete, (gone,)))
     if opts.dry_run:
         report["script"] = plan_script(report, plan._replace(goal="delete %s" % plan.keeps, steps=steps, facts={}))
@@ -6280,7 +6295,7 @@ def run_discard(host: Host, opts: argparse.Namespace, report: dict) -> None:
             do_step(host, step, progress.step(number, step.title, 0))
         progress.end()
         remove_file(os.path.join(host.state, plan.name + ".json"))
-    change_row(report, plan._replace(keeps=""), "changed", "%s is deleted" % plan.keeps)
+    change_row(report, plan._replace(keeps=""), "changed", ("%s is deleted" if there else "%s was not there any more; its record goes") % plan.keeps)
 
 
 # --- chpasswd: set a user's password in many containers
@@ -7526,7 +7541,7 @@ def show_change(report: dict, quiet: bool) -> str:
         if one.get("keeps") and not quiet and one["status"] == "changed":
             undone, name = one["msg"].startswith("undone"), one.get("options", "") + one["id"]
             kept, back = ("what is set aside", "") if undone else ("the old data", "; rollback %s goes back" % name)
-            out += "  %s is kept in %s%s; discard %s deletes it\n" % (kept, one["keeps"], back, name)
+            out += "  %s\n" % printable("%s is kept in %s%s; discard %s deletes it" % (kept, one["keeps"], back, name))
     return out
 
 

@@ -258,6 +258,13 @@ def test_a_discard_that_was_killed_leaves_no_way_back(trial):
     assert trial.go("-y", "discard", "trial-1").rc == 0 and not os.path.exists(trial.at("aside"))
 
 
+def test_a_discard_of_what_somebody_deleted_does_not_call_it_its_deed(trial):
+    assert trial.go("-y", "trial").rc == 0
+    os.rename(trial.at("aside"), trial.at("elsewhere"))
+    result = trial.go("-y", "discard", "trial-1")
+    assert result.rc == 0 and b"was not there any more" in result.out and b"is deleted" not in result.out, result
+
+
 def test_a_discard_that_cannot_begin_leaves_the_way_back(trial):
     trial.program("grep", "echo /proc/7/mountinfo")     # somebody has a mount there
     assert trial.go("-y", "trial").rc == 0
@@ -270,7 +277,7 @@ def test_another_engine_in_the_environment(trial):
     there, left = {"DOCKER_HOST": "tcp://b:2376"}, {"DOCKER_HOST": "", "DOCKER_CONTEXT": "c"}
     assert trial.go("-y", "trial", kill=4, env=there).rc == -signal.SIGKILL
     now = state(trial)
-    for env, hint in (({"DOCKER_HOST": ""}, "env DOCKER_HOST=tcp://b:2376 python3 dockfix.py"), (left, "env -u DOCKER_CONTEXT DOCKER_HOST=tcp://b:2376 python3 dockfix.py")):
+    for env, hint in (({"DOCKER_HOST": ""}, "env DOCKER_HOST=tcp://b:2376 python3 dockfix.py"), (left, "env -uDOCKER_CONTEXT DOCKER_HOST=tcp://b:2376 python3 dockfix.py")):
         for word in ("resume", "rollback"):
             result = trial.go("-y", "--json", word, env=env)
             assert result.rc == 7 and result.json["errors"][0]["hint"].startswith(hint) and result.json["errors"][0]["hint"].endswith(word), result
