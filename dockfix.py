@@ -14,7 +14,11 @@ import sys
 # loaded by the interpreter itself before this line, so only later imports can be led astray.
 if __name__ == "__main__":
     _here = globals().get("__file__") or ""
-    if sys.path[:1] in ([""], [os.path.dirname(os.path.abspath(_here))], [os.path.dirname(os.path.realpath(_here))]):
+    if sys.path[:1] in (
+        [""],
+        [os.path.dirname(os.path.abspath(_here))],
+        [os.path.dirname(os.path.realpath(_here))],
+    ):
         del sys.path[0]
 
 import argparse
@@ -49,32 +53,51 @@ and prints a POSIX shell script that does what the real run would do.
 
 VERSION = "0.1.0"
 SCHEMA = "dockfix/1"
-CALL_SECONDS = 60.0         # default bound of one call for one container
-LOOK_AGAIN_SECONDS = 0.5    # an engine makes and removes the records of a layer one after the other
-WALK_SECONDS = 10.0         # what looking for sizes may take in all
+CALL_SECONDS = 60.0  # default bound of one call for one container
+LOOK_AGAIN_SECONDS = 0.5  # an engine makes and removes the records of a layer one after the other
+WALK_SECONDS = 10.0  # what looking for sizes may take in all
 SLOW = "not finished in time"
-DOCKER_ROOT = "/var/lib/docker"             # where nothing else is said
+DOCKER_ROOT = "/var/lib/docker"  # where nothing else is said
 CONTAINERD_ROOT = "/var/lib/containerd"
-LOG_LARGE = 1 << 30         # a log without rotation that is worth a warning
-LOCK_SECONDS = 15.0         # what lckpwdf(3) waits for /etc/.pwd.lock
-DRAIN_SECONDS = 2.0         # after a kill: a grandchild may hold the pipe for ever
-SHADOW_MAX = 1 << 20        # a larger shadow file is not one
-ID_MAX = 65535              # a user namespace of the engine spans so many ids
-CHUNK_IDS = 500             # ids in one docker call: 65 bytes each, far below ARG_MAX
-PASSWORD_MAX = 511          # libcrypt's own limit, bytes
+LOG_LARGE = 1 << 30  # a log without rotation that is worth a warning
+LOCK_SECONDS = 15.0  # what lckpwdf(3) waits for /etc/.pwd.lock
+DRAIN_SECONDS = 2.0  # after a kill: a grandchild may hold the pipe for ever
+SHADOW_MAX = 1 << 20  # a larger shadow file is not one
+ID_MAX = 65535  # a user namespace of the engine spans so many ids
+CHUNK_IDS = 500  # ids in one docker call: 65 bytes each, far below ARG_MAX
+PASSWORD_MAX = 511  # libcrypt's own limit, bytes
 LEFTOVER = ".shadow.dockfix"
 KEPT_END = ".dockfix-kept"  # beside a settings file that somebody changed during a storage change: what stood there
-JOURNAL = "journal.json"    # in the state folder while a storage change is under way
+JOURNAL = "journal.json"  # in the state folder while a storage change is under way
 HALF_WAY_HINT = "python3 dockfix.py resume, or: python3 dockfix.py rollback"
-HEAD_BYTES = 65536          # of a program: its kind stands at its start
-BUILD_SECONDS = 900.0       # to compile libfaketime
-LINKS_MAX = 40              # as many links on one path as the kernel follows
-SBIN = ":/usr/sbin:/sbin"   # dmsetup, losetup
-RECORD_MAX = 16 << 20       # one record of a Docker root; containers with a huge environment stay far below
+HEAD_BYTES = 65536  # of a program: its kind stands at its start
+BUILD_SECONDS = 900.0  # to compile libfaketime
+LINKS_MAX = 40  # as many links on one path as the kernel follows
+SBIN = ":/usr/sbin:/sbin"  # dmsetup, losetup
+RECORD_MAX = (
+    16 << 20
+)  # one record of a Docker root; containers with a huge environment stay far below
 MAPPER = "/dev/mapper"
 SERVICE_PROGRAMS = ("systemctl", "service")
 # What these programs, and these words of docker's, change is not on the disk yet when they end: a power cut would take it back behind the journal.
-SYNCED = {"mkdir", "chmod", "mv", "rm", "rmdir", "dd", "cp", "truncate", "rsync", "find", "create", "load", "import", "tag", "commit", "rmi"}
+SYNCED = {
+    "mkdir",
+    "chmod",
+    "mv",
+    "rm",
+    "rmdir",
+    "dd",
+    "cp",
+    "truncate",
+    "rsync",
+    "find",
+    "create",
+    "load",
+    "import",
+    "tag",
+    "commit",
+    "rmi",
+}
 ETC_TARGETS = ("/", "/etc", "/etc/passwd", "/etc/shadow")
 
 ###############################################################################
@@ -84,6 +107,7 @@ ETC_TARGETS = ("/", "/etc", "/etc/passwd", "/etc/shadow")
 
 class DockfixError(Exception):
     """What was wrong, in the user's words, and what to type next. `code` is the exit code."""
+
     code = 1
 
     def __init__(self, msg: str, hint: str = "") -> None:
@@ -92,19 +116,44 @@ class DockfixError(Exception):
         self.hint = hint
 
 
-class UsageError(DockfixError): code = 2
-class Refused(DockfixError): code = 5
-class EnvironmentFault(DockfixError): code = 6
-class HalfWay(DockfixError): code = 7
-class Locked(DockfixError): code = 8
-class Gone(Exception): """The container vanished between look and deed."""
-class WayClosed(Exception): """This way into the container cannot be used; the text says why. Another may be open."""
+class UsageError(DockfixError):
+    code = 2
+
+
+class Refused(DockfixError):
+    code = 5
+
+
+class EnvironmentFault(DockfixError):
+    code = 6
+
+
+class HalfWay(DockfixError):
+    code = 7
+
+
+class Locked(DockfixError):
+    code = 8
+
+
+class Gone(Exception):
+    """The container vanished between look and deed."""
+
+
+class WayClosed(Exception):
+    """This way into the container cannot be used; the text says why. Another may be open."""
+
+
 class Unanswered(WayClosed):
     """docker cp did not answer: what was sent may still arrive."""
 
 
-class SharedEtc(WayClosed): """/etc is a mount that docker does not tell of."""
-class Interrupted(Exception): """SIGINT or SIGTERM arrived; args[0] is its number."""
+class SharedEtc(WayClosed):
+    """/etc is a mount that docker does not tell of."""
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM arrived; args[0] is its number."""
 
 
 def exit_code(rows: List[dict], dry_exit: bool = False) -> int:
@@ -126,6 +175,7 @@ def exit_code(rows: List[dict], dry_exit: bool = False) -> int:
 
 class Account(NamedTuple):
     """One line to set: user and password (or hash, with -e). Bytes. Never shows its secret."""
+
     user: bytes
     secret: bytes
 
@@ -135,6 +185,7 @@ class Account(NamedTuple):
 
 class Target(NamedTuple):
     """One container as `docker ps` lists it. id is the full one."""
+
     id: str
     name: str
     status: str
@@ -142,17 +193,19 @@ class Target(NamedTuple):
 
 class Mount(NamedTuple):
     """One line of /proc/PID/mountinfo (proc(5)); octal escapes undone."""
+
     dev: str
     root: str
     point: str
     fstype: str
     source: str
     options: Tuple[str, ...]
-    flags: Tuple[str, ...] = ()         # of this mount: ro, nosuid ...
+    flags: Tuple[str, ...] = ()  # of this mount: ro, nosuid ...
 
 
 class Container(NamedTuple):
     """What chpasswd needs of one `docker inspect` object."""
+
     id: str
     name: str
     running: bool
@@ -164,19 +217,21 @@ class Container(NamedTuple):
     userns: str
     driver: str
     layer: Dict[str, str]
-    mounts: Tuple[Tuple[str, str], ...]     # (source, destination), destination normalised
-    env: Tuple[str, ...]                    # Config.Env, NAME=VALUE each
-    started: str                            # State.StartedAt, ISO 8601 in UTC
-    words: Tuple[str, ...]                  # Path and Args
+    mounts: Tuple[Tuple[str, str], ...]  # (source, destination), destination normalised
+    env: Tuple[str, ...]  # Config.Env, NAME=VALUE each
+    started: str  # State.StartedAt, ISO 8601 in UTC
+    words: Tuple[str, ...]  # Path and Args
     user: str
-    folder: str                             # Config.WorkingDir
+    folder: str  # Config.WorkingDir
     auto_remove: bool
     restarts: int
 
 
 class Member(NamedTuple):
     """One path of a container. kind: 'file', 'link' (text in `link`), 'hard' (to write only), 'dir', 'other', or
-    'absent'. uid and gid as the host sees them (user-namespace base included); mtime in whole seconds."""
+    'absent'. uid and gid as the host sees them (user-namespace base included); mtime in whole seconds.
+    """
+
     path: str
     kind: str
     data: bytes = b""
@@ -189,7 +244,9 @@ class Member(NamedTuple):
 
 class Undo(NamedTuple):
     """What STATE/undo/KIND-ID.json holds: what was at each path before dockfix's first change of this kind. `engine`
-    is `docker info`'s ID, `changed` the time of the last change (ISO 8601 in UTC), `more` the feature's own facts."""
+    is `docker info`'s ID, `changed` the time of the last change (ISO 8601 in UTC), `more` the feature's own facts.
+    """
+
     kind: str
     id: str
     name: str
@@ -210,7 +267,7 @@ def printable(text: str) -> str:
 
 def escape_char(ch: str) -> str:
     code = ord(ch)
-    if 0xDC80 <= code <= 0xDCFF:                    # a byte that was no UTF-8 (surrogateescape)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that was no UTF-8 (surrogateescape)
         return "\\x%02x" % (code - 0xDC00)
     return ch.encode("unicode_escape", "backslashreplace").decode("ascii")
 
@@ -235,9 +292,14 @@ def sh_quote(text: str) -> str:
     if text.isprintable():
         return shlex.quote(text)
     head = text.rstrip("\n")
-    plain = [32 <= b < 127 and b not in b"%\\'" and (n or b != 45) for n, b in enumerate(raw(head))]    # no '-' first: an option
+    plain = [
+        32 <= b < 127 and b not in b"%\\'" and (n or b != 45) for n, b in enumerate(raw(head))
+    ]  # no '-' first: an option
     body = "".join(chr(b) if fits else "\\%03o" % b for fits, b in zip(plain, raw(head)))
-    return '"%s%s"' % ("$(printf '%s')" % body if head else "", "${IFS#??}" * (len(text) - len(head)))
+    return '"%s%s"' % (
+        "$(printf '%s')" % body if head else "",
+        "${IFS#??}" * (len(text) - len(head)),
+    )
 
 
 def sh_line(argv: Sequence[str]) -> str:
@@ -254,7 +316,11 @@ def parse_size(text: str, now: Optional[int] = None) -> int:
         unit = 1 << 10 * " KMGT".index((found.group(3) or " ").upper())
         return int(found.group(1)) * unit + int(float(found.group(2) or 0) * unit)
     decimal = re.match(r"^([0-9.]+)([KMGTkmgt])[bB]\Z", text, re.A)
-    hint = "write {0}{1} or {0}{1}iB, both binary".format(decimal.group(1), decimal.group(2).upper()) if decimal else "such as 500M or 20GiB"
+    hint = (
+        "write {0}{1} or {0}{1}iB, both binary".format(decimal.group(1), decimal.group(2).upper())
+        if decimal
+        else "such as 500M or 20GiB"
+    )
     raise UsageError("not a size: %s" % text, hint)
 
 
@@ -288,60 +354,118 @@ def parse_ps(text: str) -> List[Target]:
             continue
         parts = line.rstrip("\r").split(" ", 2)
         if len(parts) < 2 or not re.match(r"[0-9a-f]{64}\Z", parts[0]):
-            raise EnvironmentFault("docker ps gave an answer that is not understood: %s" % line[:80], "docker ps -a --no-trunc")
+            raise EnvironmentFault(
+                "docker ps gave an answer that is not understood: %s" % line[:80],
+                "docker ps -a --no-trunc",
+            )
         if parts[0] in seen:
-            raise EnvironmentFault("docker ps lists one container twice: %s" % parts[0][:12], "docker ps -a --no-trunc")
+            raise EnvironmentFault(
+                "docker ps lists one container twice: %s" % parts[0][:12], "docker ps -a --no-trunc"
+            )
         seen.add(parts[0])
         # With --no-trunc Names also lists link aliases ("other/alias").
         names = [name for name in parts[1].split(",") if name and "/" not in name]
-        rows.append(Target(parts[0], names[0] if names else parts[0][:12], parts[2] if len(parts) > 2 else ""))
+        rows.append(
+            Target(
+                parts[0], names[0] if names else parts[0][:12], parts[2] if len(parts) > 2 else ""
+            )
+        )
     return rows
 
 
 FAULTS = (
-    (r"permission denied", "no permission to speak to the Docker daemon", "sudo python3 dockfix.py ..."),
-    (r"[Cc]annot connect to the Docker daemon|[Ii]s the docker daemon running|connection refused|no such host|error during connect",
-     "the Docker daemon does not answer", "systemctl status docker; journalctl -u docker -n 50"),
+    (
+        r"permission denied",
+        "no permission to speak to the Docker daemon",
+        "sudo python3 dockfix.py ...",
+    ),
+    (
+        r"[Cc]annot connect to the Docker daemon|[Ii]s the docker daemon running|connection refused|no such host|error during connect",
+        "the Docker daemon does not answer",
+        "systemctl status docker; journalctl -u docker -n 50",
+    ),
 )
 
 
 def is_gone(text: str) -> bool:
     """Does the text say that the container is no more? It may be the command's own: is_gone_now() asks docker."""
-    return bool(re.search(r"No such container|marked for removal|[Rr]emoval .*in progress|container .* is dead", text))
+    return bool(
+        re.search(
+            r"No such container|marked for removal|[Rr]emoval .*in progress|container .* is dead",
+            text,
+        )
+    )
 
 
 def is_dockers_own(rc: int, err: str, both: str) -> bool:
     """Is the exit status of `docker exec` the daemon's or the runtime's, and not the command's? The daemon speaks on stderr, runtimes on either."""
     daemon = r"\s*(Error response from daemon|Error: ([Nn]o such|no) container|[Cc]annot connect to the Docker daemon|error during connect|rpc error)"
     runtime = r"OCI runtime exec failed|oci runtime error|unable to find user|rpc error: code"
-    return bool(re.match(daemon, err) if rc in (1, 255) else re.search(runtime, both) if rc in (126, 127) else False)
+    return bool(
+        re.match(daemon, err)
+        if rc in (1, 255)
+        else re.search(runtime, both) if rc in (126, 127) else False
+    )
 
 
 def find_named(listed: List[Target], name: str) -> List[Target]:
     """The containers a name means: a full id, else a name or glob, else an id prefix. Raises UsageError for a prefix of two."""
     name = name[1:] if name.startswith("/") else name
     by_id = [t for t in listed if t.id == name]
-    by_name = by_id or [t for t in listed if t.name == name] or [t for t in listed if fnmatch.fnmatchcase(t.name, name)]
+    by_name = (
+        by_id
+        or [t for t in listed if t.name == name]
+        or [t for t in listed if fnmatch.fnmatchcase(t.name, name)]
+    )
     if by_name:
         return by_name
     prefixed = [t for t in listed if name and t.id.startswith(name)]
     if len(prefixed) > 1:
-        raise UsageError("%s means %d containers: %s" % (name, len(prefixed), ", ".join(t.name for t in prefixed)), "give a name or more of the id")
+        raise UsageError(
+            "%s means %d containers: %s"
+            % (name, len(prefixed), ", ".join(t.name for t in prefixed)),
+            "give a name or more of the id",
+        )
     return prefixed
 
 
-def choose_targets(listed: List[Target], names: Sequence[str], everything: bool = False, stopped: bool = False,
-                   filtered: Optional[Sequence[str]] = None, exclude: Sequence[str] = ()) -> Tuple[List[Target], List[str]]:
+def choose_targets(
+    listed: List[Target],
+    names: Sequence[str],
+    everything: bool = False,
+    stopped: bool = False,
+    filtered: Optional[Sequence[str]] = None,
+    exclude: Sequence[str] = (),
+) -> Tuple[List[Target], List[str]]:
     """The chosen containers without doubles, named ones in the order given, then --all by name, and the --exclude globs that met none.
-    `filtered` are the ids a --filter let through (None: no filter); it narrows --all, never names."""
+    `filtered` are the ids a --filter let through (None: no filter); it narrows --all, never names.
+    """
     found = [find_named(listed, name) for name in names]
     unknown = [name for name, targets in zip(names, found) if not targets]
     if unknown:
         raise UsageError("no such container: %s" % ", ".join(unknown), "docker ps -a")
-    up = ("Up", "Restarting")           # what the status text of running, paused and restarting ones begins with since Docker 1.0
-    ranged = [t for t in listed if everything and (stopped or t.status.startswith(up)) and (filtered is None or t.id in filtered)]
-    wanted = [target for targets in found for target in targets] + sorted(ranged, key=lambda target: target.name)
-    out = {glob: [t.id for t in listed if fnmatch.fnmatchcase(t.name, glob) or (len(glob) >= 4 and t.id.startswith(glob))] for glob in exclude}
+    up = (
+        "Up",
+        "Restarting",
+    )  # what the status text of running, paused and restarting ones begins with since Docker 1.0
+    ranged = [
+        t
+        for t in listed
+        if everything
+        and (stopped or t.status.startswith(up))
+        and (filtered is None or t.id in filtered)
+    ]
+    wanted = [target for targets in found for target in targets] + sorted(
+        ranged, key=lambda target: target.name
+    )
+    out = {
+        glob: [
+            t.id
+            for t in listed
+            if fnmatch.fnmatchcase(t.name, glob) or (len(glob) >= 4 and t.id.startswith(glob))
+        ]
+        for glob in exclude
+    }
     left_out = {one for ids in out.values() for one in ids}
     chosen = {target.id: target for target in wanted if target.id not in left_out}
     return list(chosen.values()), [glob for glob in exclude if not out[glob]]
@@ -349,11 +473,15 @@ def choose_targets(listed: List[Target], names: Sequence[str], everything: bool 
 
 def parse_objects(data: bytes) -> List[dict]:
     """The objects of `docker inspect` as they are, each with an Id or a Name. Raises EnvironmentFault when they are none."""
+
     def take(text: str) -> List[dict]:
         found = json.loads(text)
-        if not isinstance(found, list) or not all(isinstance(one, dict) and (one.get("Id") or one.get("Name")) for one in found):
+        if not isinstance(found, list) or not all(
+            isinstance(one, dict) and (one.get("Id") or one.get("Name")) for one in found
+        ):
             raise ValueError("not a list of objects")
         return found
+
     return facts_of(data.decode("utf-8", "replace"), take)
 
 
@@ -362,7 +490,9 @@ def facts_of(one: object, take: Callable):
     try:
         return take(one)
     except (ValueError, TypeError, AttributeError, KeyError, IndexError, RecursionError):
-        raise EnvironmentFault("docker inspect gave an answer that is not understood", "docker inspect CONTAINER") from None
+        raise EnvironmentFault(
+            "docker inspect gave an answer that is not understood", "docker inspect CONTAINER"
+        ) from None
 
 
 def container_facts(one: dict) -> Container:
@@ -370,21 +500,33 @@ def container_facts(one: dict) -> Container:
         raise ValueError("no id")
     state, host, config = one["State"], one["HostConfig"], one.get("Config") or {}
     if not isinstance(host, dict):
-        raise ValueError("no HostConfig")       # without it a mount over /etc could not be seen
+        raise ValueError("no HostConfig")  # without it a mount over /etc could not be seen
     graph = one.get("GraphDriver") or {}
     layer = graph.get("Data") or {}
     pid = state.get("Pid") or 0
     if not isinstance(pid, int) or isinstance(pid, bool):
         raise ValueError("no pid")
     return Container(
-        id=one["Id"], name=str(one.get("Name") or one["Id"][:12]).lstrip("/"), running=state["Running"] is True,
-        paused=state.get("Paused") is True, restarting=state.get("Restarting") is True,
-        dying=state.get("Status") == "removing" or state.get("Dead") is True, pid=pid,
-        read_only=host.get("ReadonlyRootfs") is True, userns=str(host.get("UsernsMode") or ""), driver=str(graph.get("Name") or ""),
-        layer={str(key): str(value) for key, value in layer.items()}, mounts=tuple(inspect_mounts(one["Mounts"] or [], host)),
-        env=tuple(str(word) for word in config.get("Env") or []), started=str(state.get("StartedAt") or ""),
-        words=tuple(str(word) for word in [one.get("Path") or ""] + (one.get("Args") or [])), user=str(config.get("User") or ""),
-        folder=str(config.get("WorkingDir") or ""), auto_remove=host.get("AutoRemove") is True, restarts=int(one.get("RestartCount") or 0))
+        id=one["Id"],
+        name=str(one.get("Name") or one["Id"][:12]).lstrip("/"),
+        running=state["Running"] is True,
+        paused=state.get("Paused") is True,
+        restarting=state.get("Restarting") is True,
+        dying=state.get("Status") == "removing" or state.get("Dead") is True,
+        pid=pid,
+        read_only=host.get("ReadonlyRootfs") is True,
+        userns=str(host.get("UsernsMode") or ""),
+        driver=str(graph.get("Name") or ""),
+        layer={str(key): str(value) for key, value in layer.items()},
+        mounts=tuple(inspect_mounts(one["Mounts"] or [], host)),
+        env=tuple(str(word) for word in config.get("Env") or []),
+        started=str(state.get("StartedAt") or ""),
+        words=tuple(str(word) for word in [one.get("Path") or ""] + (one.get("Args") or [])),
+        user=str(config.get("User") or ""),
+        folder=str(config.get("WorkingDir") or ""),
+        auto_remove=host.get("AutoRemove") is True,
+        restarts=int(one.get("RestartCount") or 0),
+    )
 
 
 def inspect_mounts(mounts: list, host: dict) -> List[Tuple[str, str]]:
@@ -394,7 +536,9 @@ def inspect_mounts(mounts: list, host: dict) -> List[Tuple[str, str]]:
         parts = bind.split(":")
         found.append((parts[0], parts[1]) if len(parts) > 1 else ("", parts[0]))
     found += [("tmpfs", path) for path in (host.get("Tmpfs") or {})]
-    found += [(m.get("Source") or m.get("Type") or "", m["Target"]) for m in host.get("Mounts") or []]
+    found += [
+        (m.get("Source") or m.get("Type") or "", m["Target"]) for m in host.get("Mounts") or []
+    ]
     return [(str(source), posixpath.normpath("/" + target.lstrip("/"))) for source, target in found]
 
 
@@ -421,19 +565,30 @@ def parse_age(text: str) -> int:
     """Seconds of '90s', '15m', '12h' or '30d'. Raises UsageError."""
     found = re.match(r"([0-9]{1,6})([smhd])\Z", text, re.A)
     if not found:
-        raise UsageError("not an age: %s" % text, "a number and one unit of s m h d, such as 12h or 30d")
+        raise UsageError(
+            "not an age: %s" % text, "a number and one unit of s m h d, such as 12h or 30d"
+        )
     return int(found.group(1)) * UNITS[found.group(2)]
 
 
 def parse_instant(text: object) -> float:
     """Seconds since 1970 of Docker's '2024-01-31T12:00:00.123456789Z' (or +08:00); 0 where it is none, and for year 1, Docker's 'never'."""
-    found = re.match(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(?:Z|([+-])(\d\d):(\d\d))\Z", str(text or ""), re.A)
+    found = re.match(
+        r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(?:Z|([+-])(\d\d):(\d\d))\Z",
+        str(text or ""),
+        re.A,
+    )
     if not found:
         return 0.0
     whole, part, sign, hours, minutes = found.groups()
     try:
         east = int(sign + "1") * (int(hours) * 3600 + int(minutes) * 60) if sign else 0
-        return max(0.0, calendar.timegm(time.strptime(whole, "%Y-%m-%dT%H:%M:%S")) - east + float("0" + (part or "")))
+        return max(
+            0.0,
+            calendar.timegm(time.strptime(whole, "%Y-%m-%dT%H:%M:%S"))
+            - east
+            + float("0" + (part or "")),
+        )
     except ValueError:
         return 0.0
 
@@ -451,7 +606,9 @@ def parse_mountinfo(text: str) -> List[Mount]:
         fields, tail = left.split(" "), right.split(" ")
         if dash and len(fields) >= 6 and len(tail) >= 3:
             root, point, source = (unescape_octal(word) for word in (fields[3], fields[4], tail[1]))
-            options, flags = tuple(unescape_octal(word) for word in tail[2].split(",")), tuple(fields[5].split(","))
+            options, flags = tuple(unescape_octal(word) for word in tail[2].split(",")), tuple(
+                fields[5].split(",")
+            )
             mounts.append(Mount(fields[2], root, point, tail[0], source, options, flags))
     return mounts
 
@@ -474,12 +631,16 @@ def own_root(mounts: List[Mount], container: Container) -> Optional[Mount]:
         if mount.point != "/":
             continue
         if mount.fstype == "overlay" and mount.root == "/" and layer.get("UpperDir"):
-            upper = [o[len("upperdir="):] for o in mount.options if o.startswith("upperdir=")]
+            upper = [o[len("upperdir=") :] for o in mount.options if o.startswith("upperdir=")]
             # overlay2 passes a path relative to its home when the options fill a page.
             relative = "/".join(layer["UpperDir"].split("/")[-2:])
             if upper and upper[0] in (layer["UpperDir"], relative):
                 return mount
-        if mount.root == "/rootfs" and layer.get("DeviceName") and mount.source == "/dev/mapper/" + layer["DeviceName"]:
+        if (
+            mount.root == "/rootfs"
+            and layer.get("DeviceName")
+            and mount.source == "/dev/mapper/" + layer["DeviceName"]
+        ):
             return mount
         if mount.fstype == "zfs" and layer.get("Dataset") and mount.source == layer["Dataset"]:
             return mount
@@ -493,7 +654,9 @@ class Layers(NamedTuple):
     """Whose the layers below a Docker root are, from its files alone. rows: {"layer", "driver", "paths", "role", "container", "images",
     "note"}, with devicemapper "device", "device_id" and "device_size" too; role None: it cannot be told. words: each name of a row (full
     ids, tags, chain and diff ids, short links, device ids) -> its numbers in rows. containers: {id: what take_container makes of it};
-    images: {id: tags}; unread: {path: reason}. sizes: {layer: bytes of the files it adds, as layerdb has it}."""
+    images: {id: tags}; unread: {path: reason}. sizes: {layer: bytes of the files it adds, as layerdb has it}.
+    """
+
     rows: List[dict]
     words: Dict[str, List[int]]
     containers: Dict[str, dict]
@@ -504,6 +667,7 @@ class Layers(NamedTuple):
 
 class Claim(NamedTuple):
     """Who has a layer: its role, the container's id, the images' ids, a remark, and other names of it."""
+
     role: Optional[str]
     container: str = ""
     images: Tuple[str, ...] = ()
@@ -511,30 +675,39 @@ class Claim(NamedTuple):
     words: Tuple[str, ...] = ()
 
 
-LAYOUTS = {                     # in a driver's home: the folder whose names are layers, and a layer's paths (one that is mounted comes first)
+LAYOUTS = {  # in a driver's home: the folder whose names are layers, and a layer's paths (one that is mounted comes first)
     "devicemapper": ("metadata", ("mnt/%s", "metadata/%s")),
-    "overlay2": (".", ("%s/diff", "%s/merged", "%s")), "fuse-overlayfs": (".", ("%s/diff", "%s/merged", "%s")),
+    "overlay2": (".", ("%s/diff", "%s/merged", "%s")),
+    "fuse-overlayfs": (".", ("%s/diff", "%s/merged", "%s")),
     "overlay": (".", ("%s/upper", "%s/root", "%s/merged", "%s")),
     "aufs": ("diff", ("diff/%s", "mnt/%s", "layers/%s")),
-    "btrfs": ("subvolumes", ("subvolumes/%s",)), "zfs": ("graph", ("graph/%s",)), "vfs": ("dir", ("dir/%s",)),
+    "btrfs": ("subvolumes", ("subvolumes/%s",)),
+    "zfs": ("graph", ("graph/%s",)),
+    "vfs": ("dir", ("dir/%s",)),
 }
 HASH = r"[0-9a-f]{64}\Z"
-LAYER = r"(?:[0-9a-f]{64}|[0-9a-z]{25})(?:-init|-removing)?\Z"      # BuildKit's names have 25 characters
+LAYER = (
+    r"(?:[0-9a-f]{64}|[0-9a-z]{25})(?:-init|-removing)?\Z"  # BuildKit's names have 25 characters
+)
 
 
 def chain_ids(diff_ids: Sequence[str]) -> List[str]:
     """The name in layerdb of each layer of an image, lowest first: the lowest's diff id, then the hash of 'PARENT DIFF'."""
-    chains = []                 # type: List[str]
+    chains = []  # type: List[str]
     for diff in diff_ids:
-        chains.append("sha256:" + hashlib.sha256(("%s %s" % (chains[-1], diff)).encode("ascii")).hexdigest() if chains else diff)
-    return [chain[len("sha256:"):] for chain in chains]
+        chains.append(
+            "sha256:" + hashlib.sha256(("%s %s" % (chains[-1], diff)).encode("ascii")).hexdigest()
+            if chains
+            else diff
+        )
+    return [chain[len("sha256:") :] for chain in chains]
 
 
 def take_word(files: Dict[str, bytes], name: str, form: str) -> str:
     text = files.get(name, b"").decode("ascii", "replace").strip()
     if not re.match(form, text):
         raise ValueError("no %s that is one" % name)
-    return text[len("sha256:"):] if text.startswith("sha256:") else text
+    return text[len("sha256:") :] if text.startswith("sha256:") else text
 
 
 def take_object(data: Optional[bytes]) -> dict:
@@ -553,8 +726,11 @@ def take_chain(files: Dict[str, bytes]) -> Tuple[str, str, Optional[int]]:
 
 def take_mount(files: Dict[str, bytes]) -> Tuple[str, str, str]:
     """(layer, its init layer or '', the chain id it stands on or '') of layerdb/mounts/CONTAINER."""
-    return (take_word(files, "mount-id", LAYER), take_word(files, "init-id", LAYER) if "init-id" in files else "",
-            take_word(files, "parent", "sha256:" + HASH) if "parent" in files else "")
+    return (
+        take_word(files, "mount-id", LAYER),
+        take_word(files, "init-id", LAYER) if "init-id" in files else "",
+        take_word(files, "parent", "sha256:" + HASH) if "parent" in files else "",
+    )
 
 
 def take_image(files: Dict[str, bytes]) -> List[str]:
@@ -571,38 +747,61 @@ def take_container(files: Dict[str, bytes]) -> Dict[str, object]:
     image, log = str(found.get("Image") or ""), {}
     if "hostconfig.json" in files:
         log = take_object(files["hostconfig.json"]).get("LogConfig") or found.get("LogConfig") or {}
-    sources = [str(one.get("Name") or one.get("Source") or "") for one in (found.get("MountPoints") or {}).values()]
+    sources = [
+        str(one.get("Name") or one.get("Source") or "")
+        for one in (found.get("MountPoints") or {}).values()
+    ]
     sources += [str(one) for one in (found.get("Volumes") or {}).values()]
-    return {"name": str(found.get("Name") or "").lstrip("/"), "driver": str(found.get("Driver") or ""),
-            "image": image[len("sha256:"):] if image.startswith("sha256:") else image,
-            "running": (found.get("State") or {}).get("Running"), "volumes": [re.sub(r".*/volumes/([^/]+)/_data\Z", r"\1", one) for one in sources],
-            "rotated": "max-size" in (log.get("Config") or {}) or log.get("Type") not in (None, "", "json-file")}
+    return {
+        "name": str(found.get("Name") or "").lstrip("/"),
+        "driver": str(found.get("Driver") or ""),
+        "image": image[len("sha256:") :] if image.startswith("sha256:") else image,
+        "running": (found.get("State") or {}).get("Running"),
+        "volumes": [re.sub(r".*/volumes/([^/]+)/_data\Z", r"\1", one) for one in sources],
+        "rotated": "max-size" in (log.get("Config") or {})
+        or log.get("Type") not in (None, "", "json-file"),
+    }
 
 
 def take_device(files: Dict[str, bytes]) -> Tuple[int, bool, Optional[int]]:
     found = take_object(files.get(""))
     if type(found.get("device_id")) is not int:
         raise ValueError("no device_id")
-    return found["device_id"], found.get("deleted") is True, found["size"] if type(found.get("size")) is int else None
+    return (
+        found["device_id"],
+        found.get("deleted") is True,
+        found["size"] if type(found.get("size")) is int else None,
+    )
 
 
 def take_tags(files: Dict[str, bytes]) -> Dict[str, List[str]]:
     """{image id: tags and digests} of repositories.json, whose inner keys are whole references since 1.10 and bare tags before."""
-    tags = {}                   # type: Dict[str, List[str]]
+    tags = {}  # type: Dict[str, List[str]]
     for name, references in (take_object(files.get("")).get("Repositories") or {}).items():
         for reference, image in references.items():
-            tags.setdefault(str(image).split(":")[-1], []).append(reference if reference.startswith(name) else name + ":" + reference)
+            tags.setdefault(str(image).split(":")[-1], []).append(
+                reference if reference.startswith(name) else name + ":" + reference
+            )
     return {image: sorted(found) for image, found in tags.items()}
 
 
-def claim_layers(chains: Dict[str, Tuple], mounts: Dict[str, Tuple], images: Dict[str, List[str]], containers: Dict[str, dict]) -> Dict[str, Claim]:
+def claim_layers(
+    chains: Dict[str, Tuple],
+    mounts: Dict[str, Tuple],
+    images: Dict[str, List[str]],
+    containers: Dict[str, dict],
+) -> Dict[str, Claim]:
     """{layer: Claim} by the records of engines since 1.10. An image has the layers of its diff ids; a container has its mount, and keeps
     the layers under it alive even where their image is gone."""
-    users, diffs, standing = {}, {}, {}  # type: Dict[str, List[str]], Dict[str, str], Dict[str, str]
+    users, diffs, standing = (
+        {},
+        {},
+        {},
+    )  # type: Dict[str, List[str]], Dict[str, str], Dict[str, str]
     for image, diff_ids in images.items():
         for chain, diff in zip(chain_ids(diff_ids), diff_ids):
             users.setdefault(chain, []).append(image)
-            diffs[chain] = diff[len("sha256:"):]
+            diffs[chain] = diff[len("sha256:") :]
     for container, (_, _, chain) in mounts.items():
         while chain in chains and chain not in standing:
             standing[chain] = container
@@ -610,11 +809,21 @@ def claim_layers(chains: Dict[str, Tuple], mounts: Dict[str, Tuple], images: Dic
     claims = {}
     for chain, (layer, _, _) in chains.items():
         role = "image" if chain in users or chain in standing else "orphan"
-        stands = "its image is gone; container %s stands on it" % standing[chain][:12] if chain in standing else ""
+        stands = (
+            "its image is gone; container %s stands on it" % standing[chain][:12]
+            if chain in standing
+            else ""
+        )
         note = "" if chain in users else stands or "in layerdb, but no image has it"
-        claims[layer] = Claim(role, "", tuple(sorted(users.get(chain, ()))), note, (chain, diffs.get(chain, chain)))
+        claims[layer] = Claim(
+            role, "", tuple(sorted(users.get(chain, ()))), note, (chain, diffs.get(chain, chain))
+        )
     for container, (layer, init, _) in mounts.items():
-        gone = "" if container in containers else "of container %s, which is gone, or of a build" % container[:12]
+        gone = (
+            ""
+            if container in containers
+            else "of container %s, which is gone, or of a build" % container[:12]
+        )
         claims[layer] = Claim("orphan" if gone else "container", container, (), gone)
         if init:
             claims[init] = Claim("orphan" if gone else "container-init", container, (), gone)
@@ -624,7 +833,7 @@ def claim_layers(chains: Dict[str, Tuple], mounts: Dict[str, Tuple], images: Dic
 def claim_graph(parents: Dict[str, str], tagged: Dict[str, List[str]]) -> Dict[str, Claim]:
     """{layer: Claim} by the records of engines before 1.10, where each layer is an image: it belongs to the images above it that
     have a tag, or that nothing stands on."""
-    users = {image: [] for image in parents}        # type: Dict[str, List[str]]
+    users = {image: [] for image in parents}  # type: Dict[str, List[str]]
     for top in sorted(set(parents) & set(tagged) | set(parents) - set(parents.values())):
         below, seen = top, set()
         while below in parents and below not in seen:
@@ -639,17 +848,42 @@ def find_rows(layers: Layers, word: str) -> List[int]:
     is one, else the beginning of a hash. [] where it means none; UsageError where it begins two."""
     bare = re.sub(r"^(?:sha256:|docker\.io/(?:library/)?|/(?=[^/]+\Z))", "", word)
     device = re.match(r"(?:/dev/mapper/)?docker-[0-9]+:[0-9]+-[0-9]+-(.+)\Z", word)
-    parts = [part for part in posixpath.normpath(word).split("/") if re.match(LAYER + "|[0-9A-Z]{26}\\Z", part)] if "/" in word else []
-    known = [name for name in [word, bare, bare + ":latest", device.group(1) if device else ""] + parts if name in layers.words]
+    parts = (
+        [
+            part
+            for part in posixpath.normpath(word).split("/")
+            if re.match(LAYER + "|[0-9A-Z]{26}\\Z", part)
+        ]
+        if "/" in word
+        else []
+    )
+    known = [
+        name
+        for name in [word, bare, bare + ":latest", device.group(1) if device else ""] + parts
+        if name in layers.words
+    ]
     if known:
         return layers.words[known[0]]
     stem, init = re.match(r"(.*?)(-init)?\Z", bare, re.S).groups()
-    hashes = [name for name in layers.words if re.match(LAYER, name) and name.endswith("-init") == bool(init)] if stem else []
+    hashes = (
+        [
+            name
+            for name in layers.words
+            if re.match(LAYER, name) and name.endswith("-init") == bool(init)
+        ]
+        if stem
+        else []
+    )
     begun = [name for name in hashes if name.startswith(stem)]
     if len({tuple(layers.words[name]) for name in begun}) > 1:
-        shown = ["%s (%s)" % (name, owner_text(layers.rows[layers.words[name][0]])) for name in sorted(begun)]
+        shown = [
+            "%s (%s)" % (name, owner_text(layers.rows[layers.words[name][0]]))
+            for name in sorted(begun)
+        ]
         listed = ", ".join(shown[:6]) + (", ..." if len(shown) > 6 else "")
-        raise UsageError("%s begins %d hashes: %s" % (word, len(begun), listed), "give more of the hash")
+        raise UsageError(
+            "%s begins %d hashes: %s" % (word, len(begun), listed), "give more of the hash"
+        )
     return layers.words[begun[0]] if begun else []
 
 
@@ -666,53 +900,126 @@ def inspect_differences(row: dict, one: Optional[Container]) -> str:
     aufs, btrfs and vfs tell no paths."""
     if one is None:
         return "docker does not know it"
-    own = [value for key, value in sorted(one.layer.items()) if key != "LowerDir"]          # that names the layers below
+    own = [
+        value for key, value in sorted(one.layer.items()) if key != "LowerDir"
+    ]  # that names the layers below
     told = {part for value in own for part in value.split("/") + [value.split("-", 3)[-1]]}
-    checks = (("name", row["container"]["name"], one.name), ("driver", row["driver"], one.driver or row["driver"]),
-              ("layer", row["layer"], row["layer"] if row["layer"] in told or not told else " ".join(own)),
-              ("device id", str(row.get("device_id")), one.layer.get("DeviceId", str(row.get("device_id")))))
-    return "; ".join("its %s is %s by the files, %s by docker" % check for check in checks if check[1] != check[2])
+    checks = (
+        ("name", row["container"]["name"], one.name),
+        ("driver", row["driver"], one.driver or row["driver"]),
+        (
+            "layer",
+            row["layer"],
+            row["layer"] if row["layer"] in told or not told else " ".join(own),
+        ),
+        (
+            "device id",
+            str(row.get("device_id")),
+            one.layer.get("DeviceId", str(row.get("device_id"))),
+        ),
+    )
+    return "; ".join(
+        "its %s is %s by the files, %s by docker" % check
+        for check in checks
+        if check[1] != check[2]
+    )
 
 
 def named_in(data: bytes, names: set) -> set:
     """Which of these names (of 25 or 64 characters) a BuildKit database holds. Its pages are not parsed: a name that stands in a
     page no longer used counts too, which errs on the side of keeping."""
     runs_of_letters = [run.decode("ascii") for run in re.findall(rb"[0-9a-z]{25,}", data)]
-    return {word for run in runs_of_letters for n in range(len(run) - 24) for word in (run[n:n + 25], run[n:n + 64]) if word in names}
+    return {
+        word
+        for run in runs_of_letters
+        for n in range(len(run) - 24)
+        for word in (run[n : n + 25], run[n : n + 64])
+        if word in names
+    }
 
 
-def keep_build_cache(names: List[str], claims: Dict[str, Claim], database: bytes) -> Dict[str, Claim]:
+def keep_build_cache(
+    names: List[str], claims: Dict[str, Claim], database: bytes
+) -> Dict[str, Claim]:
     """The claims with what nothing else has, but BuildKit's cache knows, by its name or its chain id."""
-    loose = {name: claims.get(name) or Claim("orphan") for name in names if name not in claims or claims[name].role == "orphan"}
-    kept = named_in(database, {word for name, claim in loose.items() for word in (name,) + claim.words})
-    cached = {name: Claim("image", note="build cache", words=claim.words) for name, claim in loose.items() if kept & {name, *claim.words}}
+    loose = {
+        name: claims.get(name) or Claim("orphan")
+        for name in names
+        if name not in claims or claims[name].role == "orphan"
+    }
+    kept = named_in(
+        database, {word for name, claim in loose.items() for word in (name,) + claim.words}
+    )
+    cached = {
+        name: Claim("image", note="build cache", words=claim.words)
+        for name, claim in loose.items()
+        if kept & {name, *claim.words}
+    }
     return dict(claims, **cached)
 
 
 # --- docker info, of any engine from 0.12 to 29, as text or JSON
 
 
-PATH_FORM = r"/(?:[^:]|:(?! ))*"    # no ": ", which tells that lines ran together
-INFO_KEYS = {                   # as the text prints them: what the JSON calls them, and the form their value must have
-    "Server Version": ("ServerVersion", r"(?![0-9]*\.?(?: |\Z))[0-9A-Za-z][\w.+~-]*(?: .*)?"),
-    "Storage Driver": ("Driver", r"[\w./:-]+(?: .*)?|"),
-    "Docker Root Dir": ("DockerRootDir", PATH_FORM + r"|[A-Za-z]:\\[^:]*"),
-    "OSType": ("OSType", r"\w+"),
-    "Swarm": ("Swarm", r"\w+"),
-    "Live Restore Enabled": ("LiveRestoreEnabled", r"true|false"),
-    "ID": ("ID", r"[\w:.-]+"),
-    "Name": ("Name", r"[\w.-]+"),
-    "Containers": ("Containers", r"[0-9]{1,9}"), "Stopped": ("ContainersStopped", r"[0-9]{1,9}"), "Images": ("Images", r"[0-9]{1,9}"),
+PATH_FORM = r"/(?:[^:]|:(?! ))*"  # no ": ", which tells that lines ran together
+INFO_KEYS = (
+    {  # as the text prints them: what the JSON calls them, and the form their value must have
+        "Server Version": ("ServerVersion", r"(?![0-9]*\.?(?: |\Z))[0-9A-Za-z][\w.+~-]*(?: .*)?"),
+        "Storage Driver": ("Driver", r"[\w./:-]+(?: .*)?|"),
+        "Docker Root Dir": ("DockerRootDir", PATH_FORM + r"|[A-Za-z]:\\[^:]*"),
+        "OSType": ("OSType", r"\w+"),
+        "Swarm": ("Swarm", r"\w+"),
+        "Live Restore Enabled": ("LiveRestoreEnabled", r"true|false"),
+        "ID": ("ID", r"[\w:.-]+"),
+        "Name": ("Name", r"[\w.-]+"),
+        "Containers": ("Containers", r"[0-9]{1,9}"),
+        "Stopped": ("ContainersStopped", r"[0-9]{1,9}"),
+        "Images": ("Images", r"[0-9]{1,9}"),
+    }
+)
+POOL_SIZES = {
+    "Data Space Used": "data_used",
+    "Data Space Total": "data_total",
+    "Data Space Available": "data_available",
+    "Metadata Space Used": "metadata_used",
+    "Metadata Space Total": "metadata_total",
+    "Metadata Space Available": "metadata_available",
+    "Base Device Size": "base_device_size",
+    "Pool Blocksize": "block_size",
+    "Thin Pool Minimum Free Space": "min_free",
 }
-POOL_SIZES = {"Data Space Used": "data_used", "Data Space Total": "data_total", "Data Space Available": "data_available",
-              "Metadata Space Used": "metadata_used", "Metadata Space Total": "metadata_total", "Metadata Space Available": "metadata_available",
-              "Base Device Size": "base_device_size", "Pool Blocksize": "block_size", "Thin Pool Minimum Free Space": "min_free"}
-POOL_WORDS = {"Pool Name": "name", "Data file": "data_file", "Metadata file": "metadata_file", "Data loop file": "data_loop_file",
-              "Metadata loop file": "metadata_loop_file"}
-STATUS_KEYS = tuple(POOL_SIZES) + tuple(POOL_WORDS) + ("Backing Filesystem", "driver-type", "Root Dir", "Parent Dataset")
-MANAGER_KEYS = ("Strategy", "Filters", "Role")          # only a classic Swarm manager prints these
-GRAPH_DRIVERS = ("devicemapper", "overlay2", "overlay", "aufs", "btrfs", "zfs", "vfs", "fuse-overlayfs")
-DRIVERS = GRAPH_DRIVERS + ("overlayfs", "native", "stargz", "nydus", "windowsfilter", "windows", "lcow")
+POOL_WORDS = {
+    "Pool Name": "name",
+    "Data file": "data_file",
+    "Metadata file": "metadata_file",
+    "Data loop file": "data_loop_file",
+    "Metadata loop file": "metadata_loop_file",
+}
+STATUS_KEYS = (
+    tuple(POOL_SIZES)
+    + tuple(POOL_WORDS)
+    + ("Backing Filesystem", "driver-type", "Root Dir", "Parent Dataset")
+)
+MANAGER_KEYS = ("Strategy", "Filters", "Role")  # only a classic Swarm manager prints these
+GRAPH_DRIVERS = (
+    "devicemapper",
+    "overlay2",
+    "overlay",
+    "aufs",
+    "btrfs",
+    "zfs",
+    "vfs",
+    "fuse-overlayfs",
+)
+DRIVERS = GRAPH_DRIVERS + (
+    "overlayfs",
+    "native",
+    "stargz",
+    "nydus",
+    "windowsfilter",
+    "windows",
+    "lcow",
+)
 
 
 def decode_saved(data: bytes) -> str:
@@ -727,27 +1034,40 @@ def parse_info(text: str) -> Dict[str, object]:
     LiveRestoreEnabled ("true", "false"), Name (the host's), Containers, ContainersStopped, Images, each None where it is not said once and
     well; SecurityOptions (list); DriverStatus {key: text}, without what is said twice in two ways. Raises EnvironmentFault where nothing,
     or no engine's answer, is recognised."""
-    text = re.sub(r"(?m)^[ \t]*(?:>[ \t]?)+", "", text)       # quoted, in a mail
+    text = re.sub(r"(?m)^[ \t]*(?:>[ \t]?)+", "", text)  # quoted, in a mail
     facts, status, options = info_from_json(text) or info_from_text(text)
-    info = {name: facts.get(name) for name, _ in INFO_KEYS.values()}      # type: Dict[str, object]
+    info = {name: facts.get(name) for name, _ in INFO_KEYS.values()}  # type: Dict[str, object]
     if any(key in status for key in MANAGER_KEYS) and not info["Driver"]:
-        raise EnvironmentFault("this is the answer of a classic Swarm manager, which has no storage of its own",
-                               "ask each engine: docker -H ENGINE:2375 info")
-    if not info["Driver"] and not info["DockerRootDir"] and not any(key in status for key in POOL_SIZES):
-        for pattern, msg, hint in FAULTS:               # clients of 20.10 and older print these, and exit 0
-            found = re.search("(?:%s)[^\"\\n]{0,160}" % pattern, text)
+        raise EnvironmentFault(
+            "this is the answer of a classic Swarm manager, which has no storage of its own",
+            "ask each engine: docker -H ENGINE:2375 info",
+        )
+    if (
+        not info["Driver"]
+        and not info["DockerRootDir"]
+        and not any(key in status for key in POOL_SIZES)
+    ):
+        for pattern, msg, hint in FAULTS:  # clients of 20.10 and older print these, and exit 0
+            found = re.search('(?:%s)[^"\\n]{0,160}' % pattern, text)
             if found:
                 raise EnvironmentFault("%s: %s" % (msg, found.group(0).strip()), hint)
-        raise EnvironmentFault("this is not an answer of docker info, or only a part without storage driver and root",
-                               "docker info, on the host in question")
+        raise EnvironmentFault(
+            "this is not an answer of docker info, or only a part without storage driver and root",
+            "docker info, on the host in question",
+        )
     version, driver = (str(info[name] or "").split(" ")[0] for name in ("ServerVersion", "Driver"))
-    return dict(info, ServerVersion=version or None, Driver=driver if driver in DRIVERS or "driver-type" in status else None,
-                DriverStatus={key: status[key] for key in STATUS_KEYS if key in status}, SecurityOptions=options)
+    return dict(
+        info,
+        ServerVersion=version or None,
+        Driver=driver if driver in DRIVERS or "driver-type" in status else None,
+        DriverStatus={key: status[key] for key in STATUS_KEYS if key in status},
+        SecurityOptions=options,
+    )
 
 
 def info_from_json(text: str) -> Optional[Tuple[Dict[str, str], Dict[str, str], List[str]]]:
     """(facts, status, security options) of the JSON of `docker info --format` or the API's /info; None where it is none."""
-    start = re.search(r"^\s*\{", text, re.M)            # warnings, or HTTP headers, may stand before it
+    start = re.search(r"^\s*\{", text, re.M)  # warnings, or HTTP headers, may stand before it
     try:
         found = json.JSONDecoder().raw_decode(text, start.end() - 1)[0] if start else None
     except (ValueError, RecursionError):
@@ -755,21 +1075,41 @@ def info_from_json(text: str) -> Optional[Tuple[Dict[str, str], Dict[str, str], 
     if not isinstance(found, dict):
         return None
     swarm = found.get("Swarm")
-    flat = dict(found, Swarm=swarm.get("LocalNodeState") if isinstance(swarm, dict) else None,
-                LiveRestoreEnabled=str(found.get("LiveRestoreEnabled")).lower())
-    seen = [(text_key, flat[name]) for text_key, (name, _) in INFO_KEYS.items() if isinstance(flat.get(name), str)]
-    numbers = [(text_key, name) for text_key, (name, _) in INFO_KEYS.items() if name.startswith(("Containers", "Images"))]
-    seen += [(text_key, str(flat[name])) for text_key, name in numbers if type(flat.get(name)) is int]
+    flat = dict(
+        found,
+        Swarm=swarm.get("LocalNodeState") if isinstance(swarm, dict) else None,
+        LiveRestoreEnabled=str(found.get("LiveRestoreEnabled")).lower(),
+    )
+    seen = [
+        (text_key, flat[name])
+        for text_key, (name, _) in INFO_KEYS.items()
+        if isinstance(flat.get(name), str)
+    ]
+    numbers = [
+        (text_key, name)
+        for text_key, (name, _) in INFO_KEYS.items()
+        if name.startswith(("Containers", "Images"))
+    ]
+    seen += [
+        (text_key, str(flat[name])) for text_key, name in numbers if type(flat.get(name)) is int
+    ]
     for name in ("DriverStatus", "SystemStatus"):
         pairs = found.get(name) if isinstance(found.get(name), list) else []
-        seen += [(pair[0], pair[1]) for pair in pairs if isinstance(pair, list) and len(pair) == 2 and all(isinstance(word, str) for word in pair)]
+        seen += [
+            (pair[0], pair[1])
+            for pair in pairs
+            if isinstance(pair, list)
+            and len(pair) == 2
+            and all(isinstance(word, str) for word in pair)
+        ]
     options = found.get("SecurityOptions")
     return info_facts(seen) + ([str(one) for one in options] if isinstance(options, list) else [],)
 
 
 def info_from_text(text: str) -> Tuple[Dict[str, str], Dict[str, str], List[str]]:
     """The same of the text. Keys are known by name: pastes lose the nesting, and warnings, their continuation lines and remarks
-    stand anywhere between them. A last line without its end may be cut, and counts only where a size with its unit is whole."""
+    stand anywhere between them. A last line without its end may be cut, and counts only where a size with its unit is whole.
+    """
     text = re.sub(r"(?m)^ *WARNING:.*(?:\n {9}.*)*", "", text.replace("\u00a0", " "))
     lines = text.split("\n" if "\n" in text else "\r")
     seen = []
@@ -779,21 +1119,34 @@ def info_from_text(text: str) -> Tuple[Dict[str, str], Dict[str, str], List[str]
         if colon and (number < len(lines) or parse_reported(value) is not None):
             seen.append((key, value))
     block = re.search(r"^ *Security Options:(.*(?:\n {2,}.*|\n [a-z].*)*)", text, re.M)
-    return info_facts(seen) + (["name=" + word for word in block.group(1).split()] if block else [],)
+    return info_facts(seen) + (
+        ["name=" + word for word in block.group(1).split()] if block else [],
+    )
 
 
 def info_facts(seen: List[Tuple[str, str]]) -> Tuple[Dict[str, str], Dict[str, str]]:
     """(facts by JSON's names, the driver's keys) of (key, value) pairs; what is said in two ways, or malformed, is left out."""
-    known = {}                  # type: Dict[str, List[str]]
+    known = {}  # type: Dict[str, List[str]]
     for key, value in seen:
-        key = key.strip(" \t\b")                        # early Swarm managers put a backspace before theirs
+        key = key.strip(" \t\b")  # early Swarm managers put a backspace before theirs
         if key in INFO_KEYS or key in STATUS_KEYS or key in MANAGER_KEYS:
             known.setdefault(key, []).append(value.strip(" \t"))
     if len(set(known.get("Storage Driver", []))) > 1:
-        raise EnvironmentFault("two storage drivers in one text: %s" % printable(", ".join(known["Storage Driver"]))[:200],
-                               "give each host's answer in a file of its own")
-    once = {key: values[0] for key, values in known.items() if len(set(values)) == 1 and values[0].isprintable() and "\ufffd" not in values[0]}
-    facts = {name: once.pop(key) for key, (name, form) in INFO_KEYS.items() if re.match("(?:%s)\\Z" % form, once.get(key, "\n"), re.A)}
+        raise EnvironmentFault(
+            "two storage drivers in one text: %s"
+            % printable(", ".join(known["Storage Driver"]))[:200],
+            "give each host's answer in a file of its own",
+        )
+    once = {
+        key: values[0]
+        for key, values in known.items()
+        if len(set(values)) == 1 and values[0].isprintable() and "\ufffd" not in values[0]
+    }
+    facts = {
+        name: once.pop(key)
+        for key, (name, form) in INFO_KEYS.items()
+        if re.match("(?:%s)\\Z" % form, once.get(key, "\n"), re.A)
+    }
     return facts, {key: value for key, value in once.items() if key not in INFO_KEYS}
 
 
@@ -804,28 +1157,49 @@ def parse_reported(text: str) -> Optional[int]:
     if not found:
         return None
     whole, part, unit = found.group(1), found.group(2) or "", found.group(3)
-    if len(whole + part) > 4 or (len(whole) > 1 and whole[0] == "0") or int(whole) > (1023 if "i" in unit else 1000):
+    if (
+        len(whole + part) > 4
+        or (len(whole) > 1 and whole[0] == "0")
+        or int(whole) > (1023 if "i" in unit else 1000)
+    ):
         return None
-    factor = (1024 if "i" in unit else 1000) ** " KMGT".index(unit[0].upper() if unit != "B" else " ")
+    factor = (1024 if "i" in unit else 1000) ** " KMGT".index(
+        unit[0].upper() if unit != "B" else " "
+    )
     return (int(whole + part) * factor * 2 // 10 ** len(part) + 1) // 2
 
 
 def pool_reported(status: Dict[str, str]) -> Dict[str, object]:
     """The pool as docker info's DriverStatus has it: bytes and text, None where it is not said, '' where it is said to be empty.
-    Engines up to 1.2 print MiB as 'Mb', KiB as 'Kb'. All zeros is how the driver prints a pool whose state it cannot read: None."""
-    mebis = {key: re.match(r"([0-9]{1,9})(?:\.([0-9]) (Mb)| Kb)\Z", status[key], re.A) for key in POOL_SIZES if key in status}
-    pool = {name: status.get(key) for key, name in POOL_WORDS.items()}      # type: Dict[str, object]
+    Engines up to 1.2 print MiB as 'Mb', KiB as 'Kb'. All zeros is how the driver prints a pool whose state it cannot read: None.
+    """
+    mebis = {
+        key: re.match(r"([0-9]{1,9})(?:\.([0-9]) (Mb)| Kb)\Z", status[key], re.A)
+        for key in POOL_SIZES
+        if key in status
+    }
+    pool = {name: status.get(key) for key, name in POOL_WORDS.items()}  # type: Dict[str, object]
     forms = {name: r"[\w:.+-]+\Z" if name == "name" else PATH_FORM + r"\Z" for name in pool}
-    pool.update({name: None for name, said in pool.items() if said and not re.match(forms[name], str(said))})
+    pool.update(
+        {name: None for name, said in pool.items() if said and not re.match(forms[name], str(said))}
+    )
     pool.update({name: parse_reported(status.get(key, "")) for key, name in POOL_SIZES.items()})
     if all(mebis.values()):
-        tenths = {key: int(found.group(1) + (found.group(2) or "0")) << (20 if found.group(3) else 10) for key, found in mebis.items()}
+        tenths = {
+            key: int(found.group(1) + (found.group(2) or "0")) << (20 if found.group(3) else 10)
+            for key, found in mebis.items()
+        }
         pool.update({POOL_SIZES[key]: (size + 5) // 10 for key, size in tenths.items()})
     for kind in ("data", "metadata"):
         used, total = pool[kind + "_used"], pool[kind + "_total"]
-        if used is None or total is None or used > total or total == 0:     # the two are printed together: one alone is damage
+        if (
+            used is None or total is None or used > total or total == 0
+        ):  # the two are printed together: one alone is damage
             pool.update({kind + tail: None for tail in ("_used", "_total", "_available")})
-    pool["failed"] = any(parse_reported(status.get(key, "")) == 0 for key in ("Data Space Total", "Metadata Space Total", "Pool Blocksize"))
+    pool["failed"] = any(
+        parse_reported(status.get(key, "")) == 0
+        for key in ("Data Space Total", "Metadata Space Total", "Pool Blocksize")
+    )
     if pool["min_free"] == 0 and pool["data_total"] is None:
         pool["min_free"] = None
     if pool["failed"]:
@@ -851,12 +1225,13 @@ def pool_mode(pool: Dict[str, object]) -> Tuple[str, str]:
 # --- the thin pool, as the kernel tells (dmsetup)
 
 
-METADATA_MAX = 33292800 * 512               # what dm-thin can use, some 15.88 GiB
+METADATA_MAX = 33292800 * 512  # what dm-thin can use, some 15.88 GiB
 
 
 class ThinPool(NamedTuple):
     """table: its line; sectors: its length, of 512 bytes each; devices as MAJOR:MINOR; block: bytes of a data block; state: 'rw', 'ro',
     'out_of_data_space' or 'Fail'. Used and total are bytes, None in state Fail."""
+
     table: str
     sectors: int
     metadata_dev: str
@@ -877,17 +1252,25 @@ class ThinPool(NamedTuple):
 def parse_thin_pool(table: str, status: str) -> ThinPool:
     """From `dmsetup table POOL` and `dmsetup status POOL`; kernels since 2015 add needs_check, all print metadata in blocks of 4 KiB.
     Raises EnvironmentFault."""
-    line = re.match(r"(?:\S+: )?(0 ([0-9]+) thin-pool ([0-9]+:[0-9]+) ([0-9]+:[0-9]+) ([0-9]+) .*)\Z", table.strip())
+    line = re.match(
+        r"(?:\S+: )?(0 ([0-9]+) thin-pool ([0-9]+:[0-9]+) ([0-9]+:[0-9]+) ([0-9]+) .*)\Z",
+        table.strip(),
+    )
     figures = r"[0-9]+ ([0-9]+)/([0-9]+) ([0-9]+)/([0-9]+) \S+ (rw|ro|out_of_data_space)\b(.*)"
     state = re.match(r"(?:\S+: )?0 [0-9]+ thin-pool (?:(Fail|Error)|%s)" % figures, status.strip())
     if not line or not state:
         odd = (status if line else table).strip()[:200]
-        raise EnvironmentFault("dmsetup's answer about the pool is not understood: %s" % odd, "dmsetup table; dmsetup status")
+        raise EnvironmentFault(
+            "dmsetup's answer about the pool is not understood: %s" % odd,
+            "dmsetup table; dmsetup status",
+        )
     block = int(line.group(5)) * 512
     facts = (line.group(1), int(line.group(2)), line.group(3), line.group(4), block)
     if state.group(1):
         return ThinPool(*facts + ("Fail", False))
-    counts = [int(state.group(n)) * size for n, size in ((4, block), (5, block), (2, 4096), (3, 4096))]
+    counts = [
+        int(state.group(n)) * size for n, size in ((4, block), (5, block), (2, 4096), (3, 4096))
+    ]
     return ThinPool(*facts + (state.group(6), "needs_check" in state.group(7)) + tuple(counts))
 
 
@@ -897,7 +1280,9 @@ def parse_thin_pool(table: str, status: str) -> ThinPool:
 class OptionSource(NamedTuple):
     """One place that can set options of the daemon. kind: 'unit' (raw: the ExecStart line in force), 'environment' (raw: what `variable` holds in a
     file or an Environment= line), 'daemon.json' (raw: its text), 'running' (raw: the command line of the process). options: (name, value) in their
-    order, by the names of FLAGS. used: the daemon is given them on its next start. fault: why the place cannot be read or understood, else ''."""
+    order, by the names of FLAGS. used: the daemon is given them on its next start. fault: why the place cannot be read or understood, else ''.
+    """
+
     kind: str
     path: str
     variable: str
@@ -910,9 +1295,18 @@ class OptionSource(NamedTuple):
         return self.path + (" (%s)" % self.variable if self.variable else "")
 
 
-FLAGS = {"--storage-opt": "storage-opt", "--storage-driver": "storage-driver", "-s": "storage-driver", "--data-root": "data-root",
-         "--graph": "data-root", "-g": "data-root", "--config-file": "config-file", "--log-opt": "log-opt", "--log-driver": "log-driver",
-         "--live-restore": "live-restore"}
+FLAGS = {
+    "--storage-opt": "storage-opt",
+    "--storage-driver": "storage-driver",
+    "-s": "storage-driver",
+    "--data-root": "data-root",
+    "--graph": "data-root",
+    "-g": "data-root",
+    "--config-file": "config-file",
+    "--log-opt": "log-opt",
+    "--log-driver": "log-driver",
+    "--live-restore": "live-restore",
+}
 
 
 def shell_words(text: str) -> List[str]:
@@ -925,7 +1319,11 @@ def shell_words(text: str) -> List[str]:
 
 def daemon_flags(words: Sequence[str]) -> Tuple[Tuple[str, str], ...]:
     """(name, value) of the known options among a daemon's words, also inside `sh -c '...'`, as CentOS 7 had it."""
-    flat = [part for word in words for part in (shell_words(word) if " " in word and "docker" in word else [word])]
+    flat = [
+        part
+        for word in words
+        for part in (shell_words(word) if " " in word and "docker" in word else [word])
+    ]
     found = []
     for word, after in zip(flat, flat[1:] + [""]):
         flag, equals, value = word.partition("=")
@@ -940,8 +1338,11 @@ def daemon_json(text: str) -> Tuple[Tuple[str, str], ...]:
     if not isinstance(found, dict):
         raise ValueError("it is not a JSON object")
     listed = [("storage-opt", one) for one in found.get("storage-opts") or []]
-    listed += [("data-root" if key == "graph" else key, found[key])
-               for key in ("storage-driver", "data-root", "graph", "log-driver", "live-restore") if key in found]
+    listed += [
+        ("data-root" if key == "graph" else key, found[key])
+        for key in ("storage-driver", "data-root", "graph", "log-driver", "live-restore")
+        if key in found
+    ]
     listed += [("log-opt", "%s=%s" % one) for one in (found.get("log-opts") or {}).items()]
     return tuple((name, str(value)) for name, value in listed)
 
@@ -977,17 +1378,25 @@ def next_options(sources: Sequence[OptionSource]) -> Dict[str, str]:
 
 def option_conflicts(sources: Sequence[OptionSource]) -> List[Tuple[str, List[str]]]:
     """(option, places) of what is set more than once for the next start. The daemon does not start with one directive both as a flag and
-    in daemon.json, even with different dm.* keys; twice on the command line, the last one wins silently."""
-    places, sides = {}, {}      # type: Dict[str, List[str]], Dict[str, Dict[str, List[str]]]
+    in daemon.json, even with different dm.* keys; twice on the command line, the last one wins silently.
+    """
+    places, sides = {}, {}  # type: Dict[str, List[str]], Dict[str, Dict[str, List[str]]]
     for source in sources:
         for name, value in source.options if source.used else ():
             many, side = name.endswith("-opt"), str(source.kind == "daemon.json")
             places.setdefault(value.partition("=")[0] if many else name, []).append(source.where())
-            sides.setdefault(name + "s" if many else name, {}).setdefault(side, []).append(source.where())
+            sides.setdefault(name + "s" if many else name, {}).setdefault(side, []).append(
+                source.where()
+            )
     found = [(name, where) for name, where in places.items() if len(where) > 1]
     known = {name for name, _ in found}
-    return found + [(name, sorted(set(sum(both.values(), [])))) for name, both in sides.items() if len(both) > 1 and name not in known and not (
-        name.endswith("-opts") and any(key.startswith("dm.") for key in known))]
+    return found + [
+        (name, sorted(set(sum(both.values(), []))))
+        for name, both in sides.items()
+        if len(both) > 1
+        and name not in known
+        and not (name.endswith("-opts") and any(key.startswith("dm.") for key in known))
+    ]
 
 
 # --- setting them where they live
@@ -997,14 +1406,20 @@ def edit_flags(text: str, name: str, key: str, value: Optional[str]) -> str:
     """A command line, or the variable for it, with one option set (None: taken away) and every other byte kept. key: of a storage-opt, ''
     for a plain option. A new one is put behind the last storage option that is there."""
     flag = r"(?<![\w-])(?:%s)" % "|".join(re.escape(word) for word in FLAGS if FLAGS[word] == name)
-    found = re.compile(r"(%s(?:=|\s+))([\"']?)%s([^\s\"']*)\2" % (flag, re.escape(key + "=") if key else ""))
+    found = re.compile(
+        r"(%s(?:=|\s+))([\"']?)%s([^\s\"']*)\2" % (flag, re.escape(key + "=") if key else "")
+    )
     if value is None:
         return re.sub(r"[ \t]*" + found.pattern, "", text)
     if found.search(text):
-        return found.sub(lambda m: "%s%s%s%s%s" % (m.group(1), m.group(2), key + "=" if key else "", value, m.group(2)), text)
+        return found.sub(
+            lambda m: "%s%s%s%s%s"
+            % (m.group(1), m.group(2), key + "=" if key else "", value, m.group(2)),
+            text,
+        )
     last = list(re.finditer(r"--storage-(?:opt|driver)(?:=|\s+)([\"']?)[^\s\"']*\1", text))
     new = " --%s %s%s" % (name, key + "=" if key else "", value)
-    return text[:last[-1].end()] + new + text[last[-1].end():] if last else text
+    return text[: last[-1].end()] + new + text[last[-1].end() :] if last else text
 
 
 def edit_daemon_json(text: str, name: str, key: str, value: Optional[str]) -> str:
@@ -1016,7 +1431,17 @@ def edit_daemon_json(text: str, name: str, key: str, value: Optional[str]) -> st
         found["storage-opts"] = kept + (["%s=%s" % (key, value)] if value is not None else [])
     else:
         found[name] = value
-    return json.dumps({one: what for one, what in found.items() if what not in (None, []) or one not in (name, "storage-opts")}, indent=4) + "\n"
+    return (
+        json.dumps(
+            {
+                one: what
+                for one, what in found.items()
+                if what not in (None, []) or one not in (name, "storage-opts")
+            },
+            indent=4,
+        )
+        + "\n"
+    )
 
 
 def size_word(size: int) -> str:
@@ -1030,7 +1455,9 @@ def size_word(size: int) -> str:
 
 class Recipe(NamedTuple):
     """A container for `docker create`: words before the image and behind it, standard input (a seccomp profile), the `docker network` calls that
-    follow; bound: what only an image made of the container carries; lost: what cannot be carried over, in words."""
+    follow; bound: what only an image made of the container carries; lost: what cannot be carried over, in words.
+    """
+
     options: List[str]
     command: List[str]
     stdin: str
@@ -1039,44 +1466,76 @@ class Recipe(NamedTuple):
     lost: List[str]
 
 
-CREATE = {      # settings: flags of docker create, by the shape of their values
+CREATE = {  # settings: flags of docker create, by the shape of their values
     "text": "Hostname:hostname Domainname:domainname User:user WorkingDir:workdir StopSignal:stop-signal StopTimeout:stop-timeout "
-            "MacAddress:mac-address Entry:entrypoint HealthCmd:health-cmd Interval:health-interval Timeout:health-timeout "
-            "StartPeriod:health-start-period StartInterval:health-start-interval Retries:health-retries NetworkMode:network "
-            "VolumeDriver:volume-driver CgroupnsMode:cgroupns IpcMode:ipc PidMode:pid UTSMode:uts UsernsMode:userns ShmSize:shm-size "
-            "LogDriver:log-driver Runtime:runtime OomScoreAdj:oom-score-adj CgroupParent:cgroup-parent CpuShares:cpu-shares "
-            "CpuPeriod:cpu-period CpuQuota:cpu-quota PidsLimit:pids-limit CpuRealtimePeriod:cpu-rt-period CpuRealtimeRuntime:cpu-rt-runtime "
-            "CpusetCpus:cpuset-cpus CpusetMems:cpuset-mems BlkioWeight:blkio-weight Memory:memory MemoryReservation:memory-reservation "
-            "MemorySwap:memory-swap MemorySwappiness:memory-swappiness KernelMemory:kernel-memory",
+    "MacAddress:mac-address Entry:entrypoint HealthCmd:health-cmd Interval:health-interval Timeout:health-timeout "
+    "StartPeriod:health-start-period StartInterval:health-start-interval Retries:health-retries NetworkMode:network "
+    "VolumeDriver:volume-driver CgroupnsMode:cgroupns IpcMode:ipc PidMode:pid UTSMode:uts UsernsMode:userns ShmSize:shm-size "
+    "LogDriver:log-driver Runtime:runtime OomScoreAdj:oom-score-adj CgroupParent:cgroup-parent CpuShares:cpu-shares "
+    "CpuPeriod:cpu-period CpuQuota:cpu-quota PidsLimit:pids-limit CpuRealtimePeriod:cpu-rt-period CpuRealtimeRuntime:cpu-rt-runtime "
+    "CpusetCpus:cpuset-cpus CpusetMems:cpuset-mems BlkioWeight:blkio-weight Memory:memory MemoryReservation:memory-reservation "
+    "MemorySwap:memory-swap MemorySwappiness:memory-swappiness KernelMemory:kernel-memory",
     "switch": "AutoRemove:rm Privileged:privileged PublishAllPorts:publish-all ReadonlyRootfs:read-only OomKillDisable:oom-kill-disable "
-              "Init:init Tty:tty OpenStdin:interactive NoHealth:no-healthcheck",
+    "Init:init Tty:tty OpenStdin:interactive NoHealth:no-healthcheck",
     "list": "Binds:volume VolumesFrom:volumes-from CapAdd:cap-add CapDrop:cap-drop Dns:dns DnsOptions:dns-opt DnsSearch:dns-search "
-            "ExtraHosts:add-host Env:env Expose:expose GroupAdd:group-add DeviceCgroupRules:device-cgroup-rule SecurityOpt:security-opt "
-            "Publish:publish Aliases:network-alias Ip:ip Ip6:ip6 LinkLocal:link-local-ip Attach:attach Mounts:mount Gpus:gpus Cdi:device",
+    "ExtraHosts:add-host Env:env Expose:expose GroupAdd:group-add DeviceCgroupRules:device-cgroup-rule SecurityOpt:security-opt "
+    "Publish:publish Aliases:network-alias Ip:ip Ip6:ip6 LinkLocal:link-local-ip Attach:attach Mounts:mount Gpus:gpus Cdi:device",
     "map": "StorageOpt:storage-opt Sysctls:sysctl Annotations:annotation Labels:label LogOpts:log-opt",
-    "tmpfs": "Tmpfs:tmpfs", "device": "Devices:device", "ulimit": "Ulimits:ulimit", "link": "Links:link", "cpus": "NanoCpus:cpus",
+    "tmpfs": "Tmpfs:tmpfs",
+    "device": "Devices:device",
+    "ulimit": "Ulimits:ulimit",
+    "link": "Links:link",
+    "cpus": "NanoCpus:cpus",
     "restart": "RestartPolicy:restart",
     "rate": "BlkioWeightDevice:blkio-weight-device BlkioDeviceReadBps:device-read-bps BlkioDeviceWriteBps:device-write-bps "
-            "BlkioDeviceReadIOps:device-read-iops BlkioDeviceWriteIOps:device-write-iops",
+    "BlkioDeviceReadIOps:device-read-iops BlkioDeviceWriteIOps:device-write-iops",
 }
-SHAPES = {      # value -> what stands behind the flag's =, once for each
+SHAPES = {  # value -> what stands behind the flag's =, once for each
     "text": lambda value: [value],
     "list": lambda value: value,
     "map": lambda value: ["%s=%s" % pair for pair in sorted(value.items())],
-    "tmpfs": lambda value: [path + (":" + rest if rest else "") for path, rest in sorted(value.items())],
-    "device": lambda value: ["%(PathOnHost)s:%(PathInContainer)s:%(CgroupPermissions)s" % one for one in value],
+    "tmpfs": lambda value: [
+        path + (":" + rest if rest else "") for path, rest in sorted(value.items())
+    ],
+    "device": lambda value: [
+        "%(PathOnHost)s:%(PathInContainer)s:%(CgroupPermissions)s" % one for one in value
+    ],
     "ulimit": lambda value: ["%(Name)s=%(Soft)d:%(Hard)d" % one for one in value],
-    "link": lambda value: ["%s:%s" % (one.split(":")[0].lstrip("/"), one.split(":")[1].split("/")[-1]) for one in value],
-    "cpus": lambda value: ["%d.%09d" % divmod(value, 10 ** 9)],
-    "restart": lambda value: [value["Name"] + (":%d" % value["MaximumRetryCount"] if value.get("MaximumRetryCount") else "")
-                              ] if value.get("Name") not in ("", "no") else [],
-    "rate": lambda value: ["%s:%s" % (one["Path"], one.get("Rate", one.get("Weight"))) for one in value],
+    "link": lambda value: [
+        "%s:%s" % (one.split(":")[0].lstrip("/"), one.split(":")[1].split("/")[-1]) for one in value
+    ],
+    "cpus": lambda value: ["%d.%09d" % divmod(value, 10**9)],
+    "restart": lambda value: (
+        [
+            value["Name"]
+            + (":%d" % value["MaximumRetryCount"] if value.get("MaximumRetryCount") else "")
+        ]
+        if value.get("Name") not in ("", "no")
+        else []
+    ),
+    "rate": lambda value: [
+        "%s:%s" % (one["Path"], one.get("Rate", one.get("Weight"))) for one in value
+    ],
 }
-DEFAULTS = {"ShmSize": 1 << 26, "MemorySwappiness": -1, "PidsLimit": -1}        # noted where nothing was asked for
-MEANT = (("MemorySwappiness", 0), ("StopTimeout", 0), ("Entry", ""))            # elsewhere what is empty was not asked for
-TABLE = [(pair.split(":")[0], "--" + pair.split(":")[1], shape) for shape, pairs in CREATE.items() for pair in pairs.split()]
-OTHER = ("AttachStdin AttachStdout AttachStderr ExposedPorts StdinOnce Cmd Entrypoint Healthcheck ArgsEscaped Image NetworkDisabled Volumes "
-         "OnBuild Shell ContainerIDFile ConsoleSize MaskedPaths ReadonlyPaths Isolation LogConfig PortBindings DeviceRequests").split()
+DEFAULTS = {
+    "ShmSize": 1 << 26,
+    "MemorySwappiness": -1,
+    "PidsLimit": -1,
+}  # noted where nothing was asked for
+MEANT = (
+    ("MemorySwappiness", 0),
+    ("StopTimeout", 0),
+    ("Entry", ""),
+)  # elsewhere what is empty was not asked for
+TABLE = [
+    (pair.split(":")[0], "--" + pair.split(":")[1], shape)
+    for shape, pairs in CREATE.items()
+    for pair in pairs.split()
+]
+OTHER = (
+    "AttachStdin AttachStdout AttachStderr ExposedPorts StdinOnce Cmd Entrypoint Healthcheck ArgsEscaped Image NetworkDisabled Volumes "
+    "OnBuild Shell ContainerIDFile ConsoleSize MaskedPaths ReadonlyPaths Isolation LogConfig PortBindings DeviceRequests"
+).split()
 OTHER += [row[0] for row in TABLE]
 
 
@@ -1089,90 +1548,185 @@ def create_recipe(doc: dict, image: dict, others: Sequence[dict]) -> Recipe:
     KeyError and the like for an object of another kind (facts_of). Words are --flag=value: no value is taken for an option, none needs a
     shell. Floor: all that runlike carries."""
     config, host = doc["Config"], doc["HostConfig"]
-    profile = next((one[len("seccomp="):] for one in host.get("SecurityOpt") or [] if one.startswith("seccomp={")), "")
+    profile = next(
+        (
+            one[len("seccomp=") :]
+            for one in host.get("SecurityOpt") or []
+            if one.startswith("seccomp={")
+        ),
+        "",
+    )
     recipe = Recipe(["--name=" + title_of(doc)], [], profile, [], [], [])
-    unknown = [(key, value) for key, value in list(host.items()) + list(config.items()) if key not in OTHER and value]
-    recipe.lost.extend("%s (%s)" % (key, json.dumps(value, sort_keys=True)) for key, value in unknown)
-    names = {ref: title_of(one) for one in others for ref in (one["Id"], one["Id"][:12], title_of(one))}
+    unknown = [
+        (key, value)
+        for key, value in list(host.items()) + list(config.items())
+        if key not in OTHER and value
+    ]
+    recipe.lost.extend(
+        "%s (%s)" % (key, json.dumps(value, sort_keys=True)) for key, value in unknown
+    )
+    names = {
+        ref: title_of(one) for one in others for ref in (one["Id"], one["Id"][:12], title_of(one))
+    }
     sources = [one.split(":") for one in host.get("VolumesFrom") or []]
-    flat = dict(host, VolumesFrom=[":".join([names.get(one[0], one[0])] + one[1:]) for one in sources])
+    flat = dict(
+        host, VolumesFrom=[":".join([names.get(one[0], one[0])] + one[1:]) for one in sources]
+    )
     flat["Binds"] = [one for one in host.get("Binds") or [] if ":" in one]
     for key in ("NetworkMode", "IpcMode", "PidMode"):
         mode, _, ref = (host.get(key) or "").partition(":")
         flat[key] = mode + ":" + names.get(ref, ref) if mode == "container" else host.get(key)
-    flat["SecurityOpt"] = ["seccomp=/dev/stdin" if one.startswith("seccomp={") else one for one in host.get("SecurityOpt") or []]
-    flat["SecurityOpt"] += ["systempaths=unconfined"] * (host.get("MaskedPaths") == [] and not host.get("Privileged"))
+    flat["SecurityOpt"] = [
+        "seccomp=/dev/stdin" if one.startswith("seccomp={") else one
+        for one in host.get("SecurityOpt") or []
+    ]
+    flat["SecurityOpt"] += ["systempaths=unconfined"] * (
+        host.get("MaskedPaths") == [] and not host.get("Privileged")
+    )
     network_settings(doc, flat, recipe)
     config_settings(config, image, flat, recipe)
     mount_settings(doc, flat, others, recipe.lost)
-    flat.update(LogDriver=(host.get("LogConfig") or {}).get("Type"), LogOpts=(host.get("LogConfig") or {}).get("Config"))
-    flat["Publish"] = [published(port, one) for port, ends in sorted((host.get("PortBindings") or {}).items()) for one in ends or [{}]]
+    flat.update(
+        LogDriver=(host.get("LogConfig") or {}).get("Type"),
+        LogOpts=(host.get("LogConfig") or {}).get("Config"),
+    )
+    flat["Publish"] = [
+        published(port, one)
+        for port, ends in sorted((host.get("PortBindings") or {}).items())
+        for one in ends or [{}]
+    ]
     requests = host.get("DeviceRequests") or []
-    flat["Cdi"] = [device for one in requests if one.get("Driver") == "cdi" for device in one.get("DeviceIDs") or []]
+    flat["Cdi"] = [
+        device
+        for one in requests
+        if one.get("Driver") == "cdi"
+        for device in one.get("DeviceIDs") or []
+    ]
     flat["Gpus"] = [gpu_line(one) for one in requests if one.get("Driver") != "cdi"]
     for key, flag, shape in TABLE:
         value = flat.get(key)
         if (value or (key, value) in MEANT) and value != DEFAULTS.get(key):
-            recipe.options.extend([flag] if shape == "switch" else ["%s=%s" % (flag, word) for word in SHAPES[shape](value)])
-    recipe.lost.extend(["bytes that are no UTF-8 (docker itself shows U+FFFD)"] * any("\ufffd" in word for word in recipe.options + recipe.command))
+            recipe.options.extend(
+                [flag]
+                if shape == "switch"
+                else ["%s=%s" % (flag, word) for word in SHAPES[shape](value)]
+            )
+    recipe.lost.extend(
+        ["bytes that are no UTF-8 (docker itself shows U+FFFD)"]
+        * any("\ufffd" in word for word in recipe.options + recipe.command)
+    )
     return recipe
 
 
 def published(port: str, end: dict) -> str:
     ip = end.get("HostIp") or ""
-    return ("[%s]:" if ":" in ip else "%s:") % ip * bool(ip) + "%s:%s" % (end.get("HostPort") or "", port)
+    return ("[%s]:" if ":" in ip else "%s:") % ip * bool(ip) + "%s:%s" % (
+        end.get("HostPort") or "",
+        port,
+    )
 
 
 def config_settings(config: dict, image: dict, flat: dict, recipe: Recipe) -> None:
     """What of Config differs from the image's; the words behind the image."""
-    own = not re.match("host|container:", flat["NetworkMode"] or "") and flat.get("UTSMode") != "host"
+    own = (
+        not re.match("host|container:", flat["NetworkMode"] or "") and flat.get("UTSMode") != "host"
+    )
     flat.update((key, config.get(key)) for key in ("Hostname", "Domainname") if own)
-    flat.update((key, config.get(key)) for key in ("User", "WorkingDir", "StopSignal", "StopTimeout") if config.get(key) != image.get(key))
+    flat.update(
+        (key, config.get(key))
+        for key in ("User", "WorkingDir", "StopSignal", "StopTimeout")
+        if config.get(key) != image.get(key)
+    )
     flat.update(Tty=config.get("Tty"), OpenStdin=config.get("OpenStdin"))
-    flat["Attach"] = ["stdout"] * bool(config.get("OpenStdin") and not config.get("StdinOnce"))       # else create notes StdinOnce
+    flat["Attach"] = ["stdout"] * bool(
+        config.get("OpenStdin") and not config.get("StdinOnce")
+    )  # else create notes StdinOnce
     env = [one for one in config.get("Env") or [] if one not in (image.get("Env") or [])]
     flat["Env"] = [one for one in env if one.find("=") > 0]
-    recipe.bound.extend("variable %s" % one for one in env if one.find("=") < 1)        # without a = docker would take the operator's own
-    flat["Labels"] = {key: value for key, value in (config.get("Labels") or {}).items() if (image.get("Labels") or {}).get(key) != value}
-    flat["Expose"] = sorted(set(config.get("ExposedPorts") or {}) - set(image.get("ExposedPorts") or {}) - set(flat.get("PortBindings") or {}))
+    recipe.bound.extend(
+        "variable %s" % one for one in env if one.find("=") < 1
+    )  # without a = docker would take the operator's own
+    flat["Labels"] = {
+        key: value
+        for key, value in (config.get("Labels") or {}).items()
+        if (image.get("Labels") or {}).get(key) != value
+    }
+    flat["Expose"] = sorted(
+        set(config.get("ExposedPorts") or {})
+        - set(image.get("ExposedPorts") or {})
+        - set(flat.get("PortBindings") or {})
+    )
     entry, args = config.get("Entrypoint") or [], config.get("Cmd") or []
     if entry != (image.get("Entrypoint") or []) or (not args and image.get("Cmd")):
         flat["Entry"] = entry[0] if entry else ""
-        recipe.bound.extend(["an entrypoint of several words (%s)" % sh_line(entry)] * (len(entry) > 1))
+        recipe.bound.extend(
+            ["an entrypoint of several words (%s)" % sh_line(entry)] * (len(entry) > 1)
+        )
         recipe.command.extend(entry[1:] + args)
     elif args != (image.get("Cmd") or []):
         recipe.command.extend(args)
-    recipe.bound.extend(key for key in ("Shell", "OnBuild") if (config.get(key) or None) != (image.get(key) or None))
+    recipe.bound.extend(
+        key for key in ("Shell", "OnBuild") if (config.get(key) or None) != (image.get(key) or None)
+    )
     health, base = config.get("Healthcheck") or {}, image.get("Healthcheck") or {}
-    times = [key for key in ("Interval", "Timeout", "StartPeriod", "StartInterval") if health.get(key) and health[key] != base.get(key)]
+    times = [
+        key
+        for key in ("Interval", "Timeout", "StartPeriod", "StartInterval")
+        if health.get(key) and health[key] != base.get(key)
+    ]
     flat.update((key, "%dns" % health[key]) for key in times)
     flat["Retries"] = health.get("Retries") if health.get("Retries") != base.get("Retries") else 0
     test = health.get("Test") or [] if health.get("Test") != base.get("Test") else []
-    flat["NoHealth"], flat["HealthCmd"] = test[:1] == ["NONE"], test[1] if test[:1] == ["CMD-SHELL"] else sh_line(test[1:])
-    recipe.bound.extend(["a health check that is no shell line (%s)" % sh_line(test[1:])] * (test[:1] == ["CMD"]))
+    flat["NoHealth"], flat["HealthCmd"] = test[:1] == ["NONE"], (
+        test[1] if test[:1] == ["CMD-SHELL"] else sh_line(test[1:])
+    )
+    recipe.bound.extend(
+        ["a health check that is no shell line (%s)" % sh_line(test[1:])] * (test[:1] == ["CMD"])
+    )
 
 
 def network_settings(doc: dict, flat: dict, recipe: Recipe) -> None:
     """The first network, by its name, and a `docker network connect` for each further one."""
-    ends, mode, config = doc["NetworkSettings"].get("Networks") or {}, flat["NetworkMode"] or "default", doc["Config"]
-    first = next((name for name, end in ends.items() if mode in (name, end.get("NetworkID") or name)), mode)
+    ends, mode, config = (
+        doc["NetworkSettings"].get("Networks") or {},
+        flat["NetworkMode"] or "default",
+        doc["Config"],
+    )
+    first = next(
+        (name for name, end in ends.items() if mode in (name, end.get("NetworkID") or name)), mode
+    )
     simple = first in ("default", "bridge", "host", "none") or first.startswith("container:")
     flat["NetworkMode"] = "" if first in ("default", "bridge") else first
     mac = (ends.get(first) or {}).get("MacAddress") or ""
-    flat["MacAddress"] = config.get("MacAddress") or ("" if mac.startswith("02:42:") else mac)      # docker makes those itself
+    flat["MacAddress"] = config.get("MacAddress") or (
+        "" if mac.startswith("02:42:") else mac
+    )  # docker makes those itself
     for name, end in sorted(ends.items() if not simple else ()):
         ipam = end.get("IPAMConfig") or {}
-        here = {"Aliases": [one for one in end.get("Aliases") or [] if one != doc["Id"][:12]],
-                "Ip": [ipam[key] for key in ("IPv4Address",) if ipam.get(key)], "Ip6": [ipam[key] for key in ("IPv6Address",) if ipam.get(key)],
-                "LinkLocal": ipam.get("LinkLocalIPs"), "Links": end.get("Links")}
+        here = {
+            "Aliases": [one for one in end.get("Aliases") or [] if one != doc["Id"][:12]],
+            "Ip": [ipam[key] for key in ("IPv4Address",) if ipam.get(key)],
+            "Ip6": [ipam[key] for key in ("IPv6Address",) if ipam.get(key)],
+            "LinkLocal": ipam.get("LinkLocalIPs"),
+            "Links": end.get("Links"),
+        }
         driver = ["driver-opt=" + word for word in SHAPES["map"](end.get("DriverOpts") or {})]
         driver += ["gw-priority=%s" % end.get("GwPriority")] * bool(end.get("GwPriority"))
         if name == first:
             flat.update(here, NetworkMode=csv_line(["name=" + name] + driver) if driver else name)
         else:
-            words = [flag.replace("network-", "") + "=" + word for key, flag, shape in TABLE if key in here
-                     for word in SHAPES[shape](here[key] or [])]
-            recipe.networks.append(["network", "connect"] + words + ["--" + word for word in driver] + [name, title_of(doc)])
+            words = [
+                flag.replace("network-", "") + "=" + word
+                for key, flag, shape in TABLE
+                if key in here
+                for word in SHAPES[shape](here[key] or [])
+            ]
+            recipe.networks.append(
+                ["network", "connect"]
+                + words
+                + ["--" + word for word in driver]
+                + [name, title_of(doc)]
+            )
     if not simple and first not in ends:
         recipe.networks.append(["network", "disconnect", first, title_of(doc)])
 
@@ -1181,69 +1735,156 @@ def mount_settings(doc: dict, flat: dict, others: Sequence[dict], lost: List[str
     """HostConfig.Mounts as --mount lines; volumes that are in no list, the anonymous ones, by the names that docker gave them."""
     mounts, asked = doc.get("Mounts") or [], flat.get("Mounts") or []
     sources = [one.split(":")[0] for one in flat["VolumesFrom"]]
-    covered = [one.split(":")[1] for one in flat["Binds"]] + [one["Target"] for one in asked] + list(flat.get("Tmpfs") or {})
-    covered += [mount["Destination"] for one in others if title_of(one) in sources for mount in one.get("Mounts") or []]
+    covered = (
+        [one.split(":")[1] for one in flat["Binds"]]
+        + [one["Target"] for one in asked]
+        + list(flat.get("Tmpfs") or {})
+    )
+    covered += [
+        mount["Destination"]
+        for one in others
+        if title_of(one) in sources
+        for mount in one.get("Mounts") or []
+    ]
     covered = [posixpath.normpath(one) for one in covered]
-    flat["Binds"] = flat["Binds"] + ["%s:%s%s" % (one["Name"], one["Destination"], ":ro" if one.get("RW") is False else "") for one in mounts
-                                     if one.get("Name") and posixpath.normpath(one["Destination"]) not in covered]
+    flat["Binds"] = flat["Binds"] + [
+        "%s:%s%s" % (one["Name"], one["Destination"], ":ro" if one.get("RW") is False else "")
+        for one in mounts
+        if one.get("Name") and posixpath.normpath(one["Destination"]) not in covered
+    ]
     lines = []
     for one in asked:
-        bind, volume, tmpfs = one.get("BindOptions") or {}, one.get("VolumeOptions") or {}, one.get("TmpfsOptions") or {}
+        bind, volume, tmpfs = (
+            one.get("BindOptions") or {},
+            one.get("VolumeOptions") or {},
+            one.get("TmpfsOptions") or {},
+        )
         driver = volume.get("DriverConfig") or {}
-        anonymous = [mount.get("Name") for mount in mounts if mount["Destination"] == one["Target"]] + [""]
-        pairs = [("type", one["Type"]), ("source", one.get("Source") or anonymous[0]), ("target", one["Target"]), ("readonly", one.get("ReadOnly")),
-                 ("consistency", one.get("Consistency")), ("bind-propagation", bind.get("Propagation")),
-                 ("bind-nonrecursive", bind.get("NonRecursive")),
-                 ("bind-recursive", "writable" if bind.get("ReadOnlyNonRecursive") else "readonly" if bind.get("ReadOnlyForceRecursive") else ""),
-                 ("volume-nocopy", volume.get("NoCopy")), ("volume-subpath", volume.get("Subpath")), ("volume-driver", driver.get("Name")),
-                 ("tmpfs-size", tmpfs.get("SizeBytes")), ("tmpfs-mode", "%o" % (tmpfs.get("Mode") or 0) if tmpfs.get("Mode") else "")]
+        anonymous = [
+            mount.get("Name") for mount in mounts if mount["Destination"] == one["Target"]
+        ] + [""]
+        pairs = [
+            ("type", one["Type"]),
+            ("source", one.get("Source") or anonymous[0]),
+            ("target", one["Target"]),
+            ("readonly", one.get("ReadOnly")),
+            ("consistency", one.get("Consistency")),
+            ("bind-propagation", bind.get("Propagation")),
+            ("bind-nonrecursive", bind.get("NonRecursive")),
+            (
+                "bind-recursive",
+                (
+                    "writable"
+                    if bind.get("ReadOnlyNonRecursive")
+                    else "readonly" if bind.get("ReadOnlyForceRecursive") else ""
+                ),
+            ),
+            ("volume-nocopy", volume.get("NoCopy")),
+            ("volume-subpath", volume.get("Subpath")),
+            ("volume-driver", driver.get("Name")),
+            ("tmpfs-size", tmpfs.get("SizeBytes")),
+            ("tmpfs-mode", "%o" % (tmpfs.get("Mode") or 0) if tmpfs.get("Mode") else ""),
+        ]
         maps = (("volume-label", volume.get("Labels")), ("volume-opt", driver.get("Options")))
         pairs += [(key, word) for key, some in maps for word in SHAPES["map"](some or {})]
-        lines.append(csv_line(["%s=%s" % (key, "true" if value is True else value) for key, value in pairs if value]))
-        odd = [("ImageOptions", one), ("ClusterOptions", one), ("Options", tmpfs), ("CreateMountpoint", bind)]
-        lost.extend("%s of the mount at %s" % (key, one["Target"]) for key, some in odd if some.get(key))
+        lines.append(
+            csv_line(
+                [
+                    "%s=%s" % (key, "true" if value is True else value)
+                    for key, value in pairs
+                    if value
+                ]
+            )
+        )
+        odd = [
+            ("ImageOptions", one),
+            ("ClusterOptions", one),
+            ("Options", tmpfs),
+            ("CreateMountpoint", bind),
+        ]
+        lost.extend(
+            "%s of the mount at %s" % (key, one["Target"]) for key, some in odd if some.get(key)
+        )
     flat["Mounts"] = lines
 
 
 def gpu_line(one: dict) -> str:
-    kinds = [kind for some in one.get("Capabilities") or [] for kind in some if kind != "gpu"]       # docker adds that one
-    pairs = [("driver", one.get("Driver")), ("device", ",".join(one.get("DeviceIDs") or [])),
-             ("count", "all" if one.get("Count") == -1 else one.get("Count")), ("capabilities", ",".join(kinds)),
-             ("options", csv_line(SHAPES["map"](one.get("Options") or {})))]
+    kinds = [
+        kind for some in one.get("Capabilities") or [] for kind in some if kind != "gpu"
+    ]  # docker adds that one
+    pairs = [
+        ("driver", one.get("Driver")),
+        ("device", ",".join(one.get("DeviceIDs") or [])),
+        ("count", "all" if one.get("Count") == -1 else one.get("Count")),
+        ("capabilities", ",".join(kinds)),
+        ("options", csv_line(SHAPES["map"](one.get("Options") or {}))),
+    ]
     return csv_line(["%s=%s" % pair for pair in pairs if pair[1]])
 
 
 def csv_line(fields: Sequence[str]) -> str:
     """As Go's encoding/csv reads it."""
-    return ",".join('"%s"' % one.replace('"', '""') if re.search('[,"\r\n]', one) else one for one in fields)
+    return ",".join(
+        '"%s"' % one.replace('"', '""') if re.search('[,"\r\n]', one) else one for one in fields
+    )
 
 
 def network_recipe(doc: dict) -> List[str]:
     """`docker network create` for one object of `docker network inspect`, with the addresses it got."""
     ipam, source = doc.get("IPAM") or {}, (doc.get("ConfigFrom") or {}).get("Network")
-    switches = {"Internal": "--internal", "Attachable": "--attachable", "EnableIPv6": "--ipv6", "ConfigOnly": "--config-only"}
+    switches = {
+        "Internal": "--internal",
+        "Attachable": "--attachable",
+        "EnableIPv6": "--ipv6",
+        "ConfigOnly": "--config-only",
+    }
     words = [switch for key, switch in switches.items() if doc.get(key)]
-    words += ["--ipv4=false"] * (doc.get("EnableIPv4") is False) + ["--config-from=%s" % source] * bool(source)
-    words += ["--ipam-driver=%s" % ipam.get("Driver")] * (ipam.get("Driver") not in (None, "", "default"))
+    words += ["--ipv4=false"] * (doc.get("EnableIPv4") is False) + [
+        "--config-from=%s" % source
+    ] * bool(source)
+    words += ["--ipam-driver=%s" % ipam.get("Driver")] * (
+        ipam.get("Driver") not in (None, "", "default")
+    )
     maps = {"ipam-opt": ipam.get("Options"), "opt": doc.get("Options"), "label": doc.get("Labels")}
-    words += ["--%s=%s" % (name, word) for name, values in maps.items() for word in SHAPES["map"](values or {})]
+    words += [
+        "--%s=%s" % (name, word)
+        for name, values in maps.items()
+        for word in SHAPES["map"](values or {})
+    ]
     for one in ipam.get("Config") or []:
-        words += ["--%s=%s" % (flag, one[key].split("/")[0] if key == "Gateway" else one[key])
-                  for key, flag in (("Subnet", "subnet"), ("Gateway", "gateway"), ("IPRange", "ip-range")) if one.get(key)]
-        words += ["--aux-address=" + word for word in SHAPES["map"](one.get("AuxiliaryAddresses") or {})]
+        words += [
+            "--%s=%s" % (flag, one[key].split("/")[0] if key == "Gateway" else one[key])
+            for key, flag in (("Subnet", "subnet"), ("Gateway", "gateway"), ("IPRange", "ip-range"))
+            if one.get(key)
+        ]
+        words += [
+            "--aux-address=" + word for word in SHAPES["map"](one.get("AuxiliaryAddresses") or {})
+        ]
     return ["network", "create", "--driver=" + doc["Driver"]] + words + [doc["Name"]]
 
 
 def volume_recipe(doc: dict) -> List[str]:
     """`docker volume create` for one object of `docker volume inspect`; --name is understood by Docker 1.12 to 29."""
-    words = ["--%s=%s" % (flag, word) for key, flag in (("Labels", "label"), ("Options", "opt")) for word in SHAPES["map"](doc.get(key) or {})]
+    words = [
+        "--%s=%s" % (flag, word)
+        for key, flag in (("Labels", "label"), ("Options", "opt"))
+        for word in SHAPES["map"](doc.get(key) or {})
+    ]
     return ["volume", "create", "--driver=" + doc["Driver"]] + words + ["--name=" + doc["Name"]]
 
 
 def needs(doc: dict, others: Sequence[dict]) -> List[str]:
     """Ids of the containers that must be there, and up, before this one: links, shared namespaces, volumes-from, compose's depends_on."""
-    host, labels, compose = doc["HostConfig"], doc["Config"].get("Labels") or {}, "com.docker.compose."
-    refs = {(host.get(key) or "")[10:] for key in ("NetworkMode", "IpcMode", "PidMode") if (host.get(key) or "").startswith("container:")}
+    host, labels, compose = (
+        doc["HostConfig"],
+        doc["Config"].get("Labels") or {},
+        "com.docker.compose.",
+    )
+    refs = {
+        (host.get(key) or "")[10:]
+        for key in ("NetworkMode", "IpcMode", "PidMode")
+        if (host.get(key) or "").startswith("container:")
+    }
     ends = (doc["NetworkSettings"].get("Networks") or {}).values()
     links = (host.get("Links") or []) + [one for end in ends for one in end.get("Links") or []]
     refs |= {one.split(":")[0].lstrip("/") for one in (host.get("VolumesFrom") or []) + links}
@@ -1252,17 +1893,29 @@ def needs(doc: dict, others: Sequence[dict]) -> List[str]:
     for one in others:
         theirs = one["Config"].get("Labels") or {}
         project = labels.get(compose + "project")
-        same = project and theirs.get(compose + "project") == project and theirs.get(compose + "service") in services
-        found += [one["Id"]] * bool(one is not doc and (same or not refs.isdisjoint((title_of(one), one["Id"], one["Id"][:12]))))
+        same = (
+            project
+            and theirs.get(compose + "project") == project
+            and theirs.get(compose + "service") in services
+        )
+        found += [one["Id"]] * bool(
+            one is not doc
+            and (same or not refs.isdisjoint((title_of(one), one["Id"], one["Id"][:12])))
+        )
     return found
 
 
 def in_order(docs: Sequence[dict]) -> List[dict]:
     """Containers so that each comes behind those it needs, otherwise as they were started; a circle is cut there."""
-    ordered, waiting = [], sorted(docs, key=lambda one: (one["State"].get("StartedAt") or "", one["Name"]))
+    ordered, waiting = [], sorted(
+        docs, key=lambda one: (one["State"].get("StartedAt") or "", one["Name"])
+    )
     after = {one["Id"]: set(needs(one, docs)) for one in docs}
     while waiting:
-        one = next((one for one in waiting if not after[one["Id"]] - {done["Id"] for done in ordered}), waiting[0])
+        one = next(
+            (one for one in waiting if not after[one["Id"]] - {done["Id"] for done in ordered}),
+            waiting[0],
+        )
         ordered.append(one)
         waiting.remove(one)
     return ordered
@@ -1284,27 +1937,46 @@ def split_words(option: str, text: str) -> List[str]:
 
 def check_user(user: bytes, what: str) -> None:
     if not user or any(bad in user for bad in (b":", b"\n", b"\r", b"\0", b"\xef\xbb\xbf")):
-        raise UsageError("%s: a user name is not empty and has no ':', CR, LF, NUL or byte order mark in it" % what)
+        raise UsageError(
+            "%s: a user name is not empty and has no ':', CR, LF, NUL or byte order mark in it"
+            % what
+        )
 
 
 def check_secret(secret: bytes, what: str) -> None:
     """Refuses what would set another password than the user believes. Never shows it."""
     for bad, why, hint in (
-            (not secret, "the password is empty", ""),
-            (b"\r" in secret, "there is a carriage return (CR) in the password", "the file has Windows line ends: tr -d '\\r' < FILE > NEWFILE"),
-            (b"\n" in secret or b"\0" in secret, "there is a line feed or NUL in the password", "--password-file takes one password, on one line"),
-            (secret.startswith(b"\xef\xbb\xbf"), "the password starts with a byte order mark",
-             "the file comes from Windows: tail -c +4 FILE > NEWFILE"),
-            (len(secret) > PASSWORD_MAX, "the password has %d bytes; crypt(3) takes %d" % (len(secret), PASSWORD_MAX), "")):
+        (not secret, "the password is empty", ""),
+        (
+            b"\r" in secret,
+            "there is a carriage return (CR) in the password",
+            "the file has Windows line ends: tr -d '\\r' < FILE > NEWFILE",
+        ),
+        (
+            b"\n" in secret or b"\0" in secret,
+            "there is a line feed or NUL in the password",
+            "--password-file takes one password, on one line",
+        ),
+        (
+            secret.startswith(b"\xef\xbb\xbf"),
+            "the password starts with a byte order mark",
+            "the file comes from Windows: tail -c +4 FILE > NEWFILE",
+        ),
+        (
+            len(secret) > PASSWORD_MAX,
+            "the password has %d bytes; crypt(3) takes %d" % (len(secret), PASSWORD_MAX),
+            "",
+        ),
+    ):
         if bad:
             raise UsageError("%s: %s" % (what, why), hint)
 
 
 HASHES = (
-    rb"\$(5)\$(?:rounds=[1-9][0-9]{3,8}\$)?[./0-9A-Za-z]{0,16}\$[./0-9A-Za-z]{43}",      # SHA-256
-    rb"\$(6)\$(?:rounds=[1-9][0-9]{3,8}\$)?[./0-9A-Za-z]{0,16}\$[./0-9A-Za-z]{86}",      # SHA-512
-    rb"\$(2[abxy])\$(?:0[4-9]|[12][0-9]|3[01])\$[./0-9A-Za-z]{53}",                      # bcrypt
-    rb"\$(y)\$[./0-9A-Za-z]+\$[./0-9A-Za-z]{0,86}\$[./0-9A-Za-z]{43}",                   # yescrypt
+    rb"\$(5)\$(?:rounds=[1-9][0-9]{3,8}\$)?[./0-9A-Za-z]{0,16}\$[./0-9A-Za-z]{43}",  # SHA-256
+    rb"\$(6)\$(?:rounds=[1-9][0-9]{3,8}\$)?[./0-9A-Za-z]{0,16}\$[./0-9A-Za-z]{86}",  # SHA-512
+    rb"\$(2[abxy])\$(?:0[4-9]|[12][0-9]|3[01])\$[./0-9A-Za-z]{53}",  # bcrypt
+    rb"\$(y)\$[./0-9A-Za-z]+\$[./0-9A-Za-z]{0,86}\$[./0-9A-Za-z]{43}",  # yescrypt
 )
 
 
@@ -1315,13 +1987,16 @@ def check_hash(value: bytes, what: str = "--encrypted") -> str:
         found = re.match(form + rb"\Z", value)
         if found:
             return found.group(1).decode("ascii")
-    raise UsageError("%s: the value is not a hash that starts with $5$, $6$, $2b$ or $y$" % what, "make one with: openssl passwd -6")
+    raise UsageError(
+        "%s: the value is not a hash that starts with $5$, $6$, $2b$ or $y$" % what,
+        "make one with: openssl passwd -6",
+    )
 
 
 def parse_password_lines(data: bytes, encrypted: bool = False) -> List[Account]:
     """USER:PASSWORD lines as for chpasswd(8); only the first colon splits. Raises UsageError, which
     names the line by its number and never shows it."""
-    accounts = []               # type: List[Account]
+    accounts = []  # type: List[Account]
     lines = data.split(b"\n")
     for number, line in enumerate(lines[:-1] if data.endswith(b"\n") else lines, 1):
         what = "line %d" % number
@@ -1370,7 +2045,7 @@ def sha512_rounds(digest: bytes, word: bytes, salt: bytes, rounds: int) -> bytes
     mixes = [(salt if n % 3 else b"") + (word if n % 7 else b"") for n in range(42)]
     pairs = [(mixes[n] + word, word + mixes[n + 1]) for n in range(0, 42, 2)]
     full, rest = divmod(rounds, 42)
-    for even, odd in pairs * full + pairs[:rest // 2]:
+    for even, odd in pairs * full + pairs[: rest // 2]:
         digest = sha(odd + sha(digest + even).digest()).digest()
     return sha(digest + pairs[rest // 2][0]).digest() if rest % 2 else digest
 
@@ -1423,7 +2098,11 @@ def field_state(field: bytes) -> str:
         return "empty"
     if field.startswith(b"!"):
         kept = field.lstrip(b"!")
-        return "locked" if re.match(rb"(\$[0-9a-z]+\$.+|_?[./0-9A-Za-z]{13}|_[./0-9A-Za-z]{19})\Z", kept, re.S) else "never"
+        return (
+            "locked"
+            if re.match(rb"(\$[0-9a-z]+\$.+|_?[./0-9A-Za-z]{13}|_[./0-9A-Za-z]{19})\Z", kept, re.S)
+            else "never"
+        )
     return "never" if field.startswith(b"*") else "set"
 
 
@@ -1436,7 +2115,10 @@ def etc_refusal(container: Container, allow_shared: bool, host_ids: Callable[[st
             return "%s is the host's own %s: never written" % (target, source)
     if shared and not allow_shared:
         source, target = shared[0]
-        return "%s is a mount (%s): a change would reach beyond the container; --allow-shared-etc if that is meant" % (target, source or "volume")
+        return (
+            "%s is a mount (%s): a change would reach beyond the container; --allow-shared-etc if that is meant"
+            % (target, source or "volume")
+        )
     if container.read_only and not any(target == "/etc" for _, target in shared):
         return READ_ONLY
     return ""
@@ -1446,14 +2128,30 @@ def etc_refusal(container: Container, allow_shared: bool, host_ids: Callable[[st
 
 
 READ_ONLY = "the container's root file system is read-only"
-TAR_TYPES = {"file": tarfile.REGTYPE, "link": tarfile.SYMTYPE, "hard": tarfile.LNKTYPE, "dir": tarfile.DIRTYPE}
-TAR_KINDS = {tarfile.REGTYPE: stat.S_IFREG, tarfile.AREGTYPE: stat.S_IFREG, tarfile.SYMTYPE: stat.S_IFLNK,
-             tarfile.LNKTYPE: stat.S_IFLNK, tarfile.FIFOTYPE: stat.S_IFIFO, tarfile.DIRTYPE: stat.S_IFDIR}
+TAR_TYPES = {
+    "file": tarfile.REGTYPE,
+    "link": tarfile.SYMTYPE,
+    "hard": tarfile.LNKTYPE,
+    "dir": tarfile.DIRTYPE,
+}
+TAR_KINDS = {
+    tarfile.REGTYPE: stat.S_IFREG,
+    tarfile.AREGTYPE: stat.S_IFREG,
+    tarfile.SYMTYPE: stat.S_IFLNK,
+    tarfile.LNKTYPE: stat.S_IFLNK,
+    tarfile.FIFOTYPE: stat.S_IFIFO,
+    tarfile.DIRTYPE: stat.S_IFDIR,
+}
 
 
 def kind_of(mode: int) -> str:
     """The kind of a Member from st_mode."""
-    return {stat.S_IFREG: "file", stat.S_IFLNK: "link", stat.S_IFDIR: "dir", stat.S_IFIFO: "fifo"}.get(stat.S_IFMT(mode), "other")
+    return {
+        stat.S_IFREG: "file",
+        stat.S_IFLNK: "link",
+        stat.S_IFDIR: "dir",
+        stat.S_IFIFO: "fifo",
+    }.get(stat.S_IFMT(mode), "other")
 
 
 def can_exec(container: Container) -> bool:
@@ -1462,30 +2160,45 @@ def can_exec(container: Container) -> bool:
 
 def mounts_over(container: Container, paths: Sequence[str]) -> List[Tuple[str, str]]:
     """(source, destination) of the mounts at or above any of these paths."""
-    return [(source, target) for source, target in container.mounts if any((path + "/").startswith(target.rstrip("/") + "/") for path in paths)]
+    return [
+        (source, target)
+        for source, target in container.mounts
+        if any((path + "/").startswith(target.rstrip("/") + "/") for path in paths)
+    ]
 
 
 def files_refusal(container: Container, paths: Sequence[str]) -> str:
     """Why these paths must not be written, '' when they may."""
     over = mounts_over(container, paths)
     if over:
-        return "%s is a mount (%s): a change would reach beyond the container, or be covered at its next start" % (over[0][1], over[0][0] or "volume")
+        return (
+            "%s is a mount (%s): a change would reach beyond the container, or be covered at its next start"
+            % (over[0][1], over[0][0] or "volume")
+        )
     return READ_ONLY if container.read_only else ""
 
 
 def members_tar(members: Sequence[Member], base: Tuple[int, int]) -> bytes:
     """The tar for `docker cp - C:/` of the members that are not absent, in their order. `base` is the engine's
-    userns_base. Raises WayClosed for an owner outside it: docker cp unlinks first and fails then (moby#43698)."""
+    userns_base. Raises WayClosed for an owner outside it: docker cp unlinks first and fails then (moby#43698).
+    """
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as tar:
         for one in members:
             if one.kind == "absent":
                 continue
             member = tarfile.TarInfo(one.path.lstrip("/"))
-            member.uid, member.gid, member.mode, member.mtime = one.uid - base[0], one.gid - base[1], one.mode, one.mtime
+            member.uid, member.gid, member.mode, member.mtime = (
+                one.uid - base[0],
+                one.gid - base[1],
+                one.mode,
+                one.mtime,
+            )
             if not (0 <= member.uid <= ID_MAX and 0 <= member.gid <= ID_MAX):
-                raise WayClosed("the owner of its %s (%d:%d) is outside the engine's user namespace (from %d:%d)" % (
-                    (one.path, one.uid, one.gid) + base))
+                raise WayClosed(
+                    "the owner of its %s (%d:%d) is outside the engine's user namespace (from %d:%d)"
+                    % ((one.path, one.uid, one.gid) + base)
+                )
             member.type, member.linkname, member.size = TAR_TYPES[one.kind], one.link, len(one.data)
             tar.addfile(member, io.BytesIO(one.data))
     return out.getvalue()
@@ -1493,32 +2206,67 @@ def members_tar(members: Sequence[Member], base: Tuple[int, int]) -> bytes:
 
 def same_member(found: Member, wanted: Member) -> bool:
     """Is it what was to be written? A link's mode and what a directory holds say nothing; docker keeps no mtime of links."""
-    keep = {"absent": (), "dir": (), "link": ("link", "uid", "gid"), "file": ("data", "uid", "gid", "mode")}[wanted.kind]
-    return found.kind == wanted.kind and all(getattr(found, name) == getattr(wanted, name) for name in keep)
+    keep = {
+        "absent": (),
+        "dir": (),
+        "link": ("link", "uid", "gid"),
+        "file": ("data", "uid", "gid", "mode"),
+    }[wanted.kind]
+    return found.kind == wanted.kind and all(
+        getattr(found, name) == getattr(wanted, name) for name in keep
+    )
 
 
 def undo_text(undo: Undo) -> bytes:
-    members = [dict(one._asdict(), data=base64.b64encode(one.data).decode("ascii")) for one in undo.members]
-    return (json.dumps(dict(undo._asdict(), schema="dockfix-undo/1", members=members), indent=1) + "\n").encode("ascii")
+    members = [
+        dict(one._asdict(), data=base64.b64encode(one.data).decode("ascii")) for one in undo.members
+    ]
+    return (
+        json.dumps(dict(undo._asdict(), schema="dockfix-undo/1", members=members), indent=1) + "\n"
+    ).encode("ascii")
 
 
 MEMBER_TYPES = [str, str, bytes, str, int, int, int, int]
 # What a record can hold, for it is acted on as root inside: by kind, its paths, and of its facts what Python shows
-UNDO_FORMS = {"timezone": (r"/etc(/localtime|/timezone)?|/usr(/share(/zoneinfo(/[A-Za-z0-9_+-]+)*)?)?", {}),
-              "faketime": (r"/etc/(ld\.so\.preload|faketimerc)|/usr/lib/libfaketime-dockfix-[0-9a-f]{12}\.so\.1",
-                           {"done": "True|False", "stopped": "True|False", "offset": "-?[0-9]+", "build": r"'(/\.dockfix-build-[0-9a-f]{12})?'"})}
+UNDO_FORMS = {
+    "timezone": (r"/etc(/localtime|/timezone)?|/usr(/share(/zoneinfo(/[A-Za-z0-9_+-]+)*)?)?", {}),
+    "faketime": (
+        r"/etc/(ld\.so\.preload|faketimerc)|/usr/lib/libfaketime-dockfix-[0-9a-f]{12}\.so\.1",
+        {
+            "done": "True|False",
+            "stopped": "True|False",
+            "offset": "-?[0-9]+",
+            "build": r"'(/\.dockfix-build-[0-9a-f]{12})?'",
+        },
+    ),
+}
 
 
 def parse_undo(data: bytes, kind: str, ident: str) -> Undo:
     """The reverse. Raises ValueError for what is no record of this kind and container."""
     try:
         found = json.loads(data.decode("utf-8", "replace"))
-        members = [Member(**dict(one, data=base64.b64decode(one["data"], validate=True))) for one in found.pop("members")]
+        members = [
+            Member(**dict(one, data=base64.b64decode(one["data"], validate=True)))
+            for one in found.pop("members")
+        ]
         paths, facts = UNDO_FORMS[kind]
-        good = [(found.pop("schema"), found["kind"], found["id"]) == ("dockfix-undo/1", kind, ident), isinstance(found["more"], dict)]
-        good += [one.kind in ("file", "link", "absent") and [type(part) for part in one] == MEMBER_TYPES for one in members]
+        good = [
+            (found.pop("schema"), found["kind"], found["id"]) == ("dockfix-undo/1", kind, ident),
+            isinstance(found["more"], dict),
+        ]
+        good += [
+            one.kind in ("file", "link", "absent") and [type(part) for part in one] == MEMBER_TYPES
+            for one in members
+        ]
         good += [re.match("(?:%s)\\Z" % paths, one.path, re.S) for one in members]
-        if not all(good + [re.match("(?:%s)\\Z" % form, repr(found["more"][key])) for key, form in facts.items()]):
+        if not all(
+            good
+            + [
+                re.match("(?:%s)\\Z" % form, repr(found["more"][key]))
+                for key, form in facts.items()
+            ]
+        ):
             raise ValueError("not a record")
         return Undo(members=tuple(members), **found)
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
@@ -1530,7 +2278,7 @@ def parse_undo(data: bytes, kind: str, ident: str) -> Undo:
 
 ZONEINFO, LOCALTIME, TIMEZONE = "/usr/share/zoneinfo", "/etc/localtime", "/etc/timezone"
 ZONE_NAME = r"[A-Za-z0-9_+-]+(?:/[A-Za-z0-9_+-]+)*\Z"
-ZONE_MAX = 1 << 18          # the largest zone file has some 4 KiB
+ZONE_MAX = 1 << 18  # the largest zone file has some 4 KiB
 POSIX_TZ = r"([A-Za-z]{3,}|<[A-Za-z0-9+-]{3,}>)([+-]?[0-9:]+)(?:([A-Za-z]{3,}|<[A-Za-z0-9+-]{3,}>)([+-]?[0-9:]+)?(?:,([^,]+),([^,]+))?)?\Z"
 
 
@@ -1540,7 +2288,7 @@ def zone_offset(data: bytes, when: int) -> Tuple[int, str]:
     try:
         (times, numbers, types, names), end = tzif_block(data, 0, "l")
         footer = ""
-        if data[4:5] >= b"2":                           # the same again with 64 bits, and the rule for what comes after it
+        if data[4:5] >= b"2":  # the same again with 64 bits, and the rule for what comes after it
             (times, numbers, types, names), end = tzif_block(data, end, "q")
             start, footer, _ = data[end:].decode("ascii").split("\n", 2)
             if start:
@@ -1549,7 +2297,7 @@ def zone_offset(data: bytes, when: int) -> Tuple[int, str]:
             return posix_offset(footer, when)
         past = sum(one <= when for one in times)
         east, _, name = types[numbers[past - 1] if past else 0]
-        return check_east(east), names[name:names.index(b"\0", name)].decode("ascii")
+        return check_east(east), names[name : names.index(b"\0", name)].decode("ascii")
     except (struct.error, LookupError, ValueError):
         raise ValueError("not a time zone file") from None
 
@@ -1562,12 +2310,12 @@ def tzif_block(data: bytes, at: int, form: str) -> Tuple[Tuple, int]:
     if magic != b"TZif" or end > len(data):
         raise ValueError("cut short")
     times = struct.unpack_from(">%d%s" % (count, form), data, at)
-    numbers = data[at + count * size:at + count * (size + 1)]
+    numbers = data[at + count * size : at + count * (size + 1)]
     at += count * (size + 1)
     types = [struct.unpack_from(">lBB", data, at + 6 * number) for number in range(kinds)]
     if list(times) != sorted(times):
         raise ValueError("out of order")
-    return (times, numbers, types, data[at + 6 * kinds:at + 6 * kinds + chars]), end
+    return (times, numbers, types, data[at + 6 * kinds : at + 6 * kinds + chars]), end
 
 
 def posix_offset(rule: str, when: int) -> Tuple[int, str]:
@@ -1582,7 +2330,10 @@ def posix_offset(rule: str, when: int) -> Tuple[int, str]:
     ahead = check_east(-clock_seconds(summer)) if summer else east + 3600
     try:
         year = time.gmtime(when + east).tm_year
-        start, stop = rule_seconds(begin or "M3.2.0", year) - east, rule_seconds(end or "M11.1.0", year) - ahead
+        start, stop = (
+            rule_seconds(begin or "M3.2.0", year) - east,
+            rule_seconds(end or "M11.1.0", year) - ahead,
+        )
     except (OverflowError, OSError):
         raise ValueError("no such year") from None
     is_summer = start <= when < stop if start < stop else not stop <= when < start
@@ -1613,9 +2364,13 @@ def rule_seconds(rule: str, year: int) -> int:
     seconds = clock_seconds(clock or "2")
     if found.group(1):
         month, week = int(found.group(1)), int(found.group(2))
-        first, length = calendar.monthrange(year, month)        # Monday is 0 here, Sunday in the rule
+        first, length = calendar.monthrange(year, month)  # Monday is 0 here, Sunday in the rule
         number = (int(found.group(3)) - first - 1) % 7 + 7 * (week - 1)
-        return calendar.timegm((year, month, 1, 0, 0, 0)) + 86400 * (number if number < length else number - 7) + seconds
+        return (
+            calendar.timegm((year, month, 1, 0, 0, 0))
+            + 86400 * (number if number < length else number - 7)
+            + seconds
+        )
     number = int(found.group(5)) - (1 if found.group(4) else 0)
     if not 0 <= number <= 365 - bool(found.group(4)):
         raise ValueError("not a day")
@@ -1639,26 +2394,35 @@ def span(seconds: float) -> str:
 
 def east_text(east: Optional[int]) -> str:
     """'+0800', '?' where it is not known."""
-    return "?" if east is None else "%s%02d%02d" % ("-" if east < 0 else "+", abs(east) // 3600, abs(east) % 3600 // 60)
+    return (
+        "?"
+        if east is None
+        else "%s%02d%02d" % ("-" if east < 0 else "+", abs(east) // 3600, abs(east) % 3600 // 60)
+    )
 
 
 def zone_of_link(target: str) -> str:
     """'Asia/Tokyo' of the text of a link to its file, '' where that is none."""
-    name = re.sub(r"^(?:posix|right)/", "", target.rpartition("zoneinfo/")[2] if "zoneinfo/" in target else "")
+    name = re.sub(
+        r"^(?:posix|right)/", "", target.rpartition("zoneinfo/")[2] if "zoneinfo/" in target else ""
+    )
     return name if re.match(ZONE_NAME, name, re.A) else ""
 
 
 def same_zone(one: bytes, other: bytes, when: int) -> bool:
     """Do two zone files agree for the year from `when` on?"""
     try:
-        return one == other or all(zone_offset(one, at)[0] == zone_offset(other, at)[0] for at in range(when, when + 366 * 86400, 86400))
+        return one == other or all(
+            zone_offset(one, at)[0] == zone_offset(other, at)[0]
+            for at in range(when, when + 366 * 86400, 86400)
+        )
     except ValueError:
         return False
 
 
 # --- faketime: offsets, and the ELF files that must fit together
 
-LAST_INSTANT = 253402300799     # 9999-12-31 23:59:59 UTC
+LAST_INSTANT = 253402300799  # 9999-12-31 23:59:59 UTC
 
 
 def parse_offset(spec: str) -> int:
@@ -1666,20 +2430,32 @@ def parse_offset(spec: str) -> int:
     libfaketime itself takes +1w for one second and +1h30m for one minute."""
     found = re.match(r"([+-]?)([0-9]{1,30})(?:\.([0-9]{1,9}))?([smhdy])\Z", spec, re.A)
     if not found:
-        raise UsageError("not an offset: %s" % spec, "a sign, one number and one unit of s, m, h, d, y (365 days): +8h, -1.5d, +90m; "
-                                                     "a week is +7d, 1h30m is +90m or +1.5h")
+        raise UsageError(
+            "not an offset: %s" % spec,
+            "a sign, one number and one unit of s, m, h, d, y (365 days): +8h, -1.5d, +90m; "
+            "a week is +7d, 1h30m is +90m or +1.5h",
+        )
     sign, whole, part, unit = found.group(1), found.group(2), found.group(3) or "", found.group(4)
     twice, scale = 2 * int(whole + part) * UNITS[unit], 10 ** len(part)
     if 0 < twice < scale:
-        raise UsageError("%s is less than half a second: only whole seconds can be set" % spec, "--offset +1s")
+        raise UsageError(
+            "%s is less than half a second: only whole seconds can be set" % spec, "--offset +1s"
+        )
     return (twice + scale) // (2 * scale) * (-1 if sign == "-" else 1)
 
 
 def check_instant(instant: int, what: str) -> None:
     """Raises UsageError for a clock (seconds since 1970) that would stand where programs fail."""
     if not 0 <= instant <= LAST_INSTANT:
-        why = "before 1970, where time(2) is negative and programs fail" if instant < 0 else "after the year 9999"
-        raise UsageError("%s: the clock would stand %s" % (what, why), "an instant from 1970-01-01 00:00:00 to 9999-12-31 23:59:59 UTC")
+        why = (
+            "before 1970, where time(2) is negative and programs fail"
+            if instant < 0
+            else "after the year 9999"
+        )
+        raise UsageError(
+            "%s: the clock would stand %s" % (what, why),
+            "an instant from 1970-01-01 00:00:00 to 9999-12-31 23:59:59 UTC",
+        )
 
 
 def parse_wall(text: str) -> int:
@@ -1689,18 +2465,25 @@ def parse_wall(text: str) -> int:
             raise ValueError("another form")
         return calendar.timegm(time.strptime(text, "%Y-%m-%d %H:%M:%S"))
     except ValueError:
-        raise UsageError("not a time: %s" % text, "--at 'YYYY-MM-DD HH:MM:SS' --zone NAME") from None
+        raise UsageError(
+            "not a time: %s" % text, "--at 'YYYY-MM-DD HH:MM:SS' --zone NAME"
+        ) from None
 
 
 def wall_instants(zone: bytes, wall: int) -> List[int]:
     """The instants at which the clocks of a zone (TZif) show a wall time of parse_wall: none where it is skipped, two where it comes twice."""
-    easts = {zone_offset(zone, min(max(0, wall + shift), LAST_INSTANT))[0] for shift in (-86400, 0, 86400)}
+    easts = {
+        zone_offset(zone, min(max(0, wall + shift), LAST_INSTANT))[0]
+        for shift in (-86400, 0, 86400)
+    }
     return sorted(wall - east for east in easts if zone_offset(zone, wall - east)[0] == east)
 
 
 class Elf(NamedTuple):
     """What decides whether a program or library fits (elf(5)). interp: its loader, '' in libraries and static programs; go: made by
-    Go, whose programs read the clock past any library; wants: symbol versions it needs of others; has: those that it defines."""
+    Go, whose programs read the clock past any library; wants: symbol versions it needs of others; has: those that it defines.
+    """
+
     bits: int
     machine: int
     interp: str
@@ -1710,10 +2493,16 @@ class Elf(NamedTuple):
     has: Tuple[str, ...] = ()
 
 
-MACHINES = {3: ("x86", "i386-linux-gnu"), 21: ("ppc64", "powerpc64le-linux-gnu"), 22: ("s390x", "s390x-linux-gnu"),
-            40: ("arm", "arm-linux-gnueabihf"), 62: ("x86-64", "x86_64-linux-gnu"),
-            183: ("aarch64", "aarch64-linux-gnu"), 243: ("riscv", "riscv64-linux-gnu")}
-ELF_STEPS = 4096                # no honest table is longer; a hostile one may go round in a ring
+MACHINES = {
+    3: ("x86", "i386-linux-gnu"),
+    21: ("ppc64", "powerpc64le-linux-gnu"),
+    22: ("s390x", "s390x-linux-gnu"),
+    40: ("arm", "arm-linux-gnueabihf"),
+    62: ("x86-64", "x86_64-linux-gnu"),
+    183: ("aarch64", "aarch64-linux-gnu"),
+    243: ("riscv", "riscv64-linux-gnu"),
+}
+ELF_STEPS = 4096  # no honest table is longer; a hostile one may go round in a ring
 
 
 def parse_elf(data: bytes, whole: bool = True) -> Elf:
@@ -1722,43 +2511,73 @@ def parse_elf(data: bytes, whole: bool = True) -> Elf:
         raise ValueError("not an ELF file")
     wide, order = data[4] == 2, "<" if data[5] == 1 else ">"
     try:
-        machine, phoff, shoff, phsize, phnum, shsize, shnum = struct.unpack_from(order + ("H12xQQ6x4H" if wide else "H8xII6x4H"), data, 18)
+        machine, phoff, shoff, phsize, phnum, shsize, shnum = struct.unpack_from(
+            order + ("H12xQQ6x4H" if wide else "H8xII6x4H"), data, 18
+        )
         if phnum > 256:
             raise ValueError("it has too many segments")
-        heads = [struct.unpack_from(order + ("I4xQQ8xQ16x" if wide else "III4xI12x"), data, phoff + phsize * number) for number in range(phnum)]
-        if whole and max([shoff + shsize * shnum] + [offset + size for _, offset, _, size in heads]) > len(data):
+        heads = [
+            struct.unpack_from(
+                order + ("I4xQQ8xQ16x" if wide else "III4xI12x"), data, phoff + phsize * number
+            )
+            for number in range(phnum)
+        ]
+        if whole and max(
+            [shoff + shsize * shnum] + [offset + size for _, offset, _, size in heads]
+        ) > len(data):
             raise ValueError("it is cut short")
-        parts = {3: b"", 4: b""}                # the loader's name; notes, one of them Go's
+        parts = {3: b"", 4: b""}  # the loader's name; notes, one of them Go's
         for kind, offset, _, size in heads:
-            parts[kind] = parts.get(kind, b"") + data[offset:offset + min(size, ELF_STEPS)]
+            parts[kind] = parts.get(kind, b"") + data[offset : offset + min(size, ELF_STEPS)]
         tables = elf_tables(data, order, wide, heads) if whole else ()
-        return Elf(64 if wide else 32, machine, parts[3].split(b"\0")[0].decode("ascii"), b"Go\0\0" in parts[4], *tables)
+        return Elf(
+            64 if wide else 32,
+            machine,
+            parts[3].split(b"\0")[0].decode("ascii"),
+            b"Go\0\0" in parts[4],
+            *tables,
+        )
     except (struct.error, LookupError, UnicodeDecodeError, OverflowError):
         raise ValueError("its tables contradict each other") from None
 
 
-def elf_tables(data: bytes, order: str, wide: bool, heads: List[Tuple]) -> Tuple[Tuple[str, ...], ...]:
+def elf_tables(
+    data: bytes, order: str, wide: bool, heads: List[Tuple]
+) -> Tuple[Tuple[str, ...], ...]:
     """(needed, wants, has) from the dynamic section: names lie in one string table, versions in two chains."""
     step = 16 if wide else 8
-    pairs = [struct.unpack_from(order + ("QQ" if wide else "II"), data, at) for _, offset, _, size in [one for one in heads if one[0] == 2][:1]
-             for at in range(offset, offset + min(size, step * ELF_STEPS) - step + 1, step)]
-    pairs = pairs[:pairs.index((0, 0))] if (0, 0) in pairs else pairs
+    pairs = [
+        struct.unpack_from(order + ("QQ" if wide else "II"), data, at)
+        for _, offset, _, size in [one for one in heads if one[0] == 2][:1]
+        for at in range(offset, offset + min(size, step * ELF_STEPS) - step + 1, step)
+    ]
+    pairs = pairs[: pairs.index((0, 0))] if (0, 0) in pairs else pairs
     found = dict(pairs)
 
     def place(address: int) -> int:
-        return [offset + address - start for kind, offset, start, size in heads if kind == 1 and start <= address < start + size][0]
+        return [
+            offset + address - start
+            for kind, offset, start, size in heads
+            if kind == 1 and start <= address < start + size
+        ][0]
 
     def name(offset: int) -> str:
         at = place(found[5] + offset)
-        return data[at:at + 256].split(b"\0")[0].decode("ascii")
-    chains = [elf_chain(data, order, place(found[tag]), *forms) if tag in found else [] for tag, forms in
-              ((0x6ffffffe, ("2xH4xII", "8xII")), (0x6ffffffc, ("6xH4xII", "II")))]
-    return tuple(tuple(name(one) for one in some) for some in [[value for tag, value in pairs if tag == 1]] + chains)
+        return data[at : at + 256].split(b"\0")[0].decode("ascii")
+
+    chains = [
+        elf_chain(data, order, place(found[tag]), *forms) if tag in found else []
+        for tag, forms in ((0x6FFFFFFE, ("2xH4xII", "8xII")), (0x6FFFFFFC, ("6xH4xII", "II")))
+    ]
+    return tuple(
+        tuple(name(one) for one in some)
+        for some in [[value for tag, value in pairs if tag == 1]] + chains
+    )
 
 
 def elf_chain(data: bytes, order: str, at: int, entry: str, part: str) -> List[int]:
     """Name offsets of a version table: entries (count, first part, next entry), each with a chain of parts (name, next)."""
-    names, onward, left = [], 1, ELF_STEPS      # type: List[int], int, int
+    names, onward, left = [], 1, ELF_STEPS  # type: List[int], int, int
     while onward:
         count, first, onward = struct.unpack_from(order + entry, data, at)
         left -= 1 + count
@@ -1775,22 +2594,47 @@ def elf_chain(data: bytes, order: str, at: int, entry: str, part: str) -> List[i
 
 def misfit(library: Elf, libc: Elf) -> str:
     """Why a library cannot be loaded beside this libc.so.6, '' where nothing speaks against it. Symbol versions are compared, not releases."""
+
     def number(version: str) -> List[int]:
-        return [int(word) for word in version[len("GLIBC_"):].split(".")] if re.match(r"GLIBC_[0-9]{1,4}(\.[0-9]{1,4}){1,3}\Z", version) else []
-    mine, theirs = ("%d-bit %s" % (one.bits, MACHINES.get(one.machine, ("machine %d" % one.machine,))[0]) for one in (library, libc))
+        return (
+            [int(word) for word in version[len("GLIBC_") :].split(".")]
+            if re.match(r"GLIBC_[0-9]{1,4}(\.[0-9]{1,4}){1,3}\Z", version)
+            else []
+        )
+
+    mine, theirs = (
+        "%d-bit %s" % (one.bits, MACHINES.get(one.machine, ("machine %d" % one.machine,))[0])
+        for one in (library, libc)
+    )
     if mine != theirs:
         return "it is for %s, the container's libc for %s" % (mine, theirs)
     if "libc.so.6" not in library.needed:
         return "it is not built for glibc"
     newest = max([number(one) for one in libc.has] + [[]])
-    beyond = [one for one in library.wants if one.startswith("GLIBC_") and one not in libc.has and (not number(one) or number(one) > newest)]
-    return "it needs %s, the container's glibc ends at GLIBC_%s" % (max(beyond, key=number), ".".join(map(str, newest))) if beyond else ""
+    beyond = [
+        one
+        for one in library.wants
+        if one.startswith("GLIBC_")
+        and one not in libc.has
+        and (not number(one) or number(one) > newest)
+    ]
+    return (
+        "it needs %s, the container's glibc ends at GLIBC_%s"
+        % (max(beyond, key=number), ".".join(map(str, newest)))
+        if beyond
+        else ""
+    )
 
 
-GLIBC_OWN = r"(lib(c|m|dl|rt|pthread)\.so\.[0-9]+|ld-linux.*\.so\.[0-9]+|ld64\.so\.[0-9]+)\Z"     # comes with libc.so.6
+GLIBC_OWN = r"(lib(c|m|dl|rt|pthread)\.so\.[0-9]+|ld-linux.*\.so\.[0-9]+|ld64\.so\.[0-9]+)\Z"  # comes with libc.so.6
 # how new a libfaketime is, by the variables that it reads
-RANKS = ((b"FAKETIME_FOLLOW_ABSOLUTE", "after 0.9.12"), (b"FAKETIME_DISABLE_SHM", "about 0.9.11"), (b"FAKETIME_FORCE_MONOTONIC_FIX", "0.9.10"),
-         (b"/etc/faketimerc", "before 0.9.10"), (b"", "no libfaketime"))
+RANKS = (
+    (b"FAKETIME_FOLLOW_ABSOLUTE", "after 0.9.12"),
+    (b"FAKETIME_DISABLE_SHM", "about 0.9.11"),
+    (b"FAKETIME_FORCE_MONOTONIC_FIX", "0.9.10"),
+    (b"/etc/faketimerc", "before 0.9.10"),
+    (b"", "no libfaketime"),
+)
 
 ###############################################################################
 # 4. The seam: the only code that starts a process or writes a file
@@ -1799,6 +2643,7 @@ RANKS = ((b"FAKETIME_FOLLOW_ABSOLUTE", "after 0.9.12"), (b"FAKETIME_DISABLE_SHM"
 
 class Answer(NamedTuple):
     """What a child left behind. Streams are cut at the limit; *_total are their lengths as sent."""
+
     rc: int
     out: bytes
     err: bytes
@@ -1818,6 +2663,7 @@ class Answer(NamedTuple):
 class Host(NamedTuple):
     """Everything a call needs to know of this run. `held` keeps the lock's descriptor, `stop` is set
     by the first signal and `kill` by the second, `memo` holds what is looked up once."""
+
     docker: Tuple[str, ...]
     timeout: float
     dry_run: bool
@@ -1834,35 +2680,63 @@ class Flow(NamedTuple):
     """Files instead of memory at a child's ends: standard input from the file `source`, standard output to `target` ('': as always).
     `target` appears, 0600, only once the child has succeeded and the bytes are on the disk; until then it is target.part. tick(bytes
     so far) is called some five times a second while the child runs."""
+
     source: str = ""
     target: str = ""
     tick: Callable[[int], None] = lambda done: None
 
 
-def run_child(host: Host, argv: Sequence[str], stdin: Optional[bytes], seconds: float, limit: int, inherit: Sequence[int], enough: int = 0,
-              flow: Flow = Flow()) -> Answer:
+def run_child(
+    host: Host,
+    argv: Sequence[str],
+    stdin: Optional[bytes],
+    seconds: float,
+    limit: int,
+    inherit: Sequence[int],
+    enough: int = 0,
+    flow: Flow = Flow(),
+) -> Answer:
     """Runs argv in its own process group without a shell, with sbin in PATH (after `su` root has none). Keeps `limit` bytes of each stream and
     throws the rest away; with `enough` it stops the child once that much of stdout is there.
     After `seconds` the group is killed and the pipes drained for a bounded time (a grandchild may
     hold them; subprocess.run does not come back from that on 3.6). Raises EnvironmentFault."""
     if host.verbose:
-        say("+ " + sh_line(argv) + (" < " + sh_quote(flow.source) if flow.source else "") + (" > " + sh_quote(flow.target) if flow.target else ""))
+        say(
+            "+ "
+            + sh_line(argv)
+            + (" < " + sh_quote(flow.source) if flow.source else "")
+            + (" > " + sh_quote(flow.target) if flow.target else "")
+        )
     ends = open_flow(flow)
     try:
-        source = ends[0] if ends[0] is not None else subprocess.PIPE if stdin is not None else subprocess.DEVNULL
-        child = subprocess.Popen([raw(word) for word in argv], stdin=source, stdout=subprocess.PIPE if ends[1] is None else ends[1],
-                                 stderr=subprocess.PIPE, start_new_session=True, pass_fds=tuple(inherit),
-                                 env=dict(os.environ, LC_ALL="C", PATH=os.environ.get("PATH", os.defpath) + SBIN))
+        source = (
+            ends[0]
+            if ends[0] is not None
+            else subprocess.PIPE if stdin is not None else subprocess.DEVNULL
+        )
+        child = subprocess.Popen(
+            [raw(word) for word in argv],
+            stdin=source,
+            stdout=subprocess.PIPE if ends[1] is None else ends[1],
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            pass_fds=tuple(inherit),
+            env=dict(os.environ, LC_ALL="C", PATH=os.environ.get("PATH", os.defpath) + SBIN),
+        )
     except OSError as err:
         close_flow(flow, ends, False)
-        hint = "is Docker's client installed? --docker names another" if argv[:1] == host.docker[:1] else "command -v %s" % argv[0]
+        hint = (
+            "is Docker's client installed? --docker names another"
+            if argv[:1] == host.docker[:1]
+            else "command -v %s" % argv[0]
+        )
         raise EnvironmentFault("%s cannot be started: %s" % (argv[0], err.strerror), hint) from None
     good = False
     try:
         answer = pump(host, child, stdin, seconds, limit, enough, lambda: flow.tick(flowed(ends)))
         good = answer.rc == 0 and not answer.timed_out
         return answer
-    except BaseException:               # a signal: leave no child behind
+    except BaseException:  # a signal: leave no child behind
         kill_group(child)
         raise
     finally:
@@ -1871,23 +2745,31 @@ def run_child(host: Host, argv: Sequence[str], stdin: Optional[bytes], seconds: 
 
 def open_flow(flow: Flow) -> list:
     """Descriptors for a child's standard input and output; None where there is no file. Raises EnvironmentFault."""
-    ends = [None, None]         # type: list
+    ends = [None, None]  # type: list
     try:
         if flow.source:
             ends[0] = os.open(raw(flow.source), os.O_RDONLY | os.O_CLOEXEC)
         if flow.target:
-            ends[1] = os.open(raw(flow.target + ".part"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            ends[1] = os.open(
+                raw(flow.target + ".part"),
+                os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC,
+                0o600,
+            )
             os.fchmod(ends[1], 0o600)
     except OSError as err:
         close_flow(flow, ends, False)
-        path = text_of(err.filename) if err.filename else flow.target       # fchmod names none
+        path = text_of(err.filename) if err.filename else flow.target  # fchmod names none
         raise EnvironmentFault("%s cannot be opened: %s" % (path, err.strerror)) from None
     return ends
 
 
 def flowed(ends: list) -> int:
     """Bytes read of the source (the child shares its offset), else written to the target."""
-    return os.lseek(ends[0], 0, os.SEEK_CUR) if ends[0] is not None else os.fstat(ends[1]).st_size if ends[1] is not None else 0
+    return (
+        os.lseek(ends[0], 0, os.SEEK_CUR)
+        if ends[0] is not None
+        else os.fstat(ends[1]).st_size if ends[1] is not None else 0
+    )
 
 
 def close_flow(flow: Flow, ends: list, good: bool) -> None:
@@ -1907,11 +2789,21 @@ def close_flow(flow: Flow, ends: list, good: bool) -> None:
                 os.close(fd)
 
 
-def pump(host: Host, child: "subprocess.Popen[bytes]", stdin: Optional[bytes], seconds: float, limit: int, enough: int,
-         beat: Callable[[], None]) -> Answer:
+def pump(
+    host: Host,
+    child: "subprocess.Popen[bytes]",
+    stdin: Optional[bytes],
+    seconds: float,
+    limit: int,
+    enough: int,
+    beat: Callable[[], None],
+) -> Answer:
     began = time.monotonic()
     end = began + seconds
-    kept, total = {child.stdout: bytearray(), child.stderr: bytearray()}, {child.stdout: 0, child.stderr: 0}
+    kept, total = {child.stdout: bytearray(), child.stderr: bytearray()}, {
+        child.stdout: 0,
+        child.stderr: 0,
+    }
     timed_out = killed = False
     left = memoryview(stdin or b"")
     with selectors.DefaultSelector() as selector:
@@ -1924,13 +2816,15 @@ def pump(host: Host, child: "subprocess.Popen[bytes]", stdin: Optional[bytes], s
         while selector.get_map():
             beat()
             now = time.monotonic()
-            if not killed and (now >= end or host.kill.is_set() or (enough and len(kept[child.stdout]) >= enough)):
+            if not killed and (
+                now >= end or host.kill.is_set() or (enough and len(kept[child.stdout]) >= enough)
+            ):
                 timed_out = now >= end or host.kill.is_set()
                 kill_group(child)
                 killed, end = True, now + DRAIN_SECONDS
             elif killed and now >= end:
                 break
-            elif not killed and child.poll() is not None:       # a grandchild may hold the pipe
+            elif not killed and child.poll() is not None:  # a grandchild may hold the pipe
                 killed, end = True, min(end, now + DRAIN_SECONDS)
             for key, _ in selector.select(min(0.2, max(0.0, end - now))):
                 if key.fileobj is child.stdin:
@@ -1941,16 +2835,23 @@ def pump(host: Host, child: "subprocess.Popen[bytes]", stdin: Optional[bytes], s
         if stream:
             quietly(stream.close)
     rc = wait_child(host, child, max(0.0, end - time.monotonic()))
-    return Answer(-1 if rc is None else rc, bytes(kept[child.stdout]), bytes(kept[child.stderr]), total[child.stdout],
-                  total[child.stderr], time.monotonic() - began, timed_out or rc is None)
+    return Answer(
+        -1 if rc is None else rc,
+        bytes(kept[child.stdout]),
+        bytes(kept[child.stderr]),
+        total[child.stdout],
+        total[child.stderr],
+        time.monotonic() - began,
+        timed_out or rc is None,
+    )
 
 
 def feed(selector: selectors.BaseSelector, stream, left: memoryview) -> memoryview:
     try:
-        left = left[os.write(stream.fileno(), left[:65536]):] if left else left
+        left = left[os.write(stream.fileno(), left[:65536]) :] if left else left
     except BlockingIOError:
         return left
-    except OSError:                     # the child does not want the rest: its answer will say why
+    except OSError:  # the child does not want the rest: its answer will say why
         left = left[:0]
     if not left:
         selector.unregister(stream)
@@ -1963,7 +2864,7 @@ def collect(selector: selectors.BaseSelector, stream, kept: dict, total: dict, l
     if not data:
         selector.unregister(stream)
     total[stream] += len(data)
-    kept[stream] += data[:max(0, limit - len(kept[stream]))]
+    kept[stream] += data[: max(0, limit - len(kept[stream]))]
 
 
 def kill_group(child: "subprocess.Popen[bytes]") -> None:
@@ -1980,7 +2881,7 @@ def wait_child(host: Host, child: "subprocess.Popen[bytes]", seconds: float) -> 
     kill_group(child)
     try:
         child.wait(DRAIN_SECONDS)
-    except subprocess.TimeoutExpired:       # not even SIGKILL: stuck in the kernel on a sick disk
+    except subprocess.TimeoutExpired:  # not even SIGKILL: stuck in the kernel on a sick disk
         pass
     return None
 
@@ -1996,31 +2897,53 @@ def query_host(host: Host, argv: Sequence[str], limit: int = 1 << 28, enough: in
     return run_child(host, argv, None, host.timeout, limit, (), enough)
 
 
-def change(host: Host, words: Sequence[str], stdin: Optional[bytes] = None, limit: int = 1 << 20) -> Answer:
+def change(
+    host: Host, words: Sequence[str], stdin: Optional[bytes] = None, limit: int = 1 << 20
+) -> Answer:
     """A docker call that may change something."""
     return change_host(host, host.docker + tuple(words), stdin, host.timeout, limit)
 
 
-def change_host(host: Host, argv: Sequence[str], stdin: Optional[bytes] = None, seconds: float = 1e9, limit: int = 1 << 20,
-                flow: Flow = Flow()) -> Answer:
+def change_host(
+    host: Host,
+    argv: Sequence[str],
+    stdin: Optional[bytes] = None,
+    seconds: float = 1e9,
+    limit: int = 1 << 20,
+    flow: Flow = Flow(),
+) -> Answer:
     """A program that may change something. The child inherits the lock, so an orphan of a killed run is
     seen by the next one; not what starts or stops a service: the daemon would keep it."""
     if host.dry_run:
         raise DockfixError("internal error: a change was asked for in a dry run")
     host.memo["begun"] = True
-    return run_child(host, argv, stdin, seconds, limit, host.held if os.path.basename(argv[0]) not in SERVICE_PROGRAMS else (), 0, flow)
+    return run_child(
+        host,
+        argv,
+        stdin,
+        seconds,
+        limit,
+        host.held if os.path.basename(argv[0]) not in SERVICE_PROGRAMS else (),
+        0,
+        flow,
+    )
 
 
 def expect(answer: Answer, what: str) -> Answer:
     """The answer, or EnvironmentFault in the user's words when docker itself failed."""
     if answer.timed_out:
-        raise EnvironmentFault("%s did not answer in %d s" % (what, answer.seconds), "a sick daemon: systemctl status docker")
+        raise EnvironmentFault(
+            "%s did not answer in %d s" % (what, answer.seconds),
+            "a sick daemon: systemctl status docker",
+        )
     if answer.rc == 0:
         return answer
     for pattern, msg, hint in FAULTS:
         if re.search(pattern, answer.text()):
             raise EnvironmentFault("%s: %s" % (msg, first_line(answer)), hint)
-    raise EnvironmentFault("%s failed (exit %d): %s" % (what, answer.rc, first_line(answer)), "docker version")
+    raise EnvironmentFault(
+        "%s failed (exit %d): %s" % (what, answer.rc, first_line(answer)), "docker version"
+    )
 
 
 def first_line(answer: Answer) -> str:
@@ -2044,11 +2967,15 @@ def inspect_containers(host: Host, ids: Sequence[str]) -> Dict[str, Container]:
 def inspect_objects(host: Host, kind: str, names: Sequence[str]) -> List[dict]:
     """Whole objects (kind: container, image, volume, network). One call for CHUNK_IDS of them; what is gone
     is left out by docker, which then exits 1 but prints the others."""
-    found = []                  # type: List[dict]
+    found = []  # type: List[dict]
     for start in range(0, len(names), CHUNK_IDS):
-        verb = [kind, "inspect"] if kind in ("volume", "network") else ["inspect", "--type", kind]      # 1.12 has --type for two kinds only
-        answer = query(host, *(verb + list(names[start:start + CHUNK_IDS])))
-        if answer.rc and not re.search(r"[Nn]o such (container|object|image|volume)|network .* not found", answer.text()):
+        verb = (
+            [kind, "inspect"] if kind in ("volume", "network") else ["inspect", "--type", kind]
+        )  # 1.12 has --type for two kinds only
+        answer = query(host, *(verb + list(names[start : start + CHUNK_IDS])))
+        if answer.rc and not re.search(
+            r"[Nn]o such (container|object|image|volume)|network .* not found", answer.text()
+        ):
             expect(answer, "docker inspect")
         found += parse_objects(answer.out)
     return found
@@ -2057,7 +2984,11 @@ def inspect_objects(host: Host, kind: str, names: Sequence[str]) -> List[dict]:
 def volume_device(host: Host, source: str) -> str:
     """What a local volume (its name, or its _data folder) is a mount of, '' for another source. Docker mounts it only while a container
     runs, or for a docker cp; before that its folder does not look like the host's /etc."""
-    name = source if "/" not in source else os.path.basename(os.path.dirname(source)) if source.endswith("/_data") else ""
+    name = (
+        source
+        if "/" not in source
+        else os.path.basename(os.path.dirname(source)) if source.endswith("/_data") else ""
+    )
     found = inspect_objects(host, "volume", [name]) if name not in ("", "tmpfs") else []
     return str((found[0].get("Options") or {}).get("device") or "") if found else ""
 
@@ -2070,7 +3001,9 @@ def engine_info(host: Host) -> Dict[str, object]:
     """What parse_info makes of this engine's `docker info`; asked once. Raises EnvironmentFault."""
     if "info" not in host.memo:
         answer = query(host, "info", "--format", "{{json .}}")
-        if re.search(r"flag provided but not defined|unknown flag", answer.text()):     # Docker 1.12 has no info --format
+        if re.search(
+            r"flag provided but not defined|unknown flag", answer.text()
+        ):  # Docker 1.12 has no info --format
             answer = query(host, "info")
         host.memo["info"] = parse_info(decode_saved(expect(answer, "docker info").out))
     return host.memo["info"]
@@ -2115,7 +3048,10 @@ def free_bytes(path: str) -> Optional[int]:
 
 
 def has_program(name: str) -> bool:
-    return any(os.access(os.path.join(folder, name), os.X_OK) for folder in (os.environ.get("PATH", os.defpath) + SBIN).split(":"))
+    return any(
+        os.access(os.path.join(folder, name), os.X_OK)
+        for folder in (os.environ.get("PATH", os.defpath) + SBIN).split(":")
+    )
 
 
 def quietly(deed: Callable, *args, **more):
@@ -2129,7 +3065,9 @@ def quietly(deed: Callable, *args, **more):
 def default_state() -> str:
     if os.geteuid() == 0:
         return "/var/lib/dockfix"
-    home = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+    home = os.environ.get("XDG_STATE_HOME") or os.path.join(
+        os.path.expanduser("~"), ".local", "state"
+    )
     return os.path.join(home, "dockfix")
 
 
@@ -2139,29 +3077,45 @@ def open_state(path: str) -> None:
         os.makedirs(raw(path), 0o700, exist_ok=True)
         found = os.lstat(raw(path))
     except OSError as err:
-        raise EnvironmentFault("the state folder %s cannot be made: %s" % (path, err.strerror),
-                               "--state DIR names another (in /run for all but storage changes)") from None
+        raise EnvironmentFault(
+            "the state folder %s cannot be made: %s" % (path, err.strerror),
+            "--state DIR names another (in /run for all but storage changes)",
+        ) from None
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-        raise Refused("the state folder %s is not a folder that only this user can write" % path, "--state DIR names another")
+        raise Refused(
+            "the state folder %s is not a folder that only this user can write" % path,
+            "--state DIR names another",
+        )
 
 
-def take_lock(host: Host, exclusive: bool = False, mending: bool = False, name: str = "lock") -> None:
+def take_lock(
+    host: Host, exclusive: bool = False, mending: bool = False, name: str = "lock"
+) -> None:
     """flock on STATE/lock: storage changes exclusive, the container commands shared. What keeps undo records takes STATE/undo.lock
     too, exclusive: two runs would note each other's changes as the former state. Raises Locked, and HalfWay while a storage change
     stands half-way (not with `mending`: resume and rollback)."""
     open_state(host.state)
     try:
-        lock = os.open(raw(os.path.join(host.state, name)), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        lock = os.open(
+            raw(os.path.join(host.state, name)),
+            os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC,
+            0o600,
+        )
     except OSError as err:
-        raise EnvironmentFault("the lock in %s cannot be opened: %s" % (host.state, err.strerror),
-                               "--state DIR names another (in /run for all but storage changes)") from None
+        raise EnvironmentFault(
+            "the lock in %s cannot be opened: %s" % (host.state, err.strerror),
+            "--state DIR names another (in /run for all but storage changes)",
+        ) from None
     try:
         fcntl.flock(lock, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
     except OSError:
         os.close(lock)
         facts = (half_way(host) or "something", host.state, name)
-        raise Locked("another dockfix, or a child of one that was killed, changes %s now (lock: %s/%s)" % facts,
-                     "wait for it: fuser -v %s/%s" % (host.state, name)) from None
+        raise Locked(
+            "another dockfix, or a child of one that was killed, changes %s now (lock: %s/%s)"
+            % facts,
+            "wait for it: fuser -v %s/%s" % (host.state, name),
+        ) from None
     host.held.append(lock)
     where = half_way(host)
     if where and not mending:
@@ -2176,8 +3130,18 @@ def half_way(host: Host) -> str:
         steps = found["plan"]["steps"]
         at = min(found["at"] + 1, len(steps))
         undoing = " (being undone)" if found["going"] == "back" else ""
-        return "%s, step %d of %d: %s%s" % (found["plan"]["kind"], at, len(steps), steps[at - 1]["title"], undoing)
-    except (FileNotFoundError, NotADirectoryError, PermissionError):    # another user's folder: nothing that this run could change
+        return "%s, step %d of %d: %s%s" % (
+            found["plan"]["kind"],
+            at,
+            len(steps),
+            steps[at - 1]["title"],
+            undoing,
+        )
+    except (
+        FileNotFoundError,
+        NotADirectoryError,
+        PermissionError,
+    ):  # another user's folder: nothing that this run could change
         return ""
     except (OSError, ValueError, TypeError, KeyError, IndexError, RecursionError):
         return "its journal %s is not understood" % os.path.join(host.state, JOURNAL)
@@ -2186,7 +3150,7 @@ def half_way(host: Host) -> str:
 def read_input(path: str, limit: int, what: str) -> bytes:
     """A file that the user named, '-' = standard input; at most `limit` bytes, more is a UsageError."""
     try:
-        with (os.fdopen(os.dup(0), "rb") if path == "-" else open(raw(path), "rb")) as source:
+        with os.fdopen(os.dup(0), "rb") if path == "-" else open(raw(path), "rb") as source:
             data = source.read(limit + 1)
     except OSError as err:
         raise UsageError("%s %s cannot be read: %s" % (what, path, err.strerror)) from None
@@ -2221,12 +3185,16 @@ def write_secret_file(path: str, data: bytes) -> None:
     except FileExistsError:
         raise exists(path) from None
     except OSError as err:
-        raise EnvironmentFault("%s cannot be written: %s; no password was changed" % (path, err.strerror), "--output FILE on another disk") from None
+        raise EnvironmentFault(
+            "%s cannot be written: %s; no password was changed" % (path, err.strerror),
+            "--output FILE on another disk",
+        ) from None
 
 
 def replace_file(path: str, data: bytes, mode: int = 0o600) -> None:
     """Writes a file of dockfix's own state (or a setting of the host) so that a reader, or a power cut,
-    meets the old bytes or the new ones and nothing between; on the disk before this returns. Raises OSError."""
+    meets the old bytes or the new ones and nothing between; on the disk before this returns. Raises OSError.
+    """
     folder, name = os.path.split(os.path.abspath(path))
     draft = raw(os.path.join(folder, ".%s.dockfix-%s" % (name, os.urandom(6).hex())))
     write_new(draft, data, mode)
@@ -2255,13 +3223,16 @@ def cut_file(path: str) -> None:
         os.close(log)
 
 
-FITRIM = 0xC0185879                         # linux/fs.h
+FITRIM = 0xC0185879  # linux/fs.h
 
 
 def trim_mount(pid: str, point: str, device: str) -> None:
     """What fstrim does, on the file system that is mounted at `point` in a process's view, by a descriptor that certainly is on `device`
-    (MAJOR:MINOR): where a container ended meanwhile there is a plain folder, and fstrim by its path would trim the host's disk. Raises OSError."""
-    folder = os.open(raw("/proc/%s/root%s" % (pid, point)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    (MAJOR:MINOR): where a container ended meanwhile there is a plain folder, and fstrim by its path would trim the host's disk. Raises OSError.
+    """
+    folder = os.open(
+        raw("/proc/%s/root%s" % (pid, point)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    )
     try:
         if device_text(os.fstat(folder).st_dev) != device:
             raise FileNotFoundError(errno.ENOENT, "it is not mounted any more")
@@ -2273,7 +3244,7 @@ def trim_mount(pid: str, point: str, device: str) -> None:
 def write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
-        view = view[os.write(fd, view):]
+        view = view[os.write(fd, view) :]
 
 
 def sync_folder(path: str) -> None:
@@ -2289,7 +3260,10 @@ def host_accounts() -> Dict[str, Tuple]:
     seen = {}
     for path in ("/etc/shadow", "/etc/passwd"):
         found, data = quietly(os.stat, path), quietly(read_all, path)
-        seen[path] = (file_state(found) if found else (), data is not None and hashlib.sha512(data).digest())
+        seen[path] = (
+            file_state(found) if found else (),
+            data is not None and hashlib.sha512(data).digest(),
+        )
     return seen
 
 
@@ -2297,7 +3271,9 @@ def is_hosts_own(source: str) -> bool:
     """Is a mount's source the host's own /, /etc, passwd or shadow, under whatever name?"""
     if not source.startswith("/"):
         return False
-    if posixpath.normpath("/" + source.lstrip("/")) in ETC_TARGETS or os.path.realpath(raw(source)) in map(raw, ETC_TARGETS):
+    if posixpath.normpath("/" + source.lstrip("/")) in ETC_TARGETS or os.path.realpath(
+        raw(source)
+    ) in map(raw, ETC_TARGETS):
         return True
     return bool(quietly(lambda: any(os.path.samefile(raw(source), path) for path in ETC_TARGETS)))
 
@@ -2305,14 +3281,27 @@ def is_hosts_own(source: str) -> bool:
 # --- where the daemon's options are set
 
 
-UNIT_FOLDERS = ("etc/systemd/system", "run/systemd/system", "usr/local/lib/systemd/system", "usr/lib/systemd/system", "lib/systemd/system")
+UNIT_FOLDERS = (
+    "etc/systemd/system",
+    "run/systemd/system",
+    "usr/local/lib/systemd/system",
+    "usr/lib/systemd/system",
+    "lib/systemd/system",
+)
 SETTING_FILES = ("/etc/sysconfig/docker", "/etc/sysconfig/docker-storage", "/etc/default/docker")
 
 
 def unit_files(top: str, unit: str) -> List[str]:
     """The unit's file and its drop-ins as systemd takes them: the first folder's file of a name hides the later ones'."""
-    found = next((path for path in (os.path.join(top, folder, unit) for folder in UNIT_FOLDERS) if os.path.isfile(raw(path))), None)
-    drop_ins = {}               # type: Dict[str, str]
+    found = next(
+        (
+            path
+            for path in (os.path.join(top, folder, unit) for folder in UNIT_FOLDERS)
+            if os.path.isfile(raw(path))
+        ),
+        None,
+    )
+    drop_ins = {}  # type: Dict[str, str]
     for folder in UNIT_FOLDERS:
         place = os.path.join(top, folder, unit + ".d")
         for name in os.listdir(raw(place)) if os.path.isdir(raw(place)) else ():
@@ -2337,8 +3326,15 @@ def settings_of(path: str, parse: Callable, empty):
 def option_sources(top: str = "/", unit: str = "docker.service") -> List[OptionSource]:
     """Every place that sets options of the host's daemon, in the order in which they come to count: the unit's ExecStart (with drop-ins), the
     variables and files it takes, settings files that no unit takes (used False; without any unit an init script takes them), daemon.json.
-    The unit and daemon.json are there even where they set nothing, so that an edit knows its place. top: another root, for tests."""
-    command, inline, files, faults, found = ("", ""), [], [], [], []    # type: Tuple[str, str], list, list, list, list
+    The unit and daemon.json are there even where they set nothing, so that an edit knows its place. top: another root, for tests.
+    """
+    command, inline, files, faults, found = (
+        ("", ""),
+        [],
+        [],
+        [],
+        [],
+    )  # type: Tuple[str, str], list, list, list, list
     for path in unit_files(top, unit):
         _, settings, fault = settings_of(path, unit_settings, [])
         faults += [(path, fault)] if fault else []
@@ -2346,7 +3342,11 @@ def option_sources(top: str = "/", unit: str = "docker.service") -> List[OptionS
             if key == "ExecStart":
                 command = (path, value)
             elif key == "EnvironmentFile":
-                files = [one for one in files if one != value.lstrip("-")] + [value.lstrip("-")] if value else []
+                files = (
+                    [one for one in files if one != value.lstrip("-")] + [value.lstrip("-")]
+                    if value
+                    else []
+                )
             elif key == "Environment":
                 inline = inline + [(path, word) for word in shell_words(value)] if value else []
     flags = daemon_flags(shell_words(command[1]))
@@ -2355,14 +3355,28 @@ def option_sources(top: str = "/", unit: str = "docker.service") -> List[OptionS
         found.append(OptionSource("unit", command[0], "", command[1], flags, True, ""))
     held = [(path, word.partition("=")[0], word.partition("=")[2], True) for path, word in inline]
     for path in files + [path for path in SETTING_FILES if path not in files]:
-        _, settings, fault = settings_of(os.path.join(top, path.lstrip("/")), environment_settings, {})
+        _, settings, fault = settings_of(
+            os.path.join(top, path.lstrip("/")), environment_settings, {}
+        )
         faults += [(path, fault)] if fault else []
         held += [(path, name, value, path in files) for name, value in settings.items()]
     for path, name, value, given in held:
         options = daemon_flags(shell_words(value))
         if options:
-            found.append(OptionSource("environment", path, name, value, options, given and name in taken or not command[0], ""))
-    named = [value for one in found if one.used for name, value in one.options if name == "config-file"]
+            found.append(
+                OptionSource(
+                    "environment",
+                    path,
+                    name,
+                    value,
+                    options,
+                    given and name in taken or not command[0],
+                    "",
+                )
+            )
+    named = [
+        value for one in found if one.used for name, value in one.options if name == "config-file"
+    ]
     config = named[-1] if named else "/etc/docker/daemon.json"
     text, options, fault = settings_of(os.path.join(top, config.lstrip("/")), daemon_json, ())
     found.append(OptionSource("daemon.json", config, "", text, options, True, fault))
@@ -2373,10 +3387,26 @@ def running_daemons() -> List[OptionSource]:
     """The dockerd processes of the host, by their command lines: also `docker daemon` and `docker -d` of old engines. variable: the pid."""
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
-        words = (quietly(host_text, "/proc/%s/cmdline" % pid) or "").split("\0")[:-1]        # none: it ended meanwhile
+        words = (quietly(host_text, "/proc/%s/cmdline" % pid) or "").split("\0")[
+            :-1
+        ]  # none: it ended meanwhile
         name = os.path.basename(words[0]) if words else ""
-        if re.match(r"dockerd(-\w+)?\Z", name) or re.match(r"docker(-\w+)?\Z", name) and words[1:2] in (["daemon"], ["-d"]):
-            found.append(OptionSource("running", "/proc/%s/cmdline" % pid, pid, sh_line(words), daemon_flags(words), False, ""))
+        if (
+            re.match(r"dockerd(-\w+)?\Z", name)
+            or re.match(r"docker(-\w+)?\Z", name)
+            and words[1:2] in (["daemon"], ["-d"])
+        ):
+            found.append(
+                OptionSource(
+                    "running",
+                    "/proc/%s/cmdline" % pid,
+                    pid,
+                    sh_line(words),
+                    daemon_flags(words),
+                    False,
+                    "",
+                )
+            )
     return found
 
 
@@ -2385,7 +3415,9 @@ def running_daemons() -> List[OptionSource]:
 
 class Root(NamedTuple):
     """A Docker root while it is read. follow: links of its own first level are followed (the daemon's own root, not a foreign disk's).
-    hidden: the drivers ('' all) of whose records something was not readable, so that no orphan can be told."""
+    hidden: the drivers ('' all) of whose records something was not readable, so that no orphan can be told.
+    """
+
     path: str
     fd: int
     follow: bool
@@ -2395,7 +3427,11 @@ class Root(NamedTuple):
 
 def not_read(root: Root, path: str, err: Exception, hides: Optional[str]) -> None:
     odd = getattr(err, "errno", 0) in (errno.ENOTDIR, errno.ELOOP)
-    reason = "a link, or not a folder: not followed" if odd else getattr(err, "strerror", None) or getattr(err, "msg", None) or str(err)
+    reason = (
+        "a link, or not a folder: not followed"
+        if odd
+        else getattr(err, "strerror", None) or getattr(err, "msg", None) or str(err)
+    )
     root.unread[os.path.normpath(os.path.join(root.path, path))] = reason
     if hides is not None:
         root.hidden.add(hides)
@@ -2408,7 +3444,9 @@ def open_below(root: Root, path: str, hides: Optional[str], must: bool = False) 
     try:
         for depth, part in enumerate(path.split("/")):
             link = 0 if root.follow and depth == 0 else os.O_NOFOLLOW
-            old, at = at, os.open(raw(part), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | link, dir_fd=at)
+            old, at = at, os.open(
+                raw(part), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | link, dir_fd=at
+            )
             os.close(old)
         return at
     except OSError as err:
@@ -2418,8 +3456,16 @@ def open_below(root: Root, path: str, hides: Optional[str], must: bool = False) 
         return -1
 
 
-def read_records(root: Root, path: str, files: Optional[Sequence[str]], take: Optional[Callable], hides: Optional[str], form: str = HASH,
-                 must: bool = False, soft: bool = False) -> dict:
+def read_records(
+    root: Root,
+    path: str,
+    files: Optional[Sequence[str]],
+    take: Optional[Callable],
+    hides: Optional[str],
+    form: str = HASH,
+    must: bool = False,
+    soft: bool = False,
+) -> dict:
     """{name: take({file: bytes})} of every folder in `path` whose name has the form; files=(): of every file there, as {'': bytes}; files=None: the
     names alone. None: not readable or not understood, which is noted, or vanished meanwhile. hides: the driver whose orphans cannot be told
     then ('' all, None none; soft: only where `path` itself is not readable)."""
@@ -2427,7 +3473,14 @@ def read_records(root: Root, path: str, files: Optional[Sequence[str]], take: Op
     try:
         names = sorted(text_of(os.fsencode(name)) for name in os.listdir(top)) if top >= 0 else []
         names = [name for name in names if re.match(form, name)]
-        return {name: None if files is None else read_record(root, top, path, name, files, take, None if soft else hides) for name in names}
+        return {
+            name: (
+                None
+                if files is None
+                else read_record(root, top, path, name, files, take, None if soft else hides)
+            )
+            for name in names
+        }
     except OSError as err:
         not_read(root, path, err, hides)
         return {}
@@ -2436,19 +3489,33 @@ def read_records(root: Root, path: str, files: Optional[Sequence[str]], take: Op
             os.close(top)
 
 
-def read_record(root: Root, top: int, path: str, name: str, files: Sequence[str], take: Callable, hides: Optional[str]) -> object:
+def read_record(
+    root: Root,
+    top: int,
+    path: str,
+    name: str,
+    files: Sequence[str],
+    take: Callable,
+    hides: Optional[str],
+) -> object:
     folder, data = top, {}
     try:
         if files:
-            folder = os.open(raw(name), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
+            folder = os.open(
+                raw(name), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top
+            )
         for file in files or (name,):
             try:
-                with os.fdopen(open_plain(folder, file, os.O_RDONLY, RECORD_MAX, file), "rb") as source:
-                    data[file if files else ""] = source.read(min(RECORD_MAX, os.fstat(source.fileno()).st_size) + 1)     # a buffer of its size only
+                with os.fdopen(
+                    open_plain(folder, file, os.O_RDONLY, RECORD_MAX, file), "rb"
+                ) as source:
+                    data[file if files else ""] = source.read(
+                        min(RECORD_MAX, os.fstat(source.fileno()).st_size) + 1
+                    )  # a buffer of its size only
             except FileNotFoundError:
                 pass
         return take(data)
-    except FileNotFoundError:                       # the folder vanished meanwhile
+    except FileNotFoundError:  # the folder vanished meanwhile
         return None
     except (OSError, Refused, ValueError, TypeError, AttributeError, RecursionError) as err:
         not_read(root, os.path.join(path, name), err, hides)
@@ -2463,8 +3530,18 @@ def read_layers(path: str, follow: bool = False) -> Layers:
     root, whose first level may be links; there, what is half made or half removed at the first look is looked at again, and an orphan is one
     at both. Raises EnvironmentFault where the root itself cannot be read, or is none."""
     first = look_at_layers(path, follow)
-    if not (first.rows or first.containers or any(os.path.isdir(raw(os.path.join(path, name))) for name in ("containers", "image", "graph"))):
-        raise EnvironmentFault("%s holds nothing of Docker's: is its disk mounted?" % path, "findmnt -T %s" % sh_quote(path))
+    if not (
+        first.rows
+        or first.containers
+        or any(
+            os.path.isdir(raw(os.path.join(path, name)))
+            for name in ("containers", "image", "graph")
+        )
+    ):
+        raise EnvironmentFault(
+            "%s holds nothing of Docker's: is its disk mounted?" % path,
+            "findmnt -T %s" % sh_quote(path),
+        )
     loose = {(row["driver"], row["layer"]) for row in first.rows if row["role"] == "orphan"}
     if not follow or not (loose or first.unread):
         return first
@@ -2481,11 +3558,23 @@ def look_at_layers(path: str, follow: bool) -> Layers:
     try:
         fd = os.open(raw(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as err:
-        raise EnvironmentFault("Docker's root %s cannot be read: %s" % (path, err.strerror),
-                               "sudo python3 dockfix.py ..." if isinstance(err, PermissionError) else "--root DIR names another") from None
+        raise EnvironmentFault(
+            "Docker's root %s cannot be read: %s" % (path, err.strerror),
+            (
+                "sudo python3 dockfix.py ..."
+                if isinstance(err, PermissionError)
+                else "--root DIR names another"
+            ),
+        ) from None
     root = Root(real_path(path), fd, follow, out.unread, set())
     for name in ["."] + list(read_records(root, ".", None, None, None, form=r"[0-9]+\.[0-9]+\Z")):
-        tree = Root(os.path.normpath(os.path.join(root.path, name)), open_below(root, name, None), follow, out.unread, set())
+        tree = Root(
+            os.path.normpath(os.path.join(root.path, name)),
+            open_below(root, name, None),
+            follow,
+            out.unread,
+            set(),
+        )
         if tree.fd >= 0:
             read_tree(tree, out)
             os.close(tree.fd)
@@ -2498,13 +3587,35 @@ def read_tree(root: Root, out: Layers) -> None:
     homes = {}
     for driver, (folder, _) in LAYOUTS.items():
         form = LAYER + "|base\\Z" * (driver == "devicemapper")
-        homes[driver] = list(read_records(root, os.path.normpath(driver + "/" + folder), None, None, driver, form=form))
+        homes[driver] = list(
+            read_records(
+                root, os.path.normpath(driver + "/" + folder), None, None, driver, form=form
+            )
+        )
     there = any(homes.values())
-    containers = read_records(root, "containers", ("config.v2.json", "config.json", "hostconfig.json"), take_container, "", must=there, soft=True)
-    containers = {one: facts or take_container({"config.json": b"{}"}) for one, facts in containers.items()}
+    containers = read_records(
+        root,
+        "containers",
+        ("config.v2.json", "config.json", "hostconfig.json"),
+        take_container,
+        "",
+        must=there,
+        soft=True,
+    )
+    containers = {
+        one: facts or take_container({"config.json": b"{}"}) for one, facts in containers.items()
+    }
     # before 1.10: each image's parent, or ''
-    graph = read_records(root, "graph", ("json",), lambda files: str(take_object(files.get("json")).get("parent") or ""), "")
-    held = read_records(root, "buildkit", (), lambda files: files.get(""), "", form=r"snapshots\.db\Z")
+    graph = read_records(
+        root,
+        "graph",
+        ("json",),
+        lambda files: str(take_object(files.get("json")).get("parent") or ""),
+        "",
+    )
+    held = read_records(
+        root, "buildkit", (), lambda files: files.get(""), "", form=r"snapshots\.db\Z"
+    )
     out.containers.update(containers)
     for driver, names in homes.items():
         claims = claim_driver(root, driver, names, graph, containers, out)
@@ -2512,56 +3623,136 @@ def read_tree(root: Root, out: Layers) -> None:
         add_rows(root, driver, names, claims, containers, out)
 
 
-def claim_driver(root: Root, driver: str, names: List[str], graph: Dict[str, str], containers: Dict[str, dict], out: Layers) -> Dict[str, Claim]:
+def claim_driver(
+    root: Root,
+    driver: str,
+    names: List[str],
+    graph: Dict[str, str],
+    containers: Dict[str, dict],
+    out: Layers,
+) -> Dict[str, Claim]:
     """Who has which layer by the records of both kinds of engines; an engine since 1.10 leaves graph/ where it was."""
     place, listed = "image/%s/" % driver, set(names)
     must = bool(names) and not graph
-    chains = read_records(root, place + "layerdb/sha256", ("cache-id", "parent", "size"), take_chain, driver, must=must)
-    mounts = read_records(root, place + "layerdb/mounts", ("mount-id", "init-id", "parent"), take_mount, driver, form=LAYER)
+    chains = read_records(
+        root,
+        place + "layerdb/sha256",
+        ("cache-id", "parent", "size"),
+        take_chain,
+        driver,
+        must=must,
+    )
+    mounts = read_records(
+        root,
+        place + "layerdb/mounts",
+        ("mount-id", "init-id", "parent"),
+        take_mount,
+        driver,
+        form=LAYER,
+    )
     images = read_records(root, place + "imagedb/content/sha256", (), take_image, driver, must=must)
-    tags = read_records(root, "image/" + driver, (), take_tags, None, form=r"repositories\.json\Z").get("repositories.json") or {}
-    old = read_records(root, ".", (), take_tags, None, form="repositories-%s\\Z" % re.escape(driver)).get("repositories-" + driver) or {}
-    claims = {one: Claim("container", one) for one in containers}       # before 1.10 a container's layer has the container's id
-    claims.update(claim_graph({one: parent for one, parent in graph.items() if parent is not None}, old))
+    tags = (
+        read_records(
+            root, "image/" + driver, (), take_tags, None, form=r"repositories\.json\Z"
+        ).get("repositories.json")
+        or {}
+    )
+    old = (
+        read_records(
+            root, ".", (), take_tags, None, form="repositories-%s\\Z" % re.escape(driver)
+        ).get("repositories-" + driver)
+        or {}
+    )
+    claims = {
+        one: Claim("container", one) for one in containers
+    }  # before 1.10 a container's layer has the container's id
+    claims.update(
+        claim_graph({one: parent for one, parent in graph.items() if parent is not None}, old)
+    )
     claims = {one: claim for one, claim in claims.items() if one in listed}
-    good = ({one: facts for one, facts in found.items() if facts is not None} for found in (chains, mounts, images))
+    good = (
+        {one: facts for one, facts in found.items() if facts is not None}
+        for found in (chains, mounts, images)
+    )
     claims.update(claim_layers(*good, containers))
     if driver == "devicemapper" and "base" in names:
         claims["base"] = Claim("image", note="the base device: image layers are snapshots of it")
     out.sizes.update({one[0]: one[2] for one in chains.values() if one and one[2] is not None})
     for image in list(images) + list(graph):
-        out.images.setdefault(image, []).extend(tag for tag in tags.get(image, []) + old.get(image, []) if tag not in out.images.get(image, []))
+        out.images.setdefault(image, []).extend(
+            tag
+            for tag in tags.get(image, []) + old.get(image, [])
+            if tag not in out.images.get(image, [])
+        )
     return claims
 
 
-def add_rows(root: Root, driver: str, names: List[str], claims: Dict[str, Claim], containers: Dict[str, dict], out: Layers) -> None:
+def add_rows(
+    root: Root,
+    driver: str,
+    names: List[str],
+    claims: Dict[str, Claim],
+    containers: Dict[str, dict],
+    out: Layers,
+) -> None:
     """The rows of one driver: every layer that is there or that the records have."""
     home = os.path.join(root.path, driver)
-    devices = read_records(root, "devicemapper/metadata", (), take_device, None, form=LAYER + "|base\\Z") if driver == "devicemapper" else {}
+    devices = (
+        read_records(root, "devicemapper/metadata", (), take_device, None, form=LAYER + "|base\\Z")
+        if driver == "devicemapper"
+        else {}
+    )
     prefix = pool_prefix(home) if devices else ""
     links, listed = short_links(root, driver), set(names)
     mounted = {one.point for one in mounts_of()} if names or claims else set()
     for name in sorted(set(names) | set(claims)):
-        base = claims.get(name[:-len("-init")]) if name.endswith("-init") else None     # where no record has H-init, it is of the container of H
-        claim = claims.get(name) or (base._replace(role="container-init") if base and base.role == "container" else Claim("orphan"))
-        paths = [path for path in (os.path.join(home, form % name) for form in LAYOUTS[driver][1]) if os.path.lexists(raw(path))]
+        base = (
+            claims.get(name[: -len("-init")]) if name.endswith("-init") else None
+        )  # where no record has H-init, it is of the container of H
+        claim = claims.get(name) or (
+            base._replace(role="container-init")
+            if base and base.role == "container"
+            else Claim("orphan")
+        )
+        paths = [
+            path
+            for path in (os.path.join(home, form % name) for form in LAYOUTS[driver][1])
+            if os.path.lexists(raw(path))
+        ]
         paths.sort(key=lambda path: path not in mounted)
         record = claim.container and os.path.join(root.path, "containers", claim.container)
-        if claim.role == "orphan" and (not paths or name not in listed or record and os.path.lexists(record)):
-            continue                                # it vanished, or is being made
+        if claim.role == "orphan" and (
+            not paths or name not in listed or record and os.path.lexists(record)
+        ):
+            continue  # it vanished, or is being made
         if claim.role == "orphan" and root.hidden & {"", driver}:
             claim = claim._replace(role=None, note="what would tell whose it is could not be read")
         facts = containers.get(claim.container, {})
         images = claim.images or ((facts["image"],) if facts.get("image") else ())
-        one = {"layer": name, "driver": driver, "paths": paths, "role": claim.role,
-               "container": {"id": claim.container, "name": facts.get("name", "")} if claim.container else None,
-               "images": [{"id": image, "tags": out.images.get(image, [])} for image in images],
-               "note": claim.note or ("" if paths or driver == "zfs" else "its folder is missing")}
-        words = [name, claim.container, facts.get("name", "")] + list(claim.words) + links.get(name, [])
+        one = {
+            "layer": name,
+            "driver": driver,
+            "paths": paths,
+            "role": claim.role,
+            "container": (
+                {"id": claim.container, "name": facts.get("name", "")} if claim.container else None
+            ),
+            "images": [{"id": image, "tags": out.images.get(image, [])} for image in images],
+            "note": claim.note or ("" if paths or driver == "zfs" else "its folder is missing"),
+        }
+        words = (
+            [name, claim.container, facts.get("name", "")] + list(claim.words) + links.get(name, [])
+        )
         words += [word for image in claim.images for word in [image] + out.images.get(image, [])]
         if name in devices and devices[name]:
-            one.update(device=prefix + name, device_id=devices[name][0], device_size=devices[name][2])
-            one["note"] = one["note"] or ("removed; the driver deletes it later, after docker's next start at the latest" if devices[name][1] else "")
+            one.update(
+                device=prefix + name, device_id=devices[name][0], device_size=devices[name][2]
+            )
+            one["note"] = one["note"] or (
+                "removed; the driver deletes it later, after docker's next start at the latest"
+                if devices[name][1]
+                else ""
+            )
             words += [str(devices[name][0]), prefix + name]
         for word in set(words) - {""}:
             out.words.setdefault(word, []).append(len(out.rows))
@@ -2575,7 +3766,7 @@ def mounts_of(pid: str = "self") -> List[Mount]:
     except OSError:
         if pid == "self":
             raise
-        return []                       # not there, or dead and not yet buried: EINVAL
+        return []  # not there, or dead and not yet buried: EINVAL
 
 
 def pool_prefix(home: str) -> str:
@@ -2589,7 +3780,7 @@ def disk_usage(path: str, until: float, points: set) -> Tuple[Optional[int], str
     '' where it is). By descriptors, so that no link a container makes meanwhile is followed. Stops at the monotonic time `until`: SLOW and
     what it had by then."""
     folder = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    total, failed, seen, stack = 0, 0, set(), []        # type: int, int, set, list
+    total, failed, seen, stack = 0, 0, set(), []  # type: int, int, set, list
 
     def enter(fd: int, here: bytes) -> int:
         size, below = os.fstat(fd).st_blocks, []
@@ -2597,9 +3788,9 @@ def disk_usage(path: str, until: float, points: set) -> Tuple[Optional[int], str
         for number, name in enumerate(os.listdir(fd)):
             try:
                 found = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            except FileNotFoundError:                   # removed meanwhile
+            except FileNotFoundError:  # removed meanwhile
                 continue
-            if found.st_mode & 0o170000 == 0o040000:    # a directory
+            if found.st_mode & 0o170000 == 0o040000:  # a directory
                 below += [os.fsencode(name)] if found.st_dev == device else []
             elif found.st_nlink == 1 or found.st_ino not in seen:
                 size += found.st_blocks
@@ -2623,24 +3814,46 @@ def disk_usage(path: str, until: float, points: set) -> Tuple[Optional[int], str
             continue
         inner = os.path.join(here, below.pop())
         try:
-            total += enter(os.open(os.path.basename(inner), folder, dir_fd=fd), inner) if inner not in points else 0
+            total += (
+                enter(os.open(os.path.basename(inner), folder, dir_fd=fd), inner)
+                if inner not in points
+                else 0
+            )
         except OSError as err:
-            failed += not isinstance(err, FileNotFoundError)        # that one was removed meanwhile
-    return total, SLOW if time.monotonic() > until else "at least: %d folders not readable" % failed if failed else ""
+            failed += not isinstance(err, FileNotFoundError)  # that one was removed meanwhile
+    return total, (
+        SLOW
+        if time.monotonic() > until
+        else "at least: %d folders not readable" % failed if failed else ""
+    )
 
 
-def measure(folders: Dict[Tuple, str], seconds: float, tick: Callable[[str], None]) -> Dict[Tuple, Tuple[Optional[int], str]]:
+def measure(
+    folders: Dict[Tuple, str], seconds: float, tick: Callable[[str], None]
+) -> Dict[Tuple, Tuple[Optional[int], str]]:
     """{key: disk_usage of its folder} within `seconds` in all. Half of the time is shared out evenly; the rest goes to what did not get ready,
     the largest so far first."""
-    end, sizes, points = time.monotonic() + seconds, {}, {raw(one.point) for one in mounts_of()}      # type: float, dict, set
+    end, sizes, points = (
+        time.monotonic() + seconds,
+        {},
+        {raw(one.point) for one in mounts_of()},
+    )  # type: float, dict, set
     for key, path in folders.items():
         tick("measured %d of %d folders" % (len(sizes), len(folders)))
         now = time.monotonic()
-        sizes[key] = disk_usage(path, max(now, min(end, now + seconds / 2 / len(folders))), points) if now < end else (None, SLOW)
-    for key in sorted((key for key in sizes if sizes[key][1] == SLOW), key=lambda key: -(sizes[key][0] or 0)):
+        sizes[key] = (
+            disk_usage(path, max(now, min(end, now + seconds / 2 / len(folders))), points)
+            if now < end
+            else (None, SLOW)
+        )
+    for key in sorted(
+        (key for key in sizes if sizes[key][1] == SLOW), key=lambda key: -(sizes[key][0] or 0)
+    ):
         tick("measuring what is large: %s" % folders[key])
         again = disk_usage(folders[key], end, points) if time.monotonic() < end else (None, SLOW)
-        sizes[key] = again if again[1] != SLOW or (again[0] or 0) > (sizes[key][0] or 0) else sizes[key]
+        sizes[key] = (
+            again if again[1] != SLOW or (again[0] or 0) > (sizes[key][0] or 0) else sizes[key]
+        )
     return sizes
 
 
@@ -2648,16 +3861,20 @@ def loop_files() -> List[Tuple[str, str]]:
     """(device, its file) of each loop device in use; the kernel puts ' (deleted)' behind a file that has no name any more."""
     names = [name for name in sorted(os.listdir("/sys/block")) if name.startswith("loop")]
     files = [quietly(host_text, "/sys/block/%s/loop/backing_file" % name) for name in names]
-    return [("/dev/" + name, path.rstrip("\n")) for name, path in zip(names, files) if path is not None]
+    return [
+        ("/dev/" + name, path.rstrip("\n")) for name, path in zip(names, files) if path is not None
+    ]
 
 
 def short_links(root: Root, driver: str) -> Dict[str, List[str]]:
     """{layer: its names below l/} of overlay2."""
-    found = {}                  # type: Dict[str, List[str]]
+    found = {}  # type: Dict[str, List[str]]
     if driver not in ("overlay2", "fuse-overlayfs"):
         return found
     for name in read_records(root, driver + "/l", None, None, None, form="[0-9A-Z]+\\Z"):
-        target = text_of(quietly(os.readlink, raw(os.path.join(root.path, driver, "l", name))) or b"").split("/")
+        target = text_of(
+            quietly(os.readlink, raw(os.path.join(root.path, driver, "l", name))) or b""
+        ).split("/")
         if len(target) == 3 and target[0] == "..":
             found.setdefault(target[1], []).append(name)
     return found
@@ -2675,7 +3892,10 @@ def zone_data(name: str, root: str = "") -> bytes:
         zone_offset(data, 0)
         return data
     except (OSError, ValueError):
-        raise UsageError("this host knows no time zone %s" % name, "ls -R %s shows its zones, such as Asia/Shanghai or Etc/UTC" % ZONEINFO) from None
+        raise UsageError(
+            "this host knows no time zone %s" % name,
+            "ls -R %s shows its zones, such as Asia/Shanghai or Etc/UTC" % ZONEINFO,
+        ) from None
 
 
 def host_localtime(root: str = "") -> bytes:
@@ -2688,13 +3908,23 @@ def host_localtime(root: str = "") -> bytes:
 
 def host_zone(root: str = "") -> str:
     """The name of the host's zone: by the link, else by /etc/timezone or TZ where their file agrees with the host's, else the zone
-    whose file has the same bytes (one of zone.tab first: Asia/Shanghai has four more names). Raises DockfixError where no name is found."""
+    whose file has the same bytes (one of zone.tab first: Asia/Shanghai has four more names). Raises DockfixError where no name is found.
+    """
     now, data = int(time.time()), host_localtime(root)
     names = [os.environ.get("TZ", "").lstrip(":")]
-    for path, take in ((TIMEZONE, lambda one: host_text(one).strip()), (LOCALTIME, lambda one: zone_of_link(os.readlink(one)))):
+    for path, take in (
+        (TIMEZONE, lambda one: host_text(one).strip()),
+        (LOCALTIME, lambda one: zone_of_link(os.readlink(one))),
+    ):
         names.insert(0, quietly(take, root + path) or "")
-    tab = re.findall(r"(?m)^[A-Z]{2}\t\S+\t(\S+)", quietly(host_text, root + ZONEINFO + "/zone.tab") or "")
-    every = (os.path.relpath(os.path.join(folder, name), root + ZONEINFO) for folder, _, files in os.walk(root + ZONEINFO) for name in sorted(files))
+    tab = re.findall(
+        r"(?m)^[A-Z]{2}\t\S+\t(\S+)", quietly(host_text, root + ZONEINFO + "/zone.tab") or ""
+    )
+    every = (
+        os.path.relpath(os.path.join(folder, name), root + ZONEINFO)
+        for folder, _, files in os.walk(root + ZONEINFO)
+        for name in sorted(files)
+    )
     for certain, some in ((False, names), (True, tab), (True, every), (False, ["Etc/UTC", "UTC"])):
         for name in some:
             try:
@@ -2703,7 +3933,11 @@ def host_zone(root: str = "") -> str:
                 continue
             if found == data if certain else same_zone(found, data, now):
                 return name
-    raise DockfixError("the name of this host's time zone is not found (%s is no file of %s)" % (LOCALTIME, ZONEINFO), "--zone NAME")
+    raise DockfixError(
+        "the name of this host's time zone is not found (%s is no file of %s)"
+        % (LOCALTIME, ZONEINFO),
+        "--zone NAME",
+    )
 
 
 # --- a container's /etc, by descriptors below /proc/PID: no chroot, no fork, no link is followed
@@ -2711,7 +3945,8 @@ def host_zone(root: str = "") -> str:
 
 def open_plain(folder: int, name: str, flags: int, limit: int, path: str) -> int:
     """A regular file of at most `limit` bytes; never a link, never blocks on a fifo. Judged through O_PATH first, and then that very
-    inode is opened: to open a device is to act on it (a watchdog reboots the host). Raises Refused, which calls it `path`."""
+    inode is opened: to open a device is to act on it (a watchdog reboots the host). Raises Refused, which calls it `path`.
+    """
     place = os.open(raw(name), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     try:
         found = os.fstat(place)
@@ -2732,7 +3967,9 @@ def read_at(folder: int, name: str, limit: int, path: str) -> Tuple[bytes, os.st
 
 def check_regular(path: str, kind: str, size: int, limit: int) -> None:
     if kind != "file":
-        what = {"link": "a symbolic link", "fifo": "a fifo", "dir": "a directory"}.get(kind, "a device or socket")
+        what = {"link": "a symbolic link", "fifo": "a fifo", "dir": "a directory"}.get(
+            kind, "a device or socket"
+        )
         raise Refused("its %s is %s, not a file" % (path, what))
     if size > limit:
         raise Refused("its %s has %d bytes; more than %d is not such a file" % (path, size, limit))
@@ -2743,8 +3980,10 @@ def open_root(container: Container) -> Tuple[int, List[Mount]]:
     WayClosed where it is not proven that this is the container's own layer: a process may have chrooted itself into
     a mount of the host, and a pid may have been reused."""
     if os.geteuid() != 0 or not container.pid:
-        raise WayClosed("it has no running process" if os.geteuid() == 0 else "only root can go through /proc")
-    fds = []                    # type: List[int]
+        raise WayClosed(
+            "it has no running process" if os.geteuid() == 0 else "only root can go through /proc"
+        )
+    fds = []  # type: List[int]
     try:
         fds.append(os.open("/proc/%d" % container.pid, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         if container.id not in read_proc(fds[0], "cgroup"):
@@ -2755,7 +3994,10 @@ def open_root(container: Container) -> Tuple[int, List[Mount]]:
         mount = own_root(mounts, container)
         if not mount or mount.dev != device_text(os.fstat(fds[1]).st_dev):
             driver = container.driver or "unknown"
-            raise WayClosed("the root of its first process is not shown to be the container's own layer (driver %s)" % driver)
+            raise WayClosed(
+                "the root of its first process is not shown to be the container's own layer (driver %s)"
+                % driver
+            )
         return fds.pop(), mounts
     except OSError as err:
         raise WayClosed("/proc/%d: %s" % (container.pid, err.strerror)) from None
@@ -2770,11 +4012,17 @@ def open_etc(container: Container) -> int:
     try:
         if not stat.S_ISDIR(os.stat("etc", dir_fd=root, follow_symlinks=False).st_mode):
             raise Refused("its /etc is a link, not a directory")
-        etc = os.open("etc", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
+        etc = os.open(
+            "etc", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root
+        )
         over = [one.point for one in mounts if one.point in ("/etc/passwd", "/etc/shadow")]
         if os.fstat(etc).st_dev != os.fstat(root).st_dev or over:
             os.close(etc)
-            raise SharedEtc("its %s is a mount" % over[0] if over else "its /etc is on another device than its root: a mount")
+            raise SharedEtc(
+                "its %s is a mount" % over[0]
+                if over
+                else "its /etc is on another device than its root: a mount"
+            )
         return etc
     except OSError as err:
         raise WayClosed("/proc/%d: %s" % (container.pid, err.strerror)) from None
@@ -2790,7 +4038,12 @@ def read_proc(proc: int, name: str) -> str:
 def proc_shadow(etc: int) -> Tuple[bytes, os.stat_result]:
     """The shadow file below an opened /etc; passwd must be a plain file too, for chpasswd writes both."""
     try:
-        check_regular("/etc/passwd", kind_of(os.stat("passwd", dir_fd=etc, follow_symlinks=False).st_mode), 0, 0)
+        check_regular(
+            "/etc/passwd",
+            kind_of(os.stat("passwd", dir_fd=etc, follow_symlinks=False).st_mode),
+            0,
+            0,
+        )
     except FileNotFoundError:
         pass
     try:
@@ -2826,7 +4079,9 @@ def lock_accounts(etc: int, owner: os.stat_result, stop: threading.Event) -> int
     """The lock of lckpwdf(3). One made here gets /etc's owner: under user-namespace remapping a file
     of the host's root would lock the container's root out for good."""
     try:
-        lock = os.open(".pwd.lock", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=etc)
+        lock = os.open(
+            ".pwd.lock", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=etc
+        )
         os.fchown(lock, owner.st_uid, owner.st_gid)
     except FileExistsError:
         try:
@@ -2839,7 +4094,7 @@ def lock_accounts(etc: int, owner: os.stat_result, stop: threading.Event) -> int
             try:
                 fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return lock
-            except (BlockingIOError, PermissionError):      # EAGAIN, EACCES
+            except (BlockingIOError, PermissionError):  # EAGAIN, EACCES
                 if time.monotonic() >= end or stop.is_set():
                     raise WayClosed("its /etc/.pwd.lock is held by another program") from None
                 time.sleep(0.1)
@@ -2853,13 +4108,21 @@ def replace_shadow(etc: int, data: bytes, old: os.stat_result) -> None:
     source = open_plain(etc, "shadow", os.O_RDONLY, SHADOW_MAX, "/etc/shadow")
     new = -1
     try:
-        new = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=etc)
+        new = os.open(
+            name,
+            os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
+            0o600,
+            dir_fd=etc,
+        )
         write_all(new, data)
         os.fchown(new, old.st_uid, old.st_gid)
         os.fchmod(new, stat.S_IMODE(old.st_mode))
         copy_xattrs(source, new)
         os.fsync(new)
-        if any(file_state(now) != file_state(old) for now in (os.fstat(source), os.stat("shadow", dir_fd=etc, follow_symlinks=False))):
+        if any(
+            file_state(now) != file_state(old)
+            for now in (os.fstat(source), os.stat("shadow", dir_fd=etc, follow_symlinks=False))
+        ):
             raise WayClosed("its /etc/shadow was changed by another program meanwhile")
         os.rename(name, "shadow", src_dir_fd=etc, dst_dir_fd=etc)
     except BaseException:
@@ -2870,7 +4133,7 @@ def replace_shadow(etc: int, data: bytes, old: os.stat_result) -> None:
         quietly(os.close, source)
         if new >= 0:
             quietly(os.close, new)
-    quietly(os.fsync, etc)              # the new file is in place: the read-back judges, not this
+    quietly(os.fsync, etc)  # the new file is in place: the read-back judges, not this
 
 
 def copy_xattrs(source: int, new: int) -> None:
@@ -2890,15 +4153,27 @@ def copy_xattrs(source: int, new: int) -> None:
 # --- a container's /etc through docker cp
 
 
-def cp_first(host: Host, container: Container, path: str, limit: int, follow: bool = False) -> Tuple[tarfile.TarInfo, bytes]:
+def cp_first(
+    host: Host, container: Container, path: str, limit: int, follow: bool = False
+) -> Tuple[tarfile.TarInfo, bytes]:
     """The first member docker cp sends for a path, and its content; the client is stopped once `limit` bytes are here. Raises Gone,
     FileNotFoundError, WayClosed."""
-    answer = query(host, "cp", *((["-L"] if follow else []) + [container.id + ":" + path, "-"]), limit=limit, enough=limit)
+    answer = query(
+        host,
+        "cp",
+        *((["-L"] if follow else []) + [container.id + ":" + path, "-"]),
+        limit=limit,
+        enough=limit,
+    )
     if len(answer.out) < 512:
         text = answer.text()
         # Clients say "No such container:path" where either is missing.
-        if is_gone(text) or re.search(r"Could not find the file|[Nn]o such file or directory", text):
-            if "Could not find the file" not in text and container.id not in inspect_containers(host, [container.id]):
+        if is_gone(text) or re.search(
+            r"Could not find the file|[Nn]o such file or directory", text
+        ):
+            if "Could not find the file" not in text and container.id not in inspect_containers(
+                host, [container.id]
+            ):
                 raise Gone()
             raise FileNotFoundError(errno.ENOENT, path)
         if answer.timed_out:
@@ -2909,7 +4184,7 @@ def cp_first(host: Host, container: Container, path: str, limit: int, follow: bo
         member = next(iter(tarfile.open(fileobj=io.BytesIO(answer.out), mode="r|")))
     except (tarfile.TarError, StopIteration, ValueError, OSError, EOFError):
         raise WayClosed("docker cp sent something that is not a tar stream") from None
-    return member, answer.out[member.offset_data:member.offset_data + member.size]
+    return member, answer.out[member.offset_data : member.offset_data + member.size]
 
 
 def cp_shadow(host: Host, container: Container, first: bool = False) -> Member:
@@ -2926,10 +4201,15 @@ def cp_shadow(host: Host, container: Container, first: bool = False) -> Member:
 
 def shadow_tar(old: Member, data: Optional[bytes], base: Tuple[int, int]) -> bytes:
     """The tar for `docker cp - C:/etc`. What can fail (space, ids) fails on the first member, while the old file is still there; the link
-    then takes its place; the third empties the leftover, which docker cp cannot delete (data None: that alone)."""
+    then takes its place; the third empties the leftover, which docker cp cannot delete (data None: that alone).
+    """
     first = old._replace(path="/" + LEFTOVER, data=data or b"", mtime=int(time.time()))
-    members = (first, first._replace(path="/shadow", kind="hard", data=b"", link=LEFTOVER), first._replace(data=b""))
-    return members_tar(members[2 if data is None else 0:], base)
+    members = (
+        first,
+        first._replace(path="/shadow", kind="hard", data=b"", link=LEFTOVER),
+        first._replace(data=b""),
+    )
+    return members_tar(members[2 if data is None else 0 :], base)
 
 
 def cp_again(host: Host, container: Container) -> Optional[bytes]:
@@ -2939,9 +4219,12 @@ def cp_again(host: Host, container: Container) -> Optional[bytes]:
         return None
 
 
-def cp_write(host: Host, container: Container, edit: Callable[[bytes], bytes]) -> Tuple[Answer, Optional[bytes]]:
+def cp_write(
+    host: Host, container: Container, edit: Callable[[bytes], bytes]
+) -> Tuple[Answer, Optional[bytes]]:
     """Replaces the shadow file through docker cp; the answer, and what is read back. Puts the old bytes back if that differs, but not
-    after a time-out: the daemon may still be at it. docker cp has no lock and is not atomic: the last way."""
+    after a time-out: the daemon may still be at it. docker cp has no lock and is not atomic: the last way.
+    """
     base = cp_base(host, container)
     old = cp_shadow(host, container)
     new = edit(old.data)
@@ -2954,12 +4237,17 @@ def cp_write(host: Host, container: Container, edit: Callable[[bytes], bytes]) -
         if found != old.data:
             change(host, ["cp", "-", container.id + ":/etc"], shadow_tar(old, old.data, base))
             if cp_again(host, container) != old.data:
-                raise WayClosed("docker cp: %s; AND its old /etc/shadow could not be restored: look at it now" % why)
+                raise WayClosed(
+                    "docker cp: %s; AND its old /etc/shadow could not be restored: look at it now"
+                    % why
+                )
             why += "; the old file was put back"
-        else:                           # it failed between the members: no hash may stay behind
+        else:  # it failed between the members: no hash may stay behind
             change(host, ["cp", "-", container.id + ":/etc"], shadow_tar(old, None, base))
         raise WayClosed("docker cp: %s" % why)
-    if container.running and not container.paused:       # tidy where the image has an rm; empty otherwise
+    if (
+        container.running and not container.paused
+    ):  # tidy where the image has an rm; empty otherwise
         change(host, ["exec", "-u", "0", container.id, "rm", "-f", "/etc/" + LEFTOVER])
     return answer, new
 
@@ -2968,14 +4256,18 @@ def cp_base(host: Host, container: Container) -> Tuple[int, int]:
     """engine_userns for a write through docker cp. Raises Refused where that would delete what it should replace."""
     base = engine_userns(host)
     if base != (0, 0) and container.userns == "host":
-        raise Refused("--userns host under a remapping engine: docker cp would delete the file that it should replace (moby#43698)")
+        raise Refused(
+            "--userns host under a remapping engine: docker cp would delete the file that it should replace (moby#43698)"
+        )
     return base
 
 
 # --- any file of a container: by descriptors where root is on the engine's host and a process runs, else by docker cp
 
 
-def read_member(host: Host, container: Container, path: str, limit: int = SHADOW_MAX, follow: bool = False) -> Member:
+def read_member(
+    host: Host, container: Container, path: str, limit: int = SHADOW_MAX, follow: bool = False
+) -> Member:
     """What is at an absolute path of the container, in any state of it: kind 'absent' where nothing is. Links above the path
     are followed as the container would, a link at its end with `follow` only. A file larger than `limit` is Refused. Raises Gone,
     WayClosed. The path of a member is the one asked for, whatever links led there."""
@@ -2985,7 +4277,9 @@ def read_member(host: Host, container: Container, path: str, limit: int = SHADOW
         return cp_member(host, container, path, limit, follow)
 
 
-def cp_member(host: Host, container: Container, path: str, limit: int, follow: bool = False) -> Member:
+def cp_member(
+    host: Host, container: Container, path: str, limit: int, follow: bool = False
+) -> Member:
     try:
         found, data = cp_first(host, container, path, limit + 16384, follow)
     except FileNotFoundError:
@@ -2995,8 +4289,16 @@ def cp_member(host: Host, container: Container, path: str, limit: int, follow: b
         check_regular(path, kind, found.size, limit)
         if len(data) != found.size:
             raise WayClosed("docker cp sent only a part of %s" % path)
-    return Member(path, kind, data if kind == "file" else b"", found.linkname if kind == "link" else "", found.uid, found.gid,
-                  found.mode & 0o7777, int(found.mtime))
+    return Member(
+        path,
+        kind,
+        data if kind == "file" else b"",
+        found.linkname if kind == "link" else "",
+        found.uid,
+        found.gid,
+        found.mode & 0o7777,
+        int(found.mtime),
+    )
 
 
 def proc_member(container: Container, path: str, limit: int, follow: bool) -> Member:
@@ -3012,7 +4314,16 @@ def proc_member(container: Container, path: str, limit: int, follow: bool) -> Me
             link = text_of(os.readlink(name, dir_fd=folder))
         elif kind == "file":
             data, found = read_at(folder, text_of(name), limit, path)
-        return Member(path, kind, data, link, found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode), int(found.st_mtime))
+        return Member(
+            path,
+            kind,
+            data,
+            link,
+            found.st_uid,
+            found.st_gid,
+            stat.S_IMODE(found.st_mode),
+            int(found.st_mtime),
+        )
     except (FileNotFoundError, NotADirectoryError):
         return Member(path, "absent")
     except OSError as err:
@@ -3025,9 +4336,10 @@ def proc_member(container: Container, path: str, limit: int, follow: bool) -> Me
 
 def walk(root: int, path: str, follow: bool) -> Tuple[int, bytes, str]:
     """(descriptor of the folder, name in it, path without links) of a path below an opened root, each link read and
-    walked from that root as a chroot would: none is left to the kernel. Raises OSError, and WayClosed on another device (a mount)."""
+    walked from that root as a chroot would: none is left to the kernel. Raises OSError, and WayClosed on another device (a mount).
+    """
     device = os.fstat(root).st_dev
-    fds, names, links = [os.dup(root)], [], 0       # type: List[int], List[bytes], int
+    fds, names, links = [os.dup(root)], [], 0  # type: List[int], List[bytes], int
     todo = raw(path).split(b"/")[::-1]
     try:
         while True:
@@ -3053,7 +4365,13 @@ def walk(root: int, path: str, follow: bool) -> Tuple[int, bytes, str]:
             elif not left:
                 return fds.pop(), word, "/" + text_of(b"/".join(names + [word]))
             else:
-                fds.append(os.open(word, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fds[-1]))
+                fds.append(
+                    os.open(
+                        word,
+                        os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC,
+                        dir_fd=fds[-1],
+                    )
+                )
                 names.append(word)
                 if os.fstat(fds[-1]).st_dev != device:
                     raise WayClosed("its /%s is a mount" % show_bytes(b"/".join(names)))
@@ -3078,9 +4396,11 @@ def missing_folders(host: Host, container: Container, paths: Sequence[str]) -> L
     """The folders above these paths that are not there, outermost first. Raises Refused where one is a link or no folder, or a mount that docker
     does not tell of: docker cp would follow it, perhaps into a mount, or write below it. (A container that makes one in the moment between gains
     nothing: docker cp extracts chrooted, and what is mounted there it can write itself.)"""
-    missing = []                # type: List[str]
+    missing = []  # type: List[str]
     refuse_hidden_mounts(container, paths)
-    for folder in sorted({path[:at] for path in paths for at in range(1, len(path)) if path[at] == "/"}):
+    for folder in sorted(
+        {path[:at] for path in paths for at in range(1, len(path)) if path[at] == "/"}
+    ):
         if any(folder.startswith(one + "/") for one in missing):
             missing.append(folder)
             continue
@@ -3088,39 +4408,65 @@ def missing_folders(host: Host, container: Container, paths: Sequence[str]) -> L
         if found.kind == "absent":
             missing.append(folder)
         elif found.kind != "dir":
-            raise Refused("its %s is %s, not a folder" % (folder, "a link to %s" % found.link if found.kind == "link" else "a file"))
+            raise Refused(
+                "its %s is %s, not a folder"
+                % (folder, "a link to %s" % found.link if found.kind == "link" else "a file")
+            )
     return missing
 
 
 def write_members(host: Host, container: Container, members: Sequence[Member]) -> None:
     """Writes the members through one `docker cp - C:/`, in their order, and reads each back; 'absent' ones are left alone. What files_refusal
     and missing_folders say comes first, and save_undo. docker cp replaces a link, it does not write through it, but
-    unlinks first: what can fail for want of space goes first. Raises Refused, Gone, WayClosed (then look at what is there), Unanswered."""
+    unlinks first: what can fail for want of space goes first. Raises Refused, Gone, WayClosed (then look at what is there), Unanswered.
+    """
     members = [one for one in members if one.kind != "absent"]
     if not members:
         return
-    answer = change(host, ["cp", "-", container.id + ":/"], members_tar(members, cp_base(host, container)))
+    answer = change(
+        host, ["cp", "-", container.id + ":/"], members_tar(members, cp_base(host, container))
+    )
     if answer.rc and is_gone_now(host, container.id, answer.text()):
         raise Gone()
     for one in members:
-        if not same_member(read_member(host, container, one.path, max(SHADOW_MAX, len(one.data))), one):
+        if not same_member(
+            read_member(host, container, one.path, max(SHADOW_MAX, len(one.data))), one
+        ):
             if answer.timed_out:
-                raise Unanswered("docker cp did not answer in %.3g s, and may still write" % answer.seconds)
-            raise WayClosed("docker cp: %s" % (first_line(answer) if answer.rc else "what was read back of %s differs from what was sent" % one.path))
+                raise Unanswered(
+                    "docker cp did not answer in %.3g s, and may still write" % answer.seconds
+                )
+            raise WayClosed(
+                "docker cp: %s"
+                % (
+                    first_line(answer)
+                    if answer.rc
+                    else "what was read back of %s differs from what was sent" % one.path
+                )
+            )
 
 
 def remove_paths(host: Host, container: Container, paths: Sequence[str]) -> List[str]:
     """Removes files and links, then empty folders, innermost first; returns what is still there. By descriptors where root is on the engine's
     host and a process runs; by rm and rmdir inside where there are such; a file that stays, by a hard link to nothing, before
-    which docker cp removes what is there. None of them removes the folders of a stopped container."""
+    which docker cp removes what is there. None of them removes the folders of a stopped container.
+    """
+
     def still() -> List[Member]:
         found = [read_member(host, container, path, 1 << 30) for path in paths]
-        return sorted((one for one in found if one.kind != "absent"), key=lambda one: (one.kind == "dir", -len(one.path)))
+        return sorted(
+            (one for one in found if one.kind != "absent"),
+            key=lambda one: (one.kind == "dir", -len(one.path)),
+        )
+
     left = still()
     if left:
         quietly(proc_remove, container, left)
         left = still()
-    for words, group in ((["rm", "-f"], [one for one in left if one.kind != "dir"]), (["rmdir"], [one for one in left if one.kind == "dir"])):
+    for words, group in (
+        (["rm", "-f"], [one for one in left if one.kind != "dir"]),
+        (["rmdir"], [one for one in left if one.kind == "dir"]),
+    ):
         if group and can_exec(container):
             change(host, ["exec", "-u", "0", container.id] + words + [one.path for one in group])
     for one in (still() if left else []):
@@ -3132,7 +4478,7 @@ def remove_paths(host: Host, container: Container, paths: Sequence[str]) -> List
 
 def proc_remove(container: Container, members: Sequence[Member]) -> None:
     """Raises OSError; WayClosed is one way less, and no more."""
-    fds = []                    # type: List[int]
+    fds = []  # type: List[int]
     try:
         fds.append(open_root(container)[0])
         for one in members:
@@ -3161,27 +4507,46 @@ def load_undo(host: Host, kind: str, ident: str) -> Optional[Undo]:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as err:
-        raise DockfixError("what undo needs cannot be read from %s: %s" % (path, err),
-                           "look at it; moved away, the former state is forgotten") from None
+        raise DockfixError(
+            "what undo needs cannot be read from %s: %s" % (path, err),
+            "look at it; moved away, the former state is forgotten",
+        ) from None
 
 
-def save_undo(host: Host, kind: str, container: Container, former: Sequence[Member], more: Optional[dict] = None) -> Undo:
+def save_undo(
+    host: Host,
+    kind: str,
+    container: Container,
+    former: Sequence[Member],
+    more: Optional[dict] = None,
+) -> Undo:
     """Notes what was there, on the disk before this returns and so before the container is touched. Of a path that the record has
-    already, the older state stays: undo goes back to before dockfix's first change. `more` replaces facts of the same name."""
+    already, the older state stays: undo goes back to before dockfix's first change. `more` replaces facts of the same name.
+    """
     old = load_undo(host, kind, container.id)
     kept = old.members if old else ()
     known = {one.path for one in kept}
     now = time.time()
     changed = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + ".%06dZ" % (now % 1 * 1e6)
-    undo = Undo(kind, container.id, container.name, str(engine_info(host)["ID"] or ""), changed,
-                kept + tuple(one for one in former if one.path not in known), dict(old.more if old else {}, **(more or {})))
+    undo = Undo(
+        kind,
+        container.id,
+        container.name,
+        str(engine_info(host)["ID"] or ""),
+        changed,
+        kept + tuple(one for one in former if one.path not in known),
+        dict(old.more if old else {}, **(more or {})),
+    )
     try:
         os.makedirs(raw(os.path.join(host.state, "undo")), 0o700, exist_ok=True)
         replace_file(undo_path(host, kind, container.id), undo_text(undo))
         sync_folder(host.state)
     except OSError as err:
-        raise EnvironmentFault("what undo needs cannot be kept in %s: %s; nothing was changed" % (host.state, err.strerror),
-                               "--state DIR on another disk") from None
+        raise EnvironmentFault(
+            "what undo needs cannot be kept in %s: %s; nothing was changed"
+            % (host.state, err.strerror),
+            "--state DIR on another disk",
+        ) from None
     return undo
 
 
@@ -3191,7 +4556,15 @@ def drop_undo(host: Host, kind: str, ident: str) -> None:
 
 def restore_undo(host: Host, container: Container, undo: Undo) -> List[str]:
     """Puts back every path of the record, and returns what could not be removed. The record stays: drop_undo it when nothing is left."""
-    write_members(host, container, [one for one in undo.members if not same_member(read_member(host, container, one.path, 1 << 30), one)])
+    write_members(
+        host,
+        container,
+        [
+            one
+            for one in undo.members
+            if not same_member(read_member(host, container, one.path, 1 << 30), one)
+        ],
+    )
     return remove_paths(host, container, [one.path for one in undo.members if one.kind == "absent"])
 
 
@@ -3200,8 +4573,10 @@ def tidy_undo(host: Host, listed: Sequence[str]) -> None:
     for name in quietly(os.listdir, raw(os.path.join(host.state, "undo"))) or []:
         found = re.match(r"([a-z]+)-([0-9a-f]{64})\.json\Z", os.fsdecode(name))
         try:
-            undo = load_undo(host, *found.groups()) if found and found.group(2) not in listed else None
-        except DockfixError:                # nothing that is done now rests on it
+            undo = (
+                load_undo(host, *found.groups()) if found and found.group(2) not in listed else None
+            )
+        except DockfixError:  # nothing that is done now rests on it
             continue
         if undo and undo.engine and undo.engine == engine_info(host)["ID"]:
             drop_undo(host, undo.kind, undo.id)
@@ -3217,7 +4592,7 @@ def processes_of(container: Container) -> Dict[int, bool]:
         try:
             if name.isdigit() and raw(container.id) in read_all("/proc/%s/cgroup" % name):
                 found[int(name)] = b"faketime" in read_all("/proc/%s/maps" % name)
-        except OSError:                     # ended meanwhile
+        except OSError:  # ended meanwhile
             continue
     return found
 
@@ -3227,8 +4602,12 @@ def first_process(container: Container) -> Tuple[str, bytes, int]:
     proc = "/proc/%d" % container.pid
     try:
         if os.geteuid() == 0 and container.pid and raw(container.id) in read_all(proc + "/cgroup"):
-            head = read_all(proc + "/exe", HEAD_BYTES)      # the very file that runs, whatever its name
-            return os.readlink(proc + "/exe"), head, int(re.search(rb"^Uid:\s+\d+\s+(\d+)", read_all(proc + "/status"), re.M).group(1))
+            head = read_all(proc + "/exe", HEAD_BYTES)  # the very file that runs, whatever its name
+            return (
+                os.readlink(proc + "/exe"),
+                head,
+                int(re.search(rb"^Uid:\s+\d+\s+(\d+)", read_all(proc + "/status"), re.M).group(1)),
+            )
     except OSError:
         pass
     return "", b"", -1
@@ -3247,7 +4626,12 @@ def fill_standard_streams() -> None:
 def say(text: str) -> None:
     """One line of conversation on stderr, escaped. A lost stderr is no reason to stop."""
     try:
-        os.write(2, ("\r\033[K" * Progress.shown + printable(text) + "\n").encode("utf-8", "backslashreplace"))
+        os.write(
+            2,
+            ("\r\033[K" * Progress.shown + printable(text) + "\n").encode(
+                "utf-8", "backslashreplace"
+            ),
+        )
         Progress.shown = False
     except OSError:
         pass
@@ -3263,10 +4647,14 @@ def write_out(data: bytes) -> None:
         sys.stdout.buffer.flush()
     except OSError as err:
         if sys.stdout is not None:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)    # or the interpreter's own flush fails at exit
+            os.dup2(
+                os.open(os.devnull, os.O_WRONLY), 1
+            )  # or the interpreter's own flush fails at exit
         if not isinstance(err, BrokenPipeError):
-            raise EnvironmentFault("the result cannot be written to standard output: %s" % err.strerror,
-                                   "what was asked for has been done; only its report is lost") from None
+            raise EnvironmentFault(
+                "the result cannot be written to standard output: %s" % err.strerror,
+                "what was asked for has been done; only its report is lost",
+            ) from None
 
 
 def confirm(opts: argparse.Namespace, question: str) -> None:
@@ -3276,8 +4664,10 @@ def confirm(opts: argparse.Namespace, question: str) -> None:
     try:
         terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:
-        raise Refused("%s: this has to be confirmed, and there is no terminal to ask on" % question,
-                      "look at it with --dry-run, then add --yes") from None
+        raise Refused(
+            "%s: this has to be confirmed, and there is no terminal to ask on" % question,
+            "look at it with --dry-run, then add --yes",
+        ) from None
     try:
         os.write(terminal, raw(printable(question) + " [y/N] "))
         if os.read(terminal, 4096).strip().lower() not in (b"y", b"yes"):
@@ -3292,7 +4682,9 @@ def ask_secret(prompt: str) -> bytes:
     with open("/dev/tty", "r+b", buffering=0) as terminal:
         before = termios.tcgetattr(terminal)
         try:
-            termios.tcsetattr(terminal, termios.TCSAFLUSH, before[:3] + [before[3] & ~termios.ECHO] + before[4:])
+            termios.tcsetattr(
+                terminal, termios.TCSAFLUSH, before[:3] + [before[3] & ~termios.ECHO] + before[4:]
+            )
             terminal.write(raw(prompt))
             line = terminal.readline()
             return line[:-1] if line.endswith(b"\n") else line
@@ -3304,7 +4696,8 @@ def ask_secret(prompt: str) -> bytes:
 class Progress:
     """'chpasswd: 12 of 60 containers' on stderr for what takes longer than 2 s: one line that is
     rewritten on a terminal, otherwise a line each 10 s."""
-    shown = False                               # stands on the terminal, without a line end
+
+    shown = False  # stands on the terminal, without a line end
 
     def __init__(self, what: str, total: int, quiet: bool) -> None:
         self.what, self.total, self.quiet = what, total, quiet
@@ -3313,19 +4706,36 @@ class Progress:
 
     def tick(self, done: int) -> None:
         if done < self.total:
-            self.line("%d of %d containers%s" % (done, self.total, self.left(self.began, done, self.total)))
+            self.line(
+                "%d of %d containers%s"
+                % (done, self.total, self.left(self.began, done, self.total))
+            )
 
     def step(self, number: int, title: str, size: int) -> Callable[[int], None]:
         """tick(bytes done) for one step of a plan; size: the bytes to come, 0 = not known."""
         began = time.monotonic()
 
         def tick(done: int) -> None:
-            flowing = "; %s%s%s" % (show_size(done), " of " + show_size(size) if size else "", self.left(began, done, size)) if done else ""
+            flowing = (
+                "; %s%s%s"
+                % (
+                    show_size(done),
+                    " of " + show_size(size) if size else "",
+                    self.left(began, done, size),
+                )
+                if done
+                else ""
+            )
             self.line("step %d of %d: %s%s" % (number, self.total, title, flowing))
+
         return tick
 
     def left(self, began: float, done: int, total: int) -> str:
-        return ", about %d s left" % ((time.monotonic() - began) / done * (total - done)) if 0 < done < total else ""
+        return (
+            ", about %d s left" % ((time.monotonic() - began) / done * (total - done))
+            if 0 < done < total
+            else ""
+        )
 
     def line(self, text: str) -> None:
         now = time.monotonic()
@@ -3334,7 +4744,9 @@ class Progress:
         terminal = os.isatty(2)
         self.next = now + (0.5 if terminal else 10)
         line = printable("%s: %s" % (self.what, text))
-        quietly(os.write, 2, ("\r\033[K" + line if terminal else line + "\n").encode("ascii", "replace"))
+        quietly(
+            os.write, 2, ("\r\033[K" + line if terminal else line + "\n").encode("ascii", "replace")
+        )
         Progress.shown = terminal
 
     def end(self) -> None:
@@ -3346,7 +4758,7 @@ class Progress:
 def in_parallel(host: Host, items: Sequence, work: Callable, jobs: int, progress: Progress) -> list:
     """work(item) for each item, `jobs` at a time; results in order, None for what was not begun after
     a signal. A worker's surprise is its result, an exception."""
-    results = [None] * len(items)       # type: list
+    results = [None] * len(items)  # type: list
     todo = iter(range(len(items)))
     guard = threading.Lock()
     host.memo["working"] = True
@@ -3381,7 +4793,14 @@ def in_parallel(host: Host, items: Sequence, work: Callable, jobs: int, progress
 
 def docker_environment() -> Dict[str, str]:
     """What in the environment says which engine is spoken to, and how."""
-    names = ("DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "DOCKER_API_VERSION")
+    names = (
+        "DOCKER_HOST",
+        "DOCKER_CONTEXT",
+        "DOCKER_CONFIG",
+        "DOCKER_TLS_VERIFY",
+        "DOCKER_CERT_PATH",
+        "DOCKER_API_VERSION",
+    )
     return {name: text_of(os.fsencode(os.environ[name])) for name in names if os.environ.get(name)}
 
 
@@ -3392,8 +4811,14 @@ def script_text(report: dict, lines: List[str], refused: int) -> str:
     commands = [line for line in lines if not line.startswith("#")]
     if refused and not commands:
         return "\n".join(head + lines + ["exit %d" % (exit_code(report["results"]) or 5)]) + "\n"
-    head += ["%s=%s; export %s" % (name, sh_quote(text), name) for name, text in docker_environment().items()]
-    head += ["done=0 bad=%d" % (1 if refused else 0), "run() { if \"$@\"; then done=1; else bad=1; fi; }"]
+    head += [
+        "%s=%s; export %s" % (name, sh_quote(text), name)
+        for name, text in docker_environment().items()
+    ]
+    head += [
+        "done=0 bad=%d" % (1 if refused else 0),
+        'run() { if "$@"; then done=1; else bad=1; fi; }',
+    ]
     tail = ["[ $bad = 0 ] && exit 0", "[ $done = 1 ] && exit 3", "exit 1"]
     return "\n".join(head + lines + tail) + "\n"
 
@@ -3407,8 +4832,12 @@ def own_path() -> str:
     """How a script calls this very program; 'dockfix.py' where it was read from standard input."""
     path = globals().get("__file__") or ""
     if os.path.basename(path) == "__main__.py" and os.path.isfile(os.path.dirname(path)):
-        path = os.path.dirname(path)            # inside dockfix.pyz
-    return os.path.abspath(path) if path and os.path.isfile(path) and not came_by_stdin() else "dockfix.py"
+        path = os.path.dirname(path)  # inside dockfix.pyz
+    return (
+        os.path.abspath(path)
+        if path and os.path.isfile(path) and not came_by_stdin()
+        else "dockfix.py"
+    )
 
 
 def came_by_stdin() -> bool:
@@ -3416,7 +4845,9 @@ def came_by_stdin() -> bool:
     try:
         return os.path.samestat(os.stat(globals().get("__file__") or ""), os.fstat(0))
     except OSError:
-        return not os.path.isfile(os.path.dirname(globals().get("__file__") or ""))      # inside dockfix.pyz
+        return not os.path.isfile(
+            os.path.dirname(globals().get("__file__") or "")
+        )  # inside dockfix.pyz
 
 
 # --- a storage change: steps as data, shown as a script, kept in a journal, carried on and undone
@@ -3430,20 +4861,22 @@ class Step(NamedTuple):
     where the deed never began or is undone already; void once the step called `until` was begun. The whole step is void where `unless` holds.
     A `soft` step that fails is told, and the change goes on; what does not start again is exit 3. `size`: bytes that will flow, for the progress.
     `daemon`: 'down' or 'up', what the daemon must be from here on: made so again when a reboot has changed it. What stands at
-    `path` and is neither `data` nor `before` is somebody's: it is kept beside it. With a mode of 0 the file is taken away."""
+    `path` and is neither `data` nor `before` is somebody's: it is kept beside it. With a mode of 0 the file is taken away.
+    """
+
     title: str
     argv: Tuple[str, ...] = ()
     check: Tuple[Tuple[str, ...], ...] = ()
     undo: Tuple = ()
     wait: float = 0.0
-    data: str = ""              # text stands for bytes as raw() makes them
+    data: str = ""  # text stands for bytes as raw() makes them
     path: str = ""
     before: str = ""
     mode: int = 0o600
     source: str = ""
     target: str = ""
     size: int = 0
-    grows: str = ""             # a folder whose file system fills up meanwhile: the progress of a copy
+    grows: str = ""  # a folder whose file system fills up meanwhile: the progress of a copy
     daemon: str = ""
     until: str = ""
     unless: Tuple[Tuple[str, ...], ...] = ()
@@ -3452,7 +4885,9 @@ class Step(NamedTuple):
 
 class Plan(NamedTuple):
     """A storage change. name: unique, also the name for rollback and discard; kind: the command; goal: one line for people; keeps: the
-    folder with the old data that only discard deletes ('': nothing is kept); facts: what the features want to know later (JSON)."""
+    folder with the old data that only discard deletes ('': nothing is kept); facts: what the features want to know later (JSON).
+    """
+
     name: str
     kind: str
     goal: str
@@ -3464,6 +4899,7 @@ class Plan(NamedTuple):
 class Journal(NamedTuple):
     """How far a plan is: step `at` (from 0) is begun, those before it are done; reached is the furthest one ever begun.
     going: 'on', 'back', 'done', 'undone' or 'discarding'."""
+
     plan: Plan
     at: int = 0
     reached: int = 0
@@ -3472,7 +4908,9 @@ class Journal(NamedTuple):
 
 class Test(NamedTuple):
     """One MODE of test. takes_text: is there a TEXT before the words; holds(answer, text); sh: the same as a function's body (exit statuses
-    126 and 127 mean that there is no such program); wrong: what is said where it does not hold, and shows(answer, text) what it found."""
+    126 and 127 mean that there is no such program); wrong: what is said where it does not hold, and shows(answer, text) what it found.
+    """
+
     takes_text: bool
     holds: Callable
     wrong: str
@@ -3487,19 +4925,42 @@ def strangers(answer: Answer, text: bytes) -> set:
 
 TESTS = {
     "ok": Test(False, lambda answer, text: answer.rc == 0, "fails", '"$@" >/dev/null 2>&1'),
-    "not": Test(False, lambda answer, text: 0 < answer.rc < 126, "still succeeds",
-                '"$@" >/dev/null 2>&1; case $? in 0|12[67]) false;; esac'),
-    "silent": Test(False, lambda answer, text: answer.rc in (0, 1) and not answer.out.strip(), "still finds something",
-                   'out=$("$@" 2>/dev/null) || [ $? = 1 ] && [ -z "$out" ]'),
-    "among": Test(True, lambda answer, text: answer.rc == 0 and not strangers(answer, text), "shows more than when dockfix looked",
-                  'want=$1; shift; out=$("$@" 2>/dev/null) || return; ! { printf "%s\\n%s\\n" "$want" "$want"; printf "%s\\n" "$out" |'
-                  ' LC_ALL=C sort -u; } | LC_ALL=C sort | uniq -u | grep -q .',
-                  lambda answer, text: ", ".join(map(text_of, sorted(strangers(answer, text)))) or first_line(answer)),
-    "says": Test(True, lambda answer, text: answer.rc == 0 and answer.out.strip() == text, "does not say 'TEXT'",
-                 'want=$1; shift; out=$("$@" 2>/dev/null) && [ "$out" = "$want" ]'),
-    "has": Test(True, lambda answer, text: text in answer.out, "does not show 'TEXT'",
-                'want=$1; shift; "$@" 2>/dev/null | grep -q -F -e "$want"'),
-    "lacks": Test(True, lambda answer, text: text not in answer.out, "still shows 'TEXT'", '! has "$@"'),
+    "not": Test(
+        False,
+        lambda answer, text: 0 < answer.rc < 126,
+        "still succeeds",
+        '"$@" >/dev/null 2>&1; case $? in 0|12[67]) false;; esac',
+    ),
+    "silent": Test(
+        False,
+        lambda answer, text: answer.rc in (0, 1) and not answer.out.strip(),
+        "still finds something",
+        'out=$("$@" 2>/dev/null) || [ $? = 1 ] && [ -z "$out" ]',
+    ),
+    "among": Test(
+        True,
+        lambda answer, text: answer.rc == 0 and not strangers(answer, text),
+        "shows more than when dockfix looked",
+        'want=$1; shift; out=$("$@" 2>/dev/null) || return; ! { printf "%s\\n%s\\n" "$want" "$want"; printf "%s\\n" "$out" |'
+        " LC_ALL=C sort -u; } | LC_ALL=C sort | uniq -u | grep -q .",
+        lambda answer, text: ", ".join(map(text_of, sorted(strangers(answer, text))))
+        or first_line(answer),
+    ),
+    "says": Test(
+        True,
+        lambda answer, text: answer.rc == 0 and answer.out.strip() == text,
+        "does not say 'TEXT'",
+        'want=$1; shift; out=$("$@" 2>/dev/null) && [ "$out" = "$want" ]',
+    ),
+    "has": Test(
+        True,
+        lambda answer, text: text in answer.out,
+        "does not show 'TEXT'",
+        'want=$1; shift; "$@" 2>/dev/null | grep -q -F -e "$want"',
+    ),
+    "lacks": Test(
+        True, lambda answer, text: text not in answer.out, "still shows 'TEXT'", '! has "$@"'
+    ),
 }
 
 
@@ -3520,10 +4981,12 @@ def holders(out: bytes) -> str:
     found = []
     for pid in sorted(set(re.findall(r"(?m)^/proc/([0-9]+)/", out.decode("utf-8", "replace"))))[:9]:
         name = quietly(host_text, "/proc/%s/comm" % pid)
-        found += ["%s (pid %s)" % (name.strip(), pid)] if name is not None else []          # None: it ended meanwhile
-    if out.startswith(raw(MAPPER)):             # mounted nowhere, but a file on it is still open
+        found += (
+            ["%s (pid %s)" % (name.strip(), pid)] if name is not None else []
+        )  # None: it ended meanwhile
+    if out.startswith(raw(MAPPER)):  # mounted nowhere, but a file on it is still open
         return "; still open: fuser -v -m %s/docker-*" % MAPPER
-    host = "the host itself: umount, or where a container outlived docker: \"shutdown-timeout\": 120 in daemon.json, systemctl reload docker"
+    host = 'the host itself: umount, or where a container outlived docker: "shutdown-timeout": 120 in daemon.json, systemctl reload docker'
     return "; held by " + (host if b"/proc/1/" in out else ", ".join(found)) if found else ""
 
 
@@ -3532,7 +4995,7 @@ def do_step(host: Host, step: Step, tick: Callable[[int], None]) -> None:
     missed = host.memo.setdefault("not done", {})
     missed.pop(step.argv, None)
     if any(tests and not failing_test(host, tests) for tests in (step.unless, step.check)):
-        return to_disk(host, step)      # a run that was killed may have done it and come no further
+        return to_disk(host, step)  # a run that was killed may have done it and come no further
     try:
         do_deed(host, step, tick)
     except DockfixError as err:
@@ -3557,13 +5020,28 @@ def do_deed(host: Host, step: Step, tick: Callable[[int], None]) -> None:
             elif os.path.lexists(raw(step.path)):
                 remove_file(step.path)
         except OSError as err:
-            raise DockfixError("%s: %s cannot be written: %s" % (step.title, step.path, err.strerror)) from None
+            raise DockfixError(
+                "%s: %s cannot be written: %s" % (step.title, step.path, err.strerror)
+            ) from None
     elif step.argv:
         before = free_bytes(step.grows) if step.grows else None
-        beat = (lambda done: tick(max(0, (before or 0) - (free_bytes(step.grows) or 0)))) if step.grows else tick
-        answer = change_host(host, step.argv, raw(step.data) if step.data else None, flow=Flow(step.source, step.target, beat))
+        beat = (
+            (lambda done: tick(max(0, (before or 0) - (free_bytes(step.grows) or 0))))
+            if step.grows
+            else tick
+        )
+        answer = change_host(
+            host,
+            step.argv,
+            raw(step.data) if step.data else None,
+            flow=Flow(step.source, step.target, beat),
+        )
         if answer.rc or answer.timed_out:
-            raise DockfixError("%s: %s failed (exit %d): %s" % (step.title, sh_line(step.argv), answer.rc, first_line(answer)), "")
+            raise DockfixError(
+                "%s: %s failed (exit %d): %s"
+                % (step.title, sh_line(step.argv), answer.rc, first_line(answer)),
+                "",
+            )
         to_disk(host, step)
     end = time.monotonic() + step.wait
     while step.check:
@@ -3581,7 +5059,10 @@ def keep_stranger(step: Step) -> None:
     there = read_all(step.path) if os.path.exists(raw(step.path)) else None
     if there not in (None, raw(step.data), raw(step.before)):
         replace_file(step.path + KEPT_END, there)
-        say("dockfix: warning: %s was changed by somebody meanwhile; that is kept in %s" % (step.path, step.path + KEPT_END))
+        say(
+            "dockfix: warning: %s was changed by somebody meanwhile; that is kept in %s"
+            % (step.path, step.path + KEPT_END)
+        )
 
 
 def to_disk(host: Host, step: Step) -> None:
@@ -3594,7 +5075,13 @@ def put_file(title: str, path: str, text: str, mode: int = 0o644) -> Step:
     """A step that writes a setting of the host; its undo puts the bytes of now back, or takes the file away where there is none."""
     try:
         old = text_of(read_all(path))
-        kept = Step("put %s back" % path, path=path, data=old, before=text, mode=stat.S_IMODE(os.stat(raw(path)).st_mode))
+        kept = Step(
+            "put %s back" % path,
+            path=path,
+            data=old,
+            before=text,
+            mode=stat.S_IMODE(os.stat(raw(path)).st_mode),
+        )
         mode = kept.mode
     except FileNotFoundError:
         kept = Step("take %s away" % path, path=path, before=text, mode=0)
@@ -3603,14 +5090,32 @@ def put_file(title: str, path: str, text: str, mode: int = 0o644) -> Step:
 
 def move_step(title: str, old: str, new: str, stray: str = "") -> Step:
     """A rename inside one file system, never into or over what is there. Undone, it first moves what stands at `old` meanwhile to `stray`."""
-    aside = Step("move the newer %s aside" % old, ("mv", "-T", old, stray), (("not", "test", "-e", old, "-a", "-e", new),))
-    back = Step("move %s back" % old, ("mv", "-T", new, old), (("ok", "test", "-e", old, "-a", "!", "-e", new),))
-    return Step(title, ("mv", "-T", old, new), (("ok", "test", "!", "-e", old, "-a", "-e", new),), ((aside,) if stray else ()) + (back,))
+    aside = Step(
+        "move the newer %s aside" % old,
+        ("mv", "-T", old, stray),
+        (("not", "test", "-e", old, "-a", "-e", new),),
+    )
+    back = Step(
+        "move %s back" % old,
+        ("mv", "-T", new, old),
+        (("ok", "test", "-e", old, "-a", "!", "-e", new),),
+    )
+    return Step(
+        title,
+        ("mv", "-T", old, new),
+        (("ok", "test", "!", "-e", old, "-a", "-e", new),),
+        ((aside,) if stray else ()) + (back,),
+    )
 
 
 def tidy_step(folder: str) -> Step:
     """Undoes the making of a folder. One that is not there yet, not empty, or will not go is nothing to stop for on the way back."""
-    return Step("remove " + folder, ("rmdir", "--ignore-fail-on-non-empty", folder), unless=(("not", "test", "-e", folder),), soft=True)
+    return Step(
+        "remove " + folder,
+        ("rmdir", "--ignore-fail-on-non-empty", folder),
+        unless=(("not", "test", "-e", folder),),
+        soft=True,
+    )
 
 
 # --- the plan as a script
@@ -3626,25 +5131,57 @@ def script_step(step: Step, fail: str) -> List[str]:
     if step.target:
         part = sh_quote(step.target + ".part")
         command = "(umask 077; %s > %s) && mv %s %s" % (command, part, part, sh_quote(step.target))
-    deed = "put %o %s" % (step.mode, sh_line((step.path, step.data, step.before))) if step.path else command if step.argv else ":"
-    fail = "{ echo %s >&2%s; }" % (sh_quote("warning: not done: " + step.title), "; bad=1" * starts(step)) if step.soft else fail
-    lines = ["%s%s || %s" % (tests + " || " if tests else "", "{ %s; }" % deed if " && " in deed or " | " in deed else deed, fail)]
+    deed = (
+        "put %o %s" % (step.mode, sh_line((step.path, step.data, step.before)))
+        if step.path
+        else command if step.argv else ":"
+    )
+    fail = (
+        "{ echo %s >&2%s; }"
+        % (sh_quote("warning: not done: " + step.title), "; bad=1" * starts(step))
+        if step.soft
+        else fail
+    )
+    lines = [
+        "%s%s || %s"
+        % (
+            tests + " || " if tests else "",
+            "{ %s; }" % deed if " && " in deed or " | " in deed else deed,
+            fail,
+        )
+    ]
     if tests:
-        lines.append("n=%d; until %s; do [ $((n -= 1)) -ge 0 ] || { %s; break; }; sleep 1; done" % (step.wait, tests, fail))
-    return ["if ! { %s; }; then" % " && ".join(sh_line(test) for test in step.unless)] + lines + ["fi"] if step.unless else lines
+        lines.append(
+            "n=%d; until %s; do [ $((n -= 1)) -ge 0 ] || { %s; break; }; sleep 1; done"
+            % (step.wait, tests, fail)
+        )
+    return (
+        ["if ! { %s; }; then" % " && ".join(sh_line(test) for test in step.unless)] + lines + ["fi"]
+        if step.unless
+        else lines
+    )
 
 
 def plan_script(report: dict, plan: Plan, start: int = 0, then: Sequence[Step] = ()) -> str:
     """The change from step `start` on as a POSIX script; a step that fails undoes what was done, as the real run would, and ends in 1 (7:
     the undoing failed)."""
-    lines = [comment(plan.goal)] + ["%s() { %s; }" % (name, mode.sh) for name, mode in TESTS.items()]
+    lines = [comment(plan.goal)] + [
+        "%s() { %s; }" % (name, mode.sh) for name, mode in TESTS.items()
+    ]
     for test in plan.facts.get("disk", ()):
-        lines.append("%s || { echo %s >&2; exit %d; }" % (sh_line(test), sh_quote("not mounted: " + test[1]), 7 if start else 5))
-    lines += ["differs() { [ -e \"$1\" ] && ! printf %s \"$2\" | cmp -s - \"$1\" && ! printf %s \"$3\" | cmp -s - \"$1\"; }",
-              "put() { ! differs \"$2\" \"$3\" \"$4\" || cp \"$2\" \"$2%s\" || return" % KEPT_END,
-              "[ $1 != 0 ] || { rm -f \"$2\"; return; }",
-              "(umask 077; printf %s \"$3\" > \"$2.dockfix\") && chmod \"$1\" \"$2.dockfix\" && mv \"$2.dockfix\" \"$2\"; }",
-              "stuck() { echo \"step $at failed and could not be undone\" >&2; exit 7; }", "back() {", "echo \"step $at failed; undoing\" >&2"]
+        lines.append(
+            "%s || { echo %s >&2; exit %d; }"
+            % (sh_line(test), sh_quote("not mounted: " + test[1]), 7 if start else 5)
+        )
+    lines += [
+        'differs() { [ -e "$1" ] && ! printf %s "$2" | cmp -s - "$1" && ! printf %s "$3" | cmp -s - "$1"; }',
+        'put() { ! differs "$2" "$3" "$4" || cp "$2" "$2%s" || return' % KEPT_END,
+        '[ $1 != 0 ] || { rm -f "$2"; return; }',
+        '(umask 077; printf %s "$3" > "$2.dockfix") && chmod "$1" "$2.dockfix" && mv "$2.dockfix" "$2"; }',
+        'stuck() { echo "step $at failed and could not be undone" >&2; exit 7; }',
+        "back() {",
+        'echo "step $at failed; undoing" >&2',
+    ]
     titles = [step.title for step in plan.steps]
     for number, step in reversed(list(enumerate(plan.steps, 1))):
         before = " && [ $at -lt %d ]" % (titles.index(step.until) + 1) if step.until else ""
@@ -3653,52 +5190,83 @@ def plan_script(report: dict, plan: Plan, start: int = 0, then: Sequence[Step] =
             lines += [line for one in step.undo for line in script_step(one, "stuck")] + ["fi"]
     lines += ["exit 1", "}"]
     for number, step in list(enumerate(plan.steps, 1))[start:]:
-        lines += ["at=%d %s" % (number, comment("of %d: %s" % (len(plan.steps), step.title)))] + script_step(step, "back")
-    return script_text(report, lines + ["done=1"] + [line for one in then for line in script_step(one, "bad=1")], 0)
+        lines += [
+            "at=%d %s" % (number, comment("of %d: %s" % (len(plan.steps), step.title)))
+        ] + script_step(step, "back")
+    return script_text(
+        report, lines + ["done=1"] + [line for one in then for line in script_step(one, "bad=1")], 0
+    )
 
 
 # --- the journal
 
 
 def step_data(step: Step) -> dict:
-    kept = {name: value for name, value in step._asdict().items() if value != Step._field_defaults.get(name)}
+    kept = {
+        name: value
+        for name, value in step._asdict().items()
+        if value != Step._field_defaults.get(name)
+    }
     return dict(kept, undo=[step_data(one) for one in step.undo]) if step.undo else kept
 
 
 def step_from(found: dict) -> Step:
-    tests = {name: tuple(tuple(test) for test in found.get(name, ())) for name in ("check", "unless")}
-    return Step(**dict(found, argv=tuple(found.get("argv", ())), undo=tuple(step_from(one) for one in found.get("undo", ())), **tests))
+    tests = {
+        name: tuple(tuple(test) for test in found.get(name, ())) for name in ("check", "unless")
+    }
+    return Step(
+        **dict(
+            found,
+            argv=tuple(found.get("argv", ())),
+            undo=tuple(step_from(one) for one in found.get("undo", ())),
+            **tests,
+        )
+    )
 
 
 def save_journal(host: Host, journal: Journal) -> None:
     """On the disk before this returns. Raises DockfixError where that fails: the next step is then not begun."""
     plan = journal.plan
-    with host.guard:            # the plan never changes: made text once
+    with host.guard:  # the plan never changes: made text once
         if host.memo.get("plan", (None,))[0] is not plan:
-            host.memo["plan"] = (plan, json.dumps(dict(plan._asdict(), steps=[step_data(step) for step in plan.steps])))
+            host.memo["plan"] = (
+                plan,
+                json.dumps(dict(plan._asdict(), steps=[step_data(step) for step in plan.steps])),
+            )
     text = '{"dockfix": "%s", "going": "%s", "at": %d, "reached": %d, "plan": %s}\n' % (
-        VERSION, journal.going, journal.at, journal.reached, host.memo["plan"][1])
+        VERSION,
+        journal.going,
+        journal.at,
+        journal.reached,
+        host.memo["plan"][1],
+    )
     name = JOURNAL if journal.going in ("on", "back") else plan.name + ".json"
     try:
         replace_file(os.path.join(host.state, name), text.encode("ascii"))
     except OSError as err:
         begun = os.path.exists(os.path.join(host.state, JOURNAL))
         state = "the change stands half-way" if begun else "nothing was changed"
-        raise (HalfWay if begun else EnvironmentFault)("the journal in %s cannot be written: %s; %s" % (host.state, err.strerror, state),
-                                                       "make room there, or --state DIR on another disk") from None
+        raise (HalfWay if begun else EnvironmentFault)(
+            "the journal in %s cannot be written: %s; %s" % (host.state, err.strerror, state),
+            "make room there, or --state DIR on another disk",
+        ) from None
 
 
 def read_journal(host: Host, name: str = JOURNAL) -> Optional[Journal]:
     """None where there is no such change. Raises HalfWay where the journal is not understood."""
     try:
         found = json.loads(read_all(os.path.join(host.state, name)).decode("ascii"))
-        plan = Plan(**dict(found["plan"], steps=tuple(step_from(one) for one in found["plan"]["steps"])))
+        plan = Plan(
+            **dict(found["plan"], steps=tuple(step_from(one) for one in found["plan"]["steps"]))
+        )
         return Journal(plan, int(found["at"]), int(found["reached"]), str(found["going"]))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError):
-        raise HalfWay("the journal %s is not understood" % os.path.join(host.state, name),
-                      "made by another version of dockfix? use that one") from None
+        raise HalfWay(
+            "the journal %s is not understood" % os.path.join(host.state, name),
+            "made by another version of dockfix? use that one",
+        ) from None
 
 
 # --- carrying a plan out
@@ -3708,11 +5276,20 @@ def lock_storage(host: Host, opts: argparse.Namespace, mending: bool = False) ->
     """What every storage change does before it looks: only root, one at a time, none while another stands half-way. A dry run needs none of it."""
     if not opts.dry_run:
         if os.geteuid() != 0:
-            raise EnvironmentFault("only root can change Docker's storage", "sudo python3 dockfix.py ...")
+            raise EnvironmentFault(
+                "only root can change Docker's storage", "sudo python3 dockfix.py ..."
+            )
         take_lock(host, exclusive=True, mending=mending)
 
 
-def run_change(host: Host, opts: argparse.Namespace, report: dict, plan: Plan, question: str = "", then: Sequence[Step] = ()) -> None:
+def run_change(
+    host: Host,
+    opts: argparse.Namespace,
+    report: dict,
+    plan: Plan,
+    question: str = "",
+    then: Sequence[Step] = (),
+) -> None:
     """Confirmation (with a question), journal, steps; a step that fails undoes all of it (exit 1). A dry run: the script. Facts and refusals
     come before this, under lock_storage. One row in report: the change."""
     if opts.dry_run:
@@ -3721,8 +5298,11 @@ def run_change(host: Host, opts: argparse.Namespace, report: dict, plan: Plan, q
         return change_row(report, plan, "changed", "would: " + plan.goal)
     mount = mount_of(real_path(host.state), mounts_of())
     if mount and mount.fstype in ("tmpfs", "ramfs"):
-        raise Refused("the state folder %s lies in memory: after a reboot nothing would know the way on or back" % host.state,
-                      "--state DIR on a disk, for resume and rollback too")
+        raise Refused(
+            "the state folder %s lies in memory: after a reboot nothing would know the way on or back"
+            % host.state,
+            "--state DIR on a disk, for resume and rollback too",
+        )
     if question:
         confirm(opts, question)
     plan = plan._replace(facts=dict(plan.facts, docker=docker_environment()))
@@ -3741,7 +5321,9 @@ def run_change(host: Host, opts: argparse.Namespace, report: dict, plan: Plan, q
         journal = read_journal(host)
         go_back(host, journal, progress)
         tell_left(journal)
-        raise DockfixError("%s; all of it is undone%s" % (err.msg, what_stays(host, plan)), err.hint) from None
+        raise DockfixError(
+            "%s; all of it is undone%s" % (err.msg, what_stays(host, plan)), err.hint
+        ) from None
     finally:
         progress.end()
         host.memo["working"] = False
@@ -3750,28 +5332,48 @@ def run_change(host: Host, opts: argparse.Namespace, report: dict, plan: Plan, q
 
 def what_stays(host: Host, plan: Plan) -> str:
     """A pool that was loaded with its new length keeps it."""
-    return ", but the pool keeps its new length (a thin pool never shrinks)" if failing_test(host, plan.facts.get("lengths", ())) else ""
+    return (
+        ", but the pool keeps its new length (a thin pool never shrinks)"
+        if failing_test(host, plan.facts.get("lengths", ()))
+        else ""
+    )
 
 
 def tell_left(journal: Journal) -> None:
     """After a way back: what was copied stays where docker may have run on it."""
-    left, begun = journal.plan.facts.get("left", ""), journal.plan.steps[:journal.reached + 1]
+    left, begun = journal.plan.facts.get("left", ""), journal.plan.steps[: journal.reached + 1]
     if any(step.daemon == "up" for step in begun) and os.path.lexists(raw(left)):
-        say("dockfix: docker may have run on %s, so it stays; when nothing in it is needed: rm -rf %s" % (left, sh_quote(left)))
+        say(
+            "dockfix: docker may have run on %s, so it stays; when nothing in it is needed: rm -rf %s"
+            % (left, sh_quote(left))
+        )
 
 
 def change_row(report: dict, plan: Plan, status: str, msg: str) -> None:
-    report["results"].append({"target": plan.kind, "id": plan.name, "status": status, "msg": msg, "steps": len(plan.steps),
-                              "keeps": plan.keeps or None})
+    report["results"].append(
+        {
+            "target": plan.kind,
+            "id": plan.name,
+            "status": status,
+            "msg": msg,
+            "steps": len(plan.steps),
+            "keeps": plan.keeps or None,
+        }
+    )
 
 
 def half_way_error(host: Host, err: Optional[DockfixError]) -> HalfWay:
-    return HalfWay("%sthe change stands half-way: %s" % (err.msg + "; " if err else "", half_way(host)), HALF_WAY_HINT)
+    return HalfWay(
+        "%sthe change stands half-way: %s" % (err.msg + "; " if err else "", half_way(host)),
+        HALF_WAY_HINT,
+    )
 
 
 def step_size(step: Step) -> int:
     """Bytes that will flow: the length of the file that is read, where it is there by now."""
-    return step.size or (os.path.getsize(raw(step.source)) if step.source and os.path.isfile(raw(step.source)) else 0)
+    return step.size or (
+        os.path.getsize(raw(step.source)) if step.source and os.path.isfile(raw(step.source)) else 0
+    )
 
 
 def go_on(host: Host, journal: Journal, progress: Progress) -> None:
@@ -3781,7 +5383,11 @@ def go_on(host: Host, journal: Journal, progress: Progress) -> None:
         save_journal(host, Journal(plan, number, max(number, journal.reached)))
         if host.stop.is_set():
             raise half_way_error(host, None)
-        do_step(host, plan.steps[number], progress.step(number + 1, plan.steps[number].title, step_size(plan.steps[number])))
+        do_step(
+            host,
+            plan.steps[number],
+            progress.step(number + 1, plan.steps[number].title, step_size(plan.steps[number])),
+        )
     close_journal(host, Journal(plan, len(plan.steps), len(plan.steps) - 1, "done"))
 
 
@@ -3794,7 +5400,9 @@ def go_back(host: Host, journal: Journal, progress: Progress) -> None:
         if host.stop.is_set():
             raise half_way_error(host, None)
         step = plan.steps[number]
-        for one in step.undo if not step.until or titles.index(step.until) > journal.reached else ():
+        for one in (
+            step.undo if not step.until or titles.index(step.until) > journal.reached else ()
+        ):
             try:
                 do_step(host, one, progress.step(number + 1, one.title, one.size))
             except DockfixError as err:
@@ -3804,7 +5412,13 @@ def go_back(host: Host, journal: Journal, progress: Progress) -> None:
 
 def kept_folder(plan: Plan, going: str) -> str:
     """The old data that is there for rollback and discard, '' where there is none. A relocate that was undone has its old root in use again."""
-    return plan.keeps if plan.keeps and os.path.isdir(raw(plan.keeps)) and not (plan.kind == "relocate" and going in ("back", "undone")) else ""
+    return (
+        plan.keeps
+        if plan.keeps
+        and os.path.isdir(raw(plan.keeps))
+        and not (plan.kind == "relocate" and going in ("back", "undone"))
+        else ""
+    )
 
 
 def close_journal(host: Host, journal: Journal) -> None:
@@ -3818,7 +5432,10 @@ def close_journal(host: Host, journal: Journal) -> None:
         if os.path.exists(os.path.join(host.state, JOURNAL)):
             remove_file(os.path.join(host.state, JOURNAL))
     except OSError as err:
-        raise EnvironmentFault("the journal in %s cannot be closed: %s" % (host.state, err.strerror), "python3 dockfix.py resume") from None
+        raise EnvironmentFault(
+            "the journal in %s cannot be closed: %s" % (host.state, err.strerror),
+            "python3 dockfix.py resume",
+        ) from None
 
 
 def closing_steps(host: Host, journal: Journal) -> List[Step]:
@@ -3826,23 +5443,52 @@ def closing_steps(host: Host, journal: Journal) -> List[Step]:
     plan, back = journal.plan, journal.going == "back"
     now, record = os.path.join(host.state, JOURNAL), os.path.join(host.state, plan.name + ".json")
     keeps = "" if back and plan.kind == "relocate" else plan.keeps
-    ends = ("undone", 0, journal.reached) if back else ("done", len(plan.steps), len(plan.steps) - 1)
-    noted = ("sed", "-i", "-e", 's/"going": "[a-z]*", "at": [0-9]*, "reached": [0-9]*/"going": "%s", "at": %d, "reached": %d/' % ends, record)
-    steps = [Step("keep the journal as the change's record", ("mv", "-f", now, record), unless=(("not", "test", "-d", keeps, "-a", "-e", now),)),
-             Step("note the end in it", noted, unless=(("not", "test", "-d", keeps),))] if keeps else []
-    return steps + [Step("close the journal", ("rm", "-f", now, record), unless=(("ok", "test", "-d", keeps),) if keeps else ())]
+    ends = (
+        ("undone", 0, journal.reached) if back else ("done", len(plan.steps), len(plan.steps) - 1)
+    )
+    noted = (
+        "sed",
+        "-i",
+        "-e",
+        's/"going": "[a-z]*", "at": [0-9]*, "reached": [0-9]*/"going": "%s", "at": %d, "reached": %d/'
+        % ends,
+        record,
+    )
+    steps = (
+        [
+            Step(
+                "keep the journal as the change's record",
+                ("mv", "-f", now, record),
+                unless=(("not", "test", "-d", keeps, "-a", "-e", now),),
+            ),
+            Step("note the end in it", noted, unless=(("not", "test", "-d", keeps),)),
+        ]
+        if keeps
+        else []
+    )
+    return steps + [
+        Step(
+            "close the journal",
+            ("rm", "-f", now, record),
+            unless=(("ok", "test", "-d", keeps),) if keeps else (),
+        )
+    ]
 
 
 def settle_daemon(host: Host, journal: Journal, progress: Progress) -> None:
     """A reboot in between may have started (or stopped) the daemon: the last steps that say what it must be are made so again. On the way
     back only 'down' counts, once there was one: a start that fails may be why one goes back."""
-    again = []                  # type: List[Step]
-    for step in reversed(journal.plan.steps[:journal.at]):
+    again = []  # type: List[Step]
+    for step in reversed(journal.plan.steps[: journal.at]):
         if step.daemon and again and step.daemon != again[0].daemon:
             break
         again += [step] if step.daemon else []
-    first = again and not any(step.daemon == "down" for step in journal.plan.steps[:journal.at])
-    for step in reversed(again) if again and (journal.going == "on" or first or again[0].daemon == "down") else ():
+    first = again and not any(step.daemon == "down" for step in journal.plan.steps[: journal.at])
+    for step in (
+        reversed(again)
+        if again and (journal.going == "on" or first or again[0].daemon == "down")
+        else ()
+    ):
         do_step(host, step, progress.step(journal.at + 1, step.title, 0))
 
 
@@ -3850,7 +5496,11 @@ def tell_daemon_log(host: Host, plan: Plan) -> None:
     """After a start that failed: the daemon's own last words."""
     journal = read_journal(host)
     if journal and plan.steps[journal.at].daemon == "up":
-        for line in query_host(host, ("journalctl", "-u", "docker", "-n", "20", "--no-pager", "-o", "cat")).out_text().split("\n"):
+        for line in (
+            query_host(host, ("journalctl", "-u", "docker", "-n", "20", "--no-pager", "-o", "cat"))
+            .out_text()
+            .split("\n")
+        ):
             say("| " + line)
 
 
@@ -3867,33 +5517,49 @@ def pick(host: Host, opts: argparse.Namespace) -> List[Target]:
     for path in opts.from_file:
         if path == "-":
             claim_stdin(opts, "--from -", "--from FILE")
-        lines = [line.split("#", 1)[0].strip() for line in text_of(read_input(path, 1 << 24, "--from")).split("\n")]
+        lines = [
+            line.split("#", 1)[0].strip()
+            for line in text_of(read_input(path, 1 << 24, "--from")).split("\n")
+        ]
         names += [line for line in lines if line]
     everything = opts.all or opts.stopped or bool(opts.filter)
     if not names and not everything:
-        raise UsageError("no containers are named", "python3 dockfix.py %s --all, or name containers" % opts.command)
+        raise UsageError(
+            "no containers are named",
+            "python3 dockfix.py %s --all, or name containers" % opts.command,
+        )
     listed = list_containers(host)
     try:
         filtered = [t.id for t in list_containers(host, opts.filter)] if opts.filter else None
     except EnvironmentFault as err:
-        raise UsageError(err.msg, "docker ps --help") if "nvalid filter" in err.msg else err from None
+        raise (
+            UsageError(err.msg, "docker ps --help") if "nvalid filter" in err.msg else err
+        ) from None
     chosen, idle = choose_targets(listed, names, everything, opts.stopped, filtered, opts.exclude)
     for glob in idle:
         say("dockfix: warning: --exclude %s matches no container" % glob)
     if not chosen and not opts.allow_empty:
         hint = "" if opts.stopped else "; stopped containers are left out: --stopped adds them"
-        raise DockfixError("no container matches", "docker ps -a%s; --allow-empty makes this a success" % hint)
+        raise DockfixError(
+            "no container matches", "docker ps -a%s; --allow-empty makes this a success" % hint
+        )
     return chosen
 
 
 def claim_stdin(opts: argparse.Namespace, purpose: str, hint: str) -> None:
     """Standard input serves one purpose per run. Raises UsageError for a second one, for a terminal, and where dockfix itself came that way."""
     if came_by_stdin():
-        raise UsageError("dockfix itself was read from standard input, so %s cannot be" % purpose, hint)
+        raise UsageError(
+            "dockfix itself was read from standard input, so %s cannot be" % purpose, hint
+        )
     if opts.stdin_for:
-        raise UsageError("standard input serves one purpose: %s or %s" % (opts.stdin_for, purpose), hint)
+        raise UsageError(
+            "standard input serves one purpose: %s or %s" % (opts.stdin_for, purpose), hint
+        )
     if os.isatty(0) and not opts.dry_run:
-        raise UsageError("%s is to come from standard input, and that is a terminal" % purpose, hint)
+        raise UsageError(
+            "%s is to come from standard input, and that is a terminal" % purpose, hint
+        )
     opts.stdin_for = purpose
 
 
@@ -3903,21 +5569,50 @@ def row_for(target: Target, status: str, msg: str, **more) -> dict:
 
 def row_of_surprise(target: Target, result, more: dict) -> dict:
     """The row for a job that did not come back with one: not begun, gone, refused, failed."""
-    kinds = ((type(None), "skipped", "not begun: interrupted"), (Gone, "skipped", "gone"), (Refused, "refused", ""),
-             (Unanswered, "unknown", ""), ((DockfixError, WayClosed), "failed", ""),
-             (object, "failed", "internal error: %s" % type(result).__name__))       # its text could hold what was being worked on
+    kinds = (
+        (type(None), "skipped", "not begun: interrupted"),
+        (Gone, "skipped", "gone"),
+        (Refused, "refused", ""),
+        (Unanswered, "unknown", ""),
+        ((DockfixError, WayClosed), "failed", ""),
+        (object, "failed", "internal error: %s" % type(result).__name__),
+    )  # its text could hold what was being worked on
     status, msg = next(one[1:] for one in kinds if isinstance(result, one[0]))
     return row_for(target, status, msg or str(result), **more)
 
 
-def rows_of(host: Host, opts: argparse.Namespace, what: str, targets: List[Target], items: Sequence, work: Callable, more: dict) -> list:
+def rows_of(
+    host: Host,
+    opts: argparse.Namespace,
+    what: str,
+    targets: List[Target],
+    items: Sequence,
+    work: Callable,
+    more: dict,
+) -> list:
     """work(item) for the item of each target, --jobs at a time, with progress: what it returns, or the row for its surprise (with `more` in it).
     An item that is a row already stays."""
-    done = in_parallel(host, items, lambda item: item if isinstance(item, dict) else work(item), opts.jobs, Progress(what, len(items), opts.quiet))
-    return [row_of_surprise(target, one, more) if one is None or isinstance(one, Exception) else one for target, one in zip(targets, done)]
+    done = in_parallel(
+        host,
+        items,
+        lambda item: item if isinstance(item, dict) else work(item),
+        opts.jobs,
+        Progress(what, len(items), opts.quiet),
+    )
+    return [
+        row_of_surprise(target, one, more) if one is None or isinstance(one, Exception) else one
+        for target, one in zip(targets, done)
+    ]
 
 
-def look_rows(host: Host, opts: argparse.Namespace, what: str, targets: List[Target], look: Callable, more: dict) -> list:
+def look_rows(
+    host: Host,
+    opts: argparse.Namespace,
+    what: str,
+    targets: List[Target],
+    look: Callable,
+    more: dict,
+) -> list:
     """rows_of with look(target, container) for what is there still by docker inspect, which is asked once for all."""
     facts = inspect_containers(host, [target.id for target in targets])
 
@@ -3925,6 +5620,7 @@ def look_rows(host: Host, opts: argparse.Namespace, what: str, targets: List[Tar
         if target.id not in facts:
             raise Gone()
         return look(target, facts[target.id])
+
     return rows_of(host, opts, what, targets, targets, look_at, more)
 
 
@@ -3937,7 +5633,9 @@ def shared_words(opts: argparse.Namespace) -> List[str]:
 
 def add_script(opts: argparse.Namespace, report: dict, lines: List[str]) -> None:
     """What a dry run leaves: the script of these lines, and the exit code by the rows as they would be."""
-    report["script"] = script_text(report, lines, sum(one["status"] in ("refused", "failed") for one in report["results"]))
+    report["script"] = script_text(
+        report, lines, sum(one["status"] in ("refused", "failed") for one in report["results"])
+    )
     report["exit_code"] = exit_code(report["results"], opts.exit_code)
 
 
@@ -3946,24 +5644,49 @@ def undone_line(one: dict) -> str:
     return comment("%s: %s (%s): %s" % (one["status"], one["target"], one["id"], one["msg"]))
 
 
-def plan_calls(opts: argparse.Namespace, report: dict, plans: list, words: List[str], more: dict) -> None:
+def plan_calls(
+    opts: argparse.Namespace, report: dict, plans: list, words: List[str], more: dict
+) -> None:
     """A dry run whose script calls dockfix for each container, because what undo needs has to be kept on the way."""
-    report["results"] = [one if isinstance(one, dict) else row_for(one.target, "changed", "", **more) for one in plans]
+    report["results"] = [
+        one if isinstance(one, dict) else row_for(one.target, "changed", "", **more)
+        for one in plans
+    ]
     call = ["python3", own_path(), opts.command] + words + shared_words(opts)
-    lines = ["run " + sh_line(call + [one["id"]]) if one["status"] == "changed" else undone_line(one) for one in report["results"]]
+    lines = [
+        "run " + sh_line(call + [one["id"]]) if one["status"] == "changed" else undone_line(one)
+        for one in report["results"]
+    ]
     add_script(opts, report, lines)
 
 
 # --- reading the clock inside a container: the same for clock and faketime
 
 
-def read_clock(host: Host, container: Container, env: Sequence[str] = (), quiet: bool = False) -> Tuple[float, float, int]:
+def read_clock(
+    host: Host, container: Container, env: Sequence[str] = (), quiet: bool = False
+) -> Tuple[float, float, int]:
     """(least, most seconds that the clock inside is ahead, seconds east of UTC) by one `date`, whose second passed somewhere in the call; with
-    variables (there is no exec -e before 17.05) where `env` has some. quiet: a word on stderr is a fault. Raises WayClosed, Gone."""
+    variables (there is no exec -e before 17.05) where `env` has some. quiet: a word on stderr is a fault. Raises WayClosed, Gone.
+    """
     if not can_exec(container):
-        raise WayClosed("it is %s" % ("paused" if container.paused else "restarting" if container.restarting else "not running"))
+        raise WayClosed(
+            "it is %s"
+            % (
+                "paused"
+                if container.paused
+                else "restarting" if container.restarting else "not running"
+            )
+        )
     began = time.time()
-    answer = query(host, "exec", container.id, *((["env"] + list(env) if env else []) + ["date", "+%s %z"]), limit=4096, enough=4096)
+    answer = query(
+        host,
+        "exec",
+        container.id,
+        *((["env"] + list(env) if env else []) + ["date", "+%s %z"]),
+        limit=4096,
+        enough=4096,
+    )
     ended = time.time()
     found = re.match(rb"(-?[0-9]{1,15}) ([+-])([0-9]{2})([0-9]{2})\s*\Z", answer.out)
     if answer.rc and is_gone_now(host, container.id, answer.text()):
@@ -3972,7 +5695,9 @@ def read_clock(host: Host, container: Container, env: Sequence[str] = (), quiet:
         if answer.timed_out:
             raise WayClosed("no answer in %g s" % host.timeout)
         absent = answer.rc in (126, 127) and not quiet
-        raise WayClosed("there is no `date` inside that runs" if absent else "date: " + first_line(answer))
+        raise WayClosed(
+            "there is no `date` inside that runs" if absent else "date: " + first_line(answer)
+        )
     at, east = int(found.group(1)), int(found.group(3)) * 3600 + int(found.group(4)) * 60
     return at - ended, at + 1 - began, -east if found.group(2) == b"-" else east
 
@@ -3986,7 +5711,13 @@ def ask_engine(host: Host, report: dict) -> Optional[Dict[str, object]]:
         info = engine_info(host)
         return info if info.get("DockerRootDir") else None
     except EnvironmentFault as err:
-        add_finding(report, "engine-silent", "info", "from the files alone, unchecked: %s" % err.msg, err.hint)
+        add_finding(
+            report,
+            "engine-silent",
+            "info",
+            "from the files alone, unchecked: %s" % err.msg,
+            err.hint,
+        )
         return None
 
 
@@ -3998,30 +5729,57 @@ def configured_root() -> str:
 def own_folder(row: dict) -> str:
     """Where a layer keeps its own files (not where it is mounted together with those below), '' where that is no folder."""
     forms = LAYOUTS[row["driver"]][1] if row["driver"] != "devicemapper" else ()
-    forms = [form % row["layer"] for form in forms if not form.startswith("mnt/") and "merged" not in form]
-    return next((path for form in forms for path in row["paths"] if path.endswith("/" + form) and os.path.isdir(raw(path))), "")
+    forms = [
+        form % row["layer"]
+        for form in forms
+        if not form.startswith("mnt/") and "merged" not in form
+    ]
+    return next(
+        (
+            path
+            for form in forms
+            for path in row["paths"]
+            if path.endswith("/" + form) and os.path.isdir(raw(path))
+        ),
+        "",
+    )
 
 
 def thin_pool(host: Host, name: str) -> ThinPool:
-    return parse_thin_pool(*(expect(query_host(host, ("dmsetup", verb, name)), "dmsetup").out_text() for verb in ("table", "status")))
+    return parse_thin_pool(
+        *(
+            expect(query_host(host, ("dmsetup", verb, name)), "dmsetup").out_text()
+            for verb in ("table", "status")
+        )
+    )
 
 
 def mend_pool(metadata: str) -> str:
     """What to type where a loop pool is ro, failed or needs a check: dm-thin's own checker, which wants the pool down (seen to do, 20.10)."""
-    stop, start = ("systemctl stop docker.socket docker", "systemctl start docker") if os.path.isdir(SYSTEMD_MARK) else (
-        "service docker stop", "service docker start")
+    stop, start = (
+        ("systemctl stop docker.socket docker", "systemctl start docker")
+        if os.path.isdir(SYSTEMD_MARK)
+        else ("service docker stop", "service docker start")
+    )
     return "{1}; cp --sparse=always {0} {0}.before && thin_check --clear-needs-check-flag {0} && {2}  # thin_repair where it finds faults".format(
-        sh_quote(metadata), stop, start)
+        sh_quote(metadata), stop, start
+    )
 
 
 # --- what docker holds, and the steps that make and remove it: the same for every storage change
 
 
-REMOVE = {"container": ("rm", "-f", "-v"), "image": ("rmi",), "network": ("network", "rm"), "volume": ("volume", "rm")}
+REMOVE = {
+    "container": ("rm", "-f", "-v"),
+    "image": ("rmi",),
+    "network": ("network", "rm"),
+    "volume": ("volume", "rm"),
+}
 
 
 class Stock(NamedTuple):
     """What an engine holds, or a backup of it, as docker's inspect gives it. Containers stand in the order of their dependencies."""
+
     containers: List[dict]
     images: List[dict]
     networks: List[dict]
@@ -4030,26 +5788,47 @@ class Stock(NamedTuple):
 
 def look_containers(host: Host) -> List[dict]:
     """What docker inspect says of each, in the order of their dependencies: two docker calls. Raises EnvironmentFault."""
-    return facts_of(inspect_objects(host, "container", [target.id for target in list_containers(host)]), in_order)
+    return facts_of(
+        inspect_objects(host, "container", [target.id for target in list_containers(host)]),
+        in_order,
+    )
 
 
 def look_stock(host: Host, containers: List[dict]) -> Stock:
     """These and all else: six docker calls more, whatever there is. Raises EnvironmentFault."""
-    lists = [("images", "-q", "--no-trunc"), ("network", "ls", "-q", "--no-trunc"), ("volume", "ls", "-q")]
-    names = [expect(query(host, *words), "docker " + words[0]).out_text().split() for words in lists]
-    images = inspect_objects(host, "image", sorted(set(names[0]) | {one["Image"] for one in containers}))
-    return Stock(containers, images, inspect_objects(host, "network", names[1]), inspect_objects(host, "volume", names[2]))
+    lists = [
+        ("images", "-q", "--no-trunc"),
+        ("network", "ls", "-q", "--no-trunc"),
+        ("volume", "ls", "-q"),
+    ]
+    names = [
+        expect(query(host, *words), "docker " + words[0]).out_text().split() for words in lists
+    ]
+    images = inspect_objects(
+        host, "image", sorted(set(names[0]) | {one["Image"] for one in containers})
+    )
+    return Stock(
+        containers,
+        images,
+        inspect_objects(host, "network", names[1]),
+        inspect_objects(host, "volume", names[2]),
+    )
 
 
 def object_names(host: Host) -> Dict[str, List[str]]:
     """Names of all containers and tags of all images; a finished change knows them, so that a rollback can tell what was made since."""
-    answers = (("containers", query(host, "ps", "-a", "--format", "{{.Names}}")),
-               ("images", query(host, "images", "--format", "{{.Repository}}:{{.Tag}}")))
-    return {kind: [line for line in answer.out_text().split("\n") if line and "<none>" not in line] for kind, answer in answers}
+    answers = (
+        ("containers", query(host, "ps", "-a", "--format", "{{.Names}}")),
+        ("images", query(host, "images", "--format", "{{.Repository}}:{{.Tag}}")),
+    )
+    return {
+        kind: [line for line in answer.out_text().split("\n") if line and "<none>" not in line]
+        for kind, answer in answers
+    }
 
 
 def runs(doc: dict) -> bool:
-    return doc["State"].get("Running") is True      # paused and restarting ones too
+    return doc["State"].get("Running") is True  # paused and restarting ones too
 
 
 def image_refs(images: Sequence[dict]) -> List[str]:
@@ -4058,7 +5837,9 @@ def image_refs(images: Sequence[dict]) -> List[str]:
 
 
 def inspect_words(host: Host, kind: str) -> Tuple[str, ...]:
-    return host.docker + (("inspect", "--type", kind) if kind in ("container", "image") else (kind, "inspect"))
+    return host.docker + (
+        ("inspect", "--type", kind) if kind in ("container", "image") else (kind, "inspect")
+    )
 
 
 def exists_test(host: Host, kind: str, name: str, there: bool = True) -> Tuple[str, ...]:
@@ -4066,7 +5847,11 @@ def exists_test(host: Host, kind: str, name: str, there: bool = True) -> Tuple[s
     if kind not in ("container", "network"):
         return ("ok" if there else "not",) + inspect_words(host, kind) + (name,)
     named = "[/%s]" % name if kind == "container" else "[%s]" % name
-    return ("has" if there else "lacks", named) + inspect_words(host, kind) + ("-f", "[{{.Name}}]", name)
+    return (
+        ("has" if there else "lacks", named)
+        + inspect_words(host, kind)
+        + ("-f", "[{{.Name}}]", name)
+    )
 
 
 def state_test(host: Host, name: str, what: str, want: str) -> Tuple[str, ...]:
@@ -4084,23 +5869,46 @@ def answers_test(docker: Tuple[str, ...]) -> Tuple[str, ...]:
 def gone_step(host: Host, kind: str, name: str) -> Step:
     """Of a daemon that is down nothing is known: there it fails."""
     gone = exists_test(host, kind, name, False)
-    return act(host, "remove %s %s" % (kind, name), REMOVE[kind] + (name,), check=(gone, answers_test(host.docker)))
+    return act(
+        host,
+        "remove %s %s" % (kind, name),
+        REMOVE[kind] + (name,),
+        check=(gone, answers_test(host.docker)),
+    )
 
 
 def made_step(host: Host, kind: str, name: str, words: Sequence[str], **more) -> Step:
-    return act(host, "%s %s" % (kind, name), words, check=(exists_test(host, kind, name),), undo=(gone_step(host, kind, name),), **more)
+    return act(
+        host,
+        "%s %s" % (kind, name),
+        words,
+        check=(exists_test(host, kind, name),),
+        undo=(gone_step(host, kind, name),),
+        **more,
+    )
 
 
-def run_steps(host: Host, docs: Sequence[dict], name: str = "", test: Tuple[str, ...] = ()) -> List[Step]:
+def run_steps(
+    host: Host, docs: Sequence[dict], name: str = "", test: Tuple[str, ...] = ()
+) -> List[Step]:
     """Starts by name what ran when it was looked at, and pauses what was paused. A new container counts as started once it ever was: it may
     end at once."""
     steps = []
     for doc in [one for one in docs if runs(one)]:
         title, who = title_of(doc), name or title_of(doc)
-        started = test or state_test(host, who, 'eq (printf "%.4s" .State.StartedAt) "0001"', "false")
+        started = test or state_test(
+            host, who, 'eq (printf "%.4s" .State.StartedAt) "0001"', "false"
+        )
         steps.append(act(host, "start %s" % title, ("start", who), check=(started,)))
         if doc["State"].get("Paused") is True:
-            steps.append(act(host, "pause %s" % title, ("pause", who), check=(state_test(host, who, ".State.Paused", "true"),)))
+            steps.append(
+                act(
+                    host,
+                    "pause %s" % title,
+                    ("pause", who),
+                    check=(state_test(host, who, ".State.Paused", "true"),),
+                )
+            )
     return steps
 
 
@@ -4110,10 +5918,28 @@ def halt_steps(host: Host, stock: Stock) -> List[Step]:
     for doc in reversed([one for one in stock.containers if runs(one)]):
         title, who = title_of(doc), doc["Id"]
         if doc["State"].get("Paused") is True:
-            steps.append(act(host, "unpause %s" % title, ("unpause", who), check=(state_test(host, who, ".State.Paused", "false"),)))
-        steps.append(act(host, "stop %s" % title, ("stop", who), check=(state_test(host, who, ".State.Running", "false"),),
-                         undo=tuple(step._replace(soft=True, wait=5) for step in run_steps(host, [doc], who, state_test(
-                             host, who, ".State.Running", "true")))))        # one that cannot start is nothing to stop for on the way back
+            steps.append(
+                act(
+                    host,
+                    "unpause %s" % title,
+                    ("unpause", who),
+                    check=(state_test(host, who, ".State.Paused", "false"),),
+                )
+            )
+        steps.append(
+            act(
+                host,
+                "stop %s" % title,
+                ("stop", who),
+                check=(state_test(host, who, ".State.Running", "false"),),
+                undo=tuple(
+                    step._replace(soft=True, wait=5)
+                    for step in run_steps(
+                        host, [doc], who, state_test(host, who, ".State.Running", "true")
+                    )
+                ),
+            )
+        )  # one that cannot start is nothing to stop for on the way back
     return steps
 
 
@@ -4122,8 +5948,19 @@ def halt_steps(host: Host, stock: Stock) -> List[Step]:
 
 DROP_IN = "/etc/systemd/system/docker.service.d/zz-dockfix.conf"
 HOLD = "/etc/systemd/system/docker.service.d/zz-dockfix-hold.conf"
-SYSTEMD_MARK = "/run/systemd/system"        # sd_booted(3)
-DRIVER_MOUNTS = ("/devicemapper", "/overlay2/", "/overlay/", "/aufs/", "/btrfs", "/zfs/", "/containers/", "/netns", "/plugins/", "/volumes/")
+SYSTEMD_MARK = "/run/systemd/system"  # sd_booted(3)
+DRIVER_MOUNTS = (
+    "/devicemapper",
+    "/overlay2/",
+    "/overlay/",
+    "/aufs/",
+    "/btrfs",
+    "/zfs/",
+    "/containers/",
+    "/netns",
+    "/plugins/",
+    "/volumes/",
+)
 
 
 RELOAD = Step("let systemd read its units again", ("systemctl", "daemon-reload"))
@@ -4132,6 +5969,7 @@ RELOAD = Step("let systemd read its units again", ("systemctl", "daemon-reload")
 class Engine(NamedTuple):
     """The daemon as it stands, so that it can be stopped and started again as it was. root: DockerRootDir, links resolved; containers: as
     docker inspect has them, in the order of their dependencies."""
+
     docker: Tuple[str, ...]
     systemd: bool
     socket: bool
@@ -4139,41 +5977,77 @@ class Engine(NamedTuple):
     containers: List[dict]
 
     def service(self, verb: str, unit: str = "docker") -> Tuple[str, ...]:
-        return ("systemctl", verb, unit + ("" if "." in unit else ".service")) if self.systemd else ("service", unit, verb)
+        return (
+            ("systemctl", verb, unit + ("" if "." in unit else ".service"))
+            if self.systemd
+            else ("service", unit, verb)
+        )
 
     def start(self) -> Step:
         return Step("start docker", self.service("start"), (answers_test(self.docker),), wait=120)
 
     def start_socket(self) -> Step:
-        return Step("start docker.socket", self.service("start", "docker.socket"), (("ok",) + self.service("is-active", "docker.socket"),))
+        return Step(
+            "start docker.socket",
+            self.service("start", "docker.socket"),
+            (("ok",) + self.service("is-active", "docker.socket"),),
+        )
 
 
 def look_engine(host: Host, stop: bool = True) -> Engine:
     """stop: whether the daemon is to be stopped, for which its containers are looked up."""
     systemd = os.path.isdir(SYSTEMD_MARK)
     socket = systemd and query_host(host, ("systemctl", "is-active", "docker.socket")).rc == 0
-    return Engine(host.docker, systemd, socket, real_path(str(engine_info(host)["DockerRootDir"])), look_containers(host) if stop else [])
+    return Engine(
+        host.docker,
+        systemd,
+        socket,
+        real_path(str(engine_info(host)["DockerRootDir"])),
+        look_containers(host) if stop else [],
+    )
 
 
 def check_stop(host: Host, engine: Engine, lose: Sequence[str]) -> None:
     """Refuses where stopping the daemon would lose a container, or would not stop it."""
     if engine_info(host)["LiveRestoreEnabled"] == "true":
-        raise Refused("the daemon has live-restore: its containers, and the pool under them, would outlive the stop",
-                      "set live-restore to false, restart docker, then again")
-    doomed = [title_of(one) for one in engine.containers if runs(one) and one["HostConfig"].get("AutoRemove") and title_of(one) not in lose]
+        raise Refused(
+            "the daemon has live-restore: its containers, and the pool under them, would outlive the stop",
+            "set live-restore to false, restart docker, then again",
+        )
+    doomed = [
+        title_of(one)
+        for one in engine.containers
+        if runs(one) and one["HostConfig"].get("AutoRemove") and title_of(one) not in lose
+    ]
     if doomed:
-        raise Refused("docker removes %s for good when it stops (--rm)" % ", ".join(doomed),
-                      "stop it yourself, or --lose-autoremove " + " --lose-autoremove ".join(doomed))
+        raise Refused(
+            "docker removes %s for good when it stops (--rm)" % ", ".join(doomed),
+            "stop it yourself, or --lose-autoremove " + " --lose-autoremove ".join(doomed),
+        )
     own = tuple(engine.root + part for part in DRIVER_MOUNTS)
-    strangers = [one.point for one in mounts_of() if one.point.startswith(engine.root + "/") and not one.point.startswith(own)]
+    strangers = [
+        one.point
+        for one in mounts_of()
+        if one.point.startswith(engine.root + "/") and not one.point.startswith(own)
+    ]
     if strangers:
-        raise Refused("there is a mount below Docker's root that is not Docker's own: %s" % ", ".join(strangers), "umount %s" % sh_line(strangers))
+        raise Refused(
+            "there is a mount below Docker's root that is not Docker's own: %s"
+            % ", ".join(strangers),
+            "umount %s" % sh_line(strangers),
+        )
 
 
 def run_again(engine: Engine) -> Tuple[Step, ...]:
     """Starts by name what ran before: docker itself leaves those down that were stopped by hand before, or have no restart policy."""
-    return tuple(step._replace(soft=True, wait=30, daemon="up") for doc in engine.containers if not doc["HostConfig"].get("AutoRemove")
-                 for step in run_steps(engine, [doc], doc["Id"], state_test(engine, doc["Id"], ".State.Running", "true")))
+    return tuple(
+        step._replace(soft=True, wait=30, daemon="up")
+        for doc in engine.containers
+        if not doc["HostConfig"].get("AutoRemove")
+        for step in run_steps(
+            engine, [doc], doc["Id"], state_test(engine, doc["Id"], ".State.Running", "true")
+        )
+    )
 
 
 def down_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
@@ -4181,38 +6055,90 @@ def down_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
     its undoing does last: start by name what ran."""
     down = ("not",) + answers_test(engine.docker)[1:]
     again = (engine.start(),)
-    if engine.systemd:                  # what was started often lately is refused a start
-        again = (Step("clear earlier failures", ("systemctl", "reset-failed", "docker.service"), soft=True),) + again
+    if engine.systemd:  # what was started often lately is refused a start
+        again = (
+            Step(
+                "clear earlier failures", ("systemctl", "reset-failed", "docker.service"), soft=True
+            ),
+        ) + again
     steps = [Step("what runs now is known", undo=run_again(engine))]
     if engine.socket:
-        steps.append(Step("stop docker.socket", engine.service("stop", "docker.socket"), (("not",) + engine.service("is-active", "docker.socket"),),
-                          daemon="down", undo=(engine.start_socket(),)))
+        steps.append(
+            Step(
+                "stop docker.socket",
+                engine.service("stop", "docker.socket"),
+                (("not",) + engine.service("is-active", "docker.socket"),),
+                daemon="down",
+                undo=(engine.start_socket(),),
+            )
+        )
     gone = (down,)
-    if engine.systemd:                  # or deactivating: silent is not stopped
-        gone += (("not",) + engine.service("is-active"), ("lacks", "activating") + engine.service("is-active"))
-    steps += [Step("stop docker", engine.service("stop"), gone, undo=again, wait=120, daemon="down")] + list(again[:-1])
-    databases = ("silent", "find", "/proc", "-mindepth", "3", "-maxdepth", "3", "-path", "/proc/[0-9]*/fd/*",
-                 "-lname", os.path.join(engine.root, "*.db"))
+    if engine.systemd:  # or deactivating: silent is not stopped
+        gone += (
+            ("not",) + engine.service("is-active"),
+            ("lacks", "activating") + engine.service("is-active"),
+        )
+    steps += [
+        Step("stop docker", engine.service("stop"), gone, undo=again, wait=120, daemon="down")
+    ] + list(again[:-1])
+    databases = (
+        "silent",
+        "find",
+        "/proc",
+        "-mindepth",
+        "3",
+        "-maxdepth",
+        "3",
+        "-path",
+        "/proc/[0-9]*/fd/*",
+        "-lname",
+        os.path.join(engine.root, "*.db"),
+    )
     folders = [os.path.join(engine.root, driver) for driver in ("devicemapper", "overlay2")]
     devices = pool and os.path.join(MAPPER, re.match("docker-[0-9:]+-|", pool).group())
-    steps.append(Step("no daemon and no mount is left", check=(down, databases) + unused(*folders, prefix=devices), wait=30, daemon="down"))
+    steps.append(
+        Step(
+            "no daemon and no mount is left",
+            check=(down, databases) + unused(*folders, prefix=devices),
+            wait=30,
+            daemon="down",
+        )
+    )
     return tuple(steps) + (pool_down(engine, pool) if pool else ())
 
 
 def pool_down(engine: Engine, pool: str) -> Tuple[Step, ...]:
     """The pool (a name, or a pattern of names), and the containers' devices on it, taken down."""
     remove = ("-exec", "dmsetup", "remove", "--retry", "{}", ";")
-    files = [os.path.join(engine.root, "devicemapper/devicemapper", kind) for kind in ("data", "metadata")]
-    gone = (("silent", "find", MAPPER, "-name", pool),) + tuple(("silent", "losetup", "-j", path) for path in files)
-    return (Step("take down the containers' devices that outlived the daemon",
-                 ("find", MAPPER, "-name", pool[:-len("pool")] + "*", "!", "-name", "*-pool") + remove, soft=True),
-            Step("take the pool down if it outlived the daemon", ("find", MAPPER, "-name", pool) + remove, gone, wait=10, daemon="down"))
+    files = [
+        os.path.join(engine.root, "devicemapper/devicemapper", kind)
+        for kind in ("data", "metadata")
+    ]
+    gone = (("silent", "find", MAPPER, "-name", pool),) + tuple(
+        ("silent", "losetup", "-j", path) for path in files
+    )
+    return (
+        Step(
+            "take down the containers' devices that outlived the daemon",
+            ("find", MAPPER, "-name", pool[: -len("pool")] + "*", "!", "-name", "*-pool") + remove,
+            soft=True,
+        ),
+        Step(
+            "take the pool down if it outlived the daemon",
+            ("find", MAPPER, "-name", pool) + remove,
+            gone,
+            wait=10,
+            daemon="down",
+        ),
+    )
 
 
 def up_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
     """One start attempt; undone by a stop of the daemon that was started."""
     stop = tuple(step._replace(undo=(), daemon="") for step in down_steps(engine, pool)[1:])
-    return (engine.start()._replace(daemon="up", undo=stop),) + ((engine.start_socket(),) if engine.socket else ())
+    return (engine.start()._replace(daemon="up", undo=stop),) + (
+        (engine.start_socket(),) if engine.socket else ()
+    )
 
 
 def device_number(path: str) -> str:
@@ -4224,17 +6150,31 @@ def of_today(host: Host, plan: Plan) -> Plan:
     """The plan with the names and numbers that its pool's places (facts loops and prefix) have now: a reboot may have given them to others."""
     loops, names = dict(plan.facts.get("loops", {})), {}
     for path, (loop, number) in plan.facts.get("loops", {}).items():
-        found = re.findall(r"(?m)^(/dev/loop[0-9]+):", query_host(host, ("losetup", "-j", path)).out_text())
+        found = re.findall(
+            r"(?m)^(/dev/loop[0-9]+):", query_host(host, ("losetup", "-j", path)).out_text()
+        )
         if len(found) == 1 and found[0] != loop:
             loops[path] = [found[0], device_number(found[0])]
-            names.update({os.path.basename(loop): os.path.basename(found[0]), number: loops[path][1]})
+            names.update(
+                {os.path.basename(loop): os.path.basename(found[0]), number: loops[path][1]}
+            )
     home, prefix = plan.facts.get("prefix", ("", ""))
     if prefix and os.path.isdir(raw(home)) and pool_prefix(home) != prefix:
         names[prefix] = pool_prefix(home)
-    words = re.compile(r"(?<![\w:-])(?:%s)" % "|".join(name if name == prefix else name + r"(?![\w-])" for name in names))
+    words = re.compile(
+        r"(?<![\w:-])(?:%s)"
+        % "|".join(name if name == prefix else name + r"(?![\w-])" for name in names)
+    )
 
     def named(step: Step) -> Step:
-        return step if step.data else step_from(json.loads(words.sub(lambda word: names[word.group()], json.dumps(step_data(step)))))
+        return (
+            step
+            if step.data
+            else step_from(
+                json.loads(words.sub(lambda word: names[word.group()], json.dumps(step_data(step))))
+            )
+        )
+
     facts = dict(plan.facts, loops=loops, prefix=[home, names.get(prefix, prefix)])
     return plan._replace(steps=tuple(map(named, plan.steps)), facts=facts) if names else plan
 
@@ -4244,14 +6184,18 @@ def disk_tests(host: Host, path: str) -> List[List[str]]:
     below its mount point fills another disk, and is hidden later."""
     place = path if os.path.isdir(raw(path)) else os.path.dirname(path)
     answer = query_host(host, ("stat", "-c", "%m", place))
-    return [["says", answer.out_text().strip(), "stat", "-c", "%m", place]] if answer.rc == 0 else []
+    return (
+        [["says", answer.out_text().strip(), "stat", "-c", "%m", place]] if answer.rc == 0 else []
+    )
 
 
 def unused(*paths: str, prefix: str = "") -> Tuple[Tuple[str, ...], ...]:
     """Tests: nothing is mounted at or below the paths, and no device or place whose path begins with `prefix`, in any process's view. What
     the failing one prints names the processes."""
     ends = [path + tail for path in paths for tail in "/ "] + ([prefix] if prefix else [])
-    words = [word for one in ends for word in ("-e", " " + one[:-1].replace(" ", "\\040") + one[-1])]
+    words = [
+        word for one in ends for word in ("-e", " " + one[:-1].replace(" ", "\\040") + one[-1])
+    ]
     find = ("find", "/proc", "-mindepth", "2", "-maxdepth", "2", "-name", "mountinfo")
     return (("silent",) + find + ("-exec", "grep", "-l", "-s", "-F") + tuple(words) + ("{}", "+"),)
 
@@ -4266,39 +6210,75 @@ def hold_steps(engine: Engine, hold: bool) -> Tuple[Step, ...]:
     unit = "# dockfix: a storage change stands half-way: python3 dockfix.py resume\n[Unit]\nConditionPathExists=!/\n"
     put = Step("hold docker down, also over a reboot", path=HOLD, data=unit, mode=0o644)
     free = Step("let docker start again", ("rm", "-f", HOLD), (("not", "test", "-e", HOLD),))
-    steps = (folder_step(os.path.dirname(HOLD)), put._replace(undo=(free, RELOAD))) if hold else (free._replace(undo=(put, RELOAD)),)
+    steps = (
+        (folder_step(os.path.dirname(HOLD)), put._replace(undo=(free, RELOAD)))
+        if hold
+        else (free._replace(undo=(put, RELOAD)),)
+    )
     return steps + (RELOAD,) if engine.systemd else ()
 
 
-def option_steps(wanted: Sequence[Tuple[str, str, Optional[str]]], add: bool = True) -> Tuple[Step, ...]:
+def option_steps(
+    wanted: Sequence[Tuple[str, str, Optional[str]]], add: bool = True
+) -> Tuple[Step, ...]:
     """Steps that set (name, key, value) of the daemon's options where they live; value None takes one away; what is set nowhere is added (with
-    `add`) beside the other storage options, else to daemon.json. Raises Refused where two places set one, or a place is not understood."""
+    `add`) beside the other storage options, else to daemon.json. Raises Refused where two places set one, or a place is not understood.
+    """
     sources = option_sources()
     for name, places in option_conflicts(sources):
         if name.startswith(("dm.", "storage-", "data-root")):
-            raise Refused("%s is set in two places: %s" % (name, " and ".join(places)), "leave it in one of them, then again")
+            raise Refused(
+                "%s is set in two places: %s" % (name, " and ".join(places)),
+                "leave it in one of them, then again",
+            )
     bad = next((source for source in sources if source.fault), None)
     if bad:
-        raise Refused("%s: %s" % (bad.where(), bad.fault), "mend it first: docker would not start with it either")
+        raise Refused(
+            "%s: %s" % (bad.where(), bad.fault),
+            "mend it first: docker would not start with it either",
+        )
     sources = [source for source in sources if source.used]
-    new = {}                    # type: Dict[OptionSource, str]
+    new = {}  # type: Dict[OptionSource, str]
     for name, key, value in wanted:
-        lives = [source for source in sources if any(one == name and what.startswith(key + "=" if key else "") for one, what in source.options)]
-        beside = [source for source in sources if any(one == "storage-opt" for one, _ in source.options)]
+        lives = [
+            source
+            for source in sources
+            if any(
+                one == name and what.startswith(key + "=" if key else "")
+                for one, what in source.options
+            )
+        ]
+        beside = [
+            source for source in sources if any(one == "storage-opt" for one, _ in source.options)
+        ]
         beside += [source for source in sources if source.kind == "daemon.json"]
         home = (lives or (beside if add and value is not None else []))[:1]
         for source in home:
-            new[source] = (edit_daemon_json if source.kind == "daemon.json" else edit_flags)(new.get(source, source.raw), name, key, value)
-    steps = tuple(step for source, text in new.items() if text != source.raw for step in option_edit(source, text))
-    told = []                   # type: List[Tuple[str, str]]
+            new[source] = (edit_daemon_json if source.kind == "daemon.json" else edit_flags)(
+                new.get(source, source.raw), name, key, value
+            )
+    steps = tuple(
+        step
+        for source, text in new.items()
+        if text != source.raw
+        for step in option_edit(source, text)
+    )
+    told = []  # type: List[Tuple[str, str]]
     for source in sources:
         text = new.get(source, source.raw)
-        told += daemon_json(text) if source.kind == "daemon.json" else daemon_flags(shell_words(text))
+        told += (
+            daemon_json(text) if source.kind == "daemon.json" else daemon_flags(shell_words(text))
+        )
     for name, key, value in wanted:
-        now = [what for one, what in told if one == name and what.startswith(key + "=" if key else "")]
+        now = [
+            what for one, what in told if one == name and what.startswith(key + "=" if key else "")
+        ]
         if now != ([] if value is None else [(key + "=" if key else "") + value]) and (add or now):
-            raise Refused("%s cannot be edited where it is set (%s)" % (key or name, ", ".join(source.where() for source in sources)),
-                          "set it there by hand")
+            raise Refused(
+                "%s cannot be edited where it is set (%s)"
+                % (key or name, ", ".join(source.where() for source in sources)),
+                "set it there by hand",
+            )
     return steps + ((RELOAD,) if any(step.path == DROP_IN for step in steps) else ())
 
 
@@ -4306,16 +6286,28 @@ def option_edit(source: OptionSource, text: str) -> Tuple[Step, ...]:
     """The steps that put the edited text of one place where it belongs: for a unit, a drop-in of dockfix's own."""
     path = real_path(source.path)
     if source.kind == "unit":
-        step = put_file("set the options in " + DROP_IN, DROP_IN, "[Service]\nExecStart=\nExecStart=%s\n" % text)
+        step = put_file(
+            "set the options in " + DROP_IN, DROP_IN, "[Service]\nExecStart=\nExecStart=%s\n" % text
+        )
         return (folder_step(os.path.dirname(DROP_IN)), step._replace(undo=step.undo + (RELOAD,)))
     if source.kind == "daemon.json":
         return (put_file("set the options in " + path, path, text),)
     whole = host_text(path)
-    lines = list(re.finditer(r"(?m)^[ \t]*(?:export[ \t]+)?%s=((?:.*\\\n)*.*)" % re.escape(source.variable), whole))
+    lines = list(
+        re.finditer(
+            r"(?m)^[ \t]*(?:export[ \t]+)?%s=((?:.*\\\n)*.*)" % re.escape(source.variable), whole
+        )
+    )
     if not lines or path.endswith((".service", ".conf")) or source.raw not in lines[-1].group(1):
         raise Refused("%s cannot be edited" % source.where(), "set the options there by hand")
     start, end = lines[-1].span(1)
-    return (put_file("set the options in " + path, path, whole[:start] + whole[start:end].replace(source.raw, text) + whole[end:]),)
+    return (
+        put_file(
+            "set the options in " + path,
+            path,
+            whole[:start] + whole[start:end].replace(source.raw, text) + whole[end:],
+        ),
+    )
 
 
 def new_name(kind: str) -> str:
@@ -4325,8 +6317,25 @@ def new_name(kind: str) -> str:
 # --- the place of Docker's root: the same for pool recreate and relocate
 
 
-UNFIT = {"vfat", "msdos", "exfat", "ntfs", "ntfs3", "fuseblk", "nfs", "nfs4", "cifs", "smb3", "9p", "tmpfs", "ramfs", "overlay", "iso9660",
-         "squashfs", "udf"}
+UNFIT = {
+    "vfat",
+    "msdos",
+    "exfat",
+    "ntfs",
+    "ntfs3",
+    "fuseblk",
+    "nfs",
+    "nfs4",
+    "cifs",
+    "smb3",
+    "9p",
+    "tmpfs",
+    "ramfs",
+    "overlay",
+    "iso9660",
+    "squashfs",
+    "udf",
+}
 
 
 def check_disk(host: Host, driver: str, where: str) -> None:
@@ -4334,13 +6343,24 @@ def check_disk(host: Host, driver: str, where: str) -> None:
     mount = mount_of(where, mounts_of())
     flags = set(mount.flags) & {"ro", "noexec", "nosuid"}
     if mount.fstype in UNFIT or mount.fstype.startswith("fuse"):
-        raise Refused("%s lies on %s, on which Docker's root cannot live" % (where, mount.fstype), "ext4, or xfs with ftype=1")
+        raise Refused(
+            "%s lies on %s, on which Docker's root cannot live" % (where, mount.fstype),
+            "ext4, or xfs with ftype=1",
+        )
     if flags:
-        raise Refused("%s is mounted %s: containers would not work there" % (mount.point, ",".join(sorted(flags))),
-                      "mount -o remount,rw,exec,suid %s, and mend /etc/fstab" % sh_quote(mount.point))
-    overlay_on_xfs = mount.fstype == "xfs" and driver.startswith("overlay") and has_program("xfs_info")
+        raise Refused(
+            "%s is mounted %s: containers would not work there"
+            % (mount.point, ",".join(sorted(flags))),
+            "mount -o remount,rw,exec,suid %s, and mend /etc/fstab" % sh_quote(mount.point),
+        )
+    overlay_on_xfs = (
+        mount.fstype == "xfs" and driver.startswith("overlay") and has_program("xfs_info")
+    )
     if overlay_on_xfs and b"ftype=0" in query_host(host, ("xfs_info", mount.point)).out:
-        raise Refused("%s is an xfs without ftype: %s cannot use it" % (mount.point, driver), "mkfs.xfs -n ftype=1, on an empty disk")
+        raise Refused(
+            "%s is an xfs without ftype: %s cannot use it" % (mount.point, driver),
+            "mkfs.xfs -n ftype=1, on an empty disk",
+        )
 
 
 def every_pool(name: str) -> str:
@@ -4350,18 +6370,28 @@ def every_pool(name: str) -> str:
 
 def check_pools(host: Host, pattern: str, name: str) -> None:
     """A pool of the pattern that is taken down must be this daemon's, old or new."""
-    others = [one for one in query_host(host, ("find", MAPPER, "-name", pattern)).out_text().split() if os.path.basename(one) != name]
+    others = [
+        one
+        for one in query_host(host, ("find", MAPPER, "-name", pattern)).out_text().split()
+        if os.path.basename(one) != name
+    ]
     if others:
-        raise Refused("%s lies where Docker's pool is to be, and is not this daemon's" % others[0],
-                      "dmsetup info; take it down if no daemon uses it: dmsetup remove %s" % os.path.basename(others[0]))
+        raise Refused(
+            "%s lies where Docker's pool is to be, and is not this daemon's" % others[0],
+            "dmsetup info; take it down if no daemon uses it: dmsetup remove %s"
+            % os.path.basename(others[0]),
+        )
 
 
 # --- what a backup holds: the same for backup, restore and pool recreate
 
 
 BACKUP_SCHEMA = "dockfix-backup/2"
-HELPER = "dockfix.helper"                   # the container that only carries volumes
-KEPT, BACK = "dockfix/backup", "dockfix/restored"       # images made of containers: while a backup runs, and after a restore
+HELPER = "dockfix.helper"  # the container that only carries volumes
+KEPT, BACK = (
+    "dockfix/backup",
+    "dockfix/restored",
+)  # images made of containers: while a backup runs, and after a restore
 STOCK_FILES = ("containers.json", "images.json", "networks.json", "volumes.json")
 
 
@@ -4369,6 +6399,7 @@ class Backup(NamedTuple):
     """A backup as it stands in a folder, or will once its steps are done. own: by container id how its own files are kept: '' (it has none:
     its image will do), 'commit' or 'export'; volumes: by name file, container and path it is read from; loads: files for docker load; made:
     when (ISO 8601)."""
+
     folder: str
     stock: Stock
     own: Dict[str, str]
@@ -4383,11 +6414,20 @@ class Backup(NamedTuple):
     def files(self) -> List[str]:
         """All but the manifest; each has its sha256 beside it."""
         exports = ["export-%s.tar" % one for one in sorted(self.own) if self.own[one] == "export"]
-        return list(STOCK_FILES) + list(self.loads) + exports + sorted(place[0] for place in self.volumes.values())
+        return (
+            list(STOCK_FILES)
+            + list(self.loads)
+            + exports
+            + sorted(place[0] for place in self.volumes.values())
+        )
 
 
 def carried_networks(stock: Stock) -> List[dict]:
-    local = [one for one in stock.networks if one.get("Scope") == "local" and one["Driver"] not in ("host", "null")]
+    local = [
+        one
+        for one in stock.networks
+        if one.get("Scope") == "local" and one["Driver"] not in ("host", "null")
+    ]
     return [one for one in local if one["Name"] not in ("bridge", "docker_gwbridge")]
 
 
@@ -4404,54 +6444,121 @@ def own_refs(kept: Backup) -> List[str]:
     return [own_ref(kept, doc) for doc in kept.stock.containers if kept.own[doc["Id"]] == "commit"]
 
 
-def plan_backup(host: Host, folder: str, stock: Stock, loads: Sequence[str], live: bool = True) -> Backup:
+def plan_backup(
+    host: Host, folder: str, stock: Stock, loads: Sequence[str], live: bool = True
+) -> Backup:
     """What a backup of this stock will be. With `live` containers are taken as they are now; else what runs may still write before it is
     stopped. A thin pool that would refuse one more container (dm.min_free_space) leaves docker export, and reading volumes through
     containers that have them."""
     info = engine_info(host)["DriverStatus"]
-    total, used, least = (parse_reported(info.get(key) or "") for key in ("Data Space Total", "Data Space Used", "Thin Pool Minimum Free Space"))
+    total, used, least = (
+        parse_reported(info.get(key) or "")
+        for key in ("Data Space Total", "Data Space Used", "Thin Pool Minimum Free Space")
+    )
     tight = None not in (total, used, least) and total - used < least + (1 << 26)
     own, volumes = {}, {}
     for doc in stock.containers:
-        image = next((one.get("Config") or {} for one in stock.images if one["Id"] == doc["Image"]), None)
-        plain = image is not None and (live or not runs(doc)) and not facts_of(doc, lambda one: create_recipe(one, image, stock.containers)).bound
+        image = next(
+            (one.get("Config") or {} for one in stock.images if one["Id"] == doc["Image"]), None
+        )
+        plain = (
+            image is not None
+            and (live or not runs(doc))
+            and not facts_of(doc, lambda one: create_recipe(one, image, stock.containers)).bound
+        )
         diff = query(host, "diff", doc["Id"]) if plain else None
-        own[doc["Id"]] = "" if diff and diff.rc == 0 and not own_changes(doc, diff.out_text()) else "export" if tight else "commit"
+        own[doc["Id"]] = (
+            ""
+            if diff and diff.rc == 0 and not own_changes(doc, diff.out_text())
+            else "export" if tight else "commit"
+        )
     if "export" in own.values():
-        exported = ", ".join(title_of(doc) for doc in stock.containers if own[doc["Id"]] == "export")
-        say("dockfix: the pool is too full for docker commit: docker export takes the files of " + exported)
-    shifted = engine_userns(host) != (0, 0)         # docker cp gives the host's ids and takes the container's
-    local = [one for one in stock.volumes if one["Driver"] == "local" and not (one.get("Options") or {}).get("device")]
+        exported = ", ".join(
+            title_of(doc) for doc in stock.containers if own[doc["Id"]] == "export"
+        )
+        say(
+            "dockfix: the pool is too full for docker commit: docker export takes the files of "
+            + exported
+        )
+    shifted = engine_userns(host) != (
+        0,
+        0,
+    )  # docker cp gives the host's ids and takes the container's
+    local = [
+        one
+        for one in stock.volumes
+        if one["Driver"] == "local" and not (one.get("Options") or {}).get("device")
+    ]
     carried = sorted(one["Name"] for one in local if not shifted)
     for number, name in enumerate(carried, 1):
-        places = [(HELPER, "/dockfix-%d/data" % number)] if not tight else [
-            (doc["Id"], mount["Destination"]) for doc in stock.containers for mount in doc.get("Mounts") or [] if mount.get("Name") == name
-            and not any(other["Destination"].startswith(mount["Destination"].rstrip("/") + "/") for other in doc["Mounts"])]
-        volumes.update({name: ["volume-%d.tar" % number, place[0], place[1]] for place in places[:1]})
-    return Backup(folder, stock, own, volumes, loads, left_out(stock, volumes, live), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+        places = (
+            [(HELPER, "/dockfix-%d/data" % number)]
+            if not tight
+            else [
+                (doc["Id"], mount["Destination"])
+                for doc in stock.containers
+                for mount in doc.get("Mounts") or []
+                if mount.get("Name") == name
+                and not any(
+                    other["Destination"].startswith(mount["Destination"].rstrip("/") + "/")
+                    for other in doc["Mounts"]
+                )
+            ]
+        )
+        volumes.update(
+            {name: ["volume-%d.tar" % number, place[0], place[1]] for place in places[:1]}
+        )
+    return Backup(
+        folder,
+        stock,
+        own,
+        volumes,
+        loads,
+        left_out(stock, volumes, live),
+        time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
 
 
 def own_changes(doc: dict, diff: str) -> bool:
     """Does `docker diff` show files of the container's own? Not mount points and the folders on the way to them."""
     points = {posixpath.normpath(one["Destination"]) for one in doc.get("Mounts") or []}
-    on_way = {path[:n] for path in points for n in range(1, len(path) + 1) if path[n:n + 1] in ("/", "")}
+    on_way = {
+        path[:n] for path in points for n in range(1, len(path) + 1) if path[n : n + 1] in ("/", "")
+    }
     return any(line[2:] not in on_way for line in diff.split("\n") if line.strip())
 
 
 def left_out(stock: Stock, volumes: Dict[str, Sequence[str]], live: bool = True) -> List[str]:
     """What a backup does not hold, in words; `live`: what runs goes on meanwhile."""
     kept = carried_networks(stock)
-    out = ["network %s (driver %s, scope %s)" % (one["Name"], one["Driver"], one.get("Scope")) for one in stock.networks
-           if one not in kept and one["Driver"] not in ("host", "null") and one["Name"] != "bridge"]
+    out = [
+        "network %s (driver %s, scope %s)" % (one["Name"], one["Driver"], one.get("Scope"))
+        for one in stock.networks
+        if one not in kept and one["Driver"] not in ("host", "null") and one["Name"] != "bridge"
+    ]
     for one in [one for one in stock.volumes if one["Name"] not in volumes]:
         device = ", on %s" % one["Options"].get("device") if one.get("Options") else ""
-        out.append("the content of volume %s (driver %s%s): docker cp cannot carry it" % (one["Name"], one["Driver"], device))
+        out.append(
+            "the content of volume %s (driver %s%s): docker cp cannot carry it"
+            % (one["Name"], one["Driver"], device)
+        )
     mounts = [(title_of(doc), one) for doc in stock.containers for one in doc.get("Mounts") or []]
-    binds = {(one["Source"], title) for title, one in mounts if one.get("Source") and not one.get("Name")}
+    binds = {
+        (one["Source"], title) for title, one in mounts if one.get("Source") and not one.get("Name")
+    }
     out += ["the host's %s, mounted into %s" % pair for pair in sorted(binds)]
-    out += ["digests of %s: docker load brings back tags only" % ", ".join(one["RepoDigests"]) for one in stock.images if one.get("RepoDigests")]
-    out += ["what %s writes to volume %s meanwhile" % (title_of(doc), one["Name"]) for doc in stock.containers if live and runs(doc)
-            for one in doc.get("Mounts") or [] if one.get("Name") in volumes]
+    out += [
+        "digests of %s: docker load brings back tags only" % ", ".join(one["RepoDigests"])
+        for one in stock.images
+        if one.get("RepoDigests")
+    ]
+    out += [
+        "what %s writes to volume %s meanwhile" % (title_of(doc), one["Name"])
+        for doc in stock.containers
+        if live and runs(doc)
+        for one in doc.get("Mounts") or []
+        if one.get("Name") in volumes
+    ]
     return out + ["the containers' logs"] * bool(stock.containers)
 
 
@@ -4459,9 +6566,14 @@ def backup_size(host: Host, stock: Stock) -> int:
     """Bytes that a backup takes, by docker's own figures: what images share is counted once where the engine tells (1.13 and newer)."""
     lines = query(host, "system", "df", "--format", "{{.Type}}\t{{.Size}}").out_text().split("\n")
     found = dict(line.split("\t", 1) for line in lines if "\t" in line)
-    sizes = [parse_reported(found.get(kind) or "") or 0 for kind in ("Images", "Containers", "Local Volumes")]
+    sizes = [
+        parse_reported(found.get(kind) or "") or 0
+        for kind in ("Images", "Containers", "Local Volumes")
+    ]
     if not found:
-        say("dockfix: warning: docker system df does not answer: the containers' own files and the volumes are not in the estimate")
+        say(
+            "dockfix: warning: docker system df does not answer: the containers' own files and the volumes are not in the estimate"
+        )
     return sum(sizes[1:]) + (sizes[0] or sum(one.get("Size") or 0 for one in stock.images))
 
 
@@ -4469,22 +6581,45 @@ def check_folder(host: Host, folder: str, size: int) -> None:
     """Refuses what is no place for a backup: not empty, somebody else's, below Docker's root, on too small a disk."""
     root = real_path(str(engine_info(host)["DockerRootDir"] or DOCKER_ROOT))
     if (real_path(folder) + "/").startswith(root + "/"):
-        raise Refused("%s lies below Docker's own root %s" % (folder, root), "a folder on another disk")
+        raise Refused(
+            "%s lies below Docker's own root %s" % (folder, root), "a folder on another disk"
+        )
     try:
-        if os.path.lexists(raw(folder)) and (os.lstat(raw(folder)).st_uid != os.geteuid() or os.listdir(raw(folder))):
-            raise Refused("%s is not an empty folder of this user's" % folder, "name a folder that does not exist yet")
+        if os.path.lexists(raw(folder)) and (
+            os.lstat(raw(folder)).st_uid != os.geteuid() or os.listdir(raw(folder))
+        ):
+            raise Refused(
+                "%s is not an empty folder of this user's" % folder,
+                "name a folder that does not exist yet",
+            )
         place = folder if os.path.isdir(raw(folder)) else os.path.dirname(folder)
         room = room_at(place)
     except OSError as err:
-        raise Refused("%s cannot be a backup's folder: %s" % (folder, err.strerror), "the folder above it must exist") from None
+        raise Refused(
+            "%s cannot be a backup's folder: %s" % (folder, err.strerror),
+            "the folder above it must exist",
+        ) from None
     mount = mount_of(real_path(place), mounts_of())
-    if mount and mount.fstype in ("vfat", "msdos", "exfat") and not {"fmask=0177", "dmask=0077"} <= set(mount.options):
-        raise Refused("%s lies on %s, mounted so that a backup there could not be closed to other users" % (folder, mount.fstype),
-                      "umount %s, then mount it with -o fmask=0177,dmask=0077" % sh_quote(mount.point))
-    say("dockfix: the backup takes about %s; free at %s: %s" % (show_size(size), folder, show_size(room)))
+    if (
+        mount
+        and mount.fstype in ("vfat", "msdos", "exfat")
+        and not {"fmask=0177", "dmask=0077"} <= set(mount.options)
+    ):
+        raise Refused(
+            "%s lies on %s, mounted so that a backup there could not be closed to other users"
+            % (folder, mount.fstype),
+            "umount %s, then mount it with -o fmask=0177,dmask=0077" % sh_quote(mount.point),
+        )
+    say(
+        "dockfix: the backup takes about %s; free at %s: %s"
+        % (show_size(size), folder, show_size(room))
+    )
     if size > room:
-        raise Refused("the backup takes about %s, and the disk of %s has %s free" % (show_size(size), folder, show_size(room)),
-                      "a folder on a larger disk")
+        raise Refused(
+            "the backup takes about %s, and the disk of %s has %s free"
+            % (show_size(size), folder, show_size(room)),
+            "a folder on a larger disk",
+        )
 
 
 def read_backup(folder: str) -> Backup:
@@ -4492,17 +6627,30 @@ def read_backup(folder: str) -> Backup:
     try:
         found = {}
         for name in ("manifest.json",) + STOCK_FILES:
-            found[name] = json.loads(read_all(os.path.join(folder, name)).decode("utf-8", "replace"))
+            found[name] = json.loads(
+                read_all(os.path.join(folder, name)).decode("utf-8", "replace")
+            )
         made, stock = found["manifest.json"], Stock(*(found[name] for name in STOCK_FILES))
         if made["schema"] != BACKUP_SCHEMA:
-            raise Refused("%s is a %s, this dockfix reads %s" % (folder, made["schema"], BACKUP_SCHEMA), "the dockfix.py that made it")
-        kept = Backup(folder, stock._replace(containers=in_order(stock.containers)), *(made[key] for key in Backup._fields[2:]))
-        missing = [name for name in kept.files() if "/" in name or not os.path.isfile(raw(kept.path(name)))]
+            raise Refused(
+                "%s is a %s, this dockfix reads %s" % (folder, made["schema"], BACKUP_SCHEMA),
+                "the dockfix.py that made it",
+            )
+        kept = Backup(
+            folder,
+            stock._replace(containers=in_order(stock.containers)),
+            *(made[key] for key in Backup._fields[2:]),
+        )
+        missing = [
+            name for name in kept.files() if "/" in name or not os.path.isfile(raw(kept.path(name)))
+        ]
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as err:
         missing, kept = ["%s (%s)" % (name, type(err).__name__)], None
     if missing:
-        raise Refused("%s holds no complete backup: %s is missing or broken" % (folder, ", ".join(missing)),
-                      "ls -la %s; one that was interrupted is made anew" % sh_quote(folder))
+        raise Refused(
+            "%s holds no complete backup: %s is missing or broken" % (folder, ", ".join(missing)),
+            "ls -la %s; one that was interrupted is made anew" % sh_quote(folder),
+        )
     return kept
 
 
@@ -4511,28 +6659,63 @@ def read_backup(folder: str) -> Backup:
 
 def kept_file(step: Step, path: str, size: int = 0) -> List[Step]:
     """A step with its standard output into a file of the backup, and the sha256 beside it (`sha256sum -c FILE.sha256 < FILE`)."""
-    away = Step("remove %s" % path, ("rm", "-f", "--") + tuple(path + end for end in ("", ".part", ".sha256", ".sha256.part")))
-    return [step._replace(target=path, size=size, undo=(away,)), Step("sha256 of %s" % path, ("sha256sum",), source=path, target=path + ".sha256")]
+    away = Step(
+        "remove %s" % path,
+        ("rm", "-f", "--") + tuple(path + end for end in ("", ".part", ".sha256", ".sha256.part")),
+    )
+    return [
+        step._replace(target=path, size=size, undo=(away,)),
+        Step("sha256 of %s" % path, ("sha256sum",), source=path, target=path + ".sha256"),
+    ]
 
 
 def settings_steps(host: Host, kept: Backup) -> List[Step]:
     """The folder, and what inspect says of everything."""
-    folder, tidy, reopen = kept.folder, (tidy_step(kept.folder),), ()       # type: str, Tuple[Step, ...], Tuple[Step, ...]
-    if os.path.isdir(raw(folder)):          # what was there, such as a stick's root, is not ours
+    folder, tidy, reopen = (
+        kept.folder,
+        (tidy_step(kept.folder),),
+        (),
+    )  # type: str, Tuple[Step, ...], Tuple[Step, ...]
+    if os.path.isdir(raw(folder)):  # what was there, such as a stick's root, is not ours
         mode = "%o" % stat.S_IMODE(os.stat(raw(folder)).st_mode)
-        tidy, reopen = (), (Step("open %s again" % folder, ("chmod", mode, folder), unless=(("not", "test", "-e", folder),), soft=True),)
-    steps = [Step("make %s" % folder, ("mkdir", "-m", "700", "-p", folder), undo=tidy),
-             Step("close %s to others" % folder, ("chmod", "700", folder), undo=reopen)]
-    for file, kind, docs in zip(STOCK_FILES, ("container", "image", "network", "volume"), kept.stock):
+        tidy, reopen = (), (
+            Step(
+                "open %s again" % folder,
+                ("chmod", mode, folder),
+                unless=(("not", "test", "-e", folder),),
+                soft=True,
+            ),
+        )
+    steps = [
+        Step("make %s" % folder, ("mkdir", "-m", "700", "-p", folder), undo=tidy),
+        Step("close %s to others" % folder, ("chmod", "700", folder), undo=reopen),
+    ]
+    for file, kind, docs in zip(
+        STOCK_FILES, ("container", "image", "network", "volume"), kept.stock
+    ):
         # the bridge by its name: docker makes it anew at each start, a reboot's included
-        words = inspect_words(host, kind) + tuple("bridge" if one.get("Name") == "bridge" else one.get("Id") or one["Name"] for one in docs)
-        steps += kept_file(Step("settings of %d %ss" % (len(docs), kind), words if docs else ("echo", "[]")), kept.path(file))
+        words = inspect_words(host, kind) + tuple(
+            "bridge" if one.get("Name") == "bridge" else one.get("Id") or one["Name"]
+            for one in docs
+        )
+        steps += kept_file(
+            Step("settings of %d %ss" % (len(docs), kind), words if docs else ("echo", "[]")),
+            kept.path(file),
+        )
     return steps
 
 
-def save_steps(host: Host, kept: Backup, file: str, refs: Sequence[str], size: int = 0) -> List[Step]:
+def save_steps(
+    host: Host, kept: Backup, file: str, refs: Sequence[str], size: int = 0
+) -> List[Step]:
     """All refs in one `docker save`: what they share is kept once."""
-    return kept_file(act(host, "save %d images" % len(refs), ["save"] + list(refs)), kept.path(file), size) if refs else []
+    return (
+        kept_file(
+            act(host, "save %d images" % len(refs), ["save"] + list(refs)), kept.path(file), size
+        )
+        if refs
+        else []
+    )
 
 
 def own_steps(host: Host, kept: Backup) -> List[Step]:
@@ -4540,41 +6723,74 @@ def own_steps(host: Host, kept: Backup) -> List[Step]:
     steps = []
     for doc in kept.stock.containers:
         if kept.own[doc["Id"]] == "commit":
-            steps.append(made_step(host, "image", own_ref(kept, doc), ("commit", doc["Id"], own_ref(kept, doc))))
+            steps.append(
+                made_step(
+                    host, "image", own_ref(kept, doc), ("commit", doc["Id"], own_ref(kept, doc))
+                )
+            )
         elif kept.own[doc["Id"]] == "export":
-            steps += kept_file(act(host, "own files of %s" % title_of(doc), ("export", doc["Id"])), kept.path("export-%s.tar" % doc["Id"]))
+            steps += kept_file(
+                act(host, "own files of %s" % title_of(doc), ("export", doc["Id"])),
+                kept.path("export-%s.tar" % doc["Id"]),
+            )
     return steps
 
 
-def with_helper(host: Host, kept: Backup, binds: Sequence[Tuple[str, str]], steps: List[Step]) -> List[Step]:
+def with_helper(
+    host: Host, kept: Backup, binds: Sequence[Tuple[str, str]], steps: List[Step]
+) -> List[Step]:
     """The steps between making and removing a container that only carries volumes, (name, path) each, and never runs."""
     if not binds:
         return steps
-    image, empty, name = (image_refs(kept.stock.images) or [""])[0], KEPT + ":helper", named_for(kept, HELPER)
-    words = ["create", "--name=" + name, "--network=none"] + ["--volume=%s:%s:nocopy" % bind for bind in binds] + [image or empty, "x"]
+    image, empty, name = (
+        (image_refs(kept.stock.images) or [""])[0],
+        KEPT + ":helper",
+        named_for(kept, HELPER),
+    )
+    words = (
+        ["create", "--name=" + name, "--network=none"]
+        + ["--volume=%s:%s:nocopy" % bind for bind in binds]
+        + [image or empty, "x"]
+    )
     extra = [] if image else [made_step(host, "image", empty, ("import", "/dev/null", empty))]
     made, gone = made_step(host, "container", name, words), gone_step(host, "container", name)
     return extra + [made] + steps + [gone] + [step.undo[0] for step in extra]
 
 
 def volume_steps(host: Host, kept: Backup) -> List[Step]:
-    helper, reads = named_for(kept, HELPER), []     # type: str, List[Step]
+    helper, reads = named_for(kept, HELPER), []  # type: str, List[Step]
     for name, (file, holder, path) in sorted(kept.volumes.items()):
         words = ("cp", "%s:%s" % (helper if holder == HELPER else holder, path), "-")
         reads += kept_file(act(host, "volume %s" % name, words), kept.path(file))
-    return with_helper(host, kept, [(name, path) for name, (_, holder, path) in sorted(kept.volumes.items()) if holder == HELPER], reads)
+    return with_helper(
+        host,
+        kept,
+        [
+            (name, path)
+            for name, (_, holder, path) in sorted(kept.volumes.items())
+            if holder == HELPER
+        ],
+        reads,
+    )
 
 
 def seal_step(kept: Backup) -> Step:
     """The manifest, last of all: without it a folder is no backup."""
     found = dict(kept._asdict(), schema=BACKUP_SCHEMA, dockfix=VERSION)
     text = json.dumps({key: found[key] for key in found if key not in ("folder", "stock")}) + "\n"
-    return Step("write the manifest", path=kept.path("manifest.json"), data=text,
-                undo=(Step("remove the manifest", ("rm", "-f", kept.path("manifest.json"))),))
+    return Step(
+        "write the manifest",
+        path=kept.path("manifest.json"),
+        data=text,
+        undo=(Step("remove the manifest", ("rm", "-f", kept.path("manifest.json"))),),
+    )
 
 
 def check_steps(kept: Backup) -> List[Step]:
-    return [Step(name, ("sha256sum", "-c", kept.path(name + ".sha256")), source=kept.path(name)) for name in kept.files()]
+    return [
+        Step(name, ("sha256sum", "-c", kept.path(name + ".sha256")), source=kept.path(name))
+        for name in kept.files()
+    ]
 
 
 # --- the steps of a restore, and what came back: the same for restore, pool recreate and resume
@@ -4582,16 +6798,40 @@ def check_steps(kept: Backup) -> List[Step]:
 
 def restore_steps(host: Host, kept: Backup, have: Stock, fill: bool = True) -> List[Step]:
     """Makes what is not there yet, up to the containers: networks, volumes, images and (with `fill`) the content of the volumes it made."""
-    had, held = ({title_of(one) for one in some} for some in (have.networks, have.volumes))     # a network and a volume may have one name
-    networks = [made_step(host, "network", one["Name"], network_recipe(one)) for one in carried_networks(kept.stock) if one["Name"] not in had]
-    volumes = [made_step(host, "volume", one["Name"], volume_recipe(one)) for one in kept.stock.volumes if one["Name"] not in held]
+    had, held = (
+        {title_of(one) for one in some} for some in (have.networks, have.volumes)
+    )  # a network and a volume may have one name
+    networks = [
+        made_step(host, "network", one["Name"], network_recipe(one))
+        for one in carried_networks(kept.stock)
+        if one["Name"] not in had
+    ]
+    volumes = [
+        made_step(host, "volume", one["Name"], volume_recipe(one))
+        for one in kept.stock.volumes
+        if one["Name"] not in held
+    ]
     # Through a container that never runs: docker unpacks, not dockfix.
-    binds = [(name, "/dockfix-%d/%s" % (number, posixpath.basename(place[2])))
-             for number, (name, place) in enumerate(sorted(kept.volumes.items()), 1) if name not in held]
-    idle = tuple(("silent",) + host.docker + ("ps", "-aq", "--filter", "volume=" + name) for name, _ in binds)
-    fills = [act(host, "content of volume %s" % name, ("cp", "-", named_for(kept, HELPER) + ":" + posixpath.dirname(path)),
-                 source=kept.path(kept.volumes[name][0])) for name, path in binds]
-    filled = [Step("no container has the new volumes", check=idle)] * bool(idle) + with_helper(host, kept, binds, fills)
+    binds = [
+        (name, "/dockfix-%d/%s" % (number, posixpath.basename(place[2])))
+        for number, (name, place) in enumerate(sorted(kept.volumes.items()), 1)
+        if name not in held
+    ]
+    idle = tuple(
+        ("silent",) + host.docker + ("ps", "-aq", "--filter", "volume=" + name) for name, _ in binds
+    )
+    fills = [
+        act(
+            host,
+            "content of volume %s" % name,
+            ("cp", "-", named_for(kept, HELPER) + ":" + posixpath.dirname(path)),
+            source=kept.path(kept.volumes[name][0]),
+        )
+        for name, path in binds
+    ]
+    filled = [Step("no container has the new volumes", check=idle)] * bool(idle) + with_helper(
+        host, kept, binds, fills
+    )
     return networks + volumes + load_steps(host, kept, have) + (filled if fill else [])
 
 
@@ -4599,15 +6839,28 @@ def load_steps(host: Host, kept: Backup, have: Stock) -> List[Step]:
     """docker load; then the containers' own images under a name of their own."""
     known = set(image_refs(have.images)) | {one["Id"] for one in have.images}
     new = [ref for ref in image_refs(kept.stock.images) if ref not in known]
-    own = [doc for doc in kept.stock.containers if kept.own[doc["Id"]] and own_ref(kept, doc, BACK) not in known]
+    own = [
+        doc
+        for doc in kept.stock.containers
+        if kept.own[doc["Id"]] and own_ref(kept, doc, BACK) not in known
+    ]
     made = [doc for doc in own if kept.own[doc["Id"]] == "commit"]
     loads = kept.loads if new or made else []
-    passing = [gone_step(host, "image", ref) for ref in own_refs(kept) if loads]        # all of them come along, whichever are needed
+    passing = [
+        gone_step(host, "image", ref) for ref in own_refs(kept) if loads
+    ]  # all of them come along, whichever are needed
     undo = tuple(gone_step(host, "image", ref) for ref in new) + tuple(passing)
-    steps = [act(host, "load %s" % name, ("load", "-q"), source=kept.path(name), undo=undo) for name in loads]
+    steps = [
+        act(host, "load %s" % name, ("load", "-q"), source=kept.path(name), undo=undo)
+        for name in loads
+    ]
     for doc in own:
         ref, exported = own_ref(kept, doc, BACK), kept.path("export-%s.tar" % doc["Id"])
-        words = {"words": ("tag", own_ref(kept, doc), ref)} if doc in made else {"words": ("import", "-", ref), "source": exported}
+        words = (
+            {"words": ("tag", own_ref(kept, doc), ref)}
+            if doc in made
+            else {"words": ("import", "-", ref), "source": exported}
+        )
         steps.append(made_step(host, "image", ref, **words))
     return steps + passing
 
@@ -4619,12 +6872,27 @@ def container_steps(host: Host, kept: Backup, doc: dict) -> List[Step]:
         ref, config = own_ref(kept, doc, BACK), doc["Config"] if own == "commit" else {}
     else:
         image = next(one for one in kept.stock.images if one["Id"] == doc["Image"])
-        refs, asked, config = image_refs([image]), doc["Config"].get("Image") or "", image.get("Config") or {}
+        refs, asked, config = (
+            image_refs([image]),
+            doc["Config"].get("Image") or "",
+            image.get("Config") or {},
+        )
         ref = asked if asked in refs or asked + ":latest" in refs else refs[0]
     recipe = facts_of(doc, lambda one: create_recipe(one, config, kept.stock.containers))
-    steps = [made_step(host, "container", name, ["create"] + recipe.options + [ref] + recipe.command, data=recipe.stdin)]
+    steps = [
+        made_step(
+            host,
+            "container",
+            name,
+            ["create"] + recipe.options + [ref] + recipe.command,
+            data=recipe.stdin,
+        )
+    ]
     for words in recipe.networks:
-        test = ("has" if words[1] == "connect" else "lacks", json.dumps(words[-2]) + ":") + host.docker
+        test = (
+            "has" if words[1] == "connect" else "lacks",
+            json.dumps(words[-2]) + ":",
+        ) + host.docker
         test += ("inspect", "-f", "{{json .NetworkSettings.Networks}}", name)
         steps.append(act(host, " ".join(words[:2] + words[-2:]), words, check=(test,)))
     return steps
@@ -4632,8 +6900,13 @@ def container_steps(host: Host, kept: Backup, doc: dict) -> List[Step]:
 
 def lost_settings(old: dict, olds: Sequence[dict], new: dict, news: Sequence[dict]) -> List[str]:
     """Settings of a container that its successor lacks: every word of its recipe (without any image's help) that is not in the other's."""
-    was, now = ([word for some in [one.options, one.command, one.bound] + one.networks for word in some]
-                for one in (facts_of(doc, lambda one: create_recipe(one, {}, docs)) for doc, docs in ((old, olds), (new, news))))
+    was, now = (
+        [word for some in [one.options, one.command, one.bound] + one.networks for word in some]
+        for one in (
+            facts_of(doc, lambda one: create_recipe(one, {}, docs))
+            for doc, docs in ((old, olds), (new, news))
+        )
+    )
     return [word for word in was if word not in now]
 
 
@@ -4641,12 +6914,22 @@ def compare_containers(host: Host, kept: Backup, failed: Dict[str, str], known: 
     docs, now, rows = kept.stock.containers, look_containers(host), []
     for doc in docs:
         name, new = title_of(doc), [one for one in now if title_of(one) == title_of(doc)]
-        lost = [word for one in new for word in lost_settings(doc, docs, one, now)] + create_recipe(doc, {}, docs).lost
-        if name not in failed and any(runs(doc) and str(one["State"].get("StartedAt")).startswith("0001") for one in new):
+        lost = [word for one in new for word in lost_settings(doc, docs, one, now)] + create_recipe(
+            doc, {}, docs
+        ).lost
+        if name not in failed and any(
+            runs(doc) and str(one["State"].get("StartedAt")).startswith("0001") for one in new
+        ):
             failed = dict(failed, **{name: "it ran, and was not started again"})
-        words = [failed.get(name, "")] * (name in failed) + ["not carried over: " + ", ".join(lost)] * bool(lost)
-        status = "failed" if name in failed or not new else "unchanged" if name in known else "changed"
-        rows.append(row_for(Target(new[0]["Id"] if new else "", name, ""), status, "; ".join(words)))
+        words = [failed.get(name, "")] * (name in failed) + [
+            "not carried over: " + ", ".join(lost)
+        ] * bool(lost)
+        status = (
+            "failed" if name in failed or not new else "unchanged" if name in known else "changed"
+        )
+        rows.append(
+            row_for(Target(new[0]["Id"] if new else "", name, ""), status, "; ".join(words))
+        )
     return rows
 
 
@@ -4654,25 +6937,42 @@ def compare_stock(host: Host, opts: argparse.Namespace, report: dict, plan: Plan
     """What came back, container by container, beside what the backup says."""
     if plan.facts.get("backup") and not opts.dry_run:
         report["results"] += compare_containers(host, read_backup(plan.facts["backup"]), {}, set())
-        report["exit_code"] = 3 if any(one["status"] == "failed" for one in report["results"]) else report["exit_code"]
+        report["exit_code"] = (
+            3
+            if any(one["status"] == "failed" for one in report["results"])
+            else report["exit_code"]
+        )
 
 
 def missing_containers(host: Host, kept: Backup, have: Stock) -> List[Step]:
     """What restore_containers will do, for the script."""
     known = {title_of(one) for one in have.containers}
-    new = [step for doc in kept.stock.containers if title_of(doc) not in known for step in container_steps(host, kept, doc)]
+    new = [
+        step
+        for doc in kept.stock.containers
+        if title_of(doc) not in known
+        for step in container_steps(host, kept, doc)
+    ]
     return new + run_steps(host, kept.stock.containers)
 
 
-def restore_containers(host: Host, opts: argparse.Namespace, report: dict, kept: Backup, have: Stock) -> None:
+def restore_containers(
+    host: Host, opts: argparse.Namespace, report: dict, kept: Backup, have: Stock
+) -> None:
     """Makes what is missing, starts what ran, and says of each container what it lacks."""
     if opts.dry_run:
         return
-    progress, failed, docs = Progress("restore", len(kept.stock.containers), opts.quiet), {}, kept.stock.containers
+    progress, failed, docs = (
+        Progress("restore", len(kept.stock.containers), opts.quiet),
+        {},
+        kept.stock.containers,
+    )
     known = {title_of(one) for one in have.containers}
     for number, doc in enumerate(docs, 1):
         try:
-            for step in ([] if title_of(doc) in known else container_steps(host, kept, doc)) + run_steps(host, [doc]):
+            for step in (
+                [] if title_of(doc) in known else container_steps(host, kept, doc)
+            ) + run_steps(host, [doc]):
                 do_step(host, step, progress.step(number, step.title, 0))
         except DockfixError as err:
             failed[title_of(doc)] = err.msg
@@ -4685,11 +6985,20 @@ def restore_containers(host: Host, opts: argparse.Namespace, report: dict, kept:
 
 
 def run_storage(host: Host, opts: argparse.Namespace, report: dict) -> None:
-    warning, critical = (parse_number("--" + name, getattr(opts, name), default, 0, 100) for name, default in (("warning", 80.0), ("critical", 90.0)))
+    warning, critical = (
+        parse_number("--" + name, getattr(opts, name), default, 0, 100)
+        for name, default in (("warning", 80.0), ("critical", 90.0))
+    )
     if warning > critical or opts.full and opts.quick:
-        raise UsageError("--warning is above --critical" if warning > critical else "--full and --quick exclude each other",
-                         "python3 dockfix.py storage --help")
-    layers, sizes, devices, options = None, {}, {}, []      # type: Optional[Layers], dict, dict, list
+        raise UsageError(
+            (
+                "--warning is above --critical"
+                if warning > critical
+                else "--full and --quick exclude each other"
+            ),
+            "python3 dockfix.py storage --help",
+        )
+    layers, sizes, devices, options = None, {}, {}, []  # type: Optional[Layers], dict, dict, list
     if opts.docker_info == "-":
         claim_stdin(opts, "the answer of docker info", "--docker-info FILE")
     saved = opts.docker_info is not None
@@ -4699,10 +7008,19 @@ def run_storage(host: Host, opts: argparse.Namespace, report: dict) -> None:
         info = ask_engine(host, report) if opts.root is None else None
     one = new_storage(info or {})
     if saved or info and info["Name"] and info["Name"] != os.uname().nodename:
-        where = "from a saved docker info" if saved else "the engine runs on another host, %s" % info["Name"]
+        where = (
+            "from a saved docker info"
+            if saved
+            else "the engine runs on another host, %s" % info["Name"]
+        )
         one["msg"] = "%s: what only files and devices tell is unknown" % where
     else:
-        note_fact(one, "root", opts.root or (configured_root() if not info else None), "configuration" if opts.root is None else "--root")
+        note_fact(
+            one,
+            "root",
+            opts.root or (configured_root() if not info else None),
+            "configuration" if opts.root is None else "--root",
+        )
         root = one["root"]
         options = engine_options(root)
         one["disks"] = look_disks(root, one)
@@ -4718,10 +7036,18 @@ def run_storage(host: Host, opts: argparse.Namespace, report: dict) -> None:
             devices = see_pool(host, root, one, layers)
         sizes = look_sizes(opts, root, one, layers, devices) if layers else {}
     add_usage(one, layers, sizes, info or {})
-    one["driver_options"] = dict(text.partition("=")[::2] for source in options if source.used
-                                 for name, text in source.options if name == "storage-opt")
-    one["options"] = [{"option": name, "value": text, "where": source.where(), "used": source.used}
-                      for source in options for name, text in source.options]
+    one["driver_options"] = dict(
+        text.partition("=")[::2]
+        for source in options
+        if source.used
+        for name, text in source.options
+        if name == "storage-opt"
+    )
+    one["options"] = [
+        {"option": name, "value": text, "where": source.where(), "used": source.used}
+        for source in options
+        for name, text in source.options
+    ]
     report["results"].append(one)
     storage_findings(one, options, warning, critical, report)
     if opts.check and any(finding["severity"] != "info" for finding in report["findings"]):
@@ -4731,28 +7057,69 @@ def run_storage(host: Host, opts: argparse.Namespace, report: dict) -> None:
 def new_storage(info: Dict[str, object]) -> dict:
     """The result with what docker info says; everything else is filled in where it is known. Bytes, or None."""
     status = info.get("DriverStatus") or {}
-    one = {"driver": None, "server_version": None, "root": None, "image_store": None, "os": info.get("OSType"),
-           "backing_filesystem": status.get("Backing Filesystem"),
-           "pool": None, "disk": None, "disks": [], "usage": {}, "drivers_on_disk": [], "options": [], "sources": {}, "missing": [], "msg": ""}
-    for name, key in (("driver", "Driver"), ("server_version", "ServerVersion"), ("root", "DockerRootDir")):
+    one = {
+        "driver": None,
+        "server_version": None,
+        "root": None,
+        "image_store": None,
+        "os": info.get("OSType"),
+        "backing_filesystem": status.get("Backing Filesystem"),
+        "pool": None,
+        "disk": None,
+        "disks": [],
+        "usage": {},
+        "drivers_on_disk": [],
+        "options": [],
+        "sources": {},
+        "missing": [],
+        "msg": "",
+    }
+    for name, key in (
+        ("driver", "Driver"),
+        ("server_version", "ServerVersion"),
+        ("root", "DockerRootDir"),
+    ):
         note_fact(one, name, info.get(key), "docker info")
     if status.get("driver-type") or info.get("Driver") in GRAPH_DRIVERS:
-        note_fact(one, "image_store", "containerd" if status.get("driver-type") else "graphdriver", "docker info")
+        note_fact(
+            one,
+            "image_store",
+            "containerd" if status.get("driver-type") else "graphdriver",
+            "docker info",
+        )
     if any(key in POOL_SIZES or key in POOL_WORDS for key in status):
         reported = pool_reported(status)
         one["pool"] = dict.fromkeys(POOL_KEYS)
         for name, found in reported.items():
-            note_fact(one, "pool." + name, found, "docker info" + (" (four digits)" if name in POOL_SIZES.values() else ""))
+            note_fact(
+                one,
+                "pool." + name,
+                found,
+                "docker info" + (" (four digits)" if name in POOL_SIZES.values() else ""),
+            )
     return one
 
 
-POOL_KEYS = list(POOL_WORDS.values()) + list(POOL_SIZES.values()) + [
-    "mode", "mode_why", "state", "needs_check", "failed", "data_allocated", "metadata_allocated", "data_disk_free", "metadata_disk_free"]
+POOL_KEYS = (
+    list(POOL_WORDS.values())
+    + list(POOL_SIZES.values())
+    + [
+        "mode",
+        "mode_why",
+        "state",
+        "needs_check",
+        "failed",
+        "data_allocated",
+        "metadata_allocated",
+        "data_disk_free",
+        "metadata_disk_free",
+    ]
+)
 
 
 def note_fact(one: dict, key: str, found: object, source: str, better: bool = False) -> None:
     """Sets a fact that is not known yet, or one that is known from a less trusted source (better), with its source."""
-    place, name = (one["pool"], key[len("pool."):]) if key.startswith("pool.") else (one, key)
+    place, name = (one["pool"], key[len("pool.") :]) if key.startswith("pool.") else (one, key)
     if found is not None and (better or place.get(name) is None):
         place[name], one["sources"][key] = found, source
 
@@ -4766,10 +7133,19 @@ def engine_options(root: str) -> List[OptionSource]:
     for daemon in running_daemons():
         named = dict(daemon.options).get("config-file") or "/etc/docker/daemon.json"
         text, options, fault = settings_of(named, daemon_json, ())
-        if (dict(daemon.options).get("data-root") or dict(options).get("data-root") or DOCKER_ROOT) == own:
-            running += [daemon._replace(used=True), OptionSource("daemon.json", named, "", text, options, True, fault)]
+        if (
+            dict(daemon.options).get("data-root") or dict(options).get("data-root") or DOCKER_ROOT
+        ) == own:
+            running += [
+                daemon._replace(used=True),
+                OptionSource("daemon.json", named, "", text, options, True, fault),
+            ]
     here = (next_options(listed).get("data-root") or DOCKER_ROOT) == own
-    return listed + [one._replace(used=False) for one in running if one.kind == "running"] if here else running
+    return (
+        listed + [one._replace(used=False) for one in running if one.kind == "running"]
+        if here
+        else running
+    )
 
 
 def percent(part: Optional[int], whole: Optional[int]) -> Optional[float]:
@@ -4783,16 +7159,29 @@ def look_disk(path: str, mounts: List[Mount]) -> Optional[dict]:
         return None
     mount = mount_of(real_path(path), mounts)
     used, files = found.f_blocks - found.f_bfree, found.f_files - found.f_ffree
-    return {"path": path, "device": folder.st_dev, "total": found.f_blocks * found.f_frsize, "free": found.f_bavail * found.f_frsize,
-            "filesystem": mount.fstype if mount else None, "mount_point": mount.point if mount else None,
-            "used_percent": percent(used, used + found.f_bavail), "inodes_used_percent": percent(files, files + found.f_favail), "for": []}
+    return {
+        "path": path,
+        "device": folder.st_dev,
+        "total": found.f_blocks * found.f_frsize,
+        "free": found.f_bavail * found.f_frsize,
+        "filesystem": mount.fstype if mount else None,
+        "mount_point": mount.point if mount else None,
+        "used_percent": percent(used, used + found.f_bavail),
+        "inodes_used_percent": percent(files, files + found.f_favail),
+        "for": [],
+    }
 
 
 def look_disks(root: str, one: dict) -> List[dict]:
     """Each file system that Docker's data lies on, once."""
-    mounts, disks = mounts_of(), []    # type: list, List[dict]
-    places = (("Docker's root", root), ("volumes", root + "/volumes"), ("layers", "%s/%s" % (root, one["driver"])),
-              ("pool files", root + "/devicemapper/devicemapper"), ("containerd's store", CONTAINERD_ROOT))
+    mounts, disks = mounts_of(), []  # type: list, List[dict]
+    places = (
+        ("Docker's root", root),
+        ("volumes", root + "/volumes"),
+        ("layers", "%s/%s" % (root, one["driver"])),
+        ("pool files", root + "/devicemapper/devicemapper"),
+        ("containerd's store", CONTAINERD_ROOT),
+    )
     for what, path in places:
         disk = look_disk(path, mounts)
         same = next((other for other in disks if disk and other["device"] == disk["device"]), disk)
@@ -4806,42 +7195,86 @@ def look_disks(root: str, one: dict) -> List[dict]:
 def look_driver(one: dict, layers: Optional[Layers], options: List[OptionSource]) -> None:
     """The driver where no daemon tells it, and every driver's folder below the root."""
     there = [driver for driver in LAYOUTS if os.path.isdir(raw(os.path.join(one["root"], driver)))]
-    drivers = [facts["driver"] for facts in layers.containers.values() if facts["driver"]] if layers else []
+    drivers = (
+        [facts["driver"] for facts in layers.containers.values() if facts["driver"]]
+        if layers
+        else []
+    )
     note_fact(one, "driver", next_options(options).get("storage-driver"), "configuration")
-    note_fact(one, "driver", max(drivers, key=drivers.count) if drivers else None, "the containers' files")
+    note_fact(
+        one, "driver", max(drivers, key=drivers.count) if drivers else None, "the containers' files"
+    )
     note_fact(one, "driver", there[0] if len(there) == 1 else None, "the only driver's folder")
-    one["drivers_on_disk"] = [{"driver": driver, "path": os.path.join(one["root"], driver), "in_use": driver == one["driver"], "size": None}
-                              for driver in there]
+    one["drivers_on_disk"] = [
+        {
+            "driver": driver,
+            "path": os.path.join(one["root"], driver),
+            "in_use": driver == one["driver"],
+            "size": None,
+        }
+        for driver in there
+    ]
 
 
 def see_pool(host: Host, root: str, one: dict, layers: Optional[Layers]) -> Dict[str, int]:
     """What the kernel and the loop files say of the pool, better than docker info's four digits; and {device: bytes mapped} of the active ones."""
     home = os.path.join(root, "devicemapper")
     one["pool"] = pool = one["pool"] or dict.fromkeys(POOL_KEYS)
-    note_fact(one, "pool.name", pool_prefix(home) + "pool" if pool_prefix(home) else None, "its folder's inode")
+    note_fact(
+        one,
+        "pool.name",
+        pool_prefix(home) + "pool" if pool_prefix(home) else None,
+        "its folder's inode",
+    )
     said = {"table": "", "status": ""}
     try:
         for what in said:
             said[what] = expect(query_host(host, ("dmsetup", what)), "dmsetup " + what).out_text()
-        table, status = (next((line for line in text.split("\n") if line.startswith("%s: " % pool["name"])), "") for text in said.values())
+        table, status = (
+            next((line for line in text.split("\n") if line.startswith("%s: " % pool["name"])), "")
+            for text in said.values()
+        )
         if table and status:
             note_pool(one, parse_thin_pool(table, status))
     except EnvironmentFault as err:
         one["missing"].append(err.msg)
     for kind in ("data", "metadata") if pool["mode"] != "direct" else ():
-        note_loop_file(one, kind, str(pool[kind + "_loop_file"] or os.path.join(home, "devicemapper", kind)))
-    for base in (row for row in layers.rows if row["layer"] == "base" and row["driver"] == "devicemapper") if layers else ():
-        note_fact(one, "pool.base_device_size", base.get("device_size"), "metadata/base", better=True)
-    return {name: int(sectors) * 512 for name, sectors in re.findall(r"^(\S+): 0 [0-9]+ thin ([0-9]+) ", said["status"], re.M)}
+        note_loop_file(
+            one, kind, str(pool[kind + "_loop_file"] or os.path.join(home, "devicemapper", kind))
+        )
+    for base in (
+        (row for row in layers.rows if row["layer"] == "base" and row["driver"] == "devicemapper")
+        if layers
+        else ()
+    ):
+        note_fact(
+            one, "pool.base_device_size", base.get("device_size"), "metadata/base", better=True
+        )
+    return {
+        name: int(sectors) * 512
+        for name, sectors in re.findall(r"^(\S+): 0 [0-9]+ thin ([0-9]+) ", said["status"], re.M)
+    }
 
 
 def note_pool(one: dict, pool: ThinPool) -> None:
     loop = pool.data_dev.startswith("7:")
-    figures = {"block_size": pool.block, "state": pool.state, "needs_check": pool.needs_check, "failed": pool.state == "Fail",
-               "mode": "loop" if loop else "direct", "mode_why": "its data device is %s loop device" % ("a" if loop else "no")}
+    figures = {
+        "block_size": pool.block,
+        "state": pool.state,
+        "needs_check": pool.needs_check,
+        "failed": pool.state == "Fail",
+        "mode": "loop" if loop else "direct",
+        "mode_why": "its data device is %s loop device" % ("a" if loop else "no"),
+    }
     for kind in ("data", "metadata"):
         used, total = getattr(pool, kind + "_used"), getattr(pool, kind + "_total")
-        figures.update({kind + "_used": used, kind + "_total": total, kind + "_available": total - used if total is not None else None})
+        figures.update(
+            {
+                kind + "_used": used,
+                kind + "_total": total,
+                kind + "_available": total - used if total is not None else None,
+            }
+        )
     for name, found in figures.items():
         note_fact(one, "pool." + name, found, "dmsetup", better=True)
 
@@ -4859,26 +7292,41 @@ def note_loop_file(one: dict, kind: str, path: str) -> None:
     if pool["mode"] in (None, "unknown"):
         pool.update(mode="loop", mode_why="there is a loop file %s" % path)
     total, used = pool[kind + "_total"], pool[kind + "_used"]
-    exact = one["sources"].get("pool.%s_total" % kind) != "dmsetup" and (total is None or abs(total - found.st_size) < total // 1000)
+    exact = one["sources"].get("pool.%s_total" % kind) != "dmsetup" and (
+        total is None or abs(total - found.st_size) < total // 1000
+    )
     note_fact(one, "pool.%s_loop_file" % kind, path, "stat")
     note_fact(one, "pool.%s_allocated" % kind, found.st_blocks * 512, "stat")
     note_fact(one, "pool.%s_disk_free" % kind, disk["free"], "statvfs")
     note_fact(one, "pool.%s_total" % kind, found.st_size, "stat of the loop file", better=exact)
     if one["sources"].get("pool.%s_used" % kind) == "dmsetup" and total is not None:
-        note_fact(one, "pool.%s_available" % kind, max(0, min(total - used, disk["free"])), "dmsetup, statvfs", better=True)
+        note_fact(
+            one,
+            "pool.%s_available" % kind,
+            max(0, min(total - used, disk["free"])),
+            "dmsetup, statvfs",
+            better=True,
+        )
 
 
-def look_sizes(opts: argparse.Namespace, root: str, one: dict, layers: Layers, devices: Dict[str, int]) -> Dict[Tuple, Tuple[Optional[int], str]]:
+def look_sizes(
+    opts: argparse.Namespace, root: str, one: dict, layers: Layers, devices: Dict[str, int]
+) -> Dict[Tuple, Tuple[Optional[int], str]]:
     """{(kind, name): (bytes, why not all)} of what has to be walked, and of logs, which only are listed."""
-    folders = {}                # type: Dict[Tuple, str]
-    sizes = {}                  # type: Dict[Tuple, Tuple[Optional[int], str]]
+    folders = {}  # type: Dict[Tuple, str]
+    sizes = {}  # type: Dict[Tuple, Tuple[Optional[int], str]]
     for row in layers.rows:
         if row.get("device") and row["role"] == "container":
-            sizes["container", row["container"]["id"]] = (devices.get(row["device"]), "" if row["device"] in devices else "its device is not active")
+            sizes["container", row["container"]["id"]] = (
+                devices.get(row["device"]),
+                "" if row["device"] in devices else "its device is not active",
+            )
         walked = row["role"] in ("container", "container-init", "orphan") or row["driver"] == "vfs"
         kind = "cache" if row["note"] == "build cache" else row["role"] if walked else ""
         if kind and own_folder(row):
-            folders[kind, row["container"]["id"] if kind.startswith("container") else row["layer"]] = own_folder(row)
+            folders[
+                kind, row["container"]["id"] if kind.startswith("container") else row["layer"]
+            ] = own_folder(row)
     try:
         for name in map(os.fsdecode, sorted(os.listdir(raw(root + "/volumes")))):
             folders["volume", name] = os.path.join(root, "volumes", name)
@@ -4888,7 +7336,13 @@ def look_sizes(opts: argparse.Namespace, root: str, one: dict, layers: Layers, d
             one["missing"].append("%s/volumes: %s" % (root, err.strerror))
     if one["image_store"] == "containerd":
         folders["store", ""] = CONTAINERD_ROOT
-    folders.update({("driver", there["driver"]): there["path"] for there in one["drivers_on_disk"] if not there["in_use"]})
+    folders.update(
+        {
+            ("driver", there["driver"]): there["path"]
+            for there in one["drivers_on_disk"]
+            if not there["in_use"]
+        }
+    )
     folders = {key: path for key, path in folders.items() if os.path.isdir(raw(path))}
     if opts.quick:
         sizes.update({key: (None, "not measured (--quick)") for key in folders})
@@ -4896,12 +7350,24 @@ def look_sizes(opts: argparse.Namespace, root: str, one: dict, layers: Layers, d
         progress = Progress("storage", len(folders), opts.quiet)
         sizes.update(measure(folders, 1e9 if opts.full else WALK_SECONDS, progress.line))
         progress.end()
-    for key in [key for key in sizes if key[0] == "container-init"]:        # it goes when the container goes; with vfs it is a whole copy
+    for key in [
+        key for key in sizes if key[0] == "container-init"
+    ]:  # it goes when the container goes; with vfs it is a whole copy
         size, why = sizes.pop(key)
         own, reason = sizes.get(("container", key[1]), (None, ""))
-        sizes["container", key[1]] = (None if own is None or size is None else own + size, reason or why)
-    partly = [(path,) + sizes[key] for key, path in folders.items() if not opts.quick and sizes.get(key, ("", ""))[1]]
-    one["missing"] += ["%s: %s%s" % (path, why, "" if size is None else ", at least %s" % show_size(size)) for path, size, why in partly[:20]]
+        sizes["container", key[1]] = (
+            None if own is None or size is None else own + size,
+            reason or why,
+        )
+    partly = [
+        (path,) + sizes[key]
+        for key, path in folders.items()
+        if not opts.quick and sizes.get(key, ("", ""))[1]
+    ]
+    one["missing"] += [
+        "%s: %s%s" % (path, why, "" if size is None else ", at least %s" % show_size(size))
+        for path, size, why in partly[:20]
+    ]
     for container in layers.containers:
         sizes["log", container] = log_size(root, container)
     for there in one["drivers_on_disk"]:
@@ -4930,12 +7396,23 @@ def add_usage(one: dict, layers: Optional[Layers], sizes: dict, info: Dict[str, 
 
     def total(kind: str, rows: List[dict], count: Optional[int] = None) -> None:
         some = [row["size"] for row in rows if row["size"] is not None]
-        whole = layers is not None and not layers.unread        # what was not readable may hold more: none found is not none there
-        one["usage"][kind] = {"count": None if not layers or not rows and not whole else len(rows) if count is None else count,
-                              "size": sum(some) if layers and (some or whole and not rows) else None,
-                              "complete": whole and all(row["complete"] for row in rows), "rows": largest_first(rows)}
+        whole = (
+            layers is not None and not layers.unread
+        )  # what was not readable may hold more: none found is not none there
+        one["usage"][kind] = {
+            "count": (
+                None
+                if not layers or not rows and not whole
+                else len(rows) if count is None else count
+            ),
+            "size": sum(some) if layers and (some or whole and not rows) else None,
+            "complete": whole and all(row["complete"] for row in rows),
+            "rows": largest_first(rows),
+        }
 
-    def walked(kind: str, label: Callable[[str], dict], names: Optional[Sequence[str]] = None) -> List[dict]:
+    def walked(
+        kind: str, label: Callable[[str], dict], names: Optional[Sequence[str]] = None
+    ) -> List[dict]:
         known = [name for key, name in sizes if key == kind] if names is None else names
         found = [(name,) + sizes.get((kind, name), (None, "unknown")) for name in known]
         return [dict(label(name), size=size, complete=why == "") for name, size, why in found]
@@ -4947,20 +7424,53 @@ def add_usage(one: dict, layers: Optional[Layers], sizes: dict, info: Dict[str, 
     total("stopped_containers", walked("container", by_container, sorted(stopped)))
     total("logs", walked("log", by_container, list(facts)))
     total("volumes", walked("volume", lambda name: {"name": name}))
-    total("unused_volumes", walked("volume", lambda name: {"name": name}, [name for kind, name in sizes if kind == "volume" and name not in held]))
+    total(
+        "unused_volumes",
+        walked(
+            "volume",
+            lambda name: {"name": name},
+            [name for kind, name in sizes if kind == "volume" and name not in held],
+        ),
+    )
     total("build_cache", walked("cache", lambda name: {"layer": name}))
     total("orphans", walked("orphan", lambda name: {"layer": name}))
     if one["image_store"] == "containerd":
         total("containerd_store", walked("store", lambda name: {"path": CONTAINERD_ROOT}))
-    weights = [({image["id"] for image in row["images"]}, sizes.get(("image", row["layer"]), (layers.sizes.get(row["layer"]), ""))[0])
-               for row in layers.rows if row["role"] == "image" and row["images"]] if layers else []
+    weights = (
+        [
+            (
+                {image["id"] for image in row["images"]},
+                sizes.get(("image", row["layer"]), (layers.sizes.get(row["layer"]), ""))[0],
+            )
+            for row in layers.rows
+            if row["role"] == "image" and row["images"]
+        ]
+        if layers
+        else []
+    )
     images = image_rows(layers, weights) if layers else []
     unused = [row for row in images if not row["used"] and row["tags"]]
-    for kind, rows in (("images", images), ("unused_images", unused), ("dangling_images", [row for row in images if row["dangling"]])):
+    for kind, rows in (
+        ("images", images),
+        ("unused_images", unused),
+        ("dangling_images", [row for row in images if row["dangling"]]),
+    ):
         chosen = {row["id"] for row in rows}
-        total(kind, [{"size": weight, "complete": weight is not None} for ids, weight in weights if kind == "images" or ids <= chosen], len(chosen))
+        total(
+            kind,
+            [
+                {"size": weight, "complete": weight is not None}
+                for ids, weight in weights
+                if kind == "images" or ids <= chosen
+            ],
+            len(chosen),
+        )
         one["usage"][kind]["rows"] = largest_first(rows)
-    for kind, key in (("containers", "Containers"), ("stopped_containers", "ContainersStopped"), ("images", "Images")):
+    for kind, key in (
+        ("containers", "Containers"),
+        ("stopped_containers", "ContainersStopped"),
+        ("images", "Images"),
+    ):
         if not layers and info.get(key):
             one["usage"][kind]["count"] = int(str(info[key]))
 
@@ -4971,82 +7481,205 @@ def largest_first(rows: List[dict]) -> List[dict]:
 
 def image_rows(layers: Layers, weights: List[Tuple[set, Optional[int]]]) -> List[dict]:
     """Per image: the bytes of the layers that no other image has (what deleting it would give), whether a container uses it, and whether it is
-    dangling: without a name, and not a step of another image's build, which would have all its layers."""
-    used, above, own = {facts["image"] for facts in layers.containers.values()}, {}, {}     # type: set, Dict[str, set], Dict[str, list]
+    dangling: without a name, and not a step of another image's build, which would have all its layers.
+    """
+    used, above, own = (
+        {facts["image"] for facts in layers.containers.values()},
+        {},
+        {},
+    )  # type: set, Dict[str, set], Dict[str, list]
     for ids, weight in weights:
         for image in ids:
             above[image] = above.get(image, ids) & ids
             own.setdefault(image, []).extend([weight] if len(ids) == 1 else [])
-    return [{"id": image, "tags": tags, "size": None if None in own.get(image, [None]) else sum(own[image]), "used": image in used,
-             "dangling": not tags and above.get(image) == {image} and image not in used} for image, tags in layers.images.items()]
+    return [
+        {
+            "id": image,
+            "tags": tags,
+            "size": None if None in own.get(image, [None]) else sum(own[image]),
+            "used": image in used,
+            "dangling": not tags and above.get(image) == {image} and image not in used,
+        }
+        for image, tags in layers.images.items()
+    ]
 
 
 FREE = "python3 dockfix.py reclaim --dry-run "
 UNION = "a file deleted inside a container is free at once if the container made it, and only hidden if the image has it; "
 SNAPSHOTS = "a file deleted inside a container is free once no snapshot has its blocks any more; "
 DRIVER_FACTS = {
-    "devicemapper": ("a file deleted inside a container stays allocated in the pool until fstrim or the container's removal; "
-                     "never touch data, metadata or /dev/mapper by hand", FREE + "--trim"),
-    "overlay2": (UNION + "never delete in a diff or upper folder from the host", "python3 dockfix.py owner"),
+    "devicemapper": (
+        "a file deleted inside a container stays allocated in the pool until fstrim or the container's removal; "
+        "never touch data, metadata or /dev/mapper by hand",
+        FREE + "--trim",
+    ),
+    "overlay2": (
+        UNION + "never delete in a diff or upper folder from the host",
+        "python3 dockfix.py owner",
+    ),
     "aufs": (UNION + "never delete in diff/ from the host", "python3 dockfix.py owner"),
-    "vfs": ("every layer is a whole copy of all files below it: nothing is shared, "
-            "and a file deleted inside a container is free at once in that copy", "python3 dockfix.py owner"),
-    "btrfs": (SNAPSHOTS + "never delete below subvolumes/ from the host", "btrfs filesystem usage ROOT"),
+    "vfs": (
+        "every layer is a whole copy of all files below it: nothing is shared, "
+        "and a file deleted inside a container is free at once in that copy",
+        "python3 dockfix.py owner",
+    ),
+    "btrfs": (
+        SNAPSHOTS + "never delete below subvolumes/ from the host",
+        "btrfs filesystem usage ROOT",
+    ),
     "zfs": (SNAPSHOTS + "never destroy a data set by hand", "zfs list -o space"),
 }
 
 
-def storage_findings(one: dict, options: List[OptionSource], warning: float, critical: float, report: dict) -> None:
+def storage_findings(
+    one: dict, options: List[OptionSource], warning: float, critical: float, report: dict
+) -> None:
     """Everything that speaks out of the figures, the worst first."""
     root = one["root"] or DOCKER_ROOT
-    found = full_findings(one, warning, critical) + pool_findings(one) + option_findings(one, options) + usage_findings(one)
+    found = (
+        full_findings(one, warning, critical)
+        + pool_findings(one)
+        + option_findings(one, options)
+        + usage_findings(one)
+    )
     elsewhere = [there for there in one["drivers_on_disk"] if not there["in_use"]]
-    known = one["driver"] if one["driver"] in DRIVER_FACTS else "overlay2" if one["driver"] in ("overlay", "fuse-overlayfs", "overlayfs") else None
+    known = (
+        one["driver"]
+        if one["driver"] in DRIVER_FACTS
+        else "overlay2" if one["driver"] in ("overlay", "fuse-overlayfs", "overlayfs") else None
+    )
     full = any(entry[0].startswith("full-") for entry in found)
     if one["disk"] and one["disk"]["device"] == os.stat("/").st_dev:
-        found.append(("root-on-system-disk", "warning" if full else "info",
-                      "Docker's root %s lies on the system disk: when it fills, the host stops with it" % root, "python3 dockfix.py relocate --help"))
+        found.append(
+            (
+                "root-on-system-disk",
+                "warning" if full else "info",
+                "Docker's root %s lies on the system disk: when it fills, the host stops with it"
+                % root,
+                "python3 dockfix.py relocate --help",
+            )
+        )
     version = int(re.match("[0-9]{0,4}", one["server_version"] or "").group(0) or 0)
     if version >= 25 and any(there["driver"] == "devicemapper" for there in elsewhere):
-        found.append(("devicemapper-stranded", "warning", "%s/devicemapper is there, but engine %s has no devicemapper driver any more: "
-                      "its images and containers need an engine before 25" % (root, one["server_version"]), "python3 dockfix.py owner"))
+        found.append(
+            (
+                "devicemapper-stranded",
+                "warning",
+                "%s/devicemapper is there, but engine %s has no devicemapper driver any more: "
+                "its images and containers need an engine before 25"
+                % (root, one["server_version"]),
+                "python3 dockfix.py owner",
+            )
+        )
     if elsewhere:
-        folders = ", ".join("%s (%s)" % (there["path"], size_text(there["size"])) for there in elsewhere)
-        found.append(("other-drivers", "info", "left by other storage drivers: " + folders, "python3 dockfix.py owner"))
+        folders = ", ".join(
+            "%s (%s)" % (there["path"], size_text(there["size"])) for there in elsewhere
+        )
+        found.append(
+            (
+                "other-drivers",
+                "info",
+                "left by other storage drivers: " + folders,
+                "python3 dockfix.py owner",
+            )
+        )
     if one["image_store"] == "containerd":
-        text = "images and containers' layers are in containerd's store, %s, not below Docker's root" % CONTAINERD_ROOT
+        text = (
+            "images and containers' layers are in containerd's store, %s, not below Docker's root"
+            % CONTAINERD_ROOT
+        )
         found.append(("containerd-store", "info", text, "ctr -n moby snapshots usage"))
     if one["os"] == "windows" or str(one["driver"]).startswith(("windows", "lcow")):
-        found.append(("windows", "warning", "this is a Windows engine: dockfix looks after Linux hosts only", "docker system df"))
+        found.append(
+            (
+                "windows",
+                "warning",
+                "this is a Windows engine: dockfix looks after Linux hosts only",
+                "docker system df",
+            )
+        )
     if known:
         fact, remedy = DRIVER_FACTS[known]
-        found.append(("driver-" + known, "info", "%s: %s" % (one["driver"], fact), remedy.replace("ROOT", sh_quote(root))))
+        found.append(
+            (
+                "driver-" + known,
+                "info",
+                "%s: %s" % (one["driver"], fact),
+                remedy.replace("ROOT", sh_quote(root)),
+            )
+        )
     if one["missing"]:
-        found.append(("not-known", "info", "not known: %s" % "; ".join(one["missing"]),
-                      "sudo python3 dockfix.py storage" if os.geteuid() else "python3 dockfix.py storage --full"))
+        found.append(
+            (
+                "not-known",
+                "info",
+                "not known: %s" % "; ".join(one["missing"]),
+                (
+                    "sudo python3 dockfix.py storage"
+                    if os.geteuid()
+                    else "python3 dockfix.py storage --full"
+                ),
+            )
+        )
     for entry in found:
         add_finding(report, *entry)
-    report["findings"].sort(key=lambda finding: ("critical", "warning", "info").index(finding["severity"]))
+    report["findings"].sort(
+        key=lambda finding: ("critical", "warning", "info").index(finding["severity"])
+    )
 
 
-MAKE_ROOM = {"data": FREE + "--trim --containers --images; python3 dockfix.py pool grow --data +50G --dry-run",
-             "metadata": "python3 dockfix.py pool grow --metadata +1G --dry-run"}
+MAKE_ROOM = {
+    "data": FREE
+    + "--trim --containers --images; python3 dockfix.py pool grow --data +50G --dry-run",
+    "metadata": "python3 dockfix.py pool grow --metadata +1G --dry-run",
+}
 
 
 def full_findings(one: dict, warning: float, critical: float) -> List[Tuple]:
     """What is as full as --warning or --critical say; a finding too where none of it is known."""
     pool = one["pool"] or {}
-    shares = [("full-" + kind, "the pool's %s space" % kind, percent(pool.get(kind + "_used"), pool.get(kind + "_total")), remedy)
-              for kind, remedy in MAKE_ROOM.items()]
+    shares = [
+        (
+            "full-" + kind,
+            "the pool's %s space" % kind,
+            percent(pool.get(kind + "_used"), pool.get(kind + "_total")),
+            remedy,
+        )
+        for kind, remedy in MAKE_ROOM.items()
+    ]
     for disk in one["disks"]:
-        where, remedy = "%s (%s)" % (disk["path"], ", ".join(disk["for"])), FREE + "--containers --images --build-cache --logs"
+        where, remedy = (
+            "%s (%s)" % (disk["path"], ", ".join(disk["for"])),
+            FREE + "--containers --images --build-cache --logs",
+        )
         shares.append(("full-disk", "the disk under " + where, disk["used_percent"], remedy))
-        shares.append(("full-inodes", "the number of files of the disk under " + where, disk["inodes_used_percent"], remedy))
-    found = [(name, "critical" if share >= critical else "warning", "%s is %.1f %% full" % (what, share), remedy)
-             for name, what, share, remedy in shares if share is not None and share >= warning]
+        shares.append(
+            (
+                "full-inodes",
+                "the number of files of the disk under " + where,
+                disk["inodes_used_percent"],
+                remedy,
+            )
+        )
+    found = [
+        (
+            name,
+            "critical" if share >= critical else "warning",
+            "%s is %.1f %% full" % (what, share),
+            remedy,
+        )
+        for name, what, share, remedy in shares
+        if share is not None and share >= warning
+    ]
     if all(share is None for _, _, share, _ in shares):
-        found.append(("fullness-unknown", "info" if one["msg"] else "warning", "neither the disk's nor a pool's fullness is known",
-                      "sudo python3 dockfix.py storage"))
+        found.append(
+            (
+                "fullness-unknown",
+                "info" if one["msg"] else "warning",
+                "neither the disk's nor a pool's fullness is known",
+                "sudo python3 dockfix.py storage",
+            )
+        )
     return found
 
 
@@ -5054,48 +7687,111 @@ def pool_findings(one: dict) -> List[Tuple]:
     pool = one["pool"]
     if not pool:
         return []
-    found, room = [], {}        # type: List[Tuple], Dict[str, int]
-    if pool["failed"] or pool["state"] in ("Fail", "ro", "out_of_data_space") or pool["needs_check"]:
-        state = (pool["state"] or "unknown (docker info shows zeros)") + (", needs_check" if pool["needs_check"] else "")
-        advice = "it takes no more data" if pool["state"] == "out_of_data_space" else "do not grow or write to it before it is checked"
-        remedy = mend_pool(pool["metadata_loop_file"]) if pool["metadata_loop_file"] else "dmsetup status %s" % sh_quote(pool["name"] or "")
-        found.append(("pool-state", "critical", "the pool %s is in state %s: %s" % (pool["name"], state, advice),
-                      MAKE_ROOM["data"] if pool["state"] == "out_of_data_space" and not pool["needs_check"] else remedy))
-    shares = {kind: percent(pool[kind + "_used"], pool[kind + "_total"]) for kind in ("data", "metadata")}
+    found, room = [], {}  # type: List[Tuple], Dict[str, int]
+    if (
+        pool["failed"]
+        or pool["state"] in ("Fail", "ro", "out_of_data_space")
+        or pool["needs_check"]
+    ):
+        state = (pool["state"] or "unknown (docker info shows zeros)") + (
+            ", needs_check" if pool["needs_check"] else ""
+        )
+        advice = (
+            "it takes no more data"
+            if pool["state"] == "out_of_data_space"
+            else "do not grow or write to it before it is checked"
+        )
+        remedy = (
+            mend_pool(pool["metadata_loop_file"])
+            if pool["metadata_loop_file"]
+            else "dmsetup status %s" % sh_quote(pool["name"] or "")
+        )
+        found.append(
+            (
+                "pool-state",
+                "critical",
+                "the pool %s is in state %s: %s" % (pool["name"], state, advice),
+                (
+                    MAKE_ROOM["data"]
+                    if pool["state"] == "out_of_data_space" and not pool["needs_check"]
+                    else remedy
+                ),
+            )
+        )
+    shares = {
+        kind: percent(pool[kind + "_used"], pool[kind + "_total"]) for kind in ("data", "metadata")
+    }
     if None not in shares.values() and shares["metadata"] > shares["data"]:
         text = "the pool's metadata is fuller (%.1f %%) than its data (%.1f %%): if both go on so, it ends first, with room left"
-        found.append(("metadata-fuller", "warning" if shares["metadata"] >= 50 else "info", text % (shares["metadata"], shares["data"]),
-                      MAKE_ROOM["metadata"]))
+        found.append(
+            (
+                "metadata-fuller",
+                "warning" if shares["metadata"] >= 50 else "info",
+                text % (shares["metadata"], shares["data"]),
+                MAKE_ROOM["metadata"],
+            )
+        )
     stop = min_free_percent(pool, one["driver_options"].get("dm.min_free_space", ""))
     for kind, share in shares.items():
         if share is not None:
-            room[kind] = max(0, int(pool[kind + "_total"] * (100 - stop) / 100) - pool[kind + "_used"])
+            room[kind] = max(
+                0, int(pool[kind + "_total"] * (100 - stop) / 100) - pool[kind + "_used"]
+            )
             if share > 95 - stop:
                 text = "below %g %% free the driver refuses new containers and images: the pool's %s has %.1f %% free, %s"
-                so = "so it refuses now" if share > 100 - stop else "%s to go" % show_size(room[kind])
-                found.append(("min-free-" + kind, "critical" if share > 100 - stop else "warning", text % (stop, kind, 100 - share, so),
-                              MAKE_ROOM[kind]))
+                so = (
+                    "so it refuses now"
+                    if share > 100 - stop
+                    else "%s to go" % show_size(room[kind])
+                )
+                found.append(
+                    (
+                        "min-free-" + kind,
+                        "critical" if share > 100 - stop else "warning",
+                        text % (stop, kind, 100 - share, so),
+                        MAKE_ROOM[kind],
+                    )
+                )
     return found + ceiling_findings(pool, shares, room)
 
 
-def ceiling_findings(pool: dict, shares: Dict[str, Optional[float]], room: Dict[str, int]) -> List[Tuple]:
+def ceiling_findings(
+    pool: dict, shares: Dict[str, Optional[float]], room: Dict[str, int]
+) -> List[Tuple]:
     """Which is full first, the pool or the disk under its files; and loop files that were deleted under a pool."""
     found = []
     free, allocated = pool["data_disk_free"], pool["data_allocated"]
-    more = less = 0                     # what the pool may still take, what there is for it
+    more = less = 0  # what the pool may still take, what there is for it
     if None not in (allocated, free):
         more, less = pool["data_total"] - allocated, free
     elif shares["data"] is not None:
         more, less = pool["data_total"] - pool["data_used"], pool["data_available"]
     if pool["mode"] == "loop" and less is not None and less < 0.98 * more:
-        text = "the pool may still take %s, but the disk under it has %s: the disk fills first" % (show_size(more), show_size(less))
+        text = "the pool may still take %s, but the disk under it has %s: the disk fills first" % (
+            show_size(more),
+            show_size(less),
+        )
         found.append(("ceiling-beyond-disk", "warning", text, "python3 dockfix.py relocate --help"))
     if free is not None and "data" in room:
-        first = min(("the disk under the pool files", free), ("the pool's data space", room["data"]), key=lambda pair: pair[1])
-        found.append(("next-ceiling", "info", "next to be full: %s, in %s" % (first[0], show_size(first[1])), FREE.strip()))
+        first = min(
+            ("the disk under the pool files", free),
+            ("the pool's data space", room["data"]),
+            key=lambda pair: pair[1],
+        )
+        found.append(
+            (
+                "next-ceiling",
+                "info",
+                "next to be full: %s, in %s" % (first[0], show_size(first[1])),
+                FREE.strip(),
+            )
+        )
     for device, path in loop_files():
         if re.search(r"/devicemapper/(meta)?data \(deleted\)\Z", path):
-            text = "%s still holds %s: its space comes back, and its content is lost, when the pool goes down" % (device, path)
+            text = (
+                "%s still holds %s: its space comes back, and its content is lost, when the pool goes down"
+                % (device, path)
+            )
             found.append(("loop-deleted", "critical", text, "losetup -l %s" % device))
     return found
 
@@ -5104,66 +7800,158 @@ def min_free_percent(pool: dict, named: str) -> float:
     """The driver's minimum of free space in per cent: by its option, else by docker info, else its default."""
     if re.match(r"[0-9]{1,2}%\Z", named):
         return float(named[:-1])
-    return round(100.0 * pool["min_free"] / pool["data_total"], 1) if pool["min_free"] is not None and pool["data_total"] else 10.0
+    return (
+        round(100.0 * pool["min_free"] / pool["data_total"], 1)
+        if pool["min_free"] is not None and pool["data_total"]
+        else 10.0
+    )
 
 
 PLACES = "grep -rns %s /etc/docker /etc/sysconfig /etc/default /etc/systemd/system"
 
 
 def option_findings(one: dict, options: List[OptionSource]) -> List[Tuple]:
-    found = []                  # type: List[Tuple]
+    found = []  # type: List[Tuple]
     for name, places in option_conflicts(options):
         text = "%s is set in more than one place (%s): with one in daemon.json the daemon does not start, else the last one wins"
         files = " ".join(sh_quote(place.split(" (")[0]) for place in places)
-        found.append(("option-twice", "critical", text % (name, ", ".join(places)), "grep -n %s %s" % (sh_quote(name.split(" ")[0]), files)))
+        found.append(
+            (
+                "option-twice",
+                "critical",
+                text % (name, ", ".join(places)),
+                "grep -n %s %s" % (sh_quote(name.split(" ")[0]), files),
+            )
+        )
     for source in [source for source in options if source.fault]:
-        found.append(("option-place", "critical" if source.kind == "daemon.json" else "warning", "%s %s" % (source.path, source.fault),
-                      "cat %s" % sh_quote(source.path)))
-    for source in [source for source in options if not source.used and source.options and source.kind == "environment"]:
+        found.append(
+            (
+                "option-place",
+                "critical" if source.kind == "daemon.json" else "warning",
+                "%s %s" % (source.path, source.fault),
+                "cat %s" % sh_quote(source.path),
+            )
+        )
+    for source in [
+        source
+        for source in options
+        if not source.used and source.options and source.kind == "environment"
+    ]:
         text = "%s is set in %s, which no unit reads" % (source.options[0][0], source.where())
         found.append(("option-unread", "info", text, "systemctl cat docker"))
     running = {pair for source in options if source.kind == "running" for pair in source.options}
-    given = [pair for source in options if source.used and source.kind in ("unit", "environment") for pair in source.options]
+    given = [
+        pair
+        for source in options
+        if source.used and source.kind in ("unit", "environment")
+        for pair in source.options
+    ]
     kinds = ("data", "metadata") if one["pool"] else ()
-    grown = {("dm.loop%ssize" % kind, one["pool"][kind + "_total"]) for kind in kinds}      # in place: the running pool has it
-    waiting = [pair for pair in given if running and pair not in running
-               and (pair[1].split("=")[0], option_bytes(pair[1].partition("=")[2])) not in grown]
+    grown = {
+        ("dm.loop%ssize" % kind, one["pool"][kind + "_total"]) for kind in kinds
+    }  # in place: the running pool has it
+    waiting = [
+        pair
+        for pair in given
+        if running
+        and pair not in running
+        and (pair[1].split("=")[0], option_bytes(pair[1].partition("=")[2])) not in grown
+    ]
     if waiting:
-        found.append(("option-waiting", "warning", "%s %s is set, but the running daemon was started without it" % waiting[0],
-                      "systemctl daemon-reload; systemctl restart docker"))
+        found.append(
+            (
+                "option-waiting",
+                "warning",
+                "%s %s is set, but the running daemon was started without it" % waiting[0],
+                "systemctl daemon-reload; systemctl restart docker",
+            )
+        )
     sizes = one["driver_options"]
-    metadata, base = (option_bytes(sizes.get(name, "")) for name in ("dm.loopmetadatasize", "dm.basesize"))
+    metadata, base = (
+        option_bytes(sizes.get(name, "")) for name in ("dm.loopmetadatasize", "dm.basesize")
+    )
     if metadata and metadata > METADATA_MAX:
-        text = "dm.loopmetadatasize=%s: more than 15.88 GiB of metadata is never used" % sizes["dm.loopmetadatasize"]
-        found.append(("metadata-useless", "info", text, PLACES % "dm.loopmetadatasize" + "  # it does no harm"))
-    if base and one["pool"] and one["sources"].get("pool.base_device_size") == "metadata/base" and base < one["pool"]["base_device_size"]:
+        text = (
+            "dm.loopmetadatasize=%s: more than 15.88 GiB of metadata is never used"
+            % sizes["dm.loopmetadatasize"]
+        )
+        found.append(
+            (
+                "metadata-useless",
+                "info",
+                text,
+                PLACES % "dm.loopmetadatasize" + "  # it does no harm",
+            )
+        )
+    if (
+        base
+        and one["pool"]
+        and one["sources"].get("pool.base_device_size") == "metadata/base"
+        and base < one["pool"]["base_device_size"]
+    ):
         text = "dm.basesize=%s is smaller than the pool's base device (%s): the daemon does not start with it"
-        found.append(("base-size-smaller", "critical", text % (sizes["dm.basesize"], show_size(one["pool"]["base_device_size"])),
-                      PLACES % "dm.basesize" + "  # make it %s or more" % show_size(one["pool"]["base_device_size"])))
+        found.append(
+            (
+                "base-size-smaller",
+                "critical",
+                text % (sizes["dm.basesize"], show_size(one["pool"]["base_device_size"])),
+                PLACES % "dm.basesize"
+                + "  # make it %s or more" % show_size(one["pool"]["base_device_size"]),
+            )
+        )
     return found
 
 
 def option_bytes(text: str) -> Optional[int]:
     """Bytes of a size as the driver's options take it: 8G, 500GB, 10GiB, all binary."""
     found = re.match(r"([0-9]{1,12})(?:([kKmMgGtT])(?:i?[bB])?)?\Z", text)
-    return int(found.group(1)) << 10 * " KMGT".index((found.group(2) or " ").upper()) if found else None
+    return (
+        int(found.group(1)) << 10 * " KMGT".index((found.group(2) or " ").upper())
+        if found
+        else None
+    )
 
 
 def usage_findings(one: dict) -> List[Tuple]:
     usage, found = one["usage"], []
-    for row in [row for row in usage["logs"]["rows"] if (row["size"] or 0) > LOG_LARGE and not row["rotated"]]:
-        text = "the log of container %s has %s and grows without end (no max-size)" % (row["name"] or row["id"][:12], show_size(row["size"]))
+    for row in [
+        row
+        for row in usage["logs"]["rows"]
+        if (row["size"] or 0) > LOG_LARGE and not row["rotated"]
+    ]:
+        text = "the log of container %s has %s and grows without end (no max-size)" % (
+            row["name"] or row["id"][:12],
+            show_size(row["size"]),
+        )
         found.append(("log-large", "warning", text, FREE + "--logs"))
-    for kind, text, options in (("stopped_containers", "stopped containers", "--containers"),
-                                ("dangling_images", "images without a name that nothing uses", "--images"),
-                                ("unused_images", "images that no container uses", "--images --unused"),
-                                ("build_cache", "layers of build cache", "--build-cache"),
-                                ("unused_volumes", "volumes that no container uses", "--volumes"), ("orphans", "layers that nothing has", "")):
+    for kind, text, options in (
+        ("stopped_containers", "stopped containers", "--containers"),
+        ("dangling_images", "images without a name that nothing uses", "--images"),
+        ("unused_images", "images that no container uses", "--images --unused"),
+        ("build_cache", "layers of build cache", "--build-cache"),
+        ("unused_volumes", "volumes that no container uses", "--volumes"),
+        ("orphans", "layers that nothing has", ""),
+    ):
         part = usage[kind]
         if part["count"]:
-            options += "".join(" " + sh_quote(row["name"]) for row in part["rows"][:20]) if kind == "unused_volumes" else ""
-            text = "%s: %d (size %s)" % (text, part["count"], size_text(part["size"], part["complete"]))
-            found.append((kind.replace("_", "-"), "info", text, FREE + options if options else "python3 dockfix.py owner --orphans"))
+            options += (
+                "".join(" " + sh_quote(row["name"]) for row in part["rows"][:20])
+                if kind == "unused_volumes"
+                else ""
+            )
+            text = "%s: %d (size %s)" % (
+                text,
+                part["count"],
+                size_text(part["size"], part["complete"]),
+            )
+            found.append(
+                (
+                    kind.replace("_", "-"),
+                    "info",
+                    text,
+                    FREE + options if options else "python3 dockfix.py owner --orphans",
+                )
+            )
     return found
 
 
@@ -5174,7 +7962,11 @@ def run_owner(host: Host, opts: argparse.Namespace, report: dict) -> None:
     if opts.orphans and opts.words:
         raise UsageError("--orphans takes no words", "python3 dockfix.py owner --orphans")
     info = None if opts.root is not None else ask_engine(host, report)
-    root = opts.root if opts.root is not None else str(info["DockerRootDir"]) if info else configured_root()
+    root = (
+        opts.root
+        if opts.root is not None
+        else str(info["DockerRootDir"]) if info else configured_root()
+    )
     layers = read_layers(root, follow=opts.root is None)
     rows = owners_of(layers, opts, report)
     if opts.orphans:
@@ -5189,9 +7981,11 @@ def owners_of(layers: Layers, opts: argparse.Namespace, report: dict) -> List[di
     """The rows asked for, each once, in the order asked; a word that means none is an error of its own."""
     if not opts.words:
         return [row for row in layers.rows if not opts.orphans or row["role"] == "orphan"]
-    numbers = []                # type: List[int]
+    numbers = []  # type: List[int]
     for word in opts.words:
-        found = next((rows for rows in (find_rows(layers, name) for name in other_names(word)) if rows), [])
+        found = next(
+            (rows for rows in (find_rows(layers, name) for name in other_names(word)) if rows), []
+        )
         numbers += [number for number in found if number not in numbers]
         if not found:
             add_error(report, no_owner(layers, word))
@@ -5201,28 +7995,44 @@ def owners_of(layers: Layers, opts: argparse.Namespace, report: dict) -> List[di
 
 def other_names(word: str) -> List[str]:
     """The word, and what this host knows it by: the device-mapper name of a dm-N, the real path of a path."""
-    found, node = [word], re.match(r"(?:/dev/)?(dm-[0-9]+)\Z", real_path(word) if word.startswith("/dev/") else word)
+    found, node = [word], re.match(
+        r"(?:/dev/)?(dm-[0-9]+)\Z", real_path(word) if word.startswith("/dev/") else word
+    )
     name = quietly(host_text, "%s/%s/dm/name" % (SYS_BLOCK, node.group(1))) if node else None
-    return found + ([name.strip()] if name is not None else []) + ([real_path(word)] if "/" in word or os.path.lexists(raw(word)) else [])
+    return (
+        found
+        + ([name.strip()] if name is not None else [])
+        + ([real_path(word)] if "/" in word or os.path.lexists(raw(word)) else [])
+    )
 
 
 def no_owner(layers: Layers, word: str) -> DockfixError:
     bare = word.lstrip("/")
-    layerless = [(one, facts) for one, facts in layers.containers.items() if bare and (facts["name"] == bare or one.startswith(bare))]
+    layerless = [
+        (one, facts)
+        for one, facts in layers.containers.items()
+        if bare and (facts["name"] == bare or one.startswith(bare))
+    ]
     if layerless:
         one, facts = layerless[0]
-        text = "container %s (%s) is there, but no layer of it (driver %s)" % (facts["name"], one[:12], facts["driver"] or "unknown")
+        text = "container %s (%s) is there, but no layer of it (driver %s)" % (
+            facts["name"],
+            one[:12],
+            facts["driver"] or "unknown",
+        )
         return UsageError(text, CONTAINERD_HINT)
     if re.search(r"docker-[0-9]+:[0-9]+-[0-9]+-pool\Z", word):
         return UsageError("%s is the pool of all layers" % word, "python3 dockfix.py storage")
     unread = ", or what would tell could not be read" if layers.unread else ""
-    return UsageError("%s: no layer, device, container or image is called so%s" % (word, unread),
-                      "a hash or its beginning, a path, l/LINK, a device name, dm-N, a device id, a container's name, an image's tag; "
-                      "all of them: python3 dockfix.py owner")
+    return UsageError(
+        "%s: no layer, device, container or image is called so%s" % (word, unread),
+        "a hash or its beginning, a path, l/LINK, a device name, dm-N, a device id, a container's name, an image's tag; "
+        "all of them: python3 dockfix.py owner",
+    )
 
 
 CONTAINERD_HINT = "ctr -n moby snapshots ls"
-SYS_BLOCK = "/sys/block"        # kernel: dm-N/dm/name
+SYS_BLOCK = "/sys/block"  # kernel: dm-N/dm/name
 
 
 def measure_orphans(rows: List[dict]) -> None:
@@ -5230,13 +8040,19 @@ def measure_orphans(rows: List[dict]) -> None:
     folders = {}
     for row in rows:
         # the overlay drivers keep all of a layer in one folder, and all of it would be given back
-        wholes = [path for path in row["paths"] if path.endswith("/" + row["layer"]) and LAYOUTS[row["driver"]][0] == "."]
+        wholes = [
+            path
+            for path in row["paths"]
+            if path.endswith("/" + row["layer"]) and LAYOUTS[row["driver"]][0] == "."
+        ]
         folder = wholes[0] if wholes else own_folder(row)
         if folder:
             folders[row["driver"], row["layer"]] = folder
     sizes = measure(folders, WALK_SECONDS, lambda text: None)
     for row in rows:
-        row["size"], why = sizes.get((row["driver"], row["layer"]), (None, "its size is not in files"))
+        row["size"], why = sizes.get(
+            (row["driver"], row["layer"]), (None, "its size is not in files")
+        )
         row["note"] = "; ".join(part for part in (row["note"], why) if part)
 
 
@@ -5247,42 +8063,99 @@ def compare_with_docker(host: Host, rows: List[dict], whole: bool, report: dict)
         listed = {one.id for one in list_containers(host)} if whole else set()
         inspected = inspect_containers(host, sorted(listed | set(own))) if listed or own else {}
     except EnvironmentFault as err:
-        return add_finding(report, "owner-unchecked", "info", "not checked against docker inspect: %s" % err.msg, err.hint)
-    told = [(row["container"]["name"] or one[:12], inspect_differences(row, inspected.get(one))) for one, row in own.items()]
+        return add_finding(
+            report,
+            "owner-unchecked",
+            "info",
+            "not checked against docker inspect: %s" % err.msg,
+            err.hint,
+        )
+    told = [
+        (row["container"]["name"] or one[:12], inspect_differences(row, inspected.get(one)))
+        for one, row in own.items()
+    ]
     different = ["%s: %s" % pair for pair in told if pair[1]]
-    different += ["%s: it has no layer by the files" % one.name for one in inspected.values() if one.id not in own and one.driver in LAYOUTS]
+    different += [
+        "%s: it has no layer by the files" % one.name
+        for one in inspected.values()
+        if one.id not in own and one.driver in LAYOUTS
+    ]
     if different:
-        text = "files and docker inspect differ (made or removed just now?): %s" % "; ".join(different[:10])
+        text = "files and docker inspect differ (made or removed just now?): %s" % "; ".join(
+            different[:10]
+        )
         add_finding(report, "owner-differs", "warning", text, "python3 dockfix.py owner")
 
 
-NEVER_DELETE = ("never delete below %s from the host while the container is there: it is left with a file that ls does not show and writes that "
-                "vanish; delete inside the container, or below its merged folder while that is mounted")
-DRIVER_ADVICE = {"overlay2": NEVER_DELETE, "fuse-overlayfs": NEVER_DELETE, "overlay": NEVER_DELETE,
-                 "aufs": "%s has the layer's own files; below mnt is what the container sees while it runs, "
-                         "below layers the list of what lies under it"}
+NEVER_DELETE = (
+    "never delete below %s from the host while the container is there: it is left with a file that ls does not show and writes that "
+    "vanish; delete inside the container, or below its merged folder while that is mounted"
+)
+DRIVER_ADVICE = {
+    "overlay2": NEVER_DELETE,
+    "fuse-overlayfs": NEVER_DELETE,
+    "overlay": NEVER_DELETE,
+    "aufs": "%s has the layer's own files; below mnt is what the container sees while it runs, "
+    "below layers the list of what lies under it",
+}
 
 
-def owner_findings(layers: Layers, rows: List[dict], opts: argparse.Namespace, info: Optional[dict], report: dict) -> None:
+def owner_findings(
+    layers: Layers, rows: List[dict], opts: argparse.Namespace, info: Optional[dict], report: dict
+) -> None:
     for driver, advice in DRIVER_ADVICE.items():
-        row = next((one for one in rows if opts.words and one["driver"] == driver and one["role"] == "container" and one["paths"]), None)
+        row = next(
+            (
+                one
+                for one in rows
+                if opts.words
+                and one["driver"] == driver
+                and one["role"] == "container"
+                and one["paths"]
+            ),
+            None,
+        )
         if row:
-            add_finding(report, "owner-" + driver, "info", advice % (own_folder(row) or row["paths"][0]),
-                        "docker exec %s rm FILE" % sh_quote(row["container"]["name"] or row["container"]["id"]))
+            add_finding(
+                report,
+                "owner-" + driver,
+                "info",
+                advice % (own_folder(row) or row["paths"][0]),
+                "docker exec %s rm FILE"
+                % sh_quote(row["container"]["name"] or row["container"]["id"]),
+            )
     owned = {row["container"]["id"] for row in layers.rows if row["container"]}
-    elsewhere = [facts for one, facts in layers.containers.items() if one not in owned and facts["driver"] not in LAYOUTS]
+    elsewhere = [
+        facts
+        for one, facts in layers.containers.items()
+        if one not in owned and facts["driver"] not in LAYOUTS
+    ]
     if elsewhere or (info or {}).get("DriverStatus", {}).get("driver-type"):
         text = "images and containers of the containerd store are not in Docker's root but in containerd's (/var/lib/containerd)"
         add_finding(report, "owner-containerd", "info", text, CONTAINERD_HINT)
-    orphans, untold = ([row for row in layers.rows if row["role"] == role] for role in ("orphan", None))
+    orphans, untold = (
+        [row for row in layers.rows if row["role"] == role] for role in ("orphan", None)
+    )
     if orphans and not opts.words:
         text = "nothing has %d of the layers; a pull or build that runs now makes such ones, so look again when none does; nothing is deleted here"
-        add_finding(report, "owner-orphans", "info", text % len(orphans), "python3 dockfix.py owner --orphans")
+        add_finding(
+            report,
+            "owner-orphans",
+            "info",
+            text % len(orphans),
+            "python3 dockfix.py owner --orphans",
+        )
     if layers.unread:
-        text = "not readable: " + "; ".join("%s: %s" % one for one in list(layers.unread.items())[:5])
+        text = "not readable: " + "; ".join(
+            "%s: %s" % one for one in list(layers.unread.items())[:5]
+        )
         text += " and %d more" % (len(layers.unread) - 5) if len(layers.unread) > 5 else ""
         text += "; so of %d layers it cannot be told whose they are" % len(untold) if untold else ""
-        remedy = "sudo python3 dockfix.py owner" if os.geteuid() else "ls -la %s" % sh_quote(list(layers.unread)[0])
+        remedy = (
+            "sudo python3 dockfix.py owner"
+            if os.geteuid()
+            else "ls -la %s" % sh_quote(list(layers.unread)[0])
+        )
         add_finding(report, "owner-unread", "warning", text, remedy)
 
 
@@ -5292,6 +8165,7 @@ def owner_findings(layers: Layers, rows: List[dict], opts: argparse.Namespace, i
 class Spoil(NamedTuple):
     """One thing whose removal gives space back. refs: the words docker removes it by, or a path (logs, trim); size: bytes on the
     disk that nothing else needs, None where unknown; lost: what is gone for good."""
+
     category: str
     name: str
     id: str
@@ -5302,19 +8176,26 @@ class Spoil(NamedTuple):
 
 class Inventory(NamedTuple):
     """What reclaim chooses from, looked at once: Docker's root, whole inspect objects, the layer table (None where it cannot be read)."""
+
     host: Host
     root: str
     driver: str
     containers: List[dict]
     images: List[dict]
     layers: Optional[Layers]
-    until: float                # when measuring gives up, by the monotonic clock
-    points: set                 # mount points: their contents do not count
-    sizes: Dict[str, Optional[int]]     # of layers, as far as they were asked for
+    until: float  # when measuring gives up, by the monotonic clock
+    points: set  # mount points: their contents do not count
+    sizes: Dict[str, Optional[int]]  # of layers, as far as they were asked for
 
 
-CATEGORIES = {      # docker's words, in the order of work: logs need no daemon and a trim no space; images can go only after their containers
-    "logs": (), "trim": (), "containers": ("rm",), "images": ("rmi",), "build-cache": ("builder", "prune", "-a", "-f"), "volumes": ("volume", "rm")}
+CATEGORIES = {  # docker's words, in the order of work: logs need no daemon and a trim no space; images can go only after their containers
+    "logs": (),
+    "trim": (),
+    "containers": ("rm",),
+    "images": ("rmi",),
+    "build-cache": ("builder", "prune", "-a", "-f"),
+    "volumes": ("volume", "rm"),
+}
 GOES_ALONG = (("older_than", "containers"), ("unused", "images"), ("max_log", "logs"))
 
 
@@ -5325,13 +8206,28 @@ def run_reclaim(host: Host, opts: argparse.Namespace, report: dict) -> None:
     for option, category in GOES_ALONG:
         if getattr(opts, option) and chosen and category not in chosen:
             name = option.replace("_", "-")
-            raise UsageError("--%s goes with --%s" % (name, category), "python3 dockfix.py reclaim --%s --%s" % (category, name))
-    parse_age(opts.older_than or "0s"), parse_size(opts.max_log or "100M")      # a slip is told before anything is looked at
+            raise UsageError(
+                "--%s goes with --%s" % (name, category),
+                "python3 dockfix.py reclaim --%s --%s" % (category, name),
+            )
+    parse_age(opts.older_than or "0s"), parse_size(
+        opts.max_log or "100M"
+    )  # a slip is told before anything is looked at
     goods = look_inventory(host, chosen)
-    spoils = facts_of(goods, lambda goods: [one for name in CATEGORIES if name in chosen or not chosen for one in LOOKS[name](host, opts, goods)])
+    spoils = facts_of(
+        goods,
+        lambda goods: [
+            one
+            for name in CATEGORIES
+            if name in chosen or not chosen
+            for one in LOOKS[name](host, opts, goods)
+        ],
+    )
     report.update(root=goods.root, promised=promised(goods, spoils))
     if not chosen or opts.dry_run:
-        report["results"] = [spoil_row(one, "changed" if chosen else "unchanged", one.lost) for one in spoils]
+        report["results"] = [
+            spoil_row(one, "changed" if chosen else "unchanged", one.lost) for one in spoils
+        ]
         return plan_reclaim(host, report, spoils if chosen else []) if opts.dry_run else None
     for one in spoils:
         say("  %-11s %10s  %s: %s" % (one.category, size_text(one.size), one.name, one.lost))
@@ -5339,14 +8235,23 @@ def run_reclaim(host: Host, opts: argparse.Namespace, report: dict) -> None:
         confirm(opts, "remove these %d for good?" % len(spoils))
     try:
         take_lock(host)
-    except EnvironmentFault as err:         # not a byte is free: logs are what a full disk is cured with first
+    except (
+        EnvironmentFault
+    ) as err:  # not a byte is free: logs are what a full disk is cured with first
         if chosen != ["logs"] or os.path.exists(os.path.join(raw(host.state), raw(JOURNAL))):
             raise
         say("dockfix: warning: %s; going on without the lock" % err.msg)
     report["before"] = space_now(host, goods)
     for name in [name for name in CATEGORIES if name in chosen]:
-        report["results"] += DEEDS.get(name, remove_spoils)(host, goods, [one for one in spoils if one.category == name])
-    tell_gain(host, report, goods, [one for one, done in zip(spoils, report["results"]) if done["status"] == "changed"])
+        report["results"] += DEEDS.get(name, remove_spoils)(
+            host, goods, [one for one in spoils if one.category == name]
+        )
+    tell_gain(
+        host,
+        report,
+        goods,
+        [one for one, done in zip(spoils, report["results"]) if done["status"] == "changed"],
+    )
     report["exit_code"] = exit_code(report["results"])
 
 
@@ -5355,7 +8260,11 @@ def look_inventory(host: Host, chosen: Sequence[str]) -> Inventory:
     try:
         info = engine_info(host)
         containers = inspect_objects(host, "container", [one.id for one in list_containers(host)])
-        listed = expect(query(host, "images", "-q", "-a", "--no-trunc"), "docker images").out_text().split()
+        listed = (
+            expect(query(host, "images", "-q", "-a", "--no-trunc"), "docker images")
+            .out_text()
+            .split()
+        )
         images = inspect_objects(host, "image", sorted(set(listed)))
     except EnvironmentFault as err:
         if list(chosen) != ["logs"]:
@@ -5365,7 +8274,7 @@ def look_inventory(host: Host, chosen: Sequence[str]) -> Inventory:
     root = str(info["DockerRootDir"])
     try:
         layers = read_layers(root, follow=True)
-    except EnvironmentFault:                # not root, or not this host's
+    except EnvironmentFault:  # not root, or not this host's
         layers = None
     until, points = time.monotonic() + 6 * WALK_SECONDS, {raw(one.point) for one in mounts_of()}
     return Inventory(host, root, str(info["Driver"]), containers, images, layers, until, points, {})
@@ -5377,12 +8286,27 @@ def stopped_spoils(host: Host, opts: argparse.Namespace, goods: Inventory) -> Li
     for one in goods.containers:
         state = one["State"]
         ended = max(parse_instant(state.get("FinishedAt")), parse_instant(one.get("Created")))
-        if not (state.get("Running") or state.get("Paused") or state.get("Restarting")) and time.time() - ended >= least:
-            size = added((layer_bytes(goods, lambda row: (row["container"] or {}).get("id") == one["Id"]),
-                          path_bytes(goods, os.path.join(goods.root, "containers", one["Id"]))))
+        if (
+            not (state.get("Running") or state.get("Paused") or state.get("Restarting"))
+            and time.time() - ended >= least
+        ):
+            size = added(
+                (
+                    layer_bytes(goods, lambda row: (row["container"] or {}).get("id") == one["Id"]),
+                    path_bytes(goods, os.path.join(goods.root, "containers", one["Id"])),
+                )
+            )
             age = "%d days" % ((time.time() - ended) // 86400) if ended else "an unknown time"
-            found.append(Spoil("containers", one["Name"].lstrip("/"), one["Id"], (one["Id"],), size,
-                               "its own files and its log; stopped for %s" % age))
+            found.append(
+                Spoil(
+                    "containers",
+                    one["Name"].lstrip("/"),
+                    one["Id"],
+                    (one["Id"],),
+                    size,
+                    "its own files and its log; stopped for %s" % age,
+                )
+            )
     return found
 
 
@@ -5395,12 +8319,32 @@ def image_spoils(host: Host, opts: argparse.Namespace, goods: Inventory) -> List
         tags = [tag for tag in one.get("RepoTags") or [] if not tag.startswith("<none>")]
         if one["Id"] in used or (tags and not opts.unused) or (not tags and one["Id"] in parents):
             continue
-        digests = [] if tags else [ref for ref in one.get("RepoDigests") or [] if not ref.startswith("<none>")]
+        digests = (
+            []
+            if tags
+            else [ref for ref in one.get("RepoDigests") or [] if not ref.startswith("<none>")]
+        )
         if digests and not opts.unused:
-            continue                        # pulled by its digest: that is a name too
-        size = layer_bytes(goods, lambda row: [image["id"] for image in row["images"]] == [bare_id(one["Id"])] and row["role"] == "image")
-        found.append(Spoil("images", ", ".join(tags) or one["Id"][:19], one["Id"], tuple(tags or digests or [one["Id"]]), size,
-                           "the image; a host without network cannot pull it again" if tags or digests else "an image without a name"))
+            continue  # pulled by its digest: that is a name too
+        size = layer_bytes(
+            goods,
+            lambda row: [image["id"] for image in row["images"]] == [bare_id(one["Id"])]
+            and row["role"] == "image",
+        )
+        found.append(
+            Spoil(
+                "images",
+                ", ".join(tags) or one["Id"][:19],
+                one["Id"],
+                tuple(tags or digests or [one["Id"]]),
+                size,
+                (
+                    "the image; a host without network cannot pull it again"
+                    if tags or digests
+                    else "an image without a name"
+                ),
+            )
+        )
     return found
 
 
@@ -5409,28 +8353,66 @@ def bare_id(ident: str) -> str:
 
 
 def cache_spoils(host: Host, opts: argparse.Namespace, goods: Inventory) -> List[Spoil]:
-    rows = [row for row in goods.layers.rows if row["note"] == "build cache"] if goods.layers else []
+    rows = (
+        [row for row in goods.layers.rows if row["note"] == "build cache"] if goods.layers else []
+    )
     size = layer_bytes(goods, lambda row: row["note"] == "build cache")
-    return [Spoil("build-cache", "BuildKit's cache", "", (), size, "%d layers; the next builds begin from nothing" % len(rows))] if rows else []
+    return (
+        [
+            Spoil(
+                "build-cache",
+                "BuildKit's cache",
+                "",
+                (),
+                size,
+                "%d layers; the next builds begin from nothing" % len(rows),
+            )
+        ]
+        if rows
+        else []
+    )
 
 
 def volume_spoils(host: Host, opts: argparse.Namespace, goods: Inventory) -> List[Spoil]:
     """The volumes that were named; without a category, those that no container has. Raises UsageError and Refused before anything is removed."""
-    using = {}                              # type: Dict[str, str]
+    using = {}  # type: Dict[str, str]
     for one in goods.containers:
-        using.update((mount.get("Name"), one["Name"].lstrip("/")) for mount in one.get("Mounts") or [] if mount.get("Type", "volume") == "volume")
-    names = opts.take_volumes or expect(query(host, "volume", "ls", "-q"), "docker volume ls").out_text().split()
+        using.update(
+            (mount.get("Name"), one["Name"].lstrip("/"))
+            for mount in one.get("Mounts") or []
+            if mount.get("Type", "volume") == "volume"
+        )
+    names = (
+        opts.take_volumes
+        or expect(query(host, "volume", "ls", "-q"), "docker volume ls").out_text().split()
+    )
     there = {one["Name"]: one for one in inspect_objects(host, "volume", names)}
     unknown = [name for name in names if name not in there]
     if unknown:
         raise UsageError("no such volume: %s" % ", ".join(unknown), "docker volume ls")
     taken = [name for name in opts.take_volumes if name in using]
     if taken:
-        raise Refused("volume %s is used by container %s; nothing was removed" % (taken[0], using[taken[0]]),
-                      "docker rm %s, if that container is not needed any more" % sh_quote(using[taken[0]]))
-    lost = "ALL DATA in it" if opts.take_volumes else "ALL DATA in it (goes only when named: --volumes %s)"
-    return [Spoil("volumes", name, name, (name,), path_bytes(goods, there[name].get("Mountpoint") or ""), lost.replace("%s", name))
-            for name in names if name not in using]
+        raise Refused(
+            "volume %s is used by container %s; nothing was removed" % (taken[0], using[taken[0]]),
+            "docker rm %s, if that container is not needed any more" % sh_quote(using[taken[0]]),
+        )
+    lost = (
+        "ALL DATA in it"
+        if opts.take_volumes
+        else "ALL DATA in it (goes only when named: --volumes %s)"
+    )
+    return [
+        Spoil(
+            "volumes",
+            name,
+            name,
+            (name,),
+            path_bytes(goods, there[name].get("Mountpoint") or ""),
+            lost.replace("%s", name),
+        )
+        for name in names
+        if name not in using
+    ]
 
 
 def log_spoils(host: Host, opts: argparse.Namespace, goods: Inventory) -> List[Spoil]:
@@ -5443,16 +8425,26 @@ def log_spoils(host: Host, opts: argparse.Namespace, goods: Inventory) -> List[S
         path = os.path.join(goods.root, "containers", ident, ident + "-json.log")
         seen = quietly(os.lstat, raw(path))
         if seen and stat.S_ISREG(seen.st_mode) and seen.st_size > limit:
-            found.append(Spoil("logs", name, ident, (path,), seen.st_blocks * 512,
-                               "its log so far, %s; it goes on from here" % show_size(seen.st_size)))
+            found.append(
+                Spoil(
+                    "logs",
+                    name,
+                    ident,
+                    (path,),
+                    seen.st_blocks * 512,
+                    "its log so far, %s; it goes on from here" % show_size(seen.st_size),
+                )
+            )
     return found
 
 
 def cut_logs(host: Host, goods: Inventory, spoils: List[Spoil]) -> List[dict]:
     rows = [did(one, cut_file, one.refs[0]) for one in spoils]
     if rows:
-        say('dockfix: to keep them short from now on, in /etc/docker/daemon.json (for containers made afterwards): '
-            '"log-driver": "json-file", "log-opts": {"max-size": "100m", "max-file": "3"}')
+        say(
+            "dockfix: to keep them short from now on, in /etc/docker/daemon.json (for containers made afterwards): "
+            '"log-driver": "json-file", "log-opts": {"max-size": "100m", "max-file": "3"}'
+        )
     return rows
 
 
@@ -5460,17 +8452,36 @@ def trim_spoils(host: Host, opts: argparse.Namespace, goods: Inventory) -> List[
     """Running containers of devicemapper, by their mounts in dockerd's own view. Never by `fstrim /proc/PID/root`: it resolves that
     link to / and trims the host (measured)."""
     if opts.take_trim and goods.driver != "devicemapper":
-        say("dockfix: nothing to trim: with %s what is deleted in a container is free at once" % goods.driver)
+        say(
+            "dockfix: nothing to trim: with %s what is deleted in a container is free at once"
+            % goods.driver
+        )
     elif opts.take_trim and os.geteuid() != 0:
         raise EnvironmentFault("only root can trim", "sudo python3 dockfix.py reclaim --trim")
-    running = [one for one in goods.containers if goods.driver == "devicemapper" and one["State"].get("Running")]
+    running = [
+        one
+        for one in goods.containers
+        if goods.driver == "devicemapper" and one["State"].get("Running")
+    ]
     found, wanted = [], {one["GraphDriver"]["Data"]["DeviceName"]: one for one in running}
     for pid in [one.variable for one in running_daemons()] if wanted and os.geteuid() == 0 else []:
         for mount in mounts_of(pid):
-            one = wanted.pop(mount.source[len("/dev/mapper/"):], None) if mount.point.startswith(goods.root + "/devicemapper/mnt/") else None
+            one = (
+                wanted.pop(mount.source[len("/dev/mapper/") :], None)
+                if mount.point.startswith(goods.root + "/devicemapper/mnt/")
+                else None
+            )
             if one:
-                found.append(Spoil("trim", one["Name"].lstrip("/"), one["Id"], (pid, mount.point, mount.dev), None,
-                                   "nothing; what its deleted files still hold goes back to the pool"))
+                found.append(
+                    Spoil(
+                        "trim",
+                        one["Name"].lstrip("/"),
+                        one["Id"],
+                        (pid, mount.point, mount.dev),
+                        None,
+                        "nothing; what its deleted files still hold goes back to the pool",
+                    )
+                )
     return found
 
 
@@ -5479,21 +8490,28 @@ def trim_layers(host: Host, goods: Inventory, spoils: List[Spoil]) -> List[dict]
         before = space_now(host, goods).get("pool_data_used")
         trim_mount(*spoil.refs)
         after = space_now(host, goods).get("pool_data_used")
-        return "" if before is None or after is None else "%s handed back to the pool" % show_size(max(0, before - after))
+        return (
+            ""
+            if before is None or after is None
+            else "%s handed back to the pool" % show_size(max(0, before - after))
+        )
+
     return [did(one, trim, one) for one in spoils]
 
 
 def space_now(host: Host, goods: Inventory) -> Dict[str, Optional[int]]:
     """Bytes: free on the disk of Docker's root; with devicemapper, used in the pool and allocated by its loop file. None where unknown."""
-    found = {"disk_free": free_bytes(goods.root)}       # type: Dict[str, Optional[int]]
+    found = {"disk_free": free_bytes(goods.root)}  # type: Dict[str, Optional[int]]
     if goods.driver == "devicemapper":
         pool = pool_reported(engine_info(host)["DriverStatus"])
         try:
             found.update(pool_data_used=None, loop_file_allocated=None)
             found["pool_data_used"] = thin_pool(host, str(pool["name"])).data_used
-            found["loop_file_allocated"] = os.lstat(raw(str(pool["data_loop_file"] or ""))).st_blocks * 512
+            found["loop_file_allocated"] = (
+                os.lstat(raw(str(pool["data_loop_file"] or ""))).st_blocks * 512
+            )
         except (OSError, EnvironmentFault):
-            pass                            # not root, or a pool on a device of its own
+            pass  # not root, or a pool on a device of its own
     return found
 
 
@@ -5514,16 +8532,30 @@ def remove_spoils(host: Host, goods: Inventory, spoils: List[Spoil]) -> List[dic
         return []
     category = spoils[0].category
     for start in range(0, len(spoils), 20):
-        refs = [ref for one in unmoved(host, spoils[start:start + 20]) for ref in one.refs]
+        refs = [ref for one in unmoved(host, spoils[start : start + 20]) for ref in one.refs]
         if not host.stop.is_set() and (refs or category == "build-cache"):
-            said += change_host(host, host.docker + CATEGORIES[category] + tuple(refs), seconds=max(host.timeout, 600)).text()
+            said += change_host(
+                host,
+                host.docker + CATEGORIES[category] + tuple(refs),
+                seconds=max(host.timeout, 600),
+            ).text()
     if category == "build-cache":
         left = {""} if re.search(r"(?i)error|unknown|not a docker command", said) else set()
     elif category == "containers":
         left = {one.id for one in list_containers(host)}
     else:
-        left = {one["Id" if category == "images" else "Name"] for one in inspect_objects(host, category[:-1], [one.id for one in spoils])}
-    return [spoil_row(one, *verdict(one, said)) if one.id in left else spoil_row(one, "changed", one.lost) for one in spoils]
+        left = {
+            one["Id" if category == "images" else "Name"]
+            for one in inspect_objects(host, category[:-1], [one.id for one in spoils])
+        }
+    return [
+        (
+            spoil_row(one, *verdict(one, said))
+            if one.id in left
+            else spoil_row(one, "changed", one.lost)
+        )
+        for one in spoils
+    ]
 
 
 def unmoved(host: Host, spoils: List[Spoil]) -> List[Spoil]:
@@ -5531,21 +8563,37 @@ def unmoved(host: Host, spoils: List[Spoil]) -> List[Spoil]:
     if spoils[0].category != "images":
         return spoils
     images = inspect_objects(host, "image", [one.id for one in spoils])
-    now = {one["Id"]: {one["Id"], *(one.get("RepoTags") or []), *(one.get("RepoDigests") or [])} for one in images}
+    now = {
+        one["Id"]: {one["Id"], *(one.get("RepoTags") or []), *(one.get("RepoDigests") or [])}
+        for one in images
+    }
     return [one for one in spoils if set(one.refs) <= now.get(one.id, set())]
 
 
 def verdict(spoil: Spoil, said: str) -> Tuple[str, str]:
     """(status, msg) of what is still there, by docker's words about it."""
     names = spoil.refs + (spoil.id[:12], spoil.id[7:19])
-    lines = [line for line in said.split("\n") if any(word in line for word in names)] or ["docker said nothing of it"]
-    in_use = re.search(r"in use|is using|running container|is being used|stop the container|conflict|dependent child", " ".join(lines))
-    return ("skipped", "in use meanwhile: " + lines[0].strip()) if in_use else ("failed", lines[0].strip())
+    lines = [line for line in said.split("\n") if any(word in line for word in names)] or [
+        "docker said nothing of it"
+    ]
+    in_use = re.search(
+        r"in use|is using|running container|is being used|stop the container|conflict|dependent child",
+        " ".join(lines),
+    )
+    return (
+        ("skipped", "in use meanwhile: " + lines[0].strip())
+        if in_use
+        else ("failed", lines[0].strip())
+    )
 
 
 def layer_bytes(goods: Inventory, wanted: Callable[[dict], bool]) -> Optional[int]:
     """Bytes on the disk of the layers that are wanted, None where one cannot be measured."""
-    return added(layer_size(goods, row) for row in goods.layers.rows if wanted(row)) if goods.layers else None
+    return (
+        added(layer_size(goods, row) for row in goods.layers.rows if wanted(row))
+        if goods.layers
+        else None
+    )
 
 
 def added(sizes: Iterable[Optional[int]]) -> Optional[int]:
@@ -5574,8 +8622,16 @@ def promised(goods: Inventory, spoils: List[Spoil]) -> Optional[int]:
     """What all of it together gives back: layers that only images on the list share count too. None where a part is unknown."""
     images = {bare_id(one.id) for one in spoils if one.category == "images"}
 
-    shared = layer_bytes(goods, lambda row: row["role"] == "image" and bool(row["images"])
-                         and {image["id"] for image in row["images"]} <= images) if images else 0
+    shared = (
+        layer_bytes(
+            goods,
+            lambda row: row["role"] == "image"
+            and bool(row["images"])
+            and {image["id"] for image in row["images"]} <= images,
+        )
+        if images
+        else 0
+    )
     return added([one.size for one in spoils if one.category != "images"] + [shared])
 
 
@@ -5583,37 +8639,69 @@ def tell_gain(host: Host, report: dict, goods: Inventory, done: List[Spoil]) -> 
     """Measured on the disk; the file system may need a moment."""
     before, wanted, end = report["before"]["disk_free"], promised(goods, done), time.monotonic() + 5
     after = free_bytes(goods.root)
-    while before is not None and wanted and after - before < 0.95 * wanted and time.monotonic() < end:
+    while (
+        before is not None and wanted and after - before < 0.95 * wanted and time.monotonic() < end
+    ):
         time.sleep(0.2)
         after = free_bytes(goods.root)
     report["after"] = dict(space_now(host, goods), disk_free=after)
     report["freed"] = None if before is None or after is None else after - before
-    if wanted and report["freed"] is not None and abs(report["freed"] - wanted) > 0.05 * wanted + (1 << 20):
+    if (
+        wanted
+        and report["freed"] is not None
+        and abs(report["freed"] - wanted) > 0.05 * wanted + (1 << 20)
+    ):
         text = "%s were to be freed, the disk has %s more: other programs wrote or deleted meanwhile, or a process still holds a deleted file open"
-        add_finding(report, "reclaim-differs", "info", text % (show_size(wanted), show_size(report["freed"])), "lsof +L1 %s" % goods.root)
+        add_finding(
+            report,
+            "reclaim-differs",
+            "info",
+            text % (show_size(wanted), show_size(report["freed"])),
+            "lsof +L1 %s" % goods.root,
+        )
 
 
 def spoil_row(spoil: Spoil, status: str, msg: str) -> dict:
-    return {"target": spoil.name, "id": spoil.id, "status": status, "msg": msg, "category": spoil.category, "size": spoil.size}
+    return {
+        "target": spoil.name,
+        "id": spoil.id,
+        "status": status,
+        "msg": msg,
+        "category": spoil.category,
+        "size": spoil.size,
+    }
 
 
 def plan_reclaim(host: Host, report: dict, spoils: List[Spoil]) -> None:
-    lines = []                              # type: List[str]
+    lines = []  # type: List[str]
     for one in spoils:
         first = ""
         if one.category == "trim":
             inside = ("nsenter", "-t", one.refs[0], "-m", "--")
-            first, argv = sh_line(inside + ("mountpoint", "-q", one.refs[1])) + " && ", inside + ("fstrim", "-v", one.refs[1])
+            first, argv = sh_line(inside + ("mountpoint", "-q", one.refs[1])) + " && ", inside + (
+                "fstrim",
+                "-v",
+                one.refs[1],
+            )
         elif one.category == "logs":
             argv = ("truncate", "-s", "0", "--") + one.refs
         else:
             argv = host.docker + CATEGORIES[one.category] + one.refs
-        lines += [comment("%s %s: %s" % (one.category, one.name, one.lost)), first + "run " + sh_line(argv)]
+        lines += [
+            comment("%s %s: %s" % (one.category, one.name, one.lost)),
+            first + "run " + sh_line(argv),
+        ]
     report["script"] = script_text(report, lines, 0)
 
 
-LOOKS = {"logs": log_spoils, "trim": trim_spoils, "containers": stopped_spoils, "images": image_spoils, "build-cache": cache_spoils,
-         "volumes": volume_spoils}
+LOOKS = {
+    "logs": log_spoils,
+    "trim": trim_spoils,
+    "containers": stopped_spoils,
+    "images": image_spoils,
+    "build-cache": cache_spoils,
+    "volumes": volume_spoils,
+}
 DEEDS = {"logs": cut_logs, "trim": trim_layers}
 
 
@@ -5623,6 +8711,7 @@ DEEDS = {"logs": cut_logs, "trim": trim_layers}
 class LoopPool(NamedTuple):
     """name: the pool's; files, loops (device paths) and lengths (bytes) by 'data' and 'metadata'; spare: bytes that the disk under them can
     still take."""
+
     name: str
     thin: ThinPool
     files: Dict[str, str]
@@ -5633,10 +8722,20 @@ class LoopPool(NamedTuple):
 
 def run_pool(host: Host, opts: argparse.Namespace, report: dict) -> None:
     if opts.words[0] not in ("grow", "recreate"):
-        raise UsageError("pool takes grow or recreate, not %s" % opts.words[0], "python3 dockfix.py pool --help")
-    for option, owner in (("offline", "grow"), ("base_size", "recreate"), ("driver", "recreate"), ("backup", "recreate")):
+        raise UsageError(
+            "pool takes grow or recreate, not %s" % opts.words[0], "python3 dockfix.py pool --help"
+        )
+    for option, owner in (
+        ("offline", "grow"),
+        ("base_size", "recreate"),
+        ("driver", "recreate"),
+        ("backup", "recreate"),
+    ):
         if getattr(opts, option) and owner != opts.words[0]:
-            raise UsageError("--%s goes with pool %s" % (option.replace("_", "-"), owner), "python3 dockfix.py pool --help")
+            raise UsageError(
+                "--%s goes with pool %s" % (option.replace("_", "-"), owner),
+                "python3 dockfix.py pool --help",
+            )
     lock_storage(host, opts)
     (run_grow if opts.words[0] == "grow" else run_recreate)(host, opts, report)
 
@@ -5645,7 +8744,10 @@ def look_pool(host: Host, engine: Engine) -> LoopPool:
     """Raises EnvironmentFault for another driver, Refused for a pool that is no loop pool."""
     info = engine_info(host)
     if info["Driver"] != "devicemapper":
-        raise EnvironmentFault("the storage driver is %s; only devicemapper has a pool" % info["Driver"], "python3 dockfix.py storage")
+        raise EnvironmentFault(
+            "the storage driver is %s; only devicemapper has a pool" % info["Driver"],
+            "python3 dockfix.py storage",
+        )
     reported = pool_reported(info["DriverStatus"])
     name = str(reported["name"] or "")
     thin = thin_pool(host, name)
@@ -5655,45 +8757,84 @@ def look_pool(host: Host, engine: Engine) -> LoopPool:
         try:
             found = os.lstat(raw(files[kind]))
         except OSError:
-            raise Refused("the pool has no loop file %s: it lies on a device of its own (direct-lvm)" % files[kind],
-                          "lvextend -L +SIZE VG/POOL (lvs names it; the pool is %s), nothing else is needed" % name) from None
+            raise Refused(
+                "the pool has no loop file %s: it lies on a device of its own (direct-lvm)"
+                % files[kind],
+                "lvextend -L +SIZE VG/POOL (lvs names it; the pool is %s), nothing else is needed"
+                % name,
+            ) from None
         if not stat.S_ISREG(found.st_mode):
-            raise Refused("%s is not a regular file but a link or a device" % files[kind], "grow the device behind it: lvextend")
+            raise Refused(
+                "%s is not a regular file but a link or a device" % files[kind],
+                "grow the device behind it: lvextend",
+            )
         answer = expect(query_host(host, ("losetup", "-j", files[kind])), "losetup").out_text()
-        loops[kind] = next((one for one in re.findall(r"(?m)^(/dev/loop[0-9]+):", answer) if device_number(one) == device), "")
+        loops[kind] = next(
+            (
+                one
+                for one in re.findall(r"(?m)^(/dev/loop[0-9]+):", answer)
+                if device_number(one) == device
+            ),
+            "",
+        )
         if not loops[kind]:
-            raise Refused("the pool's %s device (%s) is not the loop device of %s" % (kind, device, files[kind]),
-                          "losetup -a; dmsetup table %s" % name)
+            raise Refused(
+                "the pool's %s device (%s) is not the loop device of %s"
+                % (kind, device, files[kind]),
+                "losetup -a; dmsetup table %s" % name,
+            )
         lengths[kind], taken = found.st_size, taken + found.st_blocks * 512
     return LoopPool(name, thin, files, loops, lengths, room_at(files["data"]) + taken)
 
 
 def check_health(pool: LoopPool) -> None:
     if pool.thin.state not in ("rw", "out_of_data_space") or pool.thin.needs_check:
-        raise Refused("the pool is in state %s%s: it must be mended first; until then only what runs can be read (docker export, docker cp)" % (
-            pool.thin.state, ", needs_check" if pool.thin.needs_check else ""), mend_pool(pool.files["metadata"]))
+        raise Refused(
+            "the pool is in state %s%s: it must be mended first; until then only what runs can be read (docker export, docker cp)"
+            % (pool.thin.state, ", needs_check" if pool.thin.needs_check else ""),
+            mend_pool(pool.files["metadata"]),
+        )
 
 
 def check_sizes(pool: LoopPool, sizes: Dict[str, int], overcommit: bool) -> None:
-    if METADATA_MAX < sizes["metadata"] != pool.lengths["metadata"]:        # one that is longer already does no harm
-        raise Refused("metadata of %s: dm-thin can use 15.88 GiB at most" % show_size(sizes["metadata"]),
-                      "--metadata 15G; a full pool of 100 GiB needs 0.1 GiB")
+    if (
+        METADATA_MAX < sizes["metadata"] != pool.lengths["metadata"]
+    ):  # one that is longer already does no harm
+        raise Refused(
+            "metadata of %s: dm-thin can use 15.88 GiB at most" % show_size(sizes["metadata"]),
+            "--metadata 15G; a full pool of 100 GiB needs 0.1 GiB",
+        )
     if sum(sizes.values()) > pool.spare and not overcommit:
-        facts = (os.path.dirname(pool.files["data"]), show_size(pool.spare), show_size(sum(sizes.values())))
-        raise Refused("the disk under %s can take %s in all, not %s: it would fill before the pool does" % facts,
-                      "a smaller size, or --overcommit; relocate moves Docker to a larger disk")
+        facts = (
+            os.path.dirname(pool.files["data"]),
+            show_size(pool.spare),
+            show_size(sum(sizes.values())),
+        )
+        raise Refused(
+            "the disk under %s can take %s in all, not %s: it would fill before the pool does"
+            % facts,
+            "a smaller size, or --overcommit; relocate moves Docker to a larger disk",
+        )
 
 
 def asked_sizes(opts: argparse.Namespace, pool: LoopPool) -> Dict[str, int]:
     """Bytes by kind, whole MiB; what is not asked for is the size of now."""
-    asked = {kind: parse_size(text, pool.lengths[kind]) if text else pool.lengths[kind]
-             for kind, text in (("data", opts.data), ("metadata", opts.metadata))}
-    return {kind: size if size == pool.lengths[kind] else size >> 20 << 20 for kind, size in asked.items()}
+    asked = {
+        kind: parse_size(text, pool.lengths[kind]) if text else pool.lengths[kind]
+        for kind, text in (("data", opts.data), ("metadata", opts.metadata))
+    }
+    return {
+        kind: size if size == pool.lengths[kind] else size >> 20 << 20
+        for kind, size in asked.items()
+    }
 
 
 def run_grow(host: Host, opts: argparse.Namespace, report: dict) -> None:
     if not opts.data and not opts.metadata:
-        raise UsageError("how large? --data SIZE, --metadata SIZE, or both", "python3 dockfix.py pool grow --data +100G")
+        raise UsageError(
+            "how large? --data SIZE, --metadata SIZE, or both",
+            "python3 dockfix.py pool grow --data +100G",
+        )
     for text in (opts.data, opts.metadata):
         parse_size(text or "0", 0)
     engine = look_engine(host, opts.offline)
@@ -5701,40 +8842,95 @@ def run_grow(host: Host, opts: argparse.Namespace, report: dict) -> None:
     sizes = asked_sizes(opts, pool)
     for kind in ("data", "metadata"):
         if sizes[kind] < pool.lengths[kind]:
-            raise Refused("%s has %s already, and a thin pool never shrinks" % (kind, show_size(pool.lengths[kind])),
-                          "python3 dockfix.py pool recreate --%s %s --backup DIR" % (kind, size_word(sizes[kind])))
+            raise Refused(
+                "%s has %s already, and a thin pool never shrinks"
+                % (kind, show_size(pool.lengths[kind])),
+                "python3 dockfix.py pool recreate --%s %s --backup DIR"
+                % (kind, size_word(sizes[kind])),
+            )
     check_health(pool)
     check_sizes(pool, sizes, opts.overcommit)
     if opts.offline:
         check_stop(host, engine, opts.lose_autoremove)
-    now = dict(pool.lengths, data=min(pool.lengths["data"], pool.thin.sectors * 512))       # a file may be longer than what the pool has of it
+    now = dict(
+        pool.lengths, data=min(pool.lengths["data"], pool.thin.sectors * 512)
+    )  # a file may be longer than what the pool has of it
     larger = [kind for kind in sizes if sizes[kind] // 512 > now[kind] // 512]
-    wanted = [("storage-opt", "dm.loop%ssize" % kind, size_word(sizes[kind])) for kind in sizes if getattr(opts, kind)]
+    wanted = [
+        ("storage-opt", "dm.loop%ssize" % kind, size_word(sizes[kind]))
+        for kind in sizes
+        if getattr(opts, kind)
+    ]
     options = option_steps(wanted, add=False)
-    steps = (grow_offline(engine, pool, sizes) if opts.offline else grow_online(pool, sizes)) if larger else ()
+    steps = (
+        (grow_offline(engine, pool, sizes) if opts.offline else grow_online(pool, sizes))
+        if larger
+        else ()
+    )
     already = "as large as that already" + (", and from now on by its options" if options else "")
-    goal = ", ".join("%s %s -> %s" % (kind, size_word(now[kind]), size_word(sizes[kind])) for kind in larger) or already
-    at = next((number for number, step in enumerate(steps) if step.daemon == "up"), len(steps))         # before the daemon is started
-    plan = Plan(new_name("pool-grow"), "pool grow", "pool %s: %s" % (pool.name, goal), steps[:at] + options + steps[at:],
-                facts=dict(pool_places(pool), lengths=[superblock_test("has", pool, kind) for kind in larger]))
+    goal = (
+        ", ".join(
+            "%s %s -> %s" % (kind, size_word(now[kind]), size_word(sizes[kind])) for kind in larger
+        )
+        or already
+    )
+    at = next(
+        (number for number, step in enumerate(steps) if step.daemon == "up"), len(steps)
+    )  # before the daemon is started
+    plan = Plan(
+        new_name("pool-grow"),
+        "pool grow",
+        "pool %s: %s" % (pool.name, goal),
+        steps[:at] + options + steps[at:],
+        facts=dict(
+            pool_places(pool), lengths=[superblock_test("has", pool, kind) for kind in larger]
+        ),
+    )
     if not plan.steps:
         return change_row(report, plan, "unchanged", plan.goal)
     count = sum(map(runs, engine.containers))
-    stops = "docker and its %d running containers stop meanwhile" % count if opts.offline and larger else "nothing stops"
+    stops = (
+        "docker and its %d running containers stop meanwhile" % count
+        if opts.offline and larger
+        else "nothing stops"
+    )
     run_change(host, opts, report, plan, "grow the pool %s (%s; %s)?" % (pool.name, goal, stops))
 
 
 def pool_places(pool: LoopPool) -> dict:
     """Facts for of_today: of each loop file its device; the prefix of the pool's name, in which its disk's number is."""
     home = os.path.dirname(os.path.dirname(pool.files["data"]))
-    return {"loops": {pool.files[kind]: [loop, device_number(loop)] for kind, loop in pool.loops.items()}, "prefix": [home, pool_prefix(home)]}
+    return {
+        "loops": {
+            pool.files[kind]: [loop, device_number(loop)] for kind, loop in pool.loops.items()
+        },
+        "prefix": [home, pool_prefix(home)],
+    }
 
 
 def superblock_test(mode: str, pool: LoopPool, kind: str) -> Tuple[str, ...]:
     """A test of the pool's superblock (struct thin_disk_superblock, nr_blocks of its two space maps): the number of blocks is that of now.
-    It is there with the pool down too, and it tells whether the pool was ever loaded with another length."""
-    at, blocks = ("64", pool.thin.data_total // pool.thin.block) if kind == "data" else ("192", pool.thin.metadata_total // 4096)
-    return (mode, "%016x" % blocks, "od", "-A", "n", "-t", "x8", "-j", at, "-N", "8", pool.files["metadata"])
+    It is there with the pool down too, and it tells whether the pool was ever loaded with another length.
+    """
+    at, blocks = (
+        ("64", pool.thin.data_total // pool.thin.block)
+        if kind == "data"
+        else ("192", pool.thin.metadata_total // 4096)
+    )
+    return (
+        mode,
+        "%016x" % blocks,
+        "od",
+        "-A",
+        "n",
+        "-t",
+        "x8",
+        "-j",
+        at,
+        "-N",
+        "8",
+        pool.files["metadata"],
+    )
 
 
 def lengthen(pool: LoopPool, sizes: Dict[str, int]) -> Tuple[Step, ...]:
@@ -5743,47 +8939,108 @@ def lengthen(pool: LoopPool, sizes: Dict[str, int]) -> Tuple[Step, ...]:
     steps = []
     for kind, path in pool.files.items():
         old, new = pool.lengths[kind], sizes[kind]
-        undo = (Step("cut %s back" % path, ("truncate", "-s", str(old), path), (("says", str(old), "stat", "-c", "%s", path),),
-                     unless=(superblock_test("lacks", pool, kind),)),
-                Step("tell %s" % pool.loops[kind], ("losetup", "-c", pool.loops[kind]),     # after a reboot it may be another's, or none
-                     unless=(("lacks", pool.loops[kind] + ":", "losetup", "-j", path),)))
+        undo = (
+            Step(
+                "cut %s back" % path,
+                ("truncate", "-s", str(old), path),
+                (("says", str(old), "stat", "-c", "%s", path),),
+                unless=(superblock_test("lacks", pool, kind),),
+            ),
+            Step(
+                "tell %s" % pool.loops[kind],
+                ("losetup", "-c", pool.loops[kind]),  # after a reboot it may be another's, or none
+                unless=(("lacks", pool.loops[kind] + ":", "losetup", "-j", path),),
+            ),
+        )
         if new > old:
-            steps.append(Step("lengthen %s to %s" % (path, size_word(new)), ("truncate", "-s", str(new), path),
-                              (("says", str(new), "stat", "-c", "%s", path),), undo))
+            steps.append(
+                Step(
+                    "lengthen %s to %s" % (path, size_word(new)),
+                    ("truncate", "-s", str(new), path),
+                    (("says", str(new), "stat", "-c", "%s", path),),
+                    undo,
+                )
+            )
     return tuple(steps)
 
 
 def grow_online(pool: LoopPool, sizes: Dict[str, int]) -> Tuple[Step, ...]:
     """No suspend of its own: resume suspends, swaps and goes on by itself, so that a kill leaves no frozen pool."""
     steps, table, sectors = lengthen(pool, sizes), pool.thin.table, sizes["data"] // 512
-    live, blocks = ("has", "ACTIVE", "dmsetup", "info", pool.name), min(sizes["metadata"], METADATA_MAX) // 4096
-    grown = (("has", "0 %d thin-pool" % sectors, "dmsetup", "table", pool.name), ("has", "/%d " % blocks, "dmsetup", "status", pool.name), live)
-    for kind, loop in pool.loops.items():       # after a reboot the pool has the new length by itself, and may be on other loop devices
-        seen = ("says", str(sizes[kind] // 512), "cat", "/sys/block/%s/size" % os.path.basename(loop))
-        steps += (Step("tell %s the new length" % loop, ("losetup", "-c", loop), (seen,), unless=grown),)
+    live, blocks = ("has", "ACTIVE", "dmsetup", "info", pool.name), min(
+        sizes["metadata"], METADATA_MAX
+    ) // 4096
+    grown = (
+        ("has", "0 %d thin-pool" % sectors, "dmsetup", "table", pool.name),
+        ("has", "/%d " % blocks, "dmsetup", "status", pool.name),
+        live,
+    )
+    for (
+        kind,
+        loop,
+    ) in (
+        pool.loops.items()
+    ):  # after a reboot the pool has the new length by itself, and may be on other loop devices
+        seen = (
+            "says",
+            str(sizes[kind] // 512),
+            "cat",
+            "/sys/block/%s/size" % os.path.basename(loop),
+        )
+        steps += (
+            Step("tell %s the new length" % loop, ("losetup", "-c", loop), (seen,), unless=grown),
+        )
     load, switch = ("dmsetup", "reload", pool.name, "--table"), ("dmsetup", "resume", pool.name)
     frozen = (("lacks", "SUSPENDED") + live[2:],)
-    forget = Step("forget the new table", ("dmsetup", "clear", pool.name), unless=(("not",) + live[2:],))
-    undo = (Step("load the pool's old table", load + (table,), unless=frozen), Step("switch the pool to it", switch, unless=frozen))
-    return steps + (Step("load the pool's new table beside the old one", load + (pool.thin.longer(sectors),), unless=grown, undo=(forget,)),
-                    Step("switch the pool to its new length", switch, grown, undo))
+    forget = Step(
+        "forget the new table", ("dmsetup", "clear", pool.name), unless=(("not",) + live[2:],)
+    )
+    undo = (
+        Step("load the pool's old table", load + (table,), unless=frozen),
+        Step("switch the pool to it", switch, unless=frozen),
+    )
+    return steps + (
+        Step(
+            "load the pool's new table beside the old one",
+            load + (pool.thin.longer(sectors),),
+            unless=grown,
+            undo=(forget,),
+        ),
+        Step("switch the pool to its new length", switch, grown, undo),
+    )
 
 
 def grow_offline(engine: Engine, pool: LoopPool, sizes: Dict[str, int]) -> Tuple[Step, ...]:
     grown = ("has", "0 %d thin-pool" % (sizes["data"] // 512), "dmsetup", "table", pool.name)
-    return down_steps(engine, pool.name) + lengthen(pool, sizes) + up_steps(engine, pool.name) + run_again(engine) + (
-        Step("the pool has its new length", check=(grown,)),)
+    return (
+        down_steps(engine, pool.name)
+        + lengthen(pool, sizes)
+        + up_steps(engine, pool.name)
+        + run_again(engine)
+        + (Step("the pool has its new length", check=(grown,)),)
+    )
 
 
-SET_ASIDE = ("devicemapper", "image", "containers", "buildkit")      # volumes, networks and plugins stay
+SET_ASIDE = (
+    "devicemapper",
+    "image",
+    "containers",
+    "buildkit",
+)  # volumes, networks and plugins stay
 
 
 def run_recreate(host: Host, opts: argparse.Namespace, report: dict) -> None:
     driver = opts.driver or "devicemapper"
-    if driver not in ("devicemapper", "overlay2") or driver == "overlay2" and (opts.data or opts.metadata or opts.base_size):
+    if (
+        driver not in ("devicemapper", "overlay2")
+        or driver == "overlay2"
+        and (opts.data or opts.metadata or opts.base_size)
+    ):
         raise UsageError("--driver takes overlay2 (then without sizes) or devicemapper")
     if not opts.backup:
-        raise UsageError("where to, with the backup? --backup DIR, a folder on another disk that does not exist yet")
+        raise UsageError(
+            "where to, with the backup? --backup DIR, a folder on another disk that does not exist yet"
+        )
     for text in (opts.data, opts.metadata, opts.base_size):
         parse_size(text or "0", 0)
     engine = look_engine(host)
@@ -5791,28 +9048,69 @@ def run_recreate(host: Host, opts: argparse.Namespace, report: dict) -> None:
     sizes = asked_sizes(opts, pool)
     stock = look_stock(host, engine.containers)
     size = check_recreate(host, opts, engine, stock, pool, sizes, driver)
-    sized = {"StorageOpt": {}} if driver == "overlay2" else {}      # which knows no size of a container's own
-    sizes_of = {title_of(one): (one["HostConfig"].get("StorageOpt") or {}).get("size") for one in engine.containers if sized}
-    limits = ["the limit of %s's own files (%s): overlay2 sets none" % pair for pair in sizes_of.items() if pair[1]]
-    stock = stock._replace(containers=[dict(one, HostConfig=dict(one["HostConfig"], **sized)) for one in engine.containers
-                                       if not (runs(one) and one["HostConfig"].get("AutoRemove"))])
+    sized = (
+        {"StorageOpt": {}} if driver == "overlay2" else {}
+    )  # which knows no size of a container's own
+    sizes_of = {
+        title_of(one): (one["HostConfig"].get("StorageOpt") or {}).get("size")
+        for one in engine.containers
+        if sized
+    }
+    limits = [
+        "the limit of %s's own files (%s): overlay2 sets none" % pair
+        for pair in sizes_of.items()
+        if pair[1]
+    ]
+    stock = stock._replace(
+        containers=[
+            dict(one, HostConfig=dict(one["HostConfig"], **sized))
+            for one in engine.containers
+            if not (runs(one) and one["HostConfig"].get("AutoRemove"))
+        ]
+    )
     kept = plan_backup(host, os.path.abspath(opts.backup), stock, [], live=False)
-    kept = kept._replace(loads=[name for name, refs in (("images.tar", image_refs(stock.images)), ("own.tar", own_refs(kept))) if refs],
-                         left_out=list(kept.left_out) + limits)
+    kept = kept._replace(
+        loads=[
+            name
+            for name, refs in (
+                ("images.tar", image_refs(stock.images)),
+                ("own.tar", own_refs(kept)),
+            )
+            if refs
+        ],
+        left_out=list(kept.left_out) + limits,
+    )
     plan = plan_recreate(host, opts, engine, pool, kept, sizes, driver, size)
     report["left_out"] = kept.left_out
     for line in kept.left_out:
         say("dockfix: not in the backup: " + line)
-    run_change(host, opts, report, plan, "stop docker, set %s aside, and build it anew as %s?" % (", ".join(SET_ASIDE), plan.goal))
+    run_change(
+        host,
+        opts,
+        report,
+        plan,
+        "stop docker, set %s aside, and build it anew as %s?" % (", ".join(SET_ASIDE), plan.goal),
+    )
     compare_stock(host, opts, report, plan)
 
 
-def check_recreate(host: Host, opts: argparse.Namespace, engine: Engine, stock: Stock, pool: LoopPool, sizes: Dict[str, int], driver: str) -> int:
+def check_recreate(
+    host: Host,
+    opts: argparse.Namespace,
+    engine: Engine,
+    stock: Stock,
+    pool: LoopPool,
+    sizes: Dict[str, int],
+    driver: str,
+) -> int:
     """Bytes that the backup takes. Raises Refused."""
     info, folder = engine_info(host), os.path.abspath(opts.backup)
     if str(info["Swarm"] or "inactive") not in ("inactive", "None"):
-        raise Refused("this host is a node of a swarm (%s): its tasks and secrets cannot be carried over" % info["Swarm"],
-                      "docker swarm leave, then again")
+        raise Refused(
+            "this host is a node of a swarm (%s): its tasks and secrets cannot be carried over"
+            % info["Swarm"],
+            "docker swarm leave, then again",
+        )
     check_health(pool)
     if driver == "overlay2":
         check_overlay(host, engine.root)
@@ -5821,105 +9119,230 @@ def check_recreate(host: Host, opts: argparse.Namespace, engine: Engine, stock: 
     check_stop(host, engine, opts.lose_autoremove)
     check_pools(host, every_pool(pool.name), pool.name)
     size, room = backup_size(host, stock), room_at(engine.root)
-    same = os.stat(raw(os.path.dirname(folder))).st_dev == os.stat(raw(engine.root)).st_dev if os.path.isdir(os.path.dirname(folder)) else False
+    same = (
+        os.stat(raw(os.path.dirname(folder))).st_dev == os.stat(raw(engine.root)).st_dev
+        if os.path.isdir(os.path.dirname(folder))
+        else False
+    )
     check_folder(host, folder, size * 2 if same else size)
     if size > room:
-        raise Refused("old and new lie side by side for a while: the new one takes up to %s, and the disk of %s has %s free" % (
-            show_size(size), engine.root, show_size(room)), "python3 dockfix.py reclaim --images --containers, or relocate first")
+        raise Refused(
+            "old and new lie side by side for a while: the new one takes up to %s, and the disk of %s has %s free"
+            % (show_size(size), engine.root, show_size(room)),
+            "python3 dockfix.py reclaim --images --containers, or relocate first",
+        )
     return size
 
 
 def check_overlay(host: Host, root: str) -> None:
     """overlay2 needs the kernel's overlay, and a file system that it works on."""
-    if "\toverlay\n" not in host_text("/proc/filesystems") and query_host(host, ("modprobe", "-n", "overlay")).rc:
-        raise Refused("this kernel has no overlay file system", "keep devicemapper: leave --driver out")
+    if (
+        "\toverlay\n" not in host_text("/proc/filesystems")
+        and query_host(host, ("modprobe", "-n", "overlay")).rc
+    ):
+        raise Refused(
+            "this kernel has no overlay file system", "keep devicemapper: leave --driver out"
+        )
     check_disk(host, "overlay2", root)
 
 
-def plan_recreate(host: Host, opts: argparse.Namespace, engine: Engine, pool: LoopPool, kept: Backup, sizes: Dict[str, int], driver: str,
-                  size: int) -> Plan:
+def plan_recreate(
+    host: Host,
+    opts: argparse.Namespace,
+    engine: Engine,
+    pool: LoopPool,
+    kept: Backup,
+    sizes: Dict[str, int],
+    driver: str,
+    size: int,
+) -> Plan:
     """size: bytes of the backup."""
     name = new_name("pool-recreate")
-    keeps, stock, overlay = os.path.join(engine.root, ".dockfix-" + name), kept.stock, driver == "overlay2"
+    keeps, stock, overlay = (
+        os.path.join(engine.root, ".dockfix-" + name),
+        kept.stock,
+        driver == "overlay2",
+    )
     base = ", base size %s" % opts.base_size if opts.base_size else ""
-    goal = "overlay2" if overlay else "a pool of %s data, %s metadata%s" % (show_size(sizes["data"]), show_size(sizes["metadata"]), base)
-    backup = settings_steps(host, kept) + save_steps(host, kept, "images.tar", image_refs(stock.images), size)
-    own = own_steps(host, kept) + save_steps(host, kept, "own.tar", own_refs(kept)) + volume_steps(host, kept)
+    goal = (
+        "overlay2"
+        if overlay
+        else "a pool of %s data, %s metadata%s"
+        % (show_size(sizes["data"]), show_size(sizes["metadata"]), base)
+    )
+    backup = settings_steps(host, kept) + save_steps(
+        host, kept, "images.tar", image_refs(stock.images), size
+    )
+    own = (
+        own_steps(host, kept)
+        + save_steps(host, kept, "own.tar", own_refs(kept))
+        + volume_steps(host, kept)
+    )
     sealed = seal_step(kept)._replace(undo=())
     own += [step._replace(title="verify " + step.title) for step in check_steps(kept)] + [sealed]
     new = restore_steps(host, kept, Stock([], [], stock.networks, stock.volumes), fill=False)
     new += [step for doc in stock.containers for step in container_steps(host, kept, doc)]
-    started = [step._replace(soft=True, wait=5, daemon="up", undo=stop_again(host, engine, step)) for doc in stock.containers
-               for step in run_steps(host, [doc], title_of(doc), state_test(host, title_of(doc), ".State.Running", "true"))]
-    backup, own = ([step._replace(until=sealed.title) if step.target else step for step in some] for some in (backup, own))
-    steps = [engine.start()._replace(title="docker answers", undo=run_again(engine), daemon="up")] + backup
+    started = [
+        step._replace(soft=True, wait=5, daemon="up", undo=stop_again(host, engine, step))
+        for doc in stock.containers
+        for step in run_steps(
+            host, [doc], title_of(doc), state_test(host, title_of(doc), ".State.Running", "true")
+        )
+    ]
+    backup, own = (
+        [step._replace(until=sealed.title) if step.target else step for step in some]
+        for some in (backup, own)
+    )
+    steps = [
+        engine.start()._replace(title="docker answers", undo=run_again(engine), daemon="up")
+    ] + backup
     steps += unattended(host, stock) + halt_steps(host, stock)
     steps += nothing_new(host, engine, stock) + own + nothing_new(host, engine, stock)
-    glob = every_pool(pool.name)            # the new one has another name, and may be up after a reboot
-    steps += down_steps(engine, glob)[1:] + hold_steps(engine, True) + set_aside(engine, keeps, overlay)
+    glob = every_pool(pool.name)  # the new one has another name, and may be up after a reboot
+    steps += (
+        down_steps(engine, glob)[1:] + hold_steps(engine, True) + set_aside(engine, keeps, overlay)
+    )
     steps += () if overlay else make_pool(engine, keeps, sizes)
-    steps += option_steps(new_options(opts, sizes, driver)) + hold_steps(engine, False) + up_steps(engine, "" if overlay else glob)
+    steps += (
+        option_steps(new_options(opts, sizes, driver))
+        + hold_steps(engine, False)
+        + up_steps(engine, "" if overlay else glob)
+    )
     seen = (("has", "Storage Driver: " + driver) + host.docker + ("info",),)
-    seen += () if overlay else (("has", "0 %d thin-pool" % (sizes["data"] // 512), "dmsetup", "table"),)
+    seen += (
+        () if overlay else (("has", "0 %d thin-pool" % (sizes["data"] // 512), "dmsetup", "table"),)
+    )
     # undone as a whole: the tree is set aside
-    steps += [Step("the daemon has the new storage", check=seen)] + [step._replace(undo=()) for step in new] + started
+    steps += (
+        [Step("the daemon has the new storage", check=seen)]
+        + [step._replace(undo=()) for step in new]
+        + started
+    )
     ask_id = host.docker + ("inspect", "--type", "image", "-f", "{{.Id}}")
-    back = tuple(("says", one["Id"]) + ask_id + (ref,) for one in stock.images for ref in image_refs([one]))
+    back = tuple(
+        ("says", one["Id"]) + ask_id + (ref,) for one in stock.images for ref in image_refs([one])
+    )
     steps.append(Step("every image is back under its id", check=back))
-    facts = {"containers": [title_of(one) for one in stock.containers], "backup": kept.folder, "disk": disk_tests(host, kept.folder),
-             "images": image_refs(stock.images) + [own_ref(kept, one, BACK) for one in stock.containers]}
+    facts = {
+        "containers": [title_of(one) for one in stock.containers],
+        "backup": kept.folder,
+        "disk": disk_tests(host, kept.folder),
+        "images": image_refs(stock.images) + [own_ref(kept, one, BACK) for one in stock.containers],
+    }
     return Plan(name, "pool recreate", goal, tuple(steps), keeps, facts)
 
 
-def new_options(opts: argparse.Namespace, sizes: Dict[str, int], driver: str) -> List[Tuple[str, str, Optional[str]]]:
+def new_options(
+    opts: argparse.Namespace, sizes: Dict[str, int], driver: str
+) -> List[Tuple[str, str, Optional[str]]]:
     """The daemon's options for the new storage, for option_steps."""
-    wanted = [("storage-driver", "", driver)]   # type: List[Tuple[str, str, Optional[str]]]
+    wanted = [("storage-driver", "", driver)]  # type: List[Tuple[str, str, Optional[str]]]
     if driver == "overlay2":
         values = [value for source in option_sources() for _, value in source.options]
-        return wanted + [("storage-opt", key, None) for key in sorted({value.partition("=")[0] for value in values if value.startswith("dm.")})]
-    wanted += [("storage-opt", "dm.loop%ssize" % kind, size_word(size)) for kind, size in sizes.items()]
-    return wanted + ([("storage-opt", "dm.basesize", size_word(parse_size(opts.base_size)))] if opts.base_size else [])
+        return wanted + [
+            ("storage-opt", key, None)
+            for key in sorted(
+                {value.partition("=")[0] for value in values if value.startswith("dm.")}
+            )
+        ]
+    wanted += [
+        ("storage-opt", "dm.loop%ssize" % kind, size_word(size)) for kind, size in sizes.items()
+    ]
+    return wanted + (
+        [("storage-opt", "dm.basesize", size_word(parse_size(opts.base_size)))]
+        if opts.base_size
+        else []
+    )
 
 
 def nothing_new(host: Host, engine: Engine, stock: Stock) -> List[Step]:
     """What others make, or tag anew, meanwhile would be in the old tree only. The images that dockfix makes itself are left out."""
-    names = ["%s %s" % (name, one["Id"]) for one in stock.images for name in
-             (one.get("RepoTags") or ["<none>:<none>"]) + [digest.split("@")[0] + ":<none>" for digest in one.get("RepoDigests") or []]]
-    form = "{{if ne .Repository \"%s\"}}{{.Repository}}:{{.Tag}} {{.ID}}{{end}}" % KEPT
-    looks = (("containers", ("ps", "-aq", "--no-trunc"), [one["Id"] for one in engine.containers]),
-             ("images", ("images", "--no-trunc", "--format", form), names))
-    return [Step("see that nobody made %s meanwhile" % what, check=(("among", "\n".join(sorted(known))) + host.docker + words,))
-            for what, words, known in looks]
+    names = [
+        "%s %s" % (name, one["Id"])
+        for one in stock.images
+        for name in (one.get("RepoTags") or ["<none>:<none>"])
+        + [digest.split("@")[0] + ":<none>" for digest in one.get("RepoDigests") or []]
+    ]
+    form = '{{if ne .Repository "%s"}}{{.Repository}}:{{.Tag}} {{.ID}}{{end}}' % KEPT
+    looks = (
+        ("containers", ("ps", "-aq", "--no-trunc"), [one["Id"] for one in engine.containers]),
+        ("images", ("images", "--no-trunc", "--format", form), names),
+    )
+    return [
+        Step(
+            "see that nobody made %s meanwhile" % what,
+            check=(("among", "\n".join(sorted(known))) + host.docker + words,),
+        )
+        for what, words, known in looks
+    ]
 
 
 def stop_again(host: Host, engine: Engine, step: Step) -> Tuple[Step, ...]:
     """Undoes one of run_steps: a daemon that is stopped waits 15 s for its containers and then leaves them behind, running."""
-    verb, what = {"start": ("stop", ".State.Running"), "pause": ("unpause", ".State.Paused")}[step.argv[-2]]
-    return (act(host, "%s %s" % (verb, step.argv[-1]), (verb, step.argv[-1]), check=(state_test(host, step.argv[-1], what, "false"),), soft=True,
-                unless=(("not",) + answers_test(engine.docker)[1:],)),)
+    verb, what = {"start": ("stop", ".State.Running"), "pause": ("unpause", ".State.Paused")}[
+        step.argv[-2]
+    ]
+    return (
+        act(
+            host,
+            "%s %s" % (verb, step.argv[-1]),
+            (verb, step.argv[-1]),
+            check=(state_test(host, step.argv[-1], what, "false"),),
+            soft=True,
+            unless=(("not",) + answers_test(engine.docker)[1:],),
+        ),
+    )
 
 
 def unattended(host: Host, stock: Stock) -> List[Step]:
     """Restart policies off while containers are stopped by hand: a reboot in between must not start, and change, what is being backed up."""
     steps = []
     for doc in stock.containers:
-        policy, title = SHAPES["restart"](doc["HostConfig"].get("RestartPolicy") or {}), title_of(doc)
-        gone = (("not",) + inspect_words(host, "container") + (doc["Id"],), answers_test(host.docker))
+        policy, title = SHAPES["restart"](doc["HostConfig"].get("RestartPolicy") or {}), title_of(
+            doc
+        )
+        gone = (
+            ("not",) + inspect_words(host, "container") + (doc["Id"],),
+            answers_test(host.docker),
+        )
         for one in policy:
-            again = act(host, "restart policy of %s" % title, ("update", "--restart=" + one, doc["Id"]), unless=gone)
-            steps.append(act(host, "no restart of %s meanwhile" % title, ("update", "--restart=no", doc["Id"]), undo=(again,)))
+            again = act(
+                host,
+                "restart policy of %s" % title,
+                ("update", "--restart=" + one, doc["Id"]),
+                unless=gone,
+            )
+            steps.append(
+                act(
+                    host,
+                    "no restart of %s meanwhile" % title,
+                    ("update", "--restart=no", doc["Id"]),
+                    undo=(again,),
+                )
+            )
     return steps
 
 
 def set_aside(engine: Engine, keeps: str, overlay: bool) -> Tuple[Step, ...]:
     """Renames inside the root. What the new daemon makes at the same places goes to KEEPS/newer-... on the way back."""
-    steps = [Step("make " + keeps, ("mkdir", "-m", "700", keeps), (("ok", "test", "-d", keeps),), (tidy_step(keeps),))]
+    steps = [
+        Step(
+            "make " + keeps,
+            ("mkdir", "-m", "700", keeps),
+            (("ok", "test", "-d", keeps),),
+            (tidy_step(keeps),),
+        )
+    ]
     for part in SET_ASIDE + ("overlay2",) * overlay:
         old, stray = os.path.join(engine.root, part), os.path.join(keeps, "newer-" + part)
         if os.path.lexists(raw(old)):
             steps.append(move_step("set %s aside" % old, old, os.path.join(keeps, part), stray))
         else:
-            newer = Step("move the newer %s aside" % old, ("mv", "-T", old, stray), (("not", "test", "-e", old),))
+            newer = Step(
+                "move the newer %s aside" % old,
+                ("mv", "-T", old, stray),
+                (("not", "test", "-e", old),),
+            )
             steps.append(Step("there is no %s yet" % old, undo=(newer,)))
     return tuple(steps)
 
@@ -5927,13 +9350,29 @@ def set_aside(engine: Engine, keeps: str, overlay: bool) -> Tuple[Step, ...]:
 def make_pool(engine: Engine, keeps: str, sizes: Dict[str, int]) -> Tuple[Step, ...]:
     """The notes' dd: it only sets a length, and it would cut a longer file, so only in a folder that is dockfix's own."""
     made, place = os.path.join(keeps, "made"), os.path.join(engine.root, "devicemapper")
-    steps = [Step("make " + made, ("mkdir", "-p", "-m", "700", made + "/devicemapper"),
-                  (("ok", "test", "-d", made + "/devicemapper", "-o", "-d", place),))]
+    steps = [
+        Step(
+            "make " + made,
+            ("mkdir", "-p", "-m", "700", made + "/devicemapper"),
+            (("ok", "test", "-d", made + "/devicemapper", "-o", "-d", place),),
+        )
+    ]
     for kind, size in sizes.items():
         path = os.path.join(made, "devicemapper", kind)
-        steps.append(Step("make %s, %s" % (path, show_size(size)), ("dd", "if=/dev/zero", "of=" + path, "bs=1M", "count=0", "seek=%d" % (size >> 20)),
-                          (("says", str(size >> 20 << 20), "stat", "-c", "%s", path),)))
-    return tuple(steps) + (Step("put it in place", ("mv", "-T", made, place), (("ok", "test", "!", "-e", made, "-a", "-d", place),)),)
+        steps.append(
+            Step(
+                "make %s, %s" % (path, show_size(size)),
+                ("dd", "if=/dev/zero", "of=" + path, "bs=1M", "count=0", "seek=%d" % (size >> 20)),
+                (("says", str(size >> 20 << 20), "stat", "-c", "%s", path),),
+            )
+        )
+    return tuple(steps) + (
+        Step(
+            "put it in place",
+            ("mv", "-T", made, place),
+            (("ok", "test", "!", "-e", made, "-a", "-d", place),),
+        ),
+    )
 
 
 # --- relocate: the Docker root on another disk
@@ -5942,6 +9381,7 @@ def make_pool(engine: Engine, keeps: str, sizes: Dict[str, int]) -> Tuple[Step, 
 class Move(NamedTuple):
     """old: Docker's root without links and without the uid.gid part of remapping; new: where it goes; size: allocated bytes;
     made: `new` is there already, and empty."""
+
     old: str
     new: str
     size: int
@@ -5954,9 +9394,24 @@ def run_relocate(host: Host, opts: argparse.Namespace, report: dict) -> None:
     check_stop(host, engine, opts.lose_autoremove)
     move, name = look_move(host, engine, opts.words[0]), new_name("relocate")
     aside = move.old if os.path.ismount(raw(move.old)) else "%s.dockfix-%s" % (move.old, name)
-    plan = Plan(name, "relocate", "move Docker's root from %s to %s" % (move.old, move.new), move_steps(host, opts, engine, move, aside),
-                aside, dict(object_names(host), left=move.new, disk=disk_tests(host, move.new), old=os.stat(raw(move.old)).st_ino))
-    question = "move %s from %s to %s? Docker and its containers stop meanwhile" % (show_size(move.size), move.old, move.new)
+    plan = Plan(
+        name,
+        "relocate",
+        "move Docker's root from %s to %s" % (move.old, move.new),
+        move_steps(host, opts, engine, move, aside),
+        aside,
+        dict(
+            object_names(host),
+            left=move.new,
+            disk=disk_tests(host, move.new),
+            old=os.stat(raw(move.old)).st_ino,
+        ),
+    )
+    question = "move %s from %s to %s? Docker and its containers stop meanwhile" % (
+        show_size(move.size),
+        move.old,
+        move.new,
+    )
     run_change(host, opts, report, plan, question)
 
 
@@ -5966,86 +9421,228 @@ def look_move(host: Host, engine: Engine, word: str) -> Move:
     old, new = re.sub(r"/[0-9]+\.[0-9]+\Z", "", engine.root), real_path(word)
     where = new if os.path.isdir(raw(new)) else os.path.dirname(new)
     if not re.match(r"/[\w./+:@=-]+\Z", new, re.A):
-        raise UsageError("NEW_ROOT %s: blanks, quotes and the like do not survive in the daemon's settings" % word,
-                         "a plain path, such as /data/docker")
+        raise UsageError(
+            "NEW_ROOT %s: blanks, quotes and the like do not survive in the daemon's settings"
+            % word,
+            "a plain path, such as /data/docker",
+        )
     if (new + "/").startswith(old + "/") or (old + "/").startswith(new + "/"):
         raise Refused("%s and %s lie in one another" % (new, old), "a folder on another disk")
     if not os.path.isdir(raw(where)):
-        raise UsageError("there is no folder %s" % where, "mount the disk first, or: mkdir -p %s" % where)
+        raise UsageError(
+            "there is no folder %s" % where, "mount the disk first, or: mkdir -p %s" % where
+        )
     if os.path.lexists(raw(new)) and (where != new or set(os.listdir(new)) - {"lost+found"}):
-        raise Refused("%s is there and is not an empty folder; nothing is ever written over" % new, "name a folder that does not exist")
+        raise Refused(
+            "%s is there and is not an empty folder; nothing is ever written over" % new,
+            "name a folder that does not exist",
+        )
     if info["Driver"] in ("btrfs", "zfs"):
-        raise Refused("the layers of the %s driver are no plain files: copying does not move them" % info["Driver"],
-                      "%s send and receive them" % info["Driver"])
+        raise Refused(
+            "the layers of the %s driver are no plain files: copying does not move them"
+            % info["Driver"],
+            "%s send and receive them" % info["Driver"],
+        )
     check_disk(host, str(info["Driver"]), where)
     if has_program("getenforce") and query_host(host, ("getenforce",)).out.strip() == b"Enforcing":
-        say("dockfix: SELinux: the labels are copied; so that a relabel keeps them: semanage fcontext -a -e %s" % sh_line((DOCKER_ROOT, new)))
+        say(
+            "dockfix: SELinux: the labels are copied; so that a relabel keeps them: semanage fcontext -a -e %s"
+            % sh_line((DOCKER_ROOT, new))
+        )
     if info["DriverStatus"].get("driver-type"):
-        say("dockfix: warning: images and the containers' layers are in containerd's store, %s, which stays where it is: "
-            "`root` in /etc/containerd/config.toml sets it" % CONTAINERD_ROOT)
+        say(
+            "dockfix: warning: images and the containers' layers are in containerd's store, %s, which stays where it is: "
+            "`root` in /etc/containerd/config.toml sets it" % CONTAINERD_ROOT
+        )
     check_volumes(host, engine.root + "/volumes/")
     size, why = disk_usage(old, float("inf"), {raw(one.point) for one in mounts_of()})
     room = room_at(where)
     if size is None or size * 1.02 > room:
-        raise Refused("%s holds %s, the disk of %s has %s free%s" % (old, size_text(size), new, show_size(room), "; " + why if why else ""),
-                      "python3 dockfix.py reclaim, or a larger disk")
+        raise Refused(
+            "%s holds %s, the disk of %s has %s free%s"
+            % (old, size_text(size), new, show_size(room), "; " + why if why else ""),
+            "python3 dockfix.py reclaim, or a larger disk",
+        )
     return Move(old, new, size, where == new)
 
 
 def check_volumes(host: Host, folder: str) -> None:
     """Refuses a disk that somebody mounted into a volume: the copy would leave out what is on it."""
     for point in [one.point for one in mounts_of() if one.point.startswith(folder)]:
-        name = point[len(folder):].split("/")[0]
-        if not any((one.get("Options") or {}).get("device") for one in parse_objects(query(host, "volume", "inspect", name).out)):
-            raise Refused("%s, in the volume %s, is a mount of its own: what is on it would not be moved" % (point, name),
-                          "stop what uses it, and: umount %s; mount it below the new root afterwards" % sh_quote(point))
+        name = point[len(folder) :].split("/")[0]
+        if not any(
+            (one.get("Options") or {}).get("device")
+            for one in parse_objects(query(host, "volume", "inspect", name).out)
+        ):
+            raise Refused(
+                "%s, in the volume %s, is a mount of its own: what is on it would not be moved"
+                % (point, name),
+                "stop what uses it, and: umount %s; mount it below the new root afterwards"
+                % sh_quote(point),
+            )
 
 
-def move_steps(host: Host, opts: argparse.Namespace, engine: Engine, move: Move, aside: str) -> Tuple[Step, ...]:
+def move_steps(
+    host: Host, opts: argparse.Namespace, engine: Engine, move: Move, aside: str
+) -> Tuple[Step, ...]:
     """A first copy while Docker runs, stop, the second copy, options, the old root aside, start, compare, and what ran runs."""
     # rsync reads through the holes of loop files, and a live pool's copy is none
     rsync = engine_info(host)["Driver"] != "devicemapper" and has_program("rsync")
     twice = rsync and not opts.no_presync
-    first = ("rsync", "-aHAXSx", "--numeric-ids", "--delete", "--exclude=/lost+found", move.old + "/", move.new + "/")
-    second = first if rsync else ("cp", "-ax", "--sparse=always", "--remove-destination", move.old + "/.", move.new + "/")
+    first = (
+        "rsync",
+        "-aHAXSx",
+        "--numeric-ids",
+        "--delete",
+        "--exclude=/lost+found",
+        move.old + "/",
+        move.new + "/",
+    )
+    second = (
+        first
+        if rsync
+        else (
+            "cp",
+            "-ax",
+            "--sparse=always",
+            "--remove-destination",
+            move.old + "/.",
+            move.new + "/",
+        )
+    )
     pool = pool_reported(engine_info(host)["DriverStatus"])
-    old_pool = str(pool["name"]) if pool["mode"] == "loop" else ""      # one on devices of its own is not made by a start
-    new_pool = every_pool(pool_prefix(move.new if move.made else os.path.dirname(move.new)) + "pool") if old_pool else ""
+    old_pool = (
+        str(pool["name"]) if pool["mode"] == "loop" else ""
+    )  # one on devices of its own is not made by a start
+    new_pool = (
+        every_pool(pool_prefix(move.new if move.made else os.path.dirname(move.new)) + "pool")
+        if old_pool
+        else ""
+    )
     if new_pool:
         check_pools(host, new_pool, old_pool)
-    root = move.new + engine.root[len(move.old):]
+    root = move.new + engine.root[len(move.old) :]
     up = list(up_steps(engine._replace(root=root), new_pool))
     start = up[0].title
-    away = tuple(("lacks",) + tuple(test[1:]) for test in disk_tests(host, move.new))      # then what is at its place is not ours
+    away = tuple(
+        ("lacks",) + tuple(test[1:]) for test in disk_tests(host, move.new)
+    )  # then what is at its place is not ours
     is_empty = ("silent", "find", move.new, "-mindepth", "1", "!", "-name", "lost+found")
-    delete = ("find", move.new, "-xdev", "-mindepth", "1", "!", "-path", move.new + "/lost+found", "-delete")
+    delete = (
+        "find",
+        move.new,
+        "-xdev",
+        "-mindepth",
+        "1",
+        "!",
+        "-path",
+        move.new + "/lost+found",
+        "-delete",
+    )
     empty = (Step("empty " + move.new, delete, (is_empty,), unless=away),)
-    tidy = Step("remove " + move.new, ("rmdir", move.new), (("not", "test", "-e", move.new),), unless=away)
-    steps = (Step("make " + move.new, ("mkdir", "-m", "711", move.new), (("ok", "test", "-d", move.new),),
-                  () if move.made else (tidy,), until=start),)
+    tidy = Step(
+        "remove " + move.new, ("rmdir", move.new), (("not", "test", "-e", move.new),), unless=away
+    )
+    steps = (
+        Step(
+            "make " + move.new,
+            ("mkdir", "-m", "711", move.new),
+            (("ok", "test", "-d", move.new),),
+            () if move.made else (tidy,),
+            until=start,
+        ),
+    )
     if twice:
-        steps += (Step("copy while Docker runs", first, undo=empty, until=start, soft=True, size=move.size, grows=move.new),)
+        steps += (
+            Step(
+                "copy while Docker runs",
+                first,
+                undo=empty,
+                until=start,
+                soft=True,
+                size=move.size,
+                grows=move.new,
+            ),
+        )
     steps += down_steps(engine, old_pool)
-    mounted = ("silent", "find", engine.root + "/volumes", "-mindepth", "1", "-maxdepth", "2", "-exec", "mountpoint", "-q", "{}", ";", "-print")
+    mounted = (
+        "silent",
+        "find",
+        engine.root + "/volumes",
+        "-mindepth",
+        "1",
+        "-maxdepth",
+        "2",
+        "-exec",
+        "mountpoint",
+        "-q",
+        "{}",
+        ";",
+        "-print",
+    )
     steps += (Step("no volume is mounted", check=(mounted,), wait=10),) + hold_steps(engine, True)
-    steps += (Step("copy what is left" if twice else "copy", second, undo=empty, until=start, size=move.size, grows=move.new),)
+    steps += (
+        Step(
+            "copy what is left" if twice else "copy",
+            second,
+            undo=empty,
+            until=start,
+            size=move.size,
+            grows=move.new,
+        ),
+    )
     # Docker keeps absolute paths of named volumes in its records and fails at them ("error evaluating symlinks from mount source"; 20.10, measured).
-    fields = r's#"(Source|LogPath|HostnamePath|HostsPath|ResolvConfPath)":"%s/#"\1":"%s/#g' % (re.sub(r"([^\w/-])", r"\\\1", move.old), move.new)
-    records = ("find", root + "/containers", "-mindepth", "2", "-maxdepth", "2", "-name", "config.v2.json", "-type", "f")
-    steps += (Step("put the new place into the containers' records", records + ("-exec", "sed", "-i", "-E", "-e", fields, "{}", "+")),)
+    fields = r's#"(Source|LogPath|HostnamePath|HostsPath|ResolvConfPath)":"%s/#"\1":"%s/#g' % (
+        re.sub(r"([^\w/-])", r"\\\1", move.old),
+        move.new,
+    )
+    records = (
+        "find",
+        root + "/containers",
+        "-mindepth",
+        "2",
+        "-maxdepth",
+        "2",
+        "-name",
+        "config.v2.json",
+        "-type",
+        "f",
+    )
+    steps += (
+        Step(
+            "put the new place into the containers' records",
+            records + ("-exec", "sed", "-i", "-E", "-e", fields, "{}", "+"),
+        ),
+    )
     steps += option_steps((("data-root", "", move.new),))
-    steps += (move_step("set the old root aside as " + aside, move.old, aside, aside + ".newer"),) if aside != move.old else ()
-    up[0] = up[0]._replace(check=up[0].check + (("has", "Docker Root Dir: " + move.new, *engine.docker, "info"),))
-    compare = Step("every container and image is there", check=all_there(host, opts.lose_autoremove), wait=10)
+    steps += (
+        (move_step("set the old root aside as " + aside, move.old, aside, aside + ".newer"),)
+        if aside != move.old
+        else ()
+    )
+    up[0] = up[0]._replace(
+        check=up[0].check + (("has", "Docker Root Dir: " + move.new, *engine.docker, "info"),)
+    )
+    compare = Step(
+        "every container and image is there", check=all_there(host, opts.lose_autoremove), wait=10
+    )
     return steps + hold_steps(engine, False) + tuple(up) + (compare,) + run_again(engine)
 
 
 def all_there(host: Host, lose: Sequence[str]) -> Tuple[Tuple[str, ...], ...]:
     """Tests: docker knows every container of now (but those that may be lost), and every image."""
-    images = sorted(set(expect(query(host, "images", "-q", "--no-trunc"), "docker images").out_text().split()))
-    kinds = (("container", [one.id for one in list_containers(host) if one.name not in lose]), ("image", images))
-    return tuple(("ok",) + host.docker + ("inspect", "--type", kind) + tuple(ids[start:start + CHUNK_IDS])
-                 for kind, ids in kinds for start in range(0, len(ids), CHUNK_IDS))
+    images = sorted(
+        set(expect(query(host, "images", "-q", "--no-trunc"), "docker images").out_text().split())
+    )
+    kinds = (
+        ("container", [one.id for one in list_containers(host) if one.name not in lose]),
+        ("image", images),
+    )
+    return tuple(
+        ("ok",) + host.docker + ("inspect", "--type", kind) + tuple(ids[start : start + CHUNK_IDS])
+        for kind, ids in kinds
+        for start in range(0, len(ids), CHUNK_IDS)
+    )
 
 
 # --- backup, restore: images, containers, networks, volumes, into a folder and back
@@ -6059,11 +9656,26 @@ def run_backup(host: Host, opts: argparse.Namespace, report: dict) -> None:
     stock = look_stock(host, look_containers(host))
     check_folder(host, folder, backup_size(host, stock))
     kept = plan_backup(host, folder, stock, ["images.tar"] if stock.images else [])
-    steps = settings_steps(host, kept) + own_steps(host, kept) + save_steps(host, kept, "images.tar", image_refs(stock.images) + own_refs(kept))
-    steps += [gone_step(host, "image", ref) for ref in own_refs(kept)] + volume_steps(host, kept) + [seal_step(kept)]
+    steps = (
+        settings_steps(host, kept)
+        + own_steps(host, kept)
+        + save_steps(host, kept, "images.tar", image_refs(stock.images) + own_refs(kept))
+    )
+    steps += (
+        [gone_step(host, "image", ref) for ref in own_refs(kept)]
+        + volume_steps(host, kept)
+        + [seal_step(kept)]
+    )
     goal = "backup of %d images, %d containers, %d networks, %d volumes in %s" % (
-        len(stock.images), len(stock.containers), len(carried_networks(stock)), len(kept.volumes), folder)
-    plan = Plan(new_name("backup"), "backup", goal, tuple(steps), facts={"disk": disk_tests(host, folder)})
+        len(stock.images),
+        len(stock.containers),
+        len(carried_networks(stock)),
+        len(kept.volumes),
+        folder,
+    )
+    plan = Plan(
+        new_name("backup"), "backup", goal, tuple(steps), facts={"disk": disk_tests(host, folder)}
+    )
     report["left_out"] = kept.left_out
     run_change(host, opts, report, plan)
 
@@ -6074,7 +9686,11 @@ def verify_backup(host: Host, opts: argparse.Namespace, report: dict, kept: Back
     for number, step in enumerate(check_steps(kept), 1):
         status, msg = "unchanged", "as it was written"
         try:
-            do_step(host._replace(dry_run=False), step, progress.step(number, step.title, step_size(step)))
+            do_step(
+                host._replace(dry_run=False),
+                step,
+                progress.step(number, step.title, step_size(step)),
+            )
         except DockfixError:
             status, msg = "failed", "differs from its sum"
         report["results"].append({"target": step.title, "id": "", "status": status, "msg": msg})
@@ -6085,18 +9701,39 @@ def verify_backup(host: Host, opts: argparse.Namespace, report: dict, kept: Back
 def restore_refusals(kept: Backup, have: Stock, filled: float) -> List[str]:
     """What stands in the way: the same name for something else, a volume that this backup cannot have filled: when it did (seconds since
     1970, 0 = never) it was not there yet. What is the same already is adopted."""
-    old = [{title_of(one): one for one in some} for some in (have.containers, have.networks, have.volumes)]
+    old = [
+        {title_of(one): one for one in some}
+        for some in (have.containers, have.networks, have.volumes)
+    ]
     why = []
     for doc in kept.stock.containers:
-        lost = lost_settings(doc, kept.stock.containers, old[0][title_of(doc)], have.containers) if title_of(doc) in old[0] else []
-        why += ["container %s exists, and differs in %s" % (title_of(doc), ", ".join(lost[:3]))] if lost else []
-    why += ["network %s exists, and is another one" % one["Name"] for one in carried_networks(kept.stock)
-            if one["Name"] in old[1] and network_recipe(old[1][one["Name"]]) != network_recipe(one)]
-    why += ["volume %s exists" % one["Name"] for one in kept.stock.volumes
-            if one["Name"] in old[2] and (not filled or made_after(old[2][one["Name"]], filled))]
+        lost = (
+            lost_settings(doc, kept.stock.containers, old[0][title_of(doc)], have.containers)
+            if title_of(doc) in old[0]
+            else []
+        )
+        why += (
+            ["container %s exists, and differs in %s" % (title_of(doc), ", ".join(lost[:3]))]
+            if lost
+            else []
+        )
+    why += [
+        "network %s exists, and is another one" % one["Name"]
+        for one in carried_networks(kept.stock)
+        if one["Name"] in old[1] and network_recipe(old[1][one["Name"]]) != network_recipe(one)
+    ]
+    why += [
+        "volume %s exists" % one["Name"]
+        for one in kept.stock.volumes
+        if one["Name"] in old[2] and (not filled or made_after(old[2][one["Name"]], filled))
+    ]
     tags = {tag: one["Id"] for one in have.images for tag in one.get("RepoTags") or []}
-    return why + ["image %s exists, and is another one" % tag for one in kept.stock.images
-                  for tag in one.get("RepoTags") or [] if tags.get(tag, one["Id"]) != one["Id"]]
+    return why + [
+        "image %s exists, and is another one" % tag
+        for one in kept.stock.images
+        for tag in one.get("RepoTags") or []
+        if tags.get(tag, one["Id"]) != one["Id"]
+    ]
 
 
 def made_after(volume: dict, instant: float) -> bool:
@@ -6111,7 +9748,10 @@ def stock_for_restore(host: Host, kept: Backup, note: str) -> Stock:
     filled = quietly(os.stat, raw(note))
     why = restore_refusals(kept, have, filled.st_mtime if filled else 0.0)
     if why:
-        raise Refused("; ".join(why), "rename or remove what is in the way; nothing that exists is overwritten")
+        raise Refused(
+            "; ".join(why),
+            "rename or remove what is in the way; nothing that exists is overwritten",
+        )
     return have
 
 
@@ -6123,21 +9763,42 @@ def run_restore(host: Host, opts: argparse.Namespace, report: dict) -> None:
     engine = re.sub(r"\W", "", str(engine_info(host)["ID"] or ""))
     note = os.path.join(host.state, "restored-%s-%s.txt" % (kept.made.replace(":", ""), engine))
     have = stock_for_restore(host, kept, note)
-    size, root = sum(os.stat(raw(kept.path(name))).st_size for name in kept.files()), str(engine_info(host)["DockerRootDir"] or "")
+    size, root = sum(os.stat(raw(kept.path(name))).st_size for name in kept.files()), str(
+        engine_info(host)["DockerRootDir"] or ""
+    )
     if os.path.isdir(raw(root)) and size > room_at(root):
-        raise Refused("the backup has %s, and the disk of Docker's root has less free" % show_size(size),
-                      "make room, or move the root: python3 dockfix.py relocate")
-    goal = "%d images, %d containers, %d volumes from %s" % (len(kept.stock.images), len(kept.stock.containers), len(kept.volumes), kept.folder)
+        raise Refused(
+            "the backup has %s, and the disk of Docker's root has less free" % show_size(size),
+            "make room, or move the root: python3 dockfix.py relocate",
+        )
+    goal = "%d images, %d containers, %d volumes from %s" % (
+        len(kept.stock.images),
+        len(kept.stock.containers),
+        len(kept.volumes),
+        kept.folder,
+    )
     if not opts.dry_run:
         confirm(opts, "restore %s?" % goal)
         verify_backup(host, opts, report, kept)
         if report["exit_code"]:
             bad = ", ".join(one["target"] for one in report["results"] if one["status"] == "failed")
-            raise Refused("the backup in %s is damaged: %s" % (kept.folder, bad), "another copy of it")
-        have = stock_for_restore(host, kept, note)      # that took its time: what others have made meanwhile is theirs
-    last = [Step("make %s" % host.state, ("mkdir", "-m", "700", "-p", host.state)),
-            put_file("note that the volumes are filled", note, kept.folder, 0o600)]
-    plan = Plan(new_name("restore"), "restore", "restore of " + goal, tuple(restore_steps(host, kept, have) + last), facts={"restores": kept.folder})
+            raise Refused(
+                "the backup in %s is damaged: %s" % (kept.folder, bad), "another copy of it"
+            )
+        have = stock_for_restore(
+            host, kept, note
+        )  # that took its time: what others have made meanwhile is theirs
+    last = [
+        Step("make %s" % host.state, ("mkdir", "-m", "700", "-p", host.state)),
+        put_file("note that the volumes are filled", note, kept.folder, 0o600),
+    ]
+    plan = Plan(
+        new_name("restore"),
+        "restore",
+        "restore of " + goal,
+        tuple(restore_steps(host, kept, have) + last),
+        facts={"restores": kept.folder},
+    )
     report.update(results=[], left_out=list(kept.left_out))
     run_change(host, opts, report, plan, "", missing_containers(host, kept, have))
     restore_containers(host, opts, report, kept, have)
@@ -6151,24 +9812,44 @@ def check_engine(host: Host, opts: argparse.Namespace, journal: Journal) -> None
     now = docker_environment()
     begun = journal.plan.facts.get("docker", now)
     if any(begun.get(name) != now.get(name) for name in ("DOCKER_HOST", "DOCKER_CONTEXT")):
-        given, words = ["%s=%s" % pair for pair in sorted(begun.items())], ["python3", "dockfix.py", opts.command] + opts.words
-        raise (HalfWay if read_journal(host) else Refused)("%s was begun with another engine in the environment (%s)" % (
-            journal.plan.name, ", ".join(given) or "none was named"), sh_line(["env"] + ["-u" + name for name in sorted(now)] + given + words))
+        given, words = ["%s=%s" % pair for pair in sorted(begun.items())], [
+            "python3",
+            "dockfix.py",
+            opts.command,
+        ] + opts.words
+        raise (HalfWay if read_journal(host) else Refused)(
+            "%s was begun with another engine in the environment (%s)"
+            % (journal.plan.name, ", ".join(given) or "none was named"),
+            sh_line(["env"] + ["-u" + name for name in sorted(now)] + given + words),
+        )
 
 
-def carry_on(host: Host, opts: argparse.Namespace, report: dict, journal: Journal, then: Sequence[Step] = ()) -> None:
+def carry_on(
+    host: Host, opts: argparse.Namespace, report: dict, journal: Journal, then: Sequence[Step] = ()
+) -> None:
     """A change that stands half-way (or is to be undone) to its end, the way it was going. then: what comes after it, for the script."""
     journal = journal._replace(plan=of_today(host, journal.plan))
     plan, back = journal.plan, journal.going == "back"
     msg = "undone: %s" % plan.goal if back else plan.goal
     disk = plan.facts.get("disk", ())
-    wrong = "" if back else failing_test(host, disk)        # the way back needs none
+    wrong = "" if back else failing_test(host, disk)  # the way back needs none
     if wrong:
-        raise half_way_error(host, DockfixError("the disk that was mounted at %s is not there: mount it first (%s)" % (disk[0][1], wrong)))
+        raise half_way_error(
+            host,
+            DockfixError(
+                "the disk that was mounted at %s is not there: mount it first (%s)"
+                % (disk[0][1], wrong)
+            ),
+        )
     if opts.dry_run:
-        undoing = [one for step in reversed(plan.steps[:journal.at + 1]) for one in step.undo]
+        undoing = [one for step in reversed(plan.steps[: journal.at + 1]) for one in step.undo]
         rest = closing_steps(host, journal) + list(then)
-        report["script"] = plan_script(report, plan._replace(steps=tuple(undoing), facts={}) if back else plan, 0 if back else journal.at, rest)
+        report["script"] = plan_script(
+            report,
+            plan._replace(steps=tuple(undoing), facts={}) if back else plan,
+            0 if back else journal.at,
+            rest,
+        )
         return change_row(report, plan, "changed", "would: " + msg)
     save_journal(host, journal)
     host.memo["working"] = True
@@ -6183,7 +9864,12 @@ def carry_on(host: Host, opts: argparse.Namespace, report: dict, journal: Journa
     finally:
         progress.end()
         host.memo["working"] = False
-    change_row(report, plan._replace(keeps=kept_folder(plan, journal.going)), "changed", msg + (what_stays(host, plan) if back else ""))
+    change_row(
+        report,
+        plan._replace(keeps=kept_folder(plan, journal.going)),
+        "changed",
+        msg + (what_stays(host, plan) if back else ""),
+    )
     if not back:
         compare_stock(host, opts, report, plan)
 
@@ -6224,15 +9910,23 @@ def run_rollback(host: Host, opts: argparse.Namespace, report: dict) -> None:
         msg = "undone already; discard %s deletes what was set aside" % journal.plan.name
         return change_row(report, journal.plan, "unchanged", msg)
     if journal.going == "discarding":
-        raise Refused("a discard of %s was interrupted: what it left of the old data is no way back" % journal.plan.name,
-                      "python3 dockfix.py discard " + journal.plan.name)
+        raise Refused(
+            "a discard of %s was interrupted: what it left of the old data is no way back"
+            % journal.plan.name,
+            "python3 dockfix.py discard " + journal.plan.name,
+        )
     if journal.going == "done":
         check_kept(journal.plan, True)
         for line in made_since(host, journal.plan.facts):
             say("dockfix: made since, kept aside: " + line)
     if not opts.dry_run:
         confirm(opts, "undo %s (%s)?" % (journal.plan.name, journal.plan.goal))
-    carry_on(host, opts, report, journal._replace(going="back", at=min(journal.at, len(journal.plan.steps) - 1)))
+    carry_on(
+        host,
+        opts,
+        report,
+        journal._replace(going="back", at=min(journal.at, len(journal.plan.steps) - 1)),
+    )
 
 
 def finished_change(host: Host, name: str) -> Journal:
@@ -6241,10 +9935,16 @@ def finished_change(host: Host, name: str) -> Journal:
     names = sorted(one[:-5] for one in files if one.endswith(".json") and one != JOURNAL)
     if name not in names and (name or len(names) != 1):
         none = "no storage change stands half-way, and %d finished ones are kept" % len(names)
-        raise UsageError("there is no storage change %s" % name if name else none, "kept: %s" % ", ".join(names) if names else "")
+        raise UsageError(
+            "there is no storage change %s" % name if name else none,
+            "kept: %s" % ", ".join(names) if names else "",
+        )
     found = read_journal(host, (name or names[0]) + ".json")
     if not found:
-        raise UsageError("the storage change %s was just discarded" % (name or names[0]), "ls %s" % sh_quote(host.state))
+        raise UsageError(
+            "the storage change %s was just discarded" % (name or names[0]),
+            "ls %s" % sh_quote(host.state),
+        )
     return found
 
 
@@ -6255,14 +9955,22 @@ def check_kept(plan: Plan, back: bool) -> None:
     parts = [step.argv[-1] for step in plan.steps if step.argv[:2] == ("mv", "-T")]
     lost = [path for path in parts if back and not os.path.lexists(raw(path))]
     if lost or not found or plan.facts.get("old", found.st_ino) != found.st_ino:
-        raise Refused("the old data is not in %s: moved, deleted, or its disk is not mounted" % (lost + [plan.keeps])[0],
-                      "ls -la %s; findmnt; mount the disk first" % sh_quote(plan.keeps))
+        raise Refused(
+            "the old data is not in %s: moved, deleted, or its disk is not mounted"
+            % (lost + [plan.keeps])[0],
+            "ls -la %s; findmnt; mount the disk first" % sh_quote(plan.keeps),
+        )
 
 
 def made_since(host: Host, facts: dict) -> List[str]:
     """Containers and image tags that the finished change did not know, and where the data of now stays."""
     now = object_names(host) if "containers" in facts else {}
-    new = ["%s %s" % (kind[:-1], one) for kind in now for one in now[kind] if one not in facts.get(kind, ())]
+    new = [
+        "%s %s" % (kind[:-1], one)
+        for kind in now
+        for one in now[kind]
+        if one not in facts.get(kind, ())
+    ]
     return new + (["all that is in " + facts["left"]] if facts.get("left") else [])
 
 
@@ -6277,25 +9985,48 @@ def run_discard(host: Host, opts: argparse.Namespace, report: dict) -> None:
     info = ask_engine(host, report)
     root = real_path(str(info["DockerRootDir"]) if info else configured_root())
     if (root + "/").startswith(plan.keeps + "/"):
-        raise Refused("%s is Docker's root now: nothing of it is old data" % plan.keeps,
-                      "rm %s, the record of the change" % sh_quote(os.path.join(host.state, plan.name + ".json")))
-    whole = not os.path.ismount(raw(plan.keeps))                # a mount point cannot go itself
-    delete = ("rm", "-rf", "--one-file-system", "--", plan.keeps) if whole else ("find", plan.keeps, "-xdev", "-mindepth", "1", "-delete")
-    gone = ("not", "test", "-e", plan.keeps) if whole else ("silent", "find", plan.keeps, "-mindepth", "1")
+        raise Refused(
+            "%s is Docker's root now: nothing of it is old data" % plan.keeps,
+            "rm %s, the record of the change"
+            % sh_quote(os.path.join(host.state, plan.name + ".json")),
+        )
+    whole = not os.path.ismount(raw(plan.keeps))  # a mount point cannot go itself
+    delete = (
+        ("rm", "-rf", "--one-file-system", "--", plan.keeps)
+        if whole
+        else ("find", plan.keeps, "-xdev", "-mindepth", "1", "-delete")
+    )
+    gone = (
+        ("not", "test", "-e", plan.keeps)
+        if whole
+        else ("silent", "find", plan.keeps, "-mindepth", "1")
+    )
     idle = unused(plan.keeps) if whole else unused(prefix=plan.keeps + "/")
-    steps = (Step("nothing uses %s" % plan.keeps, check=idle), Step("delete %s" % plan.keeps, delete, (gone,)))
+    steps = (
+        Step("nothing uses %s" % plan.keeps, check=idle),
+        Step("delete %s" % plan.keeps, delete, (gone,)),
+    )
     if opts.dry_run:
-        report["script"] = plan_script(report, plan._replace(goal="delete %s" % plan.keeps, steps=steps, facts={}))
+        report["script"] = plan_script(
+            report, plan._replace(goal="delete %s" % plan.keeps, steps=steps, facts={})
+        )
     else:
         confirm(opts, "delete %s for good (the old data of %s)?" % (plan.keeps, plan.name))
         progress = Progress("discard", len(steps), opts.quiet)
         for number, step in enumerate(steps, 1):
             if number == len(steps):
-                save_journal(host, journal._replace(going="discarding"))        # a half-deleted tree is nothing to go back to
+                save_journal(
+                    host, journal._replace(going="discarding")
+                )  # a half-deleted tree is nothing to go back to
             do_step(host, step, progress.step(number, step.title, 0))
         progress.end()
         remove_file(os.path.join(host.state, plan.name + ".json"))
-    change_row(report, plan._replace(keeps=""), "changed", ("%s is deleted" if there else "%s was not there any more; its record goes") % plan.keeps)
+    change_row(
+        report,
+        plan._replace(keeps=""),
+        "changed",
+        ("%s is deleted" if there else "%s was not there any more; its record goes") % plan.keeps,
+    )
 
 
 # --- chpasswd: set a user's password in many containers
@@ -6303,19 +10034,30 @@ def run_discard(host: Host, opts: argparse.Namespace, report: dict) -> None:
 
 class Job(NamedTuple):
     """One container's part: what is set where. refusal is '' where nothing speaks against it."""
+
     target: Target
     container: Container
     accounts: List[Account]
     refusal: str
     notes: str
-    before: bytes               # the shadow file at the look
+    before: bytes  # the shadow file at the look
 
 
 def password_source(opts: argparse.Namespace) -> str:
     """'lines', 'file', 'stdin', 'generate' or 'prompt'. Raises UsageError for two or none."""
-    given = [name for name, on in (("file", opts.password_file is not None), ("stdin", opts.password_stdin), ("generate", opts.generate)) if on]
+    given = [
+        name
+        for name, on in (
+            ("file", opts.password_file is not None),
+            ("stdin", opts.password_stdin),
+            ("generate", opts.generate),
+        )
+        if on
+    ]
     if len(given) > 1:
-        raise UsageError("the password has more than one source: --password-file, --password-stdin or --generate")
+        raise UsageError(
+            "the password has more than one source: --password-file, --password-stdin or --generate"
+        )
     if opts.generate != (opts.output is not None):
         raise UsageError("--generate and --output FILE go together")
     if opts.generate and opts.encrypted:
@@ -6326,10 +10068,14 @@ def password_source(opts: argparse.Namespace) -> str:
         given = ["stdin"]
     source = given[0] if given else "prompt" if os.isatty(0) else "lines"
     if source == "lines" and opts.user is not None and not opts.dry_run:
-        raise UsageError("--user goes with --password-file, --password-stdin, --generate or the prompt; lines on standard input name their users",
-                         "echo the line as USER:PASSWORD, or --password-file FILE")
+        raise UsageError(
+            "--user goes with --password-file, --password-stdin, --generate or the prompt; lines on standard input name their users",
+            "echo the line as USER:PASSWORD, or --password-file FILE",
+        )
     if source in ("lines", "stdin") and not opts.dry_run:
-        prompt = "; on a terminal leave --password-stdin out to be asked" if source == "stdin" else ""
+        prompt = (
+            "; on a terminal leave --password-stdin out to be asked" if source == "stdin" else ""
+        )
         claim_stdin(opts, "the password", "--password-file FILE" + prompt)
     return source
 
@@ -6340,13 +10086,18 @@ def read_accounts(opts: argparse.Namespace, source: str, user: bytes) -> List[Ac
         data = read_input("-", 1 << 22, "standard input")
         accounts = parse_password_lines(data, opts.encrypted) if data.strip(b"\r\n ") else []
         if not accounts:
-            raise UsageError("standard input is empty: no USER:PASSWORD line", "python3 dockfix.py ... --password-file FILE")
+            raise UsageError(
+                "standard input is empty: no USER:PASSWORD line",
+                "python3 dockfix.py ... --password-file FILE",
+            )
         return accounts
     if source == "prompt":
         secret, what = ask_twice(user), "the password"
     else:
         path = opts.password_file if source == "file" else "-"
-        secret, what = read_input(path, 65536, "--password-file"), "--password-file" if source == "file" else "--password-stdin"
+        secret, what = read_input(path, 65536, "--password-file"), (
+            "--password-file" if source == "file" else "--password-stdin"
+        )
         secret = secret[:-1] if secret.endswith(b"\n") else secret
     check_secret(secret, what)
     if opts.encrypted:
@@ -6359,7 +10110,9 @@ def ask_twice(user: bytes) -> bytes:
         first = ask_secret("New password for %s: " % printable(text_of(user)))
         second = ask_secret("The same again: ")
     except OSError as err:
-        raise UsageError("there is no terminal to ask on (%s)" % err.strerror, "--password-file FILE") from None
+        raise UsageError(
+            "there is no terminal to ask on (%s)" % err.strerror, "--password-file FILE"
+        ) from None
     if first != second:
         raise UsageError("the two passwords differ; nothing was changed")
     return first
@@ -6382,7 +10135,11 @@ def run_chpasswd(host: Host, opts: argparse.Namespace, report: dict) -> None:
     """look -> refuse -> (dry run: script) -> write the generated passwords -> change -> read back."""
     source, user = password_source(opts), raw("root" if opts.user is None else opts.user)
     check_user(user, "--user")
-    accounts = [] if opts.dry_run or source in ("generate", "prompt") else read_accounts(opts, source, user)
+    accounts = (
+        []
+        if opts.dry_run or source in ("generate", "prompt")
+        else read_accounts(opts, source, user)
+    )
     targets = pick(host, opts)
     if not opts.dry_run:
         take_lock(host)
@@ -6390,18 +10147,29 @@ def run_chpasswd(host: Host, opts: argparse.Namespace, report: dict) -> None:
     users = [one.user for one in accounts] or ([] if source == "lines" else [user])
     before = host_accounts()
     more = {"users": [show_bytes(one) for one in users], "via": None}
-    plans = look_rows(host, opts, "chpasswd: looking", targets, lambda *one: look_accounts(host, opts, *one, users), more)
+    plans = look_rows(
+        host,
+        opts,
+        "chpasswd: looking",
+        targets,
+        lambda *one: look_accounts(host, opts, *one, users),
+        more,
+    )
     if opts.dry_run:
         return plan_chpasswd(opts, report, plans, more)
     if opts.generate:
         plans = generate_passwords(opts, plans, user)
     else:
         plans = [one._replace(accounts=accounts) if isinstance(one, Job) else one for one in plans]
-    report["results"] = rows_of(host, opts, "chpasswd", targets, plans, lambda plan: set_passwords(host, opts, plan), more)
+    report["results"] = rows_of(
+        host, opts, "chpasswd", targets, plans, lambda plan: set_passwords(host, opts, plan), more
+    )
     report["exit_code"] = exit_code(report["results"])
     trip(report, before)
     if opts.encrypted and any(one.secret.startswith(b"$y$") for one in accounts):
-        say("dockfix: warning: musl images (Alpine) and EL7 do not know $y$ hashes; $6$ works everywhere")
+        say(
+            "dockfix: warning: musl images (Alpine) and EL7 do not know $y$ hashes; $6$ works everywhere"
+        )
 
 
 def trip(report: dict, before: Dict[str, Tuple]) -> None:
@@ -6409,14 +10177,28 @@ def trip(report: dict, before: Dict[str, Tuple]) -> None:
     moved = [path for path, seen in host_accounts().items() if seen != before.get(path)]
     if moved:
         text = "the HOST's own %s changed while dockfix ran; dockfix never writes it: another program did, or a container reached it"
-        add_finding(report, "host-accounts-changed", "critical", text % " and ".join(moved), "ls -l --time-style=full-iso %s" % " ".join(moved))
+        add_finding(
+            report,
+            "host-accounts-changed",
+            "critical",
+            text % " and ".join(moved),
+            "ls -l --time-style=full-iso %s" % " ".join(moved),
+        )
         report["exit_code"] = 3
 
 
-def look_accounts(host: Host, opts: argparse.Namespace, target: Target, container: Container, users: List[bytes]) -> Job:
+def look_accounts(
+    host: Host, opts: argparse.Namespace, target: Target, container: Container, users: List[bytes]
+) -> Job:
     """Everything that can be known before the first change."""
+
     def is_hosts(source: str) -> bool:
-        return is_hosts_own(source) or opts.allow_shared_etc and is_hosts_own(volume_device(host, source))
+        return (
+            is_hosts_own(source)
+            or opts.allow_shared_etc
+            and is_hosts_own(volume_device(host, source))
+        )
+
     refusal = etc_refusal(container, opts.allow_shared_etc, is_hosts)
     notes, before = "", b""
     if not refusal:
@@ -6453,9 +10235,20 @@ def judge_users(data: bytes, users: List[bytes], unlock: bool) -> Tuple[str, str
             return "there is no user %s in its /etc/shadow" % show_bytes(user), ""
         state = field_state(fields[1])
         if state == "locked" and not unlock:
-            return "%s is locked by an administrator (! before the hash); --unlock sets a password all the same" % show_bytes(user), ""
+            return (
+                "%s is locked by an administrator (! before the hash); --unlock sets a password all the same"
+                % show_bytes(user),
+                "",
+            )
         if state in ("never", "empty"):
-            notes.append("%s had %s password before (%s)" % (show_bytes(user), "no" if state == "never" else "an empty", show_bytes(fields[1][:20])))
+            notes.append(
+                "%s had %s password before (%s)"
+                % (
+                    show_bytes(user),
+                    "no" if state == "never" else "an empty",
+                    show_bytes(fields[1][:20]),
+                )
+            )
         if len(fields) > 7 and fields[7].isdigit() and int(fields[7]) <= time.time() // 86400:
             notes.append("%s's account has expired and stays so" % show_bytes(user))
     return "", "; ".join(notes)
@@ -6463,9 +10256,20 @@ def judge_users(data: bytes, users: List[bytes], unlock: bool) -> Tuple[str, str
 
 def generate_passwords(opts: argparse.Namespace, plans: list, user: bytes) -> list:
     """A password for each container that was not refused, on the disk before anything is changed."""
-    made = [plan._replace(accounts=[Account(user, random_word(20))]) if isinstance(plan, Job) and not plan.refusal else plan for plan in plans]
+    made = [
+        (
+            plan._replace(accounts=[Account(user, random_word(20))])
+            if isinstance(plan, Job) and not plan.refusal
+            else plan
+        )
+        for plan in plans
+    ]
     given = [plan for plan in made if isinstance(plan, Job) and plan.accounts]
-    lines = [b"\t".join((raw(plan.target.name), raw(plan.target.id), user, plan.accounts[0].secret)) + b"\n" for plan in given]
+    lines = [
+        b"\t".join((raw(plan.target.name), raw(plan.target.id), user, plan.accounts[0].secret))
+        + b"\n"
+        for plan in given
+    ]
     if lines:
         write_secret_file(opts.output, b"".join(lines))
     return made
@@ -6474,23 +10278,53 @@ def generate_passwords(opts: argparse.Namespace, plans: list, user: bytes) -> li
 def plan_chpasswd(opts: argparse.Namespace, report: dict, plans: list, more: dict) -> None:
     """The dry run: rows as they would be, and the script."""
     words = ["python3", own_path(), "chpasswd", "--via", opts.via]
-    words += [flag for flag, on in (("--encrypted", opts.encrypted), ("--unlock", opts.unlock), ("--allow-shared-etc", opts.allow_shared_etc)) if on]
+    words += [
+        flag
+        for flag, on in (
+            ("--encrypted", opts.encrypted),
+            ("--unlock", opts.unlock),
+            ("--allow-shared-etc", opts.allow_shared_etc),
+        )
+        if on
+    ]
     words += shared_words(opts)
     if opts.generate:
-        words += ["--generate", "--output", os.path.abspath(opts.output), "--user", opts.user or "root"]
+        words += [
+            "--generate",
+            "--output",
+            os.path.abspath(opts.output),
+            "--user",
+            opts.user or "root",
+        ]
     lines, ids = [], []
     for plan in plans:
         ways = [] if isinstance(plan, dict) or plan.refusal else ways_for(plan.container, opts.via)
-        one = plan if isinstance(plan, dict) else row_for(plan.target, "changed" if ways else "refused", plan.refusal or plan.notes,
-                                                          **dict(more, via=ways[0] if ways else None))
+        one = (
+            plan
+            if isinstance(plan, dict)
+            else row_for(
+                plan.target,
+                "changed" if ways else "refused",
+                plan.refusal or plan.notes,
+                **dict(more, via=ways[0] if ways else None),
+            )
+        )
         report["results"].append(one)
         if not ways:
             lines.append(undone_line(one))
             continue
-        lines.append(comment("%s: by %s%s" % (one["target"], ", then ".join(ways), "; " + one["msg"] if one["msg"] else "")))
+        lines.append(
+            comment(
+                "%s: by %s%s"
+                % (one["target"], ", then ".join(ways), "; " + one["msg"] if one["msg"] else "")
+            )
+        )
         ids.append(one["id"])
         if not opts.generate:
-            lines.append("run %s < \"${DOCKFIX_LINES:?file of USER:PASSWORD lines, mode 0600}\"" % sh_line(words + [one["id"]]))
+            lines.append(
+                'run %s < "${DOCKFIX_LINES:?file of USER:PASSWORD lines, mode 0600}"'
+                % sh_line(words + [one["id"]])
+            )
     if opts.generate and ids:
         lines.append("run " + sh_line(words + ids))
     add_script(opts, report, lines)
@@ -6499,7 +10333,11 @@ def plan_chpasswd(opts: argparse.Namespace, report: dict, plans: list, more: dic
 def ways_for(container: Container, via: str) -> List[str]:
     if via != "auto":
         return [via]
-    return (["exec"] if can_exec(container) else []) + (["proc"] if os.geteuid() == 0 and container.pid else []) + ["cp"]
+    return (
+        (["exec"] if can_exec(container) else [])
+        + (["proc"] if os.geteuid() == 0 and container.pid else [])
+        + ["cp"]
+    )
 
 
 def set_passwords(host: Host, opts: argparse.Namespace, plan: Job) -> dict:
@@ -6507,8 +10345,11 @@ def set_passwords(host: Host, opts: argparse.Namespace, plan: Job) -> dict:
     more = {"users": [show_bytes(one.user) for one in plan.accounts], "via": None}  # type: dict
     if plan.refusal:
         return row_for(plan.target, "refused", plan.refusal, **more)
-    hashes = {one.user: one.secret if opts.encrypted else sha512_crypt(one.secret, random_word(16)) for one in plan.accounts}
-    reasons = []                # type: List[str]
+    hashes = {
+        one.user: one.secret if opts.encrypted else sha512_crypt(one.secret, random_word(16))
+        for one in plan.accounts
+    }
+    reasons = []  # type: List[str]
     status = "failed"
     for way in ways_for(plan.container, opts.via):
         try:
@@ -6519,12 +10360,23 @@ def set_passwords(host: Host, opts: argparse.Namespace, plan: Job) -> dict:
             more["partial"] = more.get("partial", False) or status == "partial"
             reasons.append("%s: %s" % (way, msg))
             continue
-        notes = "; ".join(part for part in (msg, plan.notes, "not by " + " / ".join(reasons) if reasons else "") if part)
+        notes = "; ".join(
+            part
+            for part in (msg, plan.notes, "not by " + " / ".join(reasons) if reasons else "")
+            if part
+        )
         return row_for(plan.target, status, notes, **dict(more, via=way))
-    return row_for(plan.target, "refused" if status == "refused" and not more.get("partial") else "failed", "; ".join(reasons), **more)
+    return row_for(
+        plan.target,
+        "refused" if status == "refused" and not more.get("partial") else "failed",
+        "; ".join(reasons),
+        **more,
+    )
 
 
-def try_way(host: Host, opts: argparse.Namespace, plan: Job, way: str, hashes: Dict[bytes, bytes]) -> Tuple[str, str]:
+def try_way(
+    host: Host, opts: argparse.Namespace, plan: Job, way: str, hashes: Dict[bytes, bytes]
+) -> Tuple[str, str]:
     """(status, msg): 'changed', 'unchanged', 'unknown', 'failed' when the read-back shows no change,
     'partial' when it shows some of the users."""
     container = plan.container
@@ -6533,9 +10385,13 @@ def try_way(host: Host, opts: argparse.Namespace, plan: Job, way: str, hashes: D
         try:
             return edit_shadow(data, hashes, int(time.time()) // 86400)
         except KeyError as err:
-            raise WayClosed("user %s is gone from its /etc/shadow" % show_bytes(err.args[0])) from None
+            raise WayClosed(
+                "user %s is gone from its /etc/shadow" % show_bytes(err.args[0])
+            ) from None
 
-    if opts.encrypted and not missing_hashes(read_shadow(host, container, opts.allow_shared_etc), hashes):
+    if opts.encrypted and not missing_hashes(
+        read_shadow(host, container, opts.allow_shared_etc), hashes
+    ):
         return "unchanged", "the hash was already this one"
     answer, data = None, None
     if way == "exec":
@@ -6550,18 +10406,35 @@ def try_way(host: Host, opts: argparse.Namespace, plan: Job, way: str, hashes: D
     try:
         data = data or read_shadow(host, container, opts.allow_shared_etc)
     except (WayClosed, Refused, FileNotFoundError) as err:
-        return "unknown", "sent, but the read-back failed: %s" % (err.msg if isinstance(err, Refused) else err)
+        return "unknown", "sent, but the read-back failed: %s" % (
+            err.msg if isinstance(err, Refused) else err
+        )
     left = missing_hashes(data, hashes)
     if not left:
-        return "changed", "; ".join(word for word in (odd_date(data, hashes), more_than_asked(plan.before, data, hashes)) if word)
+        return "changed", "; ".join(
+            word
+            for word in (odd_date(data, hashes), more_than_asked(plan.before, data, hashes))
+            if word
+        )
     if answer and answer.timed_out:
-        return "unknown", "no answer in %.3g s and not changed so far: what was begun may still do it (is /etc/.pwd.lock held?)" % answer.seconds
+        return (
+            "unknown",
+            "no answer in %.3g s and not changed so far: what was begun may still do it (is /etc/.pwd.lock held?)"
+            % answer.seconds,
+        )
     if len(left) < len(hashes):
-        done, missed = (", ".join(show_bytes(user) for user in hashes if (user in left) is side) for side in (False, True))
+        done, missed = (
+            ", ".join(show_bytes(user) for user in hashes if (user in left) is side)
+            for side in (False, True)
+        )
         return "partial", "the image's chpasswd set %s but not %s" % (done, missed)
     if answer and answer.rc in (126, 127):
         return "failed", "there is no chpasswd inside that runs (exit %d)" % answer.rc
-    return "failed", (first_line(answer) + " (exit %d)" % answer.rc if answer and answer.rc else "chpasswd reported success, but nothing changed")
+    return "failed", (
+        first_line(answer) + " (exit %d)" % answer.rc
+        if answer and answer.rc
+        else "chpasswd reported success, but nothing changed"
+    )
 
 
 def exec_chpasswd(host: Host, container: Container, hashes: Dict[bytes, bytes]) -> Answer:
@@ -6570,7 +10443,9 @@ def exec_chpasswd(host: Host, container: Container, hashes: Dict[bytes, bytes]) 
     lines = b"".join(user + b":" + value + b"\n" for user, value in hashes.items())
     answer = change(host, ["exec", "-i", "-u", "0", container.id, "chpasswd", "-e"], lines)
     if answer.rc in (126, 127) and not answer.timed_out:
-        answer = change(host, ["exec", "-i", "-u", "0", container.id, "/usr/sbin/chpasswd", "-e"], lines)
+        answer = change(
+            host, ["exec", "-i", "-u", "0", container.id, "/usr/sbin/chpasswd", "-e"], lines
+        )
     return answer
 
 
@@ -6584,15 +10459,26 @@ def more_than_asked(before: bytes, after: bytes, hashes: Dict[bytes, bytes]) -> 
         same = edit_shadow(before, hashes, 0) == edit_shadow(after, hashes, 0)
     except KeyError:
         same = False
-    return "" if same else "the image's chpasswd changed more in its /etc/shadow than password and date"
+    return (
+        ""
+        if same
+        else "the image's chpasswd changed more in its /etc/shadow than password and date"
+    )
 
 
 def odd_date(data: bytes, hashes: Dict[bytes, bytes]) -> str:
     """A word where the image's tool wrote another day than today: libfaketime inside, or a wrong clock."""
     for user in hashes:
         fields = shadow_line(data, user) or []
-        if len(fields) > 2 and fields[2].isdigit() and abs(int(fields[2]) - time.time() // 86400) > 1:
-            return "the date of last change was written %d days off: is the container's clock shifted?" % (int(fields[2]) - time.time() // 86400)
+        if (
+            len(fields) > 2
+            and fields[2].isdigit()
+            and abs(int(fields[2]) - time.time() // 86400) > 1
+        ):
+            return (
+                "the date of last change was written %d days off: is the container's clock shifted?"
+                % (int(fields[2]) - time.time() // 86400)
+            )
     return ""
 
 
@@ -6606,7 +10492,15 @@ def run_exec(host: Host, opts: argparse.Namespace, report: dict) -> None:
     if opts.dry_run:
         return plan_exec(host, opts, report, targets, words)
     take_lock(host)
-    report["results"] = rows_of(host, opts, "exec", targets, targets, lambda target: exec_one(host, opts, target, words, stdin, limit), NO_ANSWER)
+    report["results"] = rows_of(
+        host,
+        opts,
+        "exec",
+        targets,
+        targets,
+        lambda target: exec_one(host, opts, target, words, stdin, limit),
+        NO_ANSWER,
+    )
     report["exit_code"] = exit_code(report["results"])
 
 
@@ -6619,13 +10513,19 @@ def exec_words(opts: argparse.Namespace) -> Tuple[List[str], Optional[bytes]]:
     if opts.script is not None and opts.stdin is not None:
         raise UsageError("standard input inside carries --script or --stdin, not both")
     if opts.script is None and not command:
-        raise UsageError("no command: write it after --, or give --script FILE",
-                         "python3 dockfix.py exec %s -- CMD ARG" % (" ".join(opts.containers) or "--all"))
+        raise UsageError(
+            "no command: write it after --, or give --script FILE",
+            "python3 dockfix.py exec %s -- CMD ARG" % (" ".join(opts.containers) or "--all"),
+        )
     path = opts.script if opts.script is not None else opts.stdin
     if path == "-":
-        claim_stdin(opts, "the script" if opts.script else "the command's input", "put it into a file")
+        claim_stdin(
+            opts, "the script" if opts.script else "the command's input", "put it into a file"
+        )
     if opts.script is not None:
-        command = split_words("--shell", opts.shell) + ["-s"] + (["--"] + command if command else [])
+        command = (
+            split_words("--shell", opts.shell) + ["-s"] + (["--"] + command if command else [])
+        )
     if path is None:
         return command, None
     if opts.dry_run and path == "-":
@@ -6634,29 +10534,66 @@ def exec_words(opts: argparse.Namespace) -> Tuple[List[str], Optional[bytes]]:
 
 
 def exec_argv(opts: argparse.Namespace, target: Target, words: List[str], stdin: bool) -> List[str]:
-    return ["exec"] + (["-i"] if stdin else []) + (["-u", opts.user] if opts.user is not None else []) + [target.id] + words
+    return (
+        ["exec"]
+        + (["-i"] if stdin else [])
+        + (["-u", opts.user] if opts.user is not None else [])
+        + [target.id]
+        + words
+    )
 
 
-def exec_one(host: Host, opts: argparse.Namespace, target: Target, words: List[str], stdin: Optional[bytes], limit: int) -> dict:
+def exec_one(
+    host: Host,
+    opts: argparse.Namespace,
+    target: Target,
+    words: List[str],
+    stdin: Optional[bytes],
+    limit: int,
+) -> dict:
     answer = change(host, exec_argv(opts, target, words, stdin is not None), stdin, limit)
     said = answer.err.decode("utf-8", "replace")
     own = answer.timed_out or is_dockers_own(answer.rc, said, answer.text())
     if own and is_gone_now(host, target.id, said):
         raise Gone()
     if answer.timed_out:
-        status, msg = "unknown", "no answer in %g s: the process inside may still run" % host.timeout
+        status, msg = (
+            "unknown",
+            "no answer in %g s: the process inside may still run" % host.timeout,
+        )
     elif answer.rc == 0:
         status, msg = "changed", ""
     else:
         status, msg = "failed", first_line(answer) if own else "exit %d" % answer.rc
-    return row_for(target, status, msg, rc=None if own else answer.rc, stdout=show_bytes(answer.out), stderr=show_bytes(answer.err),
-               truncated=answer.out_total > len(answer.out) or answer.err_total > len(answer.err), seconds=round(answer.seconds, 3),
-               cut={"stdout": answer.out_total - len(answer.out), "stderr": answer.err_total - len(answer.err)})
+    return row_for(
+        target,
+        status,
+        msg,
+        rc=None if own else answer.rc,
+        stdout=show_bytes(answer.out),
+        stderr=show_bytes(answer.err),
+        truncated=answer.out_total > len(answer.out) or answer.err_total > len(answer.err),
+        seconds=round(answer.seconds, 3),
+        cut={
+            "stdout": answer.out_total - len(answer.out),
+            "stderr": answer.err_total - len(answer.err),
+        },
+    )
 
 
-def plan_exec(host: Host, opts: argparse.Namespace, report: dict, targets: List[Target], words: List[str]) -> None:
+def plan_exec(
+    host: Host, opts: argparse.Namespace, report: dict, targets: List[Target], words: List[str]
+) -> None:
     path = opts.script if opts.script is not None else opts.stdin
-    feed_from = "/dev/null" if path is None else "\"${DOCKFIX_STDIN:?file for standard input}\"" if path == "-" else sh_quote(os.path.abspath(path))
+    feed_from = (
+        "/dev/null"
+        if path is None
+        else (
+            '"${DOCKFIX_STDIN:?file for standard input}"'
+            if path == "-"
+            else sh_quote(os.path.abspath(path))
+        )
+    )
     lines = []
     for target in targets:
         call = list(host.docker) + exec_argv(opts, target, words, path is not None)
@@ -6671,12 +10608,21 @@ def plan_exec(host: Host, opts: argparse.Namespace, report: dict, targets: List[
 class Zone(NamedTuple):
     """The zone that TZ or the files of a container name; east: seconds of UTC now, None where it is not known; lost: the name has no data,
     so that programs fall back to UTC."""
+
     name: str
     east: Optional[int]
     lost: bool = False
 
 
-NO_CLOCK = {"verdict": "cannot tell", "zone": None, "utc_offset": None, "offset": None, "uncertainty": None, "how": None, "remedy": ""}
+NO_CLOCK = {
+    "verdict": "cannot tell",
+    "zone": None,
+    "utc_offset": None,
+    "offset": None,
+    "uncertainty": None,
+    "how": None,
+    "remedy": "",
+}
 LOOK = "docker inspect -f '{{.Name}} {{.State.Status}} {{.Config.Env}} {{.Mounts}}' %s"
 MEND = "python3 dockfix.py timezone %s"
 
@@ -6691,20 +10637,37 @@ def run_clock(host: Host, opts: argparse.Namespace, report: dict) -> None:
     try:
         east = zone_offset(host_localtime(), int(time.time()))[0]
     except ValueError:
-        raise EnvironmentFault("this host's own %s is no time zone file" % LOCALTIME, "ls -l %s" % LOCALTIME) from None
-    report["results"] = look_rows(host, opts, "clock", targets, lambda *one: clock_row(host, opts, *one, east), NO_CLOCK)
+        raise EnvironmentFault(
+            "this host's own %s is no time zone file" % LOCALTIME, "ls -l %s" % LOCALTIME
+        ) from None
+    report["results"] = look_rows(
+        host, opts, "clock", targets, lambda *one: clock_row(host, opts, *one, east), NO_CLOCK
+    )
     report["host"] = {"zone": name, "utc_offset": east}
-    off = [one for one in report["results"] if one["verdict"] != "in step" and one["status"] != "skipped"]
+    off = [
+        one
+        for one in report["results"]
+        if one["verdict"] != "in step" and one["status"] != "skipped"
+    ]
     for verdict, remedy in sorted({(one["verdict"], one["remedy"]) for one in off}):
-        names = [one["target"] for one in off if (one["verdict"], one["remedy"]) == (verdict, remedy)]
-        add_finding(report, "clock-" + verdict.replace(" ", "-").lower(), "warning", "%s: %s" % (verdict, ", ".join(names)),
-                    (remedy or LOOK) % sh_line(names))
+        names = [
+            one["target"] for one in off if (one["verdict"], one["remedy"]) == (verdict, remedy)
+        ]
+        add_finding(
+            report,
+            "clock-" + verdict.replace(" ", "-").lower(),
+            "warning",
+            "%s: %s" % (verdict, ", ".join(names)),
+            (remedy or LOOK) % sh_line(names),
+        )
     for one in off:
         one["remedy"] = (one["remedy"] or LOOK) % sh_quote(one["target"])
     report["exit_code"] = 3 if opts.check and off else 0
 
 
-def clock_row(host: Host, opts: argparse.Namespace, target: Target, container: Container, here: int) -> dict:
+def clock_row(
+    host: Host, opts: argparse.Namespace, target: Target, container: Container, here: int
+) -> dict:
     """One exec where `date` can run, and the files that name the zone; in the row `remedy` has a %s for the names."""
     clock, why = None, ""
     try:
@@ -6716,36 +10679,73 @@ def clock_row(host: Host, opts: argparse.Namespace, target: Target, container: C
     except WayClosed as err:
         why = "; ".join(word for word in (str(err), why) if word)
     east = clock[2] if clock else zone.east
-    behind = "" if east is None or east == here else "%s %s the host" % (span(east - here), "behind" if east < here else "ahead of")
+    behind = (
+        ""
+        if east is None or east == here
+        else "%s %s the host" % (span(east - here), "behind" if east < here else "ahead of")
+    )
     more = dict(NO_CLOCK, zone=zone.name, utc_offset=east, how="date" if clock else "files")
     if clock:
-        more.update(offset=round((clock[0] + clock[1]) / 2, 1) + 0.0, uncertainty=round((clock[1] - clock[0]) / 2, 1))
+        more.update(
+            offset=round((clock[0] + clock[1]) / 2, 1) + 0.0,
+            uncertainty=round((clock[1] - clock[0]) / 2, 1),
+        )
     more["verdict"], more["remedy"], told = judge_clock(host, opts, container, clock, zone, behind)
-    msg = "; ".join(word for word in (told, behind, "its clock was not read: " + why if why else "") if word)
-    return row_for(target, "unknown" if more["verdict"] == "cannot tell" else "unchanged", msg, **more)
+    msg = "; ".join(
+        word for word in (told, behind, "its clock was not read: " + why if why else "") if word
+    )
+    return row_for(
+        target, "unknown" if more["verdict"] == "cannot tell" else "unchanged", msg, **more
+    )
 
 
-def judge_clock(host: Host, opts: argparse.Namespace, container: Container, clock: Optional[Tuple], zone: Zone, behind: str) -> Tuple[str, str, str]:
+def judge_clock(
+    host: Host,
+    opts: argparse.Namespace,
+    container: Container,
+    clock: Optional[Tuple],
+    zone: Zone,
+    behind: str,
+) -> Tuple[str, str, str]:
     """(verdict, remedy, what there is to say). A clock is off where no instant of the call can be in step."""
-    ahead = 0.0 if not clock or clock[0] <= opts.max_skew and clock[1] >= -opts.max_skew else (clock[0] + clock[1]) / 2
+    ahead = (
+        0.0
+        if not clock or clock[0] <= opts.max_skew and clock[1] >= -opts.max_skew
+        else (clock[0] + clock[1]) / 2
+    )
     tz = tz_of(container)
     if ahead or not clock:
         off = "%s %s" % (span(ahead), "ahead" if ahead > 0 else "behind")
         if is_faked(host, container):
-            return "shifted by libfaketime", "python3 dockfix.py faketime --undo %s", off if clock else "by how much is not known"
+            return (
+                "shifted by libfaketime",
+                "python3 dockfix.py faketime --undo %s",
+                off if clock else "by how much is not known",
+            )
         if ahead:
-            why = "its clock is %s, and nothing of libfaketime is seen: another kernel, or the engine is on another host" % off
+            why = (
+                "its clock is %s, and nothing of libfaketime is seen: another kernel, or the engine is on another host"
+                % off
+            )
             return "cannot tell", "", why
     if not clock and zone.east is None:
         return "cannot tell", "", ""
     if not behind:
         return "in step", "", "" if clock else "by its files"
     if tz is None:
-        return ("no tzdata", MEND, "its %s leads to no zone file" % LOCALTIME) if zone.lost else ("other zone", MEND, "")
+        return (
+            ("no tzdata", MEND, "its %s leads to no zone file" % LOCALTIME)
+            if zone.lost
+            else ("other zone", MEND, "")
+        )
     try:
         zone_data(tz)
         if zone.lost:
-            return "no tzdata", "python3 dockfix.py timezone --zone %s %%s" % tz, "TZ=%s has no data inside" % tz
+            return (
+                "no tzdata",
+                "python3 dockfix.py timezone --zone %s %%s" % tz,
+                "TZ=%s has no data inside" % tz,
+            )
     except UsageError:
         pass
     return "TZ variable wins", LOOK + "    # make it anew with -e TZ=ZONE", "TZ=%s" % tz
@@ -6754,8 +10754,14 @@ def judge_clock(host: Host, opts: argparse.Namespace, container: Container, cloc
 def container_zone(host: Host, container: Container) -> Zone:
     """From TZ, else /etc/localtime, as its C library would read them. Raises WayClosed, Refused, Gone."""
     tz, now = tz_of(container), int(time.time())
-    found = read_member(host, container, posixpath.join(ZONEINFO, tz) if tz else LOCALTIME, ZONE_MAX, tz is not None)
-    name = tz if tz is not None else "UTC" if found.kind == "absent" else zone_of_link(found.link) or found.link or "a file"
+    found = read_member(
+        host, container, posixpath.join(ZONEINFO, tz) if tz else LOCALTIME, ZONE_MAX, tz is not None
+    )
+    name = (
+        tz
+        if tz is not None
+        else "UTC" if found.kind == "absent" else zone_of_link(found.link) or found.link or "a file"
+    )
     if tz == "" or tz is None and found.kind == "absent":
         return Zone("UTC", 0)
     if found.kind == "link":
@@ -6772,7 +10778,9 @@ def is_faked(host: Host, container: Container) -> bool:
     """Is libfaketime set up, by the variables of the container or by its ld.so.preload?"""
     preload = [word for word in container.env if word.startswith("LD_PRELOAD=")]
     preload.append(show_bytes(read_member(host, container, "/etc/ld.so.preload").data))
-    return any("faketime" in word for word in preload) or any(word.startswith("FAKETIME=") for word in container.env)
+    return any("faketime" in word for word in preload) or any(
+        word.startswith("FAKETIME=") for word in container.env
+    )
 
 
 # --- timezone: the host's zone, or another, for containers
@@ -6780,6 +10788,7 @@ def is_faked(host: Host, container: Container) -> bool:
 
 class ZonePlan(NamedTuple):
     """One container's part: what is written (or put back, with `undo`), what was there, whether processes run that started before."""
+
     target: Target
     container: Container
     members: Tuple[Member, ...]
@@ -6799,29 +10808,59 @@ def run_timezone(host: Host, opts: argparse.Namespace, report: dict) -> None:
         take_lock(host)
         take_lock(host, True, name="undo.lock")
     more = {"zone": name or None, "restart": "no", "lasting": lasting(name) if name else []}
-    plans = look_rows(host, opts, "timezone: looking", targets, lambda *one: look_zone(host, opts, *one, data, more), more)
+    plans = look_rows(
+        host,
+        opts,
+        "timezone: looking",
+        targets,
+        lambda *one: look_zone(host, opts, *one, data, more),
+        more,
+    )
     if opts.dry_run:
         words = ["--undo"] if opts.undo else ["--zone", name]
-        return plan_calls(opts, report, plans, words + (["--restart", "--yes"] if opts.restart else []), more)
-    restarts = [one.target.name for one in plans if isinstance(one, ZonePlan) and one.restart and opts.restart]
+        return plan_calls(
+            opts, report, plans, words + (["--restart", "--yes"] if opts.restart else []), more
+        )
+    restarts = [
+        one.target.name
+        for one in plans
+        if isinstance(one, ZonePlan) and one.restart and opts.restart
+    ]
     if restarts:
         confirm(opts, "restart %d containers (%s)?" % (len(restarts), ", ".join(restarts)))
-    report["results"] = rows_of(host, opts, "timezone", targets, plans, lambda plan: set_zone(host, opts, plan, more), more)
+    report["results"] = rows_of(
+        host, opts, "timezone", targets, plans, lambda plan: set_zone(host, opts, plan, more), more
+    )
     report["exit_code"] = exit_code(report["results"])
     if os.path.isdir(raw(os.path.join(host.state, "undo"))):
         tidy_undo(host, [target.id for target in list_containers(host)])
-    for line in [] if opts.json or opts.quiet or opts.undo else ["what lasts, for new containers:"] + more["lasting"]:
+    for line in (
+        []
+        if opts.json or opts.quiet or opts.undo
+        else ["what lasts, for new containers:"] + more["lasting"]
+    ):
         say(line)
 
 
 def lasting(name: str) -> List[str]:
     """How new containers get the zone, in images without tzdata too: by docker run, or by three lines of a Dockerfile."""
     path = ZONEINFO + "/" + name
-    return ["docker run -e TZ=%s -v %s:%s:ro IMAGE" % (name, path, path), "# in the Dockerfile, after: cp %s ." % path,
-            "COPY %s %s" % (posixpath.basename(name), path), "ENV TZ=%s" % name]
+    return [
+        "docker run -e TZ=%s -v %s:%s:ro IMAGE" % (name, path, path),
+        "# in the Dockerfile, after: cp %s ." % path,
+        "COPY %s %s" % (posixpath.basename(name), path),
+        "ENV TZ=%s" % name,
+    ]
 
 
-def look_zone(host: Host, opts: argparse.Namespace, target: Target, container: Container, data: bytes, more: dict):
+def look_zone(
+    host: Host,
+    opts: argparse.Namespace,
+    target: Target,
+    container: Container,
+    data: bytes,
+    more: dict,
+):
     """The plan, or the row where nothing is to be done. Raises Gone, Refused, WayClosed."""
     undo = load_undo(host, "timezone", container.id)
     if opts.undo:
@@ -6829,33 +10868,54 @@ def look_zone(host: Host, opts: argparse.Namespace, target: Target, container: C
             return row_for(target, "unchanged", "no change of its zone is recorded", **more)
         return ZonePlan(target, container, (), (), undo, container.running)
     members, former = zone_members(host, container, more["zone"], data)
-    early = bool(undo) and container.running and parse_instant(container.started) < parse_instant(undo.changed)
+    early = (
+        bool(undo)
+        and container.running
+        and parse_instant(container.started) < parse_instant(undo.changed)
+    )
     if members or early and opts.restart:
         return ZonePlan(target, container, members, former, None, container.running)
     msg = "its processes started before the change: --restart" if early else ""
     return row_for(target, "unchanged", msg, **dict(more, restart="needed" if early else "no"))
 
 
-def zone_members(host: Host, container: Container, name: str, data: bytes) -> Tuple[Tuple[Member, ...], Tuple[Member, ...]]:
+def zone_members(
+    host: Host, container: Container, name: str, data: bytes
+) -> Tuple[Tuple[Member, ...], Tuple[Member, ...]]:
     """(what is to be written, what is there now) for a zone; nothing where all is well. The link comes last, data and folders first. A
-    zone file of its own that agrees with the host's for a year stays. Raises Refused, WayClosed, Gone."""
+    zone file of its own that agrees with the host's for a year stays. Raises Refused, WayClosed, Gone.
+    """
     path, now, tz = ZONEINFO + "/" + name, int(time.time()), tz_of(container)
     if tz is not None and tz not in (name, path):
-        raise Refused("its variable TZ=%s wins over every file, and is part of it: make it anew with docker run -e TZ=%s" % (tz, name))
+        raise Refused(
+            "its variable TZ=%s wins over every file, and is part of it: make it anew with docker run -e TZ=%s"
+            % (tz, name)
+        )
     refusal = files_refusal(container, (path, LOCALTIME, TIMEZONE))
     if refusal:
         raise Refused("%s: make it anew without that, with docker run -e TZ=%s" % (refusal, name))
     refuse_hidden_mounts(container, (path, LOCALTIME, TIMEZONE))
-    found = {one: read_member(host, container, one, ZONE_MAX) for one in (path, TIMEZONE, LOCALTIME)}
+    found = {
+        one: read_member(host, container, one, ZONE_MAX) for one in (path, TIMEZONE, LOCALTIME)
+    }
     for one in found.values():
         if one.kind not in ("file", "link", "absent"):
             raise Refused("its %s is neither file nor link" % one.path)
-    own = read_member(host, container, path, ZONE_MAX, True) if found[path].kind == "link" else found[path]
-    is_set = found[LOCALTIME].kind == "link" and posixpath.normpath(posixpath.join("/etc", found[LOCALTIME].link)) == path
+    own = (
+        read_member(host, container, path, ZONE_MAX, True)
+        if found[path].kind == "link"
+        else found[path]
+    )
+    is_set = (
+        found[LOCALTIME].kind == "link"
+        and posixpath.normpath(posixpath.join("/etc", found[LOCALTIME].link)) == path
+    )
     wanted = []
     if not same_zone(own.data, data, now):
         wanted.append(Member(path, "file", data, mode=0o644))
-    if found[TIMEZONE].data.strip() != raw(name) and not (is_set and found[TIMEZONE].kind == "absent"):
+    if found[TIMEZONE].data.strip() != raw(name) and not (
+        is_set and found[TIMEZONE].kind == "absent"
+    ):
         wanted.append(Member(TIMEZONE, "file", raw(name) + b"\n", mode=0o644))
     if not is_set:
         wanted.append(Member(LOCALTIME, "link", link=path, mode=0o777))
@@ -6864,16 +10924,22 @@ def zone_members(host: Host, container: Container, name: str, data: bytes) -> Tu
     base = cp_base(host, container)
     folders = missing_folders(host, container, [one.path for one in wanted])
     members = [Member(folder, "dir", mode=0o755) for folder in folders] + wanted
-    return (tuple(one._replace(uid=base[0], gid=base[1], mtime=now) for one in members),
-            tuple(Member(folder, "absent") for folder in folders) + tuple(found[one.path] for one in wanted))
+    return (
+        tuple(one._replace(uid=base[0], gid=base[1], mtime=now) for one in members),
+        tuple(Member(folder, "absent") for folder in folders)
+        + tuple(found[one.path] for one in wanted),
+    )
 
 
 def set_zone(host: Host, opts: argparse.Namespace, plan: ZonePlan, more: dict) -> dict:
-    container, notes = plan.container, []       # type: Container, List[str]
+    container, notes = plan.container, []  # type: Container, List[str]
     if plan.undo:
         left = restore_undo(host, container, plan.undo)
         if left:
-            notes.append("left behind, for it does not run: %s; start it and undo once more" % ", ".join(left))
+            notes.append(
+                "left behind, for it does not run: %s; start it and undo once more"
+                % ", ".join(left)
+            )
         else:
             drop_undo(host, "timezone", container.id)
     elif plan.members:
@@ -6883,12 +10949,21 @@ def set_zone(host: Host, opts: argparse.Namespace, plan: ZonePlan, more: dict) -
         answer = change(host, ["restart", container.id])
         if answer.rc or answer.timed_out:
             why = "no answer in %g s" % host.timeout if answer.timed_out else first_line(answer)
-            return row_for(plan.target, "unknown" if answer.timed_out else "failed", "its files are done, but docker restart: " + why,
-                           **dict(more, partial=True, restart="needed"))
+            return row_for(
+                plan.target,
+                "unknown" if answer.timed_out else "failed",
+                "its files are done, but docker restart: " + why,
+                **dict(more, partial=True, restart="needed"),
+            )
         notes.append("restarted")
     elif plan.restart:
         notes.append("running programs may keep the old zone until --restart")
-    return row_for(plan.target, "changed", "; ".join(notes), **dict(more, restart="done" if done else "needed" if plan.restart else "no"))
+    return row_for(
+        plan.target,
+        "changed",
+        "; ".join(notes),
+        **dict(more, restart="done" if done else "needed" if plan.restart else "no"),
+    )
 
 
 def write_zone(host: Host, plan: ZonePlan) -> None:
@@ -6906,7 +10981,17 @@ def write_zone(host: Host, plan: ZonePlan) -> None:
             left = [one.path for one in plan.former]
         if first and not left:
             drop_undo(host, "timezone", plan.container.id)
-        raise WayClosed("%s; %s" % (err, "not put back: %s: try timezone --undo" % ", ".join(left) if left else "all is as it was")) from None
+        raise WayClosed(
+            "%s; %s"
+            % (
+                err,
+                (
+                    "not put back: %s: try timezone --undo" % ", ".join(left)
+                    if left
+                    else "all is as it was"
+                ),
+            )
+        ) from None
 
 
 # --- faketime: shift the clock of containers through libfaketime
@@ -6914,6 +10999,7 @@ def write_zone(host: Host, plan: ZonePlan) -> None:
 
 class Library(NamedTuple):
     """A libfaketime of the host, or built in a container; rank: its place in RANKS; fault: why it is none."""
+
     path: str
     data: bytes
     elf: Optional[Elf]
@@ -6923,7 +11009,9 @@ class Library(NamedTuple):
 
 class Shift(NamedTuple):
     """One container's part. preloaded: do its running programs use a libfaketime (None: cannot be seen)? before: its PRELOAD, RC and private library
-    at the look; program: its first process ('': unknown); fit: chooses among libraries; library: None where it is yet to be built."""
+    at the look; program: its first process ('': unknown); fit: chooses among libraries; library: None where it is yet to be built.
+    """
+
     target: Target
     container: Container
     undo: Optional[Undo]
@@ -6935,42 +11023,79 @@ class Shift(NamedTuple):
     msg: str = ""
 
 
-PRELOAD, RC, PRIVATE, OURS = "/etc/ld.so.preload", "/etc/faketimerc", "/usr/lib/libfaketime-dockfix-%s.so.1", b"/libfaketime-dockfix-"
+PRELOAD, RC, PRIVATE, OURS = (
+    "/etc/ld.so.preload",
+    "/etc/faketimerc",
+    "/usr/lib/libfaketime-dockfix-%s.so.1",
+    b"/libfaketime-dockfix-",
+)
 INITS = ("tini", "tini-static", "docker-init", "dumb-init", "catatonit", "s6-svscan", "runsvdir")
 DROPPERS = rb"(?:^|[\s;&|(\"'/])(gosu|su-exec|setpriv|runuser|setuidgid|s6-setuidgid|chpst|sudo|su)(?=[\s\"']|$)"
 NO_SHIFT = {"offset": None, "library": None, "preloaded": None}
 NO_STOP = "it was started with --rm: stopped for a restart, it would be removed"
-RECIPE = ("docker run -v %s:/opt/libfaketime.so.1:ro -e LD_PRELOAD=/opt/libfaketime.so.1 -e FAKETIME=%+d -e FAKETIME_DONT_FAKE_MONOTONIC=1"
-          " -e FAKETIME_FORCE_MONOTONIC_FIX=0 -e FAKETIME_DISABLE_SHM=1 IMAGE")
+RECIPE = (
+    "docker run -v %s:/opt/libfaketime.so.1:ro -e LD_PRELOAD=/opt/libfaketime.so.1 -e FAKETIME=%+d -e FAKETIME_DONT_FAKE_MONOTONIC=1"
+    " -e FAKETIME_FORCE_MONOTONIC_FIX=0 -e FAKETIME_DISABLE_SHM=1 IMAGE"
+)
 
 
 def faketime_action(opts: argparse.Namespace) -> str:
     """'set', 'undo' or 'status'; the offset goes to opts.seconds. Raises UsageError for none, for two, and for an option that does not belong."""
-    given = [name for name in ("offset", "at", "undo", "status") if getattr(opts, name) not in (None, False)]
+    given = [
+        name
+        for name in ("offset", "at", "undo", "status")
+        if getattr(opts, name) not in (None, False)
+    ]
     if len(given) != 1:
-        raise UsageError("say one of --offset SPEC, --at TIME, --undo, --status", "python3 dockfix.py faketime NAME --offset +8h")
+        raise UsageError(
+            "say one of --offset SPEC, --at TIME, --undo, --status",
+            "python3 dockfix.py faketime NAME --offset +8h",
+        )
     no_set = given[0] in ("undo", "status")
     build = opts.build_from is not None
-    misfits = (("--lib", opts.lib and (no_set or build)), ("--build-from", build and no_set), ("--step-running", opts.step_running and no_set),
-               ("--zone", opts.zone is not None and given != ["at"]), ("--restart", opts.restart and opts.status))
+    misfits = (
+        ("--lib", opts.lib and (no_set or build)),
+        ("--build-from", build and no_set),
+        ("--step-running", opts.step_running and no_set),
+        ("--zone", opts.zone is not None and given != ["at"]),
+        ("--restart", opts.restart and opts.status),
+    )
     strange = [name for name, on in misfits if on]
     if strange:
-        raise UsageError("%s does not go with --%s" % (strange[0], given[0] if no_set or strange[0] != "--lib" else "build-from"))
+        raise UsageError(
+            "%s does not go with --%s"
+            % (strange[0], given[0] if no_set or strange[0] != "--lib" else "build-from")
+        )
     now, opts.watch = int(time.time()), parse_number("--watch", opts.watch, 10, 0, 3600)
-    opts.seconds = parse_offset(opts.offset) if given == ["offset"] else wall_instant(opts) - now if given == ["at"] else 0
-    check_instant(now + opts.seconds, "--offset %s" % opts.offset if given == ["offset"] else "--at '%s'" % opts.at)
+    opts.seconds = (
+        parse_offset(opts.offset)
+        if given == ["offset"]
+        else wall_instant(opts) - now if given == ["at"] else 0
+    )
+    check_instant(
+        now + opts.seconds,
+        "--offset %s" % opts.offset if given == ["offset"] else "--at '%s'" % opts.at,
+    )
     return given[0] if no_set else "set"
 
 
 def wall_instant(opts: argparse.Namespace) -> int:
     """The instant of --at in --zone, or in the host's zone (which --zone then names). Raises UsageError."""
     opts.zone, wall = opts.zone if opts.zone is not None else host_zone(), parse_wall(opts.at)
-    check_instant(min(wall + 86400, LAST_INSTANT), "--at '%s'" % opts.at)       # zones are known from 1970 on
+    check_instant(
+        min(wall + 86400, LAST_INSTANT), "--at '%s'" % opts.at
+    )  # zones are known from 1970 on
     found = wall_instants(zone_data(opts.zone), wall)
     if len(found) != 1:
-        hint = "; ".join("--at '%s' --zone UTC" % time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(one)) for one in found)
+        hint = "; ".join(
+            "--at '%s' --zone UTC" % time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(one))
+            for one in found
+        )
         comes = "comes twice in" if found else "never comes in"
-        raise UsageError("%s %s %s: the clocks are changed then" % (opts.at, comes, opts.zone), hint or "an hour earlier or later")
+        raise UsageError(
+            "%s %s %s: the clocks are changed then" % (opts.at, comes, opts.zone),
+            hint or "an hour earlier or later",
+        )
     return found[0]
 
 
@@ -6987,51 +11112,109 @@ def run_faketime(host: Host, opts: argparse.Namespace, report: dict) -> None:
 
     def look(target: Target, container: Container):
         users = processes_of(container)
-        plan = Shift(target, container, load_undo(host, "faketime", target.id), any(users.values()) if users else None)
+        plan = Shift(
+            target,
+            container,
+            load_undo(host, "faketime", target.id),
+            any(users.values()) if users else None,
+        )
         if action == "undo" and plan.undo and opts.restart and plan.container.auto_remove:
             raise Refused(NO_STOP)
         if action == "set":
             return look_shift(host, opts, libraries, plan)
         return plan if action == "undo" and plan.undo else shift_status(host, plan, users)
+
     plans = look_rows(host, opts, "faketime: looking", targets, look, NO_SHIFT)
     if opts.dry_run:
-        return plan_calls(opts, report, plans, shift_words(opts), dict(NO_SHIFT, offset=opts.seconds))
+        return plan_calls(
+            opts, report, plans, shift_words(opts), dict(NO_SHIFT, offset=opts.seconds)
+        )
     if action == "set":
-        lib = next((one.library.path for one in plans if isinstance(one, Shift) and one.library and one.library.rank < 2), "LIBFAKETIME")
+        lib = next(
+            (
+                one.library.path
+                for one in plans
+                if isinstance(one, Shift) and one.library and one.library.rank < 2
+            ),
+            "LIBFAKETIME",
+        )
         text = "for a new container there is a safer way, with a libfaketime of 0.9.11 or newer (for musl, one built with musl)"
-        add_finding(report, "faketime-new-containers", "info", text, RECIPE % (sh_quote(lib), opts.seconds))
-    restarts = [one.target.name for one in plans if isinstance(one, Shift) and one.container.running] if opts.restart else []
+        add_finding(
+            report, "faketime-new-containers", "info", text, RECIPE % (sh_quote(lib), opts.seconds)
+        )
+    restarts = (
+        [one.target.name for one in plans if isinstance(one, Shift) and one.container.running]
+        if opts.restart
+        else []
+    )
     if restarts:
         confirm(opts, "restart %d containers (%s)?" % (len(restarts), ", ".join(restarts)))
-    deed = (lambda plan: undo_shift(host, opts, plan)) if action == "undo" else (lambda plan: set_shift(host, opts, source, plan))
+    deed = (
+        (lambda plan: undo_shift(host, opts, plan))
+        if action == "undo"
+        else (lambda plan: set_shift(host, opts, source, plan))
+    )
     report["results"] = rows_of(host, opts, "faketime", targets, plans, deed, NO_SHIFT)
     report["exit_code"] = exit_code(report["results"])
 
 
 def shift_words(opts: argparse.Namespace) -> List[str]:
     """The options of this run, for the script of a dry run."""
-    given = [("offset", opts.offset), ("at", opts.at), ("zone", opts.zone), ("build-from", opts.build_from and os.path.abspath(opts.build_from))]
+    given = [
+        ("offset", opts.offset),
+        ("at", opts.at),
+        ("zone", opts.zone),
+        ("build-from", opts.build_from and os.path.abspath(opts.build_from)),
+    ]
     given += [("lib", os.path.abspath(path)) for path in opts.lib]
-    switches = (("--undo", opts.undo), ("--restart", opts.restart), ("--yes", opts.restart), ("--step-running", opts.step_running))
-    return ["--%s=%s" % one for one in given if one[1] is not None] + [name for name, on in switches if on] + ["--watch=%g" % opts.watch]
+    switches = (
+        ("--undo", opts.undo),
+        ("--restart", opts.restart),
+        ("--yes", opts.restart),
+        ("--step-running", opts.step_running),
+    )
+    return (
+        ["--%s=%s" % one for one in given if one[1] is not None]
+        + [name for name, on in switches if on]
+        + ["--watch=%g" % opts.watch]
+    )
 
 
 def host_libraries(paths: Sequence[str]) -> List[Library]:
     """--lib in the order given, else what lies in the host's usual places, the newest first. Raises UsageError, EnvironmentFault."""
-    bases = [base for base in ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/local/lib64") if os.path.isdir(base)]
+    bases = [
+        base
+        for base in ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/local/lib64")
+        if os.path.isdir(base)
+    ]
     roots = [os.path.join(base, name) for base in bases for name in [""] + sorted(os.listdir(base))]
-    usual = [path for path in (os.path.join(root, "faketime", "libfaketime.so.1") for root in roots) if os.path.isfile(path)]
-    found = [judge_library(os.path.abspath(path), read_input(path, 1 << 24, "--lib")) for path in paths or usual]
+    usual = [
+        path
+        for path in (os.path.join(root, "faketime", "libfaketime.so.1") for root in roots)
+        if os.path.isfile(path)
+    ]
+    found = [
+        judge_library(os.path.abspath(path), read_input(path, 1 << 24, "--lib"))
+        for path in paths or usual
+    ]
     if not found:
-        raise EnvironmentFault("there is no libfaketime in this host's usual places, and dockfix brings none",
-                               "--lib FILE (Debian: apt-get install libfaketime; EL: EPEL has it)")
+        raise EnvironmentFault(
+            "there is no libfaketime in this host's usual places, and dockfix brings none",
+            "--lib FILE (Debian: apt-get install libfaketime; EL: EPEL has it)",
+        )
     return found if paths else sorted(found, key=lambda one: one.rank)
 
 
 def judge_library(path: str, data: bytes) -> Library:
     rank = [mark in data for mark, _ in RANKS].index(True)
     try:
-        return Library(path, data, parse_elf(data), rank, "it is no libfaketime" if rank == len(RANKS) - 1 else "")
+        return Library(
+            path,
+            data,
+            parse_elf(data),
+            rank,
+            "it is no libfaketime" if rank == len(RANKS) - 1 else "",
+        )
     except ValueError as err:
         return Library(path, data, None, rank, str(err))
 
@@ -7039,38 +11222,104 @@ def judge_library(path: str, data: bytes) -> Library:
 def look_shift(host: Host, opts: argparse.Namespace, libraries: List[Library], plan: Shift):
     """The plan, or a row where it is shifted so already. Everything that speaks against it, before anything is written: Refused, WayClosed."""
     container, undo = plan.container, plan.undo
-    env = [word.split("=")[0] for word in container.env if re.match(r"FAKETIME|LD_PRELOAD=.*faketime", word)]
-    refuse_first((
-        (not can_exec(container), "it does not run (or is paused, or restarting): the library could not be tried in it"),
-        (undo and not undo.more["done"], "an earlier change was cut off: python3 dockfix.py faketime --undo %s" % plan.target.name),
-        (opts.restart and container.auto_remove, NO_STOP),
-        (env, "its environment sets %s, which beats %s: it has to be made anew" % (", ".join(env), RC)),
-        (files_refusal(container, (PRELOAD, RC, PRIVATE)), files_refusal(container, (PRELOAD, RC, PRIVATE)))))
+    env = [
+        word.split("=")[0]
+        for word in container.env
+        if re.match(r"FAKETIME|LD_PRELOAD=.*faketime", word)
+    ]
+    refuse_first(
+        (
+            (
+                not can_exec(container),
+                "it does not run (or is paused, or restarting): the library could not be tried in it",
+            ),
+            (
+                undo and not undo.more["done"],
+                "an earlier change was cut off: python3 dockfix.py faketime --undo %s"
+                % plan.target.name,
+            ),
+            (opts.restart and container.auto_remove, NO_STOP),
+            (
+                env,
+                "its environment sets %s, which beats %s: it has to be made anew"
+                % (", ".join(env), RC),
+            ),
+            (
+                files_refusal(container, (PRELOAD, RC, PRIVATE)),
+                files_refusal(container, (PRELOAD, RC, PRIVATE)),
+            ),
+        )
+    )
     preload, rc = before = tuple(read_member(host, container, path) for path in (PRELOAD, RC))
-    refuse_first((
-        ({preload.kind, rc.kind} - {"file", "absent"}, "its %s or %s is no plain file" % (PRELOAD, RC)),
-        (not undo and b"faketime" in preload.data,
-         "its %s names a libfaketime already, not dockfix's: %s" % (PRELOAD, show_bytes(preload.data[:200].strip()))),
-        (not undo and rc.kind == "file" and not re.match(rb"[+-][0-9]+(\.[0-9]+)?[smhdy]?\n?\Z", rc.data),
-         "its %s is not dockfix's and no plain offset (%s): put back by an undo, it would end each program that reads it; remove it first"
-         % (RC, show_bytes(rc.data[:60].strip())))))
-    if undo and not opts.restart and rc.data == b"%+d\n" % opts.seconds and undo.more["offset"] == opts.seconds and OURS in preload.data:
-        return row_for(plan.target, "unchanged", "it is shifted so already", offset=opts.seconds, library=undo.more["library"],
-                       preloaded=plan.preloaded)
+    refuse_first(
+        (
+            (
+                {preload.kind, rc.kind} - {"file", "absent"},
+                "its %s or %s is no plain file" % (PRELOAD, RC),
+            ),
+            (
+                not undo and b"faketime" in preload.data,
+                "its %s names a libfaketime already, not dockfix's: %s"
+                % (PRELOAD, show_bytes(preload.data[:200].strip())),
+            ),
+            (
+                not undo
+                and rc.kind == "file"
+                and not re.match(rb"[+-][0-9]+(\.[0-9]+)?[smhdy]?\n?\Z", rc.data),
+                "its %s is not dockfix's and no plain offset (%s): put back by an undo, it would end each program that reads it; remove it first"
+                % (RC, show_bytes(rc.data[:60].strip())),
+            ),
+        )
+    )
+    if (
+        undo
+        and not opts.restart
+        and rc.data == b"%+d\n" % opts.seconds
+        and undo.more["offset"] == opts.seconds
+        and OURS in preload.data
+    ):
+        return row_for(
+            plan.target,
+            "unchanged",
+            "it is shifted so already",
+            offset=opts.seconds,
+            library=undo.more["library"],
+            preloaded=plan.preloaded,
+        )
     path, head, drops = first_program(host, container)
     machine, note = judge_program(posixpath.basename(path), head)
     folder, libc = find_libc(host, container, machine)
     missing = missing_folders(host, container, (PRELOAD, PRIVATE))
-    refuse_first((
-        (missing, "it has no %s" % ", no ".join(missing)),
-        (libc.bits == 32 and time.time() + opts.seconds >= 1 << 31, "its programs are of 32 bits: their clock ends in January 2038"),
-        ((plan.preloaded or plan.preloaded is None and undo) and not (opts.restart or opts.step_running),
-         "%s libfaketime, and a step makes timers run in bursts or stand still: --restart (stop, write, start) or --step-running"
-         % ("its running programs use" if plan.preloaded else "it cannot be seen from here whether its running programs use"))))
+    refuse_first(
+        (
+            (missing, "it has no %s" % ", no ".join(missing)),
+            (
+                libc.bits == 32 and time.time() + opts.seconds >= 1 << 31,
+                "its programs are of 32 bits: their clock ends in January 2038",
+            ),
+            (
+                (plan.preloaded or plan.preloaded is None and undo)
+                and not (opts.restart or opts.step_running),
+                "%s libfaketime, and a step makes timers run in bursts or stand still: --restart (stop, write, start) or --step-running"
+                % (
+                    "its running programs use"
+                    if plan.preloaded
+                    else "it cannot be seen from here whether its running programs use"
+                ),
+            ),
+        )
+    )
 
     def fit(some: List[Library]) -> Library:
         return choose_library(host, container, some, folder, libc, drops)
-    return plan._replace(before=before, program=path, fit=fit, library=fit(libraries) if libraries else None, msg=note)
+
+    return plan._replace(
+        before=before,
+        program=path,
+        fit=fit,
+        library=fit(libraries) if libraries else None,
+        msg=note,
+    )
 
 
 def refuse_first(reasons: Sequence[Tuple]) -> None:
@@ -7085,34 +11334,67 @@ def judge_program(name: str, head: bytes) -> Tuple[int, str]:
         elf = parse_elf(head, whole=False)
     except ValueError:
         return 0, "what its first process is cannot be told"
-    refuse_first((
-        ("musl" in elf.interp, "its programs are built for musl, which ignores %s: "
-                               "it has to be made anew, with -e LD_PRELOAD and a library built with musl" % PRELOAD),
-        (elf.go, "its first process, %s, is a Go program, which reads the clock past any library: it would keep the real time" % name),
-        (not elf.interp and name not in INITS,
-         "its first process, %s, is a static program, which loads no library: it would keep the real time" % name)))
-    return elf.machine, "" if elf.interp else "its first process, %s, is static and keeps the real time" % name
+    refuse_first(
+        (
+            (
+                "musl" in elf.interp,
+                "its programs are built for musl, which ignores %s: "
+                "it has to be made anew, with -e LD_PRELOAD and a library built with musl"
+                % PRELOAD,
+            ),
+            (
+                elf.go,
+                "its first process, %s, is a Go program, which reads the clock past any library: it would keep the real time"
+                % name,
+            ),
+            (
+                not elf.interp and name not in INITS,
+                "its first process, %s, is a static program, which loads no library: it would keep the real time"
+                % name,
+            ),
+        )
+    )
+    return elf.machine, (
+        "" if elf.interp else "its first process, %s, is static and keeps the real time" % name
+    )
 
 
 def first_program(host: Host, container: Container) -> Tuple[str, bytes, bool]:
     """(path, first part) of its first process, by /proc or else by its configuration; does it start as root and go on as another user?"""
     path, head, uid = first_process(container)
     name, texts = posixpath.basename(path), [raw(" ".join(container.words))]
-    for word in [one for number, one in enumerate(container.words[:4]) if not number or "/" in one or one.endswith(".sh")]:
-        place, data = find_program(host, container, word) if posixpath.basename(word) != name else ("", b"")
-        while data[:2] == b"#!" and len(texts) < 9:         # a script's interpreter may be a script
+    for word in [
+        one
+        for number, one in enumerate(container.words[:4])
+        if not number or "/" in one or one.endswith(".sh")
+    ]:
+        place, data = (
+            find_program(host, container, word) if posixpath.basename(word) != name else ("", b"")
+        )
+        while data[:2] == b"#!" and len(texts) < 9:  # a script's interpreter may be a script
             texts.append(data)
             words = data[2:].split(b"\n")[0].split() or [b""]
-            place, data = find_program(host, container, show_bytes(words[-1 if words[0].endswith(b"/env") else 0]))
+            place, data = find_program(
+                host, container, show_bytes(words[-1 if words[0].endswith(b"/env") else 0])
+            )
         path, head = (path, head) if path else (place, data)
-    lines = b"\n".join(line for text in texts for line in text.split(b"\n") if not line.lstrip().startswith(b"#"))
-    dropped = uid >= 0 and container.user.split(":")[0] in ("", "0", "root") and uid != engine_userns(host)[0]
+    lines = b"\n".join(
+        line for text in texts for line in text.split(b"\n") if not line.lstrip().startswith(b"#")
+    )
+    dropped = (
+        uid >= 0
+        and container.user.split(":")[0] in ("", "0", "root")
+        and uid != engine_userns(host)[0]
+    )
     return path, head, dropped or bool(re.search(DROPPERS, lines))
 
 
 def find_program(host: Host, container: Container, word: str) -> Tuple[str, bytes]:
     """(path, first part) of a program as the container would find it; ('', b'') where it is not found."""
-    path = next((one[5:] for one in container.env if one.startswith("PATH=")), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+    path = next(
+        (one[5:] for one in container.env if one.startswith("PATH=")),
+        "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    )
     for folder in [container.folder] if "/" in word else path.split(":") if word else []:
         try:
             place = posixpath.join("/", folder, word)
@@ -7126,57 +11408,99 @@ def find_program(host: Host, container: Container, word: str) -> Tuple[str, byte
 
 def find_libc(host: Host, container: Container, machine: int) -> Tuple[str, Elf]:
     """(folder, facts) of the container's libc.so.6. Raises Refused."""
-    for folder in ["/lib/" + one[1] for number, one in MACHINES.items() if machine in (0, number)] + ["/lib64", "/usr/lib64", "/usr/lib", "/lib"]:
+    for folder in [
+        "/lib/" + one[1] for number, one in MACHINES.items() if machine in (0, number)
+    ] + ["/lib64", "/usr/lib64", "/usr/lib", "/lib"]:
         found = read_member(host, container, folder + "/libc.so.6", 1 << 25, True)
         try:
             if found.kind == "file":
                 return folder, parse_elf(found.data)
         except ValueError as err:
             raise Refused("its %s/libc.so.6 is not understood: %s" % (folder, err)) from None
-    raise Refused("there is no glibc in it (no libc.so.6): musl and static programs do not read %s" % PRELOAD)
+    raise Refused(
+        "there is no glibc in it (no libc.so.6): musl and static programs do not read %s" % PRELOAD
+    )
 
 
-def choose_library(host: Host, container: Container, libraries: List[Library], folder: str, libc: Elf, drops: bool) -> Library:
+def choose_library(
+    host: Host, container: Container, libraries: List[Library], folder: str, libc: Elf, drops: bool
+) -> Library:
     """The first that fits. Raises Refused with what speaks against each."""
-    reasons = []                # type: List[str]
+    reasons = []  # type: List[str]
     for one in libraries:
         why = one.fault or misfit(one.elf, libc)
-        for name in [] if why else [name for name in one.elf.needed if not re.match(GLIBC_OWN, name)]:
-            places = [posixpath.join(place, name) for place in (folder, "/usr" + folder, "/usr/lib", "/usr/lib64")]
-            if not any(read_member(host, container, path, 1 << 26, True).kind == "file" for path in places):
+        for name in (
+            [] if why else [name for name in one.elf.needed if not re.match(GLIBC_OWN, name)]
+        ):
+            places = [
+                posixpath.join(place, name)
+                for place in (folder, "/usr" + folder, "/usr/lib", "/usr/lib64")
+            ]
+            if not any(
+                read_member(host, container, path, 1 << 26, True).kind == "file" for path in places
+            ):
                 why = "it needs %s, which is not in the container" % name
         if not why and drops and one.rank:
-            why = ("its entrypoint starts as root and goes on as another user, where a libfaketime up to 0.9.12 (this one: %s) ends it or hangs"
-                   % RANKS[one.rank][1])
+            why = (
+                "its entrypoint starts as root and goes on as another user, where a libfaketime up to 0.9.12 (this one: %s) ends it or hangs"
+                % RANKS[one.rank][1]
+            )
         if not why:
             return one
         reasons.append("%s: %s" % (one.path, why))
-    raise Refused("; ".join(reasons) + "; --lib FILE names another: one made on a release as old as the container's, or older, fits")
+    raise Refused(
+        "; ".join(reasons)
+        + "; --lib FILE names another: one made on a release as old as the container's, or older, fits"
+    )
 
 
 def set_shift(host: Host, opts: argparse.Namespace, source: Dict[str, bytes], plan: Shift) -> dict:
     """Library, trial, RC, PRELOAD last, restart, watch. What is needed to undo is on the disk before the first write."""
     container, status, why = plan.container, "failed", ""
     try:
-        save_undo(host, "faketime", container, plan.before, {"done": False, "offset": opts.seconds, "stopped": False, "build": "", "library": ""})
-        plan = plan._replace(library=plan.fit([build_library(host, container, source)]) if source else plan.library)
+        save_undo(
+            host,
+            "faketime",
+            container,
+            plan.before,
+            {"done": False, "offset": opts.seconds, "stopped": False, "build": "", "library": ""},
+        )
+        plan = plan._replace(
+            library=plan.fit([build_library(host, container, source)]) if source else plan.library
+        )
         private = PRIVATE % hashlib.sha256(plan.library.data).hexdigest()[:12]
         plan = plan._replace(before=plan.before + (read_member(host, container, private, 1 << 24),))
         save_undo(host, "faketime", container, plan.before, {"library": plan.library.path})
         why = apply_shift(host, opts, plan)
-    except Unanswered as err:               # what was sent may still arrive: nothing is put back under it
-        raise Unanswered("%s; look again, then: python3 dockfix.py faketime --undo %s" % (err, plan.target.name)) from None
+    except Unanswered as err:  # what was sent may still arrive: nothing is put back under it
+        raise Unanswered(
+            "%s; look again, then: python3 dockfix.py faketime --undo %s" % (err, plan.target.name)
+        ) from None
     except (Refused, WayClosed, EnvironmentFault) as err:
         status, why = "refused" if isinstance(err, Refused) else "failed", str(err)
     more = dict(NO_SHIFT, library=plan.library.path if plan.library else None)
     if why:
         left = take_back(host, plan)
         more.update({"partial": True} if left else {})
-        return row_for(plan.target, "failed" if left else status, why + (left or "; undone: it is as it was"), **more)
+        return row_for(
+            plan.target,
+            "failed" if left else status,
+            why + (left or "; undone: it is as it was"),
+            **more,
+        )
     save_undo(host, "faketime", container, (), {"done": True, "stopped": False})
     more.update(offset=opts.seconds, preloaded=True if opts.restart else plan.preloaded)
-    follow = "its running programs follow within 10 s" if plan.preloaded else "its first process follows when it is restarted (--restart)"
-    notes = ("%+d s" % opts.seconds, "%s %s" % (opts.at, opts.zone) if opts.at is not None else "", plan.msg, "" if opts.restart else follow)
+    follow = (
+        "its running programs follow within 10 s"
+        if plan.preloaded
+        else "its first process follows when it is restarted (--restart)"
+    )
+    notes = (
+        "%+d s" % opts.seconds,
+        "%s %s" % (opts.at, opts.zone) if opts.at is not None else "",
+        plan.msg,
+        "" if opts.restart else follow,
+    )
     return row_for(plan.target, "changed", "; ".join(one for one in notes if one), **more)
 
 
@@ -7192,7 +11516,9 @@ def apply_shift(host: Host, opts: argparse.Namespace, plan: Shift) -> str:
         save_undo(host, "faketime", container, (), {"stopped": True})
         must(host, "stop", container.id)
     write_members(host, container, [Member(RC, data=b"%+d\n" % opts.seconds, **new)])
-    kept = b"".join(line.rstrip(b"\n") + b"\n" for line in old.data.splitlines(True) if OURS not in line)
+    kept = b"".join(
+        line.rstrip(b"\n") + b"\n" for line in old.data.splitlines(True) if OURS not in line
+    )
     new.update(dict(uid=old.uid, gid=old.gid, mode=old.mode) if old.kind == "file" else {})
     write_members(host, container, [Member(PRELOAD, data=kept + raw(private.path) + b"\n", **new)])
     if opts.restart:
@@ -7236,12 +11562,16 @@ def try_library(host: Host, plan: Shift, seconds: int) -> None:
     if re.match(r".*/python[0-9.]*\Z", plan.program):
         code = "import signal, threading; signal.alarm(4); threading.Event().wait(0.1)"
         if change(host, ["exec", plan.container.id, "env"] + env + [plan.program, "-c", code]).rc:
-            raise Refused("its first process is Python, whose timed waits hang with %s (%s)" % (plan.library.path, RANKS[plan.library.rank][1]))
+            raise Refused(
+                "its first process is Python, whose timed waits hang with %s (%s)"
+                % (plan.library.path, RANKS[plan.library.rank][1])
+            )
 
 
 def watch_shift(host: Host, opts: argparse.Namespace, plan: Shift, talk: Tuple[int, int]) -> str:
     """Looks each second for --watch seconds: up, not started anew, exec works, the clock shifted. At the end: its first process is the same program
-    as before, and its output goes on (what hangs in its entrypoint stays Up). Returns what is wrong, ''."""
+    as before, and its output goes on (what hangs in its entrypoint stays Up). Returns what is wrong, ''.
+    """
     began, wall, first = time.monotonic(), time.time(), None
     while True:
         container, why = living(host, plan.target.id), ""
@@ -7255,29 +11585,48 @@ def watch_shift(host: Host, opts: argparse.Namespace, plan: Shift, talk: Tuple[i
         if why:
             return "with it, a command inside fails: %s" % why
         if not is_shift(clock, opts.seconds):
-            return "its clock is then %+d s off, not %+d s (is there a ~/.faketimerc?)" % (clock[0], opts.seconds)
+            return "its clock is then %+d s off, not %+d s (is there a ~/.faketimerc?)" % (
+                clock[0],
+                opts.seconds,
+            )
         left = opts.watch - (time.monotonic() - began)
         if left <= 0 or host.stop.is_set():
             break
         time.sleep(min(1.0, left))
     now, (early, late) = first_process(container)[0], log_seconds(host, opts, container, wall)
     if now and posixpath.basename(now) != posixpath.basename(plan.program):
-        return "after %g s its first process is %s, not %s: it hangs in its start (--watch SECONDS waits longer)" % (opts.watch, now, plan.program)
-    if opts.watch and (sum(talk) and opts.restart and not early + late or sum(talk) >= 3 and talk[1] and not late):
-        return "it wrote nothing for %g s, and did before (--watch SECONDS waits longer)" % opts.watch
+        return (
+            "after %g s its first process is %s, not %s: it hangs in its start (--watch SECONDS waits longer)"
+            % (opts.watch, now, plan.program)
+        )
+    if opts.watch and (
+        sum(talk) and opts.restart and not early + late or sum(talk) >= 3 and talk[1] and not late
+    ):
+        return (
+            "it wrote nothing for %g s, and did before (--watch SECONDS waits longer)" % opts.watch
+        )
     return ""
 
 
-def log_seconds(host: Host, opts: argparse.Namespace, container: Container, since: float) -> Tuple[int, int]:
+def log_seconds(
+    host: Host, opts: argparse.Namespace, container: Container, since: float
+) -> Tuple[int, int]:
     """In how many seconds of each half of --watch it wrote to its log, by docker's own clock, with --restart from its start on (its first
     words are older than docker's note of it by a little); (0, 0) where docker cannot read the log, (1, 1) where there is more of it than is
     read."""
     since, half = parse_instant(container.started) - 0.3 if opts.restart else since, opts.watch / 2
-    answer = query(host, "logs", "-t", "--since", "%d" % since, container.id, limit=1 << 20, enough=1 << 20)
+    answer = query(
+        host, "logs", "-t", "--since", "%d" % since, container.id, limit=1 << 20, enough=1 << 20
+    )
     if answer.timed_out or max(answer.out_total, answer.err_total) >= 1 << 20:
         return 1, 1
-    stamps = [parse_instant(line.split(" ")[0]) - since for line in (answer.out + b"\n" + answer.err).decode("utf-8", "replace").split("\n")]
-    return len({int(one) for one in stamps if 0 <= one < half}), len({int(one) for one in stamps if half <= one <= 2 * half})
+    stamps = [
+        parse_instant(line.split(" ")[0]) - since
+        for line in (answer.out + b"\n" + answer.err).decode("utf-8", "replace").split("\n")
+    ]
+    return len({int(one) for one in stamps if 0 <= one < half}), len(
+        {int(one) for one in stamps if half <= one <= 2 * half}
+    )
 
 
 def take_back(host: Host, plan: Shift) -> str:
@@ -7286,7 +11635,10 @@ def take_back(host: Host, plan: Shift) -> str:
         left = put_back(host, plan, plan.before, False)
         return "; left behind: %s" % ", ".join(left) if left else ""
     except (Refused, WayClosed, EnvironmentFault) as err:
-        return "; AND it could not be undone (%s): python3 dockfix.py faketime --undo %s" % (err, plan.target.name)
+        return "; AND it could not be undone (%s): python3 dockfix.py faketime --undo %s" % (
+            err,
+            plan.target.name,
+        )
 
 
 def put_back(host: Host, plan: Shift, members: Tuple[Member, ...], restart: bool) -> List[str]:
@@ -7299,8 +11651,12 @@ def put_back(host: Host, plan: Shift, members: Tuple[Member, ...], restart: bool
         undo = save_undo(host, "faketime", container, (), {"stopped": True})
         must(host, "stop", container.id)
         container = container._replace(running=False, pid=0)
-    restore_undo(host, container, undo._replace(members=[one for one in members if one.path == PRELOAD]))
-    left = restore_undo(host, container, undo._replace(members=members)) + remove_build(host, container, undo.more["build"])
+    restore_undo(
+        host, container, undo._replace(members=[one for one in members if one.path == PRELOAD])
+    )
+    left = restore_undo(host, container, undo._replace(members=members)) + remove_build(
+        host, container, undo.more["build"]
+    )
     if undo.more["stopped"]:
         must(host, "restart" if container.running else "start", container.id)
     if plan.undo and members is plan.before:
@@ -7314,9 +11670,18 @@ def undo_shift(host: Host, opts: argparse.Namespace, plan: Shift) -> dict:
     """What was there before dockfix's first shift, byte by byte."""
     left = put_back(host, plan, plan.undo.members, opts.restart)
     if left:
-        return row_for(plan.target, "failed", "left behind: %s" % ", ".join(left), **dict(NO_SHIFT, partial=True))
+        return row_for(
+            plan.target,
+            "failed",
+            "left behind: %s" % ", ".join(left),
+            **dict(NO_SHIFT, partial=True),
+        )
     stays = plan.preloaded and not opts.restart and not plan.undo.more["stopped"]
-    msg = "its running programs go back within 10 s; they keep the library until they are restarted (--restart)" if stays else ""
+    msg = (
+        "its running programs go back within 10 s; they keep the library until they are restarted (--restart)"
+        if stays
+        else ""
+    )
     return row_for(plan.target, "changed", msg, **dict(NO_SHIFT, offset=0))
 
 
@@ -7325,30 +11690,57 @@ def shift_status(host: Host, plan: Shift, users: Dict[int, bool]) -> dict:
     container, undo = plan.container, plan.undo
     done = undo is not None and undo.more["done"]
     preload, rc = (read_member(host, container, path) for path in (PRELOAD, RC))
-    places = ((PRELOAD, b"faketime" in preload.data), (RC, rc.kind != "absent"),
-              ("its environment", any("faketime" in one.lower() for one in container.env)))
+    places = (
+        (PRELOAD, b"faketime" in preload.data),
+        (RC, rc.kind != "absent"),
+        ("its environment", any("faketime" in one.lower() for one in container.env)),
+    )
     others = [where for where, on in places if on]
     if done:
-        first = "cannot be seen" if not users else "follows" if users.get(container.pid) else "after a restart only"
-        msg = "%+d s by dockfix since %s; its first process: %s" % (undo.more["offset"], undo.changed[:19] + "Z", first)
+        first = (
+            "cannot be seen"
+            if not users
+            else "follows" if users.get(container.pid) else "after a restart only"
+        )
+        msg = "%+d s by dockfix since %s; its first process: %s" % (
+            undo.more["offset"],
+            undo.changed[:19] + "Z",
+            first,
+        )
     elif undo:
         msg = "a change was cut off: python3 dockfix.py faketime --undo %s" % plan.target.name
     elif others:
         msg = "not by dockfix, but set in %s" % ", ".join(others)
     else:
-        still = "; its running programs use libfaketime still, until a docker restart" if plan.preloaded else ""
+        still = (
+            "; its running programs use libfaketime still, until a docker restart"
+            if plan.preloaded
+            else ""
+        )
         msg = "dockfix has shifted nothing here" + still
-    return row_for(plan.target, "unchanged", msg, offset=undo.more["offset"] if done else None,
-                   library=undo.more["library"] if done else None, preloaded=plan.preloaded)
+    return row_for(
+        plan.target,
+        "unchanged",
+        msg,
+        offset=undo.more["offset"] if done else None,
+        library=undo.more["library"] if done else None,
+        preloaded=plan.preloaded,
+    )
 
 
 def build_source(folder: str) -> Dict[str, bytes]:
     """The files of libfaketime's src folder. Raises UsageError."""
     folder = os.path.join(folder, "src")
-    names = [name for name in sorted(quietly(os.listdir, folder) or []) if os.path.isfile(os.path.join(folder, name))][:100]
+    names = [
+        name
+        for name in sorted(quietly(os.listdir, folder) or [])
+        if os.path.isfile(os.path.join(folder, name))
+    ][:100]
     if "libfaketime.c" not in names or "Makefile" not in names:
-        raise UsageError("--build-from: there is no source of libfaketime in %s" % folder,
-                         "apt-get source libfaketime, or its source unpacked: DIR holds src/libfaketime.c")
+        raise UsageError(
+            "--build-from: there is no source of libfaketime in %s" % folder,
+            "apt-get source libfaketime, or its source unpacked: DIR holds src/libfaketime.c",
+        )
     return {name: read_input(os.path.join(folder, name), 1 << 22, "--build-from") for name in names}
 
 
@@ -7360,13 +11752,18 @@ def build_library(host: Host, container: Container, source: Dict[str, bytes]) ->
     owner, folder = cp_base(host, container), "/.dockfix-build-%s" % os.urandom(6).hex()
     own = dict(uid=owner[0], gid=owner[1], mtime=int(time.time()))
     save_undo(host, "faketime", container, (), {"build": folder})
-    files = [Member(folder + "/" + name, "file", data, mode=0o644, **own) for name, data in source.items()]
+    files = [
+        Member(folder + "/" + name, "file", data, mode=0o644, **own)
+        for name, data in source.items()
+    ]
     write_members(host, container, [Member(folder, "dir", mode=0o755, **own)] + files)
     make = ("exec", "-u", "0", container.id, "make", "-C", folder, "CC=gcc", "libfaketime.so.1")
     answer = change_host(host, host.docker + make, None, max(host.timeout, BUILD_SECONDS))
     found = read_member(host, container, folder + "/libfaketime.so.1", 1 << 24)
     if remove_build(host, container, folder) or answer.rc or found.kind != "file":
-        lines = [line for line in answer.text().split("\n") if "rror" in line] or [first_line(answer)]
+        lines = [line for line in answer.text().split("\n") if "rror" in line] or [
+            first_line(answer)
+        ]
         raise WayClosed("make in it failed (exit %d): %s" % (answer.rc, lines[0][:300]))
     return judge_library("the library built in it", found.data)
 
@@ -7384,8 +11781,17 @@ def remove_build(host: Host, container: Container, folder: str) -> List[str]:
 
 
 def new_report(command: Optional[str], dry_run: bool) -> dict:
-    return {"schema": SCHEMA, "command": command, "ok": True, "exit_code": 0, "changed": False, "dry_run": dry_run,
-            "results": [], "findings": [], "errors": []}
+    return {
+        "schema": SCHEMA,
+        "command": command,
+        "ok": True,
+        "exit_code": 0,
+        "changed": False,
+        "dry_run": dry_run,
+        "results": [],
+        "findings": [],
+        "errors": [],
+    }
 
 
 def render_json(report: dict) -> bytes:
@@ -7397,13 +11803,20 @@ def render_table(head: Sequence[str], rows: List[Sequence[str]]) -> str:
     """Aligned columns, nothing cut; the last column is free text."""
     shown = [head] + [[printable(cell) for cell in one] for one in rows]
     widths = [max(len(one[n]) for one in shown) for n in range(len(head) - 1)]
-    return "".join(("  ".join(cell.ljust(width) for cell, width in zip(one, widths)) + "  " + one[-1]).rstrip() + "\n" for one in shown)
+    return "".join(
+        ("  ".join(cell.ljust(width) for cell, width in zip(one, widths)) + "  " + one[-1]).rstrip()
+        + "\n"
+        for one in shown
+    )
 
 
 def counts(rows: List[dict]) -> str:
     order = ("changed", "unchanged", "skipped", "refused", "failed", "unknown")
     found = [one["status"] for one in rows]
-    return ", ".join("%d %s" % (found.count(status), status) for status in order if status in found) or "no containers"
+    return (
+        ", ".join("%d %s" % (found.count(status), status) for status in order if status in found)
+        or "no containers"
+    )
 
 
 def size_text(size: Optional[int], complete: bool = True) -> str:
@@ -7415,28 +11828,70 @@ def show_storage(report: dict, quiet: bool) -> str:
     out = []
     for finding in report["findings"]:
         if not quiet or finding["severity"] != "info":
-            out.append("%-8s  %s\n          -> %s\n" % (finding["severity"], printable(finding["text"]), printable(finding["remedy"])))
+            out.append(
+                "%-8s  %s\n          -> %s\n"
+                % (finding["severity"], printable(finding["text"]), printable(finding["remedy"]))
+            )
     if quiet or not report["results"]:
         return "".join(out)
     one = report["results"][0]
-    driver, engine, root = (printable(one[key] or "unknown") for key in ("driver", "server_version", "root"))
+    driver, engine, root = (
+        printable(one[key] or "unknown") for key in ("driver", "server_version", "root")
+    )
     driver = driver if one["driver"] else "driver unknown"
-    out.append("\n%s, engine %s, root %s\n%s" % (driver, engine, root, one["msg"] + "\n" if one["msg"] else ""))
+    out.append(
+        "\n%s, engine %s, root %s\n%s"
+        % (driver, engine, root, one["msg"] + "\n" if one["msg"] else "")
+    )
     pool = one["pool"]
     if pool:
-        out.append("\npool %s: %s (%s), state %s, base size %s\n" % (
-            printable(pool["name"] or "unknown"), pool["mode"], printable(pool["mode_why"] or ""), pool["state"] or "unknown",
-            size_text(pool["base_device_size"])))
-        lines = (("ceiling", "total"), ("allocated on disk", "allocated"), ("free on that disk", "disk_free"), ("used", "used"),
-                 ("available", "available"))
-        rows = [(title,) + tuple(size_text(pool.get("%s_%s" % (kind, key))) for kind in ("data", "metadata")) for title, key in lines]
+        out.append(
+            "\npool %s: %s (%s), state %s, base size %s\n"
+            % (
+                printable(pool["name"] or "unknown"),
+                pool["mode"],
+                printable(pool["mode_why"] or ""),
+                pool["state"] or "unknown",
+                size_text(pool["base_device_size"]),
+            )
+        )
+        lines = (
+            ("ceiling", "total"),
+            ("allocated on disk", "allocated"),
+            ("free on that disk", "disk_free"),
+            ("used", "used"),
+            ("available", "available"),
+        )
+        rows = [
+            (title,)
+            + tuple(size_text(pool.get("%s_%s" % (kind, key))) for kind in ("data", "metadata"))
+            for title, key in lines
+        ]
         out.append(render_table(("POOL", "DATA", "METADATA"), rows))
     if one["disks"]:
-        rows = [(disk["path"], show_size(disk["total"]), show_size(disk["free"]), "%s %%" % disk["used_percent"],
-                 disk["filesystem"] or "unknown", ", ".join(disk["for"])) for disk in one["disks"]]
-        out.append("\n" + render_table(("DISK", "SIZE", "FREE", "USED", "FILE SYSTEM", "FOR"), rows))
-    rows = [(kind.replace("_", " "), "unknown" if part["count"] is None else str(part["count"]), size_text(part["size"], part["complete"]))
-            for kind, part in one["usage"].items() if not one["msg"] or part["count"] is not None]
+        rows = [
+            (
+                disk["path"],
+                show_size(disk["total"]),
+                show_size(disk["free"]),
+                "%s %%" % disk["used_percent"],
+                disk["filesystem"] or "unknown",
+                ", ".join(disk["for"]),
+            )
+            for disk in one["disks"]
+        ]
+        out.append(
+            "\n" + render_table(("DISK", "SIZE", "FREE", "USED", "FILE SYSTEM", "FOR"), rows)
+        )
+    rows = [
+        (
+            kind.replace("_", " "),
+            "unknown" if part["count"] is None else str(part["count"]),
+            size_text(part["size"], part["complete"]),
+        )
+        for kind, part in one["usage"].items()
+        if not one["msg"] or part["count"] is not None
+    ]
     out.append("\n" + render_table(("USED BY", "NUMBER", "SIZE"), rows))
     return "".join(out) + show_largest(one) + show_options(one)
 
@@ -7444,9 +11899,19 @@ def show_storage(report: dict, quiet: bool) -> str:
 def show_largest(one: dict) -> str:
     """The ten largest of each kind."""
     out, own = "", "CONTAINER, WITH ITS IMAGE'S BLOCKS" if one["pool"] else "CONTAINER'S OWN FILES"
-    for kind, title in (("logs", "LOG OF CONTAINER"), ("containers", own), ("volumes", "VOLUME"), ("images", "IMAGE, WHAT ONLY IT HAS")):
-        rows = [(row.get("name") or ", ".join(row.get("tags", ())) or row["id"][:12], size_text(row["size"], row.get("complete", True)))
-                for row in [row for row in one["usage"][kind]["rows"] if row["size"]][:10]]
+    for kind, title in (
+        ("logs", "LOG OF CONTAINER"),
+        ("containers", own),
+        ("volumes", "VOLUME"),
+        ("images", "IMAGE, WHAT ONLY IT HAS"),
+    ):
+        rows = [
+            (
+                row.get("name") or ", ".join(row.get("tags", ())) or row["id"][:12],
+                size_text(row["size"], row.get("complete", True)),
+            )
+            for row in [row for row in one["usage"][kind]["rows"] if row["size"]][:10]
+        ]
         out += "\n" + render_table((title, "SIZE"), rows) if rows else ""
     return out
 
@@ -7454,8 +11919,15 @@ def show_largest(one: dict) -> str:
 def show_options(one: dict) -> str:
     """The daemon's options of the next start, and those that only the running daemon has."""
     next_start = {(row["option"], row["value"]) for row in one["options"] if row["used"]}
-    rows = [(row["option"], row["value"], row["where"] + ("" if row["used"] else " (not for the next start)"))
-            for row in one["options"] if row["used"] or (row["option"], row["value"]) not in next_start]
+    rows = [
+        (
+            row["option"],
+            row["value"],
+            row["where"] + ("" if row["used"] else " (not for the next start)"),
+        )
+        for row in one["options"]
+        if row["used"] or (row["option"], row["value"]) not in next_start
+    ]
     return "\n" + render_table(("OPTION", "VALUE", "SET IN"), rows) if rows else ""
 
 
@@ -7465,15 +11937,36 @@ def show_owner(report: dict, quiet: bool) -> str:
     head = ("ROLE", "DRIVER", "OWNER", "ID") + (("SIZE",) if sized else ()) + ("PATH",)
     cells = []
     for row in rows:
-        ids = [row["container"]["id"]] if row["container"] else [image["id"] for image in row["images"]]
+        ids = (
+            [row["container"]["id"]]
+            if row["container"]
+            else [image["id"] for image in row["images"]]
+        )
         size = (size_text(row.get("size")),) if sized else ()
         place = row["paths"][0] if row["paths"] else row["layer"]
-        more = ", ".join(word for word in ("device id %d" % row["device_id"] if "device_id" in row else "", row["note"]) if word)
+        more = ", ".join(
+            word
+            for word in (
+                "device id %d" % row["device_id"] if "device_id" in row else "",
+                row["note"],
+            )
+            if word
+        )
         place += " (%s)" % more if more else ""
-        cells.append((row["role"] or "unknown", row["driver"], owner_text(row), ids[0][:12] if ids else "-") + size + (place,))
+        cells.append(
+            (row["role"] or "unknown", row["driver"], owner_text(row), ids[0][:12] if ids else "-")
+            + size
+            + (place,)
+        )
     roles = [row["role"] for row in rows]
-    count = ", ".join("%d %s" % (roles.count(role), role) for role in ("container", "container-init", "image", "orphan") if role in roles)
-    return show_table(head, cells, "%d layers%s" % (len(rows), ": " + count if count else ""), quiet)
+    count = ", ".join(
+        "%d %s" % (roles.count(role), role)
+        for role in ("container", "container-init", "image", "orphan")
+        if role in roles
+    )
+    return show_table(
+        head, cells, "%d layers%s" % (len(rows), ": " + count if count else ""), quiet
+    )
 
 
 def show_table(head: Sequence[str], rows: List[Sequence[str]], last: str, quiet: bool) -> str:
@@ -7484,18 +11977,49 @@ def show_table(head: Sequence[str], rows: List[Sequence[str]], last: str, quiet:
 def show_clock(report: dict, quiet: bool) -> str:
     rows = [one for one in report["results"] if not quiet or one["verdict"] != "in step"]
     own = report["host"]
-    cells = [(r["target"], r["id"][:12], r["verdict"] if r["status"] != "skipped" else "gone", r["zone"] or "?", east_text(r["utc_offset"]),
-              "?" if r["offset"] is None else "%+.1f s (within %.1f)" % (r["offset"], r["uncertainty"]), r["msg"]) for r in rows]
-    last = "%d containers; the host: %s %s" % (len(report["results"]), own["zone"], east_text(own["utc_offset"]))
-    return show_table(("CONTAINER", "ID", "VERDICT", "ZONE", "UTC", "CLOCK", "MESSAGE"), cells, last, quiet)
+    cells = [
+        (
+            r["target"],
+            r["id"][:12],
+            r["verdict"] if r["status"] != "skipped" else "gone",
+            r["zone"] or "?",
+            east_text(r["utc_offset"]),
+            (
+                "?"
+                if r["offset"] is None
+                else "%+.1f s (within %.1f)" % (r["offset"], r["uncertainty"])
+            ),
+            r["msg"],
+        )
+        for r in rows
+    ]
+    last = "%d containers; the host: %s %s" % (
+        len(report["results"]),
+        own["zone"],
+        east_text(own["utc_offset"]),
+    )
+    return show_table(
+        ("CONTAINER", "ID", "VERDICT", "ZONE", "UTC", "CLOCK", "MESSAGE"), cells, last, quiet
+    )
 
 
 def show_rows(report: dict, quiet: bool) -> str:
     """The rows, with --quiet only those of what is not done; those of chpasswd name the way that was taken."""
-    told = [one for one in report["results"] if not quiet or one["status"] not in ("changed", "unchanged")]
+    told = [
+        one
+        for one in report["results"]
+        if not quiet or one["status"] not in ("changed", "unchanged")
+    ]
     way = ("VIA",) if report["command"] == "chpasswd" else ()
-    rows = [(one["target"], one["id"][:12], one["status"]) + tuple(one["via"] or "-" for _ in way) + (one["msg"],) for one in told]
-    return show_table(("CONTAINER", "ID", "STATUS") + way + ("MESSAGE",), rows, counts(report["results"]), quiet)
+    rows = [
+        (one["target"], one["id"][:12], one["status"])
+        + tuple(one["via"] or "-" for _ in way)
+        + (one["msg"],)
+        for one in told
+    ]
+    return show_table(
+        ("CONTAINER", "ID", "STATUS") + way + ("MESSAGE",), rows, counts(report["results"]), quiet
+    )
 
 
 def show_exec(report: dict, quiet: bool) -> str:
@@ -7507,31 +12031,58 @@ def show_exec(report: dict, quiet: bool) -> str:
         out.append("== %s: %s, %.1f s%s\n" % (name, end, one["seconds"], why))
         for mark, stream in (("|", "stdout"), ("!", "stderr")):
             lines = one[stream].split("\n")
-            for line in lines[:-1] if not lines[-1] else lines:      # tabs stay, they steer nothing
-                out.append("%s %s %s\n" % (name, mark, "\t".join(printable(part) for part in line.split("\t"))))
+            for line in lines[:-1] if not lines[-1] else lines:  # tabs stay, they steer nothing
+                out.append(
+                    "%s %s %s\n"
+                    % (name, mark, "\t".join(printable(part) for part in line.split("\t")))
+                )
             if one.get("cut", {}).get(stream):
-                out.append("%s %s [cut: %d more bytes of %s]\n" % (name, mark, one["cut"][stream], stream))
+                out.append(
+                    "%s %s [cut: %d more bytes of %s]\n" % (name, mark, one["cut"][stream], stream)
+                )
     return "".join(out) + ("" if quiet else counts(report["results"]) + "\n")
 
 
 def show_reclaim(report: dict, quiet: bool) -> str:
-    rows = [(one["category"], one["target"], size_text(one["size"]), one["status"], one["msg"])
-            for one in report["results"] if not quiet or one["status"] != "changed"]
-    last = "all of it: %s; nothing was removed: choose categories, such as --logs --containers" % size_text(report.get("promised"))
+    rows = [
+        (one["category"], one["target"], size_text(one["size"]), one["status"], one["msg"])
+        for one in report["results"]
+        if not quiet or one["status"] != "changed"
+    ]
+    last = (
+        "all of it: %s; nothing was removed: choose categories, such as --logs --containers"
+        % size_text(report.get("promised"))
+    )
     if not report["results"]:
         last = "there is nothing to reclaim"
     elif "freed" in report:
         last = "freed on the disk: %s (measured)" % size_text(report["freed"])
-    for key, what in (("pool_data_used", "used in the pool"), ("loop_file_allocated", "the pool's loop file")):
+    for key, what in (
+        ("pool_data_used", "used in the pool"),
+        ("loop_file_allocated", "the pool's loop file"),
+    ):
         if report["results"] and key in report.get("after", ()):
-            last += "\n%s: %s -> %s" % ((what,) + tuple(size_text(report[when][key]) for when in ("before", "after")))
+            last += "\n%s: %s -> %s" % (
+                (what,) + tuple(size_text(report[when][key]) for when in ("before", "after"))
+            )
     return show_table(("CATEGORY", "NAME", "SIZE", "STATUS", "MESSAGE"), rows, last, quiet)
 
 
 def show_backup(report: dict, quiet: bool) -> str:
     rows = [one for one in report["results"] if not quiet or one["status"] == "failed"]
-    table = render_table(("NAME", "STATUS", "MESSAGE"), [(one["target"], one["status"], one["msg"]) for one in rows]) if rows else ""
-    return table + "".join("not in the backup: %s\n" % printable(one) for one in report.get("left_out", ()) if not quiet)
+    table = (
+        render_table(
+            ("NAME", "STATUS", "MESSAGE"),
+            [(one["target"], one["status"], one["msg"]) for one in rows],
+        )
+        if rows
+        else ""
+    )
+    return table + "".join(
+        "not in the backup: %s\n" % printable(one)
+        for one in report.get("left_out", ())
+        if not quiet
+    )
 
 
 def show_change(report: dict, quiet: bool) -> str:
@@ -7540,8 +12091,14 @@ def show_change(report: dict, quiet: bool) -> str:
         out += "%s: %s\n" % (printable(one["target"]), printable(one["msg"] or one["status"]))
         if one.get("keeps") and not quiet and one["status"] == "changed":
             undone, name = one["msg"].startswith("undone"), one.get("options", "") + one["id"]
-            kept, back = ("what is set aside", "") if undone else ("the old data", "; rollback %s goes back" % name)
-            out += "  %s\n" % printable("%s is kept in %s%s; discard %s deletes it" % (kept, one["keeps"], back, name))
+            kept, back = (
+                ("what is set aside", "")
+                if undone
+                else ("the old data", "; rollback %s goes back" % name)
+            )
+            out += "  %s\n" % printable(
+                "%s is kept in %s%s; discard %s deletes it" % (kept, one["keeps"], back, name)
+            )
     return out
 
 
@@ -7561,16 +12118,26 @@ def add_finding(report: dict, name: str, severity: str, text: str, remedy: str) 
 
 def add_error(report: dict, err: DockfixError) -> None:
     help_of = "python3 dockfix.py %s--help" % (report["command"] + " " if report["command"] else "")
-    report["errors"].append({"msg": err.msg, "hint": err.hint or (help_of if err.code == UsageError.code else ""), "code": err.code})
+    report["errors"].append(
+        {
+            "msg": err.msg,
+            "hint": err.hint or (help_of if err.code == UsageError.code else ""),
+            "code": err.code,
+        }
+    )
     report["exit_code"] = err.code
 
 
 def emit(report: dict, opts: argparse.Namespace, command: Optional["Command"]) -> None:
     """Everything a run has to say, once: the product on stdout, the rest on stderr."""
     report["ok"] = report["exit_code"] == 0
-    report["changed"] = any(one.get("status") == "changed" for one in report["results"]) and not report["dry_run"]
+    report["changed"] = (
+        any(one.get("status") == "changed" for one in report["results"]) and not report["dry_run"]
+    )
     if not opts.json:
-        show_errors(dict(report, findings=[]) if command and command.tells and report["results"] else report)
+        show_errors(
+            dict(report, findings=[]) if command and command.tells and report["results"] else report
+        )
     if opts.json:
         write_out(render_json(report))
     elif "script" in report:
@@ -7598,7 +12165,11 @@ GLOBAL = (
     flag("-y", "--yes", help="answer yes to yes/no questions"),
     flag("-q", "--quiet", help="no progress; list only what is not done"),
     flag("-v", "--verbose", help="show each docker call on stderr"),
-    value("--docker", metavar="CMD", help="docker command, split as a shell splits words (default: $DOCKFIX_DOCKER, else docker)"),
+    value(
+        "--docker",
+        metavar="CMD",
+        help="docker command, split as a shell splits words (default: $DOCKFIX_DOCKER, else docker)",
+    ),
     value("--timeout", metavar="SECONDS", help="bound of each container's call (default: 60)"),
     value("--state", metavar="DIR", help="lock and state folder (default: /var/lib/dockfix)"),
     flag("--version", help="version, sha256 of this file, Python"),
@@ -7607,73 +12178,181 @@ CHANGE = (flag("--exit-code", help="with --dry-run: exit 4 when there is somethi
 CHOOSING = (
     flag("--all", help="all running, paused and restarting containers"),
     flag("--stopped", help="with the stopped ones; implies --all"),
-    value("--filter", metavar="K=V", action="append", default=[], help="as for docker ps --filter; implies --all"),
-    value("--from", metavar="FILE", dest="from_file", action="append", default=[], help="names, one a line, # comments; - is standard input"),
-    value("--exclude", metavar="GLOB", action="append", default=[], help="leave these out, last of all"),
+    value(
+        "--filter",
+        metavar="K=V",
+        action="append",
+        default=[],
+        help="as for docker ps --filter; implies --all",
+    ),
+    value(
+        "--from",
+        metavar="FILE",
+        dest="from_file",
+        action="append",
+        default=[],
+        help="names, one a line, # comments; - is standard input",
+    ),
+    value(
+        "--exclude",
+        metavar="GLOB",
+        action="append",
+        default=[],
+        help="leave these out, last of all",
+    ),
     flag("--allow-empty", help="--all that matches nothing is a success"),
-    value("--jobs", metavar="N", default="", help="containers at a time (default: 2 for each CPU, at most 8)"),
+    value(
+        "--jobs",
+        metavar="N",
+        default="",
+        help="containers at a time (default: 2 for each CPU, at most 8)",
+    ),
 ) + CHANGE
-ROOT = value("--root", metavar="DIR", help="a Docker root that is not the daemon's: another disk's, or a copy")
+ROOT = value(
+    "--root",
+    metavar="DIR",
+    help="a Docker root that is not the daemon's: another disk's, or a copy",
+)
 STORAGE = (
     flag("--full", help="finish every walk, however long it takes (default: 10 s in all)"),
     flag("--quick", help="no walks: what docker info, the records, stat and dmsetup tell at once"),
     ROOT,
-    value("--docker-info", metavar="FILE", help="a saved docker info of another host, text or JSON; - is standard input"),
+    value(
+        "--docker-info",
+        metavar="FILE",
+        help="a saved docker info of another host, text or JSON; - is standard input",
+    ),
     flag("--check", help="exit 3 when a finding is a warning or worse"),
-    value("--warning", metavar="PERCENT", help="fullness of data, metadata or disk that is a warning (default: 80)"),
+    value(
+        "--warning",
+        metavar="PERCENT",
+        help="fullness of data, metadata or disk that is a warning (default: 80)",
+    ),
     value("--critical", metavar="PERCENT", help="fullness that is critical (default: 90)"),
 )
-OWNER = (flag("--orphans", help="only layers that nothing has, with their sizes; deletes nothing"), ROOT)
+OWNER = (
+    flag("--orphans", help="only layers that nothing has, with their sizes; deletes nothing"),
+    ROOT,
+)
 CHPASSWD = (
     value("--password-file", metavar="FILE", help="one password, one line, for --user"),
     flag("--password-stdin", help="the same from standard input"),
     flag("--generate", help="a new password of 20 characters for each container; needs --output"),
-    value("--output", metavar="FILE", help="where --generate writes NAME, ID, USER, PASSWORD; must not exist"),
-    value("--user", metavar="USER", help="whose password (default: root); lines on standard input name their own"),
+    value(
+        "--output",
+        metavar="FILE",
+        help="where --generate writes NAME, ID, USER, PASSWORD; must not exist",
+    ),
+    value(
+        "--user",
+        metavar="USER",
+        help="whose password (default: root); lines on standard input name their own",
+    ),
     flag("-e", "--encrypted", help="the values are hashes ($5$, $6$, $2b$, $y$) already"),
-    value("--via", metavar="WAY", choices=("auto", "exec", "proc", "cp"), default="auto",
-          help="auto, exec, proc or cp (default: auto, in this order)"),
+    value(
+        "--via",
+        metavar="WAY",
+        choices=("auto", "exec", "proc", "cp"),
+        default="auto",
+        help="auto, exec, proc or cp (default: auto, in this order)",
+    ),
     flag("--unlock", help="set a password also where an administrator locked the account"),
     flag("--allow-shared-etc", help="also where /etc is a mount, but never the host's own"),
 )
 EXEC = (
     value("-u", "--user", metavar="USER", help="run as this user (docker exec -u)"),
-    value("--script", metavar="FILE", help="run this script: it goes to 'sh -s' on standard input; words after -- are its arguments"),
+    value(
+        "--script",
+        metavar="FILE",
+        help="run this script: it goes to 'sh -s' on standard input; words after -- are its arguments",
+    ),
     value("--shell", metavar="SHELL", default="sh", help="the shell for --script (default: sh)"),
-    value("--stdin", metavar="FILE", help="standard input of the command (default: empty); - is dockfix's own"),
-    value("--max-output", metavar="SIZE", default="1M", help="keep so much of each stream (default: 1M)"),
+    value(
+        "--stdin",
+        metavar="FILE",
+        help="standard input of the command (default: empty); - is dockfix's own",
+    ),
+    value(
+        "--max-output",
+        metavar="SIZE",
+        default="1M",
+        help="keep so much of each stream (default: 1M)",
+    ),
 )
 FAKETIME = (
-    value("--offset", metavar="SPEC", help="a sign, a number, one unit of s, m, h, d, y (365 days): +8h, -1.5d"),
-    value("--at", metavar="TIME", help="'YYYY-MM-DD HH:MM:SS': the clock stands there now, and runs on"),
-    value("--zone", metavar="NAME", help="the zone of --at, such as Asia/Shanghai or UTC (default: the host's)"),
+    value(
+        "--offset",
+        metavar="SPEC",
+        help="a sign, a number, one unit of s, m, h, d, y (365 days): +8h, -1.5d",
+    ),
+    value(
+        "--at",
+        metavar="TIME",
+        help="'YYYY-MM-DD HH:MM:SS': the clock stands there now, and runs on",
+    ),
+    value(
+        "--zone",
+        metavar="NAME",
+        help="the zone of --at, such as Asia/Shanghai or UTC (default: the host's)",
+    ),
     flag("--undo", "--off", help="put back what was there"),
     flag("--status", help="tell what is set"),
-    value("--lib", metavar="FILE", action="append", default=[],
-          help="a libfaketime.so.1; may be repeated, the first that fits is used (default: the host's)"),
-    value("--build-from", metavar="DIR", help="compile libfaketime's source inside the container (it needs gcc and make)"),
+    value(
+        "--lib",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="a libfaketime.so.1; may be repeated, the first that fits is used (default: the host's)",
+    ),
+    value(
+        "--build-from",
+        metavar="DIR",
+        help="compile libfaketime's source inside the container (it needs gcc and make)",
+    ),
     flag("--restart", help="stop and start it, so that its first process follows; asks"),
     flag("--step-running", help="step the clock of running programs that use libfaketime already"),
-    value("--watch", metavar="SECONDS", default="", help="look so long whether it does well, else undo (default: 10)"),
+    value(
+        "--watch",
+        metavar="SECONDS",
+        default="",
+        help="look so long whether it does well, else undo (default: 10)",
+    ),
 )
 
 RECLAIM = (
     flag("--logs", dest="take_logs", help="empty the json logs longer than --max-log, in place"),
     value("--max-log", metavar="SIZE", help="how long a log may be (default: 100M)"),
-    flag("--trim", dest="take_trim", help="devicemapper: hand what running containers have deleted back to the pool and the disk"),
+    flag(
+        "--trim",
+        dest="take_trim",
+        help="devicemapper: hand what running containers have deleted back to the pool and the disk",
+    ),
     flag("--containers", dest="take_containers", help="remove the stopped containers"),
     value("--older-than", metavar="AGE", help="only those stopped for so long, such as 12h or 30d"),
     flag("--images", dest="take_images", help="remove the dangling images (no name, no container)"),
     flag("--unused", help="with --images: all that no container was made from"),
     flag("--build-cache", dest="take_build-cache", help="empty BuildKit's cache"),
-    value("--volumes", dest="take_volumes", metavar="NAME", nargs="+", default=[], help="remove these volumes, if no container has them"),
+    value(
+        "--volumes",
+        dest="take_volumes",
+        metavar="NAME",
+        nargs="+",
+        default=[],
+        help="remove these volumes, if no container has them",
+    ),
 ) + CHANGE
 CLOCK = (
     flag("--check", help="exit 3 where a container is not in step"),
-    value("--max-skew", metavar="SECONDS", default="", help="how far a clock may be off (default: 2)"),
+    value(
+        "--max-skew", metavar="SECONDS", default="", help="how far a clock may be off (default: 2)"
+    ),
 )
 TIME_ZONE = (
-    value("--zone", metavar="NAME", help="this zone, such as Asia/Shanghai; it must be one of the host's"),
+    value(
+        "--zone",
+        metavar="NAME",
+        help="this zone, such as Asia/Shanghai; it must be one of the host's",
+    ),
     flag("--host", help="the host's zone (the default)"),
     flag("--restart", help="restart the running containers afterwards; asks first"),
     flag("--undo", help="put back what was there before dockfix's first change of the zone"),
@@ -7683,6 +12362,7 @@ TIME_ZONE = (
 class Command(NamedTuple):
     """words: None where the command chooses containers, else (least, most) words that it takes itself (opts.words). tells: its report
     for people has the findings in it."""
+
     name: str
     help: str
     usage: str
@@ -7697,9 +12377,17 @@ class Command(NamedTuple):
         return self.options + (CHOOSING if self.words is None else ())
 
 
-LOSE = value("--lose-autoremove", metavar="NAME", action="append", default=[], help="this --rm container may vanish when docker stops")
+LOSE = value(
+    "--lose-autoremove",
+    metavar="NAME",
+    action="append",
+    default=[],
+    help="this --rm container may vanish when docker stops",
+)
 POOL = CHANGE + (
-    value("--data", metavar="SIZE", help="of the data file: 500G, 20GiB, or +100G for so much more"),
+    value(
+        "--data", metavar="SIZE", help="of the data file: 500G, 20GiB, or +100G for so much more"
+    ),
     value("--metadata", metavar="SIZE", help="of the metadata file"),
     flag("--offline", help="grow: stop docker and its containers meanwhile, and start them again"),
     flag("--overcommit", help="also beyond what the disk can take"),
@@ -7711,31 +12399,63 @@ POOL = CHANGE + (
 BACKUP = CHANGE + (flag("--verify", help="read the backup again, each file against its sha256"),)
 RELOCATE = CHANGE + (flag("--no-presync", help="no first copy while Docker runs"), LOSE)
 COMMANDS = (
-    Command("storage", "where the space goes, which ceiling comes next, and what to type", "storage [OPTIONS]",
-            STORAGE, run_storage, show_storage, """\
+    Command(
+        "storage",
+        "where the space goes, which ceiling comes next, and what to type",
+        "storage [OPTIONS]",
+        STORAGE,
+        run_storage,
+        show_storage,
+        """\
   python3 dockfix.py storage                              the whole report
   python3 dockfix.py storage --check --quick              for a monitor: exit 3 when something is wrong
   python3 dockfix.py storage --docker-info saved.txt      what a saved docker info of another host tells
 
-Nothing is changed. One docker call, however many containers; works with the daemon down, from the files.""", (0, 0), True),
-    Command("owner", "which container or image a layer's folder or device belongs to, and back",
-            "owner [OPTIONS] [HASH|PATH|DEVICE|CONTAINER|IMAGE ...]", OWNER, run_owner, show_owner, """\
+Nothing is changed. One docker call, however many containers; works with the daemon down, from the files.""",
+        (0, 0),
+        True,
+    ),
+    Command(
+        "owner",
+        "which container or image a layer's folder or device belongs to, and back",
+        "owner [OPTIONS] [HASH|PATH|DEVICE|CONTAINER|IMAGE ...]",
+        OWNER,
+        run_owner,
+        show_owner,
+        """\
   python3 dockfix.py owner                                all layers and whose they are
   python3 dockfix.py owner 92fd3b3e /dev/dm-3 web1        a hash's beginning, a device, a container
   python3 dockfix.py owner /var/lib/docker/overlay2/4b*   paths, and whatever is below one
   python3 dockfix.py owner --root /mnt/disk/docker        a root of another host
 
 It reads Docker's own files, so it works with the daemon down; when the daemon answers, the containers are
-checked against docker inspect. Nothing is changed.""", (0, 10000)),
-    Command("reclaim", "give space back: logs, trim, containers, images, build cache, volumes", "reclaim [OPTIONS]",
-            RECLAIM, run_reclaim, show_reclaim, """\
+checked against docker inspect. Nothing is changed.""",
+        (0, 10000),
+    ),
+    Command(
+        "reclaim",
+        "give space back: logs, trim, containers, images, build cache, volumes",
+        "reclaim [OPTIONS]",
+        RECLAIM,
+        run_reclaim,
+        show_reclaim,
+        """\
   python3 dockfix.py reclaim                              what each category would give, removing nothing
   python3 dockfix.py reclaim --logs --max-log 500M        first, where the disk is full: needs no daemon
   python3 dockfix.py reclaim --containers --older-than 30d --images
   python3 dockfix.py reclaim --volumes old-db             a volume goes only by its name
 
-It shows every object, its size and what will be lost, and asks. Nothing that is in use is touched.""", (0, 0)),
-    Command("pool", "a devicemapper loop pool, larger in place or made anew", "pool grow|recreate [OPTIONS]", POOL, run_pool, show_change, """\
+It shows every object, its size and what will be lost, and asks. Nothing that is in use is touched.""",
+        (0, 0),
+    ),
+    Command(
+        "pool",
+        "a devicemapper loop pool, larger in place or made anew",
+        "pool grow|recreate [OPTIONS]",
+        POOL,
+        run_pool,
+        show_change,
+        """\
   python3 dockfix.py pool grow --data +100G
   python3 dockfix.py pool grow --metadata 4G --offline
   python3 dockfix.py pool recreate --data 40G --base-size 20G --backup /mnt/usb/kept
@@ -7743,73 +12463,167 @@ It shows every object, its size and what will be lost, and asks. Nothing that is
 
 grow keeps everything, and stops nothing unless --offline is given. The option of the next start is set where it lives.
 recreate makes a full backup, stops Docker, sets the old pool aside (rollback goes back to it, discard deletes it), makes a new one, and
-brings images, containers and networks back; volumes stay where they are.""", (1, 1)),
-    Command("relocate", "move the Docker root to another disk", "relocate [OPTIONS] NEW_ROOT", RELOCATE, run_relocate, show_change, """\
+brings images, containers and networks back; volumes stay where they are.""",
+        (1, 1),
+    ),
+    Command(
+        "relocate",
+        "move the Docker root to another disk",
+        "relocate [OPTIONS] NEW_ROOT",
+        RELOCATE,
+        run_relocate,
+        show_change,
+        """\
   python3 dockfix.py relocate /data/docker --dry-run
   python3 dockfix.py relocate /data/docker
 
 A first copy while Docker runs, then a stop, a second copy, the option set where it lives, a start. The old root is kept until
-discard; rollback goes back at any point.""", (1, 1)),
-    Command("backup", "keep images, containers, networks and volumes in a folder", "backup [--verify] DIR", BACKUP, run_backup, show_backup, """\
+discard; rollback goes back at any point.""",
+        (1, 1),
+    ),
+    Command(
+        "backup",
+        "keep images, containers, networks and volumes in a folder",
+        "backup [--verify] DIR",
+        BACKUP,
+        run_backup,
+        show_backup,
+        """\
   python3 dockfix.py backup /mnt/usb/docker-backup
   python3 dockfix.py backup --verify /mnt/usb/docker-backup
 
-DIR must be new or empty. Containers go on running: a volume that is written meanwhile is kept as after a power cut.""", (1, 1)),
-    Command("restore", "bring back what a backup holds", "restore DIR", CHANGE, run_restore, show_backup, """\
+DIR must be new or empty. Containers go on running: a volume that is written meanwhile is kept as after a power cut.""",
+        (1, 1),
+    ),
+    Command(
+        "restore",
+        "bring back what a backup holds",
+        "restore DIR",
+        CHANGE,
+        run_restore,
+        show_backup,
+        """\
   python3 dockfix.py restore /mnt/usb/docker-backup
 
-Nothing that exists is overwritten; what is the same already is left as it is. What ran runs again.""", (1, 1)),
-    Command("resume", "finish a storage change that was interrupted", "resume", CHANGE, run_resume, show_change, """\
+Nothing that exists is overwritten; what is the same already is left as it is. What ran runs again.""",
+        (1, 1),
+    ),
+    Command(
+        "resume",
+        "finish a storage change that was interrupted",
+        "resume",
+        CHANGE,
+        run_resume,
+        show_change,
+        """\
   python3 dockfix.py resume
 
-After a kill, a Ctrl-C or a power cut: carries on with the step that was begun, the way the change was going.""", (0, 0)),
-    Command("rollback", "undo a storage change, half-way or finished", "rollback [NAME]", CHANGE, run_rollback, show_change, """\
+After a kill, a Ctrl-C or a power cut: carries on with the step that was begun, the way the change was going.""",
+        (0, 0),
+    ),
+    Command(
+        "rollback",
+        "undo a storage change, half-way or finished",
+        "rollback [NAME]",
+        CHANGE,
+        run_rollback,
+        show_change,
+        """\
   python3 dockfix.py rollback
   python3 dockfix.py rollback pool-recreate-20240131-120000
 
-Everything is as before: the old data, the old options, what ran runs. What was made since is set aside, not deleted.""", (0, 1)),
-    Command("discard", "delete the old data that a storage change has kept", "discard NAME", CHANGE, run_discard, show_change, """\
+Everything is as before: the old data, the old options, what ran runs. What was made since is set aside, not deleted.""",
+        (0, 1),
+    ),
+    Command(
+        "discard",
+        "delete the old data that a storage change has kept",
+        "discard NAME",
+        CHANGE,
+        run_discard,
+        show_change,
+        """\
   python3 dockfix.py discard pool-recreate-20240131-120000
 
-Only this deletes what pool recreate, relocate and rollback have set aside.""", (1, 1)),
-    Command("chpasswd", "set a user's password in many containers", "chpasswd [OPTIONS] [CONTAINER ...]", CHPASSWD, run_chpasswd, show_rows, """\
+Only this deletes what pool recreate, relocate and rollback have set aside.""",
+        (1, 1),
+    ),
+    Command(
+        "chpasswd",
+        "set a user's password in many containers",
+        "chpasswd [OPTIONS] [CONTAINER ...]",
+        CHPASSWD,
+        run_chpasswd,
+        show_rows,
+        """\
   echo 'root:NEW' | python3 dockfix.py chpasswd --all
   python3 dockfix.py chpasswd web1 'db-*' --password-file /root/pw
   python3 dockfix.py chpasswd --all --generate --output /root/new-passwords
 
 The password is made a SHA-512 hash here; the container never sees the clear text. It comes from one
 source: USER:PASSWORD lines on standard input, --password-file, --password-stdin, --generate, or a
-prompt on a terminal. Each change is read back; the host's own accounts are watched."""),
-    Command("exec", "run one command, or a script, in many containers", "exec [OPTIONS] [CONTAINER ...] -- CMD [ARG ...]",
-            EXEC, run_exec, show_exec, """\
+prompt on a terminal. Each change is read back; the host's own accounts are watched.""",
+    ),
+    Command(
+        "exec",
+        "run one command, or a script, in many containers",
+        "exec [OPTIONS] [CONTAINER ...] -- CMD [ARG ...]",
+        EXEC,
+        run_exec,
+        show_exec,
+        """\
   python3 dockfix.py exec --all -- cat /etc/os-release
   python3 dockfix.py exec web1 web2 -u 1000 -- ls -n /srv
   python3 dockfix.py exec --all --script fix.sh
 
 A line of output is NAME | TEXT, of error output NAME ! TEXT; control characters are escaped. Do not put
-a secret into CMD: docker events shows it; --stdin FILE carries one."""),
-    Command("clock", "compare the containers' clocks and zones with the host's", "clock [OPTIONS] [CONTAINER ...]", CLOCK, run_clock, show_clock, """\
+a secret into CMD: docker events shows it; --stdin FILE carries one.""",
+    ),
+    Command(
+        "clock",
+        "compare the containers' clocks and zones with the host's",
+        "clock [OPTIONS] [CONTAINER ...]",
+        CLOCK,
+        run_clock,
+        show_clock,
+        """\
   python3 dockfix.py clock --all
   python3 dockfix.py clock --all --stopped --check --json
 
 Verdicts: in step, other zone, TZ variable wins, no tzdata, shifted by libfaketime, cannot tell. Containers
-that are stopped or have no `date` are judged by TZ and their zone file."""),
-    Command("timezone", "give containers the host's zone, or another", "timezone [OPTIONS] [CONTAINER ...]", TIME_ZONE, run_timezone, show_rows, """\
+that are stopped or have no `date` are judged by TZ and their zone file.""",
+    ),
+    Command(
+        "timezone",
+        "give containers the host's zone, or another",
+        "timezone [OPTIONS] [CONTAINER ...]",
+        TIME_ZONE,
+        run_timezone,
+        show_rows,
+        """\
   python3 dockfix.py timezone --all
   python3 dockfix.py timezone web1 --zone Asia/Shanghai --restart
   python3 dockfix.py timezone --all --undo
 
 Writes the zone's data, /etc/timezone and the link /etc/localtime, which glibc, musl and Java understand, also
-in images without tzdata. Refused where a TZ variable or a mount would win. What was there is kept for --undo."""),
-    Command("faketime", "shift the clock of containers through libfaketime, and put it back", "faketime [OPTIONS] [CONTAINER ...]",
-            FAKETIME, run_faketime, show_rows, """\
+in images without tzdata. Refused where a TZ variable or a mount would win. What was there is kept for --undo.""",
+    ),
+    Command(
+        "faketime",
+        "shift the clock of containers through libfaketime, and put it back",
+        "faketime [OPTIONS] [CONTAINER ...]",
+        FAKETIME,
+        run_faketime,
+        show_rows,
+        """\
   python3 dockfix.py faketime web1 --offset +8h --restart
   python3 dockfix.py faketime web1 --at '2030-01-01 00:00:00' --zone Asia/Shanghai
   python3 dockfix.py faketime --all --status
   python3 dockfix.py faketime web1 --undo --restart
 
 For glibc containers that run. The library is tried in one exec before any file names it; a container that does not
-do well with it is put back. New processes follow at once, the first process after a restart."""),
+do well with it is put back. New processes follow at once, the first process after a restart.""",
+    ),
 )
 
 BRIEF_HELP = """\
@@ -7839,12 +12653,16 @@ exit codes: 0 done, 1 failed and nothing changed, 2 usage, 3 some targets not do
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
-        raise UsageError(message, "python3 dockfix.py %s--help" % (self.prog + " " if self.prog != "dockfix" else ""))
+        raise UsageError(
+            message,
+            "python3 dockfix.py %s--help" % (self.prog + " " if self.prog != "dockfix" else ""),
+        )
 
 
 def make_parser(command: Optional[Command]) -> Parser:
     """A parser for the words of one command with the global options in it: one parser, one default
-    each (in a subparser a shared option's default would overwrite what stood before the command)."""
+    each (in a subparser a shared option's default would overwrite what stood before the command).
+    """
     parser = Parser(prog=command.name if command else "dockfix", add_help=False, allow_abbrev=False)
     for names, more in GLOBAL + (command.all_options() if command else ()):
         parser.add_argument(*names, **more)
@@ -7855,16 +12673,30 @@ def make_parser(command: Optional[Command]) -> Parser:
 
 
 def option_lines(options: Sequence[Tuple]) -> str:
-    left = [(", ".join(names) + (" " + more["metavar"] if "metavar" in more else ""), more["help"]) for names, more in options]
+    left = [
+        (", ".join(names) + (" " + more["metavar"] if "metavar" in more else ""), more["help"])
+        for names, more in options
+    ]
     return "".join("  %-24s %s\n" % one for one in left)
 
 
 def help_text(command: Optional[Command]) -> str:
     if command is None:
-        return TOP_HELP % ("".join("  %-24s %s\n" % (one.name, one.help) for one in COMMANDS), option_lines(GLOBAL))
-    parts = [("options", command.options), ("which containers", CHOOSING if command.words is None else ()), ("global options", GLOBAL)]
+        return TOP_HELP % (
+            "".join("  %-24s %s\n" % (one.name, one.help) for one in COMMANDS),
+            option_lines(GLOBAL),
+        )
+    parts = [
+        ("options", command.options),
+        ("which containers", CHOOSING if command.words is None else ()),
+        ("global options", GLOBAL),
+    ]
     return "usage: python3 dockfix.py %s\n\n%s\n\n%s\n%s" % (
-        command.usage, command.help, command.examples, "".join("\n%s:\n%s" % (title, option_lines(some)) for title, some in parts if some))
+        command.usage,
+        command.help,
+        command.examples,
+        "".join("\n%s:\n%s" % (title, option_lines(some)) for title, some in parts if some),
+    )
 
 
 def split_command(words: List[str]) -> Tuple[Optional[str], List[str]]:
@@ -7875,7 +12707,7 @@ def split_command(words: List[str]) -> Tuple[Optional[str], List[str]]:
         if skip or word.startswith("-"):
             skip = not skip and word in with_value
             continue
-        return word, words[:number] + words[number + 1:]
+        return word, words[:number] + words[number + 1 :]
     return None, words
 
 
@@ -7883,19 +12715,25 @@ def parse_command_line(argv: Sequence[str]) -> Tuple[Optional[Command], argparse
     """argv is split at the first -- before argparse sees it: behind it stand exec's command, or names."""
     words = list(argv)
     cut = words.index("--") if "--" in words else len(words)
-    tail = words[cut + 1:] if cut < len(words) else None
+    tail = words[cut + 1 :] if cut < len(words) else None
     name, rest = split_command(words[:cut])
     command = next((one for one in COMMANDS if one.name == name), None)
     if name is not None and command is None:
-        raise UsageError("there is no command %s; there are: %s" % (name, ", ".join(one.name for one in COMMANDS)), "python3 dockfix.py --help")
+        raise UsageError(
+            "there is no command %s; there are: %s"
+            % (name, ", ".join(one.name for one in COMMANDS)),
+            "python3 dockfix.py --help",
+        )
     parser = make_parser(command)
     # Names that stand between options come back as extras: argparse takes one run of them only.
-    parts = []                                      # -nq as -n -q: argparse before 3.8 does not, without abbreviations
+    parts = []  # -nq as -n -q: argparse before 3.8 does not, without abbreviations
     for word in rest:
-        parts += ["-" + letter for letter in word[1:]] if re.match(r"^-[nyqve]{2,}\Z", word) else [word]
-    while "--offset" in parts[:-1]:                 # argparse takes -1.5d for an option
+        parts += (
+            ["-" + letter for letter in word[1:]] if re.match(r"^-[nyqve]{2,}\Z", word) else [word]
+        )
+    while "--offset" in parts[:-1]:  # argparse takes -1.5d for an option
         at = parts.index("--offset")
-        parts[at:at + 2] = ["--offset=" + parts[at + 1]]
+        parts[at : at + 2] = ["--offset=" + parts[at + 1]]
     opts, extra = parser.parse_known_args(parts)
     strange = [word for word in extra if word.startswith("-")]
     if strange or (extra and not command):
@@ -7904,19 +12742,36 @@ def parse_command_line(argv: Sequence[str]) -> Tuple[Optional[Command], argparse
     if command:
         opts.containers += extra + (tail or [] if name != "exec" else [])
         opts.words = tail if name == "exec" else opts.containers
-        if command.words and not (opts.help or opts.version or command.words[0] <= len(opts.words) <= command.words[1]):
+        if command.words and not (
+            opts.help or opts.version or command.words[0] <= len(opts.words) <= command.words[1]
+        ):
             least, most = command.words
-            takes = "no words of its own" if not most else "%d word%s" % (most, "s"[:most > 1]) if least == most else "%d to %d words" % command.words
-            raise UsageError("%s takes %s: %s" % (name, takes, " ".join(opts.words) or "none is given"), "python3 dockfix.py %s --help" % name)
+            takes = (
+                "no words of its own"
+                if not most
+                else (
+                    "%d word%s" % (most, "s"[: most > 1])
+                    if least == most
+                    else "%d to %d words" % command.words
+                )
+            )
+            raise UsageError(
+                "%s takes %s: %s" % (name, takes, " ".join(opts.words) or "none is given"),
+                "python3 dockfix.py %s --help" % name,
+            )
     return command, fill_defaults(opts)
 
 
 def fill_defaults(opts: argparse.Namespace) -> argparse.Namespace:
-    opts.docker = opts.docker if opts.docker is not None else os.environ.get("DOCKFIX_DOCKER") or "docker"
+    opts.docker = (
+        opts.docker if opts.docker is not None else os.environ.get("DOCKFIX_DOCKER") or "docker"
+    )
     opts.state = os.path.abspath(opts.state) if opts.state else default_state()
     opts.timeout = parse_number("--timeout", opts.timeout, CALL_SECONDS, 0.1, 1e6)
     if hasattr(opts, "jobs"):
-        opts.jobs = int(parse_number("--jobs", opts.jobs, min(8, 2 * (os.cpu_count() or 1)), 1, 1000))
+        opts.jobs = int(
+            parse_number("--jobs", opts.jobs, min(8, 2 * (os.cpu_count() or 1)), 1, 1000)
+        )
     return opts
 
 
@@ -7926,13 +12781,24 @@ def fill_defaults(opts: argparse.Namespace) -> argparse.Namespace:
 
 
 def make_host(opts: argparse.Namespace) -> Host:
-    return Host(tuple(split_words("--docker", opts.docker)), opts.timeout, opts.dry_run, opts.verbose, opts.state, held=[],
-                stop=threading.Event(), kill=threading.Event(), memo={}, guard=threading.Lock())
+    return Host(
+        tuple(split_words("--docker", opts.docker)),
+        opts.timeout,
+        opts.dry_run,
+        opts.verbose,
+        opts.state,
+        held=[],
+        stop=threading.Event(),
+        kill=threading.Event(),
+        memo={},
+        guard=threading.Lock(),
+    )
 
 
 def catch_signals(host: Host) -> dict:
     """First signal: nothing new is begun, what runs is finished; outside the work it ends at once.
     Second: what runs is killed. Returns the handlers as they were."""
+
     def handler(number, frame) -> None:
         if host.stop.is_set():
             host.kill.set()
@@ -7940,6 +12806,7 @@ def catch_signals(host: Host) -> dict:
         host.memo["signal"] = number
         if not host.memo.get("working"):
             raise Interrupted(number)
+
     if threading.current_thread() is not threading.main_thread():
         return {}
     return {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -7955,8 +12822,14 @@ def version_line() -> Dict[str, str]:
 def show_help(command: Optional[Command], opts: argparse.Namespace) -> bool:
     if opts.version or opts.help:
         facts = version_line() if opts.version else {"help": help_text(command)}
-        text = facts.get("help") or "dockfix %(version)s sha256 %(sha256)s python %(python)s\n" % facts
-        write_out(render_json(dict(new_report(opts.command, False), **facts)) if opts.json else text.encode("ascii"))
+        text = (
+            facts.get("help") or "dockfix %(version)s sha256 %(sha256)s python %(python)s\n" % facts
+        )
+        write_out(
+            render_json(dict(new_report(opts.command, False), **facts))
+            if opts.json
+            else text.encode("ascii")
+        )
     elif command is None:
         if not opts.json:
             for line in BRIEF_HELP.split("\n"):
@@ -7969,7 +12842,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Runs one command line (default: the process's own) and returns the exit code; 130 and 143 stand
     for SIGINT and SIGTERM. Raises nothing that a user would see as a traceback."""
     words = [text_of(os.fsencode(word)) for word in (sys.argv[1:] if argv is None else argv)]
-    head = words[:words.index("--") if "--" in words else None]
+    head = words[: words.index("--") if "--" in words else None]
     report, command, host, before = new_report(split_command(head)[0], False), None, None, {}
     opts = argparse.Namespace(json="--json" in head, quiet=False)
     try:
@@ -7981,14 +12854,27 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         before = catch_signals(host)
         where = "" if opts.command in ("resume", "rollback") else half_way(host)
         if where:
-            add_finding(report, "half-way", "critical", "a storage change stands half-way, or is under way: " + where, "python3 dockfix.py resume")
+            add_finding(
+                report,
+                "half-way",
+                "critical",
+                "a storage change stands half-way, or is under way: " + where,
+                "python3 dockfix.py resume",
+            )
         command.run(host, opts, report)
     except DockfixError as err:
         add_error(report, err)
         if err.code == 5 and report["dry_run"] and "script" not in report:
             report["script"] = script_text(report, [comment("refused: " + err.msg)], 1)
     except (Interrupted, KeyboardInterrupt) as err:
-        add_error(report, DockfixError("interrupted" if host and host.memo.get("begun") else "interrupted; nothing was changed"))
+        add_error(
+            report,
+            DockfixError(
+                "interrupted"
+                if host and host.memo.get("begun")
+                else "interrupted; nothing was changed"
+            ),
+        )
         report["exit_code"] = 128 + (err.args[0] if err.args else signal.SIGINT)
     except Exception as err:
         place = sys.exc_info()[2]
@@ -8002,22 +12888,33 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if host and host.memo.get("signal"):
         report["exit_code"] = 128 + host.memo["signal"]
     own = "".join(word + " " for word in map(sh_quote, shared_words(opts))) if host else ""
-    for one in report["errors"] + report["findings"]:       # a hint that says ... means these very words; other commands take this one's options
+    for one in (
+        report["errors"] + report["findings"]
+    ):  # a hint that says ... means these very words; other commands take this one's options
         for key in {"hint", "remedy"} & set(one):
-            one[key] = re.sub(r"(python3 dockfix\.py )(\.\.\.)?",
-                              lambda found: found.group(1) + (sh_line(words) if found.group(2) else own), one[key])
+            one[key] = re.sub(
+                r"(python3 dockfix\.py )(\.\.\.)?",
+                lambda found: found.group(1) + (sh_line(words) if found.group(2) else own),
+                one[key],
+            )
     for one in [one for one in report["results"] if own and one.get("keeps")]:
         one["options"] = own
     return finish(report, opts, command, host, before)
 
 
-def finish(report: dict, opts: argparse.Namespace, command: Optional[Command], host: Optional[Host], before: dict) -> int:
+def finish(
+    report: dict,
+    opts: argparse.Namespace,
+    command: Optional[Command],
+    host: Optional[Host],
+    before: dict,
+) -> int:
     try:
         emit(report, opts, command)
     except DockfixError as err:
         show_errors({"findings": [], "errors": [{"msg": err.msg, "hint": err.hint}]})
         report["exit_code"] = report["exit_code"] or err.code
-    except (Interrupted, KeyboardInterrupt) as err:         # the reader of stdout hangs
+    except (Interrupted, KeyboardInterrupt) as err:  # the reader of stdout hangs
         report["exit_code"] = 128 + (err.args[0] if err.args else signal.SIGINT)
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -8029,7 +12926,7 @@ def finish(report: dict, opts: argparse.Namespace, command: Optional[Command], h
 def run_as_program() -> None:
     fill_standard_streams()
     code = main()
-    if code in (130, 143):                  # die of the signal, so that a shell's loop stops too
+    if code in (130, 143):  # die of the signal, so that a shell's loop stops too
         signal.signal(code - 128, signal.SIG_DFL)
         os.kill(os.getpid(), code - 128)
     sys.exit(code)

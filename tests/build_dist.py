@@ -3,6 +3,7 @@
 The archive is written by hand because zipapp's differs from build to build: one uncompressed member with a fixed date and
 mode gives the same bytes under every Python.  Its __main__.py is dockfix.py, so that the exit code is dockfix's own.
 """
+
 import hashlib
 import io
 import os
@@ -17,7 +18,11 @@ def pyz(source):
     out = io.BytesIO()
     out.write(b"#!/usr/bin/env python3\n")
     member = zipfile.ZipInfo("__main__.py", (1980, 1, 1, 0, 0, 0))
-    member.create_system, member.external_attr, member.compress_type = 3, 0o100644 << 16, zipfile.ZIP_STORED
+    member.create_system, member.external_attr, member.compress_type = (
+        3,
+        0o100644 << 16,
+        zipfile.ZIP_STORED,
+    )
     with zipfile.ZipFile(out, "w") as archive:
         archive.writestr(member, source)
     return out.getvalue()

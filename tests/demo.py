@@ -2,6 +2,7 @@
 
 Nothing outside one temporary directory is touched, and that is removed at the end, after a failure too.
 """
+
 import hashlib
 import os
 import re
@@ -16,7 +17,9 @@ from kit import CannotRun, PrivateEngine, SLEEP_FOREVER, busybox_tar, need, open
 DOCKFIX = os.path.join(os.path.dirname(TESTS), "dockfix.py")
 PASSWORD = "correct horse: battery staple"
 # Perl's crypt is the C library's: it shares no code with dockfix.  Password and hash come on standard input.
-CRYPT = r'my ($p, $h) = <STDIN>; chomp($p, $h); print crypt($p, $h) eq $h ? "opens" : "does not open"'
+CRYPT = (
+    r'my ($p, $h) = <STDIN>; chomp($p, $h); print crypt($p, $h) eq $h ? "opens" : "does not open"'
+)
 
 
 def step(text):
@@ -37,7 +40,9 @@ def real_chpasswd():
 
 
 def make_containers(engine):
-    full = engine.import_tar("demo/full", busybox_tar(programs=real_chpasswd()), ["/bin/sleep", SLEEP_FOREVER])
+    full = engine.import_tar(
+        "demo/full", busybox_tar(programs=real_chpasswd()), ["/bin/sleep", SLEEP_FOREVER]
+    )
     engine.run(full, "--name", "web")
     engine.run(engine.import_scratch("demo/scratch"), "--name", "oneprogram")
     engine.docker("kill", engine.run(engine.import_busybox("demo/busybox"), "--name", "stopped"))
@@ -51,7 +56,9 @@ def root_field(engine, name):
 
 def opens(password, field):
     fed = ("%s\n%s\n" % (password, field)).encode()
-    return subprocess.run(["perl", "-e", CRYPT], input=fed, stdout=subprocess.PIPE, check=True).stdout.decode()
+    return subprocess.run(
+        ["perl", "-e", CRYPT], input=fed, stdout=subprocess.PIPE, check=True
+    ).stdout.decode()
 
 
 def fingerprint():
@@ -62,7 +69,9 @@ def demo(engine):
     step("1. A private docker engine, and three containers that no one way could serve")
     make_containers(engine)
     shell(engine, "docker ps -a --format 'table {{.Names}}\\t{{.Image}}\\t{{.Status}}'")
-    print("web has shadow's chpasswd; oneprogram is a single static file, no shell; stopped is not running, and has no chpasswd.")
+    print(
+        "web has shadow's chpasswd; oneprogram is a single static file, no shell; stopped is not running, and has no chpasswd."
+    )
     names = ["web", "oneprogram", "stopped"]
     before, host = {name: root_field(engine, name) for name in names}, fingerprint()
 
@@ -71,7 +80,10 @@ def demo(engine):
         os.chmod(f.name, 0o600)
         f.write("root:%s\n" % PASSWORD)
     print("accounts (mode 0600) holds the line  root:%s" % PASSWORD)
-    status = shell(engine, "python3 %s chpasswd --all --stopped --state state < accounts" % shlex.quote(DOCKFIX))
+    status = shell(
+        engine,
+        "python3 %s chpasswd --all --stopped --state state < accounts" % shlex.quote(DOCKFIX),
+    )
     print("exit code %d" % status)
 
     step("3. The proof: each container's own shadow file, checked with perl's crypt")
@@ -80,9 +92,14 @@ def demo(engine):
         field = root_field(engine, name)
         right, wrong = opens(PASSWORD, field), opens(PASSWORD + "!", field)
         good = good and (right, wrong) == ("opens", "does not open")
-        print("%-10s  root:%s -> root:%.24s...  the password %s it, a wrong one %s it" % (name, before[name], field, right, wrong))
+        print(
+            "%-10s  root:%s -> root:%.24s...  the password %s it, a wrong one %s it"
+            % (name, before[name], field, right, wrong)
+        )
     same = fingerprint() == host
-    print("%-10s  /etc/shadow: %s" % ("this host", "the same bytes as before" if same else "CHANGED"))
+    print(
+        "%-10s  /etc/shadow: %s" % ("this host", "the same bytes as before" if same else "CHANGED")
+    )
     return good and same
 
 
@@ -94,7 +111,9 @@ def main():
     except CannotRun as reason:
         print("the demo cannot run here: %s" % reason, file=sys.stderr)
         return 1
-    print("engine, containers and files are gone.\n\n%s" % ("Done." if good else "The demo FAILED."))
+    print(
+        "engine, containers and files are gone.\n\n%s" % ("Done." if good else "The demo FAILED.")
+    )
     return 0 if good else 1
 
 

@@ -4,6 +4,7 @@ The ways take turns in one run, so that a slow minute of the machine is shared b
 Every timed run is checked afterwards: each container's hash must open with the password of that very run.
 BENCH_N: containers (60), BENCH_ROUNDS: rounds (5), BENCH_ANSIBLE=0: without Ansible.  No ratio makes this fail.
 """
+
 import os
 import shlex
 import statistics
@@ -37,45 +38,84 @@ class Fleet:
         self.shadows = ["/proc/%s/root/etc/shadow" % pid.decode() for pid in listed]
 
     def run(self, argv, data=b"", **more):
-        done = subprocess.run(argv, input=data, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                              env=dict(self.env, **more), cwd=self.engine.dir)
+        done = subprocess.run(
+            argv,
+            input=data,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=dict(self.env, **more),
+            cwd=self.engine.dir,
+        )
         if done.returncode:
-            raise RuntimeError("%s: exit %d\n%s" % (argv, done.returncode, done.stdout.decode(errors="replace")[-2000:]))
+            raise RuntimeError(
+                "%s: exit %d\n%s"
+                % (argv, done.returncode, done.stdout.decode(errors="replace")[-2000:])
+            )
 
     def check(self, password):
         """The password opens every container, says perl's crypt."""
         fields = [open_bytes(path).split(b"root:", 1)[1].split(b":")[0] for path in self.shadows]
         fed = b"".join(password.encode() + b"\t" + field + b"\n" for field in fields)
-        answers = subprocess.run(["perl", "-e", CRYPT], input=fed, stdout=subprocess.PIPE, check=True).stdout.split()
+        answers = subprocess.run(
+            ["perl", "-e", CRYPT], input=fed, stdout=subprocess.PIPE, check=True
+        ).stdout.split()
         if answers != [b"yes"] * NUMBER:
             raise RuntimeError("only %d of %d containers open" % (answers.count(b"yes"), NUMBER))
 
 
 # ---------------------------------------------------------------------- the ways: each sets the password everywhere
 
+
 def dockfix(via):
     def way(fleet, password):
-        fleet.run([sys.executable, DOCKFIX, "chpasswd", "--all", "--via", via, "--state", "state"], b"root:%s\n" % password.encode())
+        fleet.run(
+            [sys.executable, DOCKFIX, "chpasswd", "--all", "--via", via, "--state", "state"],
+            b"root:%s\n" % password.encode(),
+        )
+
     return way
 
 
 def notes_recipe(fleet, password):
     """As the field notes have it: one after another, a shell on both sides, the command on standard input."""
     for container in fleet.ids:
-        child = subprocess.Popen("docker exec -i %s /bin/bash" % container, shell=True, env=fleet.env, stdin=subprocess.PIPE,
-                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        child = subprocess.Popen(
+            "docker exec -i %s /bin/bash" % container,
+            shell=True,
+            env=fleet.env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         child.communicate(b"echo 'root:%s' | chpasswd\n" % password.encode())
 
 
 def xargs(workers):
     """The best that a shell line can do: it hashes once, and does not look at what came of it."""
+
     def way(fleet, password):
-        hashed = subprocess.run(["perl", "-e", 'print crypt(<STDIN>, q($6$benchbenchbench$))'], input=password.encode(),
-                                stdout=subprocess.PIPE, check=True).stdout.decode()
+        hashed = subprocess.run(
+            ["perl", "-e", "print crypt(<STDIN>, q($6$benchbenchbench$))"],
+            input=password.encode(),
+            stdout=subprocess.PIPE,
+            check=True,
+        ).stdout.decode()
         with open(fleet.engine.path("line"), "w") as f:
             f.write("root:%s\n" % hashed)
-        fleet.run(["xargs", "-P", str(workers), "-I", "ID", "sh", "-c", "docker exec -i -u 0 ID chpasswd -e < line"],
-                  "\n".join(fleet.ids).encode())
+        fleet.run(
+            [
+                "xargs",
+                "-P",
+                str(workers),
+                "-I",
+                "ID",
+                "sh",
+                "-c",
+                "docker exec -i -u 0 ID chpasswd -e < line",
+            ],
+            "\n".join(fleet.ids).encode(),
+        )
+
     return way
 
 
@@ -83,9 +123,24 @@ def ansible(fleet, password):
     """Ad hoc, without Python inside the containers: the raw module over the docker connection, 8 forks."""
     with open(fleet.engine.path("inventory"), "w") as f:
         f.write("".join("%s ansible_connection=community.docker.docker\n" % i for i in fleet.ids))
-    fleet.run([os.path.join(VENV, "bin", "ansible"), "-i", "inventory", "all", "-f", "8", "-m", "raw",
-               "-a", "echo 'root:%s' | chpasswd" % password], ANSIBLE_LOCALHOST_WARNING="false", LC_ALL="C.UTF-8",
-              ANSIBLE_HOME=fleet.engine.path("ansible"), PATH=os.path.join(VENV, "bin") + os.pathsep + fleet.env["PATH"])
+    fleet.run(
+        [
+            os.path.join(VENV, "bin", "ansible"),
+            "-i",
+            "inventory",
+            "all",
+            "-f",
+            "8",
+            "-m",
+            "raw",
+            "-a",
+            "echo 'root:%s' | chpasswd" % password,
+        ],
+        ANSIBLE_LOCALHOST_WARNING="false",
+        LC_ALL="C.UTF-8",
+        ANSIBLE_HOME=fleet.engine.path("ansible"),
+        PATH=os.path.join(VENV, "bin") + os.pathsep + fleet.env["PATH"],
+    )
 
 
 def install_ansible():
@@ -96,12 +151,27 @@ def install_ansible():
     if os.path.exists(ready):
         return
     listed = subprocess.check_output([os.path.join(TOP, "tests", "pythons")]).decode().split()
-    for argv in ([listed[-1].split("=")[1], "-m", "venv", "--clear", VENV],
-                 [os.path.join(VENV, "bin", "python"), "-m", "pip", "install", "-qq", "--disable-pip-version-check", "ansible"]):
+    for argv in (
+        [listed[-1].split("=")[1], "-m", "venv", "--clear", VENV],
+        [
+            os.path.join(VENV, "bin", "python"),
+            "-m",
+            "pip",
+            "install",
+            "-qq",
+            "--disable-pip-version-check",
+            "ansible",
+        ],
+    ):
         print("+ " + " ".join(map(shlex.quote, argv)), flush=True)
-        done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        done = subprocess.run(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
         if done.returncode:
-            raise Skip("not installable: " + done.stdout.decode(errors="replace").strip().rpartition("\n")[2])
+            raise Skip(
+                "not installable: "
+                + done.stdout.decode(errors="replace").strip().rpartition("\n")[2]
+            )
     open(ready, "w").close()
 
 
@@ -117,6 +187,7 @@ WAYS = {
 
 # ---------------------------------------------------------------------- measuring
 
+
 def timed(function, *args):
     start = time.perf_counter()
     function(*args)
@@ -127,7 +198,7 @@ def fleet_rounds(fleet, ways):
     """{way: [seconds]}; the order turns by one each round, the round before the first is not counted."""
     taken, names = {name: [] for name in ways}, list(ways)
     for number in range(ROUNDS + 1):
-        for name in names[number % len(names):] + names[:number % len(names)]:
+        for name in names[number % len(names) :] + names[: number % len(names)]:
             password = "bench %d %s" % (number, name)
             seconds = timed(ways[name], fleet, password)
             fleet.check(password)
@@ -139,8 +210,10 @@ def fleet_rounds(fleet, ways):
 
 def start_up(env):
     """{what: [seconds]} of --help and of Python with the same large modules, in turns."""
-    argvs = {"dockfix --help": [sys.executable, DOCKFIX, "--help"],
-             "python3 -c 'import ...'": [sys.executable, "-c", "import argparse, json, subprocess"]}
+    argvs = {
+        "dockfix --help": [sys.executable, DOCKFIX, "--help"],
+        "python3 -c 'import ...'": [sys.executable, "-c", "import argparse, json, subprocess"],
+    }
     taken = {name: [] for name in argvs}
     for number in range(8 * ROUNDS + 1):
         for name, argv in argvs.items():
@@ -156,7 +229,10 @@ def table(title, taken, base):
     print("\n%-28s %8s %8s %8s %8s" % (title, "ratio", "median", "min", "max"))
     for name, seconds in taken.items():
         middle = statistics.median(seconds)
-        print("%-28s %8.2f %7.3fs %7.3fs %7.3fs" % (name, middle / unit, middle, min(seconds), max(seconds)))
+        print(
+            "%-28s %8.2f %7.3fs %7.3fs %7.3fs"
+            % (name, middle / unit, middle, min(seconds), max(seconds))
+        )
 
 
 def bench(engine):
@@ -169,15 +245,24 @@ def bench(engine):
     print("starting %d containers ..." % NUMBER, flush=True)
     fleet = Fleet(engine)
     taken = fleet_rounds(fleet, ways)
-    best = min((n for n in taken if n.startswith("xargs")), key=lambda n: statistics.median(taken[n]))
+    best = min(
+        (n for n in taken if n.startswith("xargs")), key=lambda n: statistics.median(taken[n])
+    )
     table("%d containers, %d rounds" % (NUMBER, ROUNDS), taken, best)
     for name, reason in skipped.items():
         print("%-28s not measured: %s" % (name, reason))
     table("start-up", start_up(fleet.env), "python3 -c 'import ...'")
-    print("\nratio: of the medians, the better xargs (or bare Python) = 1. Python %s, docker client %s, engine %s, %d processors.\n"
-          "Every run was verified in every container. Only dockfix verifies by itself; that is in its time."
-          % (sys.version.split()[0], *engine.docker("version", "--format", "{{.Client.Version}} {{.Server.Version}}").stdout
-             .decode().split(), os.cpu_count()))
+    print(
+        "\nratio: of the medians, the better xargs (or bare Python) = 1. Python %s, docker client %s, engine %s, %d processors.\n"
+        "Every run was verified in every container. Only dockfix verifies by itself; that is in its time."
+        % (
+            sys.version.split()[0],
+            *engine.docker("version", "--format", "{{.Client.Version}} {{.Server.Version}}")
+            .stdout.decode()
+            .split(),
+            os.cpu_count(),
+        )
+    )
 
 
 if __name__ == "__main__":

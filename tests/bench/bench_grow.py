@@ -6,6 +6,7 @@ the container, stop docker, delete its root, dd, options, start, load, volume an
 Second part: the time of `pool grow` by 1 GiB from ceilings of 4, 40 and 400 GiB: it should be flat.
 BENCH_ROUNDS rounds (3), each from a fresh machine; ratios of medians. Slow figures do not make this fail; a pool that has not grown, or a byte that is lost, does.
 """
+
 import os
 import signal
 import statistics
@@ -34,14 +35,19 @@ while True:
         longest, seen, last = max(longest, time.monotonic() - last), now, time.monotonic()
     time.sleep(0.005)
 """ % ROOT
-RECIPE = """
+RECIPE = (
+    """
 mkdir /data/kept; docker commit beat kept/beat; docker save -o /data/kept/images.tar IMAGE kept/beat; tar -C ROOT/volumes/beat -cf /data/kept/volume.tar _data
 systemctl stop docker.socket docker; for p in $(dmsetup ls --target thin-pool | grep -o '^docker[^\t]*'); do dmsetup remove --retry $p; done
 rm -rf ROOT; mkdir -p ROOT/devicemapper/devicemapper
 dd if=/dev/zero of=ROOT/devicemapper/devicemapper/data bs=1M count=0 seek=5120; dd if=/dev/zero of=ROOT/devicemapper/devicemapper/metadata bs=1M count=0 seek=1024
 sed -i s/dm.loopdatasize=4G/dm.loopdatasize=5G/ DROP_IN; systemctl daemon-reload; systemctl start docker
 docker load -i /data/kept/images.tar; docker volume create beat; tar -C ROOT/volumes/beat -xf /data/kept/volume.tar; RUN
-""".replace("RUN", RUN % "kept/beat").replace("ROOT", ROOT).replace("IMAGE", IMAGE).replace("DROP_IN", DROP_IN)
+""".replace("RUN", RUN % "kept/beat")
+    .replace("ROOT", ROOT)
+    .replace("IMAGE", IMAGE)
+    .replace("DROP_IN", DROP_IN)
+)
 
 
 def with_a_writer(vm):
@@ -51,8 +57,10 @@ def with_a_writer(vm):
 
 def ceiling(size):
     """A variant of the machine: the pool grown to `size` GiB."""
+
     def make(vm):
         grow(vm, size, "--overcommit")
+
     make.__qualname__ = "ceiling%d" % size
     return make
 
@@ -70,19 +78,31 @@ def pause(vm, deed):
     watch = vm.start_job(("python3", "/root/watch.py"), b"", None)
     vm.sh("sleep 2")
     deed()
-    vm.sh("sleep 2; [ \"$(docker exec beat cat /root/own)\" = precious ]")
+    vm.sh('sleep 2; [ "$(docker exec beat cat /root/own)" = precious ]')
     watch.kill(signal.SIGTERM)
     return float(watch.wait().text)
 
 
 def bench(vm):
-    ways = {"nothing": lambda: vm.sh("sleep 5"), "pool grow": lambda: grow(vm, 5), "pool grow --offline": lambda: grow(vm, 5, "--offline"), "the recipe": lambda: vm.sh(RECIPE)}
-    found = {name: statistics.median(pause(vm, deed) for _ in range(ROUNDS)) for name, deed in ways.items()}
+    ways = {
+        "nothing": lambda: vm.sh("sleep 5"),
+        "pool grow": lambda: grow(vm, 5),
+        "pool grow --offline": lambda: grow(vm, 5, "--offline"),
+        "the recipe": lambda: vm.sh(RECIPE),
+    }
+    found = {
+        name: statistics.median(pause(vm, deed) for _ in range(ROUNDS))
+        for name, deed in ways.items()
+    }
     print("longest pause of a container that writes, against that of a quiet time")
     for name, seconds in found.items():
         print("%-24s %8.1f" % (name, seconds / found["nothing"]), flush=True)
     for name in ("pool grow", "pool grow --offline"):
-        print("the recipe stops it %.1f times as long as %s" % (found["the recipe"] / found[name], name), flush=True)
+        print(
+            "the recipe stops it %.1f times as long as %s"
+            % (found["the recipe"] / found[name], name),
+            flush=True,
+        )
     taken = {}
     for size in (4, 40, 400):
         some = []
@@ -90,7 +110,11 @@ def bench(vm):
             vm.reset(ceiling(size) if size > 4 else None)
             some.append(grow(vm, size + 1, "--overcommit"))
         taken[size] = statistics.median(some)
-        print("time of pool grow from %3d GiB, against that from 4 GiB: %.2f" % (size, taken[size] / taken[4]), flush=True)
+        print(
+            "time of pool grow from %3d GiB, against that from 4 GiB: %.2f"
+            % (size, taken[size] / taken[4]),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ the layers over 8 times the time: 1 is linear.
 Second part: a private engine with BENCH_N containers (created, 60). `owner --root` against `docker inspect` of them all in one call.
 BENCH_ROUNDS: rounds (5). No figure makes this fail; an answer that lacks a layer does.
 """
+
 import json
 import os
 import resource
@@ -34,9 +35,13 @@ def processor():
 
 def timed(argv, env, clock):
     begin = clock()
-    done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
+    done = subprocess.run(
+        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env
+    )
     if done.returncode:
-        raise RuntimeError("%s: exit %d\n%s" % (argv, done.returncode, done.stderr.decode(errors="replace")))
+        raise RuntimeError(
+            "%s: exit %d\n%s" % (argv, done.returncode, done.stderr.decode(errors="replace"))
+        )
     return clock() - begin, done.stdout
 
 
@@ -62,28 +67,58 @@ def make(path, layers):
 
 def growth(folder):
     roots = {size: make(os.path.join(folder, str(size)), size) for size in SIZES}
-    ways = {size: DOCKFIX + ["owner", "--json", "--root", root.path] for size, root in roots.items()}
+    ways = {
+        size: DOCKFIX + ["owner", "--json", "--root", root.path] for size, root in roots.items()
+    }
     ways["start"] = DOCKFIX + ["--version"]
     found, outputs = medians(ways, clock=processor)
     print("%8s  %9s  %12s" % ("layers", "median s", "us per layer"))
     for size, root in roots.items():
-        if {row["layer"] for row in json.loads(outputs[size].decode())["results"]} != set(root.layers):
+        if {row["layer"] for row in json.loads(outputs[size].decode())["results"]} != set(
+            root.layers
+        ):
             raise RuntimeError("owner does not have all %d layers" % size)
-        print("%8d  %9.3f  %12.1f" % (size, found[size], 1e6 * (found[size] - found["start"]) / size))
-    print("start of Python alone %.3f s; growth from %d to %d layers: %.2f (1 is linear)" % (
-        found["start"], SIZES[0], SIZES[-1], (found[SIZES[-1]] - found["start"]) / (found[SIZES[0]] - found["start"]) / (SIZES[-1] // SIZES[0])))
+        print(
+            "%8d  %9.3f  %12.1f" % (size, found[size], 1e6 * (found[size] - found["start"]) / size)
+        )
+    print(
+        "start of Python alone %.3f s; growth from %d to %d layers: %.2f (1 is linear)"
+        % (
+            found["start"],
+            SIZES[0],
+            SIZES[-1],
+            (found[SIZES[-1]] - found["start"])
+            / (found[SIZES[0]] - found["start"])
+            / (SIZES[-1] // SIZES[0]),
+        )
+    )
 
 
 def beside_docker():
     with PrivateEngine() as engine:
         engine.import_busybox("bench/busybox")
         ids = [engine.create("bench/busybox", "--name", "bench%03d" % n) for n in range(NUMBER)]
-        found, outputs = medians({"owner, files alone": DOCKFIX + ["owner", "--json", "--root", engine.root], "owner, checked with docker": DOCKFIX + ["owner", "--json"],
-                                  "docker inspect of all": [engine.client, "inspect"] + ids}, engine.env())
-        if sum(row["role"] == "container" for row in json.loads(outputs["owner, files alone"].decode())["results"]) != NUMBER:
+        found, outputs = medians(
+            {
+                "owner, files alone": DOCKFIX + ["owner", "--json", "--root", engine.root],
+                "owner, checked with docker": DOCKFIX + ["owner", "--json"],
+                "docker inspect of all": [engine.client, "inspect"] + ids,
+            },
+            engine.env(),
+        )
+        if (
+            sum(
+                row["role"] == "container"
+                for row in json.loads(outputs["owner, files alone"].decode())["results"]
+            )
+            != NUMBER
+        ):
             raise RuntimeError("owner does not have all containers")
         for name, seconds in found.items():
-            print("%-28s %d containers: %.3f s, %.2f of docker inspect" % (name, NUMBER, seconds, seconds / found["docker inspect of all"]))
+            print(
+                "%-28s %d containers: %.3f s, %.2f of docker inspect"
+                % (name, NUMBER, seconds, seconds / found["docker inspect of all"])
+            )
 
 
 def main():

@@ -7,6 +7,7 @@ Second part: 20 containers with 10,000 files each; `storage --full` against `doc
 Each way takes its turn in each of BENCH_ROUNDS rounds (5), so that a slow minute is shared by all; what counts is the ratio of the
 medians. Wrong figures make this fail, slow ones do not.
 """
+
 import json
 import os
 import statistics
@@ -28,14 +29,16 @@ def run(engine, *argvs):
     """Seconds of some commands, one after the other, and the output of the last."""
     begin = time.perf_counter()
     for argv in argvs:
-        out = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=engine.env(), check=True).stdout
+        out = subprocess.run(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=engine.env(), check=True
+        ).stdout
     return time.perf_counter() - begin, out
 
 
 def rounds(engine, ways):
     """{name: median seconds} and {name: last output}."""
     taken, outputs = {name: [] for name in ways}, {}
-    for number in range(ROUNDS + 1):                # the first is not counted
+    for number in range(ROUNDS + 1):  # the first is not counted
         for name in sorted(ways, key=lambda name: (list(ways).index(name) + number) % len(ways)):
             seconds, outputs[name] = run(engine, *ways[name])
             taken[name] += [seconds] if number else []
@@ -49,7 +52,11 @@ def table(title, taken, base):
 
 
 def upper(engine, one):
-    return engine.docker("inspect", "-f", "{{.GraphDriver.Data.UpperDir}}", one).stdout.decode().strip()
+    return (
+        engine.docker("inspect", "-f", "{{.GraphDriver.Data.UpperDir}}", one)
+        .stdout.decode()
+        .strip()
+    )
 
 
 def add_files(folder, number):
@@ -62,8 +69,13 @@ def add_files(folder, number):
 def quick(engine):
     image = engine.import_busybox()
     ids = [engine.create(image, "--name", "bench%03d" % n) for n in range(NUMBER)]
-    ways = {"docker info + docker inspect": [[engine.client, "info"], [engine.client, "inspect"] + ids], "storage --quick": [STORAGE + ["--quick"]],
-            "(dockfix --version: its start alone)": [[sys.executable, os.path.join(TOP, "dockfix.py"), "--version"]]}
+    ways = {
+        "docker info + docker inspect": [[engine.client, "info"], [engine.client, "inspect"] + ids],
+        "storage --quick": [STORAGE + ["--quick"]],
+        "(dockfix --version: its start alone)": [
+            [sys.executable, os.path.join(TOP, "dockfix.py"), "--version"]
+        ],
+    }
     before, outputs = rounds(engine, ways)
     check(outputs["storage --quick"], NUMBER, False)
     table("%d containers, no files of their own" % NUMBER, before, "docker info + docker inspect")
@@ -72,7 +84,10 @@ def quick(engine):
     after, outputs = rounds(engine, ways)
     check(outputs["storage --quick"], NUMBER, False)
     table("the same, %d files more in each" % HEAVY, after, "docker info + docker inspect")
-    print("storage --quick, with files / without: %.2f" % (after["storage --quick"] / before["storage --quick"]))
+    print(
+        "storage --quick, with files / without: %.2f"
+        % (after["storage --quick"] / before["storage --quick"])
+    )
     engine.docker("rm", *ids)
 
 
@@ -81,7 +96,13 @@ def full(engine):
     for one in ids:
         add_files(upper(engine, one), MANY)
     os.sync()
-    taken, outputs = rounds(engine, {"docker system df -v": [[engine.client, "system", "df", "-v"]], "storage --full": [STORAGE + ["--full"]]})
+    taken, outputs = rounds(
+        engine,
+        {
+            "docker system df -v": [[engine.client, "system", "df", "-v"]],
+            "storage --full": [STORAGE + ["--full"]],
+        },
+    )
     check(outputs["storage --full"], FEW, True)
     table("%d containers, %d files in each" % (FEW, MANY), taken, "docker system df -v")
 
@@ -89,15 +110,27 @@ def full(engine):
 def check(out, number, sizes):
     one = json.loads(out.decode())["results"][0]
     rows = one["usage"]["containers"]["rows"]
-    if len(rows) != number or sizes and not all(row["complete"] and row["size"] > MANY * 4096 for row in rows):
+    if (
+        len(rows) != number
+        or sizes
+        and not all(row["complete"] and row["size"] > MANY * 4096 for row in rows)
+    ):
         raise RuntimeError("wrong figures: %s" % out.decode()[:2000])
 
 
 def bench(engine):
     quick(engine)
     full(engine)
-    print("Python %s, docker client %s, engine %s, %d processors." % (sys.version.split()[0], *engine.docker(
-        "version", "--format", "{{.Client.Version}} {{.Server.Version}}").stdout.decode().split(), os.cpu_count()))
+    print(
+        "Python %s, docker client %s, engine %s, %d processors."
+        % (
+            sys.version.split()[0],
+            *engine.docker("version", "--format", "{{.Client.Version}} {{.Server.Version}}")
+            .stdout.decode()
+            .split(),
+            os.cpu_count(),
+        )
+    )
 
 
 if __name__ == "__main__":

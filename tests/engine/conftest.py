@@ -4,6 +4,7 @@
 dockfix, a second opinion on hashes (perl's crypt), and `lab.dockfix(...)`, which runs the program as a user would.  Each module
 starts with an engine without containers, and ends with the proof that nothing on the host has changed.
 """
+
 import collections
 import hashlib
 import os
@@ -22,11 +23,23 @@ import pytest
 
 from kit import CannotRun, PrivateEngine, Run, skip_or_fail
 
-PROGRAM = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "dockfix.py")
+PROGRAM = os.path.join(
+    os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "dockfix.py"
+)
 KILL_AT = os.path.join(os.path.dirname(PROGRAM), "tests", "vm", "kill_at.py")
-HOST_FILES = ("/etc/shadow", "/etc/passwd", "/etc/group", "/etc/gshadow", "/etc/shadow-", "/etc/passwd-")
-FAKE_ETC = {"passwd": b"root:x:0:0:root:/root:/bin/sh\n", "group": b"root:x:0:\nshadow:x:42:\n",
-            "shadow": b"root:*:18000:0:99999:7:::\nhost:*:18000:0:99999:7:::\n"}
+HOST_FILES = (
+    "/etc/shadow",
+    "/etc/passwd",
+    "/etc/group",
+    "/etc/gshadow",
+    "/etc/shadow-",
+    "/etc/passwd-",
+)
+FAKE_ETC = {
+    "passwd": b"root:x:0:0:root:/root:/bin/sh\n",
+    "group": b"root:x:0:\nshadow:x:42:\n",
+    "shadow": b"root:*:18000:0:99999:7:::\nhost:*:18000:0:99999:7:::\n",
+}
 MEBI = 1 << 20
 
 Shadow = collections.namedtuple("Shadow", "kind mode uid gid size link data")
@@ -45,19 +58,42 @@ def tree(path):
         for name in [""] + names + files:
             full = os.path.join(folder, name)
             info = os.lstat(full)
-            content = os.readlink(full) if stat.S_ISLNK(info.st_mode) else (
-                hashlib.sha256(read(full)).hexdigest() if stat.S_ISREG(info.st_mode) else "")
-            found[os.path.relpath(full, path)] = (info.st_ino, info.st_mode, info.st_uid, info.st_gid, info.st_size,
-                                                  info.st_mtime_ns, content)
+            content = (
+                os.readlink(full)
+                if stat.S_ISLNK(info.st_mode)
+                else (hashlib.sha256(read(full)).hexdigest() if stat.S_ISREG(info.st_mode) else "")
+            )
+            found[os.path.relpath(full, path)] = (
+                info.st_ino,
+                info.st_mode,
+                info.st_uid,
+                info.st_gid,
+                info.st_size,
+                info.st_mtime_ns,
+                content,
+            )
     return found
 
 
 def host_files():
     """The host's account files, and the names beside them (a copy or a lock left behind is a change too)."""
-    found = {"names": sorted(name for name in os.listdir("/etc") if "shadow" in name or "passwd" in name or "dockfix" in name)}
+    found = {
+        "names": sorted(
+            name
+            for name in os.listdir("/etc")
+            if "shadow" in name or "passwd" in name or "dockfix" in name
+        )
+    }
     for path in filter(os.path.exists, HOST_FILES):
         info = os.stat(path)
-        found[path] = (info.st_ino, info.st_mode, info.st_uid, info.st_gid, info.st_mtime_ns, read(path))
+        found[path] = (
+            info.st_ino,
+            info.st_mode,
+            info.st_uid,
+            info.st_gid,
+            info.st_mtime_ns,
+            read(path),
+        )
     return found
 
 
@@ -70,8 +106,12 @@ def field_of(data, user="root"):
 
 def crypt(password, salt):
     """crypt(3) by perl, which knows what libcrypt knows; the words go by standard input."""
-    return subprocess.run(["perl", "-e", 'local $/; my ($p, $s) = split /\\0/, <STDIN>; print crypt($p, $s)'],
-                          input=password + b"\0" + salt, stdout=subprocess.PIPE, check=True).stdout
+    return subprocess.run(
+        ["perl", "-e", "local $/; my ($p, $s) = split /\\0/, <STDIN>; print crypt($p, $s)"],
+        input=password + b"\0" + salt,
+        stdout=subprocess.PIPE,
+        check=True,
+    ).stdout
 
 
 def days():
@@ -89,7 +129,10 @@ def only_password_changed(before, after, user="root"):
         if not was.startswith(user.encode() + b":"):
             if was != now:
                 return "%r became %r" % (was, now)
-        elif was.split(b":")[3:] != now.split(b":")[3:] or int(now.split(b":")[2]) not in (days() - 1, days()):
+        elif was.split(b":")[3:] != now.split(b":")[3:] or int(now.split(b":")[2]) not in (
+            days() - 1,
+            days(),
+        ):
             return "%r became %r" % (was, now)
     return ""
 
@@ -103,28 +146,40 @@ class Recorder:
         os.makedirs(self.log)
         os.makedirs(self.bin)
         with open(self.command, "w") as f:
-            f.write("#!/bin/sh\nREAL=%s\nLOG=%s\n" % (shlex.quote(client), shlex.quote(self.log)) +
-                    'printf "%s\\0" "$@" > "$LOG/$$.argv"\n'
-                    'cat /proc/$$/environ > "$LOG/$$.env"\n'
-                    'cat /proc/$PPID/cmdline > "$LOG/$$.parent" 2>/dev/null\n'
-                    + inject + '\nexec "$REAL" "$@"\n')
+            f.write(
+                "#!/bin/sh\nREAL=%s\nLOG=%s\n" % (shlex.quote(client), shlex.quote(self.log))
+                + 'printf "%s\\0" "$@" > "$LOG/$$.argv"\n'
+                'cat /proc/$$/environ > "$LOG/$$.env"\n'
+                'cat /proc/$PPID/cmdline > "$LOG/$$.parent" 2>/dev/null\n'
+                + inject
+                + '\nexec "$REAL" "$@"\n'
+            )
         os.chmod(self.command, 0o755)
 
     def calls(self):
         """In the order in which they began."""
-        pids = [name[:-len(".argv")] for name in os.listdir(self.log) if name.endswith(".argv")]
+        pids = [name[: -len(".argv")] for name in os.listdir(self.log) if name.endswith(".argv")]
         pids.sort(key=lambda pid: os.stat(os.path.join(self.log, pid + ".argv")).st_mtime_ns)
-        return [Call(self.words(pid + ".argv"), self.words(pid + ".env"), self.words(pid + ".parent")) for pid in pids]
+        return [
+            Call(self.words(pid + ".argv"), self.words(pid + ".env"), self.words(pid + ".parent"))
+            for pid in pids
+        ]
 
     def words(self, name):
         return [os.fsdecode(word) for word in read(os.path.join(self.log, name)).split(b"\0")[:-1]]
 
     def everything(self):
-        return b"\n".join(read(os.path.join(self.log, name)) for name in sorted(os.listdir(self.log)))
+        return b"\n".join(
+            read(os.path.join(self.log, name)) for name in sorted(os.listdir(self.log))
+        )
 
 
 class Lab:
-    crypt, field_of, only_password_changed = staticmethod(crypt), staticmethod(field_of), staticmethod(only_password_changed)
+    crypt, field_of, only_password_changed = (
+        staticmethod(crypt),
+        staticmethod(field_of),
+        staticmethod(only_password_changed),
+    )
     read, tree = staticmethod(read), staticmethod(tree)
 
     def __init__(self, engine, folder):
@@ -161,7 +216,11 @@ class Lab:
 
     def status(self):
         """{name: first word of its state}, for all containers."""
-        lines = self.docker("ps", "-a", "--format", "{{.Names}} {{.Status}}").stdout.decode().splitlines()
+        lines = (
+            self.docker("ps", "-a", "--format", "{{.Names}} {{.Status}}")
+            .stdout.decode()
+            .splitlines()
+        )
         return {line.split()[0]: line.split()[1] for line in lines}
 
     def clean(self):
@@ -215,10 +274,18 @@ class Lab:
 
     def dockfix(self, *args, stdin=b"", recorder=None, env=None, prefix=(), timeout=150):
         """One run, as a user would start it.  stdin: bytes; env: more variables; recorder: given with --docker."""
-        argv = list(prefix) + self.argv(*((("--docker", shlex.quote(recorder.command)) if recorder else ()) + args))
+        argv = list(prefix) + self.argv(
+            *((("--docker", shlex.quote(recorder.command)) if recorder else ()) + args)
+        )
         start = time.monotonic()
-        done = subprocess.run(argv, input=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                              env=self.engine.env(**(env or {})), timeout=timeout)
+        done = subprocess.run(
+            argv,
+            input=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=self.engine.env(**(env or {})),
+            timeout=timeout,
+        )
         run = Run(done.returncode, done.stdout, done.stderr, time.monotonic() - start)
         assert b"Traceback" not in run.err, run
         return run
@@ -226,8 +293,14 @@ class Lab:
     def dockfix_until(self, mode, which, *args):
         """One run that kill_at.py ends by SIGKILL; its exit code and error output."""
         python, program, *words = self.argv(*args)
-        return subprocess.run(self.engine.inside() + [python, "-B", KILL_AT, mode, which] + words, env=self.engine.env(PYTHONPATH=os.path.dirname(program)),
-                              stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=150)
+        return subprocess.run(
+            self.engine.inside() + [python, "-B", KILL_AT, mode, which] + words,
+            env=self.engine.env(PYTHONPATH=os.path.dirname(program)),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=150,
+        )
 
     def script(self, text, env=None):
         """Run a dry run's script as a user would, with `sh`."""
@@ -240,24 +313,47 @@ class Lab:
         variables = self.engine.env(**(env or {}))
         variables["PATH"] = folder + os.pathsep + variables["PATH"]
         start = time.monotonic()
-        done = subprocess.run(["sh", f.name], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                              env=variables, timeout=150)
+        done = subprocess.run(
+            ["sh", f.name],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=variables,
+            timeout=150,
+        )
         return Run(done.returncode, done.stdout, done.stderr, time.monotonic() - start)
 
     # ---------------------------------------------------------------- a second opinion
 
     def shadow(self, name, path="/etc/shadow"):
         """A file of a container, in any state, as `docker cp` has it; None where there is none.  Big ones without data."""
-        client = subprocess.Popen([self.engine.client, "cp", "%s:%s" % (name, path), "-"], env=self.engine.env(),
-                                  stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        client = subprocess.Popen(
+            [self.engine.client, "cp", "%s:%s" % (name, path), "-"],
+            env=self.engine.env(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         try:
             with tarfile.open(fileobj=client.stdout, mode="r|") as tar:
                 member = tar.next()
-                kinds = {tarfile.REGTYPE: "file", tarfile.SYMTYPE: "link", tarfile.DIRTYPE: "directory",
-                         tarfile.FIFOTYPE: "fifo", tarfile.CHRTYPE: "device"}
+                kinds = {
+                    tarfile.REGTYPE: "file",
+                    tarfile.SYMTYPE: "link",
+                    tarfile.DIRTYPE: "directory",
+                    tarfile.FIFOTYPE: "fifo",
+                    tarfile.CHRTYPE: "device",
+                }
                 small = member.isreg() and member.size <= MEBI
-                return Shadow(kinds[member.type], member.mode, member.uid, member.gid, member.size, member.linkname,
-                              tar.extractfile(member).read() if small else None)
+                return Shadow(
+                    kinds[member.type],
+                    member.mode,
+                    member.uid,
+                    member.gid,
+                    member.size,
+                    member.linkname,
+                    tar.extractfile(member).read() if small else None,
+                )
         except tarfile.ReadError:
             error = client.stderr.read()
             assert b"Could not find" in error or b"No such" in error or b"no such" in error, error

@@ -9,6 +9,7 @@ Its sockets, data and containers live below one temporary directory; the host's 
 containerd are never spoken to.  Run as a program, it starts and stops one engine and says whether that works here.
 Python 3.6 and the standard library, like dockfix.py itself.
 """
+
 import contextlib
 import fcntl
 import glob
@@ -26,9 +27,11 @@ import tempfile
 import threading
 import time
 
-SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"       # after `su`, root's PATH has no sbin
+SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"  # after `su`, root's PATH has no sbin
 SLEEP_FOREVER = "2147483647"
-PASSWD = "root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:1::/:/bin/false\nuser:x:1000:1000::/tmp:/bin/sh\n"
+PASSWD = (
+    "root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:1::/:/bin/false\nuser:x:1000:1000::/tmp:/bin/sh\n"
+)
 GROUP = "root:x:0:\ndaemon:x:1:\nshadow:x:42:\nuser:x:1000:\n"
 SHADOW = "root:*:19000:0:99999:7:::\ndaemon:*:19000:0:99999:7:::\nuser:!:19000:0:99999:7:::\n"
 ACCOUNTS = {"etc/passwd": PASSWD, "etc/group": GROUP, "etc/shadow": SHADOW}
@@ -37,7 +40,8 @@ USERNS_BASE = 500000
 
 def skip_or_fail(what, reason):
     """Skip the test with the reason; where a machine has been made for these tests, that is a failure."""
-    import pytest                               # the demo and the benchmarks have none
+    import pytest  # the demo and the benchmarks have none
+
     text = "no %s: %s" % (what, reason)
     if os.environ.get("CI") == "true":
         pytest.fail(text, pytrace=False)
@@ -87,8 +91,15 @@ def tail(path, lines=5):
 def mounts_below(directory):
     """Mount points at or below a directory, deepest first."""
     with open("/proc/self/mountinfo", errors="surrogateescape") as f:
-        points = [re.sub(r"\\([0-7]{3})", lambda m: chr(int(m.group(1), 8)), line.split()[4]) for line in f]
-    return sorted((p for p in points if p == directory or p.startswith(directory + "/")), key=len, reverse=True)
+        points = [
+            re.sub(r"\\([0-7]{3})", lambda m: chr(int(m.group(1), 8)), line.split()[4])
+            for line in f
+        ]
+    return sorted(
+        (p for p in points if p == directory or p.startswith(directory + "/")),
+        key=len,
+        reverse=True,
+    )
 
 
 class PrivateEngine:
@@ -126,21 +137,58 @@ class PrivateEngine:
         self.catch_signals()
         try:
             self.dir = os.path.realpath(tempfile.mkdtemp(prefix="dockfix-test-"))
-            self.root = self.path("root", "%d.%d" % (USERNS_BASE, USERNS_BASE)) if self.userns else self.path("root")
+            self.root = (
+                self.path("root", "%d.%d" % (USERNS_BASE, USERNS_BASE))
+                if self.userns
+                else self.path("root")
+            )
             self.lay_out()
             # A containerd of our own: where the host runs one, dockerd would otherwise join it.
-            enter = self.namespace_with_subids() if self.userns else self.namespace_with_etc() if self.own_etc else []
+            enter = (
+                self.namespace_with_subids()
+                if self.userns
+                else self.namespace_with_etc() if self.own_etc else []
+            )
             self.spawn("containerd", enter + [containerd, "--config", self.path("containerd.toml")])
-            wait_until(lambda: self.alive() and os.path.exists(self.path("containerd.sock")), "socket of containerd")
-            place = ["--config-file", "/etc/docker/daemon.json"] if self.own_etc else ["--config-file", self.path("daemon.json"), "--data-root", self.path("root")]
-            argv = self.inside() + [
-                dockerd, "--containerd", self.path("containerd.sock"), "--exec-root", self.path("exec"), "-H", "unix://" + self.path("docker.sock"),
-                "--bridge=none", "--iptables=false", "-p", self.path("pid")] + place + (["--userns-remap=daemon:daemon"] if self.userns else []) + self.extra
+            wait_until(
+                lambda: self.alive() and os.path.exists(self.path("containerd.sock")),
+                "socket of containerd",
+            )
+            place = (
+                ["--config-file", "/etc/docker/daemon.json"]
+                if self.own_etc
+                else ["--config-file", self.path("daemon.json"), "--data-root", self.path("root")]
+            )
+            argv = (
+                self.inside()
+                + [
+                    dockerd,
+                    "--containerd",
+                    self.path("containerd.sock"),
+                    "--exec-root",
+                    self.path("exec"),
+                    "-H",
+                    "unix://" + self.path("docker.sock"),
+                    "--bridge=none",
+                    "--iptables=false",
+                    "-p",
+                    self.path("pid"),
+                ]
+                + place
+                + (["--userns-remap=daemon:daemon"] if self.userns else [])
+                + self.extra
+            )
             if self.own_etc:
-                argv.append("--shutdown-timeout=100")       # a container that takes longer than docker waits outlives it
+                argv.append(
+                    "--shutdown-timeout=100"
+                )  # a container that takes longer than docker waits outlives it
                 self.write_service(argv)
             self.spawn("dockerd", argv)
-            wait_until(lambda: self.alive() and self.docker("version", check=False).returncode == 0, "answer from dockerd", 120)
+            wait_until(
+                lambda: self.alive() and self.docker("version", check=False).returncode == 0,
+                "answer from dockerd",
+                120,
+            )
         except BaseException:
             self.stop()
             raise
@@ -155,10 +203,12 @@ class PrivateEngine:
         os.makedirs(self.path("client"))
         os.symlink(self.client, self.path("bin", "docker"))
         for name, text in {
-                "daemon.json": "{}\n", "subid": "daemon:%d:65536\n" % USERNS_BASE,
-                "containerd.toml": 'version = 2\nroot = "{0}/containerd"\nstate = "{0}/containerd.state"\n'
-                                   'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
-                                   '[grpc]\naddress = "{0}/containerd.sock"\n'.format(self.dir)}.items():
+            "daemon.json": "{}\n",
+            "subid": "daemon:%d:65536\n" % USERNS_BASE,
+            "containerd.toml": 'version = 2\nroot = "{0}/containerd"\nstate = "{0}/containerd.state"\n'
+            'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
+            '[grpc]\naddress = "{0}/containerd.sock"\n'.format(self.dir),
+        }.items():
             with open(self.path(name), "w") as f:
                 f.write(text)
 
@@ -167,8 +217,16 @@ class PrivateEngine:
         for path in ("/etc/subuid", "/etc/subgid"):
             if not os.path.exists(path):
                 raise CannotRun("needs the file %s (may be empty)" % path)
-        return [need("unshare", "util-linux"), "--mount", "--propagation", "slave", "sh", "-c",
-                'for f in /etc/subuid /etc/subgid; do mount --bind "$0" $f || exit; done; exec "$@"', self.path("subid")]
+        return [
+            need("unshare", "util-linux"),
+            "--mount",
+            "--propagation",
+            "slave",
+            "sh",
+            "-c",
+            'for f in /etc/subuid /etc/subgid; do mount --bind "$0" $f || exit; done; exec "$@"',
+            self.path("subid"),
+        ]
 
     def namespace_with_etc(self):
         """The daemons' /etc is an overlay over the host's, which stays as it is."""
@@ -176,17 +234,30 @@ class PrivateEngine:
         os.makedirs(self.path("etc", "work"))
         with open(self.path("etc", "upper", "docker", "daemon.json"), "w") as f:
             f.write('{"data-root": "%s"}\n' % self.path("root"))
-        return [need("unshare", "util-linux"), "--mount", "--propagation", "slave", "sh", "-c",
-                'mount -t overlay overlay -o "lowerdir=/etc,upperdir=$0/upper,workdir=$0/work" /etc || exit; exec "$@"', self.path("etc")]
+        return [
+            need("unshare", "util-linux"),
+            "--mount",
+            "--propagation",
+            "slave",
+            "sh",
+            "-c",
+            'mount -t overlay overlay -o "lowerdir=/etc,upperdir=$0/upper,workdir=$0/work" /etc || exit; exec "$@"',
+            self.path("etc"),
+        ]
 
     def inside(self):
         """What to put before a command, so that it sees what the daemons see."""
-        return [need("nsenter", "util-linux"), "--mount", "--target", str(self.processes[0].pid)] if self.userns or self.own_etc else []
+        return (
+            [need("nsenter", "util-linux"), "--mount", "--target", str(self.processes[0].pid)]
+            if self.userns or self.own_etc
+            else []
+        )
 
     def write_service(self, argv):
         """`service docker VERB` and `systemctl VERB docker.service` for this dockerd."""
         with open(self.path("bin", "service"), "w") as f:
-            f.write("""#!/bin/sh
+            f.write(
+                """#!/bin/sh
 [ "$1" = docker ] || exit 1
 alive() { [ -r "/proc/$1/stat" ] && ! grep -q ') Z ' "/proc/$1/stat"; }     # the first one stays a zombie of the tests'
 pid=$(cat %(pid)s 2>/dev/null) && alive "$pid" || pid=
@@ -199,24 +270,44 @@ stop) [ -z "$pid" ] && exit 0
 status) [ -n "$pid" ] ;;
 *) exit 1 ;;
 esac
-""" % {"pid": shlex.quote(self.path("pid")), "argv": " ".join(map(shlex.quote, argv)), "log": shlex.quote(self.path("dockerd.log")),
-       "host": shlex.quote("unix://" + self.path("docker.sock")), "client": shlex.quote(self.client)})
+"""
+                % {
+                    "pid": shlex.quote(self.path("pid")),
+                    "argv": " ".join(map(shlex.quote, argv)),
+                    "log": shlex.quote(self.path("dockerd.log")),
+                    "host": shlex.quote("unix://" + self.path("docker.sock")),
+                    "client": shlex.quote(self.client),
+                }
+            )
         with open(self.path("bin", "systemctl"), "w") as f:
-            f.write('#!/bin/sh\ncase $1 in daemon-reload|reset-failed) exit 0 ;; is-active) [ "$2" = docker.service ] && exec service docker status; exit 3 ;; esac\n'
-                    'exec service "${2%.service}" "$1"\n')
+            f.write(
+                '#!/bin/sh\ncase $1 in daemon-reload|reset-failed) exit 0 ;; is-active) [ "$2" = docker.service ] && exec service docker status; exit 3 ;; esac\n'
+                'exec service "${2%.service}" "$1"\n'
+            )
         for name in ("service", "systemctl"):
             os.chmod(self.path("bin", name), 0o755)
 
     def spawn(self, name, argv):
         # In a session of its own: Ctrl-C is for the caller, who then stops the engine in good order.
         with open(self.path(name + ".log"), "wb") as log:
-            self.processes.append(subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                                   start_new_session=True, env=self.env()))
+            self.processes.append(
+                subprocess.Popen(
+                    argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    env=self.env(),
+                )
+            )
 
     def alive(self):
         for process, name in zip(self.processes, ("containerd", "dockerd")):
             if process.poll() is not None:
-                raise CannotRun("%s ended with %s:\n%s" % (name, process.returncode, tail(self.path(name + ".log"))))
+                raise CannotRun(
+                    "%s ended with %s:\n%s"
+                    % (name, process.returncode, tail(self.path(name + ".log")))
+                )
         return True
 
     def catch_signals(self):
@@ -224,7 +315,9 @@ esac
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGHUP):
                 if signal.getsignal(number) is signal.SIG_DFL:
-                    self.handlers[number] = signal.signal(number, lambda n, frame: sys.exit(128 + n))
+                    self.handlers[number] = signal.signal(
+                        number, lambda n, frame: sys.exit(128 + n)
+                    )
 
     def stop(self):
         """Leave nothing behind: containers, daemons, mounts, files.  Can be called again, and in any state."""
@@ -238,7 +331,7 @@ esac
             for point in mounts_below(self.dir):
                 subprocess.call(["umount", "-l", point], env=self.env())
             left = mounts_below(self.dir)
-            if left:    # removing files through a mount could reach the host's
+            if left:  # removing files through a mount could reach the host's
                 raise RuntimeError("still mounted, so not removed: " + " ".join(left))
             shutil.rmtree(self.dir)
             self.dir, self.processes = "", []
@@ -250,7 +343,11 @@ esac
     def undisturbed(self):
         """A second Ctrl-C must not interrupt the cleaning up, which is bounded."""
         main = threading.current_thread() is threading.main_thread()
-        old = {n: signal.signal(n, signal.SIG_IGN) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if main}
+        old = {
+            n: signal.signal(n, signal.SIG_IGN)
+            for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+            if main
+        }
         try:
             yield
         finally:
@@ -275,9 +372,14 @@ esac
     def kill_leftovers(self):
         """What a daemon that died left: shims (they name our directory), the containers' processes, their cgroups."""
         ids = [os.path.basename(p) for p in glob.glob(os.path.join(self.root, "containers", "*"))]
-        cgroups = [c for i in ids for c in glob.glob("/sys/fs/cgroup/docker/%s" % i) + glob.glob("/sys/fs/cgroup/*/*/*%s*" % i)]
+        cgroups = [
+            c
+            for i in ids
+            for c in glob.glob("/sys/fs/cgroup/docker/%s" % i)
+            + glob.glob("/sys/fs/cgroup/*/*/*%s*" % i)
+        ]
         marks = [i.encode() for i in ids] + [os.fsencode(self.dir)]
-        for cgroup in cgroups:      # what is paused dies only when thawed
+        for cgroup in cgroups:  # what is paused dies only when thawed
             for name, value in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
                 with contextlib.suppress(OSError), open(os.path.join(cgroup, name), "r+") as f:
                     f.write(value)
@@ -286,11 +388,18 @@ esac
             found = False
             for pid in filter(str.isdigit, os.listdir("/proc")):
                 with contextlib.suppress(OSError):
-                    text = b"".join(open_bytes("/proc/%s/%s" % (pid, name)) for name in ("cmdline", "cgroup"))
-                    if int(pid) != os.getpid() and any(mark in text for mark in marks) and not is_zombie(pid):
+                    text = b"".join(
+                        open_bytes("/proc/%s/%s" % (pid, name)) for name in ("cmdline", "cgroup")
+                    )
+                    if (
+                        int(pid) != os.getpid()
+                        and any(mark in text for mark in marks)
+                        and not is_zombie(pid)
+                    ):
                         os.kill(int(pid), signal.SIGKILL)
                         found = True
             return not found
+
         wait_until(killed, "end of the containers' processes")
         for cgroup in cgroups:
             with contextlib.suppress(OSError):
@@ -301,20 +410,35 @@ esac
     def env(self, **more):
         """The environment in which `docker`, and so dockfix, means this engine."""
         env = {k: v for k, v in os.environ.items() if not k.startswith(("DOCKER_", "DOCKFIX_"))}
-        env.update(DOCKER_HOST="unix://" + self.path("docker.sock"), DOCKER_CONFIG=self.path("client"),
-                   PATH=os.pathsep.join([self.path("bin"), env.get("PATH", os.defpath), SYSTEM_PATH]))
+        env.update(
+            DOCKER_HOST="unix://" + self.path("docker.sock"),
+            DOCKER_CONFIG=self.path("client"),
+            PATH=os.pathsep.join([self.path("bin"), env.get("PATH", os.defpath), SYSTEM_PATH]),
+        )
         env.update(more)
         return env
 
     def docker(self, *args, input=None, check=True, timeout=300):
         """Run the docker client; returns a CompletedProcess with bytes.  A failure shows both outputs."""
         feed = {"stdin": subprocess.DEVNULL} if input is None else {"input": input}
-        done = subprocess.run([self.client] + [str(a) for a in args], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                              env=self.env(), timeout=timeout, **feed)
+        done = subprocess.run(
+            [self.client] + [str(a) for a in args],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=self.env(),
+            timeout=timeout,
+            **feed,
+        )
         if check and done.returncode:
-            raise RuntimeError("docker %s: exit %d\n%s%s" % (
-                " ".join(map(shlex.quote, map(str, args))), done.returncode,
-                done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")))
+            raise RuntimeError(
+                "docker %s: exit %d\n%s%s"
+                % (
+                    " ".join(map(shlex.quote, map(str, args))),
+                    done.returncode,
+                    done.stdout.decode(errors="replace"),
+                    done.stderr.decode(errors="replace"),
+                )
+            )
         return done
 
     def build(self, tag, text, folder):
@@ -322,27 +446,48 @@ esac
         with open(os.path.join(folder, "Dockerfile"), "w") as f:
             f.write(text)
         for client in filter(os.path.exists, (self.client, "/usr/bin/docker")):
-            built = subprocess.run([client, "build", "-t", tag, "--network", "none", folder], stdin=subprocess.DEVNULL,
-                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=self.env(DOCKER_BUILDKIT="1"))
+            built = subprocess.run(
+                [client, "build", "-t", tag, "--network", "none", folder],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=self.env(DOCKER_BUILDKIT="1"),
+            )
             if not built.returncode:
                 return
             if b"buildx" not in built.stdout and b"BuildKit" not in built.stdout:
                 raise RuntimeError("docker build: %s" % built.stdout.decode(errors="replace"))
-        raise CannotRun("no docker client here can build: %s" % built.stdout.decode(errors="replace").strip()[:100])
+        raise CannotRun(
+            "no docker client here can build: %s"
+            % built.stdout.decode(errors="replace").strip()[:100]
+        )
 
     def run(self, image, *options, command=()):
         """`docker run -d` without a network; returns the full id."""
-        return self.docker("run", "-d", "--network", "none", *(options + (image,) + tuple(command))).stdout.decode().strip()
+        return (
+            self.docker("run", "-d", "--network", "none", *(options + (image,) + tuple(command)))
+            .stdout.decode()
+            .strip()
+        )
 
     def create(self, image, *options, command=()):
-        return self.docker("create", "--network", "none", *(options + (image,) + tuple(command))).stdout.decode().strip()
+        return (
+            self.docker("create", "--network", "none", *(options + (image,) + tuple(command)))
+            .stdout.decode()
+            .strip()
+        )
 
     def import_tar(self, name, tar, command, changes=()):
         """`docker import` of tar bytes, or of the file with that path; returns the image's name."""
         more = [word for change in changes for word in ("-c", change)]
         words = ", ".join('"%s"' % word for word in command)
-        self.docker("import", "-c", "CMD [%s]" % words, *(more + ["-" if isinstance(tar, bytes) else tar, name]),
-                    input=tar if isinstance(tar, bytes) else None)
+        self.docker(
+            "import",
+            "-c",
+            "CMD [%s]" % words,
+            *(more + ["-" if isinstance(tar, bytes) else tar, name]),
+            input=tar if isinstance(tar, bytes) else None,
+        )
         return name
 
     def import_busybox(self, name="dockfix-test/busybox", files=None, changes=()):
@@ -358,7 +503,9 @@ esac
         The program is busybox under the name of one applet, so it can be nothing else.
         """
         content = dict(ACCOUNTS, **(files or {}))
-        return self.import_tar(name, make_tar(content, {"sleep": static_busybox()}), ["/sleep", SLEEP_FOREVER], changes)
+        return self.import_tar(
+            name, make_tar(content, {"sleep": static_busybox()}), ["/sleep", SLEEP_FOREVER], changes
+        )
 
     def import_debian(self, name="dockfix-test/debian", changes=(), suite=None):
         """A Debian-like minbase root with PAM and shadow's chpasswd (suite: not the host's own); built once, then kept below ~/.cache."""
@@ -367,7 +514,17 @@ esac
 
 # ---------------------------------------------------------------------- what dockfix said
 
-JSON_KEYS = {"schema", "command", "ok", "exit_code", "changed", "dry_run", "results", "findings", "errors"}
+JSON_KEYS = {
+    "schema",
+    "command",
+    "ok",
+    "exit_code",
+    "changed",
+    "dry_run",
+    "results",
+    "findings",
+    "errors",
+}
 STATUSES = {"changed", "unchanged", "skipped", "refused", "failed", "unknown"}
 
 
@@ -379,8 +536,11 @@ class Run:
 
     def __repr__(self):
         return "exit %s after %.1f s\n--- stdout\n%s\n--- stderr\n%s" % (
-            self.rc, self.seconds, self.out.decode("utf-8", "backslashreplace")[:8000],
-            self.err.decode("utf-8", "backslashreplace")[:4000])
+            self.rc,
+            self.seconds,
+            self.out.decode("utf-8", "backslashreplace")[:8000],
+            self.err.decode("utf-8", "backslashreplace")[:4000],
+        )
 
     @property
     def text(self):
@@ -391,10 +551,29 @@ class Run:
         """The one JSON document, with the envelope that every command has."""
         doc = json.loads(self.out.decode("ascii"))
         assert JSON_KEYS <= set(doc), "missing: %s" % sorted(JSON_KEYS - set(doc))
-        assert doc["schema"] == "dockfix/1" and doc["exit_code"] == self.rc and doc["ok"] is (self.rc == 0)
-        for row in doc["results"] if doc["command"] not in ("storage", "owner") else ():        # facts, not deeds
-            named = doc["command"] in ("reclaim", "relocate", "pool", "backup", "restore", "resume", "rollback", "discard")
-            assert row["status"] in STATUSES and (named or re.match("[0-9a-f]{64}$", row["id"])) and isinstance(row["msg"], str), row
+        assert (
+            doc["schema"] == "dockfix/1"
+            and doc["exit_code"] == self.rc
+            and doc["ok"] is (self.rc == 0)
+        )
+        for row in (
+            doc["results"] if doc["command"] not in ("storage", "owner") else ()
+        ):  # facts, not deeds
+            named = doc["command"] in (
+                "reclaim",
+                "relocate",
+                "pool",
+                "backup",
+                "restore",
+                "resume",
+                "rollback",
+                "discard",
+            )
+            assert (
+                row["status"] in STATUSES
+                and (named or re.match("[0-9a-f]{64}$", row["id"]))
+                and isinstance(row["msg"], str)
+            ), row
         if not doc["dry_run"]:
             assert doc["changed"] is any(row.get("status") == "changed" for row in doc["results"])
         return doc
@@ -409,6 +588,7 @@ class Run:
 
 # ---------------------------------------------------------------------- processes and roots
 
+
 def open_bytes(path):
     with open(path, "rb") as f:
         return f.read()
@@ -422,17 +602,21 @@ def make_tar(files, programs=None, links=None, dirs=()):
     """Tar bytes.  files: path -> text, bytes or None (left out); programs: path -> host path; links: path -> target."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as tar:
+
         def add(path, data=b"", **fields):
             member = tarfile.TarInfo(path)
             member.size, member.mode = len(data), 0o755
             for key, value in fields.items():
                 setattr(member, key, value)
             tar.addfile(member, io.BytesIO(data))
+
         seen = set()
         wanted = ["proc", "sys", "dev", "root", "tmp", "var"] + list(dirs)
-        for path in wanted + [os.path.dirname(p) for p in list(files) + list(programs or {}) + list(links or {})]:
+        for path in wanted + [
+            os.path.dirname(p) for p in list(files) + list(programs or {}) + list(links or {})
+        ]:
             parts = path.split("/")
-            for parent in ("/".join(parts[:n + 1]) for n in range(len(parts))):
+            for parent in ("/".join(parts[: n + 1]) for n in range(len(parts))):
                 if parent and parent not in seen:
                     seen.add(parent)
                     add(parent, type=tarfile.DIRTYPE, mode=0o1777 if parent == "tmp" else 0o755)
@@ -458,7 +642,9 @@ def busybox_tar(files=None, programs=None):
     busybox = static_busybox()
     applets = subprocess.check_output([busybox, "--list"]).decode().split()
     links = {"bin/" + name: "busybox" for name in applets if name != "busybox"}
-    return make_tar(dict(ACCOUNTS, **(files or {})), dict({"bin/busybox": busybox}, **(programs or {})), links)
+    return make_tar(
+        dict(ACCOUNTS, **(files or {})), dict({"bin/busybox": busybox}, **(programs or {})), links
+    )
 
 
 def cache_dir():
@@ -470,11 +656,22 @@ def cache_dir():
 
 def debian_source():
     """(suite, mirror): the host's own, as apt knows them, so that a machine with a local mirror uses that."""
-    release = dict(line.rstrip().split("=", 1) for line in open_bytes("/etc/os-release").decode().splitlines() if "=" in line)
+    release = dict(
+        line.rstrip().split("=", 1)
+        for line in open_bytes("/etc/os-release").decode().splitlines()
+        if "=" in line
+    )
     suite = release.get("VERSION_CODENAME", "stable").strip('"')
     if shutil.which("apt-get"):
-        listed = subprocess.check_output(["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)",
-                                          "Created-By: Packages"]).decode()
+        listed = subprocess.check_output(
+            [
+                "apt-get",
+                "indextargets",
+                "--format",
+                "$(REPO_URI) $(RELEASE) $(COMPONENT)",
+                "Created-By: Packages",
+            ]
+        ).decode()
         for line in listed.splitlines():
             uri, name, component = line.rsplit(" ", 2)
             if (name, component) == (suite, "main") and uri.startswith("http"):
@@ -499,18 +696,53 @@ def build_debian(suite, mirror, path, more=()):
     work = tempfile.mkdtemp(prefix="build-", dir=cache_dir())
     root, log = os.path.join(work, "root"), os.path.join(work, "log")
     try:
-        print("building a %s root with debootstrap, once (about a minute) ..." % suite, file=sys.stderr, flush=True)
+        print(
+            "building a %s root with debootstrap, once (about a minute) ..." % suite,
+            file=sys.stderr,
+            flush=True,
+        )
         with open(log, "wb") as out:
             # In namespaces of its own: an interrupted debootstrap leaves no mounts and no processes on the host.
-            code = subprocess.call([need("unshare", "util-linux"), "--mount", "--pid", "--fork", "--kill-child",
-                                    debootstrap, "--variant=minbase"] + list(more) + [suite, root] + mirror,
-                                   stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+            code = subprocess.call(
+                [
+                    need("unshare", "util-linux"),
+                    "--mount",
+                    "--pid",
+                    "--fork",
+                    "--kill-child",
+                    debootstrap,
+                    "--variant=minbase",
+                ]
+                + list(more)
+                + [suite, root]
+                + mirror,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+            )
         if code:
-            raise CannotRun("needs a Debian root; debootstrap ended with %d:\n%s" % (code, tail(log)))
+            raise CannotRun(
+                "needs a Debian root; debootstrap ended with %d:\n%s" % (code, tail(log))
+            )
         made = os.path.join(work, "root.tar")
-        subprocess.check_call(["tar", "--numeric-owner", "-C", root, "-cf", made, "--exclude=./dev/*", "--exclude=./proc/*",
-                               "--exclude=./sys/*", "--exclude=./var/cache/apt/archives/*", "--exclude=./var/lib/apt/lists/*",
-                               "--exclude=./usr/share/doc/*", "--exclude=./usr/share/locale/*", "."])
+        subprocess.check_call(
+            [
+                "tar",
+                "--numeric-owner",
+                "-C",
+                root,
+                "-cf",
+                made,
+                "--exclude=./dev/*",
+                "--exclude=./proc/*",
+                "--exclude=./sys/*",
+                "--exclude=./var/cache/apt/archives/*",
+                "--exclude=./var/lib/apt/lists/*",
+                "--exclude=./usr/share/doc/*",
+                "--exclude=./usr/share/locale/*",
+                ".",
+            ]
+        )
         os.rename(made, path)
     finally:
         shutil.rmtree(work)
@@ -519,8 +751,14 @@ def build_debian(suite, mirror, path, more=()):
 def main():
     try:
         with PrivateEngine() as engine:
-            print("docker %s" % engine.docker("version", "--format", "client {{.Client.Version}}, engine {{.Server.Version}}")
-                  .stdout.decode().strip())
+            print(
+                "docker %s"
+                % engine.docker(
+                    "version", "--format", "client {{.Client.Version}}, engine {{.Server.Version}}"
+                )
+                .stdout.decode()
+                .strip()
+            )
     except CannotRun as reason:
         print("no private docker engine here: %s" % reason)
         return 1

@@ -3,6 +3,7 @@
 Each builder returns tar bytes, or options for `docker run` that lay the host's own programs into a Debian root; CannotRun says what is
 missing.  Python 3.6 and the standard library.
 """
+
 import glob
 import os
 import shutil
@@ -84,9 +85,15 @@ def java_options(folder):
     home = os.path.dirname(os.path.dirname(os.path.realpath(java)))
     with open(os.path.join(folder, "Zone.java"), "w") as f:
         f.write(ZONE_JAVA)
-    subprocess.check_call([javac, "--release", "8", "-nowarn", "-Xlint:-options", f.name], cwd=folder, stderr=subprocess.DEVNULL)
+    subprocess.check_call(
+        [javac, "--release", "8", "-nowarn", "-Xlint:-options", f.name],
+        cwd=folder,
+        stderr=subprocess.DEVNULL,
+    )
     settings = [path for path in glob.glob("/etc/java-*")]
-    return ["-v", home + ":/jvm:ro", "-v", folder + ":/java:ro"] + [word for path in settings for word in ("-v", "%s:%s:ro" % (path, path))]
+    return ["-v", home + ":/jvm:ro", "-v", folder + ":/java:ro"] + [
+        word for path in settings for word in ("-v", "%s:%s:ro" % (path, path))
+    ]
 
 
 def python_options():
@@ -96,8 +103,14 @@ def python_options():
     if not os.path.isfile(program) or not os.path.isdir(library):
         raise CannotRun("needs Debian's own Python in /usr/bin (apt-get install python3)")
     needed = subprocess.check_output(["ldd", program]).decode()
-    extra = [word for word in needed.split() if word.startswith("/") and os.path.basename(word).startswith(("libexpat", "libz"))]
-    return ["-v", "%s:/usr/bin/python3:ro" % program, "-v", "%s:%s:ro" % (library, library)] + [word for path in extra for word in ("-v", "%s:%s:ro" % (path, path))]
+    extra = [
+        word
+        for word in needed.split()
+        if word.startswith("/") and os.path.basename(word).startswith(("libexpat", "libz"))
+    ]
+    return ["-v", "%s:/usr/bin/python3:ro" % program, "-v", "%s:%s:ro" % (library, library)] + [
+        word for path in extra for word in ("-v", "%s:%s:ro" % (path, path))
+    ]
 
 
 def other_suites():

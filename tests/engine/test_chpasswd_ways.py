@@ -1,4 +1,5 @@
 """Each way alone, where it must work and where it must not; the safety options; and what each costs in docker calls."""
+
 import os
 import re
 
@@ -42,17 +43,29 @@ def ways(lab):
         "paused": lambda name: (lab.run(name), lab.docker("pause", name)),
         "stopped": lambda name: (lab.run(name), lab.docker("kill", name)),
         "created": lambda name: lab.create(name),
-        "chrooted": lambda name: lab.run(name, "-v", host + ":/mnt/host", command=["chroot", "/mnt/host", "/sleep", "1000000"]),
+        "chrooted": lambda name: lab.run(
+            name, "-v", host + ":/mnt/host", command=["chroot", "/mnt/host", "/sleep", "1000000"]
+        ),
         "read-only": lambda name: lab.run(name, "--read-only"),
-        "tmpfs-etc": lambda name: (lab.run(name, *MOUNTS), lab.inside(
-            name, "cp -a /etc /new; mount -t tmpfs none /etc; cp -a /new/. /etc")),
+        "tmpfs-etc": lambda name: (
+            lab.run(name, *MOUNTS),
+            lab.inside(name, "cp -a /etc /new; mount -t tmpfs none /etc; cp -a /new/. /etc"),
+        ),
     }
     assert set(make) == set(WORKS)
     lab.parallel(lambda name: make[name](name), make)
     lab.watch(host)
     found = {None: (None, lab.parallel(lab.shadow, WORKS))}
     for way in ("exec", "proc", "cp"):
-        run = lab.dockfix("chpasswd", "--via", way, "--all", "--stopped", "--json", stdin=b"root:%s\n" % PASSWORDS[way].encode())
+        run = lab.dockfix(
+            "chpasswd",
+            "--via",
+            way,
+            "--all",
+            "--stopped",
+            "--json",
+            stdin=b"root:%s\n" % PASSWORDS[way].encode(),
+        )
         found[way] = run, lab.parallel(lab.shadow, WORKS)
     return found
 
@@ -79,7 +92,7 @@ def test_a_run_by_one_way_reports_all_and_exits_3(ways):
 
 
 def test_the_mounted_directory_of_the_chrooted_container_is_untouched(lab, ways):
-    (host, before), = lab.watched.items()
+    ((host, before),) = lab.watched.items()
     assert lab.tree(host) == before
 
 
@@ -90,27 +103,42 @@ def test_docker_calls_do_not_grow_faster_than_the_containers(lab):
     counts = {}
     for number in (2, 6):
         recorder = lab.recorder()
-        run = lab.dockfix("chpasswd", "--json", *names[:number], stdin=b"root:%d containers\n" % number, recorder=recorder)
+        run = lab.dockfix(
+            "chpasswd",
+            "--json",
+            *names[:number],
+            stdin=b"root:%d containers\n" % number,
+            recorder=recorder,
+        )
         assert run.rc == 0 and {row["via"] for row in run.rows.values()} == {"exec"}, run
         counts[number] = [call.argv for call in recorder.calls()]
         assert all(lab.opens(name, "%d containers" % number) for name in names[:number])
     assert len(counts[6]) <= len(counts[2]) + 4, counts
     assert len(counts[2]) - 2 <= 5, counts[2]
     execs = [argv for argv in counts[6] if argv[0] == "exec"]
-    assert sorted(argv[argv.index("chpasswd") - 1] for argv in execs) == sorted(lab.id(name) for name in names)
+    assert sorted(argv[argv.index("chpasswd") - 1] for argv in execs) == sorted(
+        lab.id(name) for name in names
+    )
 
 
 def test_locked_account_is_refused_until_unlock(lab):
-    lab.parallel(lambda name: (lab.run(name), lab.inside(name, SET_ROOT % LOCKED)), ["locked1", "locked2"])
+    lab.parallel(
+        lambda name: (lab.run(name), lab.inside(name, SET_ROOT % LOCKED)), ["locked1", "locked2"]
+    )
     lab.docker("kill", "locked2")
     before = {name: lab.shadow(name) for name in ("locked1", "locked2")}
     refused = lab.dockfix("chpasswd", "locked1", "locked2", "--json", stdin=b"root:pw\n")
-    assert refused.rc == 5 and all("--unlock" in row["msg"] for row in refused.rows.values()), refused
+    assert refused.rc == 5 and all(
+        "--unlock" in row["msg"] for row in refused.rows.values()
+    ), refused
     assert before == {name: lab.shadow(name) for name in ("locked1", "locked2")}
     done = lab.dockfix("chpasswd", "locked1", "locked2", "--unlock", "--json", stdin=b"root:pw\n")
     assert done.rc == 0, done
     for name in before:
-        assert lab.opens(name, "pw") and lab.only_password_changed(before[name], lab.shadow(name)) == ""
+        assert (
+            lab.opens(name, "pw")
+            and lab.only_password_changed(before[name], lab.shadow(name)) == ""
+        )
 
 
 def test_allow_shared_etc_lifts_the_refusal_but_never_for_the_hosts_own(lab):
@@ -126,12 +154,17 @@ def test_allow_shared_etc_lifts_the_refusal_but_never_for_the_hosts_own(lab):
     names = ["shared", "shared-created", "own-etc", "own-etc-by-link", "own-root", "own-shadow"]
     own, before = lab.read("/etc/shadow"), lab.read(os.path.join(shared, "shadow"))
     refused = lab.dockfix("chpasswd", *(names + ["--json"]), stdin=b"root:pw\n")
-    assert refused.rc == 5 and {row["status"] for row in refused.rows.values()} == {"refused"}, refused
+    assert refused.rc == 5 and {row["status"] for row in refused.rows.values()} == {
+        "refused"
+    }, refused
     assert "--allow-shared-etc" in refused.rows["shared"]["msg"]
     assert lab.read(os.path.join(shared, "shadow")) == before
     run = lab.dockfix("chpasswd", *(names + ["--allow-shared-etc", "--json"]), stdin=b"root:pw\n")
     assert run.rc == 3, run
-    assert {name for name, row in run.rows.items() if row["status"] == "changed"} == {"shared", "shared-created"}, run
+    assert {name for name, row in run.rows.items() if row["status"] == "changed"} == {
+        "shared",
+        "shared-created",
+    }, run
     assert {run.rows[name]["status"] for name in names[2:]} == {"refused"}
     for folder in (shared, stopped):
         field = lab.field_of(lab.read(os.path.join(folder, "shadow"))).encode()
@@ -141,7 +174,19 @@ def test_allow_shared_etc_lifts_the_refusal_but_never_for_the_hosts_own(lab):
 
 def test_a_volume_of_the_hosts_etc_is_known_before_it_is_mounted(lab):
     """A dry run, for a mistake here would cost the host its passwords."""
-    lab.docker("volume", "create", "-d", "local", "-o", "type=none", "-o", "o=bind", "-o", "device=/etc", "ring-hosts-etc")
+    lab.docker(
+        "volume",
+        "create",
+        "-d",
+        "local",
+        "-o",
+        "type=none",
+        "-o",
+        "o=bind",
+        "-o",
+        "device=/etc",
+        "ring-hosts-etc",
+    )
     lab.create("not-started", "-v", "ring-hosts-etc:/etc:ro")
     run = lab.dockfix("chpasswd", "not-started", "--allow-shared-etc", "-n", "--json")
     assert run.rc == 5 and "never written" in run.rows["not-started"]["msg"], run
@@ -150,11 +195,20 @@ def test_a_volume_of_the_hosts_etc_is_known_before_it_is_mounted(lab):
 def test_lines_for_several_users_all_or_none(lab):
     """One line that cannot be carried out keeps the others of that container from being carried out."""
     lab.parallel(lambda name: lab.run(name), ["both", "only-root", "stopped-root"])
-    lab.parallel(lambda name: lab.inside(name, "sed -i /^games:/d /etc/shadow"), ["only-root", "stopped-root"])
+    lab.parallel(
+        lambda name: lab.inside(name, "sed -i /^games:/d /etc/shadow"),
+        ["only-root", "stopped-root"],
+    )
     lab.docker("kill", "stopped-root")
     before = {name: lab.shadow(name) for name in ("only-root", "stopped-root")}
-    run = lab.dockfix("chpasswd", "both", "only-root", "stopped-root", "--json", stdin=b"root:one\ngames:two\n")
-    assert run.rc == 3 and run.rows["both"]["status"] == "changed" and run.rows["both"]["users"] == ["root", "games"], run
+    run = lab.dockfix(
+        "chpasswd", "both", "only-root", "stopped-root", "--json", stdin=b"root:one\ngames:two\n"
+    )
+    assert (
+        run.rc == 3
+        and run.rows["both"]["status"] == "changed"
+        and run.rows["both"]["users"] == ["root", "games"]
+    ), run
     assert lab.opens("both", "one") and lab.opens("both", "two", "games")
     for name in before:
         assert run.rows[name]["status"] == "refused" and "games" in run.rows[name]["msg"], run
@@ -171,18 +225,29 @@ def test_generate_gives_every_container_its_own(lab):
     assert run.rc == 3, run
     assert os.stat(output).st_mode & 0o7777 == 0o600
     lines = [line.split("\t") for line in lab.read(output).decode().splitlines()]
-    assert {line[0] for line in lines} >= {"gen1", "gen2", "gen3"} and lab.read(output).endswith(b"\n")
-    assert all(line[1] == run.rows[line[0]]["id"] and line[2] == "root" and re.match("[A-Za-z0-9]{20}$", line[3]) for line in lines)
+    assert {line[0] for line in lines} >= {"gen1", "gen2", "gen3"} and lab.read(output).endswith(
+        b"\n"
+    )
+    assert all(
+        line[1] == run.rows[line[0]]["id"]
+        and line[2] == "root"
+        and re.match("[A-Za-z0-9]{20}$", line[3])
+        for line in lines
+    )
     assert len({line[3] for line in lines}) == len(lines)
     passwords = {line[0]: line[3] for line in lines}
     assert not any(password.encode() in run.out + run.err for password in passwords.values())
-    assert [name for name in names if name in passwords and lab.opens(name, passwords[name])] == names[:3]
+    assert [
+        name for name in names if name in passwords and lab.opens(name, passwords[name])
+    ] == names[:3]
     content = lab.read(output)
     again = lab.dockfix("chpasswd", "--generate", "--output", output, "--json", *names)
     assert again.rc == 5 and lab.read(output) == content and lab.opens("gen1", passwords["gen1"])
 
 
-@pytest.mark.parametrize("salt", ["$6$saltsalt$", "$6$rounds=7000$saltsalt$", "$5$saltsalt$", "$y$j9T$saltsaltsalt$"])
+@pytest.mark.parametrize(
+    "salt", ["$6$saltsalt$", "$6$rounds=7000$saltsalt$", "$5$saltsalt$", "$y$j9T$saltsaltsalt$"]
+)
 def test_encrypted_values_arrive_as_they_are(lab, salt):
     names = ["hashed", "hashed-busybox", "hashed-created"]
     if "hashed" not in lab.status():
@@ -207,4 +272,8 @@ def test_password_from_a_file_and_from_standard_input_for_another_user(lab):
     assert run.rc == 0 and run.rows["other"]["users"] == ["games"], run
     assert lab.opens("other", "from: a file", "games") and lab.field("other") == "*"
     run = lab.dockfix("chpasswd", "other", "--password-stdin", "--json", stdin=b"from stdin\n")
-    assert run.rc == 0 and lab.opens("other", "from stdin") and lab.opens("other", "from: a file", "games"), run
+    assert (
+        run.rc == 0
+        and lab.opens("other", "from stdin")
+        and lab.opens("other", "from: a file", "games")
+    ), run

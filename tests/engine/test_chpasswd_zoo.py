@@ -1,4 +1,5 @@
 """One run of `chpasswd --all --stopped` over every kind of container that can go wrong, each in its own way."""
+
 import os
 import re
 import subprocess
@@ -11,7 +12,14 @@ PASSWORD = "z\u00f6o: '$HOME` \"%s\\"
 LINE = ("root:%s\n" % PASSWORD).encode()
 LOCKED = "!$6$saltsalt$" + "a" * 86
 CONTROL = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]")
-MOUNTS = ["--cap-add", "SYS_ADMIN", "--security-opt", "apparmor=unconfined", "--security-opt", "seccomp=unconfined"]
+MOUNTS = [
+    "--cap-add",
+    "SYS_ADMIN",
+    "--security-opt",
+    "apparmor=unconfined",
+    "--security-opt",
+    "seccomp=unconfined",
+]
 SHARED = ["-v", "{host}:/mnt/host"]
 SET_ROOT = "sed -i 's,^root:[^:]*:,root:%s:,' /etc/shadow"
 HOSTILE = "\n\x1b]0;x\x07\x1b[31m; touch /tmp/PWNED; #"
@@ -19,7 +27,9 @@ HOSTILE = "\n\x1b]0;x\x07\x1b[31m; touch /tmp/PWNED; #"
 
 def outside_link(lab, name, host):
     """Make the container's /etc a link to /mnt/host/etc; only the host can do that, and only before its start."""
-    upper = lab.docker("inspect", "-f", "{{.GraphDriver.Data.UpperDir}}", name).stdout.decode().strip()
+    upper = (
+        lab.docker("inspect", "-f", "{{.GraphDriver.Data.UpperDir}}", name).stdout.decode().strip()
+    )
     os.symlink("/mnt/host/etc", os.path.join(upper, "etc"))
 
 
@@ -31,19 +41,34 @@ def outside_link_started(lab, name, host):
 class Animal:
     """A container: how it is made, and what must become of it."""
 
-    def __init__(self, name, status, why="", via=None, image="debian", options=(), command=(), host=None, inside="",
-                 state="run", outside=None, cat=False):
+    def __init__(
+        self,
+        name,
+        status,
+        why="",
+        via=None,
+        image="debian",
+        options=(),
+        command=(),
+        host=None,
+        inside="",
+        state="run",
+        outside=None,
+        cat=False,
+    ):
         self.name, self.status, self.why, self.via = name, status, why, via
         self.image, self.options, self.command, self.state = image, options, command, state
-        self.host = host            # a directory of the host, with account files in this folder of it
-        self.inside = inside        # shell text, run in it
-        self.outside = outside      # or done to it from outside
-        self.cat = cat              # its processes see another shadow than docker cp
+        self.host = host  # a directory of the host, with account files in this folder of it
+        self.inside = inside  # shell text, run in it
+        self.outside = outside  # or done to it from outside
+        self.cat = cat  # its processes see another shadow than docker cp
 
     def make(self, lab):
         name, host = self.name, None
         if self.host is not None:
-            host = lab.host_dir(name + (HOSTILE.replace("/", "_") if "hostile" in name else ""), below=self.host)
+            host = lab.host_dir(
+                name + (HOSTILE.replace("/", "_") if "hostile" in name else ""), below=self.host
+            )
             busybox = lab.read(static_busybox())
             with open(os.path.join(host, "sleep"), "wb") as f:
                 f.write(busybox)
@@ -62,15 +87,21 @@ class Animal:
 
     def seen(self, lab):
         """Its shadow: (as docker cp has it, as its own processes have it)."""
-        return lab.shadow(self.name), lab.docker("exec", self.name, "cat", "/etc/shadow").stdout if self.cat else None
+        return lab.shadow(self.name), (
+            lab.docker("exec", self.name, "cat", "/etc/shadow").stdout if self.cat else None
+        )
 
 
 ZOO = [
     Animal("debian", "changed", via="exec"),
     Animal("path-without-sbin", "changed", via="exec", options=["-e", "PATH=/usr/bin"]),
     Animal("user-1000", "changed", via="exec", options=["-u", "1000:1000"]),
-    Animal("hostile-labels", "changed", via="exec",
-           options=["--label", "a=1" + HOSTILE, "-e", "X=" + HOSTILE]),
+    Animal(
+        "hostile-labels",
+        "changed",
+        via="exec",
+        options=["--label", "a=1" + HOSTILE, "-e", "X=" + HOSTILE],
+    ),
     Animal("busybox", "changed", via="proc", image="busybox"),
     Animal("scratch", "changed", via="proc", image="scratch"),
     Animal("cap-drop-all", "changed", via="proc", options=["--cap-drop", "ALL"]),
@@ -78,49 +109,211 @@ ZOO = [
     Animal("stopped", "changed", via="cp", state="kill"),
     Animal("created", "changed", via="cp", state="create"),
     Animal("created-scratch", "changed", via="cp", image="scratch", state="create"),
-    Animal("crash-loop", "changed", image="busybox", options=["--restart", "always"], command=["/bin/false"]),
-    Animal("chrooted", "changed", via="exec", host="etc", options=SHARED, command=["chroot", "/mnt/host", "/sleep", "1000000"]),
-    Animal("chrooted-busybox", "changed", via="cp", image="busybox", host="etc", options=SHARED,
-           command=["chroot", "/mnt/host", "/sleep", "1000000"]),
-    Animal("never-set", "changed", "no password before|never", via="proc", image="busybox", inside=SET_ROOT % "!locked"),
-    Animal("never-set-debian", "changed", "no password before|never", via="exec", inside=SET_ROOT % "!!"),
-
+    Animal(
+        "crash-loop",
+        "changed",
+        image="busybox",
+        options=["--restart", "always"],
+        command=["/bin/false"],
+    ),
+    Animal(
+        "chrooted",
+        "changed",
+        via="exec",
+        host="etc",
+        options=SHARED,
+        command=["chroot", "/mnt/host", "/sleep", "1000000"],
+    ),
+    Animal(
+        "chrooted-busybox",
+        "changed",
+        via="cp",
+        image="busybox",
+        host="etc",
+        options=SHARED,
+        command=["chroot", "/mnt/host", "/sleep", "1000000"],
+    ),
+    Animal(
+        "never-set",
+        "changed",
+        "no password before|never",
+        via="proc",
+        image="busybox",
+        inside=SET_ROOT % "!locked",
+    ),
+    Animal(
+        "never-set-debian",
+        "changed",
+        "no password before|never",
+        via="exec",
+        inside=SET_ROOT % "!!",
+    ),
     Animal("read-only", "refused", "read-only", options=["--read-only"]),
     Animal("read-only-stopped", "refused", "read-only", options=["--read-only"], state="kill"),
     Animal("etc-mounted", "refused", "/etc", host="", options=["-v", "{host}:/etc"], cat=True),
-    Animal("etc-mounted-created", "refused", "/etc", host="", options=["-v", "{host}:/etc"], state="create"),
+    Animal(
+        "etc-mounted-created",
+        "refused",
+        "/etc",
+        host="",
+        options=["-v", "{host}:/etc"],
+        state="create",
+    ),
     Animal("etc-of-the-host", "refused", "/etc", options=["-v", "/etc:/etc:ro"]),
-    Animal("etc-hostile", "refused", "/etc", host="", options=["--mount", '"type=bind","src={host}","dst=/etc"'], cat=True),
-    Animal("shadow-mounted", "refused", "/etc/shadow", host="", options=["-v", "{host}/shadow:/etc/shadow"], cat=True),
-    Animal("shadow-of-the-host", "refused", "/etc/shadow", options=["-v", "/etc/shadow:/etc/shadow:ro"]),
-    Animal("passwd-mounted", "refused", "/etc/passwd", host="", options=["-v", "{host}/passwd:/etc/passwd"]),
+    Animal(
+        "etc-hostile",
+        "refused",
+        "/etc",
+        host="",
+        options=["--mount", '"type=bind","src={host}","dst=/etc"'],
+        cat=True,
+    ),
+    Animal(
+        "shadow-mounted",
+        "refused",
+        "/etc/shadow",
+        host="",
+        options=["-v", "{host}/shadow:/etc/shadow"],
+        cat=True,
+    ),
+    Animal(
+        "shadow-of-the-host", "refused", "/etc/shadow", options=["-v", "/etc/shadow:/etc/shadow:ro"]
+    ),
+    Animal(
+        "passwd-mounted",
+        "refused",
+        "/etc/passwd",
+        host="",
+        options=["-v", "{host}/passwd:/etc/passwd"],
+    ),
     Animal("etc-volume", "refused", "/etc", options=["-v", "ring-etc:/etc"], cat=True),
     Animal("etc-tmpfs", "refused", "/etc", image="busybox", options=["--tmpfs", "/etc"]),
-    Animal("etc-tmpfs-mount", "refused", "/etc", image="busybox", options=["--mount", "type=tmpfs,dst=/etc"]),
-    Animal("etc-tmpfs-created", "refused", "/etc", image="busybox", options=["--tmpfs", "/etc"], state="create"),
-    Animal("etc-link-to-host", "refused", "link", host="etc", options=SHARED, state="create", outside=outside_link_started),
-    Animal("etc-link-created", "refused", "link", host="etc", options=SHARED, state="create", outside=outside_link),
-    Animal("self-mounted-etc", "refused", "/etc", host="etc", options=SHARED + MOUNTS,
-           inside="mount --bind /mnt/host/etc /etc", cat=True),
-    Animal("self-mounted-shadow", "refused", "/etc/shadow", host="etc", options=SHARED + MOUNTS,
-           inside="mount --bind /mnt/host/etc/shadow /etc/shadow", cat=True),
-    Animal("self-tmpfs-etc", "refused", "/etc", options=MOUNTS,
-           inside="cp -a /etc /new; mount -t tmpfs none /etc; cp -a /new/. /etc", cat=True),
+    Animal(
+        "etc-tmpfs-mount",
+        "refused",
+        "/etc",
+        image="busybox",
+        options=["--mount", "type=tmpfs,dst=/etc"],
+    ),
+    Animal(
+        "etc-tmpfs-created",
+        "refused",
+        "/etc",
+        image="busybox",
+        options=["--tmpfs", "/etc"],
+        state="create",
+    ),
+    Animal(
+        "etc-link-to-host",
+        "refused",
+        "link",
+        host="etc",
+        options=SHARED,
+        state="create",
+        outside=outside_link_started,
+    ),
+    Animal(
+        "etc-link-created",
+        "refused",
+        "link",
+        host="etc",
+        options=SHARED,
+        state="create",
+        outside=outside_link,
+    ),
+    Animal(
+        "self-mounted-etc",
+        "refused",
+        "/etc",
+        host="etc",
+        options=SHARED + MOUNTS,
+        inside="mount --bind /mnt/host/etc /etc",
+        cat=True,
+    ),
+    Animal(
+        "self-mounted-shadow",
+        "refused",
+        "/etc/shadow",
+        host="etc",
+        options=SHARED + MOUNTS,
+        inside="mount --bind /mnt/host/etc/shadow /etc/shadow",
+        cat=True,
+    ),
+    Animal(
+        "self-tmpfs-etc",
+        "refused",
+        "/etc",
+        options=MOUNTS,
+        inside="cp -a /etc /new; mount -t tmpfs none /etc; cp -a /new/. /etc",
+        cat=True,
+    ),
     Animal("no-shadow", "refused", "shadow", inside="rm /etc/shadow"),
     Animal("no-shadow-stopped", "refused", "shadow", inside="rm /etc/shadow", state="kill"),
-    Animal("shadow-link", "refused", "link", inside="mkdir /data; mv /etc/shadow /data; ln -s /data/shadow /etc/shadow", cat=True),
-    Animal("shadow-link-to-host", "refused", "link", host="", options=SHARED, cat=True,
-           inside="rm /etc/shadow; ln -s /mnt/host/shadow /etc/shadow"),
-    Animal("shadow-link-stopped", "refused", "link", host="", options=SHARED, state="kill",
-           inside="rm /etc/shadow; ln -s /mnt/host/shadow /etc/shadow"),
-    Animal("shadow-fifo", "refused", "fifo|pipe|regular", inside="rm /etc/shadow; mkfifo /etc/shadow"),
-    Animal("shadow-fifo-stopped", "refused", "fifo|pipe|regular", inside="rm /etc/shadow; mkfifo /etc/shadow", state="kill"),
-    Animal("shadow-device", "refused", "device|regular", inside="rm /etc/shadow; mknod /etc/shadow c 1 5"),
-    Animal("shadow-directory", "refused", "director|regular", inside="rm /etc/shadow; mkdir /etc/shadow"),
-    Animal("shadow-5-gib", "refused", "5368709120|5 GiB|5.0 GiB", inside="truncate -s 5G /etc/shadow"),
-    Animal("shadow-5-gib-stopped", "refused", "5368709120|5 GiB|5.0 GiB", inside="truncate -s 5G /etc/shadow", state="kill"),
+    Animal(
+        "shadow-link",
+        "refused",
+        "link",
+        inside="mkdir /data; mv /etc/shadow /data; ln -s /data/shadow /etc/shadow",
+        cat=True,
+    ),
+    Animal(
+        "shadow-link-to-host",
+        "refused",
+        "link",
+        host="",
+        options=SHARED,
+        cat=True,
+        inside="rm /etc/shadow; ln -s /mnt/host/shadow /etc/shadow",
+    ),
+    Animal(
+        "shadow-link-stopped",
+        "refused",
+        "link",
+        host="",
+        options=SHARED,
+        state="kill",
+        inside="rm /etc/shadow; ln -s /mnt/host/shadow /etc/shadow",
+    ),
+    Animal(
+        "shadow-fifo", "refused", "fifo|pipe|regular", inside="rm /etc/shadow; mkfifo /etc/shadow"
+    ),
+    Animal(
+        "shadow-fifo-stopped",
+        "refused",
+        "fifo|pipe|regular",
+        inside="rm /etc/shadow; mkfifo /etc/shadow",
+        state="kill",
+    ),
+    Animal(
+        "shadow-device",
+        "refused",
+        "device|regular",
+        inside="rm /etc/shadow; mknod /etc/shadow c 1 5",
+    ),
+    Animal(
+        "shadow-directory",
+        "refused",
+        "director|regular",
+        inside="rm /etc/shadow; mkdir /etc/shadow",
+    ),
+    Animal(
+        "shadow-5-gib", "refused", "5368709120|5 GiB|5.0 GiB", inside="truncate -s 5G /etc/shadow"
+    ),
+    Animal(
+        "shadow-5-gib-stopped",
+        "refused",
+        "5368709120|5 GiB|5.0 GiB",
+        inside="truncate -s 5G /etc/shadow",
+        state="kill",
+    ),
     Animal("no-such-user", "refused", "root", inside="sed -i /^root:/d /etc/shadow"),
-    Animal("no-such-user-stopped", "refused", "root", inside="sed -i /^root:/d /etc/shadow", state="kill"),
+    Animal(
+        "no-such-user-stopped",
+        "refused",
+        "root",
+        inside="sed -i /^root:/d /etc/shadow",
+        state="kill",
+    ),
     Animal("locked", "refused", "lock", inside=SET_ROOT % LOCKED),
     Animal("locked-twice", "refused", "lock", inside=SET_ROOT % ("!" + LOCKED)),
     Animal("locked-stopped", "refused", "lock", inside=SET_ROOT % LOCKED, state="kill"),
@@ -140,15 +333,20 @@ class Visit:
     def __init__(self, lab):
         def look():
             return lab.parallel(lambda name: BY_NAME[name].seen(lab), BY_NAME)
+
         lab.parallel(lambda animal: animal.make(lab), ZOO)
         self.ids = lab.parallel(lab.id, BY_NAME)
         self.before = look()
-        self.diff = lab.parallel(lambda name: self.names(lab, name), [animal.name for animal in CHANGED])
+        self.diff = lab.parallel(
+            lambda name: self.names(lab, name), [animal.name for animal in CHANGED]
+        )
         secret = os.path.join(lab.new_folder(), "secret")
         with open(secret, "wb") as f:
             f.write(PASSWORD.encode())
         self.dry = lab.dockfix("chpasswd", "--all", "--stopped", "--dry-run")
-        self.foreseen = lab.dockfix("chpasswd", "--all", "--stopped", "--dry-run", "--password-file", secret, "--json")
+        self.foreseen = lab.dockfix(
+            "chpasswd", "--all", "--stopped", "--dry-run", "--password-file", secret, "--json"
+        )
         self.between = look()
         self.run = lab.dockfix("chpasswd", "--all", "--stopped", "--json", stdin=LINE)
         self.after = look()
@@ -168,8 +366,12 @@ def visit(lab):
 def test_one_run_does_what_can_be_done_and_says_so(visit):
     assert visit.run.rc == 3, visit.run
     rows = visit.run.rows
-    assert set(rows) == set(BY_NAME) and {name: row["id"] for name, row in rows.items()} == visit.ids
-    assert {name: row["status"] for name, row in rows.items()} == {animal.name: animal.status for animal in ZOO}
+    assert (
+        set(rows) == set(BY_NAME) and {name: row["id"] for name, row in rows.items()} == visit.ids
+    )
+    assert {name: row["status"] for name, row in rows.items()} == {
+        animal.name: animal.status for animal in ZOO
+    }
     assert visit.run.doc["changed"] is True and not visit.run.doc["errors"]
     assert not [f for f in visit.run.doc["findings"] if f["severity"] == "critical"]
 
@@ -177,12 +379,18 @@ def test_one_run_does_what_can_be_done_and_says_so(visit):
 @pytest.mark.parametrize("animal", CHANGED, ids=ids)
 def test_changed_is_true(lab, visit, animal):
     """The new password opens the account, and nothing else in the file differs: not a line, not a field, not its owner."""
-    row, before, after = visit.run.rows[animal.name], visit.before[animal.name][0], visit.after[animal.name][0]
+    row, before, after = (
+        visit.run.rows[animal.name],
+        visit.before[animal.name][0],
+        visit.after[animal.name][0],
+    )
     assert row["status"] == "changed", row
     assert row["users"] == ["root"] and (row["via"] == animal.via or animal.via is None), row
     assert re.search(animal.why, row["msg"]), row
     field = lab.field_of(after.data)
-    assert field.startswith("$6$") and lab.crypt(PASSWORD.encode(), field.encode()).decode() == field
+    assert (
+        field.startswith("$6$") and lab.crypt(PASSWORD.encode(), field.encode()).decode() == field
+    )
     assert lab.only_password_changed(before, after) == ""
 
 
@@ -218,8 +426,14 @@ def test_the_containers_still_stand_as_they_did(visit):
     states = dict(visit.states)
     assert states.pop("crash-loop") in ("Restarting", "Up")
     made = {"kill": "Exited", "create": "Created"}
-    assert states == dict({animal.name: made.get(animal.state, "Up") for animal in ZOO if animal.name != "crash-loop"},
-                          **{"etc-link-to-host": "Up"})
+    assert states == dict(
+        {
+            animal.name: made.get(animal.state, "Up")
+            for animal in ZOO
+            if animal.name != "crash-loop"
+        },
+        **{"etc-link-to-host": "Up"},
+    )
 
 
 def test_dry_run_changes_nothing(visit):
@@ -228,9 +442,11 @@ def test_dry_run_changes_nothing(visit):
 
 def test_dry_run_that_knows_the_user_foresees_every_row(visit):
     assert {name: row["status"] for name, row in visit.foreseen.rows.items()} == {
-        name: row["status"] for name, row in visit.run.rows.items()}
-    assert {name: row["msg"] for name, row in visit.foreseen.rows.items() if row["status"] == "refused"} == {
-        name: row["msg"] for name, row in visit.run.rows.items() if row["status"] == "refused"}
+        name: row["status"] for name, row in visit.run.rows.items()
+    }
+    assert {
+        name: row["msg"] for name, row in visit.foreseen.rows.items() if row["status"] == "refused"
+    } == {name: row["msg"] for name, row in visit.run.rows.items() if row["status"] == "refused"}
 
 
 def test_dry_run_that_awaits_lines_lists_what_is_refused_for_every_user(visit):
@@ -240,7 +456,9 @@ def test_dry_run_that_awaits_lines_lists_what_is_refused_for_every_user(visit):
     commands = [line for line in visit.dry.text.splitlines() if not line.startswith("#")]
     for animal in CHANGED:
         assert any(visit.ids[animal.name] in line for line in commands), animal.name
-    refused = [animal.name for animal in REFUSED if not re.match("locked|no-such-user", animal.name)]
+    refused = [
+        animal.name for animal in REFUSED if not re.match("locked|no-such-user", animal.name)
+    ]
     assert [name for name in refused if any(visit.ids[name] in line for line in commands)] == []
     for name in refused:
         assert any(re.search("refused.*%s\\b" % name, line) for line in comments), name

@@ -1,4 +1,5 @@
 """What a dry run is, and where a password must not be."""
+
 import os
 import re
 import shlex
@@ -17,7 +18,13 @@ READ_ONLY = {"ps", "inspect", "info", "version"}
 def spellings(secret):
     """The secret, and how JSON, Python, shell or an escaper would write it; and a part that survives all of these."""
     raw = secret.encode()
-    return {raw, ascii(secret)[1:-1].encode(), shlex.quote(secret).encode(), raw.decode("latin-1").encode(), b"S3ntinel"}
+    return {
+        raw,
+        ascii(secret)[1:-1].encode(),
+        shlex.quote(secret).encode(),
+        raw.decode("latin-1").encode(),
+        b"S3ntinel",
+    }
 
 
 def holds(haystack, secret=SENTINEL):
@@ -35,10 +42,15 @@ def make(lab, prefix):
 
 
 def only_reads(calls):
-    return [call.argv for call in calls if not (call.argv[0] in READ_ONLY or (call.argv[0] == "cp" and call.argv[-1] == "-"))]
+    return [
+        call.argv
+        for call in calls
+        if not (call.argv[0] in READ_ONLY or (call.argv[0] == "cp" and call.argv[-1] == "-"))
+    ]
 
 
 # ---------------------------------------------------------------------- secrets
+
 
 @pytest.mark.parametrize("options", [["--json", "-v"], ["-v"], ["--json"]], ids=" ".join)
 def test_the_password_is_nowhere(lab, options):
@@ -48,14 +60,35 @@ def test_the_password_is_nowhere(lab, options):
     run = lab.dockfix("chpasswd", *(options + names), stdin=LINE, recorder=recorder)
     assert run.rc == 3 and all(lab.opens(name, SENTINEL) for name in names[:3]), run
     time.sleep(0.2)
-    events = lab.docker("events", "--since", "%.9f" % since, "--until", "%.9f" % time.time(), "--format", "{{json .}}").stdout
+    events = lab.docker(
+        "events",
+        "--since",
+        "%.9f" % since,
+        "--until",
+        "%.9f" % time.time(),
+        "--format",
+        "{{json .}}",
+    ).stdout
     assert b"exec_start" in events and len(recorder.calls()) >= 4
-    assert recorder.calls()[0].parent[:2] == lab.argv()[:2]      # so dockfix's own arguments are among what is searched
-    state = b"".join(lab.read(os.path.join(folder, file)) for folder, _, files in os.walk(lab.state) for file in files)
+    assert (
+        recorder.calls()[0].parent[:2] == lab.argv()[:2]
+    )  # so dockfix's own arguments are among what is searched
+    state = b"".join(
+        lab.read(os.path.join(folder, file))
+        for folder, _, files in os.walk(lab.state)
+        for file in files
+    )
     logs = b"".join(lab.docker("logs", name).stdout for name in names)
     inspected = lab.docker("inspect", *names).stdout
-    for what, haystack in {"stdout": run.out, "stderr": run.err, "calls": recorder.everything(), "events": events, "state": state,
-                           "logs": logs, "inspect": inspected}.items():
+    for what, haystack in {
+        "stdout": run.out,
+        "stderr": run.err,
+        "calls": recorder.everything(),
+        "events": events,
+        "state": state,
+        "logs": logs,
+        "inspect": inspected,
+    }.items():
         assert holds(haystack) == [], what
         for name in names[:3]:
             assert lab.field(name).encode() not in haystack, "the hash is in the " + what
@@ -85,7 +118,13 @@ def test_bad_lines_are_not_shown(lab):
     """A message about a line says which, and does not repeat it."""
     lab.clean()
     lab.run("bad-lines")
-    for line in (LINE[:-1] + b"\r\n", LINE.replace(b":", b" "), LINE[:-1] + b"\0\n", b"root:" + LINE * 40, LINE[4:]):
+    for line in (
+        LINE[:-1] + b"\r\n",
+        LINE.replace(b":", b" "),
+        LINE[:-1] + b"\0\n",
+        b"root:" + LINE * 40,
+        LINE[4:],
+    ):
         run = lab.dockfix("chpasswd", "bad-lines", "-v", stdin=line.replace(b"\n", b"") + b"\n")
         assert run.rc == 2 and run.err and holds(run.out + run.err) == [], run
     assert lab.field("bad-lines") == "*"
@@ -98,7 +137,9 @@ def test_password_files_and_generated_passwords_stay_out_of_sight(lab):
     with open(secret, "wb") as f:
         f.write(SENTINEL.encode() + b"\n")
     recorder = lab.recorder()
-    run = lab.dockfix("chpasswd", "--password-file", secret, "-v", "--json", *names, recorder=recorder)
+    run = lab.dockfix(
+        "chpasswd", "--password-file", secret, "-v", "--json", *names, recorder=recorder
+    )
     assert run.rc == 3 and lab.opens(names[0], SENTINEL), run
     assert holds(run.out + run.err + recorder.everything()) == []
     run = lab.dockfix("chpasswd", "--generate", "--output", output, "-v", *names, recorder=recorder)
@@ -109,13 +150,18 @@ def test_password_files_and_generated_passwords_stay_out_of_sight(lab):
 
 # ---------------------------------------------------------------------- dry run
 
+
 def test_dry_run_only_reads_and_makes_nothing(lab):
     lab.clean()
     names, recorder = make(lab, "d-"), lab.recorder()
     lab.state = os.path.join(lab.new_folder(), "state")
     before = {name: (lab.shadow(name), lab.docker("diff", name).stdout) for name in names}
     folder = lab.new_folder()
-    for args in (["chpasswd"], ["chpasswd", "--generate", "--output", os.path.join(folder, "made")], ["chpasswd", "--json"]):
+    for args in (
+        ["chpasswd"],
+        ["chpasswd", "--generate", "--output", os.path.join(folder, "made")],
+        ["chpasswd", "--json"],
+    ):
         run = lab.dockfix("--dry-run", *(args + names), recorder=recorder)
         assert run.rc in (0, 3) and run.out, run
     run = lab.dockfix("--dry-run", "exec", *(names + ["--", "touch", "/made"]), recorder=recorder)
@@ -131,10 +177,17 @@ def test_dry_run_asks_for_nothing(lab, where):
     lab.clean()
     lab.run("asks")
     words = ["-n", "chpasswd", "asks"] if where == "before" else ["chpasswd", "asks", "-n"]
-    process = subprocess.Popen(lab.argv(*words), env=lab.engine.env(), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        lab.argv(*words),
+        env=lab.engine.env(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     try:
-        out = process.stdout.read()      # to its end: dockfix has ended, and nothing has been written to it
+        out = (
+            process.stdout.read()
+        )  # to its end: dockfix has ended, and nothing has been written to it
         assert process.wait(60) == 0 and lab.id("asks").encode() in out
         assert lab.field("asks") == "*"
     finally:
@@ -164,16 +217,28 @@ def test_script_of_a_dry_run_does_what_the_real_run_does(lab):
     with open(lines, "wb") as f:
         f.write(b"root:by script\n")
     without = lab.script(dry.out)
-    assert without.rc != 0 and b"DOCKFIX_LINES" in without.err and before == {name: lab.shadow(name) for name in names}
+    assert (
+        without.rc != 0
+        and b"DOCKFIX_LINES" in without.err
+        and before == {name: lab.shadow(name) for name in names}
+    )
     script = lab.script(dry.out, {"DOCKFIX_LINES": lines})
     assert script.rc == 3, script
-    assert [name for name in names if lab.shadow(name).data and lab.opens(name, "by script")] == names[:3], script
+    assert [
+        name for name in names if lab.shadow(name).data and lab.opens(name, "by script")
+    ] == names[:3], script
     after_script = {name: lab.shadow(name) for name in names}
     real = lab.dockfix("chpasswd", "--json", *names, stdin=b"root:by hand\n")
-    assert real.rc == 3 and [name for name in names if lab.opens(name, "by hand")] == names[:3], real
+    assert (
+        real.rc == 3 and [name for name in names if lab.opens(name, "by hand")] == names[:3]
+    ), real
     for name in names[:3]:
         assert lab.only_password_changed(before[name], after_script[name]) == ""
-        line, = [line for line in dry.text.splitlines() if real.rows[name]["id"] in line and not line.startswith("#")]
+        (line,) = [
+            line
+            for line in dry.text.splitlines()
+            if real.rows[name]["id"] in line and not line.startswith("#")
+        ]
         assert re.search("--via (auto|%s) " % real.rows[name]["via"], line)
     assert after_script[names[3]] == before[names[3]]
     assert os.path.exists("/var/lib/dockfix") == had_state, "the script forgot --state"
@@ -205,10 +270,25 @@ def test_script_of_an_exec_does_what_exec_does(lab):
     lab.clean()
     lab.parallel(lab.run, ["x1", "x2"])
     word = "a b'c\"$HOME\n\x1b"
-    args = ["exec", "x1", "x2", "-u", "1000", "--", "sh", "-c", 'printf "%s" "$1" > /tmp/made; id -u > /tmp/id', "sh", word]
+    args = [
+        "exec",
+        "x1",
+        "x2",
+        "-u",
+        "1000",
+        "--",
+        "sh",
+        "-c",
+        'printf "%s" "$1" > /tmp/made; id -u > /tmp/id',
+        "sh",
+        word,
+    ]
     script = lab.script(lab.dockfix("--dry-run", *args).out)
     assert script.rc == 0, script
-    made = {name: (lab.shadow(name, "/tmp/made").data, lab.shadow(name, "/tmp/id").data) for name in ("x1", "x2")}
+    made = {
+        name: (lab.shadow(name, "/tmp/made").data, lab.shadow(name, "/tmp/id").data)
+        for name in ("x1", "x2")
+    }
     assert made == {name: (word.encode(), b"1000\n") for name in ("x1", "x2")}
     lab.inside("x1", "rm /tmp/made /tmp/id")
     assert lab.dockfix(*args).rc == 0 and lab.shadow("x1", "/tmp/made").data == word.encode()

@@ -1,4 +1,5 @@
 """Exit codes that only a real engine, a real user and a real socket can give; nothing is changed by any of them."""
+
 import os
 import shutil
 import subprocess
@@ -28,7 +29,9 @@ def check(run, code, *words):
 def check_json(run, code):
     doc = run.doc
     assert doc["exit_code"] == code == run.rc and not doc["ok"] and not doc["changed"], run
-    assert doc["errors"] and all(set(error) >= {"msg", "hint", "code"} for error in doc["errors"]), run
+    assert doc["errors"] and all(
+        set(error) >= {"msg", "hint", "code"} for error in doc["errors"]
+    ), run
     assert doc["errors"][0]["code"] == code
 
 
@@ -48,7 +51,9 @@ class TestUsage:
 
     def test_unknown_name_stops_all_before_anything_is_changed(self, still, command, stdin):
         check(still.dockfix(*words(command, "still", "no-such-one"), stdin=stdin), 2, "no-such-one")
-        check_json(still.dockfix(*words(command + ["--json"], "still", "no-such-one"), stdin=stdin), 2)
+        check_json(
+            still.dockfix(*words(command + ["--json"], "still", "no-such-one"), stdin=stdin), 2
+        )
         assert still.shadow("still", "/made") is None
 
     def test_id_prefix_of_two(self, still, twins, command, stdin):
@@ -113,8 +118,18 @@ def test_docker_that_is_no_program(still, docker):
 
 def test_user_without_permission_is_6(still):
     """Nobody, who may read files wherever this Python lives, and may not write to the engine's socket."""
-    nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--inh-caps", "+dac_read_search",
-              "--ambient-caps", "+dac_read_search"]
+    nobody = [
+        "setpriv",
+        "--reuid",
+        "65534",
+        "--regid",
+        "65534",
+        "--clear-groups",
+        "--inh-caps",
+        "+dac_read_search",
+        "--ambient-caps",
+        "+dac_read_search",
+    ]
     if not shutil.which("setpriv") or subprocess.call(nobody + ["true"]):
         pytest.fail("needs setpriv with ambient capabilities (Debian: util-linux)")
     state = os.path.join(still.new_folder(), "state")
@@ -123,22 +138,43 @@ def test_user_without_permission_is_6(still):
     os.chmod(os.path.dirname(state), 0o755)
     run = still.dockfix("--state", state, "chpasswd", "still", stdin=LINE, prefix=nobody)
     check(run, 6, "ermission")
-    check_json(still.dockfix("--state", state, "chpasswd", "still", "--json", stdin=LINE, prefix=nobody), 6)
+    check_json(
+        still.dockfix("--state", state, "chpasswd", "still", "--json", stdin=LINE, prefix=nobody), 6
+    )
 
 
 def test_ordinary_user_with_the_socket_can_do_all_that_needs_no_root(still):
     """A member of the docker group: the proc way is closed to him, exec and cp are not."""
     group = os.stat(still.engine.path("docker.sock")).st_gid
-    member = ["setpriv", "--reuid", "65534", "--regid", str(group), "--clear-groups", "--inh-caps", "+dac_read_search",
-              "--ambient-caps", "+dac_read_search"]
+    member = [
+        "setpriv",
+        "--reuid",
+        "65534",
+        "--regid",
+        str(group),
+        "--clear-groups",
+        "--inh-caps",
+        "+dac_read_search",
+        "--ambient-caps",
+        "+dac_read_search",
+    ]
     state = os.path.join(still.new_folder(), "state")
     os.mkdir(state)
     os.chown(state, 65534, 65534)
     still.run("user-debian")
     still.run("user-busybox", image="busybox")
     still.create("user-created")
-    run = still.dockfix("--state", state, "chpasswd", "user-debian", "user-busybox", "user-created", "--json",
-                        stdin=b"root:as a user\n", prefix=member)
+    run = still.dockfix(
+        "--state",
+        state,
+        "chpasswd",
+        "user-debian",
+        "user-busybox",
+        "user-created",
+        "--json",
+        stdin=b"root:as a user\n",
+        prefix=member,
+    )
     assert run.rc == 0, run
     ways = {name: row["via"] for name, row in run.rows.items()}
     assert ways == {"user-debian": "exec", "user-busybox": "cp", "user-created": "cp"}

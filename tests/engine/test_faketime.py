@@ -3,6 +3,7 @@ what a killed run leaves that `--undo` cannot mend: nothing.
 
 The first process is perl, which tells the time itself three times a second; `docker diff` and docker's log are the second opinion.
 """
+
 import calendar
 import glob
 import os
@@ -31,12 +32,17 @@ FOREVER = perl("tell_time while 1")
 
 # ---------------------------------------------------------------------- what is needed
 
+
 @pytest.fixture(scope="module")
 def library():
     """The host's own, of the same release as the Debian root."""
     found = glob.glob("/usr/lib/*/faketime/libfaketime.so.1")
     if not found:
-        pytest.skip("needs libfaketime (Debian: apt-get install libfaketime)") if os.environ.get("CI") != "true" else pytest.fail("no libfaketime")
+        (
+            pytest.skip("needs libfaketime (Debian: apt-get install libfaketime)")
+            if os.environ.get("CI") != "true"
+            else pytest.fail("no libfaketime")
+        )
     return found[0]
 
 
@@ -52,6 +58,7 @@ def made(lab, library):
         shutil.move(program, path)
         shutil.rmtree(os.path.dirname(program))
         return path
+
     make.folder = folder
     return make
 
@@ -83,8 +90,14 @@ def first_shift(lab, name):
 
 def log_lines(lab, name):
     """(docker's own time, what the process printed) of each line that is a number."""
-    lines = [line.split(" ", 1) for line in lab.docker("logs", "-t", name).stdout.decode().splitlines()]
-    return [(calendar.timegm(time.strptime(stamp[:19], "%Y-%m-%dT%H:%M:%S")), int(told)) for stamp, told in lines if told.isdigit()]
+    lines = [
+        line.split(" ", 1) for line in lab.docker("logs", "-t", name).stdout.decode().splitlines()
+    ]
+    return [
+        (calendar.timegm(time.strptime(stamp[:19], "%Y-%m-%dT%H:%M:%S")), int(told))
+        for stamp, told in lines
+        if told.isdigit()
+    ]
 
 
 def wait_lines(lab, name, count):
@@ -119,18 +132,31 @@ def is_as_it_was(lab, name, before, state=()):
 
 # ---------------------------------------------------------------------- the main road
 
+
 def test_new_processes_at_once_and_undone_without_a_trace(web):
     before, zone = diff(web, "web"), web.docker("exec", "web", "date", "+%z %Z").stdout
     run = faketime(web, "web", "--offset", "+8h", "--watch", "4", "--json")
     row = run.rows["web"]
-    assert run.rc == 0 and row["status"] == "changed" and row["offset"] == 8 * HOUR and row["library"].endswith("libfaketime.so.1"), run
-    assert any("docker run" in one["remedy"] and "FAKETIME=+28800" in one["remedy"] for one in run.doc["findings"])
+    assert (
+        run.rc == 0
+        and row["status"] == "changed"
+        and row["offset"] == 8 * HOUR
+        and row["library"].endswith("libfaketime.so.1")
+    ), run
+    assert any(
+        "docker run" in one["remedy"] and "FAKETIME=+28800" in one["remedy"]
+        for one in run.doc["findings"]
+    )
     assert "%s s" % row["offset"] in row["msg"] and "restart" in row["msg"]
     assert near(shift(web, "web"), 8 * HOUR) and near(first_shift(web, "web"), 0)
-    assert web.docker("exec", "web", "date", "+%z %Z").stdout == zone            # N12: the zone stays
+    assert web.docker("exec", "web", "date", "+%z %Z").stdout == zone  # N12: the zone stays
     assert web.docker("exec", "web", "cat", "/etc/faketimerc").stdout == b"+28800\n"
     told = faketime(web, "web", "--status", "--json").rows["web"]
-    assert told["offset"] == 8 * HOUR and told["preloaded"] is False and "after a restart" in told["msg"], told
+    assert (
+        told["offset"] == 8 * HOUR
+        and told["preloaded"] is False
+        and "after a restart" in told["msg"]
+    ), told
     again = faketime(web, "web", "--offset", "+8h", "--json")
     assert again.rc == 0 and again.rows["web"]["status"] == "unchanged", again
     assert web.dockfix("clock", "web", "--json").rows["web"]["verdict"] == "shifted by libfaketime"
@@ -146,7 +172,7 @@ def test_at_names_an_instant_and_goes_on_ticking_in_separate_execs(web):
     run = faketime(web, "web", "--at", "2030-06-01 12:00:00", "--zone", "Asia/Shanghai", *UNWATCHED)
     assert run.rc == 0, run
     first = int(web.docker("exec", "web", "date", "+%s").stdout)
-    assert 0 <= first - 1906516800 <= time.time() - began + 1           # 12:00 in Shanghai is 04:00 UTC
+    assert 0 <= first - 1906516800 <= time.time() - began + 1  # 12:00 in Shanghai is 04:00 UTC
     time.sleep(1.2)
     second = int(web.docker("exec", "web", "date", "+%s").stdout)
     assert first + 1 <= second and second - 1906516800 <= time.time() - began + 1
@@ -158,7 +184,7 @@ def test_the_first_process_follows_a_restart_and_stays_shifted(lab, library):
     lab.run("first", "--stop-timeout", "1", command=FOREVER)
     before = diff(lab, "first")
     asked = faketime(lab, "first", "--offset", "-1.5d", "--restart", "--json")
-    assert asked.rc == 5 and diff(lab, "first") == before, asked                 # no terminal to ask on
+    assert asked.rc == 5 and diff(lab, "first") == before, asked  # no terminal to ask on
     run = faketime(lab, "first", "--offset", "-1.5d", "--restart", "--yes", "--watch", "4")
     assert run.rc == 0, run
     assert near(first_shift(lab, "first"), -1.5 * DAY) and near(shift(lab, "first"), -1.5 * DAY)
@@ -166,14 +192,23 @@ def test_the_first_process_follows_a_restart_and_stays_shifted(lab, library):
     assert near(first_shift(lab, "first"), -1.5 * DAY)
     assert faketime(lab, "first", "--status", "--json").rows["first"]["preloaded"] is True
     refused = faketime(lab, "first", "--offset=+3h", "--json")
-    assert refused.rc == 5 and "--step-running" in refused.rows["first"]["msg"] and "--restart" in refused.rows["first"]["msg"], refused
+    assert (
+        refused.rc == 5
+        and "--step-running" in refused.rows["first"]["msg"]
+        and "--restart" in refused.rows["first"]["msg"]
+    ), refused
     assert lab.docker("exec", "first", "cat", "/etc/faketimerc").stdout == b"-129600\n"
     stepped = faketime(lab, "first", "--offset=+3h", "--step-running", *UNWATCHED)
     done = time.time()
     assert stepped.rc == 0 and near(shift(lab, "first"), 3 * HOUR), stepped
-    kit.wait_until(lambda: near(first_shift(lab, "first"), 3 * HOUR), "step of the first process", 120)
+    kit.wait_until(
+        lambda: near(first_shift(lab, "first"), 3 * HOUR), "step of the first process", 120
+    )
     # what it printed tells when it last read a clock of the former offset: no later than 10 s after the write
-    assert max(told + 1.5 * DAY for at, told in log_lines(lab, "first") if near(told - at, -1.5 * DAY)) <= done + 10
+    assert (
+        max(told + 1.5 * DAY for at, told in log_lines(lab, "first") if near(told - at, -1.5 * DAY))
+        <= done + 10
+    )
     again = faketime(lab, "first", "--offset", "+1d", "--restart", "-y", *UNWATCHED)
     assert again.rc == 0 and near(first_shift(lab, "first"), DAY), again
     undo = faketime(lab, "first", "--undo", "--restart", "-y")
@@ -182,11 +217,17 @@ def test_the_first_process_follows_a_restart_and_stays_shifted(lab, library):
 
 
 def test_a_new_offset_that_does_not_do_well_leaves_the_former_one(lab, library):
-    lab.run("former", "--stop-timeout", "1", command=perl("exit 1 if time > 4e9; tell_time while 1"))
+    lab.run(
+        "former", "--stop-timeout", "1", command=perl("exit 1 if time > 4e9; tell_time while 1")
+    )
     assert faketime(lab, "former", "--offset", "+8h", *UNWATCHED).rc == 0
     files = diff(lab, "former")
     run = faketime(lab, "former", "--offset", "+80y", "--restart", "-y", "--watch", "3", "--json")
-    assert run.rc == 1 and "stay up" in run.rows["former"]["msg"] and "undone" in run.rows["former"]["msg"], run
+    assert (
+        run.rc == 1
+        and "stay up" in run.rows["former"]["msg"]
+        and "undone" in run.rows["former"]["msg"]
+    ), run
     assert near(shift(lab, "former"), 8 * HOUR) and diff(lab, "former") == files
     assert faketime(lab, "former", "--status", "--json").rows["former"]["offset"] == 8 * HOUR
     assert faketime(lab, "former", "--undo", "--restart", "-y").rc == 0
@@ -199,14 +240,19 @@ def test_what_was_there_is_kept_and_put_back(lab, library, made):
     lab.create("kept", command=FOREVER)
     lab.docker("cp", other, "kept:/usr/lib/libother.so")
     lab.docker("start", "kept")
-    lab.inside("kept", "printf /usr/lib/libother.so >/etc/ld.so.preload; printf '+5m' >/etc/faketimerc; chmod 0600 /etc/faketimerc; chown 7:8 /etc/faketimerc")
+    lab.inside(
+        "kept",
+        "printf /usr/lib/libother.so >/etc/ld.so.preload; printf '+5m' >/etc/faketimerc; chmod 0600 /etc/faketimerc; chown 7:8 /etc/faketimerc",
+    )
     before = [lab.shadow("kept", path) for path in ("/etc/ld.so.preload", "/etc/faketimerc")]
     run = faketime(lab, "kept", "--offset", "+2h", *UNWATCHED)
     assert run.rc == 0 and near(shift(lab, "kept"), 2 * HOUR), run
     lines = lab.shadow("kept", "/etc/ld.so.preload").data.splitlines()
     assert lines[0] == b"/usr/lib/libother.so" and len(lines) == 2
     assert faketime(lab, "kept", "--undo").rc == 0
-    assert [lab.shadow("kept", path) for path in ("/etc/ld.so.preload", "/etc/faketimerc")] == before
+    assert [
+        lab.shadow("kept", path) for path in ("/etc/ld.so.preload", "/etc/faketimerc")
+    ] == before
 
 
 def test_many_at_once_and_the_script_of_a_dry_run(lab, library):
@@ -216,7 +262,11 @@ def test_many_at_once_and_the_script_of_a_dry_run(lab, library):
     lab.run("m3", image="busybox")
     before = {name: diff(lab, name) for name in names}
     dry = faketime(lab, "m1", "m2", "m3", "--offset", "+90m", *UNWATCHED, *state, "--dry-run")
-    assert dry.rc == 3 and {name: diff(lab, name) for name in names} == before and not os.path.exists(state[1]), dry
+    assert (
+        dry.rc == 3
+        and {name: diff(lab, name) for name in names} == before
+        and not os.path.exists(state[1])
+    ), dry
     script = lab.script(dry.out)
     assert script.rc == 3, script
     assert all(near(shift(lab, name), 90 * 60) for name in names)
@@ -230,6 +280,7 @@ def test_many_at_once_and_the_script_of_a_dry_run(lab, library):
 
 # ---------------------------------------------------------------------- refused before anything is written
 
+
 def test_containers_that_are_refused(lab, library, made, cannot_run):
     """Each with its reason; nothing is written, nothing is kept."""
     folder, state = lab.host_dir("rc", {"faketimerc": b"+0\n"}), own_state(lab, "refused")
@@ -240,42 +291,96 @@ def test_containers_that_are_refused(lab, library, made, cannot_run):
         if deed:
             deed()
         reasons[name] = reason
+
     for libc in ("musl", "static"):
-        lab.images["clock-" + libc] = lab.engine.import_tar("ring/clock-" + libc, roots.clock_tar(libc), ["/bin/date"])
+        lab.images["clock-" + libc] = lab.engine.import_tar(
+            "ring/clock-" + libc, roots.clock_tar(libc), ["/bin/date"]
+        )
     add("r-musl", "musl", image="clock-musl", command=("/bin/date",))
     add("r-static", "static program", image="clock-static", command=("/bin/date",))
     add("r-busybox", "static program", image="busybox", command=())
     add("r-env", "environment sets FAKETIME", "-e", "FAKETIME=2020-01-01 00:00:00")
-    add("r-mount", "/etc/faketimerc is a mount", "-v", os.path.join(folder, "faketimerc") + ":/etc/faketimerc:ro")
+    add(
+        "r-mount",
+        "/etc/faketimerc is a mount",
+        "-v",
+        os.path.join(folder, "faketimerc") + ":/etc/faketimerc:ro",
+    )
     add("r-readonly", "read-only", "--read-only")
     add("r-stopped", "does not run", deed=lambda: lab.docker("kill", "r-stopped"))
     add("r-paused", "paused", deed=lambda: lab.docker("pause", "r-paused"))
-    add("r-rc", "no plain offset (+1 fortnight)", deed=lambda: lab.inside("r-rc", "echo '+1 fortnight' >/etc/faketimerc"))
-    add("r-frozen", "no plain offset", deed=lambda: lab.inside("r-frozen", "echo '2020-01-01 00:00:00' >/etc/faketimerc"))
-    add("r-preload", "names a libfaketime already", deed=lambda: lab.inside("r-preload", "echo /opt/libfaketime.so.1 >/etc/ld.so.preload"))
-    add("r-link", "no plain file", deed=lambda: lab.inside("r-link", "ln -s /tmp/elsewhere /etc/faketimerc"))
-    add("r-drop", "another user", command=("bash", "-c", "exec setpriv --reuid 1000 --clear-groups perl -e '%s'" % FOREVER[2]))
-    add("r-dropped", "another user", command=perl("$> = $< = 1000; exec 'perl', '-e', '%s'" % "sleep 1 while 1"))
+    add(
+        "r-rc",
+        "no plain offset (+1 fortnight)",
+        deed=lambda: lab.inside("r-rc", "echo '+1 fortnight' >/etc/faketimerc"),
+    )
+    add(
+        "r-frozen",
+        "no plain offset",
+        deed=lambda: lab.inside("r-frozen", "echo '2020-01-01 00:00:00' >/etc/faketimerc"),
+    )
+    add(
+        "r-preload",
+        "names a libfaketime already",
+        deed=lambda: lab.inside("r-preload", "echo /opt/libfaketime.so.1 >/etc/ld.so.preload"),
+    )
+    add(
+        "r-link",
+        "no plain file",
+        deed=lambda: lab.inside("r-link", "ln -s /tmp/elsewhere /etc/faketimerc"),
+    )
+    add(
+        "r-drop",
+        "another user",
+        command=(
+            "bash",
+            "-c",
+            "exec setpriv --reuid 1000 --clear-groups perl -e '%s'" % FOREVER[2],
+        ),
+    )
+    add(
+        "r-dropped",
+        "another user",
+        command=perl("$> = $< = 1000; exec 'perl', '-e', '%s'" % "sleep 1 while 1"),
+    )
     if shutil.which("go"):
         with open(os.path.join(made.folder, "main.go"), "w") as f:
-            f.write('package main\n\nimport "time"\n\nfunc main() {\n\tfor {\n\t\ttime.Sleep(time.Second)\n\t}\n}\n')
-        subprocess.check_call(["go", "build", "-o", "gone", "main.go"], cwd=made.folder, env=dict(os.environ, GOCACHE=made.folder + "/cache", GO111MODULE="off", HOME=made.folder))
+            f.write(
+                'package main\n\nimport "time"\n\nfunc main() {\n\tfor {\n\t\ttime.Sleep(time.Second)\n\t}\n}\n'
+            )
+        subprocess.check_call(
+            ["go", "build", "-o", "gone", "main.go"],
+            cwd=made.folder,
+            env=dict(
+                os.environ, GOCACHE=made.folder + "/cache", GO111MODULE="off", HOME=made.folder
+            ),
+        )
         lab.create("r-go", command=("/gone",))
         lab.docker("cp", os.path.join(made.folder, "gone"), "r-go:/gone")
         lab.docker("start", "r-go")
         reasons["r-go"] = "Go program"
-    kit.wait_until(lambda: b"\nUid:\t0\t1000\t" in lab.read("/proc/%d/status" % lab.pid("r-dropped")) or b"\nUid:\t1000\t1000\t" in lab.read("/proc/%d/status" % lab.pid("r-dropped")),
-                   "drop of root", 120)
+    kit.wait_until(
+        lambda: b"\nUid:\t0\t1000\t" in lab.read("/proc/%d/status" % lab.pid("r-dropped"))
+        or b"\nUid:\t1000\t1000\t" in lab.read("/proc/%d/status" % lab.pid("r-dropped")),
+        "drop of root",
+        120,
+    )
     before = {name: diff(lab, name) for name in reasons}
     run = faketime(lab, *(list(reasons) + ["--offset", "+8h", "--json"]), *state, timeout=600)
     told = {name: "%(status)s: %(msg)s" % row for name, row in run.rows.items()}
-    assert {name: told[name] for name, reason in reasons.items() if not told[name].startswith("refused") or reason not in told[name]} == {}
+    assert {
+        name: told[name]
+        for name, reason in reasons.items()
+        if not told[name].startswith("refused") or reason not in told[name]
+    } == {}
     assert run.rc == 5, run
     assert {name: diff(lab, name) for name in reasons} == before and records(lab, state) == []
     lab.run("r-rm", "--rm", command=FOREVER)
     run = faketime(lab, "r-rm", "--offset", "+8h", "--restart", "-y", "--json")
     assert run.rc == 5 and "--rm" in run.rows["r-rm"]["msg"], run
-    lab.docker("kill", *(["r-rm"] + [name for name in reasons if name not in ("r-stopped", "r-paused")]))
+    lab.docker(
+        "kill", *(["r-rm"] + [name for name in reasons if name not in ("r-stopped", "r-paused")])
+    )
 
 
 def test_libraries_that_are_refused(web, library, made):
@@ -287,44 +392,92 @@ def test_libraries_that_are_refused(web, library, made):
         with open(path, "wb") as f:
             f.write(content)
         return path
-    stub = made('void future(void) {}', "-Wl,-soname,libc.so.6", "-Wl,--version-script=" + file("future.map", b"GLIBC_2.99 { future; };"))
+
+    stub = made(
+        "void future(void) {}",
+        "-Wl,-soname,libc.so.6",
+        "-Wl,--version-script=" + file("future.map", b"GLIBC_2.99 { future; };"),
+    )
     os.rename(stub, os.path.join(made.folder, "libfuture.so"))
-    stub = made('void nothing(void) {}', "-Wl,-soname,libnothere.so.1")
+    stub = made("void nothing(void) {}", "-Wl,-soname,libnothere.so.1")
     os.rename(stub, os.path.join(made.folder, "libnothere.so"))
     hooks = "#include <stdio.h>\n#include <stdlib.h>\n#include <unistd.h>\n__attribute__((constructor)) static void begin(void) { %s }"
     unfit = [
         (made("void future(void); void use(void) { future(); }", "-lfuture"), "GLIBC_2.99"),
-        (made("#include <stdio.h>\nvoid nothing(void); void use(void) { nothing(); puts(\"\"); }", "-lnothere"), "libnothere.so.1"),
+        (
+            made(
+                '#include <stdio.h>\nvoid nothing(void); void use(void) { nothing(); puts(""); }',
+                "-lnothere",
+            ),
+            "libnothere.so.1",
+        ),
         (file("machine", data[:18] + b"\xb7\0" + data[20:]), "aarch64"),
         (file("class", data[:4] + b"\1" + data[5:]), ""),
-        (file("truncated", data[:len(data) // 2]), "cut short"),
+        (file("truncated", data[: len(data) // 2]), "cut short"),
         (file("one-less", data[:-1]), "cut short"),
         (file("empty", b""), "not an ELF file"),
         (file("text", b"#!/bin/sh\n"), "not an ELF file"),
         (made("int nothing;", mark=""), "no libfaketime"),
     ]
-    run = faketime(web, "web", "--offset", "+8h", *[word for path, _ in unfit for word in ("--lib", path)], "--json")
-    told = dict(part.split(": ", 1) for part in run.rows["web"]["msg"].split("; ") if part.startswith("/"))
+    run = faketime(
+        web,
+        "web",
+        "--offset",
+        "+8h",
+        *[word for path, _ in unfit for word in ("--lib", path)],
+        "--json",
+    )
+    told = dict(
+        part.split(": ", 1) for part in run.rows["web"]["msg"].split("; ") if part.startswith("/")
+    )
     assert run.rc == 5 and [path for path, reason in unfit if reason not in told[path]] == [], run
     is_as_it_was(web, "web", before)
     for path, reason in [
-            (made(hooks % 'puts("");'), "trial of"),
-            (made(hooks % 'getpid();'), "not by +28800 s"),
-            (made(hooks % 'fprintf(stderr, "loaded\\n");'), "loaded"),
-            (made(hooks % "_exit(3);"), "trial of"),
-            (made(hooks % "abort();"), "trial of")]:
+        (made(hooks % 'puts("");'), "trial of"),
+        (made(hooks % "getpid();"), "not by +28800 s"),
+        (made(hooks % 'fprintf(stderr, "loaded\\n");'), "loaded"),
+        (made(hooks % "_exit(3);"), "trial of"),
+        (made(hooks % "abort();"), "trial of"),
+    ]:
         run = faketime(web, "web", "--offset", "+8h", "--lib", path, "--json")
-        assert run.rc == 5 and run.rows["web"]["status"] == "refused" and reason in run.rows["web"]["msg"], (path, run)
+        assert (
+            run.rc == 5
+            and run.rows["web"]["status"] == "refused"
+            and reason in run.rows["web"]["msg"]
+        ), (path, run)
         assert diff(web, "web") == before and records(web) == []
     # the first that fits is taken
-    run = faketime(web, "web", "--offset", "+8h", "--lib", unfit[0][0], "--lib", unfit[4][0], "--lib", library, *UNWATCHED, "--json")
+    run = faketime(
+        web,
+        "web",
+        "--offset",
+        "+8h",
+        "--lib",
+        unfit[0][0],
+        "--lib",
+        unfit[4][0],
+        "--lib",
+        library,
+        *UNWATCHED,
+        "--json",
+    )
     assert run.rc == 0 and run.rows["web"]["library"] == library, run
     assert faketime(web, "web", "--undo").rc == 0
     is_as_it_was(web, "web", before)
     # one that hangs: the trial's process stays, as docker cannot end it
     web.run("hung", command=FOREVER)
     before = diff(web, "hung")
-    run = faketime(web, "hung", "--offset", "+8h", "--lib", made(hooks % "sleep(600);"), "--json", "--timeout", "8")
+    run = faketime(
+        web,
+        "hung",
+        "--offset",
+        "+8h",
+        "--lib",
+        made(hooks % "sleep(600);"),
+        "--json",
+        "--timeout",
+        "8",
+    )
     assert run.rc == 5 and "no answer in 8 s" in run.rows["hung"]["msg"], run
     is_as_it_was(web, "hung", before)
     web.docker("rm", "-f", "hung")
@@ -342,11 +495,15 @@ def test_no_compiler_in_the_container(web, made):
 
 # ---------------------------------------------------------------------- undone by itself
 
-SICK = {        # name: (options, the code of its first process, what is said)
+SICK = {  # name: (options, the code of its first process, what is said)
     "dies": ((), "exit 1 if $faked; tell_time while 1", "stay up"),
     "loops": (("--restart", "always"), "exit 1 if $faked; tell_time while 1", "stay up"),
     "silent": ((), "sleep 1 while $faked; tell_time while 1", "wrote nothing"),
-    "hangs": ((), "tell_time; sleep 1 while $faked; exec q(/bin/bash), q(-c), q(trap exit TERM; while :; do sleep 0.3; done)", "hangs in its start"),
+    "hangs": (
+        (),
+        "tell_time; sleep 1 while $faked; exec q(/bin/bash), q(-c), q(trap exit TERM; while :; do sleep 0.3; done)",
+        "hangs in its start",
+    ),
 }
 
 
@@ -355,15 +512,27 @@ def test_what_does_not_do_well_is_put_back(lab, library):
         options, code, word = SICK[name]
         lab.run(name, "--stop-timeout", "1", *options, command=perl(code))
         wait_lines(lab, name, 1)
-        kit.wait_until(lambda: name != "hangs" or os.readlink("/proc/%d/exe" % lab.pid(name)).endswith("bash"), "bash", 120)
+        kit.wait_until(
+            lambda: name != "hangs" or os.readlink("/proc/%d/exe" % lab.pid(name)).endswith("bash"),
+            "bash",
+            120,
+        )
         before, state = diff(lab, name), own_state(lab, name)
-        run = faketime(lab, name, "--offset", "+8h", "--restart", "-y", "--watch", "4", "--json", *state)
+        run = faketime(
+            lab, name, "--offset", "+8h", "--restart", "-y", "--watch", "4", "--json", *state
+        )
         row = run.rows[name]
-        assert run.rc == 1 and row["status"] == "failed" and word in row["msg"] and row["msg"].endswith("as it was"), run
+        assert (
+            run.rc == 1
+            and row["status"] == "failed"
+            and word in row["msg"]
+            and row["msg"].endswith("as it was")
+        ), run
         kit.wait_until(lambda: lab.status()[name] == "Up", name, 120)
         is_as_it_was(lab, name, before, state)
         assert name == "hangs" or near(first_shift(lab, name), 0)
         lab.docker("rm", "-f", name)
+
     lab.parallel(one, SICK)
 
 
@@ -420,20 +589,31 @@ def test_timed_waits_as_in_cplusplus(lab, library):
 
 
 def test_timed_waits_of_python(lab, library):
-    lab.run("python", "--stop-timeout", "1", *roots.python_options(), command=("/usr/bin/python3", "-c", WAITS_PYTHON))
+    lab.run(
+        "python",
+        "--stop-timeout",
+        "1",
+        *roots.python_options(),
+        command=("/usr/bin/python3", "-c", WAITS_PYTHON),
+    )
     wait_lines(lab, "python", 2)
     row = goes_on_or_is_refused_or_put_back(lab, "python", diff(lab, "python"))
     assert row["status"] == "changed" or "timed waits hang" in row["msg"], row
 
 
-@pytest.mark.skipif(not BIG or not shutil.which("javac"), reason="a JVM: only with DOCKFIX_TEST_BIG=1 and default-jdk-headless")
+@pytest.mark.skipif(
+    not BIG or not shutil.which("javac"),
+    reason="a JVM: only with DOCKFIX_TEST_BIG=1 and default-jdk-headless",
+)
 def test_timed_waits_of_java(lab, library):
     folder = lab.new_folder()
     options = roots.java_options(folder)
     with open(os.path.join(folder, "Waits.java"), "w") as f:
         f.write(WAITS_JAVA)
     subprocess.check_call(["javac", f.name], cwd=folder)
-    lab.run("java", "--stop-timeout", "1", *options, command=("/jvm/bin/java", "-cp", "/java", "Waits"))
+    lab.run(
+        "java", "--stop-timeout", "1", *options, command=("/jvm/bin/java", "-cp", "/java", "Waits")
+    )
     wait_lines(lab, "java", 2)
     row = goes_on_or_is_refused_or_put_back(lab, "java", diff(lab, "java"), "--watch", "10")
     assert row["status"] == "changed", row
@@ -441,7 +621,11 @@ def test_timed_waits_of_java(lab, library):
 
 # ---------------------------------------------------------------------- the notes' own way
 
-@pytest.mark.skipif(not BIG, reason="roots of the other Debian releases, and their libfaketime: only with DOCKFIX_TEST_BIG=1")
+
+@pytest.mark.skipif(
+    not BIG,
+    reason="roots of the other Debian releases, and their libfaketime: only with DOCKFIX_TEST_BIG=1",
+)
 def test_other_debian_releases(lab, library):
     """The host's library fits its own release and later ones; the one made on the oldest fits all; each release's own fits it."""
     (suite, mirror), order = kit.debian_source(), ["bullseye", "bookworm", "trixie"]
@@ -450,48 +634,92 @@ def test_other_debian_releases(lab, library):
         lab.images[one] = lab.engine.import_debian("ring/" + one, suite=one)
         lab.run(one, "--stop-timeout", "1", image=one, command=FOREVER)
         apt(folders[one], one, mirror, "deb", "download", "libfaketime")
-        subprocess.check_call(["dpkg-deb", "-x", glob.glob(os.path.join(folders[one], "libfaketime_*.deb"))[0], folders[one]])
-        libraries[one] = glob.glob(os.path.join(folders[one], "usr/lib/*/faketime/libfaketime.so.1"))[0]
+        subprocess.check_call(
+            [
+                "dpkg-deb",
+                "-x",
+                glob.glob(os.path.join(folders[one], "libfaketime_*.deb"))[0],
+                folders[one],
+            ]
+        )
+        libraries[one] = glob.glob(
+            os.path.join(folders[one], "usr/lib/*/faketime/libfaketime.so.1")
+        )[0]
     before = {one: diff(lab, one) for one in order}
 
     def shifted(*more):
-        rows = faketime(lab, *(tuple(order) + ("--offset", "+8h", "--restart", "-y", "--watch", "2", "--json") + more)).rows
+        rows = faketime(
+            lab,
+            *(
+                tuple(order)
+                + ("--offset", "+8h", "--restart", "-y", "--watch", "2", "--json")
+                + more
+            ),
+        ).rows
         for one in order:
             assert near(first_shift(lab, one), 8 * HOUR if rows[one]["status"] == "changed" else 0)
         assert faketime(lab, *(tuple(order) + ("--undo", "--restart", "-y"))).rc == 0
         for one in order:
             is_as_it_was(lab, one, before[one])
             assert near(first_shift(lab, one), 0)
-        return {one: (rows[one]["status"], rows[one]["library"] or rows[one]["msg"]) for one in order}
+        return {
+            one: (rows[one]["status"], rows[one]["library"] or rows[one]["msg"]) for one in order
+        }
+
     told = shifted()
     for one in order:
         if order.index(one) < order.index(suite):
             assert told[one][0] == "refused" and "it needs GLIBC_" in told[one][1], told
         else:
             assert told[one] == ("changed", library), told
-    assert shifted("--lib", libraries["bullseye"]) == {one: ("changed", libraries["bullseye"]) for one in order}
+    assert shifted("--lib", libraries["bullseye"]) == {
+        one: ("changed", libraries["bullseye"]) for one in order
+    }
     newest_first = [word for one in reversed(order) for word in ("--lib", libraries[one])]
     assert shifted(*newest_first) == {one: ("changed", libraries[one]) for one in order}
 
 
-@pytest.mark.skipif(not BIG, reason="a root with a compiler, and Debian's source of libfaketime: only with DOCKFIX_TEST_BIG=1")
+@pytest.mark.skipif(
+    not BIG,
+    reason="a root with a compiler, and Debian's source of libfaketime: only with DOCKFIX_TEST_BIG=1",
+)
 def test_built_from_debians_source_in_the_container(lab, library):
     suite, mirror = kit.debian_source()
-    folder, tar = lab.new_folder(), os.path.join(kit.cache_dir(), "%s-%s-gcc.tar" % (suite, os.uname().machine))
+    folder, tar = lab.new_folder(), os.path.join(
+        kit.cache_dir(), "%s-%s-gcc.tar" % (suite, os.uname().machine)
+    )
     if not os.path.exists(tar):
         kit.build_debian(suite, mirror, tar, ["--include=gcc,make,libc6-dev"])
     apt(folder, suite, mirror, "deb-src", "source", "libfaketime")
-    source = os.path.dirname(os.path.dirname(glob.glob(os.path.join(folder, "*", "src", "libfaketime.c"))[0]))
+    source = os.path.dirname(
+        os.path.dirname(glob.glob(os.path.join(folder, "*", "src", "libfaketime.c"))[0])
+    )
     lab.images["gcc"] = lab.engine.import_tar("ring/gcc", tar, ["/bin/sleep", kit.SLEEP_FOREVER])
     lab.run("builds", image="gcc", command=FOREVER)
     before = diff(lab, "builds")
-    run = faketime(lab, "builds", "--offset", "+8h", "--build-from", source, *UNWATCHED, "--json", timeout=600)
-    assert run.rc == 0 and "built in it" in run.rows["builds"]["library"] and near(shift(lab, "builds"), 8 * HOUR), run
+    run = faketime(
+        lab, "builds", "--offset", "+8h", "--build-from", source, *UNWATCHED, "--json", timeout=600
+    )
+    assert (
+        run.rc == 0
+        and "built in it" in run.rows["builds"]["library"]
+        and near(shift(lab, "builds"), 8 * HOUR)
+    ), run
     assert not [line for line in diff(lab, "builds") if "dockfix-build" in line]
     assert faketime(lab, "builds", "--undo").rc == 0
     is_as_it_was(lab, "builds", before)
-    run = faketime(lab, "builds", "--offset", "+8h", "--build-from", source, recorder=lab.recorder(
-        'case "$*" in *" make -C "*) "$REAL" "$@" >/dev/null 2>&1; kill -9 $PPID; exit 1;; esac'), timeout=600)
+    run = faketime(
+        lab,
+        "builds",
+        "--offset",
+        "+8h",
+        "--build-from",
+        source,
+        recorder=lab.recorder(
+            'case "$*" in *" make -C "*) "$REAL" "$@" >/dev/null 2>&1; kill -9 $PPID; exit 1;; esac'
+        ),
+        timeout=600,
+    )
     assert run.rc == -9 and [line for line in diff(lab, "builds") if "dockfix-build" in line], run
     assert faketime(lab, "builds", "--undo").rc == 0
     is_as_it_was(lab, "builds", before)
@@ -503,8 +731,21 @@ def apt(folder, suite, mirror, kind, *words):
         os.makedirs(os.path.join(folder, part))
     with open(os.path.join(folder, "sources.list"), "w") as f:
         f.write("%s %s %s main\n" % (kind, (mirror or ["http://deb.debian.org/debian"])[0], suite))
-    options = ["-o", "Dir::Etc::SourceList=" + f.name, "-o", "Dir::Etc::SourceParts=/dev/null", "-o", "Dir::State::Lists=%s/lists" % folder,
-               "-o", "Dir::Cache=%s/cache" % folder, "-o", "Dir::State::status=/dev/null", "-o", "APT::Sandbox::User=root", "-qq"]
+    options = [
+        "-o",
+        "Dir::Etc::SourceList=" + f.name,
+        "-o",
+        "Dir::Etc::SourceParts=/dev/null",
+        "-o",
+        "Dir::State::Lists=%s/lists" % folder,
+        "-o",
+        "Dir::Cache=%s/cache" % folder,
+        "-o",
+        "Dir::State::status=/dev/null",
+        "-o",
+        "APT::Sandbox::User=root",
+        "-qq",
+    ]
     subprocess.check_call(["apt-get"] + options + ["update"], cwd=folder)
     subprocess.check_call(["apt-get"] + options + list(words), cwd=folder)
 
@@ -517,41 +758,75 @@ KILL = """case "$1 $2" in "cp -"|"stop "*|"start "*|"restart "*)
 
 def test_killed_between_any_two_writes(lab, library):
     """SIGKILL before the library, the rc file, the preload file, stop, start, and after the last; --undo mends all of them."""
+
     def one(case):
         number, deed = case
         name = "killed-%d%d" % (number, len(deed) > 1)
         lab.run(name, "--stop-timeout", "1", command=FOREVER)
         before, state = diff(lab, name), own_state(lab, name)
-        run = faketime(lab, name, "--offset", "+8h", "--restart", "-y", *UNWATCHED, *state, recorder=lab.recorder(KILL % (number, deed)))
+        run = faketime(
+            lab,
+            name,
+            "--offset",
+            "+8h",
+            "--restart",
+            "-y",
+            *UNWATCHED,
+            *state,
+            recorder=lab.recorder(KILL % (number, deed)),
+        )
         assert run.rc == (0 if number == 6 else -9), "there are five writes: %s, %s" % (case, run)
         recorder = lab.recorder(KILL % (99, ":"))
-        undo = faketime(lab, name, "--undo", "--json", *(state + (("--restart", "-y") if number == 6 else ())), recorder=recorder)
+        undo = faketime(
+            lab,
+            name,
+            "--undo",
+            "--json",
+            *(state + (("--restart", "-y") if number == 6 else ())),
+            recorder=recorder,
+        )
         assert undo.rc == 0, (case, undo)
-        assert number != 6 or sum(one.endswith("write") for one in os.listdir(recorder.log)) == UNDO_WRITES
+        assert (
+            number != 6
+            or sum(one.endswith("write") for one in os.listdir(recorder.log)) == UNDO_WRITES
+        )
         assert lab.status()[name] == "Up", case
         is_as_it_was(lab, name, before, state)
         assert near(first_shift(lab, name), 0), case
         lab.docker("rm", "-f", name)
-    lab.parallel(one, [(number, ":") for number in range(1, 7)] + [(5, '"$REAL" "$@" >/dev/null 2>&1')])
+
+    lab.parallel(
+        one, [(number, ":") for number in range(1, 7)] + [(5, '"$REAL" "$@" >/dev/null 2>&1')]
+    )
 
 
-UNDO_WRITES = 5                 # stop, the preload file, the rc file, the library, start
+UNDO_WRITES = 5  # stop, the preload file, the rc file, the library, start
 
 
 def test_killed_while_undoing(lab, library):
     """--undo once more mends all of them."""
+
     def one(number):
         name = "undoing-%d" % number
         lab.run(name, "--stop-timeout", "1", command=FOREVER)
         before, state = diff(lab, name), own_state(lab, name)
         assert faketime(lab, name, "--offset", "+8h", *UNWATCHED, *state).rc == 0
-        run = faketime(lab, name, "--undo", "--restart", "-y", *state, recorder=lab.recorder(KILL % (number, ":")))
+        run = faketime(
+            lab,
+            name,
+            "--undo",
+            "--restart",
+            "-y",
+            *state,
+            recorder=lab.recorder(KILL % (number, ":")),
+        )
         assert run.rc == -9, (number, run)
         undo = faketime(lab, name, "--undo", "--restart", "-y", *state)
         assert undo.rc == 0, undo
         assert lab.status()[name] == "Up" and near(first_shift(lab, name), 0)
         is_as_it_was(lab, name, before, state)
         lab.docker("rm", "-f", name)
+
     lab.parallel(one, range(1, UNDO_WRITES + 1))
 
 
@@ -570,7 +845,10 @@ def test_records_of_containers_that_are_gone_are_dropped(lab, library):
     lab.run("leaves", command=FOREVER)
     lab.run("stays", command=FOREVER)
     state = own_state(lab, "leaves")
-    assert faketime(lab, "leaves", "stays", "--offset", "+8h", *UNWATCHED, *state).rc == 0 and len(records(lab, state)) == 2
+    assert (
+        faketime(lab, "leaves", "stays", "--offset", "+8h", *UNWATCHED, *state).rc == 0
+        and len(records(lab, state)) == 2
+    )
     lab.docker("rm", "-f", "leaves")
     assert faketime(lab, "stays", "--undo", *state).rc == 0 and records(lab, state) == []
 
@@ -581,6 +859,8 @@ def test_a_stopped_container_is_put_back_too(lab, library):
     assert faketime(lab, "halted", "--offset", "+8h", *UNWATCHED).rc == 0
     lab.docker("stop", "halted")
     undo = faketime(lab, "halted", "--undo")
-    assert undo.rc == 0 and diff(lab, "halted") == before and lab.status()["halted"] == "Exited", undo
+    assert (
+        undo.rc == 0 and diff(lab, "halted") == before and lab.status()["halted"] == "Exited"
+    ), undo
     lab.docker("start", "halted")
     is_as_it_was(lab, "halted", before)

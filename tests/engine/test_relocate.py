@@ -1,4 +1,5 @@
 """`relocate` on a real engine (overlay2) with an /etc of its own: to another disk and back, killed on the way, and to disks that cannot take it."""
+
 import contextlib
 import hashlib
 import json
@@ -64,8 +65,11 @@ def lab(cannot_run):
 def fill(lab):
     """Containers in several states, with files that a careless copy would lose something of. With --init they end at once when docker stops."""
     lab.run("web", "--init", "-v", "data:/data", "--restart", "unless-stopped", image="busybox")
-    lab.inside("web", "echo own > /own; ln /own /again; chmod 4755 /own; mkfifo /pipe; dd if=/dev/zero of=/sparse bs=1 count=1 seek=20000000 2>/dev/null;"
-                      "dd if=/dev/urandom of=/data/random bs=1048576 count=3 2>/dev/null; rm /bin/vi; mkdir /tmp/x; ln -s /nowhere /data/link")
+    lab.inside(
+        "web",
+        "echo own > /own; ln /own /again; chmod 4755 /own; mkfifo /pipe; dd if=/dev/zero of=/sparse bs=1 count=1 seek=20000000 2>/dev/null;"
+        "dd if=/dev/urandom of=/data/random bs=1048576 count=3 2>/dev/null; rm /bin/vi; mkdir /tmp/x; ln -s /nowhere /data/link",
+    )
     lab.run("idle", "--init", image="busybox")
     lab.inside("idle", "echo idle > /own")
     lab.run("down", "--init", "--restart", "unless-stopped", image="busybox")
@@ -73,9 +77,15 @@ def fill(lab):
     lab.docker("stop", "-t", "0", "down")
     lab.run("still", "--init", image="busybox")
     lab.docker("pause", "still")
-    upper = lab.docker("inspect", "-f", "{{.GraphDriver.Data.UpperDir}}", "web").stdout.decode().strip()
+    upper = (
+        lab.docker("inspect", "-f", "{{.GraphDriver.Data.UpperDir}}", "web").stdout.decode().strip()
+    )
     os.setxattr(os.path.join(upper, "own"), "user.note", b"kept")
-    os.setxattr(os.path.join(upper, "own"), "security.capability", b"\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00")
+    os.setxattr(
+        os.path.join(upper, "own"),
+        "security.capability",
+        b"\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00",
+    )
 
 
 def root(lab):
@@ -91,18 +101,49 @@ def seen(lab, path):
     found, blocks, first = {}, 0, {}
     for part in ("overlay2", "volumes", "image"):
         for folder, names, files in os.walk(os.path.join(path, part)):
-            names[:] = [name for name in sorted(names) if name != "merged" and not os.path.ismount(os.path.join(folder, name))]
+            names[:] = [
+                name
+                for name in sorted(names)
+                if name != "merged" and not os.path.ismount(os.path.join(folder, name))
+            ]
             for name in names + sorted(files):
                 full = os.path.join(folder, name)
                 info, short = os.lstat(full), os.path.relpath(full, path)
                 blocks += info.st_blocks
-                if short.endswith(("metadata.db", "/lower", "backingFsBlockDev")) or "/work" in short:
+                if (
+                    short.endswith(("metadata.db", "/lower", "backingFsBlockDev"))
+                    or "/work" in short
+                ):
                     continue
-                twin = first.setdefault((info.st_dev, info.st_ino), short) if info.st_nlink > 1 and stat.S_ISREG(info.st_mode) else ""
-                content = os.readlink(full) if stat.S_ISLNK(info.st_mode) else hashlib.sha256(lab.read(full)).hexdigest() if stat.S_ISREG(info.st_mode) else ""
-                attributes = {name: os.getxattr(full, name, follow_symlinks=False) for name in os.listxattr(full, follow_symlinks=False)}
+                twin = (
+                    first.setdefault((info.st_dev, info.st_ino), short)
+                    if info.st_nlink > 1 and stat.S_ISREG(info.st_mode)
+                    else ""
+                )
+                content = (
+                    os.readlink(full)
+                    if stat.S_ISLNK(info.st_mode)
+                    else (
+                        hashlib.sha256(lab.read(full)).hexdigest()
+                        if stat.S_ISREG(info.st_mode)
+                        else ""
+                    )
+                )
+                attributes = {
+                    name: os.getxattr(full, name, follow_symlinks=False)
+                    for name in os.listxattr(full, follow_symlinks=False)
+                }
                 when = info.st_mtime_ns if stat.S_ISREG(info.st_mode) else 0
-                found[short] = (info.st_mode, info.st_uid, info.st_gid, info.st_rdev, when, content, attributes, twin)
+                found[short] = (
+                    info.st_mode,
+                    info.st_uid,
+                    info.st_gid,
+                    info.st_rdev,
+                    when,
+                    content,
+                    attributes,
+                    twin,
+                )
     return found, blocks
 
 
@@ -113,29 +154,41 @@ def documents(lab):
     for one in found:
         one["State"] = {key: one["State"][key] for key in ("Status", "Running", "Paused")}
         one["NetworkSettings"] = None
-        for key in () if one["State"]["Running"] else ("LogPath", "HostnamePath", "HostsPath", "ResolvConfPath"):
-            one[key] = None                 # docker itself sets them anew at the next start
+        for key in (
+            ()
+            if one["State"]["Running"]
+            else ("LogPath", "HostnamePath", "HostsPath", "ResolvConfPath")
+        ):
+            one[key] = None  # docker itself sets them anew at the next start
     return json.dumps(found, sort_keys=True).replace(root(lab), "ROOT")
 
 
 def check_same(lab, before, documents_before):
     after = seen(lab, root(lab))
-    assert after[0] == before[0], sorted(key for key in set(before[0]) | set(after[0]) if before[0].get(key) != after[0].get(key))[:20]
+    assert after[0] == before[0], sorted(
+        key for key in set(before[0]) | set(after[0]) if before[0].get(key) != after[0].get(key)
+    )[:20]
     assert abs(after[1] - before[1]) <= 0.05 * before[1], (before[1], after[1])
     now = documents(lab)
-    assert now == documents_before, [(a, b) for a, b in zip(now.split(", "), documents_before.split(", ")) if a != b][:6]
+    assert now == documents_before, [
+        (a, b) for a, b in zip(now.split(", "), documents_before.split(", ")) if a != b
+    ][:6]
 
 
 def let_go(lab):
     """Discards the old data of all finished changes."""
     for name in os.listdir(lab.state):
         if name.startswith("relocate-"):
-            done = go(lab, "discard", "-y", name[:-len(".json")])
+            done = go(lab, "discard", "-y", name[: -len(".json")])
             assert done.rc == 0, done
 
 
 def without_rsync(lab):
-    return lab.engine.inside() + ["sh", "-c", "if command -v rsync >/dev/null; then mount --bind /dev/null $(command -v rsync); fi"]
+    return lab.engine.inside() + [
+        "sh",
+        "-c",
+        "if command -v rsync >/dev/null; then mount --bind /dev/null $(command -v rsync); fi",
+    ]
 
 
 def test_there_and_back_and_there_for_good(lab):
@@ -144,13 +197,20 @@ def test_there_and_back_and_there_for_good(lab):
         new = os.path.join(point, "docker")
         done = go(lab, "relocate", "--json", "-y", new)
         assert done.rc == 0 and root(lab) == new and not os.path.exists(old), done
-        assert json.loads(lab.read(lab.engine.path("etc", "upper", "docker", "daemon.json")).decode())["data-root"] == new
+        assert (
+            json.loads(lab.read(lab.engine.path("etc", "upper", "docker", "daemon.json")).decode())[
+                "data-root"
+            ]
+            == new
+        )
         check_same(lab, before, told)
         kept = done.doc["results"][0]["keeps"]
         assert seen(lab, kept)[0] == before[0] and kept.startswith(old)
         lab.run("later", image="busybox")
         back = go(lab, "rollback", "--json", "-y")
-        assert back.rc == 0 and root(lab) == old and b"later" in back.err and os.path.isdir(new), back
+        assert (
+            back.rc == 0 and root(lab) == old and b"later" in back.err and os.path.isdir(new)
+        ), back
         check_same(lab, before, told)
         assert "later" not in lab.status()
         subprocess.check_call(["rm", "-rf", "--one-file-system", new])
@@ -158,7 +218,15 @@ def test_there_and_back_and_there_for_good(lab):
         assert done.rc == 0 and root(lab) == new and "discard" in done.text, done
         name = re.search(r"discard --state \S+ (\S+) deletes", done.text).group(1)
         assert go(lab, "discard", "-y", name).rc == 0
-        assert not os.path.exists(kept) and [one for one in os.listdir(os.path.dirname(old)) if "dockfix" in one and "root" in one] == []
+        assert (
+            not os.path.exists(kept)
+            and [
+                one
+                for one in os.listdir(os.path.dirname(old))
+                if "dockfix" in one and "root" in one
+            ]
+            == []
+        )
         check_same(lab, before, told)
         done = go(lab, "relocate", "-y", old)
         assert done.rc == 0 and root(lab) == old, done
@@ -176,17 +244,46 @@ def test_without_rsync(lab):
             assert done.rc == 0 and root(lab) == new, done
             check_same(lab, before, told)
             back = go(lab, "rollback", "--json", "-y")
-            assert back.rc == 0 and root(lab) == old and ("rm -rf " + new).encode() in back.err, back
+            assert (
+                back.rc == 0 and root(lab) == old and ("rm -rf " + new).encode() in back.err
+            ), back
             check_same(lab, before, told)
     finally:
-        subprocess.call(lab.engine.inside() + ["sh", "-c", "umount /usr/bin/rsync 2>/dev/null || :"])
+        subprocess.call(
+            lab.engine.inside() + ["sh", "-c", "umount /usr/bin/rsync 2>/dev/null || :"]
+        )
 
 
-STEPS = ["make", "copy while", "stop docker", "no daemon", "copy what is left", "records", "set the options", "aside", "start docker", "there"]
-SAMPLE = [("copy while", "rollback"), ("stop docker", "resume"), ("copy what is left", "rollback"), ("aside", "resume"), ("start docker", "rollback"), ("there", "resume")]
+STEPS = [
+    "make",
+    "copy while",
+    "stop docker",
+    "no daemon",
+    "copy what is left",
+    "records",
+    "set the options",
+    "aside",
+    "start docker",
+    "there",
+]
+SAMPLE = [
+    ("copy while", "rollback"),
+    ("stop docker", "resume"),
+    ("copy what is left", "rollback"),
+    ("aside", "resume"),
+    ("start docker", "rollback"),
+    ("there", "resume"),
+]
 
 
-@pytest.mark.parametrize("word, end", [(word, end) for word in STEPS for end in ("resume", "rollback")] if os.environ.get("FULL") else SAMPLE)
+@pytest.mark.parametrize(
+    "word, end",
+    (
+        [(word, end) for word in STEPS for end in ("resume", "rollback")]
+        if os.environ.get("FULL")
+        else SAMPLE
+    ),
+)
 def test_killed_at_a_step(lab, word, end):
     """SIGKILL while a program of the step runs; then either way."""
     if word.startswith("copy ") and not shutil.which("rsync"):
@@ -215,7 +312,13 @@ def test_resumed_and_rolled_back_while_the_new_disk_is_not_mounted(lab):
     old, before, told = root(lab), seen(lab, root(lab)), documents(lab)
     with disk(lab, "gone", 400 * MEBI) as point:
         new = os.path.join(point, "docker")
-        killed = lab.dockfix_until("during", "copy what is left" if shutil.which("rsync") else "copy", "relocate", "-y", new)
+        killed = lab.dockfix_until(
+            "during",
+            "copy what is left" if shutil.which("rsync") else "copy",
+            "relocate",
+            "-y",
+            new,
+        )
         assert killed.returncode == -signal.SIGKILL, killed
         assert wait_free(lab, "discard", "none").rc == 7
         for where in (lab.engine.inside(), []):
@@ -223,11 +326,20 @@ def test_resumed_and_rolled_back_while_the_new_disk_is_not_mounted(lab):
         os.mkdir(new)
         with open(os.path.join(new, "precious"), "w") as f:
             f.write("not docker's")
-        assert go(lab, "--dry-run", "resume").rc == 7       # no script that would do it
+        assert go(lab, "--dry-run", "resume").rc == 7  # no script that would do it
         refused = wait_free(lab, "resume")
-        assert refused.rc == 7 and "mounted at %s is not there: mount it first" % point in refused.doc["errors"][0]["msg"], refused
+        assert (
+            refused.rc == 7
+            and "mounted at %s is not there: mount it first" % point
+            in refused.doc["errors"][0]["msg"]
+        ), refused
         done = wait_free(lab, "rollback")
-        assert done.rc == 0 and root(lab) == old and os.listdir(point) == ["docker"] and os.listdir(new) == ["precious"], done
+        assert (
+            done.rc == 0
+            and root(lab) == old
+            and os.listdir(point) == ["docker"]
+            and os.listdir(new) == ["precious"]
+        ), done
         check_same(lab, before, told)
         shutil.rmtree(new)
 
@@ -266,11 +378,17 @@ def test_disks_that_cannot_take_it(lab):
         untouched(lab, before, told, done, 5)
         assert "ro" in done.doc["errors"][0]["msg"]
     with disk(lab, "noexec", 300 * MEBI, options="noexec") as point:
-        untouched(lab, before, told, go(lab, "relocate", "--json", "-y", os.path.join(point, "docker")), 5)
-    with disk(lab, "inodes", 300 * MEBI, mkfs=("mkfs.ext4", "-q", "-F", "-N", "200")) as point:      # full in the middle
+        untouched(
+            lab, before, told, go(lab, "relocate", "--json", "-y", os.path.join(point, "docker")), 5
+        )
+    with disk(
+        lab, "inodes", 300 * MEBI, mkfs=("mkfs.ext4", "-q", "-F", "-N", "200")
+    ) as point:  # full in the middle
         done = go(lab, "relocate", "--json", "-y", "--no-presync", os.path.join(point, "docker"))
         untouched(lab, before, told, done, 1)
-        assert "undone" in done.doc["errors"][0]["msg"] and os.listdir(point) == ["lost+found"], done
+        assert "undone" in done.doc["errors"][0]["msg"] and os.listdir(point) == [
+            "lost+found"
+        ], done
 
 
 def test_a_disk_that_somebody_mounted_into_a_volume(lab):
@@ -281,7 +399,11 @@ def test_a_disk_that_somebody_mounted_into_a_volume(lab):
     subprocess.check_call(lab.engine.inside() + ["mount", "-t", "tmpfs", "tmpfs", place])
     try:
         done = go(lab, "relocate", "--json", "-y", os.path.join(lab.folder, "new"))
-        assert done.rc == 5 and place + ", in the volume db" in done.doc["errors"][0]["msg"] and "umount " + place in done.doc["errors"][0]["hint"], done
+        assert (
+            done.rc == 5
+            and place + ", in the volume db" in done.doc["errors"][0]["msg"]
+            and "umount " + place in done.doc["errors"][0]["hint"]
+        ), done
     finally:
         subprocess.check_call(lab.engine.inside() + ["umount", place])
         lab.docker("volume", "rm", "db")
@@ -291,30 +413,68 @@ def test_a_disk_that_somebody_mounted_into_a_volume(lab):
 def test_file_systems_on_which_docker_cannot_live(lab):
     """vfat where this kernel has it (tests/vm tries it on every machine)."""
     before, told = seen(lab, root(lab)), documents(lab)
-    vfat = subprocess.call(["sh", "-c", "command -v mkfs.vfat && { grep -qw vfat /proc/filesystems || modprobe vfat; }"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) == 0
+    vfat = (
+        subprocess.call(
+            [
+                "sh",
+                "-c",
+                "command -v mkfs.vfat && { grep -qw vfat /proc/filesystems || modprobe vfat; }",
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        == 0
+    )
     with contextlib.ExitStack() as stack:
         point = os.path.join(lab.folder, "memory")
         os.mkdir(point)
         subprocess.check_call(lab.engine.inside() + ["mount", "-t", "tmpfs", "tmpfs", point])
         stack.callback(subprocess.call, lab.engine.inside() + ["umount", point])
-        for name, where in [("tmpfs", point)] + ([("vfat", stack.enter_context(disk(lab, "fat", 300 * MEBI, mkfs=("mkfs.vfat",))))] if vfat else []):
+        for name, where in [("tmpfs", point)] + (
+            [("vfat", stack.enter_context(disk(lab, "fat", 300 * MEBI, mkfs=("mkfs.vfat",))))]
+            if vfat
+            else []
+        ):
             done = go(lab, "relocate", "--json", "-y", os.path.join(where, "docker"))
             untouched(lab, before, told, done, 5)
-            assert name in done.doc["errors"][0]["msg"] and "ext4" in done.doc["errors"][0]["hint"], done
+            assert (
+                name in done.doc["errors"][0]["msg"] and "ext4" in done.doc["errors"][0]["hint"]
+            ), done
 
 
 def test_slips(lab):
     before, told, old = seen(lab, root(lab)), documents(lab), root(lab)
     full = os.path.join(lab.folder, "full")
     os.makedirs(os.path.join(full, "something"))
-    for word, code in ((os.path.join(old, "below"), 5), (os.path.dirname(old), 5), (full, 5), (os.path.join(lab.folder, "no", "such"), 2), (os.path.join(lab.folder, "a b"), 2)):
+    for word, code in (
+        (os.path.join(old, "below"), 5),
+        (os.path.dirname(old), 5),
+        (full, 5),
+        (os.path.join(lab.folder, "no", "such"), 2),
+        (os.path.join(lab.folder, "a b"), 2),
+    ):
         untouched(lab, before, told, go(lab, "relocate", "--json", "-y", word), code)
     untouched(lab, before, told, go(lab, "relocate", "--json"), 2)
-    untouched(lab, before, told, lab.dockfix("relocate", "--json", os.path.join(lab.folder, "new"), prefix=["setsid", "-w"] + lab.engine.inside()), 5)
+    untouched(
+        lab,
+        before,
+        told,
+        lab.dockfix(
+            "relocate",
+            "--json",
+            os.path.join(lab.folder, "new"),
+            prefix=["setsid", "-w"] + lab.engine.inside(),
+        ),
+        5,
+    )
     lab.docker("run", "-d", "--rm", "--network", "none", "--name", "fleeting", "ring/busybox")
     try:
         done = go(lab, "relocate", "--json", "-y", os.path.join(lab.folder, "new"))
-        assert done.rc == 5 and "fleeting" in done.doc["errors"][0]["msg"] and not os.path.exists(os.path.join(lab.folder, "new")), done
+        assert (
+            done.rc == 5
+            and "fleeting" in done.doc["errors"][0]["msg"]
+            and not os.path.exists(os.path.join(lab.folder, "new"))
+        ), done
     finally:
         lab.docker("kill", "fleeting")
         wait_until(lambda: "fleeting" not in lab.status(), "removal of fleeting")
@@ -324,8 +484,21 @@ def test_a_container_that_may_vanish(lab):
     old, told = root(lab), documents(lab)
     with disk(lab, "vanish", 400 * MEBI) as point:
         lab.docker("run", "-d", "--rm", "--network", "none", "--name", "fleeting", "ring/busybox")
-        done = go(lab, "relocate", "--json", "-y", "--lose-autoremove", "fleeting", os.path.join(point, "docker"))
-        assert done.rc == 0 and root(lab).startswith(point) and "fleeting" not in lab.status() and documents(lab) == told, done
+        done = go(
+            lab,
+            "relocate",
+            "--json",
+            "-y",
+            "--lose-autoremove",
+            "fleeting",
+            os.path.join(point, "docker"),
+        )
+        assert (
+            done.rc == 0
+            and root(lab).startswith(point)
+            and "fleeting" not in lab.status()
+            and documents(lab) == told
+        ), done
         back = go(lab, "rollback", "--json", "-y")
         assert back.rc == 0 and root(lab) == old and documents(lab) == told, back
 
@@ -340,7 +513,13 @@ def test_the_dry_run_script_does_the_same(lab):
         script = os.path.join(lab.folder, "script.sh")
         with open(script, "wb") as f:
             f.write(text.out)
-        ran = subprocess.run(lab.engine.inside() + ["sh", script], env=lab.engine.env(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        ran = subprocess.run(
+            lab.engine.inside() + ["sh", script],
+            env=lab.engine.env(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         ran = Run(ran.returncode, ran.stdout, ran.stderr, 0)
         assert ran.rc == 0 and root(lab) == new, ran
         check_same(lab, before, told)

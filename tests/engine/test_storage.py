@@ -1,5 +1,6 @@
 """`storage` on real engines, overlay2 and vfs: every figure against du, df and what docker itself lists; as root, as a user who may speak
 to docker, as nobody, and with the daemon stopped."""
+
 import glob
 import json
 import os
@@ -25,16 +26,28 @@ class House:
         self.image = self.lab.image("busybox")
         engine.import_busybox("house/unused:1", files={"x": "unused"})
         for text in ("old", "new"):
-            engine.import_busybox("house/renamed", files={"x": text})           # the first of the two is left without a name
+            engine.import_busybox(
+                "house/renamed", files={"x": text}
+            )  # the first of the two is left without a name
         write = "dd if=/dev/urandom of=/own bs=1024 count=%d; dd if=/dev/urandom of=/data/f bs=1024 count=%d; yes house | head -n 20000; exec sleep 1000"
         for number, name in enumerate(("up", "paused", "down")):
-            engine.run(self.image, "--name", name, "-v", "vol-%s:/data" % name, "--log-opt", "max-size=%dm" % (number + 1),
-                       command=("/bin/sh", "-c", write % (3000 * number + 500, 1000 * number + 100)))
+            engine.run(
+                self.image,
+                "--name",
+                name,
+                "-v",
+                "vol-%s:/data" % name,
+                "--log-opt",
+                "max-size=%dm" % (number + 1),
+                command=("/bin/sh", "-c", write % (3000 * number + 500, 1000 * number + 100)),
+            )
         engine.run(self.image, "--name", "growing", command=("/bin/sleep", "1000"))
         engine.create("house/renamed", "--name", "created")
         engine.docker("volume", "create", "vol-free")
-        for name in ("up", "paused", "down"):       # all is written when the sleep runs
-            engine.docker("exec", name, "/bin/sh", "-c", "until [ $(pidof sleep) ]; do sleep .1; done")
+        for name in ("up", "paused", "down"):  # all is written when the sleep runs
+            engine.docker(
+                "exec", name, "/bin/sh", "-c", "until [ $(pidof sleep) ]; do sleep .1; done"
+            )
         engine.docker("pause", "paused")
         engine.docker("kill", "down")
         os.sync()
@@ -59,18 +72,29 @@ class House:
         found = []
         for name in ("mount-id", "init-id"):
             with open(self.at("image", self.driver, "layerdb", "mounts", container, name)) as f:
-                found.append(self.at("overlay2", f.read().strip(), "diff") if self.driver == "overlay2" else self.at("vfs", "dir", f.read().strip()))
+                found.append(
+                    self.at("overlay2", f.read().strip(), "diff")
+                    if self.driver == "overlay2"
+                    else self.at("vfs", "dir", f.read().strip())
+                )
         return found
 
 
 def du(*paths):
     """Allocated bytes, by coreutils."""
-    return sum(int(line.split()[0]) for line in subprocess.check_output(["du", "-sx", "--block-size=1"] + list(paths)).decode().splitlines())
+    return sum(
+        int(line.split()[0])
+        for line in subprocess.check_output(["du", "-sx", "--block-size=1"] + list(paths))
+        .decode()
+        .splitlines()
+    )
 
 
 @pytest.fixture(scope="module", params=["overlay2", "vfs"])
 def house(request):
-    folder, private = os.path.realpath(tempfile.mkdtemp(prefix="dockfix-lab-")), PrivateEngine(extra=["--storage-driver", request.param])
+    folder, private = os.path.realpath(tempfile.mkdtemp(prefix="dockfix-lab-")), PrivateEngine(
+        extra=["--storage-driver", request.param]
+    )
     try:
         private.start()
         yield House(private, folder, request.param)
@@ -84,41 +108,90 @@ def house(request):
 def test_every_figure_has_a_second_opinion(house):
     code, one, found = house.storage()
     usage = one["usage"]
-    assert code == 0 and one["driver"] == house.driver and one["root"] == house.engine.root and one["missing"] == []
+    assert (
+        code == 0
+        and one["driver"] == house.driver
+        and one["root"] == house.engine.root
+        and one["missing"] == []
+    )
     assert one["server_version"] == house.words("version", "--format", "{{.Server.Version}}")[0]
     everything = {row["Id"]: row for row in house.inspect(*house.words("ps", "-aq"))}
-    assert {row["id"]: row["size"] for row in usage["containers"]["rows"]} == {name: du(*house.own_layers(name)) for name in everything}
-    assert {row["id"] for row in usage["stopped_containers"]["rows"]} == set(house.words("ps", "-aq", "--no-trunc", "-f", "status=exited", "-f", "status=created"))
+    assert {row["id"]: row["size"] for row in usage["containers"]["rows"]} == {
+        name: du(*house.own_layers(name)) for name in everything
+    }
+    assert {row["id"] for row in usage["stopped_containers"]["rows"]} == set(
+        house.words("ps", "-aq", "--no-trunc", "-f", "status=exited", "-f", "status=created")
+    )
     logs = {row["id"]: row["size"] for row in usage["logs"]["rows"]}
-    assert logs == {name: du(*glob.glob(row["LogPath"] + "*")) if os.path.exists(row["LogPath"]) else 0 for name, row in everything.items()} and max(logs.values()) > 500000
-    assert {row["name"]: row["rotated"] for row in usage["logs"]["rows"]} == {"up": True, "paused": True, "down": True, "growing": False, "created": False}
-    assert {row["name"]: row["size"] for row in usage["volumes"]["rows"]} == {name: du(house.at("volumes", name)) for name in house.words("volume", "ls", "-q")}
-    assert [row["name"] for row in usage["unused_volumes"]["rows"]] == house.words("volume", "ls", "-qf", "dangling=true") == ["vol-free"]
+    assert (
+        logs
+        == {
+            name: du(*glob.glob(row["LogPath"] + "*")) if os.path.exists(row["LogPath"]) else 0
+            for name, row in everything.items()
+        }
+        and max(logs.values()) > 500000
+    )
+    assert {row["name"]: row["rotated"] for row in usage["logs"]["rows"]} == {
+        "up": True,
+        "paused": True,
+        "down": True,
+        "growing": False,
+        "created": False,
+    }
+    assert {row["name"]: row["size"] for row in usage["volumes"]["rows"]} == {
+        name: du(house.at("volumes", name)) for name in house.words("volume", "ls", "-q")
+    }
+    assert (
+        [row["name"] for row in usage["unused_volumes"]["rows"]]
+        == house.words("volume", "ls", "-qf", "dangling=true")
+        == ["vol-free"]
+    )
     assert usage["images"]["count"] == len(set(house.words("images", "-aq")))
-    assert {row["id"][:12] for row in usage["dangling_images"]["rows"]} == set(house.words("images", "-qf", "dangling=true"))
+    assert {row["id"][:12] for row in usage["dangling_images"]["rows"]} == set(
+        house.words("images", "-qf", "dangling=true")
+    )
     assert [row["tags"] for row in usage["unused_images"]["rows"]] == [["house/unused:1"]]
     assert usage["orphans"]["count"] == 0 and all(part["complete"] for part in usage.values())
-    assert {"stopped-containers", "dangling-images", "unused-images", "unused-volumes", "driver-" + house.driver} <= set(found)
+    assert {
+        "stopped-containers",
+        "dangling-images",
+        "unused-images",
+        "unused-volumes",
+        "driver-" + house.driver,
+    } <= set(found)
 
 
 def test_images_against_docker_system_df(house):
     _, one, _ = house.storage()
     listed = house.engine.docker("system", "df", "-v").stdout.decode()
-    table = listed[listed.index("REPOSITORY"):listed.index("Containers space usage")]
-    unique = {re.search(r" ([0-9a-f]{12}) ", line).group(1): float(re.findall(r" ([0-9.]+)MB ", line)[-1]) for line in table.splitlines()[1:] if line.strip()}
+    table = listed[listed.index("REPOSITORY") : listed.index("Containers space usage")]
+    unique = {
+        re.search(r" ([0-9a-f]{12}) ", line).group(1): float(re.findall(r" ([0-9.]+)MB ", line)[-1])
+        for line in table.splitlines()[1:]
+        if line.strip()
+    }
     rows = {row["id"][:12]: row["size"] for row in one["usage"]["images"]["rows"]}
     assert set(rows) == set(unique) and len(rows) >= 4
     for image, size in rows.items():
         if house.driver == "overlay2":
             assert abs(size / 1e6 - unique[image]) < 0.011, image
-        else:                                       # what it takes on the disk: a whole copy, in blocks
+        else:  # what it takes on the disk: a whole copy, in blocks
             assert unique[image] * 0.99 < size / 1e6 < unique[image] * 1.2, image
 
 
 def test_the_disk_as_df_has_it(house):
     def df():
-        return subprocess.check_output(["df", "--block-size=1", "--output=size,avail,pcent,fstype", house.engine.root]).decode().replace("%", "").splitlines()[1].split()
-    before, (_, one, _), after = df(), house.storage("--quick"), df()       # others write meanwhile
+        return (
+            subprocess.check_output(
+                ["df", "--block-size=1", "--output=size,avail,pcent,fstype", house.engine.root]
+            )
+            .decode()
+            .replace("%", "")
+            .splitlines()[1]
+            .split()
+        )
+
+    before, (_, one, _), after = df(), house.storage("--quick"), df()  # others write meanwhile
     assert one["disk"]["total"] == int(before[0]) and one["disk"]["filesystem"] == before[3]
     for key, at, slack in (("free", 1, 200 * MIB), ("used_percent", 2, 1)):
         least, most = sorted((int(before[at]), int(after[at])))
@@ -128,21 +201,30 @@ def test_the_disk_as_df_has_it(house):
 def test_the_options_of_this_very_daemon(house):
     _, one, _ = house.storage("--quick")
     named = {(row["option"], row["value"]) for row in one["options"]}
-    assert {("storage-driver", house.driver), ("data-root", house.engine.path("root"))} <= named and all("/proc/" in row["where"] for row in one["options"])
+    assert {
+        ("storage-driver", house.driver),
+        ("data-root", house.engine.path("root")),
+    } <= named and all("/proc/" in row["where"] for row in one["options"])
 
 
 def test_one_docker_call_and_no_walk_with_quick(house):
     recorder = house.lab.recorder()
     _, one, _ = house.storage("--quick", recorder=recorder)
     assert [call.argv[0] for call in recorder.calls()] == ["info"]
-    assert one["usage"]["containers"]["size"] is None and one["usage"]["containers"]["count"] == 5 and one["usage"]["logs"]["size"] > 0
+    assert (
+        one["usage"]["containers"]["size"] is None
+        and one["usage"]["containers"]["count"] == 5
+        and one["usage"]["logs"]["size"] > 0
+    )
     assert one["usage"]["volumes"]["size"] is None and one["usage"]["volumes"]["count"] == 4
 
 
 def test_for_people(house):
     run = house.lab.dockfix("storage")
     assert run.rc == 0 and run.err == b"" and "%s, engine " % house.driver in run.text
-    assert re.search(r"(?m)^down +\d+\.\d MiB$", run.text) and re.search(r"(?m)^vol-down +\d+\.\d MiB$", run.text)
+    assert re.search(r"(?m)^down +\d+\.\d MiB$", run.text) and re.search(
+        r"(?m)^vol-down +\d+\.\d MiB$", run.text
+    )
 
 
 def as_nobody(house, *args):
@@ -151,14 +233,39 @@ def as_nobody(house, *args):
     shutil.copy(PROGRAM, copy)
     os.chmod(house.lab.folder, 0o755)
     user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-    python = next((one for one in (sys.executable, "/usr/bin/python3") if subprocess.run(user + [one, "-c", ""], stderr=subprocess.DEVNULL).returncode == 0), None)
+    python = next(
+        (
+            one
+            for one in (sys.executable, "/usr/bin/python3")
+            if subprocess.run(user + [one, "-c", ""], stderr=subprocess.DEVNULL).returncode == 0
+        ),
+        None,
+    )
     if python is None:
         pytest.skip("there is no Python that every user may run")
-    argv = user + [python, "-B", copy, "--state", os.path.join(house.lab.folder, "none"), "storage", "--json"]
-    done = subprocess.run(argv + list(args), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=house.engine.env(DOCKER_CONFIG=house.lab.folder), timeout=60)
+    argv = user + [
+        python,
+        "-B",
+        copy,
+        "--state",
+        os.path.join(house.lab.folder, "none"),
+        "storage",
+        "--json",
+    ]
+    done = subprocess.run(
+        argv + list(args),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=house.engine.env(DOCKER_CONFIG=house.lab.folder),
+        timeout=60,
+    )
     doc = json.loads(done.stdout.decode("ascii"))
     assert doc["exit_code"] == done.returncode and b"Traceback" not in done.stderr
-    return done.returncode, (doc["results"] or [None])[0], {one["id"]: one for one in doc["findings"]}
+    return (
+        done.returncode,
+        (doc["results"] or [None])[0],
+        {one["id"]: one for one in doc["findings"]},
+    )
 
 
 def test_a_user_who_may_speak_to_docker_but_not_read_its_root(house):
@@ -170,20 +277,38 @@ def test_a_user_who_may_speak_to_docker_but_not_read_its_root(house):
         os.chmod(socket, 0o660)
     usage = one["usage"]
     assert code == 0 and one["driver"] == house.driver and one["disk"]["total"] > 0
-    assert (usage["containers"]["count"], usage["stopped_containers"]["count"]) == (5, 2) and usage["images"]["count"] >= 4
-    assert all(part["size"] is None for part in usage.values()) and "cannot be read" in found["not-known"]["text"] and "sudo" in found["not-known"]["remedy"]
+    assert (usage["containers"]["count"], usage["stopped_containers"]["count"]) == (5, 2) and usage[
+        "images"
+    ]["count"] >= 4
+    assert (
+        all(part["size"] is None for part in usage.values())
+        and "cannot be read" in found["not-known"]["text"]
+        and "sudo" in found["not-known"]["remedy"]
+    )
 
 
 def test_nobody(house):
     code, one, found = as_nobody(house, "--root", house.engine.root)
-    assert code == 0 and one["disk"]["total"] > 0 and one["sources"]["driver"] == "configuration" and all(part["size"] is None for part in one["usage"].values()) and "not-known" in found
+    assert (
+        code == 0
+        and one["disk"]["total"] > 0
+        and one["sources"]["driver"] == "configuration"
+        and all(part["size"] is None for part in one["usage"].values())
+        and "not-known" in found
+    )
     code, one, found = as_nobody(house)
-    assert "engine-silent" in found and "permission" in found["engine-silent"]["text"].lower() and (code == 0 or (code, one) == (6, None))
+    assert (
+        "engine-silent" in found
+        and "permission" in found["engine-silent"]["text"].lower()
+        and (code == 0 or (code, one) == (6, None))
+    )
 
 
 def test_containers_that_go_while_it_looks(house):
     names = [house.engine.create(house.image, "--name", "brief%d" % n) for n in range(6)]
-    gone = subprocess.Popen([house.engine.client, "rm", "-f"] + names, env=house.engine.env(), stdout=subprocess.DEVNULL)
+    gone = subprocess.Popen(
+        [house.engine.client, "rm", "-f"] + names, env=house.engine.env(), stdout=subprocess.DEVNULL
+    )
     for _ in range(3):
         code, one, _ = house.storage()
         assert code == 0 and one["usage"]["containers"]["count"] >= 5
@@ -197,8 +322,15 @@ def test_with_the_daemon_stopped_the_files_tell_the_same(house):
     house.engine.kill_containers()
     house.engine.end(house.engine.processes[1])
     code, one, found = house.storage("--root", house.engine.root)
-    assert code == 0 and one["driver"] == house.driver and one["sources"]["driver"] == "the containers' files" and one["server_version"] is None
+    assert (
+        code == 0
+        and one["driver"] == house.driver
+        and one["sources"]["driver"] == "the containers' files"
+        and one["server_version"] is None
+    )
     for kind in ("containers", "volumes", "images", "unused_volumes", "dangling_images", "orphans"):
-        assert one["usage"][kind] == dict(before["usage"][kind], rows=one["usage"][kind]["rows"]), kind
+        assert one["usage"][kind] == dict(
+            before["usage"][kind], rows=one["usage"][kind]["rows"]
+        ), kind
     code, one, found = house.storage()
     assert "engine-silent" in found and (code == 0 or (code, one) == (6, None))

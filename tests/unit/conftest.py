@@ -5,6 +5,7 @@
 real docker processes, no start-up cost); `box.quick(...)` is the same with the fake docker called as a function, for what
 has nothing to do with processes; `box.script(...)` runs the file itself in a new Python.
 """
+
 import fcntl
 import importlib.util
 import io
@@ -27,14 +28,28 @@ import pytest
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PROGRAM = os.path.join(ROOT, "dockfix.py")
 HERE = os.path.dirname(os.path.abspath(__file__))
-SHADOW = (b"root:*:19000:0:99999:7:::\n"
-          b"daemon:*:19000:0:99999:7:::\n"
-          b"app:!:19001:1:90:7:14:20000:\n"
-          b"locked:!$6$salt$" + b"a" * 86 + b":19000:0:99999:7:::\n"
-          b"# a comment that is no entry\n"
-          b"last:!!:::::::")
-JSON_KEYS = {"schema", "command", "ok", "exit_code", "changed", "dry_run", "results", "findings", "errors"}
-ROW_KEYS = {"owner": {"layer", "driver", "paths", "role", "container", "images"}}       # of commands whose rows are no containers
+SHADOW = (
+    b"root:*:19000:0:99999:7:::\n"
+    b"daemon:*:19000:0:99999:7:::\n"
+    b"app:!:19001:1:90:7:14:20000:\n"
+    b"locked:!$6$salt$" + b"a" * 86 + b":19000:0:99999:7:::\n"
+    b"# a comment that is no entry\n"
+    b"last:!!:::::::"
+)
+JSON_KEYS = {
+    "schema",
+    "command",
+    "ok",
+    "exit_code",
+    "changed",
+    "dry_run",
+    "results",
+    "findings",
+    "errors",
+}
+ROW_KEYS = {
+    "owner": {"layer", "driver", "paths", "role", "container", "images"}
+}  # of commands whose rows are no containers
 LOCK = threading.Lock()
 STATUSES = {"changed", "unchanged", "skipped", "refused", "failed", "unknown"}
 
@@ -57,7 +72,9 @@ def pytest_collection_modifyitems(config, items):
     """DOCKFIX_SAMPLE: a third of the tests, another one under the next version of Python."""
     if os.environ.get("DOCKFIX_SAMPLE"):
         first = -sys.version_info[1] % 3
-        config.hook.pytest_deselected(items=[item for number, item in enumerate(items) if number % 3 != first])
+        config.hook.pytest_deselected(
+            items=[item for number, item in enumerate(items) if number % 3 != first]
+        )
         items[:] = items[first::3]
 
 
@@ -74,7 +91,9 @@ def load_again():
 
 def containers_of(dockfix):
     """data -> what container commands take from docker inspect's answer."""
-    return lambda data: [dockfix.facts_of(one, dockfix.container_facts) for one in dockfix.parse_objects(data)]
+    return lambda data: [
+        dockfix.facts_of(one, dockfix.container_facts) for one in dockfix.parse_objects(data)
+    ]
 
 
 @pytest.fixture
@@ -88,8 +107,11 @@ class Result:
         self.rc, self.out, self.err = rc, out, err
 
     def __repr__(self):
-        return "rc %s\n--- stdout\n%s\n--- stderr\n%s" % (self.rc, self.out.decode("utf-8", "backslashreplace"),
-                                                          self.err.decode("utf-8", "backslashreplace"))
+        return "rc %s\n--- stdout\n%s\n--- stderr\n%s" % (
+            self.rc,
+            self.out.decode("utf-8", "backslashreplace"),
+            self.err.decode("utf-8", "backslashreplace"),
+        )
 
     @property
     def json(self):
@@ -98,11 +120,17 @@ class Result:
         doc, end = json.JSONDecoder().raw_decode(text)
         assert text[end:].strip() == "", "more than one document: %r" % text[end:]
         assert JSON_KEYS <= set(doc), "missing: %s" % (JSON_KEYS - set(doc))
-        assert doc["schema"] == "dockfix/1" and doc["exit_code"] == self.code and doc["ok"] is (self.code == 0)
+        assert (
+            doc["schema"] == "dockfix/1"
+            and doc["exit_code"] == self.code
+            and doc["ok"] is (self.code == 0)
+        )
         assert isinstance(doc["changed"], bool) and isinstance(doc["dry_run"], bool)
         for row in doc["results"]:
             keys = ROW_KEYS.get(doc["command"], {"target", "id", "status", "msg"})
-            assert "sha256" in row or keys <= set(row) and row.get("status", "changed") in STATUSES, row
+            assert (
+                "sha256" in row or keys <= set(row) and row.get("status", "changed") in STATUSES
+            ), row
         for row in doc["errors"]:
             assert {"msg", "hint", "code"} <= set(row), row
         return doc
@@ -157,6 +185,7 @@ def die_at_step(module, number, side):
         real(host, step, tick)
         if count[0] == number:
             os.kill(os.getpid(), signal.SIGKILL)
+
     module.do_step = do_step
 
 
@@ -183,7 +212,12 @@ def fresh_streams(encoding=None):
             stream = None
         else:
             errors = "backslashreplace" if fd == 2 else "strict"
-            stream = io.TextIOWrapper(raw, encoding=encoding or "utf-8", errors=errors, line_buffering=fd == 2 or os.isatty(fd))
+            stream = io.TextIOWrapper(
+                raw,
+                encoding=encoding or "utf-8",
+                errors=errors,
+                line_buffering=fd == 2 or os.isatty(fd),
+            )
         setattr(sys, name, stream)
         setattr(sys, "__%s__" % name, stream)
 
@@ -193,7 +227,9 @@ def be_the_program(module, argv, env, prelude, encoding):
     code = 70
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            signal.signal(
+                number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            )
         sys.excepthook = sys.__excepthook__
         os.environ.clear()
         os.environ.update(env)
@@ -217,7 +253,7 @@ def be_the_program(module, argv, env, prelude, encoding):
             if sys.stdout is not None:
                 sys.stdout.flush()
         except (OSError, ValueError):
-            code = 120                      # what a Python does whose last flush fails
+            code = 120  # what a Python does whose last flush fails
     finally:
         os._exit(code)
 
@@ -230,12 +266,33 @@ class Box:
         for name in ("bin", "fs", "home", "tmp"):
             os.makedirs(self.at(name))
         self.state = self.at("state")
-        self.world = {"containers": [], "filters": {}, "rules": [], "userns": 0, "client": "28", "info_text": "",
-                      "info_json": json.dumps({"ServerVersion": "20.10.24", "DockerRootDir": "/var/lib/docker", "Driver": "overlay2",
-                                               "SecurityOptions": ["name=seccomp,profile=default"]})}
-        self.program("docker", "exec '%s' -IS '%s' '%s' \"$@\"" % (sys.executable, compiled, self.path))
-        self.env = {"PATH": self.at("bin") + os.pathsep + os.defpath.lstrip(":"), "HOME": self.at("home"), "TMPDIR": self.at("tmp"),
-                    "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8", "TERM": "dumb"}
+        self.world = {
+            "containers": [],
+            "filters": {},
+            "rules": [],
+            "userns": 0,
+            "client": "28",
+            "info_text": "",
+            "info_json": json.dumps(
+                {
+                    "ServerVersion": "20.10.24",
+                    "DockerRootDir": "/var/lib/docker",
+                    "Driver": "overlay2",
+                    "SecurityOptions": ["name=seccomp,profile=default"],
+                }
+            ),
+        }
+        self.program(
+            "docker", "exec '%s' -IS '%s' '%s' \"$@\"" % (sys.executable, compiled, self.path)
+        )
+        self.env = {
+            "PATH": self.at("bin") + os.pathsep + os.defpath.lstrip(":"),
+            "HOME": self.at("home"),
+            "TMPDIR": self.at("tmp"),
+            "LANG": "C.UTF-8",
+            "LC_ALL": "C.UTF-8",
+            "TERM": "dumb",
+        }
 
     def at(self, *names):
         return os.path.join(self.path, *names)
@@ -255,28 +312,90 @@ class Box:
 
     # ---- containers
 
-    def container(self, name, status="Up 2 hours", shadow=SHADOW, chpasswd="shadow-utils", inspect=None, host=None, aliases=(), **more):
+    def container(
+        self,
+        name,
+        status="Up 2 hours",
+        shadow=SHADOW,
+        chpasswd="shadow-utils",
+        inspect=None,
+        host=None,
+        aliases=(),
+        **more,
+    ):
         """A container of the world; `inspect` and `host` are laid over the inspect object and its HostConfig."""
         number = len(self.world["containers"])
-        full_id = more.pop("id", "") or "%02x" % (0xa0 + number % 96) + "%062x" % (number * 7919 + 1)
+        full_id = more.pop("id", "") or "%02x" % (0xA0 + number % 96) + "%062x" % (
+            number * 7919 + 1
+        )
         root = self.at("fs", name)
         os.makedirs(os.path.join(root, "etc"))
         if shadow is not None:
             with open(os.path.join(root, "etc", "shadow"), "wb") as f:
                 f.write(shadow)
             os.chmod(f.name, 0o640)
-        state = "paused" if "(Paused)" in status else {"Up": "running", "Re": "restarting", "Cr": "created"}.get(status[:2], "exited")
-        document = {"Id": full_id, "Name": "/" + name, "Created": "2024-01-01T00:00:00Z", "Path": "sleep", "Args": [],
-                    "State": {"Status": state, "Running": state in ("running", "paused", "restarting"), "Paused": state == "paused",
-                              "Restarting": state == "restarting", "Pid": 0, "Dead": False},
-                    "Image": "sha256:" + "1" * 64, "Driver": "overlay2", "MountLabel": "", "Mounts": [],
-                    "HostConfig": dict({"Binds": None, "Tmpfs": None, "ReadonlyRootfs": False, "UsernsMode": "", "AutoRemove": False,
-                                        "NetworkMode": "none"}, **(host or {})),
-                    "GraphDriver": {"Name": "overlay2", "Data": {"UpperDir": self.at("layers", name, "diff"), "MergedDir": "", "LowerDir": ""}},
-                    "Config": {"User": "", "Labels": {}, "Env": ["PATH=/bin"], "Image": "img"}}
+        state = (
+            "paused"
+            if "(Paused)" in status
+            else {"Up": "running", "Re": "restarting", "Cr": "created"}.get(status[:2], "exited")
+        )
+        document = {
+            "Id": full_id,
+            "Name": "/" + name,
+            "Created": "2024-01-01T00:00:00Z",
+            "Path": "sleep",
+            "Args": [],
+            "State": {
+                "Status": state,
+                "Running": state in ("running", "paused", "restarting"),
+                "Paused": state == "paused",
+                "Restarting": state == "restarting",
+                "Pid": 0,
+                "Dead": False,
+            },
+            "Image": "sha256:" + "1" * 64,
+            "Driver": "overlay2",
+            "MountLabel": "",
+            "Mounts": [],
+            "HostConfig": dict(
+                {
+                    "Binds": None,
+                    "Tmpfs": None,
+                    "ReadonlyRootfs": False,
+                    "UsernsMode": "",
+                    "AutoRemove": False,
+                    "NetworkMode": "none",
+                },
+                **(host or {}),
+            ),
+            "GraphDriver": {
+                "Name": "overlay2",
+                "Data": {
+                    "UpperDir": self.at("layers", name, "diff"),
+                    "MergedDir": "",
+                    "LowerDir": "",
+                },
+            },
+            "Config": {"User": "", "Labels": {}, "Env": ["PATH=/bin"], "Image": "img"},
+        }
         document.update(inspect or {})
-        one = dict({"id": full_id, "name": name, "names": ",".join(list(aliases) + [name]), "status": status, "json": json.dumps(document),
-                    "chpasswd": chpasswd, "missing_rc": 126, "deaf": 0, "readonly": False, "truncates": 0, "rm": True, "answer": {}}, **more)
+        one = dict(
+            {
+                "id": full_id,
+                "name": name,
+                "names": ",".join(list(aliases) + [name]),
+                "status": status,
+                "json": json.dumps(document),
+                "chpasswd": chpasswd,
+                "missing_rc": 126,
+                "deaf": 0,
+                "readonly": False,
+                "truncates": 0,
+                "rm": True,
+                "answer": {},
+            },
+            **more,
+        )
         self.world["containers"].append(one)
         return one
 
@@ -304,10 +423,22 @@ class Box:
     def arguments(self, args, state=True):
         return (["--state", self.state] if state else []) + list(args)
 
-    def start(self, args, stdin=b"", stdout=None, stderr=None, env=None, prelude=None, encoding=None, closed=()):
+    def start(
+        self,
+        args,
+        stdin=b"",
+        stdout=None,
+        stderr=None,
+        env=None,
+        prelude=None,
+        encoding=None,
+        closed=(),
+    ):
         """Fork and become dockfix; returns the pid.  stdin: bytes, or a descriptor.  `closed`: descriptors to close."""
         self.write_world()
-        source = stdin if isinstance(stdin, int) else os.open(self.file("stdin", stdin), os.O_RDONLY)
+        source = (
+            stdin if isinstance(stdin, int) else os.open(self.file("stdin", stdin), os.O_RDONLY)
+        )
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
         out = os.open(self.at("stdout"), flags, 0o600) if stdout is None else stdout
         err = os.open(self.at("stderr"), flags, 0o600) if stderr is None else stderr
@@ -322,7 +453,11 @@ class Box:
             for fd in closed:
                 os.close(fd)
             be_the_program(self.module, args, environment, prelude, encoding)
-        for fd, given in ((source, isinstance(stdin, int)), (out, stdout is not None), (err, stderr is not None)):
+        for fd, given in (
+            (source, isinstance(stdin, int)),
+            (out, stdout is not None),
+            (err, stderr is not None),
+        ):
             if not given:
                 os.close(fd)
         return pid
@@ -356,6 +491,7 @@ class Box:
             module.run_child = self.in_process
             if given:
                 given(module)
+
         return self.run(*args, prelude=prelude, **how)
 
     def in_process(self, host, argv, stdin, seconds, limit, inherit, enough=0, flow=None):
@@ -364,19 +500,44 @@ class Box:
             return self.module.Answer(0, b"/\n", b"", 2, 0, 0.001, False)
         assert argv[0] == "docker", argv
         with LOCK:
-            rule, rc, out, err = self.fake.respond(self.path, self.world, list(argv[1:]), stdin or b"", os.environb)
-        assert not set(rule) & {"hang", "sleep", "linger", "await"}, "these rules need processes: use run"
-        kept = out[:max(limit, enough)] if enough else out[:limit]
-        return self.module.Answer(-9 if enough and len(out) > enough else rc, kept, err[:limit], len(out), len(err), 0.001, False)
+            rule, rc, out, err = self.fake.respond(
+                self.path, self.world, list(argv[1:]), stdin or b"", os.environb
+            )
+        assert not set(rule) & {
+            "hang",
+            "sleep",
+            "linger",
+            "await",
+        }, "these rules need processes: use run"
+        kept = out[: max(limit, enough)] if enough else out[:limit]
+        return self.module.Answer(
+            -9 if enough and len(out) > enough else rc,
+            kept,
+            err[:limit],
+            len(out),
+            len(err),
+            0.001,
+            False,
+        )
 
     def script(self, *args, **how):
         """The same through a real `python3 dockfix.py`."""
-        return self.spawn([sys.executable, how.pop("program", PROGRAM)] + self.arguments(args, how.pop("state", True)), **how)
+        return self.spawn(
+            [sys.executable, how.pop("program", PROGRAM)]
+            + self.arguments(args, how.pop("state", True)),
+            **how,
+        )
 
     def spawn(self, argv, stdin=b"", env=None, cwd=None, seconds=30, stdout=subprocess.PIPE):
         self.write_world()
-        p = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=stdout, stderr=subprocess.PIPE, cwd=cwd or self.path,
-                             env=dict(self.env, **(env or {})))
+        p = subprocess.Popen(
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            cwd=cwd or self.path,
+            env=dict(self.env, **(env or {})),
+        )
         try:
             out, err = p.communicate(stdin, timeout=seconds)
         except subprocess.TimeoutExpired:
@@ -398,7 +559,10 @@ class Box:
         for, or it would have ended."""
         client, in_group, left = eval(self.read("helpers").decode())
         try:
-            wait_for(lambda: not pid_alive(client) and not pid_alive(in_group), what="end of the process group")
+            wait_for(
+                lambda: not pid_alive(client) and not pid_alive(in_group),
+                what="end of the process group",
+            )
             return pid_alive(left)
         finally:
             os.kill(left, 9)
@@ -427,11 +591,25 @@ class Box:
         for folder, dirs, files in os.walk(self.path):
             for name in dirs + files:
                 path = os.path.join(folder, name)
-                if folder == self.path and (name in ("calls", "stdin", "stdout", "stderr", "world") or name.startswith("count.")):
+                if folder == self.path and (
+                    name in ("calls", "stdin", "stdout", "stderr", "world")
+                    or name.startswith("count.")
+                ):
                     continue
                 st = os.lstat(path)
-                data = open(path, "rb").read() if os.path.isfile(path) and not os.path.islink(path) else b""
-                seen[path] = (st.st_mode, st.st_uid, st.st_gid, 0 if os.path.isdir(path) else st.st_mtime, st.st_ino, data)
+                data = (
+                    open(path, "rb").read()
+                    if os.path.isfile(path) and not os.path.islink(path)
+                    else b""
+                )
+                seen[path] = (
+                    st.st_mode,
+                    st.st_uid,
+                    st.st_gid,
+                    0 if os.path.isdir(path) else st.st_mtime,
+                    st.st_ino,
+                    data,
+                )
         return seen
 
 
@@ -444,7 +622,9 @@ def fake(tmp_path_factory):
     path = str(folder / "fake.py")
     with open(path, "w") as f:
         f.write(source + "\n\nmain(sys.argv.pop(1))\n")
-    return py_compile.compile(path, cfile=path + "c", doraise=True), load(os.path.join(HERE, "fake_docker.py"), "fake_docker")
+    return py_compile.compile(path, cfile=path + "c", doraise=True), load(
+        os.path.join(HERE, "fake_docker.py"), "fake_docker"
+    )
 
 
 @pytest.fixture
@@ -452,6 +632,7 @@ def make_box(tmp_path, dockfix, fake):
     def make(name="box"):
         os.mkdir(str(tmp_path / name))
         return Box(tmp_path / name, dockfix, *fake)
+
     return make
 
 
@@ -482,10 +663,14 @@ class Terminal:
         if self.pid == 0:
             os.setsid()
             fcntl.ioctl(self.tty, termios.TIOCSCTTY, 0)
-            for number, fd in enumerate((self.tty, self.tty if stdout is None else stdout, self.tty)):
+            for number, fd in enumerate(
+                (self.tty, self.tty if stdout is None else stdout, self.tty)
+            ):
                 os.dup2(fd, number)
             os.closerange(3, 256)
-            be_the_program(box.module, box.arguments(args), dict(box.env, **(env or {})), prelude, None)
+            be_the_program(
+                box.module, box.arguments(args), dict(box.env, **(env or {})), prelude, None
+            )
 
     def pump(self):
         """Take what is there, without waiting; False when there was nothing."""
@@ -500,7 +685,9 @@ class Terminal:
         if self.code is None:
             done, status = os.waitpid(self.pid, os.WNOHANG)
             if done:
-                self.code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+                self.code = (
+                    -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+                )
         return self.code is not None
 
     def expect(self, text, seconds=15):
@@ -554,6 +741,7 @@ def terminal(box):
     def make(*args, **how):
         opened.append(Terminal(box, args, **how))
         return opened[-1]
+
     yield make
     for one in opened:
         one.close()
@@ -575,5 +763,5 @@ def make_tar():
                     info.linkname = content
                     tar.addfile(info)
         return buf.getvalue()
-    return make
 
+    return make

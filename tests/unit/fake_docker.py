@@ -23,6 +23,7 @@ A rule applies to calls whose command is `on` (and whose argv holds `has`, the n
   "touch": PATH     made first; "await": PATH: waits till PATH exists (at most 20 s)
   "write": {PATH: bytes}   files of the sandbox that change at this moment
 """
+
 import os
 import stat
 import sys
@@ -38,7 +39,9 @@ def note(box, entry):
 
 def times(box, number):
     """How often rule `number` has matched, this time included: the position after an O_APPEND write of one byte."""
-    fd = os.open(os.path.join(box, "count.%d" % number), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    fd = os.open(
+        os.path.join(box, "count.%d" % number), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600
+    )
     os.write(fd, b".")
     where = os.lseek(fd, 0, os.SEEK_CUR)
     os.close(fd)
@@ -47,7 +50,9 @@ def times(box, number):
 
 def find_rule(box, world, argv):
     for number, rule in enumerate(world["rules"]):
-        if rule["on"] not in (argv[:1] or [""])[0] or not any(rule.get("has", "") in word for word in argv):
+        if rule["on"] not in (argv[:1] or [""])[0] or not any(
+            rule.get("has", "") in word for word in argv
+        ):
             continue
         if times(box, number) == rule.get("nth", 0) or not rule.get("nth"):
             return rule
@@ -77,7 +82,11 @@ def before(box, rule):
         hang(box, rule["hang"])
     time.sleep(rule.get("sleep", 0))
     deadline = time.time() + 20
-    while "await" in rule and not os.path.exists(os.path.join(box, rule["await"])) and time.time() < deadline:
+    while (
+        "await" in rule
+        and not os.path.exists(os.path.join(box, rule["await"]))
+        and time.time() < deadline
+    ):
         time.sleep(0.01)
     if "remove" in rule:
         open(os.path.join(box, "gone." + rule["remove"]), "w").close()
@@ -100,7 +109,13 @@ def tar_member(path, name, base):
         with open(path, "rb") as f:
             data = f.read()
     gid = base + (42 if name.endswith("shadow") else 0)
-    numbers = b"%07o\0%07o\0%07o\0%011o\0%011o\0" % (st.st_mode & 0o7777, base, gid, len(data), int(st.st_mtime))
+    numbers = b"%07o\0%07o\0%07o\0%011o\0%011o\0" % (
+        st.st_mode & 0o7777,
+        base,
+        gid,
+        len(data),
+        int(st.st_mtime),
+    )
     rest = kind + os.fsencode(target).ljust(100, b"\0") + b"ustar\x0000"
     header = (os.fsencode(name).ljust(100, b"\0") + numbers + b" " * 8 + rest).ljust(512, b"\0")
     return header[:148] + b"%06o\0 " % sum(header) + header[156:] + data + bytes(-len(data) % 512)
@@ -108,11 +123,21 @@ def tar_member(path, name, base):
 
 # What clients say, as {id} and {path} of the call: a container that is gone, to cp and to everything else; a file that is not there.
 WORDS = {
-    "28": ("Error response from daemon: No such container: {id}", "Error response from daemon: No such container: {id}",
-           "Error response from daemon: Could not find the file {path} in container {id}"),
-    "20.10": ("Error: No such container:path: {id}:{path}", "Error: No such container: {id}", "Error: No such container:path: {id}:{path}"),
-    "1.12": ("Error response from daemon: No such container: {id}", "Error response from daemon: No such container: {id}",
-             "Error response from daemon: lstat /var/lib/docker/devicemapper/mnt/77/rootfs{path}: no such file or directory"),
+    "28": (
+        "Error response from daemon: No such container: {id}",
+        "Error response from daemon: No such container: {id}",
+        "Error response from daemon: Could not find the file {path} in container {id}",
+    ),
+    "20.10": (
+        "Error: No such container:path: {id}:{path}",
+        "Error: No such container: {id}",
+        "Error: No such container:path: {id}:{path}",
+    ),
+    "1.12": (
+        "Error response from daemon: No such container: {id}",
+        "Error response from daemon: No such container: {id}",
+        "Error response from daemon: lstat /var/lib/docker/devicemapper/mnt/77/rootfs{path}: no such file or directory",
+    ),
 }
 
 
@@ -125,7 +150,11 @@ class Fake:
         return os.path.join(self.box, "fs", c["name"])
 
     def listed(self):
-        return [c for c in self.world["containers"] if not os.path.exists(os.path.join(self.box, "gone." + c["name"]))]
+        return [
+            c
+            for c in self.world["containers"]
+            if not os.path.exists(os.path.join(self.box, "gone." + c["name"]))
+        ]
 
     def find(self, ref, path=None):
         for c in self.listed():
@@ -135,7 +164,9 @@ class Fake:
         return None
 
     def complain(self, which, ref, path):
-        self.err += os.fsencode(WORDS[self.world["client"]][which].format(id=ref, path=path)) + b"\n"
+        self.err += (
+            os.fsencode(WORDS[self.world["client"]][which].format(id=ref, path=path)) + b"\n"
+        )
 
     def ps(self, argv):
         shown = self.listed()
@@ -143,7 +174,9 @@ class Fake:
         wanted += [word.split("=", 1)[1] for word in argv if word.startswith("--filter=")]
         for one in wanted:
             if one not in self.world["filters"]:
-                self.err += b"Error response from daemon: Invalid filter '%s'\n" % os.fsencode(one.split("=")[0])
+                self.err += b"Error response from daemon: Invalid filter '%s'\n" % os.fsencode(
+                    one.split("=")[0]
+                )
                 return 1
             shown = [c for c in shown if c["name"] in self.world["filters"][one]]
         if "-a" not in argv and "--all" not in argv:
@@ -157,7 +190,7 @@ class Fake:
     def inspect(self, argv):
         refs = argv[:]
         while refs and refs[0].startswith("-"):
-            del refs[:1 if "=" in refs[0] or refs[0] == "--" else 2]
+            del refs[: 1 if "=" in refs[0] or refs[0] == "--" else 2]
         found = [c for c in map(self.find, refs) if c]
         self.out += b"[" + b",".join(c["json"].encode("ascii") for c in found) + b"]\n"
         return 0 if len(found) == len(refs) else 1
@@ -175,15 +208,20 @@ class Fake:
     def exec(self, argv, stdin):
         while argv and argv[0].startswith("-"):
             takes_value = argv[0] in ("-u", "--user", "-w", "--workdir", "-e", "--env")
-            del argv[:2 if takes_value else 1]
+            del argv[: 2 if takes_value else 1]
         c = self.find(argv[0])
         if c is None:
             return 1
         if not c["status"].startswith("Up"):
-            self.err += b"Error response from daemon: Container %s is not running\n" % c["id"].encode()
+            self.err += (
+                b"Error response from daemon: Container %s is not running\n" % c["id"].encode()
+            )
             return 1
         if "(Paused)" in c["status"]:
-            self.err += b"Error response from daemon: Container %s is paused, unpause the container before exec\n" % c["id"].encode()
+            self.err += (
+                b"Error response from daemon: Container %s is paused, unpause the container before exec\n"
+                % c["id"].encode()
+            )
             return 1
         if argv[1] in ("chpasswd", "/usr/sbin/chpasswd"):
             return self.chpasswd(c, argv[1:], stdin)
@@ -195,7 +233,7 @@ class Fake:
             for path in argv[2:]:
                 os.rmdir(os.path.join(self.root(c), path.lstrip("/")))
             return 0
-        if "date" in argv[1:] and "date" in c:           # (seconds ahead, offset as %z)
+        if "date" in argv[1:] and "date" in c:  # (seconds ahead, offset as %z)
             self.out += b"%d %s\n" % (int(time.time() + c["date"][0]), c["date"][1].encode())
             return 0
         answer = c["answer"]
@@ -212,8 +250,10 @@ class Fake:
         """The tools A1 of the research tells apart."""
         kind = c["chpasswd"]
         if kind == "missing" or (kind == "path" and not argv[0].startswith("/")):
-            self.out += (b'OCI runtime exec failed: exec failed: unable to start container process: exec: "%s": '
-                         b'executable file not found in $PATH: unknown\r\n' % argv[0].encode())
+            self.out += (
+                b'OCI runtime exec failed: exec failed: unable to start container process: exec: "%s": '
+                b"executable file not found in $PATH: unknown\r\n" % argv[0].encode()
+            )
             return c["missing_rc"]
         if kind == "liar":
             return 0
@@ -221,7 +261,7 @@ class Fake:
             self.err += b"chpasswd: cannot lock /etc/passwd; try again later.\n"
             return 1
         wanted = [line.split(b":", 1) for line in stdin.splitlines()]
-        if kind == "first":                     # BusyBox: stops at the first line it does not like, earlier lines stay
+        if kind == "first":  # BusyBox: stops at the first line it does not like, earlier lines stay
             self.err += b"chpasswd: unknown user\n"
             wanted = wanted[:1]
         path = os.path.join(self.root(c), "etc", "shadow")
@@ -241,7 +281,7 @@ class Fake:
             return line
         fields[1] = value
         fields[2] = str(int(time.time() // 86400)).encode()
-        if kind == "greedy" and len(fields) > 4:    # also changes what it was not asked to change
+        if kind == "greedy" and len(fields) > 4:  # also changes what it was not asked to change
             fields[4] = b"7"
         return b":".join(fields)
 
@@ -250,31 +290,38 @@ class Fake:
         ref, path = (target if source == "-" else source).split(":", 1)
         c = self.find(ref, path)
         if c is None:
-            if source == "-":           # the client looks first, and takes `not there` for `no directory`
+            if source == "-":  # the client looks first, and takes `not there` for `no directory`
                 self.err = b'destination "%s" must be a directory\n' % os.fsencode(target)
             return 1
         where = os.path.join(self.root(c), path.lstrip("/"))
-        if "-L" in argv and os.path.islink(where):      # as within the container
-            where = os.path.join(self.root(c), os.path.join(os.path.dirname(path), os.readlink(where)).lstrip("/"))
+        if "-L" in argv and os.path.islink(where):  # as within the container
+            where = os.path.join(
+                self.root(c), os.path.join(os.path.dirname(path), os.readlink(where)).lstrip("/")
+            )
         return self.cp_in(c, where, stdin) if source == "-" else self.cp_out(c, where, path)
 
     def cp_out(self, c, where, path):
         if not os.path.lexists(where):
             self.complain(2, c["id"], path)
             return 1
-        if c.get("tar") is not None and not os.path.isdir(where):       # a tar of the test's own making
+        if c.get("tar") is not None and not os.path.isdir(where):  # a tar of the test's own making
             self.out += c["tar"]
             return 0
         self.out += tar_member(where, os.path.basename(where), self.world["userns"])
         if os.path.isdir(where) and not os.path.islink(where):
             for name in sorted(os.listdir(where)):
-                self.out += tar_member(os.path.join(where, name), os.path.basename(where) + "/" + name, self.world["userns"])
+                self.out += tar_member(
+                    os.path.join(where, name),
+                    os.path.basename(where) + "/" + name,
+                    self.world["userns"],
+                )
         self.out += bytes(1024)
         return 0
 
     def cp_in(self, c, where, stdin):
         import io
         import tarfile
+
         if c["readonly"]:
             self.err += b"Error response from daemon: container rootfs is marked read-only\n"
             return 1
@@ -289,11 +336,14 @@ class Fake:
                     self.err += b"Error response from daemon: cannot overwrite directory with non-directory\n"
                     return 1
                 if os.path.lexists(path):
-                    os.unlink(path)                     # docker removes the old file first: a failure now leaves none
+                    os.unlink(path)  # docker removes the old file first: a failure now leaves none
                 if not os.path.exists(os.path.dirname(path)):
                     os.makedirs(os.path.dirname(path), 0o777)
                 if member.uid >= 65536 or member.gid >= 65536:
-                    self.err += b"Error response from daemon: Container ID %d cannot be mapped to a host ID\n" % max(member.uid, member.gid)
+                    self.err += (
+                        b"Error response from daemon: Container ID %d cannot be mapped to a host ID\n"
+                        % max(member.uid, member.gid)
+                    )
                     return 1
                 if member.islnk():
                     try:
@@ -308,18 +358,35 @@ class Fake:
                 else:
                     data = tar.extractfile(member).read()
                     with open(path, "wb") as f:
-                        f.write(data[:-20] if c["truncates"] and data and times(self.box, 1001) <= c["truncates"] else data)
+                        f.write(
+                            data[:-20]
+                            if c["truncates"] and data and times(self.box, 1001) <= c["truncates"]
+                            else data
+                        )
                     os.chmod(path, member.mode)
         return 0
 
 
 def wants_input(argv):
-    return argv[:1] == ["exec"] and any(w in ("-i", "-it", "--interactive") for w in argv[1:]) or argv[:2] == ["cp", "-"]
+    return (
+        argv[:1] == ["exec"]
+        and any(w in ("-i", "-it", "--interactive") for w in argv[1:])
+        or argv[:2] == ["cp", "-"]
+    )
 
 
 def respond(box, world, argv, stdin, env):
     """(rule, rc, stdout, stderr) of one call, noted and with its effects done."""
-    note(box, {"argv": [os.fsencode(a) for a in argv], "stdin": stdin, "env": dict(env), "pid": os.getpid(), "pgid": os.getpgrp()})
+    note(
+        box,
+        {
+            "argv": [os.fsencode(a) for a in argv],
+            "stdin": stdin,
+            "env": dict(env),
+            "pid": os.getpid(),
+            "pgid": os.getpgrp(),
+        },
+    )
     argv = list(argv)
     while argv[:1] == ["-H"] or argv[:1] == ["--context"]:
         del argv[:2]
@@ -335,7 +402,9 @@ def respond(box, world, argv, stdin, env):
         if command in ("exec", "cp"):
             rc = getattr(fake, command)(argv[1:], stdin)
         elif command in ("ps", "inspect", "info", "restart", "stop", "start"):
-            rc = getattr(fake, {"stop": "restart", "start": "restart"}.get(command, command))(argv[1:])
+            rc = getattr(fake, {"stop": "restart", "start": "restart"}.get(command, command))(
+                argv[1:]
+            )
         else:
             fake.err, rc = b"docker: '%s' is not a docker command.\n" % os.fsencode(command), 1
     if answers:

@@ -4,6 +4,7 @@
 travel when the root's folders are renamed), so that a dockfix that is killed and started anew meets what a real host would show.  Files
 are real: mkdir, mv, dd, truncate, rm, test, stat and sha256sum do here what they do everywhere.
 """
+
 import fnmatch
 import hashlib
 import json
@@ -32,15 +33,44 @@ class FakeHost:
         self.config = box.at("etc", "docker", "daemon.json")
         for path in ("docker/network", "docker/volumes", "etc/docker", "run", "mapper"):
             os.makedirs(box.at(path))
-        write(self.config, {"storage-driver": "devicemapper", "storage-opts": ["dm.loopdatasize=64M", "dm.loopmetadatasize=8M"]})
+        write(
+            self.config,
+            {
+                "storage-driver": "devicemapper",
+                "storage-opts": ["dm.loopdatasize=64M", "dm.loopmetadatasize=8M"],
+            },
+        )
         write(box.at("docker/volumes/db"), {"data": "precious"})
         self.save(daemon=False, socket=True, pool=None, fail_start=0, log=[])
         self.start()
-        write(self.root + "/image/db", {"img:1": "sha256:" + "1" * 64, "img:two": "sha256:" + "1" * 64, "other:1": "sha256:" + "2" * 64})
+        write(
+            self.root + "/image/db",
+            {
+                "img:1": "sha256:" + "1" * 64,
+                "img:two": "sha256:" + "1" * 64,
+                "other:1": "sha256:" + "2" * 64,
+            },
+        )
         self.containers = {}
-        for number, (name, running, policy) in enumerate((("db", True, "always"), ("web", True, "unless-stopped"), ("old", False, "unless-stopped"), ("plain", True, "no"))):
-            self.containers[name] = {"id": "%x" % (10 + number) * 64, "running": running, "paused": False, "policy": policy, "image": "sha256:" + "1" * 64,
-                                     "files": "own-files-of-" + name, "started": True, "stopped": not running, "links": ["/db:/web/db"] if name == "web" else []}
+        for number, (name, running, policy) in enumerate(
+            (
+                ("db", True, "always"),
+                ("web", True, "unless-stopped"),
+                ("old", False, "unless-stopped"),
+                ("plain", True, "no"),
+            )
+        ):
+            self.containers[name] = {
+                "id": "%x" % (10 + number) * 64,
+                "running": running,
+                "paused": False,
+                "policy": policy,
+                "image": "sha256:" + "1" * 64,
+                "files": "own-files-of-" + name,
+                "started": True,
+                "stopped": not running,
+                "links": ["/db:/web/db"] if name == "web" else [],
+            }
         write(self.root + "/containers/db", self.containers)
 
     # ---- what is on disk
@@ -72,29 +102,47 @@ class FakeHost:
         options = read(self.config)
         opts = dict(one.split("=") for one in options.get("storage-opts", []))
         if options["storage-driver"] != "devicemapper" and opts:
-            return 1                        # dm.* for overlay2: the daemon does not start
+            return 1  # dm.* for overlay2: the daemon does not start
         for part in ("image", "containers", "buildkit", options["storage-driver"]):
             os.makedirs(os.path.join(self.root, part), exist_ok=True)
         if options["storage-driver"] == "devicemapper":
             folder = os.path.join(self.root, "devicemapper/devicemapper")
             os.makedirs(folder, exist_ok=True)
             for kind in ("data", "metadata"):
-                path, size = os.path.join(folder, kind), int(opts["dm.loop%ssize" % kind][:-1]) << 20
+                path, size = (
+                    os.path.join(folder, kind),
+                    int(opts["dm.loop%ssize" % kind][:-1]) << 20,
+                )
                 if not os.path.exists(path) or os.path.getsize(path) < size:
                     with open(path, "ab") as f:
                         f.truncate(size)
             if not state["pool"]:
-                sizes = [os.path.getsize(os.path.join(folder, kind)) for kind in ("data", "metadata")]
+                sizes = [
+                    os.path.getsize(os.path.join(folder, kind)) for kind in ("data", "metadata")
+                ]
                 if any(size < old for size, old in zip(sizes, read(folder + ".superblock", sizes))):
-                    return 1                # dm-thin: data device too small
+                    return 1  # dm-thin: data device too small
                 write(folder + ".superblock", sizes)
                 name = POOL % os.stat(os.path.join(self.root, "devicemapper")).st_ino
-                self.save(pool={"name": name, "data": sizes[0], "metadata": sizes[1], "loop": sizes, "inactive": None, "state": "ACTIVE"})
+                self.save(
+                    pool={
+                        "name": name,
+                        "data": sizes[0],
+                        "metadata": sizes[1],
+                        "loop": sizes,
+                        "inactive": None,
+                        "state": "ACTIVE",
+                    }
+                )
                 open(self.box.at("mapper", name), "w").close()
         self.save(daemon=True, starts=state.get("starts", 0) + 1)
         found = self.db("containers")
         for one in found.values():
-            one["running"] = one["started"] and (one["policy"] == "always" or one["policy"] == "unless-stopped" and not one.get("stopped"))
+            one["running"] = one["started"] and (
+                one["policy"] == "always"
+                or one["policy"] == "unless-stopped"
+                and not one.get("stopped")
+            )
         self.put("containers", found)
         return 0
 
@@ -102,7 +150,10 @@ class FakeHost:
         if not self.load()["daemon"]:
             return 0
         found = self.db("containers")
-        self.put("containers", {name: dict(one, running=False, paused=False) for name, one in found.items()})
+        self.put(
+            "containers",
+            {name: dict(one, running=False, paused=False) for name, one in found.items()},
+        )
         self.save(daemon=False)
         return 0
 
@@ -120,20 +171,40 @@ class FakeHost:
     def picture(self):
         """What an operator would compare before and after."""
         state, pool = self.load(), self.load()["pool"]
-        return {"daemon": state["daemon"], "socket": state["socket"], "driver": self.driver(), "images": self.db("image"), "options": read(self.config),
-                "containers": {name: {key: one[key] for key in ("id", "running", "policy", "files")} for name, one in self.db("containers").items()},
-                "volumes": self.db("volumes"), "pool": pool and {key: pool[key] for key in ("data", "metadata", "state")}, "held": os.path.exists(self.box.at("hold.conf"))}
+        return {
+            "daemon": state["daemon"],
+            "socket": state["socket"],
+            "driver": self.driver(),
+            "images": self.db("image"),
+            "options": read(self.config),
+            "containers": {
+                name: {key: one[key] for key in ("id", "running", "policy", "files")}
+                for name, one in self.db("containers").items()
+            },
+            "volumes": self.db("volumes"),
+            "pool": pool and {key: pool[key] for key in ("data", "metadata", "state")},
+            "held": os.path.exists(self.box.at("hold.conf")),
+        }
 
     # ---- dockfix's seam
 
     def patch(self, module):
         real, at = module.option_sources, self.box.at
-        module.option_sources = lambda: [one._replace(path=at(one.path.lstrip("/"))) for one in real(self.box.path)]
-        module.SYSTEMD_MARK, module.MAPPER, module.DROP_IN, module.HOLD = at("run"), at("mapper"), at("drop-in.conf"), at("hold.conf")
-        module.device_number = lambda path: "7:" + path[len("/dev/loop"):]
+        module.option_sources = lambda: [
+            one._replace(path=at(one.path.lstrip("/"))) for one in real(self.box.path)
+        ]
+        module.SYSTEMD_MARK, module.MAPPER, module.DROP_IN, module.HOLD = (
+            at("run"),
+            at("mapper"),
+            at("drop-in.conf"),
+            at("hold.conf"),
+        )
+        module.device_number = lambda path: "7:" + path[len("/dev/loop") :]
         module.run_child = self.run_child
         deed = module.do_deed
-        module.do_deed = lambda host, step, tick: deed(host, step._replace(wait=min(step.wait, 0.3)), tick)
+        module.do_deed = lambda host, step, tick: deed(
+            host, step._replace(wait=min(step.wait, 0.3)), tick
+        )
         module.sync_folder = module.os.fsync = lambda *_: None
 
     def run_child(self, host, argv, stdin, seconds, limit, inherit, enough=0, flow=None):
@@ -147,7 +218,9 @@ class FakeHost:
             with open(flow.target + ".part", "wb") as f:
                 f.write(out)
             os.rename(flow.target + ".part", flow.target)
-        return self.dockfix.Answer(rc, out, b"" if rc == 0 else b"fake: failed", len(out), 0, 0.001, False)
+        return self.dockfix.Answer(
+            rc, out, b"" if rc == 0 else b"fake: failed", len(out), 0, 0.001, False
+        )
 
     def do_systemctl(self, argv, stdin):
         verb, unit = argv[0], argv[-1]
@@ -163,7 +236,7 @@ class FakeHost:
         return (self.start() if verb == "start" else self.stop()), ""
 
     def do_journalctl(self, argv, stdin):
-        return 0, "level=fatal msg=\"the daemon's own words\""
+        return 0, 'level=fatal msg="the daemon\'s own words"'
 
     def do_sync(self, argv, stdin):
         return 0, ""
@@ -179,10 +252,18 @@ class FakeHost:
         if not pool or len(argv) > 1 and argv[1] != pool["name"]:
             return (0, "") if len(argv) == 1 else (1, "")
         if verb == "table":
-            line = "0 %d thin-pool 7:%d 7:%d 128 32768 1 skip_block_zeroing \n" % (pool["data"] // 512, self.first_loop() + 1, self.first_loop())
+            line = "0 %d thin-pool 7:%d 7:%d 128 32768 1 skip_block_zeroing \n" % (
+                pool["data"] // 512,
+                self.first_loop() + 1,
+                self.first_loop(),
+            )
             return 0, ("" if len(argv) > 1 else pool["name"] + ": ") + line
         if verb == "status":
-            return 0, "0 %d thin-pool 4 100/%d 200/%d - rw discard_passdown queue_if_no_space - 1024\n" % (pool["data"] // 512, pool["metadata"] // 4096, pool["data"] // 65536)
+            return (
+                0,
+                "0 %d thin-pool 4 100/%d 200/%d - rw discard_passdown queue_if_no_space - 1024\n"
+                % (pool["data"] // 512, pool["metadata"] // 4096, pool["data"] // 65536),
+            )
         if verb == "info":
             return 0, "Name: %s\nState:             %s\n" % (pool["name"], pool["state"])
         if verb == "reload":
@@ -194,8 +275,15 @@ class FakeHost:
                 if pool["inactive"] < pool["data"] or pool["inactive"] > pool["loop"][0]:
                     self.save(pool=dict(pool, state="SUSPENDED", inactive=None))
                     return 1, ""
-                pool.update(data=pool["inactive"], inactive=None, metadata=min(pool["loop"][1], self.dockfix.METADATA_MAX))
-                write(self.root + "/devicemapper/devicemapper.superblock", [pool["data"], pool["metadata"]])
+                pool.update(
+                    data=pool["inactive"],
+                    inactive=None,
+                    metadata=min(pool["loop"][1], self.dockfix.METADATA_MAX),
+                )
+                write(
+                    self.root + "/devicemapper/devicemapper.superblock",
+                    [pool["data"], pool["metadata"]],
+                )
             pool["state"] = "ACTIVE"
         self.save(pool=pool)
         return 0, ""
@@ -204,11 +292,19 @@ class FakeHost:
         pool, folder = self.load()["pool"], os.path.join(self.root, "devicemapper/devicemapper")
         if argv[0] == "-j":
             kind = os.path.basename(argv[1])
-            mine = pool and os.path.exists(argv[1]) and pool["name"] == POOL % os.stat(os.path.dirname(os.path.dirname(argv[1]))).st_ino
-            return 0, "/dev/loop%d: []: (%s)\n" % (self.first_loop() + (kind == "metadata"), argv[1]) if mine else ""
-        number = int(argv[-1][len("/dev/loop"):]) - self.first_loop()
+            mine = (
+                pool
+                and os.path.exists(argv[1])
+                and pool["name"] == POOL % os.stat(os.path.dirname(os.path.dirname(argv[1]))).st_ino
+            )
+            return 0, (
+                "/dev/loop%d: []: (%s)\n" % (self.first_loop() + (kind == "metadata"), argv[1])
+                if mine
+                else ""
+            )
+        number = int(argv[-1][len("/dev/loop") :]) - self.first_loop()
         if not pool or not 0 <= number < 2:
-            return 1, ""                    # no such device, or not attached
+            return 1, ""  # no such device, or not attached
         pool["loop"][number] = os.path.getsize(os.path.join(folder, ("data", "metadata")[number]))
         self.save(pool=pool)
         return 0, ""
@@ -218,9 +314,13 @@ class FakeHost:
 
     def do_find(self, argv, stdin):
         if argv[0] == "/proc":
-            aside = any("/.dockfix-" in word for word in argv)          # only the daemon's own folders are mounted
+            aside = any(
+                "/.dockfix-" in word for word in argv
+            )  # only the daemon's own folders are mounted
             return 0, "/proc/1/fd/5" if self.load()["daemon"] and not aside else ""
-        names = [] if "!" in argv else fnmatch.filter(os.listdir(argv[0]), argv[2])     # only the pool is played, no container's device
+        names = (
+            [] if "!" in argv else fnmatch.filter(os.listdir(argv[0]), argv[2])
+        )  # only the pool is played, no container's device
         if "-exec" in argv and names:
             self.save(pool=None)
             for name in names:
@@ -231,15 +331,27 @@ class FakeHost:
     def do_cat(self, argv, stdin):
         if not argv:
             return 0, stdin
-        number = int(argv[0].split("/")[3][len("loop"):]) - self.first_loop()
-        return (0, "%d\n" % (self.load()["pool"]["loop"][number] // 512)) if 0 <= number < 2 else (1, "")
+        number = int(argv[0].split("/")[3][len("loop") :]) - self.first_loop()
+        return (
+            (0, "%d\n" % (self.load()["pool"]["loop"][number] // 512))
+            if 0 <= number < 2
+            else (1, "")
+        )
 
     # ---- coreutils
 
     def do_test(self, argv, stdin):
         if argv[0] == "!":
-            return (0 if not os.path.lexists(argv[2]) and (len(argv) < 4 or os.path.lexists(argv[5])) else 1), ""
-        held = [os.path.lexists(word) != (argv[max(0, at - 2)] == "!") for at, word in enumerate(argv) if word.startswith("/")]
+            return (
+                0
+                if not os.path.lexists(argv[2]) and (len(argv) < 4 or os.path.lexists(argv[5]))
+                else 1
+            ), ""
+        held = [
+            os.path.lexists(word) != (argv[max(0, at - 2)] == "!")
+            for at, word in enumerate(argv)
+            if word.startswith("/")
+        ]
         return (0 if (any if "-o" in argv else all)(held) else 1), ""
 
     def do_mv(self, argv, stdin):
@@ -288,7 +400,9 @@ class FakeHost:
     def do_od(self, argv, stdin):
         """nr_blocks of the two space maps, as the superblock in the metadata file has them."""
         sizes = read(os.path.dirname(argv[-1]) + ".superblock")
-        return 0, " %016x\n" % (sizes[0] // 65536 if argv[argv.index("-j") + 1] == "64" else sizes[1] // 4096)
+        return 0, " %016x\n" % (
+            sizes[0] // 65536 if argv[argv.index("-j") + 1] == "64" else sizes[1] // 4096
+        )
 
     def do_echo(self, argv, stdin):
         return 0, " ".join(argv) + "\n"
@@ -311,41 +425,96 @@ class FakeHost:
         return 0, "20.10\n"
 
     def docker_info(self, argv, stdin):
-        status = [] if self.driver() != "devicemapper" else [["Pool Name", self.load()["pool"]["name"]], ["Data loop file", self.root + "/devicemapper/devicemapper/data"]]
-        facts = {"ServerVersion": "20.10.24", "Driver": self.driver(), "DriverStatus": status, "DockerRootDir": self.root, "Swarm": {"LocalNodeState": self.load().get("swarm", "inactive")},
-                 "LiveRestoreEnabled": bool(self.load().get("live")), "OSType": "linux", "SecurityOptions": []}
+        status = (
+            []
+            if self.driver() != "devicemapper"
+            else [
+                ["Pool Name", self.load()["pool"]["name"]],
+                ["Data loop file", self.root + "/devicemapper/devicemapper/data"],
+            ]
+        )
+        facts = {
+            "ServerVersion": "20.10.24",
+            "Driver": self.driver(),
+            "DriverStatus": status,
+            "DockerRootDir": self.root,
+            "Swarm": {"LocalNodeState": self.load().get("swarm", "inactive")},
+            "LiveRestoreEnabled": bool(self.load().get("live")),
+            "OSType": "linux",
+            "SecurityOptions": [],
+        }
         return 0, json.dumps(facts) if argv else "Server:\n Storage Driver: %s\n" % self.driver()
 
     def docker_system(self, argv, stdin):
         return 0, ""
 
     def document(self, name, one):
-        return {"Id": one["id"], "Name": "/" + name, "Image": one["image"], "State": {"Running": one["running"], "Paused": one["paused"], "StartedAt": "2024" if one["started"] else "0001-01-01T00:00:00Z"},
-                "HostConfig": dict({"NetworkMode": "default", "Links": one["links"], "LogConfig": {"Type": "json-file", "Config": {}}, "AutoRemove": bool(one.get("rm")),
-                                    "RestartPolicy": {"Name": one["policy"], "MaximumRetryCount": 0}}),
-                "Config": {"Image": "img:1", "Cmd": ["x"], "Hostname": one["id"][:12], "Env": None, "Labels": {}}, "Mounts": [{"Type": "volume", "Name": "data", "Source": "/v", "Destination": "/srv"}],
-                "NetworkSettings": {"Networks": {"bridge": {}}}, "GraphDriver": {"Name": self.driver(), "Data": {}}}
+        return {
+            "Id": one["id"],
+            "Name": "/" + name,
+            "Image": one["image"],
+            "State": {
+                "Running": one["running"],
+                "Paused": one["paused"],
+                "StartedAt": "2024" if one["started"] else "0001-01-01T00:00:00Z",
+            },
+            "HostConfig": dict(
+                {
+                    "NetworkMode": "default",
+                    "Links": one["links"],
+                    "LogConfig": {"Type": "json-file", "Config": {}},
+                    "AutoRemove": bool(one.get("rm")),
+                    "RestartPolicy": {"Name": one["policy"], "MaximumRetryCount": 0},
+                }
+            ),
+            "Config": {
+                "Image": "img:1",
+                "Cmd": ["x"],
+                "Hostname": one["id"][:12],
+                "Env": None,
+                "Labels": {},
+            },
+            "Mounts": [{"Type": "volume", "Name": "data", "Source": "/v", "Destination": "/srv"}],
+            "NetworkSettings": {"Networks": {"bridge": {}}},
+            "GraphDriver": {"Name": self.driver(), "Data": {}},
+        }
 
     def find(self, key):
         """As docker does: by name or id, else by the beginning of an id."""
         found = self.db("containers")
         exact = [(name, one) for name, one in found.items() if key in (name, one["id"])]
-        return (exact + [(name, one) for name, one in found.items() if one["id"].startswith(key)] + [(None, None)])[0]
+        return (
+            exact
+            + [(name, one) for name, one in found.items() if one["id"].startswith(key)]
+            + [(None, None)]
+        )[0]
 
     def docker_ps(self, argv, stdin):
         rows = sorted(self.db("containers").items())
         if "{{.Names}}" in argv:
             return 0, "".join(name + "\n" for name, _ in rows)
         if "-aq" in argv:
-            volume = argv[argv.index("--filter") + 1].partition("=")[2] if "--filter" in argv else ""
-            return 0, "".join(one["id"] + "\n" for _, one in reversed(rows) if volume in ("", "data"))
-        return 0, "".join("%s %s %s\n" % (one["id"], name, "Up 1 hour" if one["running"] else "Exited (0)") for name, one in rows)
+            volume = (
+                argv[argv.index("--filter") + 1].partition("=")[2] if "--filter" in argv else ""
+            )
+            return 0, "".join(
+                one["id"] + "\n" for _, one in reversed(rows) if volume in ("", "data")
+            )
+        return 0, "".join(
+            "%s %s %s\n" % (one["id"], name, "Up 1 hour" if one["running"] else "Exited (0)")
+            for name, one in rows
+        )
 
     def docker_images(self, argv, stdin):
         found = self.db("image")
         if "{{.ID}}" in argv[-1]:
-            return 0, "".join("\n" if tag.startswith("dockfix/backup") else "%s %s\n" % (tag, ident) for tag, ident in sorted(found.items()))
-        return 0, "".join("%s\n" % one for one in (sorted(set(found.values())) if "-q" in argv else sorted(found)))
+            return 0, "".join(
+                "\n" if tag.startswith("dockfix/backup") else "%s %s\n" % (tag, ident)
+                for tag, ident in sorted(found.items())
+            )
+        return 0, "".join(
+            "%s\n" % one for one in (sorted(set(found.values())) if "-q" in argv else sorted(found))
+        )
 
     def docker_network(self, argv, stdin):
         """The bridge, which docker makes anew at each start."""
@@ -354,15 +523,34 @@ class FakeHost:
             return 0, ident + "\n"
         if not set(argv[1:]) <= {ident, "bridge"}:
             return 1, "Error: No such network: " + argv[1]
-        return 0, json.dumps([{"Name": "bridge", "Id": ident, "Driver": "bridge", "Scope": "local"} for _ in argv[1:]])
+        return 0, json.dumps(
+            [
+                {"Name": "bridge", "Id": ident, "Driver": "bridge", "Scope": "local"}
+                for _ in argv[1:]
+            ]
+        )
 
     def docker_volume(self, argv, stdin):
         if argv[0] == "ls":
             return 0, "".join(name + "\n" for name in self.db("volumes"))
-        return 0, json.dumps([{"Name": name, "Driver": "local", "Mountpoint": "/v", "Options": None, "Labels": None, "Scope": "local"} for name in argv[1:]])
+        return 0, json.dumps(
+            [
+                {
+                    "Name": name,
+                    "Driver": "local",
+                    "Mountpoint": "/v",
+                    "Options": None,
+                    "Labels": None,
+                    "Scope": "local",
+                }
+                for name in argv[1:]
+            ]
+        )
 
     def docker_inspect(self, argv, stdin):
-        words = [word for word in argv if not word.startswith("-") and word not in ("container", "image")]
+        words = [
+            word for word in argv if not word.startswith("-") and word not in ("container", "image")
+        ]
         if "-f" in argv or "--format" in argv:
             form, key = words[0], words[1]
             name, one = self.find(key)
@@ -374,7 +562,12 @@ class FakeHost:
             if "[{{.Name}}]" == form:
                 return (0, "[/%s]\n" % name) if one else (1, "\n")
             if one:
-                return 0, {"{{.State.Running}}": one["running"], "{{.State.Paused}}": one["paused"]}[form] and "true\n" or "false\n"
+                return (
+                    0,
+                    {"{{.State.Running}}": one["running"], "{{.State.Paused}}": one["paused"]}[form]
+                    and "true\n"
+                    or "false\n",
+                )
             return 1, ""
         kind, out = argv[argv.index("--type") + 1], []
         for key in words:
@@ -382,7 +575,17 @@ class FakeHost:
                 out.append(self.document(*self.find(key)))
             elif kind == "image" and (key in self.db("image") or key in self.db("image").values()):
                 ident = self.db("image").get(key, key)
-                out.append({"Id": ident, "RepoTags": [tag for tag, one in sorted(self.db("image").items()) if one == ident], "Config": {"Cmd": ["x"], "Env": None}, "Size": 1000, "RepoDigests": None})
+                out.append(
+                    {
+                        "Id": ident,
+                        "RepoTags": [
+                            tag for tag, one in sorted(self.db("image").items()) if one == ident
+                        ],
+                        "Config": {"Cmd": ["x"], "Env": None},
+                        "Size": 1000,
+                        "RepoDigests": None,
+                    }
+                )
             else:
                 return 1, json.dumps(out)
         return 0, json.dumps(out)
@@ -411,12 +614,19 @@ class FakeHost:
         return self.change(argv[0], running=True, started=True, stopped=False)
 
     def docker_commit(self, argv, stdin):
-        self.put("image", dict(self.db("image"), **{argv[1]: "sha256:own-" + self.find(argv[0])[1]["files"]}))
+        self.put(
+            "image",
+            dict(self.db("image"), **{argv[1]: "sha256:own-" + self.find(argv[0])[1]["files"]}),
+        )
         return 0, ""
 
     def docker_save(self, argv, stdin):
         found = self.db("image")
-        return (0, json.dumps({ref: found[ref] for ref in argv})) if all(ref in found for ref in argv) else (1, "")
+        return (
+            (0, json.dumps({ref: found[ref] for ref in argv}))
+            if all(ref in found for ref in argv)
+            else (1, "")
+        )
 
     def docker_load(self, argv, stdin):
         self.put("image", dict(self.db("image"), **json.loads(stdin.decode())))
@@ -428,18 +638,35 @@ class FakeHost:
 
     def docker_rmi(self, argv, stdin):
         found = self.db("image")
-        return (self.put("image", {tag: one for tag, one in found.items() if tag != argv[0]}), (0, "") if argv[0] in found else (1, ""))[1]
+        return (
+            self.put("image", {tag: one for tag, one in found.items() if tag != argv[0]}),
+            (0, "") if argv[0] in found else (1, ""),
+        )[1]
 
     def docker_create(self, argv, stdin):
-        words = dict(word[2:].split("=", 1) for word in argv if word.startswith("--") and "=" in word)
-        found, image = self.db("containers"), next(word for word in argv if not word.startswith("-"))
+        words = dict(
+            word[2:].split("=", 1) for word in argv if word.startswith("--") and "=" in word
+        )
+        found, image = self.db("containers"), next(
+            word for word in argv if not word.startswith("-")
+        )
         if words["name"] in found or image not in self.db("image"):
             return 1, ""
         if words["name"] == "web" and not self.find("db")[0]:
-            return 1, ""                    # --link to what is not there yet
+            return 1, ""  # --link to what is not there yet
         ident = self.db("image")[image]
-        found[words["name"]] = {"id": (self.load().get("ids_begin", "") + hashlib.sha256(os.urandom(8)).hexdigest())[:64], "running": False, "paused": False, "policy": words.get("restart", "no"), "image": ident,
-                                "files": ident.replace("sha256:own-", ""), "started": False, "links": ["/db:/%s/db" % words["name"]] if "link" in words else []}
+        found[words["name"]] = {
+            "id": (self.load().get("ids_begin", "") + hashlib.sha256(os.urandom(8)).hexdigest())[
+                :64
+            ],
+            "running": False,
+            "paused": False,
+            "policy": words.get("restart", "no"),
+            "image": ident,
+            "files": ident.replace("sha256:own-", ""),
+            "started": False,
+            "links": ["/db:/%s/db" % words["name"]] if "link" in words else [],
+        }
         self.put("containers", found)
         return 0, found[words["name"]]["id"]
 

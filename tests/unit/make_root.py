@@ -7,6 +7,7 @@
 
 OldRoot is the same for engines before 1.10.  Nothing here is read from dockfix.py.  Python 3.6.
 """
+
 import hashlib
 import json
 import os
@@ -27,7 +28,15 @@ def write(path, data=""):
 
 class MadeRoot:
     def __init__(self, path, driver):
-        self.path, self.driver, self.layers, self.count, self.paths, self.tags, self.names = str(path), driver, {}, 0, {}, {}, {}
+        self.path, self.driver, self.layers, self.count, self.paths, self.tags, self.names = (
+            str(path),
+            driver,
+            {},
+            0,
+            {},
+            {},
+            {},
+        )
         for name in ("containers", "volumes", "tmp", driver):
             os.makedirs(self.at(name), exist_ok=True)
 
@@ -50,12 +59,31 @@ class MadeRoot:
     def make_devicemapper(self, name, writable):
         self.device = getattr(self, "device", 0) + 1
         if not os.path.exists(self.at("devicemapper", "metadata", "base")):
-            write(self.at("devicemapper", "metadata", "base"), '{"device_id":1,"size":10737418240,"transaction_id":1,"initialized":true,"deleted":false}')
-            write(self.at("devicemapper", "metadata", "deviceset-metadata"), '{"next_device_id":2,"BaseDeviceUUID":"x","BaseDeviceFilesystem":"xfs"}')
-            write(self.at("devicemapper", "metadata", "transaction-metadata"), '{"open_transaction_id":2,"device_hash":"x","device_id":2}')
+            write(
+                self.at("devicemapper", "metadata", "base"),
+                '{"device_id":1,"size":10737418240,"transaction_id":1,"initialized":true,"deleted":false}',
+            )
+            write(
+                self.at("devicemapper", "metadata", "deviceset-metadata"),
+                '{"next_device_id":2,"BaseDeviceUUID":"x","BaseDeviceFilesystem":"xfs"}',
+            )
+            write(
+                self.at("devicemapper", "metadata", "transaction-metadata"),
+                '{"open_transaction_id":2,"device_hash":"x","device_id":2}',
+            )
             self.device += 1
-        write(self.at("devicemapper", "metadata", name), json.dumps(
-            {"device_id": self.device, "size": 10737418240, "transaction_id": self.device, "initialized": False, "deleted": False}))
+        write(
+            self.at("devicemapper", "metadata", name),
+            json.dumps(
+                {
+                    "device_id": self.device,
+                    "size": 10737418240,
+                    "transaction_id": self.device,
+                    "initialized": False,
+                    "deleted": False,
+                }
+            ),
+        )
         return self.folder("mnt", name)
 
     def make_overlay(self, name, writable):
@@ -108,8 +136,13 @@ class NewRoot(MadeRoot):
     def write_tags(self):
         repositories = {}
         for tag, image in self.tags.items():
-            repositories.setdefault(tag.split("@")[0].rsplit(":", 1)[0], {})[tag] = "sha256:" + image
-        write(self.at("image", self.driver, "repositories.json"), json.dumps({"Repositories": repositories}))
+            repositories.setdefault(tag.split("@")[0].rsplit(":", 1)[0], {})[tag] = (
+                "sha256:" + image
+            )
+        write(
+            self.at("image", self.driver, "repositories.json"),
+            json.dumps({"Repositories": repositories}),
+        )
 
     def image(self, layers, *tags, below=None):
         """An image of so many new layers above those of the image `below`."""
@@ -120,14 +153,25 @@ class NewRoot(MadeRoot):
             parent, chain = chain, digest("sha256:" + chain, "sha256:" + diff) if chain else diff
             diffs.append(diff)
             folder = self.at("image", self.driver, "layerdb", "sha256", chain)
-            for name, text in (("cache-id", cache), ("diff", "sha256:" + diff), ("size", "1"), ("parent", "sha256:" + parent)):
+            for name, text in (
+                ("cache-id", cache),
+                ("diff", "sha256:" + diff),
+                ("size", "1"),
+                ("parent", "sha256:" + parent),
+            ):
                 if text != "sha256:":
                     write(os.path.join(folder, name), text)
             self.chains[chain] = (cache, parent)
             self.make_layer(cache)
             self.layers[cache] = ("image", "", [])
-        text = json.dumps({"architecture": "amd64", "os": "linux", "config": {"n": self.next()},
-                           "rootfs": {"type": "layers", "diff_ids": ["sha256:" + diff for diff in diffs]}})
+        text = json.dumps(
+            {
+                "architecture": "amd64",
+                "os": "linux",
+                "config": {"n": self.next()},
+                "rootfs": {"type": "layers", "diff_ids": ["sha256:" + diff for diff in diffs]},
+            }
+        )
         image = hashlib.sha256(text.encode()).hexdigest()
         write(self.at("image", self.driver, "imagedb", "content", "sha256", image), text)
         self.diffs[image], self.tops[image] = diffs, chain
@@ -141,10 +185,26 @@ class NewRoot(MadeRoot):
     def container(self, name, image, **config):
         container, mount = self.next("container"), self.next("mount")
         folder = self.at("image", self.driver, "layerdb", "mounts", container)
-        for file, text in (("mount-id", mount), ("init-id", mount + "-init"), ("parent", "sha256:" + self.tops[image])):
+        for file, text in (
+            ("mount-id", mount),
+            ("init-id", mount + "-init"),
+            ("parent", "sha256:" + self.tops[image]),
+        ):
             write(os.path.join(folder, file), text)
-        document = dict({"ID": container, "Name": "/" + name, "Image": "sha256:" + image, "Driver": self.driver, "State": {"Running": False}}, **config)
-        write(self.at("containers", container, "config.v2.json"), json.dumps(document, ensure_ascii=False))
+        document = dict(
+            {
+                "ID": container,
+                "Name": "/" + name,
+                "Image": "sha256:" + image,
+                "Driver": self.driver,
+                "State": {"Running": False},
+            },
+            **config,
+        )
+        write(
+            self.at("containers", container, "config.v2.json"),
+            json.dumps(document, ensure_ascii=False),
+        )
         self.make_layer(mount, True)
         self.make_layer(mount + "-init", True)
         self.layers[mount] = ("container", name, [image])
@@ -159,7 +219,15 @@ class OldRoot(MadeRoot):
     def image(self, layers, *tags, below=""):
         for _ in range(layers):
             parent, below = below, self.next("layer")
-            write(self.at("graph", below, "json"), json.dumps(dict({"id": below, "created": "2015-01-01T00:00:00Z"}, **({"parent": parent} if parent else {}))))
+            write(
+                self.at("graph", below, "json"),
+                json.dumps(
+                    dict(
+                        {"id": below, "created": "2015-01-01T00:00:00Z"},
+                        **({"parent": parent} if parent else {}),
+                    )
+                ),
+            )
             write(self.at("graph", below, "layersize"), "1")
             self.make_layer(below)
             self.layers[below] = ("image", "", [])
@@ -178,8 +246,16 @@ class OldRoot(MadeRoot):
 
     def container(self, name, image, **config):
         container = self.next("container")
-        write(self.at("containers", container, "config.json"),
-              json.dumps(dict({"ID": container, "Name": "/" + name, "Image": image, "Driver": self.driver}, **config), ensure_ascii=False))
+        write(
+            self.at("containers", container, "config.json"),
+            json.dumps(
+                dict(
+                    {"ID": container, "Name": "/" + name, "Image": image, "Driver": self.driver},
+                    **config,
+                ),
+                ensure_ascii=False,
+            ),
+        )
         self.make_layer(container, True)
         self.make_layer(container + "-init", True)
         self.layers[container] = ("container", name, [image])

@@ -2,6 +2,7 @@
 
 The objects below have the fields that Docker 20.10 gives (a container without any option), and 1.12 and 29 where those differ.
 """
+
 import copy
 import json
 import os
@@ -10,72 +11,298 @@ import subprocess
 
 import pytest
 
-HOST = {"Binds": None, "ContainerIDFile": "", "LogConfig": {"Type": "json-file", "Config": {}}, "NetworkMode": "default", "PortBindings": {},
-        "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0}, "AutoRemove": False, "VolumeDriver": "", "VolumesFrom": None, "CapAdd": None,
-        "CapDrop": None, "CgroupnsMode": "host", "Dns": [], "DnsOptions": [], "DnsSearch": [], "ExtraHosts": None, "GroupAdd": None,
-        "IpcMode": "private", "Cgroup": "", "Links": None, "OomScoreAdj": 0, "PidMode": "", "Privileged": False, "PublishAllPorts": False,
-        "ReadonlyRootfs": False, "SecurityOpt": None, "UTSMode": "", "UsernsMode": "", "ShmSize": 67108864, "Runtime": "runc", "ConsoleSize": [0, 0],
-        "Isolation": "", "CpuShares": 0, "Memory": 0, "NanoCpus": 0, "CgroupParent": "", "BlkioWeight": 0, "BlkioWeightDevice": [],
-        "BlkioDeviceReadBps": None, "BlkioDeviceWriteBps": None, "BlkioDeviceReadIOps": None, "BlkioDeviceWriteIOps": None, "CpuPeriod": 0,
-        "CpuQuota": 0, "CpuRealtimePeriod": 0, "CpuRealtimeRuntime": 0, "CpusetCpus": "", "CpusetMems": "", "Devices": [], "DeviceCgroupRules": None,
-        "DeviceRequests": None, "KernelMemory": 0, "KernelMemoryTCP": 0, "MemoryReservation": 0, "MemorySwap": 0, "MemorySwappiness": None,
-        "OomKillDisable": False, "PidsLimit": None, "Ulimits": None, "CpuCount": 0, "CpuPercent": 0, "IOMaximumIOps": 0, "IOMaximumBandwidth": 0,
-        "MaskedPaths": ["/proc/asound"], "ReadonlyPaths": ["/proc/bus"]}
-CONFIG = {"Hostname": "aaaaaaaaaaaa", "Domainname": "", "User": "", "AttachStdin": False, "AttachStdout": True, "AttachStderr": True, "Tty": False,
-          "OpenStdin": False, "StdinOnce": False, "Env": None, "Cmd": ["/bin/sleep", "1"], "Image": "img", "Volumes": None, "WorkingDir": "",
-          "Entrypoint": None, "OnBuild": None, "Labels": {}}
-IMAGE = {"Cmd": ["/bin/sleep", "1"], "Env": ["PATH=/bin"], "Labels": {"made": "here"}, "ExposedPorts": {"80/tcp": {}}, "Entrypoint": None}
-PLAIN = ["--name=web", "--hostname=aaaaaaaaaaaa", "--cgroupns=host", "--ipc=private", "--log-driver=json-file", "--runtime=runc"]
-END = {"IPAMConfig": None, "Links": None, "Aliases": None, "NetworkID": "", "MacAddress": "", "DriverOpts": None}
+HOST = {
+    "Binds": None,
+    "ContainerIDFile": "",
+    "LogConfig": {"Type": "json-file", "Config": {}},
+    "NetworkMode": "default",
+    "PortBindings": {},
+    "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
+    "AutoRemove": False,
+    "VolumeDriver": "",
+    "VolumesFrom": None,
+    "CapAdd": None,
+    "CapDrop": None,
+    "CgroupnsMode": "host",
+    "Dns": [],
+    "DnsOptions": [],
+    "DnsSearch": [],
+    "ExtraHosts": None,
+    "GroupAdd": None,
+    "IpcMode": "private",
+    "Cgroup": "",
+    "Links": None,
+    "OomScoreAdj": 0,
+    "PidMode": "",
+    "Privileged": False,
+    "PublishAllPorts": False,
+    "ReadonlyRootfs": False,
+    "SecurityOpt": None,
+    "UTSMode": "",
+    "UsernsMode": "",
+    "ShmSize": 67108864,
+    "Runtime": "runc",
+    "ConsoleSize": [0, 0],
+    "Isolation": "",
+    "CpuShares": 0,
+    "Memory": 0,
+    "NanoCpus": 0,
+    "CgroupParent": "",
+    "BlkioWeight": 0,
+    "BlkioWeightDevice": [],
+    "BlkioDeviceReadBps": None,
+    "BlkioDeviceWriteBps": None,
+    "BlkioDeviceReadIOps": None,
+    "BlkioDeviceWriteIOps": None,
+    "CpuPeriod": 0,
+    "CpuQuota": 0,
+    "CpuRealtimePeriod": 0,
+    "CpuRealtimeRuntime": 0,
+    "CpusetCpus": "",
+    "CpusetMems": "",
+    "Devices": [],
+    "DeviceCgroupRules": None,
+    "DeviceRequests": None,
+    "KernelMemory": 0,
+    "KernelMemoryTCP": 0,
+    "MemoryReservation": 0,
+    "MemorySwap": 0,
+    "MemorySwappiness": None,
+    "OomKillDisable": False,
+    "PidsLimit": None,
+    "Ulimits": None,
+    "CpuCount": 0,
+    "CpuPercent": 0,
+    "IOMaximumIOps": 0,
+    "IOMaximumBandwidth": 0,
+    "MaskedPaths": ["/proc/asound"],
+    "ReadonlyPaths": ["/proc/bus"],
+}
+CONFIG = {
+    "Hostname": "aaaaaaaaaaaa",
+    "Domainname": "",
+    "User": "",
+    "AttachStdin": False,
+    "AttachStdout": True,
+    "AttachStderr": True,
+    "Tty": False,
+    "OpenStdin": False,
+    "StdinOnce": False,
+    "Env": None,
+    "Cmd": ["/bin/sleep", "1"],
+    "Image": "img",
+    "Volumes": None,
+    "WorkingDir": "",
+    "Entrypoint": None,
+    "OnBuild": None,
+    "Labels": {},
+}
+IMAGE = {
+    "Cmd": ["/bin/sleep", "1"],
+    "Env": ["PATH=/bin"],
+    "Labels": {"made": "here"},
+    "ExposedPorts": {"80/tcp": {}},
+    "Entrypoint": None,
+}
+PLAIN = [
+    "--name=web",
+    "--hostname=aaaaaaaaaaaa",
+    "--cgroupns=host",
+    "--ipc=private",
+    "--log-driver=json-file",
+    "--runtime=runc",
+]
+END = {
+    "IPAMConfig": None,
+    "Links": None,
+    "Aliases": None,
+    "NetworkID": "",
+    "MacAddress": "",
+    "DriverOpts": None,
+}
 
 
 def container(name="web", letter="a", host=(), config=(), networks=None, mounts=(), state=()):
-    return {"Id": letter * 64, "Name": "/" + name, "Image": "sha256:" + "1" * 64, "HostConfig": dict(copy.deepcopy(HOST), **dict(host)),
-            "Config": dict(copy.deepcopy(CONFIG), **dict(config)), "Mounts": list(mounts),
-            "State": dict({"Running": True, "Paused": False, "StartedAt": "2024-01-01T00:00:00Z"}, **dict(state)),
-            "NetworkSettings": {"Networks": {"bridge": dict(END)} if networks is None else networks}}
+    return {
+        "Id": letter * 64,
+        "Name": "/" + name,
+        "Image": "sha256:" + "1" * 64,
+        "HostConfig": dict(copy.deepcopy(HOST), **dict(host)),
+        "Config": dict(copy.deepcopy(CONFIG), **dict(config)),
+        "Mounts": list(mounts),
+        "State": dict(
+            {"Running": True, "Paused": False, "StartedAt": "2024-01-01T00:00:00Z"}, **dict(state)
+        ),
+        "NetworkSettings": {"Networks": {"bridge": dict(END)} if networks is None else networks},
+    }
 
 
 def words_for(dockfix, doc, image=IMAGE, others=()):
     """Words beyond those of a container without options, those missing of these, and the recipe."""
     recipe = dockfix.create_recipe(doc, image, [doc] + list(others))
-    return [word for word in recipe.options if word not in PLAIN], [word for word in PLAIN if word not in recipe.options], recipe
+    return (
+        [word for word in recipe.options if word not in PLAIN],
+        [word for word in PLAIN if word not in recipe.options],
+        recipe,
+    )
 
 
-CASES = [       # HostConfig
-    ({"Memory": 67108864, "MemorySwap": -1, "MemorySwappiness": 0}, ["--memory=67108864", "--memory-swap=-1", "--memory-swappiness=0"]),
+CASES = [  # HostConfig
+    (
+        {"Memory": 67108864, "MemorySwap": -1, "MemorySwappiness": 0},
+        ["--memory=67108864", "--memory-swap=-1", "--memory-swappiness=0"],
+    ),
     ({"MemorySwappiness": -1, "PidsLimit": -1, "ShmSize": 1 << 26}, []),
-    ({"NanoCpus": 1500000000, "PidsLimit": 7, "ShmSize": 4096}, ["--cpus=1.500000000", "--pids-limit=7", "--shm-size=4096"]),
+    (
+        {"NanoCpus": 1500000000, "PidsLimit": 7, "ShmSize": 4096},
+        ["--cpus=1.500000000", "--pids-limit=7", "--shm-size=4096"],
+    ),
     ({"RestartPolicy": {"Name": "on-failure", "MaximumRetryCount": 3}}, ["--restart=on-failure:3"]),
-    ({"RestartPolicy": {"Name": "unless-stopped", "MaximumRetryCount": 0}}, ["--restart=unless-stopped"]),
-    ({"CapAdd": ["SYS_ADMIN"], "CapDrop": ["ALL"], "GroupAdd": ["7"]}, ["--cap-add=SYS_ADMIN", "--cap-drop=ALL", "--group-add=7"]),
-    ({"Privileged": True, "ReadonlyRootfs": True, "Init": True, "AutoRemove": True, "OomKillDisable": True, "MaskedPaths": None},
-     ["--rm", "--privileged", "--read-only", "--oom-kill-disable", "--init"]),
+    (
+        {"RestartPolicy": {"Name": "unless-stopped", "MaximumRetryCount": 0}},
+        ["--restart=unless-stopped"],
+    ),
+    (
+        {"CapAdd": ["SYS_ADMIN"], "CapDrop": ["ALL"], "GroupAdd": ["7"]},
+        ["--cap-add=SYS_ADMIN", "--cap-drop=ALL", "--group-add=7"],
+    ),
+    (
+        {
+            "Privileged": True,
+            "ReadonlyRootfs": True,
+            "Init": True,
+            "AutoRemove": True,
+            "OomKillDisable": True,
+            "MaskedPaths": None,
+        },
+        ["--rm", "--privileged", "--read-only", "--oom-kill-disable", "--init"],
+    ),
     ({"MaskedPaths": []}, ["--security-opt=systempaths=unconfined"]),
     ({"MaskedPaths": [], "Privileged": True}, ["--privileged"]),
-    ({"Devices": [{"PathOnHost": "/dev/a", "PathInContainer": "/dev/b", "CgroupPermissions": "r"}], "DeviceCgroupRules": ["c 1:3 r"]},
-     ["--device=/dev/a:/dev/b:r", "--device-cgroup-rule=c 1:3 r"]),
+    (
+        {
+            "Devices": [
+                {"PathOnHost": "/dev/a", "PathInContainer": "/dev/b", "CgroupPermissions": "r"}
+            ],
+            "DeviceCgroupRules": ["c 1:3 r"],
+        },
+        ["--device=/dev/a:/dev/b:r", "--device-cgroup-rule=c 1:3 r"],
+    ),
     ({"Ulimits": [{"Name": "core", "Hard": -1, "Soft": 0}]}, ["--ulimit=core=0:-1"]),
     ({"Tmpfs": {"/run": "rw,size=1m", "/t": ""}}, ["--tmpfs=/run:rw,size=1m", "--tmpfs=/t"]),
-    ({"Sysctls": {"net.a": "1"}, "StorageOpt": {"size": "9G"}, "Annotations": {"a.b": "c"}}, ["--sysctl=net.a=1", "--storage-opt=size=9G", "--annotation=a.b=c"]),
-    ({"BlkioDeviceReadBps": [{"Path": "/dev/s", "Rate": 5}], "BlkioWeightDevice": [{"Path": "/dev/s", "Weight": 6}]},
-     ["--device-read-bps=/dev/s:5", "--blkio-weight-device=/dev/s:6"]),
-    ({"Dns": ["1.1.1.1"], "DnsOptions": ["ndots:1"], "DnsSearch": ["x.y"], "ExtraHosts": ["h:1.2.3.4"]},
-     ["--dns=1.1.1.1", "--dns-opt=ndots:1", "--dns-search=x.y", "--add-host=h:1.2.3.4"]),
-    ({"LogConfig": {"Type": "syslog", "Config": {"tag": "a=b"}}}, ["--log-driver=syslog", "--log-opt=tag=a=b"]),
-    ({"PortBindings": {"80/tcp": [{"HostIp": "", "HostPort": "8080"}, {"HostIp": "::1", "HostPort": "81"}], "53/udp": [{"HostIp": "127.0.0.1", "HostPort": ""}], "9/sctp": None}},
-     ["--publish=127.0.0.1::53/udp", "--publish=8080:80/tcp", "--publish=[::1]:81:80/tcp", "--publish=:9/sctp"]),
-    ({"UsernsMode": "host", "UTSMode": "host", "PidMode": "host", "OomScoreAdj": -5}, ["--userns=host", "--uts=host", "--pid=host", "--oom-score-adj=-5"]),
-    ({"Links": ["/db:/web/d"], "CgroupParent": "/x", "CpusetCpus": "0-1", "CpuShares": 2}, ["--link=db:d", "--cgroup-parent=/x", "--cpuset-cpus=0-1", "--cpu-shares=2"]),
-    ({"DeviceRequests": [{"Driver": "", "Count": -1, "DeviceIDs": None, "Capabilities": [["gpu"]], "Options": {}}]}, ["--gpus=count=all"]),
-    ({"DeviceRequests": [{"Driver": "nvidia", "Count": 0, "DeviceIDs": ["0", "1"], "Capabilities": [["compute", "gpu"]], "Options": {"a": "b"}}]},
-     ['--gpus=driver=nvidia,"device=0,1",capabilities=compute,options=a=b']),
+    (
+        {"Sysctls": {"net.a": "1"}, "StorageOpt": {"size": "9G"}, "Annotations": {"a.b": "c"}},
+        ["--sysctl=net.a=1", "--storage-opt=size=9G", "--annotation=a.b=c"],
+    ),
+    (
+        {
+            "BlkioDeviceReadBps": [{"Path": "/dev/s", "Rate": 5}],
+            "BlkioWeightDevice": [{"Path": "/dev/s", "Weight": 6}],
+        },
+        ["--device-read-bps=/dev/s:5", "--blkio-weight-device=/dev/s:6"],
+    ),
+    (
+        {
+            "Dns": ["1.1.1.1"],
+            "DnsOptions": ["ndots:1"],
+            "DnsSearch": ["x.y"],
+            "ExtraHosts": ["h:1.2.3.4"],
+        },
+        ["--dns=1.1.1.1", "--dns-opt=ndots:1", "--dns-search=x.y", "--add-host=h:1.2.3.4"],
+    ),
+    (
+        {"LogConfig": {"Type": "syslog", "Config": {"tag": "a=b"}}},
+        ["--log-driver=syslog", "--log-opt=tag=a=b"],
+    ),
+    (
+        {
+            "PortBindings": {
+                "80/tcp": [{"HostIp": "", "HostPort": "8080"}, {"HostIp": "::1", "HostPort": "81"}],
+                "53/udp": [{"HostIp": "127.0.0.1", "HostPort": ""}],
+                "9/sctp": None,
+            }
+        },
+        [
+            "--publish=127.0.0.1::53/udp",
+            "--publish=8080:80/tcp",
+            "--publish=[::1]:81:80/tcp",
+            "--publish=:9/sctp",
+        ],
+    ),
+    (
+        {"UsernsMode": "host", "UTSMode": "host", "PidMode": "host", "OomScoreAdj": -5},
+        ["--userns=host", "--uts=host", "--pid=host", "--oom-score-adj=-5"],
+    ),
+    (
+        {"Links": ["/db:/web/d"], "CgroupParent": "/x", "CpusetCpus": "0-1", "CpuShares": 2},
+        ["--link=db:d", "--cgroup-parent=/x", "--cpuset-cpus=0-1", "--cpu-shares=2"],
+    ),
+    (
+        {
+            "DeviceRequests": [
+                {
+                    "Driver": "",
+                    "Count": -1,
+                    "DeviceIDs": None,
+                    "Capabilities": [["gpu"]],
+                    "Options": {},
+                }
+            ]
+        },
+        ["--gpus=count=all"],
+    ),
+    (
+        {
+            "DeviceRequests": [
+                {
+                    "Driver": "nvidia",
+                    "Count": 0,
+                    "DeviceIDs": ["0", "1"],
+                    "Capabilities": [["compute", "gpu"]],
+                    "Options": {"a": "b"},
+                }
+            ]
+        },
+        ['--gpus=driver=nvidia,"device=0,1",capabilities=compute,options=a=b'],
+    ),
     ({"DeviceRequests": [{"Driver": "cdi", "DeviceIDs": ["v.com/c=0"]}]}, ["--device=v.com/c=0"]),
-    ({"Mounts": [{"Type": "bind", "Source": "/a,b", "Target": "/c", "ReadOnly": True, "BindOptions": {"Propagation": "rslave", "NonRecursive": True}}]},
-     ['--mount=type=bind,"source=/a,b",target=/c,readonly=true,bind-propagation=rslave,bind-nonrecursive=true']),
-    ({"Mounts": [{"Type": "volume", "Source": "v", "Target": "/c", "VolumeOptions": {"NoCopy": True, "Labels": {"l": "1"}, "DriverConfig": {"Name": "local", "Options": {"o": "x"}}}},
-                 {"Type": "tmpfs", "Target": "/t", "TmpfsOptions": {"SizeBytes": 9, "Mode": 0o1700}}]},
-     ["--mount=type=volume,source=v,target=/c,volume-nocopy=true,volume-driver=local,volume-label=l=1,volume-opt=o=x", "--mount=type=tmpfs,target=/t,tmpfs-size=9,tmpfs-mode=1700"]),
+    (
+        {
+            "Mounts": [
+                {
+                    "Type": "bind",
+                    "Source": "/a,b",
+                    "Target": "/c",
+                    "ReadOnly": True,
+                    "BindOptions": {"Propagation": "rslave", "NonRecursive": True},
+                }
+            ]
+        },
+        [
+            '--mount=type=bind,"source=/a,b",target=/c,readonly=true,bind-propagation=rslave,bind-nonrecursive=true'
+        ],
+    ),
+    (
+        {
+            "Mounts": [
+                {
+                    "Type": "volume",
+                    "Source": "v",
+                    "Target": "/c",
+                    "VolumeOptions": {
+                        "NoCopy": True,
+                        "Labels": {"l": "1"},
+                        "DriverConfig": {"Name": "local", "Options": {"o": "x"}},
+                    },
+                },
+                {"Type": "tmpfs", "Target": "/t", "TmpfsOptions": {"SizeBytes": 9, "Mode": 0o1700}},
+            ]
+        },
+        [
+            "--mount=type=volume,source=v,target=/c,volume-nocopy=true,volume-driver=local,volume-label=l=1,volume-opt=o=x",
+            "--mount=type=tmpfs,target=/t,tmpfs-size=9,tmpfs-mode=1700",
+        ],
+    ),
 ]
 
 
@@ -83,62 +310,172 @@ CASES = [       # HostConfig
 def test_each_setting_of_the_host_side_becomes_its_flag(dockfix, host, words):
     more, missing, recipe = words_for(dockfix, container(host=host))
     assert sorted(more) == sorted(words)
-    assert set(missing) <= {"--log-driver=json-file", "--hostname=aaaaaaaaaaaa"} and recipe.lost == [] and recipe.bound == [] and recipe.command == []
+    assert (
+        set(missing) <= {"--log-driver=json-file", "--hostname=aaaaaaaaaaaa"}
+        and recipe.lost == []
+        and recipe.bound == []
+        and recipe.command == []
+    )
 
 
-@pytest.mark.parametrize("config,words,command", [
-    ({"User": "1:2", "WorkingDir": "/w", "StopSignal": "9", "StopTimeout": 0}, ["--user=1:2", "--workdir=/w", "--stop-signal=9", "--stop-timeout=0"], []),
-    ({"Env": ["PATH=/bin", "A=1", "E="], "Labels": {"made": "here", "x": "y"}}, ["--env=A=1", "--env=E=", "--label=x=y"], []),
-    ({"Labels": {"made": "there"}, "ExposedPorts": {"80/tcp": {}, "9/udp": {}}}, ["--label=made=there", "--expose=9/udp"], []),
-    ({"Tty": True, "OpenStdin": True, "StdinOnce": True}, ["--tty", "--interactive"], []),
-    ({"OpenStdin": True}, ["--interactive", "--attach=stdout"], []),
-    ({"Domainname": "d.e", "MacAddress": "02:42:00:00:00:01"}, ["--domainname=d.e", "--mac-address=02:42:00:00:00:01"], []),
-    ({"Cmd": ["-x", "a b"]}, [], ["-x", "a b"]),
-    ({"Entrypoint": ["/e"], "Cmd": None}, ["--entrypoint=/e"], []),
-    ({"Cmd": None}, ["--entrypoint="], []),
-    ({"Healthcheck": {"Test": ["CMD-SHELL", "a 'b'"], "Interval": 90 * 10 ** 9, "Retries": 3}}, ["--health-cmd=a 'b'", "--health-interval=90000000000ns", "--health-retries=3"], []),
-    ({"Healthcheck": {"Test": ["NONE"]}}, ["--no-healthcheck"], []),
-])
+@pytest.mark.parametrize(
+    "config,words,command",
+    [
+        (
+            {"User": "1:2", "WorkingDir": "/w", "StopSignal": "9", "StopTimeout": 0},
+            ["--user=1:2", "--workdir=/w", "--stop-signal=9", "--stop-timeout=0"],
+            [],
+        ),
+        (
+            {"Env": ["PATH=/bin", "A=1", "E="], "Labels": {"made": "here", "x": "y"}},
+            ["--env=A=1", "--env=E=", "--label=x=y"],
+            [],
+        ),
+        (
+            {"Labels": {"made": "there"}, "ExposedPorts": {"80/tcp": {}, "9/udp": {}}},
+            ["--label=made=there", "--expose=9/udp"],
+            [],
+        ),
+        ({"Tty": True, "OpenStdin": True, "StdinOnce": True}, ["--tty", "--interactive"], []),
+        ({"OpenStdin": True}, ["--interactive", "--attach=stdout"], []),
+        (
+            {"Domainname": "d.e", "MacAddress": "02:42:00:00:00:01"},
+            ["--domainname=d.e", "--mac-address=02:42:00:00:00:01"],
+            [],
+        ),
+        ({"Cmd": ["-x", "a b"]}, [], ["-x", "a b"]),
+        ({"Entrypoint": ["/e"], "Cmd": None}, ["--entrypoint=/e"], []),
+        ({"Cmd": None}, ["--entrypoint="], []),
+        (
+            {"Healthcheck": {"Test": ["CMD-SHELL", "a 'b'"], "Interval": 90 * 10**9, "Retries": 3}},
+            ["--health-cmd=a 'b'", "--health-interval=90000000000ns", "--health-retries=3"],
+            [],
+        ),
+        ({"Healthcheck": {"Test": ["NONE"]}}, ["--no-healthcheck"], []),
+    ],
+)
 def test_each_setting_of_the_containers_side(dockfix, config, words, command):
     more, missing, recipe = words_for(dockfix, container(config=config))
-    assert sorted(more) == sorted(words) and missing == [] and recipe.command == command and recipe.bound == [] and recipe.lost == []
+    assert (
+        sorted(more) == sorted(words)
+        and missing == []
+        and recipe.command == command
+        and recipe.bound == []
+        and recipe.lost == []
+    )
 
 
 def test_an_entrypoint_that_the_image_has_can_be_cleared(dockfix):
     image = dict(IMAGE, Entrypoint=["/docker-entrypoint.sh"], Cmd=["run"])
-    assert words_for(dockfix, container(config={"Entrypoint": None, "Cmd": ["/bin/sh"]}), image)[0] == ["--entrypoint="]
-    more, _, recipe = words_for(dockfix, container(config={"Entrypoint": ["/docker-entrypoint.sh"], "Cmd": ["other"]}), image)
+    assert words_for(dockfix, container(config={"Entrypoint": None, "Cmd": ["/bin/sh"]}), image)[
+        0
+    ] == ["--entrypoint="]
+    more, _, recipe = words_for(
+        dockfix,
+        container(config={"Entrypoint": ["/docker-entrypoint.sh"], "Cmd": ["other"]}),
+        image,
+    )
     assert more == [] and recipe.command == ["other"]
 
 
 def test_what_only_an_image_can_carry_is_bound(dockfix):
-    doc = container(config={"Entrypoint": ["/e", "-f"], "Cmd": ["x"], "Env": ["UNSET"], "Shell": ["/bin/ash"], "Healthcheck": {"Test": ["CMD", "/h", "a b"]}})
+    doc = container(
+        config={
+            "Entrypoint": ["/e", "-f"],
+            "Cmd": ["x"],
+            "Env": ["UNSET"],
+            "Shell": ["/bin/ash"],
+            "Healthcheck": {"Test": ["CMD", "/h", "a b"]},
+        }
+    )
     more, _, recipe = words_for(dockfix, doc)
-    assert len(recipe.bound) == 4 and recipe.command == ["-f", "x"] and "--entrypoint=/e" in more and "--health-cmd=/h 'a b'" in more
-    assert not any("UNSET" in word for word in recipe.options), "docker would take the operator's own variable"
-    more, _, recipe = words_for(dockfix, doc, doc["Config"])        # an image made of the container has all of it
+    assert (
+        len(recipe.bound) == 4
+        and recipe.command == ["-f", "x"]
+        and "--entrypoint=/e" in more
+        and "--health-cmd=/h 'a b'" in more
+    )
+    assert not any(
+        "UNSET" in word for word in recipe.options
+    ), "docker would take the operator's own variable"
+    more, _, recipe = words_for(
+        dockfix, doc, doc["Config"]
+    )  # an image made of the container has all of it
     assert more == [] and recipe.bound == [] and recipe.command == []
 
 
 def test_what_has_no_flag_is_named(dockfix):
-    doc = container(host={"KernelMemoryTCP": 5, "Cgroup": "x", "FieldOfDocker40": {"a": 1}, "Mounts": [
-        {"Type": "bind", "Source": "/s", "Target": "/t", "BindOptions": {"CreateMountpoint": True}}]}, config={"New": True})
+    doc = container(
+        host={
+            "KernelMemoryTCP": 5,
+            "Cgroup": "x",
+            "FieldOfDocker40": {"a": 1},
+            "Mounts": [
+                {
+                    "Type": "bind",
+                    "Source": "/s",
+                    "Target": "/t",
+                    "BindOptions": {"CreateMountpoint": True},
+                }
+            ],
+        },
+        config={"New": True},
+    )
     lost = words_for(dockfix, doc)[2].lost
-    assert sorted(lost) == ["Cgroup (\"x\")", "CreateMountpoint of the mount at /t", "FieldOfDocker40 ({\"a\": 1})", "KernelMemoryTCP (5)", "New (true)"]
+    assert sorted(lost) == [
+        'Cgroup ("x")',
+        "CreateMountpoint of the mount at /t",
+        'FieldOfDocker40 ({"a": 1})',
+        "KernelMemoryTCP (5)",
+        "New (true)",
+    ]
     assert "U+FFFD" in words_for(dockfix, container(config={"Env": ["A=\ufffd"]}))[2].lost[0]
 
 
-HOSTILE = ["a\nb", "$(touch x)", "`id`", "';rm -rf /;'", '"', "--privileged", "-v/:/h", "\\", "%s", " ", "\t\x1b[31m", "\u00e9\u4e2d", "a,b\"c"]
+HOSTILE = [
+    "a\nb",
+    "$(touch x)",
+    "`id`",
+    "';rm -rf /;'",
+    '"',
+    "--privileged",
+    "-v/:/h",
+    "\\",
+    "%s",
+    " ",
+    "\t\x1b[31m",
+    "\u00e9\u4e2d",
+    'a,b"c',
+]
 
 
 @pytest.mark.parametrize("value", HOSTILE)
 def test_hostile_values_travel_as_one_word_and_survive_a_shell(dockfix, value):
-    doc = container(config={"Env": ["A=" + value], "Labels": {value: value}, "User": value, "Cmd": [value, value], "Healthcheck": {"Test": ["CMD-SHELL", value]}},
-                    host={"Mounts": [{"Type": "bind", "Source": "/x" + value, "Target": "/t"}], "LogConfig": {"Type": "json-file", "Config": {"tag": value}}})
+    doc = container(
+        config={
+            "Env": ["A=" + value],
+            "Labels": {value: value},
+            "User": value,
+            "Cmd": [value, value],
+            "Healthcheck": {"Test": ["CMD-SHELL", value]},
+        },
+        host={
+            "Mounts": [{"Type": "bind", "Source": "/x" + value, "Target": "/t"}],
+            "LogConfig": {"Type": "json-file", "Config": {"tag": value}},
+        },
+    )
     recipe = dockfix.create_recipe(doc, IMAGE, [doc])
-    for word in ("--env=A=" + value, "--label=%s=%s" % (value, value), "--user=" + value, "--health-cmd=" + value, "--log-opt=tag=" + value):
+    for word in (
+        "--env=A=" + value,
+        "--label=%s=%s" % (value, value),
+        "--user=" + value,
+        "--health-cmd=" + value,
+        "--log-opt=tag=" + value,
+    ):
         assert word in recipe.options
-    assert recipe.command == [value, value] and all(word.startswith("--") for word in recipe.options)
+    assert recipe.command == [value, value] and all(
+        word.startswith("--") for word in recipe.options
+    )
     script = "printf '%s\\0' " + dockfix.sh_line(recipe.options + recipe.command)
     shown = subprocess.run(["sh", "-c", script], stdout=subprocess.PIPE, check=True).stdout
     assert shown.decode("utf-8").split("\0")[:-1] == recipe.options + recipe.command
@@ -146,128 +483,398 @@ def test_hostile_values_travel_as_one_word_and_survive_a_shell(dockfix, value):
 
 def test_a_seccomp_profile_goes_by_standard_input(dockfix):
     """inspect shows the profile's text, docker create wants a file."""
-    more, _, recipe = words_for(dockfix, container(host={"SecurityOpt": ["no-new-privileges", 'seccomp={"a":\n1}', "apparmor=x"]}))
-    assert more == ["--security-opt=no-new-privileges", "--security-opt=seccomp=/dev/stdin", "--security-opt=apparmor=x"] and recipe.stdin == '{"a":\n1}'
-    assert words_for(dockfix, container(host={"SecurityOpt": ["seccomp=unconfined"]}))[2].stdin == ""
+    more, _, recipe = words_for(
+        dockfix,
+        container(host={"SecurityOpt": ["no-new-privileges", 'seccomp={"a":\n1}', "apparmor=x"]}),
+    )
+    assert (
+        more
+        == [
+            "--security-opt=no-new-privileges",
+            "--security-opt=seccomp=/dev/stdin",
+            "--security-opt=apparmor=x",
+        ]
+        and recipe.stdin == '{"a":\n1}'
+    )
+    assert (
+        words_for(dockfix, container(host={"SecurityOpt": ["seccomp=unconfined"]}))[2].stdin == ""
+    )
 
 
 def test_other_containers_are_meant_by_name_for_their_ids_change(dockfix):
     other = container("db", "d")
-    doc = container(host={"NetworkMode": "container:" + "d" * 64, "IpcMode": "container:" + "d" * 64, "PidMode": "container:elsewhere", "VolumesFrom": ["d" * 64 + ":ro", "db"]},
-                    networks={})
+    doc = container(
+        host={
+            "NetworkMode": "container:" + "d" * 64,
+            "IpcMode": "container:" + "d" * 64,
+            "PidMode": "container:elsewhere",
+            "VolumesFrom": ["d" * 64 + ":ro", "db"],
+        },
+        networks={},
+    )
     more, missing, _ = words_for(dockfix, doc, others=[other])
-    assert {"--network=container:db", "--ipc=container:db", "--pid=container:elsewhere", "--volumes-from=db:ro", "--volumes-from=db"} == set(more)
-    assert "--hostname=aaaaaaaaaaaa" in missing, "docker refuses a host name of its own beside another's network"
+    assert {
+        "--network=container:db",
+        "--ipc=container:db",
+        "--pid=container:elsewhere",
+        "--volumes-from=db:ro",
+        "--volumes-from=db",
+    } == set(more)
+    assert (
+        "--hostname=aaaaaaaaaaaa" in missing
+    ), "docker refuses a host name of its own beside another's network"
 
 
 def test_networks_addresses_and_aliases(dockfix):
-    ends = {"front": dict(END, NetworkID="f" * 64, Aliases=["w", "a" * 12], IPAMConfig={"IPv4Address": "10.0.0.5", "IPv6Address": "fd::5"}, Links=["db:d"], MacAddress="92:00:00:00:00:01"),
-            "back": dict(END, NetworkID="b" * 64, Aliases=["w2"], IPAMConfig={"IPv4Address": "10.1.0.5"}, DriverOpts={"k": "v"}, GwPriority=3)}
+    ends = {
+        "front": dict(
+            END,
+            NetworkID="f" * 64,
+            Aliases=["w", "a" * 12],
+            IPAMConfig={"IPv4Address": "10.0.0.5", "IPv6Address": "fd::5"},
+            Links=["db:d"],
+            MacAddress="92:00:00:00:00:01",
+        ),
+        "back": dict(
+            END,
+            NetworkID="b" * 64,
+            Aliases=["w2"],
+            IPAMConfig={"IPv4Address": "10.1.0.5"},
+            DriverOpts={"k": "v"},
+            GwPriority=3,
+        ),
+    }
     more, _, recipe = words_for(dockfix, container(host={"NetworkMode": "f" * 64}, networks=ends))
-    assert set(more) == {"--network=front", "--network-alias=w", "--ip=10.0.0.5", "--ip6=fd::5", "--link=db:d", "--mac-address=92:00:00:00:00:01"}
-    assert recipe.networks == [["network", "connect", "--alias=w2", "--ip=10.1.0.5", "--driver-opt=k=v", "--gw-priority=3", "back", "web"]]
-    more, _, recipe = words_for(dockfix, container(host={"NetworkMode": "gone"}, networks={"back": ends["back"]}))
+    assert set(more) == {
+        "--network=front",
+        "--network-alias=w",
+        "--ip=10.0.0.5",
+        "--ip6=fd::5",
+        "--link=db:d",
+        "--mac-address=92:00:00:00:00:01",
+    }
+    assert recipe.networks == [
+        [
+            "network",
+            "connect",
+            "--alias=w2",
+            "--ip=10.1.0.5",
+            "--driver-opt=k=v",
+            "--gw-priority=3",
+            "back",
+            "web",
+        ]
+    ]
+    more, _, recipe = words_for(
+        dockfix, container(host={"NetworkMode": "gone"}, networks={"back": ends["back"]})
+    )
     assert [words[1] for words in recipe.networks] == ["connect", "disconnect"]
-    more, _, recipe = words_for(dockfix, container(host={"NetworkMode": "back"}, networks={"back": ends["back"]}))
+    more, _, recipe = words_for(
+        dockfix, container(host={"NetworkMode": "back"}, networks={"back": ends["back"]})
+    )
     assert "--network=name=back,driver-opt=k=v,gw-priority=3" in more and recipe.networks == []
 
 
 def test_volumes_keep_their_names_and_none_is_mounted_twice(dockfix):
-    source = container("src", "s", mounts=[{"Type": "volume", "Name": "inherited", "Destination": "/in", "RW": True}])
-    mounts = [{"Type": "volume", "Name": "named", "Destination": "/n", "RW": False}, {"Type": "bind", "Source": "/h", "Destination": "/b", "RW": True},
-              {"Type": "volume", "Name": "9" * 64, "Destination": "/anon", "RW": True}, {"Type": "volume", "Name": "inherited", "Destination": "/in", "RW": True},
-              {"Type": "volume", "Name": "8" * 64, "Destination": "/asked", "RW": True}]
-    doc = container(host={"Binds": ["named:/n:ro", "/h:/b:z,rslave"], "VolumesFrom": ["src"], "Mounts": [{"Type": "volume", "Target": "/asked"}]}, mounts=mounts)
+    source = container(
+        "src",
+        "s",
+        mounts=[{"Type": "volume", "Name": "inherited", "Destination": "/in", "RW": True}],
+    )
+    mounts = [
+        {"Type": "volume", "Name": "named", "Destination": "/n", "RW": False},
+        {"Type": "bind", "Source": "/h", "Destination": "/b", "RW": True},
+        {"Type": "volume", "Name": "9" * 64, "Destination": "/anon", "RW": True},
+        {"Type": "volume", "Name": "inherited", "Destination": "/in", "RW": True},
+        {"Type": "volume", "Name": "8" * 64, "Destination": "/asked", "RW": True},
+    ]
+    doc = container(
+        host={
+            "Binds": ["named:/n:ro", "/h:/b:z,rslave"],
+            "VolumesFrom": ["src"],
+            "Mounts": [{"Type": "volume", "Target": "/asked"}],
+        },
+        mounts=mounts,
+    )
     more, _, _ = words_for(dockfix, doc, others=[source])
-    assert set(more) == {"--volume=named:/n:ro", "--volume=/h:/b:z,rslave", "--volume=%s:/anon" % ("9" * 64), "--volumes-from=src",
-                         "--mount=type=volume,source=%s,target=/asked" % ("8" * 64)}
+    assert set(more) == {
+        "--volume=named:/n:ro",
+        "--volume=/h:/b:z,rslave",
+        "--volume=%s:/anon" % ("9" * 64),
+        "--volumes-from=src",
+        "--mount=type=volume,source=%s,target=/asked" % ("8" * 64),
+    }
 
 
 def test_docker_1_12_shows_fewer_fields(dockfix):
-    old = container(mounts=[{"Name": "v" * 64, "Source": "/var/lib/docker/volumes/v/_data", "Destination": "/d", "Driver": "local", "Mode": "", "RW": True},
-                            {"Source": "/h", "Destination": "/b", "Mode": "", "RW": False}])
-    for key in ("CgroupnsMode", "Runtime", "Mounts", "DeviceRequests", "NanoCpus", "MaskedPaths", "Init", "DeviceCgroupRules"):
+    old = container(
+        mounts=[
+            {
+                "Name": "v" * 64,
+                "Source": "/var/lib/docker/volumes/v/_data",
+                "Destination": "/d",
+                "Driver": "local",
+                "Mode": "",
+                "RW": True,
+            },
+            {"Source": "/h", "Destination": "/b", "Mode": "", "RW": False},
+        ]
+    )
+    for key in (
+        "CgroupnsMode",
+        "Runtime",
+        "Mounts",
+        "DeviceRequests",
+        "NanoCpus",
+        "MaskedPaths",
+        "Init",
+        "DeviceCgroupRules",
+    ):
         old["HostConfig"].pop(key, None)
-    old["HostConfig"].update(Binds=["/h:/b:ro"], MemorySwappiness=-1, OomKillDisable=False, PidsLimit=0, IpcMode="")
+    old["HostConfig"].update(
+        Binds=["/h:/b:ro"], MemorySwappiness=-1, OomKillDisable=False, PidsLimit=0, IpcMode=""
+    )
     more, missing, recipe = words_for(dockfix, old)
-    assert more == ["--volume=/h:/b:ro", "--volume=%s:/d" % ("v" * 64)] and missing == ["--cgroupns=host", "--ipc=private", "--runtime=runc"] and recipe.lost == []
+    assert (
+        more == ["--volume=/h:/b:ro", "--volume=%s:/d" % ("v" * 64)]
+        and missing == ["--cgroupns=host", "--ipc=private", "--runtime=runc"]
+        and recipe.lost == []
+    )
 
 
 def test_a_container_that_lost_nothing_is_the_same(dockfix):
     old = container(config={"Env": ["PATH=/bin", "A=1"]}, host={"Memory": 5})
-    new = container(letter="b", config={"Env": ["A=1", "PATH=/bin"], "Image": "other", "Hostname": "aaaaaaaaaaaa"}, host={"Memory": 5, "Runtime": "runc"})
+    new = container(
+        letter="b",
+        config={"Env": ["A=1", "PATH=/bin"], "Image": "other", "Hostname": "aaaaaaaaaaaa"},
+        host={"Memory": 5, "Runtime": "runc"},
+    )
     assert dockfix.lost_settings(old, [old], new, [new]) == []
     new["HostConfig"]["Memory"], new["Config"]["Env"] = 6, ["PATH=/bin"]
     assert sorted(dockfix.lost_settings(old, [old], new, [new])) == ["--env=A=1", "--memory=5"]
 
 
 def test_order_of_dependency(dockfix):
-    docs = [container("web", "1", host={"Links": ["/app:/web/app"]}, state={"StartedAt": "2024-01-01T00:00:01Z"}),
-            container("app", "2", host={"NetworkMode": "container:" + "3" * 64}, state={"StartedAt": "2024-01-01T00:00:02Z"}),
-            container("pod", "3", state={"StartedAt": "2024-01-01T00:00:03Z"}),
-            container("data", "4", host={"VolumesFrom": ["web:ro"]}, state={"StartedAt": "2024-01-01T00:00:00Z"}),
-            container("c-web", "5", config={"Labels": {"com.docker.compose.project": "p", "com.docker.compose.service": "web", "com.docker.compose.depends_on": "db:service_started:false"}},
-                      state={"StartedAt": "2023-01-01T00:00:00Z"}),
-            container("c-db", "6", config={"Labels": {"com.docker.compose.project": "p", "com.docker.compose.service": "db"}}, state={"StartedAt": "2024-01-01T00:00:09Z"})]
+    docs = [
+        container(
+            "web",
+            "1",
+            host={"Links": ["/app:/web/app"]},
+            state={"StartedAt": "2024-01-01T00:00:01Z"},
+        ),
+        container(
+            "app",
+            "2",
+            host={"NetworkMode": "container:" + "3" * 64},
+            state={"StartedAt": "2024-01-01T00:00:02Z"},
+        ),
+        container("pod", "3", state={"StartedAt": "2024-01-01T00:00:03Z"}),
+        container(
+            "data",
+            "4",
+            host={"VolumesFrom": ["web:ro"]},
+            state={"StartedAt": "2024-01-01T00:00:00Z"},
+        ),
+        container(
+            "c-web",
+            "5",
+            config={
+                "Labels": {
+                    "com.docker.compose.project": "p",
+                    "com.docker.compose.service": "web",
+                    "com.docker.compose.depends_on": "db:service_started:false",
+                }
+            },
+            state={"StartedAt": "2023-01-01T00:00:00Z"},
+        ),
+        container(
+            "c-db",
+            "6",
+            config={
+                "Labels": {"com.docker.compose.project": "p", "com.docker.compose.service": "db"}
+            },
+            state={"StartedAt": "2024-01-01T00:00:09Z"},
+        ),
+    ]
     names = [one["Name"][1:] for one in dockfix.in_order(docs)]
     for first, then in (("pod", "app"), ("app", "web"), ("web", "data"), ("c-db", "c-web")):
         assert names.index(first) < names.index(then), names
-    circle = [container("a1", "1", host={"Links": ["/b1:/a1/b"]}), container("b1", "2", host={"Links": ["/a1:/b1/a"]})]
+    circle = [
+        container("a1", "1", host={"Links": ["/b1:/a1/b"]}),
+        container("b1", "2", host={"Links": ["/a1:/b1/a"]}),
+    ]
     assert len(dockfix.in_order(circle)) == 2
 
 
 def test_a_networks_own_command(dockfix):
-    doc = {"Name": "front", "Id": "f" * 64, "Scope": "local", "Driver": "bridge", "EnableIPv6": True, "Internal": True, "Attachable": False, "Ingress": False,
-           "IPAM": {"Driver": "default", "Options": None, "Config": [{"Subnet": "10.0.0.0/24", "Gateway": "10.0.0.1/24", "IPRange": "10.0.0.128/25", "AuxiliaryAddresses": {"r": "10.0.0.2"}}]},
-           "ConfigFrom": {"Network": ""}, "ConfigOnly": False, "Options": {"com.docker.network.bridge.name": "br9"}, "Labels": {"a": "b\nc"}}
+    doc = {
+        "Name": "front",
+        "Id": "f" * 64,
+        "Scope": "local",
+        "Driver": "bridge",
+        "EnableIPv6": True,
+        "Internal": True,
+        "Attachable": False,
+        "Ingress": False,
+        "IPAM": {
+            "Driver": "default",
+            "Options": None,
+            "Config": [
+                {
+                    "Subnet": "10.0.0.0/24",
+                    "Gateway": "10.0.0.1/24",
+                    "IPRange": "10.0.0.128/25",
+                    "AuxiliaryAddresses": {"r": "10.0.0.2"},
+                }
+            ],
+        },
+        "ConfigFrom": {"Network": ""},
+        "ConfigOnly": False,
+        "Options": {"com.docker.network.bridge.name": "br9"},
+        "Labels": {"a": "b\nc"},
+    }
     assert dockfix.network_recipe(doc) == [
-        "network", "create", "--driver=bridge", "--internal", "--ipv6", "--opt=com.docker.network.bridge.name=br9", "--label=a=b\nc", "--subnet=10.0.0.0/24",
-        "--gateway=10.0.0.1", "--ip-range=10.0.0.128/25", "--aux-address=r=10.0.0.2", "front"]
-    assert dockfix.network_recipe({"Name": "n", "Driver": "macvlan"}) == ["network", "create", "--driver=macvlan", "n"]      # 1.9
-    assert dockfix.volume_recipe({"Name": "v", "Driver": "local", "Labels": {"a": "b"}, "Options": {"type": "nfs"}}) == [
-        "volume", "create", "--driver=local", "--label=a=b", "--opt=type=nfs", "--name=v"]
+        "network",
+        "create",
+        "--driver=bridge",
+        "--internal",
+        "--ipv6",
+        "--opt=com.docker.network.bridge.name=br9",
+        "--label=a=b\nc",
+        "--subnet=10.0.0.0/24",
+        "--gateway=10.0.0.1",
+        "--ip-range=10.0.0.128/25",
+        "--aux-address=r=10.0.0.2",
+        "front",
+    ]
+    assert dockfix.network_recipe({"Name": "n", "Driver": "macvlan"}) == [
+        "network",
+        "create",
+        "--driver=macvlan",
+        "n",
+    ]  # 1.9
+    assert dockfix.volume_recipe(
+        {"Name": "v", "Driver": "local", "Labels": {"a": "b"}, "Options": {"type": "nfs"}}
+    ) == ["volume", "create", "--driver=local", "--label=a=b", "--opt=type=nfs", "--name=v"]
 
 
-@pytest.mark.parametrize("diff,own", [("", False), ("C /var\nC /var/lib\nA /var/lib/data\nA /x\n", False), ("C /var\nA /var/other\n", True), ("D /etc/group\n", True),
-                                      ("A /var/lib/data/inside\n", True)])
+@pytest.mark.parametrize(
+    "diff,own",
+    [
+        ("", False),
+        ("C /var\nC /var/lib\nA /var/lib/data\nA /x\n", False),
+        ("C /var\nA /var/other\n", True),
+        ("D /etc/group\n", True),
+        ("A /var/lib/data/inside\n", True),
+    ],
+)
 def test_mount_points_are_no_files_of_the_containers_own(dockfix, diff, own):
     doc = container(mounts=[{"Destination": "/var/lib/data"}, {"Destination": "/x/"}])
     assert dockfix.own_changes(doc, diff) is own
 
 
 def test_what_a_backup_leaves_out_is_said(dockfix):
-    stock = dockfix.Stock([container(mounts=[{"Type": "bind", "Source": "/srv", "Destination": "/s"}, {"Type": "volume", "Name": "v", "Source": "/x", "Destination": "/v"}])],
-                          [{"Id": "sha256:1", "RepoTags": ["a:1"], "RepoDigests": ["a@sha256:2"]}],
-                          [{"Name": "over", "Driver": "overlay", "Scope": "swarm"}, {"Name": "host", "Driver": "host", "Scope": "local"}, {"Name": "bridge", "Driver": "bridge", "Scope": "local"}],
-                          [{"Name": "v", "Driver": "local"}, {"Name": "nfs", "Driver": "local", "Options": {"device": ":/e"}}, {"Name": "p", "Driver": "plugin"}])
+    stock = dockfix.Stock(
+        [
+            container(
+                mounts=[
+                    {"Type": "bind", "Source": "/srv", "Destination": "/s"},
+                    {"Type": "volume", "Name": "v", "Source": "/x", "Destination": "/v"},
+                ]
+            )
+        ],
+        [{"Id": "sha256:1", "RepoTags": ["a:1"], "RepoDigests": ["a@sha256:2"]}],
+        [
+            {"Name": "over", "Driver": "overlay", "Scope": "swarm"},
+            {"Name": "host", "Driver": "host", "Scope": "local"},
+            {"Name": "bridge", "Driver": "bridge", "Scope": "local"},
+        ],
+        [
+            {"Name": "v", "Driver": "local"},
+            {"Name": "nfs", "Driver": "local", "Options": {"device": ":/e"}},
+            {"Name": "p", "Driver": "plugin"},
+        ],
+    )
     said = "\n".join(dockfix.left_out(stock, {"v": ["volume-1.tar", "x", "/d"]}))
-    for word in ("network over (driver overlay, scope swarm)", "volume nfs (driver local, on :/e)", "volume p (driver plugin)", "the host's /srv, mounted into web",
-                 "a@sha256:2", "what web writes to volume v meanwhile", "logs"):
+    for word in (
+        "network over (driver overlay, scope swarm)",
+        "volume nfs (driver local, on :/e)",
+        "volume p (driver plugin)",
+        "the host's /srv, mounted into web",
+        "a@sha256:2",
+        "what web writes to volume v meanwhile",
+        "logs",
+    ):
         assert word in said
     assert "network host" not in said and "network bridge" not in said
 
 
 def test_images_are_saved_by_all_their_tags(dockfix):
-    assert dockfix.image_refs([{"Id": "sha256:1", "RepoTags": ["a:1", "b:2"]}, {"Id": "sha256:3", "RepoTags": []}, {"Id": "sha256:4", "RepoTags": None}]) == ["a:1", "b:2", "sha256:3", "sha256:4"]
+    assert dockfix.image_refs(
+        [
+            {"Id": "sha256:1", "RepoTags": ["a:1", "b:2"]},
+            {"Id": "sha256:3", "RepoTags": []},
+            {"Id": "sha256:4", "RepoTags": None},
+        ]
+    ) == ["a:1", "b:2", "sha256:3", "sha256:4"]
 
 
 def test_stopping_goes_backwards_and_undone_it_starts_by_id(dockfix):
     host = dockfix.Host(("docker",), 1, False, False, "", [], None, None, {}, None)
-    docs = dockfix.in_order([container("web", "a", host={"Links": ["/db:/web/d"]}), container("db", "b", state={"Paused": True}), container("off", "c", state={"Running": False})])
+    docs = dockfix.in_order(
+        [
+            container("web", "a", host={"Links": ["/db:/web/d"]}),
+            container("db", "b", state={"Paused": True}),
+            container("off", "c", state={"Running": False}),
+        ]
+    )
     steps = dockfix.halt_steps(host, dockfix.Stock(docs, [], [], []))
-    assert [step.argv[1:] for step in steps] == [("stop", "a" * 64), ("unpause", "b" * 64), ("stop", "b" * 64)]
+    assert [step.argv[1:] for step in steps] == [
+        ("stop", "a" * 64),
+        ("unpause", "b" * 64),
+        ("stop", "b" * 64),
+    ]
     assert [one.argv[1:] for one in steps[2].undo] == [("start", "b" * 64), ("pause", "b" * 64)]
-    assert [step.argv[1:] for step in dockfix.run_steps(host, docs)] == [("start", "db"), ("pause", "db"), ("start", "web")]
+    assert [step.argv[1:] for step in dockfix.run_steps(host, docs)] == [
+        ("start", "db"),
+        ("pause", "db"),
+        ("start", "web"),
+    ]
 
 
 def test_a_volume_is_not_taken_for_the_network_of_its_name(dockfix):
     """compose and hands alike give both one name; a volume that is taken to be there already would come back empty."""
     host = dockfix.Host(("docker",), 1, False, False, "", [], None, None, {}, None)
     network = {"Name": "web", "Driver": "bridge", "Scope": "local", "Id": "n"}
-    stock = dockfix.Stock([], [{"Id": "sha256:1", "RepoTags": ["a:1"]}], [network], [{"Name": "web", "Driver": "local"}])
-    kept = dockfix.Backup("/kept", stock, {}, {"web": ["volume-1.tar", "h", "/dockfix-1/data"]}, [], [], "2024-01-01T00:00:00Z")
-    titles = [[step.title for step in dockfix.restore_steps(host, kept, dockfix.Stock([], [], *have))] for have in (([network], []), ([], stock.volumes))]
-    assert titles == [["volume web", "no container has the new volumes", "container dockfix.helper-20240101T000000", "content of volume web", "remove container dockfix.helper-20240101T000000"], ["network web"]]
+    stock = dockfix.Stock(
+        [],
+        [{"Id": "sha256:1", "RepoTags": ["a:1"]}],
+        [network],
+        [{"Name": "web", "Driver": "local"}],
+    )
+    kept = dockfix.Backup(
+        "/kept",
+        stock,
+        {},
+        {"web": ["volume-1.tar", "h", "/dockfix-1/data"]},
+        [],
+        [],
+        "2024-01-01T00:00:00Z",
+    )
+    titles = [
+        [step.title for step in dockfix.restore_steps(host, kept, dockfix.Stock([], [], *have))]
+        for have in (([network], []), ([], stock.volumes))
+    ]
+    assert titles == [
+        [
+            "volume web",
+            "no container has the new volumes",
+            "container dockfix.helper-20240101T000000",
+            "content of volume web",
+            "remove container dockfix.helper-20240101T000000",
+        ],
+        ["network web"],
+    ]
 
 
 # ---------------------------------------------------------------------- folders
@@ -277,15 +884,33 @@ def test_a_volume_is_not_taken_for_the_network_of_its_name(dockfix):
 def folder(box, dockfix):
     """A complete, small backup."""
     os.mkdir(box.at("kept"), 0o700)
-    stock = dockfix.Stock([container()], [{"Id": "sha256:" + "1" * 64, "RepoTags": ["img:latest"], "Config": IMAGE}], [], [{"Name": "v", "Driver": "local"}])
-    kept = dockfix.Backup(box.at("kept"), stock, {"a" * 64: ""}, {"v": ["volume-1.tar", "h", "/dockfix-1/data"]}, ["images.tar"], ["the containers' logs"], "2024-01-01T00:00:00Z")
+    stock = dockfix.Stock(
+        [container()],
+        [{"Id": "sha256:" + "1" * 64, "RepoTags": ["img:latest"], "Config": IMAGE}],
+        [],
+        [{"Name": "v", "Driver": "local"}],
+    )
+    kept = dockfix.Backup(
+        box.at("kept"),
+        stock,
+        {"a" * 64: ""},
+        {"v": ["volume-1.tar", "h", "/dockfix-1/data"]},
+        ["images.tar"],
+        ["the containers' logs"],
+        "2024-01-01T00:00:00Z",
+    )
     for name, docs in zip(dockfix.STOCK_FILES, stock):
         box.file("kept/" + name, json.dumps(docs).encode())
     for name in ("images.tar", "volume-1.tar"):
         box.file("kept/" + name, b"x" * 100000)
     for name in kept.files():
         with open(box.at("kept", name), "rb") as data:
-            box.file("kept/%s.sha256" % name, subprocess.run(["sha256sum"], stdin=data, stdout=subprocess.PIPE, check=True).stdout)
+            box.file(
+                "kept/%s.sha256" % name,
+                subprocess.run(
+                    ["sha256sum"], stdin=data, stdout=subprocess.PIPE, check=True
+                ).stdout,
+            )
     step = dockfix.seal_step(kept)
     box.file("kept/manifest.json", step.data.encode())
     return box.at("kept")
@@ -293,10 +918,16 @@ def folder(box, dockfix):
 
 def test_a_whole_backup_verifies(box, folder):
     result = box.run("backup", "--verify", folder, "--json")
-    assert result.rc == 0 and set(result.statuses().values()) == {"unchanged"} and len(result.statuses()) == 6
+    assert (
+        result.rc == 0
+        and set(result.statuses().values()) == {"unchanged"}
+        and len(result.statuses()) == 6
+    )
 
 
-@pytest.mark.parametrize("name", ["images.tar", "volume-1.tar", "containers.json", "images.tar.sha256"])
+@pytest.mark.parametrize(
+    "name", ["images.tar", "volume-1.tar", "containers.json", "images.tar.sha256"]
+)
 def test_one_flipped_byte_is_found(box, folder, name):
     with open(os.path.join(folder, name), "r+b") as f:
         first = f.read(1)
@@ -305,21 +936,45 @@ def test_one_flipped_byte_is_found(box, folder, name):
     result = box.run("backup", "--verify", folder, "--json")
     assert result.rc in (1, 5)
     if result.rc == 1:
-        assert [target for target, status in result.statuses().items() if status == "failed"] == [name.replace(".sha256", "")]
+        assert [target for target, status in result.statuses().items() if status == "failed"] == [
+            name.replace(".sha256", "")
+        ]
     for command in ("images", "network", "volume"):
         box.rule(command, out=b"")
     result = box.run("restore", "-y", folder)
-    assert result.rc == 5 and not any(call.command in ("load", "create", "cp", "volume create") for call in box.calls()), result
+    assert result.rc == 5 and not any(
+        call.command in ("load", "create", "cp", "volume create") for call in box.calls()
+    ), result
     assert not any(call.words[:2] == ["volume", "create"] for call in box.calls())
 
 
-@pytest.mark.parametrize("spoil", [
-    lambda at: os.unlink(at("manifest.json")), lambda at: os.unlink(at("images.tar")), lambda at: os.unlink(at("networks.json")),
-    lambda at: open(at("manifest.json"), "w").close(), lambda at: open(at("containers.json"), "w").write("[1]"), lambda at: open(at("manifest.json"), "w").write("[]"),
-    lambda at: open(at("manifest.json"), "w").write(json.dumps({"schema": "dockfix-backup/9", "dockfix": "9.9"})),
-    lambda at: open(at("manifest.json"), "w").write(json.dumps({"schema": "dockfix-backup/2", "own": {}, "volumes": {"v": ["../../etc/shadow", "h", "/d"]}, "loads": [], "left_out": [], "made": ""})),
-    lambda at: open(at("manifest.json"), "w").write("[" * 100000),
-])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda at: os.unlink(at("manifest.json")),
+        lambda at: os.unlink(at("images.tar")),
+        lambda at: os.unlink(at("networks.json")),
+        lambda at: open(at("manifest.json"), "w").close(),
+        lambda at: open(at("containers.json"), "w").write("[1]"),
+        lambda at: open(at("manifest.json"), "w").write("[]"),
+        lambda at: open(at("manifest.json"), "w").write(
+            json.dumps({"schema": "dockfix-backup/9", "dockfix": "9.9"})
+        ),
+        lambda at: open(at("manifest.json"), "w").write(
+            json.dumps(
+                {
+                    "schema": "dockfix-backup/2",
+                    "own": {},
+                    "volumes": {"v": ["../../etc/shadow", "h", "/d"]},
+                    "loads": [],
+                    "left_out": [],
+                    "made": "",
+                }
+            )
+        ),
+        lambda at: open(at("manifest.json"), "w").write("[" * 100000),
+    ],
+)
 @pytest.mark.parametrize("words", [("restore", "-y"), ("backup", "--verify")])
 def test_what_is_no_whole_backup_is_refused(box, folder, spoil, words):
     spoil(lambda name: os.path.join(folder, name))
@@ -330,7 +985,10 @@ def test_what_is_no_whole_backup_is_refused(box, folder, spoil, words):
 def test_a_backup_of_another_format_names_both(box, folder):
     with open(os.path.join(folder, "manifest.json"), "w") as f:
         json.dump({"schema": "dockfix-backup/1", "dockfix": "0.1.0"}, f)
-    assert "is a dockfix-backup/1, this dockfix reads dockfix-backup/2" in box.run("restore", "-y", folder, "--json").json["errors"][0]["msg"]
+    assert (
+        "is a dockfix-backup/1, this dockfix reads dockfix-backup/2"
+        in box.run("restore", "-y", folder, "--json").json["errors"][0]["msg"]
+    )
 
 
 # ---------------------------------------------------------------------- whole commands
@@ -339,11 +997,26 @@ def test_a_backup_of_another_format_names_both(box, folder):
 @pytest.fixture
 def stock(box):
     """The fake docker with one container, one image, no network of its own, one volume."""
-    box.container("web", inspect={"Config": dict(CONFIG), "HostConfig": dict(HOST), "NetworkSettings": {"Networks": {"bridge": END}}, "State": {"Running": True, "Pid": 0}})
+    box.container(
+        "web",
+        inspect={
+            "Config": dict(CONFIG),
+            "HostConfig": dict(HOST),
+            "NetworkSettings": {"Networks": {"bridge": END}},
+            "State": {"Running": True, "Pid": 0},
+        },
+    )
     image = {"Id": "sha256:" + "1" * 64, "RepoTags": ["img:latest"], "Config": IMAGE, "Size": 5000}
     box.rule("inspect", has="image", out=json.dumps([image]).encode())
-    for command, has, out in (("images", "-q", image["Id"].encode()), ("images", "", b""), ("network", "", b""), ("volume", "inspect", json.dumps([{"Name": "v", "Driver": "local"}]).encode()),
-                              ("volume", "ls", b"v\n"), ("system", "", b"Images\t5kB\nContainers\t1kB\nLocal Volumes\t2kB\n"), ("diff", "", b"A /own\n")):
+    for command, has, out in (
+        ("images", "-q", image["Id"].encode()),
+        ("images", "", b""),
+        ("network", "", b""),
+        ("volume", "inspect", json.dumps([{"Name": "v", "Driver": "local"}]).encode()),
+        ("volume", "ls", b"v\n"),
+        ("system", "", b"Images\t5kB\nContainers\t1kB\nLocal Volumes\t2kB\n"),
+        ("diff", "", b"A /own\n"),
+    ):
         box.rule(command, has=has, out=out)
     return box
 
@@ -352,57 +1025,123 @@ def test_a_dry_backup_names_each_step_and_does_none(stock, tmp_path):
     result = stock.quick("backup", "-n", str(tmp_path / "kept"))
     text = result.out.decode()
     assert result.rc == 0 and not (tmp_path / "kept").exists() and not os.path.exists(stock.state)
-    made = re.search('"made": "([^"]+)"', text).group(1).translate({ord(c): None for c in "-:Z"})      # a name of its own for each backup: what is there was made for it
-    tag, helper = "dockfix/backup:web-%s-%s" % (stock.id("web")[:12], made), "dockfix.helper-" + made
-    for words in ("docker commit %s %s" % (stock.id("web"), tag), "docker save img:latest %s " % tag, "--volume=v:/dockfix-1/data:nocopy", "docker cp %s:/dockfix-1/data -" % helper,
-                  "docker rmi " + tag, "docker rm -f -v " + helper, "manifest.json"):
+    made = (
+        re.search('"made": "([^"]+)"', text).group(1).translate({ord(c): None for c in "-:Z"})
+    )  # a name of its own for each backup: what is there was made for it
+    tag, helper = (
+        "dockfix/backup:web-%s-%s" % (stock.id("web")[:12], made),
+        "dockfix.helper-" + made,
+    )
+    for words in (
+        "docker commit %s %s" % (stock.id("web"), tag),
+        "docker save img:latest %s " % tag,
+        "--volume=v:/dockfix-1/data:nocopy",
+        "docker cp %s:/dockfix-1/data -" % helper,
+        "docker rmi " + tag,
+        "docker rm -f -v " + helper,
+        "manifest.json",
+    ):
         assert words in text, text
-    assert text.rindex("manifest.json") > text.rindex("sha256sum") and {call.command for call in stock.calls()} <= {"ps", "inspect", "images", "network", "volume", "system", "info", "diff"}
+    assert text.rindex("manifest.json") > text.rindex("sha256sum") and {
+        call.command for call in stock.calls()
+    } <= {"ps", "inspect", "images", "network", "volume", "system", "info", "diff"}
 
 
 @pytest.mark.parametrize("used,tight", [("107.0GB", True), ("97.0GB", True), ("90.0GB", False)])
 def test_a_pool_below_its_minimum_is_seen_beforehand(stock, tmp_path, used, tight):
-    stock.world["info_json"] = json.dumps({"Driver": "devicemapper", "DockerRootDir": "/var/lib/docker", "SecurityOptions": [], "DriverStatus": [
-        ["Pool Name", "p"], ["Data Space Used", used], ["Data Space Total", "107.4GB"], ["Thin Pool Minimum Free Space", "10.74GB"]]})
+    stock.world["info_json"] = json.dumps(
+        {
+            "Driver": "devicemapper",
+            "DockerRootDir": "/var/lib/docker",
+            "SecurityOptions": [],
+            "DriverStatus": [
+                ["Pool Name", "p"],
+                ["Data Space Used", used],
+                ["Data Space Total", "107.4GB"],
+                ["Thin Pool Minimum Free Space", "10.74GB"],
+            ],
+        }
+    )
     text = stock.quick("backup", "-n", str(tmp_path / "kept")).out.decode()
-    assert ("docker export " + stock.id("web") in text) is tight and ("docker commit" in text) is not tight and ("docker create" in text) is not tight
+    assert (
+        ("docker export " + stock.id("web") in text) is tight
+        and ("docker commit" in text) is not tight
+        and ("docker create" in text) is not tight
+    )
 
 
 def test_too_little_space_is_said_with_both_figures(stock, tmp_path):
-    stock.world["rules"] = [dict(rule, out=b"Images\t900TB\n") if rule["on"] == "system" else rule for rule in stock.world["rules"]]
+    stock.world["rules"] = [
+        dict(rule, out=b"Images\t900TB\n") if rule["on"] == "system" else rule
+        for rule in stock.world["rules"]
+    ]
     result = stock.quick("backup", str(tmp_path / "kept"), "--json")
-    assert result.rc == 5 and "818.5 TiB" in result.json["errors"][0]["msg"] and not (tmp_path / "kept").exists()
+    assert (
+        result.rc == 5
+        and "818.5 TiB" in result.json["errors"][0]["msg"]
+        and not (tmp_path / "kept").exists()
+    )
 
 
-@pytest.mark.parametrize("options, code", [("rw,fmask=0022,dmask=0022,codepage=437", 5), ("rw,fmask=0177,dmask=0077", 0)])
+@pytest.mark.parametrize(
+    "options, code", [("rw,fmask=0022,dmask=0022,codepage=437", 5), ("rw,fmask=0177,dmask=0077", 0)]
+)
 def test_a_usb_stick_with_vfat_must_be_for_root_alone(stock, tmp_path, options, code):
     stick = [("8:1", "/", str(tmp_path), "vfat", "/dev/sdb1", tuple(options.split(",")))]
-    result = stock.quick("backup", "-n", "--json", str(tmp_path / "kept"),
-                         prelude=lambda module: setattr(module, "mounts_of", lambda pid="self": [module.Mount(*one) for one in stick]))
+    result = stock.quick(
+        "backup",
+        "-n",
+        "--json",
+        str(tmp_path / "kept"),
+        prelude=lambda module: setattr(
+            module, "mounts_of", lambda pid="self": [module.Mount(*one) for one in stick]
+        ),
+    )
     assert result.rc == code and not (tmp_path / "kept").exists()
-    assert code == 0 or "umount %s, then mount it with -o fmask=0177,dmask=0077" % tmp_path in result.json["errors"][0]["hint"]
+    assert (
+        code == 0
+        or "umount %s, then mount it with -o fmask=0177,dmask=0077" % tmp_path
+        in result.json["errors"][0]["hint"]
+    )
 
 
 def test_a_file_that_may_not_be_closed_to_others_is_told(dockfix, tmp_path, monkeypatch):
     def refuse(*words):
         raise PermissionError(1, "Operation not permitted")
+
     monkeypatch.setattr(dockfix.os, "fchmod", refuse)
-    with pytest.raises(dockfix.EnvironmentFault, match="some cannot be opened: Operation not permitted"):
+    with pytest.raises(
+        dockfix.EnvironmentFault, match="some cannot be opened: Operation not permitted"
+    ):
         dockfix.open_flow(dockfix.Flow(target=str(tmp_path / "some")))
     assert not list(tmp_path.iterdir())
 
 
 def test_only_root_and_only_one_folder(stock, tmp_path):
-    result = stock.quick("backup", str(tmp_path / "kept"), prelude=lambda module: setattr(module.os, "geteuid", lambda: 1000))
+    result = stock.quick(
+        "backup",
+        str(tmp_path / "kept"),
+        prelude=lambda module: setattr(module.os, "geteuid", lambda: 1000),
+    )
     assert result.rc == 6 and b"only root" in result.err
-    assert stock.quick("backup").rc == 2 and stock.quick("backup", "a", "b").rc == 2 and stock.quick("restore").rc == 2
+    assert (
+        stock.quick("backup").rc == 2
+        and stock.quick("backup", "a", "b").rc == 2
+        and stock.quick("restore").rc == 2
+    )
 
 
 def test_a_restore_asks_first(stock, folder):
     stock.world["containers"][:] = []
-    stock.world["rules"] = [rule for rule in stock.world["rules"] if rule["on"] != "volume"] + [{"on": "volume", "out": b""}]
+    stock.world["rules"] = [rule for rule in stock.world["rules"] if rule["on"] != "volume"] + [
+        {"on": "volume", "out": b""}
+    ]
     result = stock.run("restore", folder, "--json")
-    assert result.rc == 5 and "confirmed" in result.json["errors"][0]["msg"] and not any(call.command in ("load", "create", "cp") for call in stock.calls())
+    assert (
+        result.rc == 5
+        and "confirmed" in result.json["errors"][0]["msg"]
+        and not any(call.command in ("load", "create", "cp") for call in stock.calls())
+    )
 
 
 LITTLE_DOCKER = """
@@ -421,15 +1160,28 @@ esac
 
 def test_the_script_of_a_restore_hands_hostile_settings_on(dockfix, box, folder):
     """The words that docker gets from sh are those that the recipe has, and the profile comes by standard input."""
-    doc = container(config={"Env": ["PATH=/bin"] + ["V%d=%s" % pair for pair in enumerate(HOSTILE)], "Cmd": HOSTILE}, host={"SecurityOpt": ["seccomp={\"a\":\n1}"]})
+    doc = container(
+        config={
+            "Env": ["PATH=/bin"] + ["V%d=%s" % pair for pair in enumerate(HOSTILE)],
+            "Cmd": HOSTILE,
+        },
+        host={"SecurityOpt": ['seccomp={"a":\n1}']},
+    )
     box.file("kept/containers.json", json.dumps([doc]).encode())
     for command in ("images", "network", "volume"):
         box.rule(command, out=b"")
     result = box.run("restore", "-n", folder)
     assert result.rc == 0, result
     box.program("docker", LITTLE_DOCKER % {"at": box.path})
-    done = subprocess.run(["sh"], input=result.out, env=box.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    done = subprocess.run(
+        ["sh"], input=result.out, env=box.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     recipe = dockfix.create_recipe(doc, IMAGE, [doc])
     assert done.returncode == 0, done
-    assert box.read("argv.web").decode().split("\0")[:-1] == ["create"] + recipe.options + ["img"] + recipe.command
-    assert box.read("stdin.web") == b'{"a":\n1}' and not os.path.exists(box.at("made.dockfix.helper"))
+    assert (
+        box.read("argv.web").decode().split("\0")[:-1]
+        == ["create"] + recipe.options + ["img"] + recipe.command
+    )
+    assert box.read("stdin.web") == b'{"a":\n1}' and not os.path.exists(
+        box.at("made.dockfix.helper")
+    )

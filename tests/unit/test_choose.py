@@ -1,9 +1,12 @@
 """Which containers a command line means, and what docker answers when it cannot say."""
+
 import pytest
 
 UNREACHABLE = b"Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?\n"
-FORBIDDEN = (b"Got permission denied while trying to connect to the Docker daemon socket at unix:///var/run/docker.sock: Get "
-             b"\"http://%2Fvar%2Frun%2Fdocker.sock/v1.24/containers/json?all=1\": dial unix /var/run/docker.sock: connect: permission denied\n")
+FORBIDDEN = (
+    b"Got permission denied while trying to connect to the Docker daemon socket at unix:///var/run/docker.sock: Get "
+    b'"http://%2Fvar%2Frun%2Fdocker.sock/v1.24/containers/json?all=1": dial unix /var/run/docker.sock: connect: permission denied\n'
+)
 
 
 @pytest.fixture
@@ -22,39 +25,54 @@ def town(box):
 
 def chosen(box, *args, **how):
     result = box.quick("--json", "exec", *(args + ("--", "x")), **how)
-    return [row["target"] for row in result.json["results"]] if result.rc not in (2, 6) else result.rc
+    return (
+        [row["target"] for row in result.json["results"]] if result.rc not in (2, 6) else result.rc
+    )
 
 
 RUNNING = ["web1", "web2", "paused", "loop", "bbbb"]
 
 
-@pytest.mark.parametrize("args, expected", [
-    (["--all"], RUNNING),
-    (["--stopped"], RUNNING + ["old", "new"]),
-    (["--all", "--stopped"], RUNNING + ["old", "new"]),
-    (["web1"], ["web1"]),
-    (["old"], ["old"]),
-    (["aaaa2" + "0" * 59], ["web2"]),
-    (["web*"], ["web1", "web2"]),
-    (["[wp]*[d2]"], ["web2", "paused"]),
-    (["aaaa1"], ["web1"]),
-    (["bbbb"], ["bbbb"]),
-    (["bbbbb"], ["paused"]),
-    (["web1", "web1", "web*"], ["web1", "web2"]),
-    (["web2", "web1"], ["web1", "web2"]),
-    (["--all", "old"], RUNNING + ["old"]),
-    (["--all", "--exclude", "web*"], ["paused", "loop", "bbbb"]),
-    (["web1", "web2", "--exclude", "web1"], ["web2"]),
-    (["--filter", "label=tier=web"], ["web1", "web2"]),
-    (["--filter", "label=tier=web", "--stopped"], ["web1", "web2", "old"]),
-    (["--filter", "label=tier=web", "paused"], ["web1", "web2", "paused"]),
-    (["--filter=label=tier=web", "old"], ["web1", "web2", "old"]),
-    (["nothing"], 2), (["aaaa"], 2), (["web9*"], 2), (["app/db"], 2), (["db"], 2), ([], 2), ([""], 2),
-    (["web1", "nothing"], 2), (["WEB1"], 2),
-], ids=lambda v: " ".join(map(str, v)) if isinstance(v, list) else str(v))
+@pytest.mark.parametrize(
+    "args, expected",
+    [
+        (["--all"], RUNNING),
+        (["--stopped"], RUNNING + ["old", "new"]),
+        (["--all", "--stopped"], RUNNING + ["old", "new"]),
+        (["web1"], ["web1"]),
+        (["old"], ["old"]),
+        (["aaaa2" + "0" * 59], ["web2"]),
+        (["web*"], ["web1", "web2"]),
+        (["[wp]*[d2]"], ["web2", "paused"]),
+        (["aaaa1"], ["web1"]),
+        (["bbbb"], ["bbbb"]),
+        (["bbbbb"], ["paused"]),
+        (["web1", "web1", "web*"], ["web1", "web2"]),
+        (["web2", "web1"], ["web1", "web2"]),
+        (["--all", "old"], RUNNING + ["old"]),
+        (["--all", "--exclude", "web*"], ["paused", "loop", "bbbb"]),
+        (["web1", "web2", "--exclude", "web1"], ["web2"]),
+        (["--filter", "label=tier=web"], ["web1", "web2"]),
+        (["--filter", "label=tier=web", "--stopped"], ["web1", "web2", "old"]),
+        (["--filter", "label=tier=web", "paused"], ["web1", "web2", "paused"]),
+        (["--filter=label=tier=web", "old"], ["web1", "web2", "old"]),
+        (["nothing"], 2),
+        (["aaaa"], 2),
+        (["web9*"], 2),
+        (["app/db"], 2),
+        (["db"], 2),
+        ([], 2),
+        ([""], 2),
+        (["web1", "nothing"], 2),
+        (["WEB1"], 2),
+    ],
+    ids=lambda v: " ".join(map(str, v)) if isinstance(v, list) else str(v),
+)
 def test_chosen(town, args, expected):
     got = chosen(town, *args)
-    assert (sorted(got) if isinstance(got, list) else got) == (sorted(expected) if isinstance(expected, list) else expected)
+    assert (sorted(got) if isinstance(got, list) else got) == (
+        sorted(expected) if isinstance(expected, list) else expected
+    )
     assert bool(town.calls("exec")) == isinstance(expected, list)
 
 
@@ -104,16 +122,29 @@ def test_a_filter_docker_does_not_know(town):
 
 def test_the_list_is_asked_for_in_the_words_of_1_12(town):
     town.quick("exec", "--all", "--", "x")
-    assert [c.words for c in town.calls("ps")] == [["ps", "-a", "--no-trunc", "--format", "{{.ID}} {{.Names}} {{.Status}}"]]
+    assert [c.words for c in town.calls("ps")] == [
+        ["ps", "-a", "--no-trunc", "--format", "{{.ID}} {{.Names}} {{.Status}}"]
+    ]
 
 
 # ---- when docker cannot say
 
-@pytest.mark.parametrize("out, err, rc, word", [
-    (b"", UNREACHABLE, 1, "daemon"), (b"", FORBIDDEN, 1, "permission"), (b"<html>502</html>\n", b"", 0, ""),
-    (b"\xff\xfe\x00\x00", b"", 0, ""), (b"CONTAINER ID   IMAGE\nabc def\n", b"", 0, ""), (b"", b"segmentation fault\n", 139, "segmentation"),
-], ids=["daemon down", "no permission", "html", "binary", "a table", "crash"])
-@pytest.mark.parametrize("command", [("exec", "--all", "--", "x"), ("chpasswd", "--all")], ids=["exec", "chpasswd"])
+
+@pytest.mark.parametrize(
+    "out, err, rc, word",
+    [
+        (b"", UNREACHABLE, 1, "daemon"),
+        (b"", FORBIDDEN, 1, "permission"),
+        (b"<html>502</html>\n", b"", 0, ""),
+        (b"\xff\xfe\x00\x00", b"", 0, ""),
+        (b"CONTAINER ID   IMAGE\nabc def\n", b"", 0, ""),
+        (b"", b"segmentation fault\n", 139, "segmentation"),
+    ],
+    ids=["daemon down", "no permission", "html", "binary", "a table", "crash"],
+)
+@pytest.mark.parametrize(
+    "command", [("exec", "--all", "--", "x"), ("chpasswd", "--all")], ids=["exec", "chpasswd"]
+)
 def test_a_ps_that_says_nothing_useful_is_exit_6(web, command, out, err, rc, word):
     web.rule("ps", out=out, err=err, rc=rc)
     result = web.quick("--json", *command, stdin=b"root:x\n")
@@ -122,8 +153,23 @@ def test_a_ps_that_says_nothing_useful_is_exit_6(web, command, out, err, rc, wor
     assert not web.calls("exec")
 
 
-@pytest.mark.parametrize("out", [b"", b"null", b"{}", b"[", b"[1]", b"[null]", b"\xff\xfe", b"[{}]", b'[{"Id": 7}]', b"Error: template",
-                                 b'[{"Id": "' + b"0" * 64 + b'", "HostConfig": {}, "State": {}}]'], ids=repr)
+@pytest.mark.parametrize(
+    "out",
+    [
+        b"",
+        b"null",
+        b"{}",
+        b"[",
+        b"[1]",
+        b"[null]",
+        b"\xff\xfe",
+        b"[{}]",
+        b'[{"Id": 7}]',
+        b"Error: template",
+        b'[{"Id": "' + b"0" * 64 + b'", "HostConfig": {}, "State": {}}]',
+    ],
+    ids=repr,
+)
 def test_garbage_from_inspect_is_exit_6(web, out):
     web.rule("inspect", out=out + b"\n", rc=0)
     result = web.quick("--json", "chpasswd", "--all", stdin=b"root:x\n")
@@ -149,14 +195,22 @@ def test_a_ps_that_hangs_is_exit_6(web):
 def test_docker_can_be_several_words(web):
     web.program("sudo", 'exec "$@"')
     assert web.run("--docker", "sudo docker -H 'tcp://a b'", "exec", "web1", "--", "x").rc == 0
-    assert [c.words[:3] for c in web.calls()] == [["-H", "tcp://a b", "ps"], ["-H", "tcp://a b", "exec"]]
+    assert [c.words[:3] for c in web.calls()] == [
+        ["-H", "tcp://a b", "ps"],
+        ["-H", "tcp://a b", "exec"],
+    ]
 
 
 def test_docker_from_the_environment(web):
     web.program("podman", 'exec docker "$@"')
     assert web.run("exec", "web1", "--", "x", env={"DOCKFIX_DOCKER": "podman"}).rc == 0
     assert web.run("exec", "web1", "--", "x", env={"DOCKFIX_DOCKER": "no-such"}).rc == 6
-    assert web.run("--docker", "docker", "exec", "web1", "--", "x", env={"DOCKFIX_DOCKER": "no-such"}).rc == 0
+    assert (
+        web.run(
+            "--docker", "docker", "exec", "web1", "--", "x", env={"DOCKFIX_DOCKER": "no-such"}
+        ).rc
+        == 0
+    )
 
 
 @pytest.mark.parametrize("value", ["", "'unclosed", "   "], ids=repr)
@@ -168,10 +222,22 @@ def test_a_docker_that_is_no_command(web, value):
 def test_the_hint_repeats_the_command_line_so_that_it_can_be_pasted(town):
     town.rule("ps", err=FORBIDDEN, rc=1)
     hint = town.quick("--json", "exec", "--all", "--", "sh", "-c", "a b").json["errors"][0]["hint"]
-    assert hint.startswith("sudo python3 dockfix.py --state ") and hint.endswith(" --json exec --all -- sh -c 'a b'")
+    assert hint.startswith("sudo python3 dockfix.py --state ") and hint.endswith(
+        " --json exec --all -- sh -c 'a b'"
+    )
 
 
-@pytest.mark.parametrize("args", [["chpasswd", "--all", "--generate"], ["exec", "--all", "--script", "nofile"], ["storage", "--docker-info", "nofile"], ["discard"], ["nosuch"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["chpasswd", "--all", "--generate"],
+        ["exec", "--all", "--script", "nofile"],
+        ["storage", "--docker-info", "nofile"],
+        ["discard"],
+        ["nosuch"],
+    ],
+    ids=" ".join,
+)
 def test_every_usage_error_names_the_next_command(town, args):
     error = town.quick("--json", *args).json["errors"][0]
     assert error["code"] == 2 and "python3 dockfix.py" in error["hint"]

@@ -1,4 +1,5 @@
 """chpasswd from the command line to the shadow file, against a fake docker whose tools misbehave in every known way."""
+
 import io
 import json
 import os
@@ -48,10 +49,15 @@ def writes(box):
 
 # ---- the exec way
 
+
 def test_all_running_containers_get_the_password(web, dockfix):
     before = {name: web.shadow(name) for name in ("web1", "web2", "db")}
     result = web.run("--json", "chpasswd", "--all", stdin=LINES)
-    assert result.rc == 0 and result.statuses() == {"web1": "changed", "web2": "changed", "db": "changed"}
+    assert result.rc == 0 and result.statuses() == {
+        "web1": "changed",
+        "web2": "changed",
+        "db": "changed",
+    }
     assert result.json["changed"] is True and result.json["command"] == "chpasswd"
     for name, old in before.items():
         row = result.rows()[name]
@@ -76,7 +82,10 @@ def test_several_users_are_one_call(web):
     before = web.shadow("web1")
     assert web.quick("chpasswd", "web1", stdin=b"root:one\napp:two\nlast:three").rc == 0
     assert len(web.calls("exec")) == 1
-    assert [set_by(web, "web1", [u], p) for u, p in ((b"root", b"one"), (b"app", b"two"), (b"last", b"three"))] == [True] * 3
+    assert [
+        set_by(web, "web1", [u], p)
+        for u, p in ((b"root", b"one"), (b"app", b"two"), (b"last", b"three"))
+    ] == [True] * 3
     assert_only_the_hash_and_the_day_differ(before, web.shadow("web1"), {b"root", b"app", b"last"})
 
 
@@ -85,7 +94,9 @@ def test_text_names_each_container_and_what_became_of_it(web):
     result = web.quick("chpasswd", "--all", stdin=LINES)
     assert result.rc == 3
     for name, word in (("web1", b"changed"), ("ro", b"refused")):
-        assert any(name.encode() in line and word in line for line in result.out.splitlines()), result
+        assert any(
+            name.encode() in line and word in line for line in result.out.splitlines()
+        ), result
 
 
 @pytest.mark.parametrize("missing_rc", [126, 127])
@@ -93,7 +104,10 @@ def test_chpasswd_not_on_the_path_is_tried_in_usr_sbin(box, missing_rc):
     box.container("thin", chpasswd="path", missing_rc=missing_rc)
     result = box.run("--json", "chpasswd", "thin", stdin=LINES)
     assert result.statuses() == {"thin": "changed"} and result.rows()["thin"]["via"] == "exec"
-    assert [c.words[5:] for c in box.calls("exec")] == [["chpasswd", "-e"], ["/usr/sbin/chpasswd", "-e"]]
+    assert [c.words[5:] for c in box.calls("exec")] == [
+        ["chpasswd", "-e"],
+        ["/usr/sbin/chpasswd", "-e"],
+    ]
     assert set_by(box, "thin")
 
 
@@ -102,7 +116,11 @@ def test_a_tool_that_changes_nothing_is_followed_by_the_cp_way(box, kind):
     box.container("c", chpasswd=kind)
     before = box.shadow("c")
     result = box.quick("--json", "chpasswd", "c", stdin=LINES)
-    assert result.rc == 0 and result.statuses() == {"c": "changed"} and result.rows()["c"]["via"] == "cp"
+    assert (
+        result.rc == 0
+        and result.statuses() == {"c": "changed"}
+        and result.rows()["c"]["via"] == "cp"
+    )
     assert set_by(box, "c")
     assert_only_the_hash_and_the_day_differ(before, box.shadow("c"), {b"root"})
 
@@ -112,7 +130,11 @@ def test_via_exec_stays_with_exec(box, kind):
     box.container("c", chpasswd=kind)
     before = box.shadow("c")
     result = box.quick("--json", "chpasswd", "--via", "exec", "c", stdin=LINES)
-    assert result.rc == 1 and result.statuses() == {"c": "failed"} and result.rows()["c"]["via"] is None
+    assert (
+        result.rc == 1
+        and result.statuses() == {"c": "failed"}
+        and result.rows()["c"]["via"] is None
+    )
     assert box.shadow("c") == before and not [c for c in writes(box) if c.command == "cp"]
 
 
@@ -144,21 +166,37 @@ def test_a_half_way_tool_with_via_exec_says_which_user_was_changed(box):
     result = box.quick("--json", "chpasswd", "--via", "exec", "c", stdin=b"root:one\napp:two\n")
     row = result.rows()["c"]
     assert row["status"] != "changed" and ("root" in row["msg"] or "app" in row["msg"]), row
-    assert result.rc == 3           # 1 would say that nothing was changed
+    assert result.rc == 3  # 1 would say that nothing was changed
 
 
 def test_proc_with_a_pid_of_another_program_is_not_used(box):
     host = os.stat("/etc/shadow")
-    box.container("c", inspect={"State": {"Status": "running", "Running": True, "Paused": False, "Restarting": False, "Pid": os.getpid()}})
+    box.container(
+        "c",
+        inspect={
+            "State": {
+                "Status": "running",
+                "Running": True,
+                "Paused": False,
+                "Restarting": False,
+                "Pid": os.getpid(),
+            }
+        },
+    )
     before = box.shadow("c")
     result = box.run("--json", "chpasswd", "--via", "proc", "c", stdin=LINES)
     assert result.statuses()["c"] in ("failed", "refused") and result.rc in (1, 5)
     assert box.shadow("c") == before and not writes(box)
     after = os.stat("/etc/shadow")
-    assert (host.st_ino, host.st_mtime, host.st_size) == (after.st_ino, after.st_mtime, after.st_size)
+    assert (host.st_ino, host.st_mtime, host.st_size) == (
+        after.st_ino,
+        after.st_mtime,
+        after.st_size,
+    )
 
 
 # ---- the cp way
+
 
 def test_cp_sends_new_content_then_a_hard_link_then_an_empty_leftover(box):
     box.container("c")
@@ -166,10 +204,19 @@ def test_cp_sends_new_content_then_a_hard_link_then_an_empty_leftover(box):
     result = box.run("--json", "chpasswd", "--via", "cp", "c", stdin=LINES)
     assert result.rc == 0 and result.rows()["c"]["via"] == "cp"
     call = writes(box)[0]
-    assert [c.words[4:] for c in writes(box)[1:]] in ([], [["rm", "-f", "/etc/.shadow.dockfix"]])       # tidying, where there is an rm
+    assert [c.words[4:] for c in writes(box)[1:]] in (
+        [],
+        [["rm", "-f", "/etc/.shadow.dockfix"]],
+    )  # tidying, where there is an rm
     assert call.words == ["cp", "-", box.id("c") + ":/etc"]
     (new, text), (link, _), (rest, nothing) = tar_members(call.stdin)
-    assert (new.name, new.isreg(), new.mode & 0o7777, new.uid, new.gid) == (".shadow.dockfix", True, 0o640, 0, 42)
+    assert (new.name, new.isreg(), new.mode & 0o7777, new.uid, new.gid) == (
+        ".shadow.dockfix",
+        True,
+        0o640,
+        0,
+        42,
+    )
     assert (link.name, link.islnk(), link.linkname) == ("shadow", True, ".shadow.dockfix")
     assert (rest.name, rest.isreg(), nothing) == (".shadow.dockfix", True, b"")
     assert text == box.shadow("c")
@@ -188,7 +235,11 @@ def test_where_there_is_no_rm_the_leftover_is_empty(box):
 def test_containers_where_nothing_runs_are_changed_by_cp(box, status):
     box.container("c", status=status)
     result = box.quick("--json", "chpasswd", "c", stdin=LINES)
-    assert result.statuses() == {"c": "changed"} and result.rows()["c"]["via"] == "cp" and set_by(box, "c")
+    assert (
+        result.statuses() == {"c": "changed"}
+        and result.rows()["c"]["via"] == "cp"
+        and set_by(box, "c")
+    )
 
 
 def test_a_stopped_container_costs_no_exec(box):
@@ -227,21 +278,31 @@ def userns(box, json_text=True):
     box.world["userns"] = 500000
     box.container("c", chpasswd="missing")
     if json_text:
-        box.world["info_json"] = ('{"ServerVersion":"20.10.24","DockerRootDir":"/data/docker/500000.500000",'
-                                  '"SecurityOptions":["name=seccomp,profile=default","name=userns"]}')
+        box.world["info_json"] = (
+            '{"ServerVersion":"20.10.24","DockerRootDir":"/data/docker/500000.500000",'
+            '"SecurityOptions":["name=seccomp,profile=default","name=userns"]}'
+        )
     else:
         box.world["info_json"] = None
-        box.world["info_text"] = ("Containers: 1\n Running: 1\nServer Version: 1.12.6\nStorage Driver: overlay\nSecurity Options: seccomp\n"
-                                  "Kernel Version: 3.10.0\nDocker Root Dir: /data/docker/500000.500000\nDebug Mode (client): false\n")
+        box.world["info_text"] = (
+            "Containers: 1\n Running: 1\nServer Version: 1.12.6\nStorage Driver: overlay\nSecurity Options: seccomp\n"
+            "Kernel Version: 3.10.0\nDocker Root Dir: /data/docker/500000.500000\nDebug Mode (client): false\n"
+        )
 
 
 @pytest.mark.parametrize("json_text", [True, False], ids=["json", "text of 1.12"])
 def test_cp_subtracts_the_base_of_the_user_namespace(box, json_text):
     userns(box, json_text)
     result = box.quick("--json", "chpasswd", "c", stdin=LINES)
-    assert result.statuses() == {"c": "changed"} and result.rows()["c"]["via"] == "cp" and set_by(box, "c")
+    assert (
+        result.statuses() == {"c": "changed"}
+        and result.rows()["c"]["via"] == "cp"
+        and set_by(box, "c")
+    )
     [call] = [c for c in writes(box) if c.command == "cp"]
-    assert {(m.uid, m.gid) for m, _ in tar_members(call.stdin) if m.name == ".shadow.dockfix" and m.size} == {(0, 42)}
+    assert {
+        (m.uid, m.gid) for m, _ in tar_members(call.stdin) if m.name == ".shadow.dockfix" and m.size
+    } == {(0, 42)}
 
 
 def test_ids_outside_the_user_namespace_are_not_sent(box):
@@ -274,6 +335,7 @@ def test_docker_info_is_asked_at_most_once_and_only_for_cp(web):
 
 # ---- refusals
 
+
 def refused(box, *options, **container):
     lines = container.pop("lines", LINES)
     box.container("c", **container)
@@ -286,21 +348,73 @@ def refused(box, *options, **container):
 
 
 MOUNTS = {
-    "Mounts /etc": {"inspect": {"Mounts": [{"Type": "bind", "Source": "/srv/etc", "Destination": "/etc", "RW": True}]}},
-    "Mounts of 1.12, no Type": {"inspect": {"Mounts": [{"Source": "/srv/etc", "Destination": "/etc", "Mode": "", "RW": True}]}},
-    "Mounts /": {"inspect": {"Mounts": [{"Type": "bind", "Source": "/srv/root", "Destination": "/", "RW": True}]}},
-    "Mounts /etc/shadow": {"inspect": {"Mounts": [{"Type": "bind", "Source": "/srv/shadow", "Destination": "/etc/shadow", "RW": True}]}},
-    "Mounts /etc/passwd": {"inspect": {"Mounts": [{"Type": "bind", "Source": "/srv/passwd", "Destination": "/etc/passwd", "RW": False}]}},
-    "Mounts volume": {"inspect": {"Mounts": [{"Type": "volume", "Name": "v", "Source": "/var/lib/docker/volumes/v/_data",
-                                              "Destination": "/etc", "Driver": "local", "RW": True}]}},
-    "Mounts //etc/": {"inspect": {"Mounts": [{"Type": "bind", "Source": "/srv/etc", "Destination": "//etc/", "RW": True}]}},
-    "Mounts /etc/.": {"inspect": {"Mounts": [{"Type": "bind", "Source": "/srv/etc", "Destination": "/etc/.", "RW": True}]}},
-    "Mounts /var/../etc": {"inspect": {"Mounts": [{"Type": "bind", "Source": "/srv/etc", "Destination": "/var/../etc", "RW": True}]}},
+    "Mounts /etc": {
+        "inspect": {
+            "Mounts": [{"Type": "bind", "Source": "/srv/etc", "Destination": "/etc", "RW": True}]
+        }
+    },
+    "Mounts of 1.12, no Type": {
+        "inspect": {
+            "Mounts": [{"Source": "/srv/etc", "Destination": "/etc", "Mode": "", "RW": True}]
+        }
+    },
+    "Mounts /": {
+        "inspect": {
+            "Mounts": [{"Type": "bind", "Source": "/srv/root", "Destination": "/", "RW": True}]
+        }
+    },
+    "Mounts /etc/shadow": {
+        "inspect": {
+            "Mounts": [
+                {"Type": "bind", "Source": "/srv/shadow", "Destination": "/etc/shadow", "RW": True}
+            ]
+        }
+    },
+    "Mounts /etc/passwd": {
+        "inspect": {
+            "Mounts": [
+                {"Type": "bind", "Source": "/srv/passwd", "Destination": "/etc/passwd", "RW": False}
+            ]
+        }
+    },
+    "Mounts volume": {
+        "inspect": {
+            "Mounts": [
+                {
+                    "Type": "volume",
+                    "Name": "v",
+                    "Source": "/var/lib/docker/volumes/v/_data",
+                    "Destination": "/etc",
+                    "Driver": "local",
+                    "RW": True,
+                }
+            ]
+        }
+    },
+    "Mounts //etc/": {
+        "inspect": {
+            "Mounts": [{"Type": "bind", "Source": "/srv/etc", "Destination": "//etc/", "RW": True}]
+        }
+    },
+    "Mounts /etc/.": {
+        "inspect": {
+            "Mounts": [{"Type": "bind", "Source": "/srv/etc", "Destination": "/etc/.", "RW": True}]
+        }
+    },
+    "Mounts /var/../etc": {
+        "inspect": {
+            "Mounts": [
+                {"Type": "bind", "Source": "/srv/etc", "Destination": "/var/../etc", "RW": True}
+            ]
+        }
+    },
     "Binds": {"host": {"Binds": ["/srv/etc:/etc:ro"]}},
     "Binds, Windows-like source": {"host": {"Binds": ["vol:/etc/shadow"]}},
     "Tmpfs": {"host": {"Tmpfs": {"/etc": "size=1m"}}},
     "HostConfig.Mounts": {"host": {"Mounts": [{"Type": "tmpfs", "Target": "/etc"}]}},
-    "HostConfig.Mounts shadow": {"host": {"Mounts": [{"Type": "bind", "Source": "/srv/s", "Target": "/etc/shadow"}]}},
+    "HostConfig.Mounts shadow": {
+        "host": {"Mounts": [{"Type": "bind", "Source": "/srv/s", "Target": "/etc/shadow"}]}
+    },
 }
 
 
@@ -309,15 +423,25 @@ def test_a_mount_over_etc_is_refused(box, how):
     assert "/" in refused(box, **MOUNTS[how])
 
 
-@pytest.mark.parametrize("destination", ["/etc/hosts", "/etc/resolv.conf", "/etcetera", "/data/etc", "/etc/nginx", "/var"])
+@pytest.mark.parametrize(
+    "destination",
+    ["/etc/hosts", "/etc/resolv.conf", "/etcetera", "/data/etc", "/etc/nginx", "/var"],
+)
 def test_other_mounts_are_none_of_our_business(box, destination):
-    box.container("c", inspect={"Mounts": [{"Type": "bind", "Source": "/srv/x", "Destination": destination, "RW": True}]})
+    box.container(
+        "c",
+        inspect={
+            "Mounts": [{"Type": "bind", "Source": "/srv/x", "Destination": destination, "RW": True}]
+        },
+    )
     assert box.quick("chpasswd", "c", stdin=LINES).rc == 0 and set_by(box, "c")
 
 
 def test_allow_shared_etc_lifts_it(box):
     box.container("c", **MOUNTS["Mounts /etc"])
-    assert box.quick("chpasswd", "--allow-shared-etc", "c", stdin=LINES).rc == 0 and set_by(box, "c")
+    assert box.quick("chpasswd", "--allow-shared-etc", "c", stdin=LINES).rc == 0 and set_by(
+        box, "c"
+    )
 
 
 @pytest.mark.parametrize("source", ["/etc", "/", "/etc/shadow", "//etc/.", "/usr/../etc"])
@@ -337,10 +461,29 @@ def test_nor_for_another_name_of_the_hosts_etc(box):
 @pytest.mark.parametrize("source", ["vol", "/var/lib/docker/volumes/vol/_data"])
 def test_nor_a_volume_that_becomes_the_hosts_etc_when_it_is_mounted(box, source, device, words):
     """Of a stopped container: its folder on the host is empty until docker cp has it mounted."""
-    box.container("c", status="Exited (0) 1 hour ago", inspect={"Mounts": [{"Type": "volume", "Name": "vol", "Source": source, "Destination": "/etc"}]})
-    box.rule("volume", out=json.dumps([{"Name": "vol", "Driver": "local", "Options": {"type": "none", "o": "bind", "device": device}}]).encode())
+    box.container(
+        "c",
+        status="Exited (0) 1 hour ago",
+        inspect={
+            "Mounts": [{"Type": "volume", "Name": "vol", "Source": source, "Destination": "/etc"}]
+        },
+    )
+    box.rule(
+        "volume",
+        out=json.dumps(
+            [
+                {
+                    "Name": "vol",
+                    "Driver": "local",
+                    "Options": {"type": "none", "o": "bind", "device": device},
+                }
+            ]
+        ).encode(),
+    )
     result = box.quick("--json", "chpasswd", "c", "--allow-shared-etc", stdin=LINES)
-    assert (result.rc, result.statuses()["c"]) == ((5, "refused") if words else (0, "changed")) and words in result.rows()["c"]["msg"]
+    assert (result.rc, result.statuses()["c"]) == (
+        (5, "refused") if words else (0, "changed")
+    ) and words in result.rows()["c"]["msg"]
 
 
 def test_a_read_only_root_is_refused(box):
@@ -355,7 +498,16 @@ def test_one_missing_user_refuses_all_lines_of_the_container(box):
     assert "nobody9" in refused(box, lines=b"root:x\nnobody9:x\n")
 
 
-@pytest.mark.parametrize("field", [b"!" + OLD_HASH, b"!!" + OLD_HASH, b"!$y$j9T$abc$" + b"b" * 43, b"!$1$salt$" + b"c" * 22, b"!$2b$10$" + b"d" * 53])
+@pytest.mark.parametrize(
+    "field",
+    [
+        b"!" + OLD_HASH,
+        b"!!" + OLD_HASH,
+        b"!$y$j9T$abc$" + b"b" * 43,
+        b"!$1$salt$" + b"c" * 22,
+        b"!$2b$10$" + b"d" * 53,
+    ],
+)
 def test_an_account_locked_by_an_administrator_is_refused(box, field):
     assert "lock" in refused(box, shadow=b"root:" + field + b":19000:0:99999:7:::\n")
 
@@ -370,7 +522,11 @@ def test_a_password_never_set_is_set_and_that_is_said(box, field):
     box.container("c", shadow=b"root:" + field + b":19000:0:99999:7:::\n")
     result = box.quick("--json", "chpasswd", "c", stdin=LINES)
     assert result.statuses() == {"c": "changed"} and set_by(box, "c")
-    assert "root" in result.rows()["c"]["msg"] or "never" in result.rows()["c"]["msg"] or "empty" in result.rows()["c"]["msg"], result
+    assert (
+        "root" in result.rows()["c"]["msg"]
+        or "never" in result.rows()["c"]["msg"]
+        or "empty" in result.rows()["c"]["msg"]
+    ), result
 
 
 def odd_shadow(box, make):
@@ -383,19 +539,32 @@ def test_no_shadow_in_the_words_of_every_client(box, client):
     box.world["client"] = client
     box.container("c", shadow=None)
     result = box.quick("--json", "chpasswd", "c", stdin=LINES)
-    assert result.rc == 5 and result.statuses() == {"c": "refused"} and "/etc/shadow" in result.rows()["c"]["msg"] and not writes(box)
+    assert (
+        result.rc == 5
+        and result.statuses() == {"c": "refused"}
+        and "/etc/shadow" in result.rows()["c"]["msg"]
+        and not writes(box)
+    )
 
 
-@pytest.mark.parametrize("make", [
-    lambda path: None,
-    lambda path: os.symlink("/host/shadow", path),
-    lambda path: os.mkfifo(path),
-    lambda path: os.mkdir(path),
-], ids=["missing", "symlink", "fifo", "directory"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda path: None,
+        lambda path: os.symlink("/host/shadow", path),
+        lambda path: os.mkfifo(path),
+        lambda path: os.mkdir(path),
+    ],
+    ids=["missing", "symlink", "fifo", "directory"],
+)
 def test_a_shadow_that_is_no_plain_file_is_refused(box, make):
     odd_shadow(box, make)
     result = box.quick("--json", "chpasswd", "c", stdin=LINES)
-    assert result.rc == 5 and result.statuses() == {"c": "refused"} and "shadow" in result.rows()["c"]["msg"]
+    assert (
+        result.rc == 5
+        and result.statuses() == {"c": "refused"}
+        and "shadow" in result.rows()["c"]["msg"]
+    )
     assert not writes(box)
 
 
@@ -424,7 +593,12 @@ def test_an_etc_that_is_a_link_is_refused(box):
 def test_a_refusal_does_not_keep_the_others(web):
     web.container("ro", host={"ReadonlyRootfs": True}, readonly=True)
     result = web.quick("--json", "chpasswd", "--all", stdin=LINES)
-    assert result.rc == 3 and result.statuses() == {"web1": "changed", "web2": "changed", "db": "changed", "ro": "refused"}
+    assert result.rc == 3 and result.statuses() == {
+        "web1": "changed",
+        "web2": "changed",
+        "db": "changed",
+        "ro": "refused",
+    }
 
 
 def test_the_reading_of_a_huge_etc_stops_at_its_first_header(box):
@@ -435,20 +609,32 @@ def test_the_reading_of_a_huge_etc_stops_at_its_first_header(box):
     result = box.run("--json", "chpasswd", "c", stdin=LINES)
     assert result.rc == 0 and set_by(box, "c")
     ended = box.read("ended").decode().splitlines()
-    assert "cp %s:/etc" % box.id("c") in [" ".join(call.words[:2]) for call in box.calls()] and "cp %s:/etc" % box.id("c") not in ended
+    assert (
+        "cp %s:/etc" % box.id("c") in [" ".join(call.words[:2]) for call in box.calls()]
+        and "cp %s:/etc" % box.id("c") not in ended
+    )
     assert "exec -i" in ended and "cp %s:/etc/shadow" % box.id("c") in ended
 
 
 # ---- containers that go away
 
-@pytest.mark.parametrize("rule", [
-    {"on": "inspect", "remove": "db"},
-    {"on": "exec", "has": "chpasswd", "nth": 1, "remove": "db"},
-], ids=["before inspect", "at the first exec"])
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"on": "inspect", "remove": "db"},
+        {"on": "exec", "has": "chpasswd", "nth": 1, "remove": "db"},
+    ],
+    ids=["before inspect", "at the first exec"],
+)
 def test_a_container_that_vanished_is_skipped(web, rule):
     web.rule(**rule)
     result = web.quick("--json", "chpasswd", "--all", "--jobs", "1", stdin=LINES)
-    assert result.rc == 0 and result.statuses() == {"web1": "changed", "web2": "changed", "db": "skipped"}
+    assert result.rc == 0 and result.statuses() == {
+        "web1": "changed",
+        "web2": "changed",
+        "db": "skipped",
+    }
     assert "gone" in result.rows()["db"]["msg"]
 
 
@@ -456,16 +642,27 @@ CLIENTS = ["1.12", "20.10", "28"]
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-@pytest.mark.parametrize("via, rule", [
-    ("auto", {"on": "cp", "nth": 1}), ("auto", {"on": "exec", "nth": 1}), ("cp", {"on": "cp", "nth": 2}), ("cp", {"on": "cp", "has": "-", "nth": 3}),
-    ("exec", {"on": "exec", "nth": 1}),
-], ids=["the first look", "exec", "the second look", "later", "only exec"])
+@pytest.mark.parametrize(
+    "via, rule",
+    [
+        ("auto", {"on": "cp", "nth": 1}),
+        ("auto", {"on": "exec", "nth": 1}),
+        ("cp", {"on": "cp", "nth": 2}),
+        ("cp", {"on": "cp", "has": "-", "nth": 3}),
+        ("exec", {"on": "exec", "nth": 1}),
+    ],
+    ids=["the first look", "exec", "the second look", "later", "only exec"],
+)
 def test_a_container_that_vanishes_at_the_moment_of_a_call_is_skipped(box, client, via, rule):
     box.world["client"] = client
     box.container("db")
     box.rule(remove="db", **rule)
     result = box.quick("--json", "chpasswd", "--via", via, "db", stdin=LINES)
-    assert result.rc == 0 and result.statuses() == {"db": "skipped"} and result.json["changed"] is False
+    assert (
+        result.rc == 0
+        and result.statuses() == {"db": "skipped"}
+        and result.json["changed"] is False
+    )
 
 
 def test_a_chpasswd_that_says_its_container_is_gone_is_not_believed(box):
@@ -484,13 +681,16 @@ def test_a_container_that_is_being_removed_is_gone(box, state):
 
 # ---- time-outs
 
+
 @pytest.mark.parametrize("lands", [True, False], ids=["after all", "not so far"])
 def test_a_docker_cp_that_hangs_is_unknown_unless_it_is_seen_to_have_worked(box, lands):
     """The daemon may still be at it: nothing is put back, nothing else is tried."""
     box.container("c", status="Exited (0) 1 hour ago")
     box.rule("cp", nth=4, has="-", **({"linger": 600} if lands else {"sleep": 600}))
     result = box.run("--json", "chpasswd", "c", "--timeout", "3", stdin=LINES)
-    assert result.statuses() == {"c": "changed" if lands else "unknown"} and result.rc == (0 if lands else 3), result
+    assert result.statuses() == {"c": "changed" if lands else "unknown"} and result.rc == (
+        0 if lands else 3
+    ), result
     assert len([call for call in box.calls("cp") if call.words[1] == "-"]) == 1
 
 
@@ -513,10 +713,15 @@ def test_a_chpasswd_that_hangs_after_its_work_is_verified(box):
 def test_one_that_hangs_does_not_keep_the_others(web):
     web.rule("exec", has=web.id("db"), sleep=600)
     result = web.run("--json", "--timeout", "2", "chpasswd", "--all", stdin=LINES)
-    assert result.rc == 3 and result.statuses() == {"web1": "changed", "web2": "changed", "db": "unknown"}
+    assert result.rc == 3 and result.statuses() == {
+        "web1": "changed",
+        "web2": "changed",
+        "db": "unknown",
+    }
 
 
 # ---- where the password comes from
+
 
 def test_password_file_is_for_root_and_loses_one_line_feed(web):
     path = web.file("secret", PASSWORD + b"\n")
@@ -524,13 +729,20 @@ def test_password_file_is_for_root_and_loses_one_line_feed(web):
 
 
 def test_password_stdin_is_for_the_user_named(web):
-    assert web.quick("chpasswd", "--password-stdin", "--user", "app", "web1", stdin=PASSWORD + b"\n").rc == 0
+    assert (
+        web.quick(
+            "chpasswd", "--password-stdin", "--user", "app", "web1", stdin=PASSWORD + b"\n"
+        ).rc
+        == 0
+    )
     assert set_by(web, "web1", [b"app"]) and web.field("web1") == b"*"
 
 
 def test_password_bytes_are_kept(web):
     odd = bytes(b for b in range(1, 256) if b not in (10, 13))
-    assert web.quick("chpasswd", "--password-stdin", "web1", stdin=odd).rc == 0 and set_by(web, "web1", password=odd)
+    assert web.quick("chpasswd", "--password-stdin", "web1", stdin=odd).rc == 0 and set_by(
+        web, "web1", password=odd
+    )
 
 
 @pytest.mark.parametrize("size, code", [(511, 0), (512, 2)])
@@ -539,7 +751,14 @@ def test_511_bytes_are_the_limit(web, size, code):
     assert set_by(web, "web1", password=b"x" * size) if code == 0 else not writes(web)
 
 
-BAD_SECRETS = {"empty": b"", "only a line feed": b"\n", "CR": b"abc\r\n", "NUL": b"a\0b", "LF inside": b"a\nroot:b\n", "two line feeds": b"a\n\n"}
+BAD_SECRETS = {
+    "empty": b"",
+    "only a line feed": b"\n",
+    "CR": b"abc\r\n",
+    "NUL": b"a\0b",
+    "LF inside": b"a\nroot:b\n",
+    "two line feeds": b"a\n\n",
+}
 
 
 @pytest.mark.parametrize("source", ["--password-file", "--password-stdin"])
@@ -551,8 +770,16 @@ def test_a_bad_password_is_exit_2_and_nothing_is_changed(web, source, name):
     assert result.rc == 2 and result.json["errors"][0]["code"] == 2 and not writes(web), result
 
 
-BAD_LINES = {"empty": b"", "no colon": b"root\n", "CR": b"root:x\r\n", "NUL": b"root:a\0b\n", "empty password": b"root:\n", "empty user": b":x\n",
-             "long": b"root:" + b"x" * 512 + b"\n", "second line bad": b"root:x\napp\n"}
+BAD_LINES = {
+    "empty": b"",
+    "no colon": b"root\n",
+    "CR": b"root:x\r\n",
+    "NUL": b"root:a\0b\n",
+    "empty password": b"root:\n",
+    "empty user": b":x\n",
+    "long": b"root:" + b"x" * 512 + b"\n",
+    "second line bad": b"root:x\napp\n",
+}
 
 
 @pytest.mark.parametrize("name", sorted(BAD_LINES))
@@ -566,9 +793,15 @@ def test_empty_standard_input_names_the_way_for_cron(web):
     assert result.rc == 2 and b"--password-file" in result.err
 
 
-@pytest.mark.parametrize("options", [
-    ["--password-stdin", "--generate"], ["--password-file", "X", "--password-stdin"], ["--password-file", "X", "--generate"],
-], ids=" ".join)
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--password-stdin", "--generate"],
+        ["--password-file", "X", "--password-stdin"],
+        ["--password-file", "X", "--generate"],
+    ],
+    ids=" ".join,
+)
 def test_two_sources_are_exit_2(web, options):
     path = web.file("secret", b"x")
     options = [path if word == "X" else word for word in options]
@@ -578,10 +811,20 @@ def test_two_sources_are_exit_2(web, options):
     assert not writes(web) and not os.path.exists(web.at("out"))
 
 
-@pytest.mark.parametrize("options", [
-    ["--user", "app"], ["--generate"], ["--output", "out"], ["--password-stdin", "--user", "a:b"], ["--password-stdin", "--user", ""],
-    ["--password-stdin", "--user", "a\nb"], ["--password-file", "/nonexistent/file"], ["--via", "telnet"],
-], ids=" ".join)
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--user", "app"],
+        ["--generate"],
+        ["--output", "out"],
+        ["--password-stdin", "--user", "a:b"],
+        ["--password-stdin", "--user", ""],
+        ["--password-stdin", "--user", "a\nb"],
+        ["--password-file", "/nonexistent/file"],
+        ["--via", "telnet"],
+    ],
+    ids=" ".join,
+)
 def test_options_that_do_not_fit_are_exit_2(web, options):
     result = web.quick("--json", "chpasswd", *(options + ["web1"]), stdin=LINES)
     assert result.rc == 2 and result.json["errors"] and not writes(web), result
@@ -591,21 +834,41 @@ def test_standard_input_serves_one_purpose(web):
     assert web.quick("chpasswd", "--from", "-", stdin=b"web1\n").rc == 2
     assert web.quick("chpasswd", "--from", "-", "--password-stdin", stdin=b"web1\n").rc == 2
     path = web.file("secret", PASSWORD)
-    assert web.quick("chpasswd", "--from", "-", "--password-file", path, stdin=b"# mine\n\nweb1\n").rc == 0
+    assert (
+        web.quick("chpasswd", "--from", "-", "--password-file", path, stdin=b"# mine\n\nweb1\n").rc
+        == 0
+    )
     assert set_by(web, "web1") and web.field("web2") == b"*"
 
 
 # ---- hashes given
 
 HASHES = {
-    "sha256": b"$5$rounds=6000$saltsalt$" + b"a" * 43, "sha512": OLD_HASH, "sha512 rounds": b"$6$rounds=10000$saltsalt$" + b"b" * 86,
-    "bcrypt a": b"$2a$10$" + b"c" * 53, "bcrypt b": b"$2b$12$" + b"d" * 53, "bcrypt x": b"$2x$10$" + b"d" * 53,
-    "bcrypt y": b"$2y$05$" + b"e" * 53, "yescrypt": b"$y$j9T$saltsaltsalt$" + b"f" * 43,
+    "sha256": b"$5$rounds=6000$saltsalt$" + b"a" * 43,
+    "sha512": OLD_HASH,
+    "sha512 rounds": b"$6$rounds=10000$saltsalt$" + b"b" * 86,
+    "bcrypt a": b"$2a$10$" + b"c" * 53,
+    "bcrypt b": b"$2b$12$" + b"d" * 53,
+    "bcrypt x": b"$2x$10$" + b"d" * 53,
+    "bcrypt y": b"$2y$05$" + b"e" * 53,
+    "yescrypt": b"$y$j9T$saltsaltsalt$" + b"f" * 43,
 }
-NOT_HASHES = {"clear text": b"secret", "empty": b"", "star": b"*", "locked": b"!" + OLD_HASH, "md5": b"$1$salt$" + b"a" * 22, "des": b"abJnggxhB/yWI",
-              "short": b"$6$salt$abc", "no hash": b"$6$salt$", "colon inside": b"$6$salt$" + b"a" * 40 + b":" + b"a" * 45, "CR": OLD_HASH + b"\r",
-              "bad letter": b"$6$saltsalt$" + b"*" * 86, "long salt": b"$6$" + b"s" * 17 + b"$" + b"z" * 86, "unknown scheme": b"$9$salt$" + b"a" * 86,
-              "trailing word": OLD_HASH + b" x"}
+NOT_HASHES = {
+    "clear text": b"secret",
+    "empty": b"",
+    "star": b"*",
+    "locked": b"!" + OLD_HASH,
+    "md5": b"$1$salt$" + b"a" * 22,
+    "des": b"abJnggxhB/yWI",
+    "short": b"$6$salt$abc",
+    "no hash": b"$6$salt$",
+    "colon inside": b"$6$salt$" + b"a" * 40 + b":" + b"a" * 45,
+    "CR": OLD_HASH + b"\r",
+    "bad letter": b"$6$saltsalt$" + b"*" * 86,
+    "long salt": b"$6$" + b"s" * 17 + b"$" + b"z" * 86,
+    "unknown scheme": b"$9$salt$" + b"a" * 86,
+    "trailing word": OLD_HASH + b" x",
+}
 
 
 @pytest.mark.parametrize("name", sorted(HASHES))
@@ -618,11 +881,14 @@ def test_a_hash_given_is_stored_as_it_is(web, name):
 
 @pytest.mark.parametrize("name", sorted(NOT_HASHES))
 def test_a_malformed_hash_is_exit_2(web, name):
-    result = web.quick("--json", "chpasswd", "--encrypted", "web1", stdin=b"root:" + NOT_HASHES[name] + b"\n")
+    result = web.quick(
+        "--json", "chpasswd", "--encrypted", "web1", stdin=b"root:" + NOT_HASHES[name] + b"\n"
+    )
     assert result.rc == 2 and not writes(web), result
 
 
 # ---- generated passwords
+
 
 def generated(path):
     with open(path, "rb") as f:
@@ -634,10 +900,16 @@ def test_generated_passwords_are_in_the_file_and_in_the_containers(web, dockfix)
     result = web.quick("--json", "chpasswd", "--all", "--generate", "--output", out)
     assert result.rc == 0 and os.stat(out).st_mode & 0o7777 == 0o600
     rows = generated(out)
-    assert sorted(row[:3] for row in rows) == sorted([name, web.id(name), "root"] for name in ("web1", "web2", "db"))
+    assert sorted(row[:3] for row in rows) == sorted(
+        [name, web.id(name), "root"] for name in ("web1", "web2", "db")
+    )
     assert len({row[3] for row in rows}) == 3
     for name, _, _, password in rows:
-        assert len(password) == 20 and password.isalnum() and is_password(dockfix, web.field(name), password.encode())
+        assert (
+            len(password) == 20
+            and password.isalnum()
+            and is_password(dockfix, web.field(name), password.encode())
+        )
         assert password not in result.out.decode() + result.err.decode()
 
 
@@ -662,14 +934,21 @@ def test_an_output_that_exists_is_refused(web):
 
 @pytest.mark.parametrize("flags", [[], ["-n"]], ids=["real", "dry run"])
 def test_an_output_that_exists_stops_all_at_once(web, flags):
-    result = web.quick("chpasswd", "--all", "--generate", "--output", web.file("taken", b"mine"), *flags)
+    result = web.quick(
+        "chpasswd", "--all", "--generate", "--output", web.file("taken", b"mine"), *flags
+    )
     assert result.rc == 5 and web.read("taken") == b"mine" and web.calls() == []
 
 
 @pytest.mark.parametrize("user", ["", "a:b"], ids=repr)
 @pytest.mark.parametrize("flags", [[], ["-n"]], ids=["real", "dry run"])
 def test_a_user_that_is_no_name_is_exit_2_for_generate_too(web, user, flags):
-    assert web.quick("chpasswd", "--all", "--generate", "--output", web.at("new"), "--user", user, *flags).rc == 2
+    assert (
+        web.quick(
+            "chpasswd", "--all", "--generate", "--output", web.at("new"), "--user", user, *flags
+        ).rc
+        == 2
+    )
     assert web.calls() == [] and not os.path.exists(web.at("new"))
 
 
@@ -686,7 +965,9 @@ def test_an_output_that_is_a_dangling_link_is_refused(web):
 
 
 def test_an_output_that_cannot_be_written_is_exit_6(web):
-    result = web.quick("--json", "chpasswd", "--all", "--generate", "--output", web.at("no", "such", "folder"))
+    result = web.quick(
+        "--json", "chpasswd", "--all", "--generate", "--output", web.at("no", "such", "folder")
+    )
     assert result.rc == 6 and not writes(web)
 
 
@@ -694,19 +975,31 @@ def test_an_output_whose_disk_is_full_is_exit_6(web):
     def full_disk(dockfix):
         def fsync(fd):
             raise OSError(28, "No space left on device")
+
         dockfix.os.fsync = fsync
-    result = web.quick("--json", "chpasswd", "--all", "--generate", "--output", web.at("out"), prelude=full_disk)
-    assert result.rc == 6 and "space" in result.json["errors"][0]["msg"].lower() and not writes(web), result
+
+    result = web.quick(
+        "--json", "chpasswd", "--all", "--generate", "--output", web.at("out"), prelude=full_disk
+    )
+    assert (
+        result.rc == 6 and "space" in result.json["errors"][0]["msg"].lower() and not writes(web)
+    ), result
 
 
 # ---- how often docker is asked
+
 
 def test_calls_grow_with_the_containers_by_a_fixed_number_each(box):
     count = 24
     box.containers(*["c%02d" % i for i in range(count)])
     assert box.quick("chpasswd", "--all", stdin=LINES).rc == 0
     by_command = {name: len(box.calls(name)) for name in ("ps", "inspect", "info", "exec", "cp")}
-    assert by_command["ps"] == 1 and by_command["inspect"] == 1 and by_command["info"] == 0 and by_command["exec"] == count
+    assert (
+        by_command["ps"] == 1
+        and by_command["inspect"] == 1
+        and by_command["info"] == 0
+        and by_command["exec"] == count
+    )
     assert by_command["cp"] <= 3 * count, by_command
     assert [c.words[:3] for c in box.calls("inspect")] == [["inspect", "--type", "container"]]
 

@@ -1,4 +1,5 @@
 """clock: verdicts, remedies and exit codes, against a docker that is a fake; the host stands in Asia/Shanghai."""
+
 import os
 import re
 
@@ -7,9 +8,11 @@ import pytest
 from test_zones import tzif
 
 EAST = 28800
-ZONES = {"Asia/Shanghai": tzif(b"2", types=((EAST, 0, 0),), names=b"CST\0", footer=b"CST-8"),
-         "Asia/Tokyo": tzif(b"2", types=((32400, 0, 0),), names=b"JST\0", footer=b"JST-9"),
-         "Etc/UTC": tzif(b"2", types=((0, 0, 0),), footer=b"UTC0")}
+ZONES = {
+    "Asia/Shanghai": tzif(b"2", types=((EAST, 0, 0),), names=b"CST\0", footer=b"CST-8"),
+    "Asia/Tokyo": tzif(b"2", types=((32400, 0, 0),), names=b"JST\0", footer=b"JST-9"),
+    "Etc/UTC": tzif(b"2", types=((0, 0, 0),), footer=b"UTC0"),
+}
 
 
 def in_shanghai(module):
@@ -17,7 +20,12 @@ def in_shanghai(module):
         if name not in ZONES:
             raise module.UsageError("this host knows no time zone %s" % name, "")
         return ZONES[name]
-    module.zone_data, module.host_zone, module.host_localtime = zone_data, lambda root="": "Asia/Shanghai", lambda root="": ZONES["Asia/Shanghai"]
+
+    module.zone_data, module.host_zone, module.host_localtime = (
+        zone_data,
+        lambda root="": "Asia/Shanghai",
+        lambda root="": ZONES["Asia/Shanghai"],
+    )
 
 
 def put(box, name, path, content):
@@ -53,7 +61,12 @@ def street(box):
     add(box, "preloaded", "Asia/Shanghai", date=(-90, "+0800"))
     put(box, "preloaded", "/etc/ld.so.preload", b"/usr/lib/libfaketime.so.1\n")
     add(box, "odd", "Asia/Shanghai", date=(-400, "+0800"))
-    add(box, "nodate", "Asia/Shanghai", answer={"rc": 126, "out": b"OCI runtime exec failed: exec failed: no date: unknown"})
+    add(
+        box,
+        "nodate",
+        "Asia/Shanghai",
+        answer={"rc": 126, "out": b"OCI runtime exec failed: exec failed: no date: unknown"},
+    )
     add(box, "nodate-utc", answer={"rc": 127, "err": b"OCI runtime exec failed: not found"})
     add(box, "stopped", "Asia/Tokyo", status="Exited (0) 2 hours ago")
     add(box, "stopped-tz", None, ["TZ=:CST-8"], status="Created")
@@ -61,12 +74,26 @@ def street(box):
 
 
 EXPECTED = {
-    "good": ("in step", "date", ""), "utc": ("other zone", "date", "8 hours behind"), "tokyo": ("other zone", "date", "1 hour ahead of"),
-    "tz": ("TZ variable wins", "date", "8 hours behind"), "bare": ("no tzdata", "date", "TZ=Asia/Tokyo"), "dangling": ("no tzdata", "date", "leads to no zone file"),
-    "faked": ("shifted by libfaketime", "date", "8 hours ahead"), "preloaded": ("shifted by libfaketime", "date", "90 s behind"),
-    "odd": ("cannot tell", "date", "400 s behind"), "nodate": ("in step", "files", "no `date`"), "nodate-utc": ("other zone", "files", "8 hours behind"),
-    "stopped": ("other zone", "files", "1 hour ahead"), "stopped-tz": ("in step", "files", "not running"), "paused": ("in step", "files", "paused")}
-REMEDIES = {"other zone": "python3 dockfix.py timezone utc", "shifted by libfaketime": "python3 dockfix.py faketime --undo faked", "no tzdata": "python3 dockfix.py timezone"}
+    "good": ("in step", "date", ""),
+    "utc": ("other zone", "date", "8 hours behind"),
+    "tokyo": ("other zone", "date", "1 hour ahead of"),
+    "tz": ("TZ variable wins", "date", "8 hours behind"),
+    "bare": ("no tzdata", "date", "TZ=Asia/Tokyo"),
+    "dangling": ("no tzdata", "date", "leads to no zone file"),
+    "faked": ("shifted by libfaketime", "date", "8 hours ahead"),
+    "preloaded": ("shifted by libfaketime", "date", "90 s behind"),
+    "odd": ("cannot tell", "date", "400 s behind"),
+    "nodate": ("in step", "files", "no `date`"),
+    "nodate-utc": ("other zone", "files", "8 hours behind"),
+    "stopped": ("other zone", "files", "1 hour ahead"),
+    "stopped-tz": ("in step", "files", "not running"),
+    "paused": ("in step", "files", "paused"),
+}
+REMEDIES = {
+    "other zone": "python3 dockfix.py timezone utc",
+    "shifted by libfaketime": "python3 dockfix.py faketime --undo faked",
+    "no tzdata": "python3 dockfix.py timezone",
+}
 
 
 def at_one_moment(module):
@@ -80,19 +107,36 @@ def test_each_verdict_with_its_remedy(box):
     result = box.quick("clock", "--all", "--stopped", "--json", prelude=at_one_moment)
     assert result.code == 0
     rows = result.rows()
-    assert {name: (row["verdict"], row["how"]) for name, row in rows.items()} == {name: want[:2] for name, want in EXPECTED.items()}
+    assert {name: (row["verdict"], row["how"]) for name, row in rows.items()} == {
+        name: want[:2] for name, want in EXPECTED.items()
+    }
     for name, (verdict, how, words) in EXPECTED.items():
         row = rows[name]
         assert words in row["msg"], (name, row)
-        assert (row["offset"] is None) is (how == "files") and (row["uncertainty"] is None) is (how == "files")
+        assert (row["offset"] is None) is (how == "files") and (row["uncertainty"] is None) is (
+            how == "files"
+        )
         assert row["status"] == ("unknown" if verdict == "cannot tell" else "unchanged")
-        assert (row["remedy"] == "") is (verdict == "in step") and "%s" not in row["remedy"] and (not row["remedy"] or name in row["remedy"])
-    assert rows["utc"]["utc_offset"] == 0 and rows["tokyo"]["utc_offset"] == 32400 and rows["tokyo"]["zone"] == "Asia/Tokyo"
+        assert (
+            (row["remedy"] == "") is (verdict == "in step")
+            and "%s" not in row["remedy"]
+            and (not row["remedy"] or name in row["remedy"])
+        )
+    assert (
+        rows["utc"]["utc_offset"] == 0
+        and rows["tokyo"]["utc_offset"] == 32400
+        and rows["tokyo"]["zone"] == "Asia/Tokyo"
+    )
     assert rows["bare"]["remedy"] == "python3 dockfix.py timezone --zone Asia/Tokyo bare"
     assert abs(rows["faked"]["offset"] - 8 * 3600) < 60
     findings = {one["text"].split(":")[0]: one for one in result.json["findings"]}
-    assert set(findings) == {want[0] for want in EXPECTED.values()} - {"in step"} and all(one["remedy"] for one in findings.values())
-    assert findings["other zone"]["remedy"] == "python3 dockfix.py --state %s timezone nodate-utc stopped tokyo utc" % box.state
+    assert set(findings) == {want[0] for want in EXPECTED.values()} - {"in step"} and all(
+        one["remedy"] for one in findings.values()
+    )
+    assert (
+        findings["other zone"]["remedy"]
+        == "python3 dockfix.py --state %s timezone nodate-utc stopped tokyo utc" % box.state
+    )
     assert result.json["host"] == {"zone": "Asia/Shanghai", "utc_offset": EAST}
 
 
@@ -100,12 +144,31 @@ def test_one_inspect_and_at_most_one_exec_for_each_container(box):
     street(box)
     box.quick("clock", "--all", "--stopped", prelude=in_shanghai)
     execs = [call.words[1] for call in box.calls("exec")]
-    assert len(box.calls("inspect")) == 1 and len(box.calls("ps")) == 1 and len(execs) == len(set(execs))
-    assert box.id("stopped") not in execs and box.id("paused") not in execs and len(execs) == len(EXPECTED) - 3
-    assert not os.path.exists(box.state)        # it only looks: no lock, no state
+    assert (
+        len(box.calls("inspect")) == 1
+        and len(box.calls("ps")) == 1
+        and len(execs) == len(set(execs))
+    )
+    assert (
+        box.id("stopped") not in execs
+        and box.id("paused") not in execs
+        and len(execs) == len(EXPECTED) - 3
+    )
+    assert not os.path.exists(box.state)  # it only looks: no lock, no state
 
 
-@pytest.mark.parametrize("names, code", [(["good"], 0), (["good", "utc"], 3), (["odd"], 3), (["stopped"], 3), (["nodate"], 0), (["bare"], 3), (["tz"], 3)])
+@pytest.mark.parametrize(
+    "names, code",
+    [
+        (["good"], 0),
+        (["good", "utc"], 3),
+        (["odd"], 3),
+        (["stopped"], 3),
+        (["nodate"], 0),
+        (["bare"], 3),
+        (["tz"], 3),
+    ],
+)
 def test_check_is_exit_3_for_every_verdict_but_in_step(box, names, code):
     street(box)
     assert box.quick("clock", "--check", *names, prelude=in_shanghai).code == code
@@ -125,14 +188,21 @@ def test_a_slow_answer_is_not_a_skew(box):
     add(box, "slow", "Asia/Shanghai", date=(0, "+0800"))
     box.rule("exec", sleep=3.2)
     result = box.run("clock", "slow", "--json", "--max-skew", "0.1", prelude=in_shanghai)
-    assert result.rows()["slow"]["verdict"] == "in step" and result.rows()["slow"]["uncertainty"] >= 1.5
+    assert (
+        result.rows()["slow"]["verdict"] == "in step"
+        and result.rows()["slow"]["uncertainty"] >= 1.5
+    )
 
 
 def test_no_answer_is_judged_by_the_files(box):
     add(box, "mute", "Asia/Tokyo", date=(0, "+0900"))
     box.rule("exec", sleep=600)
     row = box.run("clock", "mute", "--json", "--timeout", "2", prelude=in_shanghai).rows()["mute"]
-    assert row["verdict"] == "other zone" and row["how"] == "files" and "no answer in 2 s" in row["msg"]
+    assert (
+        row["verdict"] == "other zone"
+        and row["how"] == "files"
+        and "no answer in 2 s" in row["msg"]
+    )
 
 
 def test_a_flood_instead_of_a_date_is_cut_off(box):
@@ -140,11 +210,24 @@ def test_a_flood_instead_of_a_date_is_cut_off(box):
     box.wrap_docker('$INNER "$@"; code=$?; echo "$1" >>%s; exit $code' % box.at("ended"))
     row = box.run("clock", "flood", "--json", prelude=in_shanghai).rows()["flood"]
     assert row["verdict"] == "other zone" and row["how"] == "files" and len(row["msg"]) < 1000
-    assert [call.command for call in box.calls()].count("exec") == 1 and "exec" not in box.read("ended").decode().split() and "cp" in box.read("ended").decode().split()
+    assert (
+        [call.command for call in box.calls()].count("exec") == 1
+        and "exec" not in box.read("ended").decode().split()
+        and "cp" in box.read("ended").decode().split()
+    )
 
 
-@pytest.mark.parametrize("answer", [{"out": b""}, {"out": b"Wed Nov 25\n"}, {"out": b"99999999999999999999 +0000\n"}, {"rc": 1, "err": b"date: not for you\n"},
-                                    {"out": b"\x1b]0;x\x07 +0800\n"}, {"out": b"1 +0000\n2 +0000\n"}])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"out": b""},
+        {"out": b"Wed Nov 25\n"},
+        {"out": b"99999999999999999999 +0000\n"},
+        {"rc": 1, "err": b"date: not for you\n"},
+        {"out": b"\x1b]0;x\x07 +0800\n"},
+        {"out": b"1 +0000\n2 +0000\n"},
+    ],
+)
 def test_odd_answers_are_not_believed(box, answer):
     add(box, "odd", "Asia/Tokyo", answer=answer)
     result = box.quick("clock", "odd", "--json", prelude=in_shanghai)
@@ -157,11 +240,18 @@ def test_what_is_gone_is_skipped(box):
     add(box, "brief", "Asia/Tokyo")
     box.rule("inspect", remove="brief")
     result = box.quick("clock", "--all", "--check", "--json", prelude=in_shanghai)
-    assert result.code == 0 and result.statuses() == {"good": "unchanged", "brief": "skipped"} and result.json["findings"] == []
+    assert (
+        result.code == 0
+        and result.statuses() == {"good": "unchanged", "brief": "skipped"}
+        and result.json["findings"] == []
+    )
     box.forget()
     box.world["rules"] = []
     box.rule("exec", has=box.id("brief"), remove="brief")
-    assert box.quick("clock", "--all", "--check", "--json", prelude=in_shanghai).statuses()["brief"] == "skipped"
+    assert (
+        box.quick("clock", "--all", "--check", "--json", prelude=in_shanghai).statuses()["brief"]
+        == "skipped"
+    )
 
 
 def test_hostile_names_of_zones_do_not_steer_the_terminal(box):
@@ -177,9 +267,25 @@ def test_the_table_has_the_host_and_what_each_figure_is_worth(box):
     street(box)
     result = box.quick("clock", "good", "utc", "nodate", prelude=in_shanghai)
     lines = result.out.decode().splitlines()
-    assert lines[-1] == "3 containers; the host: Asia/Shanghai +0800" and lines[0].split() == ["CONTAINER", "ID", "VERDICT", "ZONE", "UTC", "CLOCK", "MESSAGE"]
-    assert re.search(r"good +\w{12} +in step +Asia/Shanghai +\+0800 +[+-]\d\.\d s \(within \d\.\d\)$", lines[1]) and " ?  " in lines[3]
-    assert ("remedy: python3 dockfix.py --state %s timezone utc\n" % box.state).encode() in result.err
+    assert lines[-1] == "3 containers; the host: Asia/Shanghai +0800" and lines[0].split() == [
+        "CONTAINER",
+        "ID",
+        "VERDICT",
+        "ZONE",
+        "UTC",
+        "CLOCK",
+        "MESSAGE",
+    ]
+    assert (
+        re.search(
+            r"good +\w{12} +in step +Asia/Shanghai +\+0800 +[+-]\d\.\d s \(within \d\.\d\)$",
+            lines[1],
+        )
+        and " ?  " in lines[3]
+    )
+    assert (
+        "remedy: python3 dockfix.py --state %s timezone utc\n" % box.state
+    ).encode() in result.err
     assert box.quick("clock", "good", "-q", prelude=in_shanghai).out == b""
 
 
@@ -189,5 +295,9 @@ def test_a_zone_file_too_large_or_no_file_is_told(box):
     add(box, "dir", status="Exited (0) 1 hour ago")
     os.makedirs(box.at("fs", "dir", "etc", "localtime"))
     rows = box.quick("clock", "--all", "--stopped", "--json", prelude=in_shanghai).rows()
-    assert rows["big"]["verdict"] == "cannot tell" and rows["big"]["utc_offset"] is None and "bytes" in rows["big"]["msg"]
+    assert (
+        rows["big"]["verdict"] == "cannot tell"
+        and rows["big"]["utc_offset"] is None
+        and "bytes" in rows["big"]["msg"]
+    )
     assert rows["dir"]["verdict"] == "no tzdata"

@@ -1,4 +1,5 @@
 """The words of the command line: safety flags on both sides, JSON on every path, exit codes."""
+
 import hashlib
 import os
 import re
@@ -23,7 +24,11 @@ def both_places(box, flag, command):
     end = command.index("--") if "--" in command else len(command)
     run = box.run if flag[0] in ("-v", "--verbose") and command[0] == "exec" else box.quick
     seen = []
-    for args in (flag + command, command[:1] + flag + command[1:], command[:end] + flag + command[end:]):
+    for args in (
+        flag + command,
+        command[:1] + flag + command[1:],
+        command[:end] + flag + command[end:],
+    ):
         box.reset()
         result = run(*args)
         seen.append((told(result), sorted(c.words[:6] for c in box.calls())))
@@ -31,8 +36,23 @@ def both_places(box, flag, command):
 
 
 @pytest.mark.parametrize("command", [from_file, run_ls], ids=["chpasswd", "exec"])
-@pytest.mark.parametrize("flag", [["--dry-run"], ["-n"], ["--json"], ["-y"], ["--yes"], ["-q"], ["--quiet"], ["-v"], ["--verbose"],
-                                  ["--timeout", "9"], ["--timeout=9"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "flag",
+    [
+        ["--dry-run"],
+        ["-n"],
+        ["--json"],
+        ["-y"],
+        ["--yes"],
+        ["-q"],
+        ["--quiet"],
+        ["-v"],
+        ["--verbose"],
+        ["--timeout", "9"],
+        ["--timeout=9"],
+    ],
+    ids=" ".join,
+)
 def test_a_flag_means_the_same_before_and_after_the_command(web, flag, command):
     seen = both_places(web, flag, command)
     assert all(one == seen[0] for one in seen[1:]), seen
@@ -42,7 +62,9 @@ def test_a_flag_means_the_same_before_and_after_the_command(web, flag, command):
 @pytest.mark.parametrize("command", [from_file, run_ls], ids=["chpasswd", "exec"])
 def test_dry_run_is_a_dry_run_in_every_place(web, flag, command):
     for _, calls in both_places(web, [flag], command):
-        assert calls and not [words for words in calls if words[0] == "exec" or words[:2] == ["cp", "-"]]
+        assert calls and not [
+            words for words in calls if words[0] == "exec" or words[:2] == ["cp", "-"]
+        ]
     assert web.field("web1") == b"*"
 
 
@@ -54,29 +76,57 @@ def test_json_is_json_in_every_place(web, command):
 
 def test_timeout_holds_in_every_place(web):
     web.rule("exec", hang=600)
-    for args in (["--timeout", "1.5", "exec", "web1"], ["exec", "--timeout", "1.5", "web1"], ["exec", "web1", "--timeout", "1.5"]):
-        assert web.run("--json", *(args + ["--", "x"])).statuses() == {"web1": "unknown"} and web.was_cut_off()
+    for args in (
+        ["--timeout", "1.5", "exec", "web1"],
+        ["exec", "--timeout", "1.5", "web1"],
+        ["exec", "web1", "--timeout", "1.5"],
+    ):
+        assert (
+            web.run("--json", *(args + ["--", "x"])).statuses() == {"web1": "unknown"}
+            and web.was_cut_off()
+        )
 
 
 def test_docker_is_chosen_in_every_place(web):
     web.program("other", 'exec docker --context other "$@"')
-    for args in (["--docker", "other", "exec", "web1"], ["exec", "--docker", "other", "web1"], ["exec", "web1", "--docker=other"]):
+    for args in (
+        ["--docker", "other", "exec", "web1"],
+        ["exec", "--docker", "other", "web1"],
+        ["exec", "web1", "--docker=other"],
+    ):
         web.forget()
         assert web.run(*(args + ["--", "x"])).rc == 0
         assert web.calls() and all(c.words[0] == "--context" for c in web.calls())
 
 
 def test_state_is_chosen_in_every_place(web):
-    for n, args in enumerate((["--state", "X", "exec", "web1"], ["exec", "--state", "X", "web1"], ["exec", "web1", "--state=X"])):
+    for n, args in enumerate(
+        (
+            ["--state", "X", "exec", "web1"],
+            ["exec", "--state", "X", "web1"],
+            ["exec", "web1", "--state=X"],
+        )
+    ):
         where = web.at("state%d" % n)
         assert web.run(*([w.replace("X", where) for w in args] + ["--", "x"]), state=False).rc == 0
         assert os.stat(where).st_mode & 0o7777 == 0o700
 
 
-@pytest.mark.parametrize("args", [
-    ["--dry", "exec", "web1"], ["exec", "--dry", "web1"], ["--js", "exec", "web1"], ["exec", "--jso", "web1"], ["exec", "--al"],
-    ["--verb", "exec", "web1"], ["exec", "--time", "5", "web1"], ["exec", "--allow", "web1"], ["exe", "web1"],
-], ids=" ".join)
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--dry", "exec", "web1"],
+        ["exec", "--dry", "web1"],
+        ["--js", "exec", "web1"],
+        ["exec", "--jso", "web1"],
+        ["exec", "--al"],
+        ["--verb", "exec", "web1"],
+        ["exec", "--time", "5", "web1"],
+        ["exec", "--allow", "web1"],
+        ["exe", "web1"],
+    ],
+    ids=" ".join,
+)
 def test_abbreviations_are_rejected(web, args):
     assert web.quick(*(args + ["--", "x"])).rc == 2 and not web.calls()
 
@@ -90,32 +140,68 @@ def test_names_may_be_split_by_options(web):
 
 
 def test_after_two_dashes_come_names(web):
-    assert web.quick("--json", "chpasswd", "--password-stdin", "--", "web1", stdin=b"x").statuses() == {"web1": "changed"}
+    assert web.quick(
+        "--json", "chpasswd", "--password-stdin", "--", "web1", stdin=b"x"
+    ).statuses() == {"web1": "changed"}
     result = web.quick("chpasswd", "--password-stdin", "--", "--all", stdin=b"x")
     assert result.rc == 2 and b"--all" in result.err
 
 
 def test_no_command_is_brief_help_on_stderr(web):
     result = web.quick(state=False)
-    assert result.rc == 2 and result.out == b"" and b"usage" in result.err.lower() and b"chpasswd" in result.err
+    assert (
+        result.rc == 2
+        and result.out == b""
+        and b"usage" in result.err.lower()
+        and b"chpasswd" in result.err
+    )
     assert not web.calls()
 
 
-@pytest.mark.parametrize("args", [["launder"], ["--bogus"], ["chpasswd", "--bogus"], ["-z", "chpasswd"], ["exec", "--jobs"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "args",
+    [["launder"], ["--bogus"], ["chpasswd", "--bogus"], ["-z", "chpasswd"], ["exec", "--jobs"]],
+    ids=" ".join,
+)
 def test_what_is_not_known_is_exit_2_with_a_reason(web, args):
     result = web.quick(*args)
-    assert result.rc == 2 and result.out == b"" and b"dockfix: error: " in result.err and b"Traceback" not in result.err
+    assert (
+        result.rc == 2
+        and result.out == b""
+        and b"dockfix: error: " in result.err
+        and b"Traceback" not in result.err
+    )
 
 
-@pytest.mark.parametrize("args", [
-    ["--json"], ["--json", "launder"], ["launder", "--json"], ["--json", "--bogus"], ["--bogus", "--json"], ["chpasswd", "--json", "--bogus"],
-    ["chpasswd", "--bogus", "--json"], ["--json", "exec", "web1"], ["exec", "--json"], ["--json", "exec", "--jobs"], ["--json", "chpasswd", "ghost"],
-    ["--json", "exec", "--timeout", "x", "web1", "--", "ls"], ["--json", "--timeout"], ["--json", "chpasswd", "--via", "x", "web1"],
-], ids=" ".join)
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--json"],
+        ["--json", "launder"],
+        ["launder", "--json"],
+        ["--json", "--bogus"],
+        ["--bogus", "--json"],
+        ["chpasswd", "--json", "--bogus"],
+        ["chpasswd", "--bogus", "--json"],
+        ["--json", "exec", "web1"],
+        ["exec", "--json"],
+        ["--json", "exec", "--jobs"],
+        ["--json", "chpasswd", "ghost"],
+        ["--json", "exec", "--timeout", "x", "web1", "--", "ls"],
+        ["--json", "--timeout"],
+        ["--json", "chpasswd", "--via", "x", "web1"],
+    ],
+    ids=" ".join,
+)
 def test_usage_errors_are_one_document(web, args):
     result = web.quick(*args, stdin=b"root:x\n")
     document = result.json
-    assert result.rc == 2 and document["ok"] is False and document["changed"] is False and document["results"] == []
+    assert (
+        result.rc == 2
+        and document["ok"] is False
+        and document["changed"] is False
+        and document["results"] == []
+    )
     assert document["errors"] and all(row["code"] == 2 and row["msg"] for row in document["errors"])
 
 
@@ -133,18 +219,37 @@ def test_errors_have_the_shape_of_the_house(web):
 def test_help_is_on_stdout_and_names_every_command(web):
     result = web.quick("--help", state=False)
     assert result.rc == 0 and result.err == b""
-    for word in (b"chpasswd", b"exec", b"--dry-run", b"--json", b"--docker", b"--timeout", b"--version", b"-y", b"-q", b"-v"):
+    for word in (
+        b"chpasswd",
+        b"exec",
+        b"--dry-run",
+        b"--json",
+        b"--docker",
+        b"--timeout",
+        b"--version",
+        b"-y",
+        b"-q",
+        b"-v",
+    ):
         assert word in result.out
     for command in web.module.COMMANDS:
         own = web.quick(command.name, "--help", state=False)
-        assert own.rc == 0 and own.err == b"" and ("usage: python3 dockfix.py %s\n" % command.usage).encode() in own.out
-        assert b"\n  %s  " % command.name.encode() in result.out and all(name.encode() in own.out for names, _ in command.all_options() for name in names)
+        assert (
+            own.rc == 0
+            and own.err == b""
+            and ("usage: python3 dockfix.py %s\n" % command.usage).encode() in own.out
+        )
+        assert b"\n  %s  " % command.name.encode() in result.out and all(
+            name.encode() in own.out for names, _ in command.all_options() for name in names
+        )
 
 
 def test_version_is_the_hash_of_the_file(web, dockfix):
     with open(dockfix.__file__, "rb") as f:
         digest = hashlib.sha256(f.read()).hexdigest()
-    expected = "dockfix %s sha256 %s python %d.%d.%d\n" % ((dockfix.VERSION, digest) + sys.version_info[:3])
+    expected = "dockfix %s sha256 %s python %d.%d.%d\n" % (
+        (dockfix.VERSION, digest) + sys.version_info[:3]
+    )
     assert web.quick("--version", state=False).out.decode() == expected
     assert web.quick("chpasswd", "--version").out.decode() == expected
     assert digest in web.quick("--version", "--json", state=False).out.decode()
@@ -168,7 +273,9 @@ def test_quiet_keeps_errors_and_the_product(web):
 def test_verbose_traces_each_call_in_shell_form(web):
     result = web.run("-v", "exec", "web1", "--", "echo", "a b")
     traced = [line for line in result.err.decode().splitlines() if "docker exec" in line]
-    assert traced and traced[0].rstrip().endswith("docker exec %s echo 'a b'" % web.id("web1")), result
+    assert traced and traced[0].rstrip().endswith(
+        "docker exec %s echo 'a b'" % web.id("web1")
+    ), result
 
 
 def test_not_asked_for_there_is_no_trace(web):
@@ -176,6 +283,7 @@ def test_not_asked_for_there_is_no_trace(web):
 
 
 # ---- the rows of the table of exit codes that these commands reach
+
 
 def outcome(box, **status):
     """A box whose containers end as told."""
@@ -196,11 +304,23 @@ def outcome(box, **status):
     return run("--json", "--timeout", "2", "chpasswd", "--all", stdin=b"root:x\n")
 
 
-@pytest.mark.parametrize("code, status", [
-    (0, dict(a="changed", b="changed")), (0, dict(a="changed", b="skipped")), (0, dict(a="skipped")), (1, dict(a="failed", b="failed")),
-    (1, dict(a="failed", b="refused")), (3, dict(a="changed", b="failed")), (3, dict(a="changed", b="refused")),
-    (3, dict(a="failed", b="unknown")), (3, dict(a="unknown")), (5, dict(a="refused")), (5, dict(a="refused", b="refused")),
-], ids=lambda v: " ".join(sorted(v.values())) if isinstance(v, dict) else str(v))
+@pytest.mark.parametrize(
+    "code, status",
+    [
+        (0, dict(a="changed", b="changed")),
+        (0, dict(a="changed", b="skipped")),
+        (0, dict(a="skipped")),
+        (1, dict(a="failed", b="failed")),
+        (1, dict(a="failed", b="refused")),
+        (3, dict(a="changed", b="failed")),
+        (3, dict(a="changed", b="refused")),
+        (3, dict(a="failed", b="unknown")),
+        (3, dict(a="unknown")),
+        (5, dict(a="refused")),
+        (5, dict(a="refused", b="refused")),
+    ],
+    ids=lambda v: " ".join(sorted(v.values())) if isinstance(v, dict) else str(v),
+)
 def test_exit_code_of_an_outcome(box, code, status):
     result = outcome(box, **status)
     assert result.statuses() == status and result.rc == code, result
@@ -218,15 +338,26 @@ def test_exit_code_without_dry_run_changes_nothing_about_the_meaning(web):
     assert len(web.calls("exec")) == 1
 
 
-@pytest.mark.parametrize("args", [("--version",), ("--json", "exec", "ghost", "--", "x"), ("exec", "web1", "--", "x")], ids=" ".join)
+@pytest.mark.parametrize(
+    "args",
+    [("--version",), ("--json", "exec", "ghost", "--", "x"), ("exec", "web1", "--", "x")],
+    ids=" ".join,
+)
 def test_the_script_and_main_agree(web, args):
     a, b = web.script(*args), web.run(*args)
     assert told(a) == told(b)
 
 
 def test_main_takes_argv_from_the_command_line_when_none_is_given(web):
-    result = web.spawn([sys.executable, "-c", "import sys; sys.path.insert(0, %r); sys.argv[1:] = ['launder']; import dockfix; "
-                        "sys.exit(dockfix.main())" % os.path.dirname(web.module.__file__), ], env={"PYTHONDONTWRITEBYTECODE": "1"})
+    result = web.spawn(
+        [
+            sys.executable,
+            "-c",
+            "import sys; sys.path.insert(0, %r); sys.argv[1:] = ['launder']; import dockfix; "
+            "sys.exit(dockfix.main())" % os.path.dirname(web.module.__file__),
+        ],
+        env={"PYTHONDONTWRITEBYTECODE": "1"},
+    )
     assert result.rc == 2 and b"launder" in result.err
 
 
@@ -237,11 +368,25 @@ def test_stdout_is_empty_when_nothing_was_produced(web):
 @pytest.mark.parametrize("args", [["--help"], ["chpasswd", "--help"], ["exec", "-h"]], ids=" ".join)
 def test_help_is_json_too_where_json_is_asked_for(web, args):
     result = web.quick("--json", *args)
-    assert result.rc == 0 and result.json["help"].encode() == web.quick(*args).out and b"usage:" in web.quick(*args).out
+    assert (
+        result.rc == 0
+        and result.json["help"].encode() == web.quick(*args).out
+        and b"usage:" in web.quick(*args).out
+    )
 
 
-@pytest.mark.parametrize("args, command", [(["chpasswd", "--nope"], "chpasswd"), (["--jobs", "x", "exec"], "x"), (["--timeout", "x", "exec", "a", "--", "b"], "exec"),
-                                           (["nosuch"], "nosuch"), ([], None), (["--", "exec"], None)], ids=str)
+@pytest.mark.parametrize(
+    "args, command",
+    [
+        (["chpasswd", "--nope"], "chpasswd"),
+        (["--jobs", "x", "exec"], "x"),
+        (["--timeout", "x", "exec", "a", "--", "b"], "exec"),
+        (["nosuch"], "nosuch"),
+        ([], None),
+        (["--", "exec"], None),
+    ],
+    ids=str,
+)
 def test_a_usage_error_in_json_says_of_which_command(web, args, command):
     result = web.quick("--json", *args)
     assert result.rc == 2 and result.json["command"] == command

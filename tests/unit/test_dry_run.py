@@ -1,4 +1,5 @@
 """--dry-run: only reading calls, nothing changed, nothing asked; and its script does what the real run would do."""
+
 import array
 import fcntl
 import os
@@ -19,7 +20,19 @@ def street(box):
     box.container("web2")
     box.container("old", status="Exited (0) 2 days ago")
     box.container("ro", host={"ReadonlyRootfs": True}, readonly=True)
-    box.container("bound", inspect={"Mounts": [{"Type": "bind", "Source": "/srv\nreboot\x1b[31m", "Destination": "/etc", "RW": True}]})
+    box.container(
+        "bound",
+        inspect={
+            "Mounts": [
+                {
+                    "Type": "bind",
+                    "Source": "/srv\nreboot\x1b[31m",
+                    "Destination": "/etc",
+                    "RW": True,
+                }
+            ]
+        },
+    )
     return box
 
 
@@ -35,7 +48,9 @@ COMMANDS = {
 
 def words(box, name):
     box.file("file", b"content\n")
-    return [{"FILE": box.at("file"), "OUT": box.at("out")}.get(word, word) for word in COMMANDS[name]]
+    return [
+        {"FILE": box.at("file"), "OUT": box.at("out")}.get(word, word) for word in COMMANDS[name]
+    ]
 
 
 @pytest.mark.parametrize("json", [[], ["--json"]], ids=["text", "json"])
@@ -49,7 +64,11 @@ def test_nothing_changes_and_only_reading_calls_are_made(street, name, json):
     assert not os.path.exists(street.state)
     assert street.calls("ps")
     for call in street.calls():
-        assert call.command in ("ps", "inspect", "info") or call.command == "cp" and call.words[-1] == "-", call
+        assert (
+            call.command in ("ps", "inspect", "info")
+            or call.command == "cp"
+            and call.words[-1] == "-"
+        ), call
 
 
 @pytest.mark.parametrize("name", ["chpasswd", "chpasswd stdin", "exec"])
@@ -86,17 +105,28 @@ def test_it_works_while_another_dockfix_holds_the_lock(web):
 def test_status_changed_means_would_change(street):
     result = street.quick("--json", "-n", "chpasswd", "--all", "--stopped", stdin=b"")
     assert result.json["dry_run"] is True and result.rc == 3
-    assert result.statuses() == {"web1": "changed", "web2": "changed", "old": "changed", "ro": "refused", "bound": "refused"}
+    assert result.statuses() == {
+        "web1": "changed",
+        "web2": "changed",
+        "old": "changed",
+        "ro": "refused",
+        "bound": "refused",
+    }
     assert result.json["script"].startswith("#!/bin/sh")
 
 
 def test_text_is_the_script_of_the_json(street):
     text = street.quick("-n", "chpasswd", "web1", "old", "ro").out.decode()
-    assert text.strip() == street.quick("--json", "-n", "chpasswd", "web1", "old", "ro").json["script"].strip()
+    assert (
+        text.strip()
+        == street.quick("--json", "-n", "chpasswd", "web1", "old", "ro").json["script"].strip()
+    )
 
 
 def test_a_refused_storage_change_is_a_script_that_exits_5(dockfix):
-    assert dockfix.script_text(dockfix.new_report("restore", True), ["# refused: volume data exists"], 1).endswith("exists\nexit 5\n")
+    assert dockfix.script_text(
+        dockfix.new_report("restore", True), ["# refused: volume data exists"], 1
+    ).endswith("exists\nexit 5\n")
 
 
 def test_a_refusal_cannot_become_a_command(street):
@@ -108,7 +138,9 @@ def test_a_refusal_cannot_become_a_command(street):
 
 def run_script(box, text, env=None, shell="sh"):
     """The printed script, run with this Python as python3."""
-    path = box.file("script.sh", text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape"))
+    path = box.file(
+        "script.sh", text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
+    )
     box.program("python3", "exec '%s' \"$@\"" % sys.executable)
     return box.spawn([shell, path], env=env)
 
@@ -139,15 +171,23 @@ def test_the_script_of_chpasswd_changes_what_the_real_run_changes(make_box, dock
     with open(lines_file(real), "rb") as f:
         assert real.run(*args, stdin=f.read()).rc == 3
     text = scripted.run("-n", *args, stdin=b"").out
-    assert b"--state" in text                       # or it would use the host's own folder
+    assert b"--state" in text  # or it would use the host's own folder
     ran = run_script(scripted, text, {"DOCKFIX_LINES": lines_file(scripted)})
     for name in ("web1", "web2", "old", "thin"):
         for box in boxes:
             for user, password in ((b"root", SENTINEL), (b"app", b"other")):
                 field = box.field(name, user)
-                assert field == dockfix.sha512_crypt(password, field.split(b"$")[2]), (box.path, name, ran)
-        assert [line.split(b":")[0:1] + line.split(b":")[2:] for line in real.shadow(name).split(b"\n")] == \
-            [line.split(b":")[0:1] + line.split(b":")[2:] for line in scripted.shadow(name).split(b"\n")]
+                assert field == dockfix.sha512_crypt(password, field.split(b"$")[2]), (
+                    box.path,
+                    name,
+                    ran,
+                )
+        assert [
+            line.split(b":")[0:1] + line.split(b":")[2:] for line in real.shadow(name).split(b"\n")
+        ] == [
+            line.split(b":")[0:1] + line.split(b":")[2:]
+            for line in scripted.shadow(name).split(b"\n")
+        ]
     assert real.shadow("ro") == scripted.shadow("ro")
 
 
@@ -159,13 +199,34 @@ def test_the_script_of_chpasswd_asks_for_its_lines(web):
 
 def test_the_script_of_chpasswd_names_the_way_and_the_full_id(web):
     text = web.quick("-n", "chpasswd", "web1").out.decode()
-    line = [line for line in text.splitlines() if "DOCKFIX_LINES" in line and not line.lstrip().startswith("#")][0]
-    assert re.search("--via (auto|exec) ", line) and web.id("web1") in line and os.path.basename(web.module.__file__) in line
+    line = [
+        line
+        for line in text.splitlines()
+        if "DOCKFIX_LINES" in line and not line.lstrip().startswith("#")
+    ][0]
+    assert (
+        re.search("--via (auto|exec) ", line)
+        and web.id("web1") in line
+        and os.path.basename(web.module.__file__) in line
+    )
 
 
 def test_the_script_of_exec_makes_the_calls_of_the_real_run(make_box):
     boxes = [make_box("real"), make_box("script")]
-    odd = ["a b", "$HOME `id` $(id)", "'\"", "line\nline\n", "\x1b[31m\x07\t", "*", "-n", "--", u"\u5bb9\u5668", "tail\\", "", "\udcff\udc80"]
+    odd = [
+        "a b",
+        "$HOME `id` $(id)",
+        "'\"",
+        "line\nline\n",
+        "\x1b[31m\x07\t",
+        "*",
+        "-n",
+        "--",
+        "\u5bb9\u5668",
+        "tail\\",
+        "",
+        "\udcff\udc80",
+    ]
     for box in boxes:
         box.containers("web1", "web2")
     real, scripted = boxes
@@ -177,9 +238,13 @@ def test_the_script_of_exec_makes_the_calls_of_the_real_run(make_box):
             continue
         scripted.forget()
         scripted.program("ash", 'exec busybox sh "$@"')
-        ran = run_script(scripted, text, shell=scripted.at("bin", "ash") if shell == "busybox" else shell)
+        ran = run_script(
+            scripted, text, shell=scripted.at("bin", "ash") if shell == "busybox" else shell
+        )
         assert ran.rc == 0, ran
-        assert [c.argv for c in scripted.calls("exec")] == [c.argv for c in real.calls("exec")], shell
+        assert [c.argv for c in scripted.calls("exec")] == [
+            c.argv for c in real.calls("exec")
+        ], shell
         assert [c.stdin for c in scripted.calls("exec")] == [c.stdin for c in real.calls("exec")]
 
 
@@ -197,7 +262,9 @@ def test_the_script_of_a_script_feeds_the_file(make_box):
     assert asked[0] == asked[1] and len(asked[0]) == 2
 
 
-@pytest.mark.parametrize("failing, code", [((), 0), (("web1",), 3), (("web1", "web2"), 1)], ids=["none", "some", "all"])
+@pytest.mark.parametrize(
+    "failing, code", [((), 0), (("web1",), 3), (("web1", "web2"), 1)], ids=["none", "some", "all"]
+)
 def test_the_script_ends_with_the_code_of_the_outcome(box, failing, code):
     for name in ("web1", "web2"):
         box.container(name, answer={"rc": int(name in failing)})
@@ -217,7 +284,9 @@ def test_the_script_is_one_for_posix_shells(street):
 
 def test_generate_writes_no_passwords(web):
     result = web.quick("--json", "-n", "chpasswd", "--all", "--generate", "--output", web.at("out"))
-    assert result.rc == 0 and not os.path.exists(web.at("out")) and "chpasswd" in result.json["script"]
+    assert (
+        result.rc == 0 and not os.path.exists(web.at("out")) and "chpasswd" in result.json["script"]
+    )
 
 
 def test_rows_name_the_users_that_would_be_set(web):
@@ -228,7 +297,12 @@ def test_rows_name_the_users_that_would_be_set(web):
 
 
 def test_the_script_speaks_to_the_same_daemon(web):
-    given = {"DOCKER_HOST": "tcp://h:2376", "DOCKER_TLS_VERIFY": "1", "DOCKER_CERT_PATH": "/root/my certs", "DOCKER_API_VERSION": "1.24"}
+    given = {
+        "DOCKER_HOST": "tcp://h:2376",
+        "DOCKER_TLS_VERIFY": "1",
+        "DOCKER_CERT_PATH": "/root/my certs",
+        "DOCKER_API_VERSION": "1.24",
+    }
     script = web.quick("-n", "exec", "web1", "--", "x", env=given).out.decode()
     for name, text in given.items():
         assert "%s=%s; export %s\n" % (name, shlex.quote(text), name) in script

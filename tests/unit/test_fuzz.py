@@ -1,4 +1,5 @@
 """Seeded damage to what every parser reads: the right facts or a DockfixError, and nothing else."""
+
 import json
 
 import pytest
@@ -8,18 +9,62 @@ from conftest import containers_of
 ROUNDS = 2500
 ID = "0123456789abcdef" * 4
 IDS = ["%064x" % (i * 0x1234567 + 11) for i in range(4)]
-SHADOW = b"root:$6$salt$" + b"a" * 86 + b":19000:0:99999:7:::\nbin:*:1::::::\napp:!!:19001:0:99999:7:::\n"
+SHADOW = (
+    b"root:$6$salt$"
+    + b"a" * 86
+    + b":19000:0:99999:7:::\nbin:*:1::::::\napp:!!:19001:0:99999:7:::\n"
+)
 PS = "".join("%s name%d,app/name%d Up %d hours\n" % (one, i, i, i) for i, one in enumerate(IDS))
-INSPECT = json.dumps([{"Id": one, "Name": "/name%d" % i, "State": {"Running": True, "Pid": 10 + i, "Status": "running"},
-                       "Mounts": [{"Type": "bind", "Source": "/srv", "Destination": "/etc", "RW": True}],
-                       "HostConfig": {"Binds": ["/srv:/etc"], "Tmpfs": {"/run": ""}, "Mounts": [{"Type": "tmpfs", "Target": "/tmp"}],
-                                      "ReadonlyRootfs": False, "UsernsMode": ""},
-                       "GraphDriver": {"Name": "overlay2", "Data": {"UpperDir": "/u"}}, "Config": {"User": "", "Labels": {}}}
-                      for i, one in enumerate(IDS)])
-MOUNTINFO = ("22 1 0:21 / / rw,relatime shared:1 - overlay overlay rw,upperdir=/u\n23 22 0:22 / /proc rw,nosuid - proc proc rw\n"
-             "24 22 8:1 /a\\040b /etc rw master:1 - ext4 /dev/sda1 rw\n")
-SPICE = [b"\0", b"\r", b"\r\n", b"\n", b"\t", b" ", b":", b"\xff", u"\u5bb9\u5668".encode("utf-8"), b"\x1b[0m", b"9" * 40, b"-1", b"null", b"[]",
-         b"{}", b'""', b"\\", b",", b"\\999", b"\\04", b"\\ud800", b"1e999", b"$", b"!"]
+INSPECT = json.dumps(
+    [
+        {
+            "Id": one,
+            "Name": "/name%d" % i,
+            "State": {"Running": True, "Pid": 10 + i, "Status": "running"},
+            "Mounts": [{"Type": "bind", "Source": "/srv", "Destination": "/etc", "RW": True}],
+            "HostConfig": {
+                "Binds": ["/srv:/etc"],
+                "Tmpfs": {"/run": ""},
+                "Mounts": [{"Type": "tmpfs", "Target": "/tmp"}],
+                "ReadonlyRootfs": False,
+                "UsernsMode": "",
+            },
+            "GraphDriver": {"Name": "overlay2", "Data": {"UpperDir": "/u"}},
+            "Config": {"User": "", "Labels": {}},
+        }
+        for i, one in enumerate(IDS)
+    ]
+)
+MOUNTINFO = (
+    "22 1 0:21 / / rw,relatime shared:1 - overlay overlay rw,upperdir=/u\n23 22 0:22 / /proc rw,nosuid - proc proc rw\n"
+    "24 22 8:1 /a\\040b /etc rw master:1 - ext4 /dev/sda1 rw\n"
+)
+SPICE = [
+    b"\0",
+    b"\r",
+    b"\r\n",
+    b"\n",
+    b"\t",
+    b" ",
+    b":",
+    b"\xff",
+    "\u5bb9\u5668".encode("utf-8"),
+    b"\x1b[0m",
+    b"9" * 40,
+    b"-1",
+    b"null",
+    b"[]",
+    b"{}",
+    b'""',
+    b"\\",
+    b",",
+    b"\\999",
+    b"\\04",
+    b"\\ud800",
+    b"1e999",
+    b"$",
+    b"!",
+]
 
 
 def damage(rng, data):
@@ -33,7 +78,7 @@ def damage(rng, data):
         elif kind == 1:
             data[at:at] = data[at:end]
         elif kind == 2:
-            del data[at:min(end, at + 1 + rng.randrange(20))]
+            del data[at : min(end, at + 1 + rng.randrange(20))]
         elif kind == 3:
             rows = bytes(data).split(b"\n")
             rng.shuffle(rows)
@@ -61,7 +106,10 @@ def judged(dockfix, parser, value):
     except dockfix.DockfixError:
         return None
     except Exception as e:
-        pytest.fail("%s raised %s: %s on %r" % (getattr(parser, "__name__", parser), type(e).__name__, e, value))
+        pytest.fail(
+            "%s raised %s: %s on %r"
+            % (getattr(parser, "__name__", parser), type(e).__name__, e, value)
+        )
 
 
 def test_ps(dockfix, rng):
@@ -73,8 +121,12 @@ def test_ps(dockfix, rng):
         for target in targets:
             assert len(target.id) == 64 and set(target.id) <= set("0123456789abcdef")
             assert target.name and not set(target.name) & set("/, \n")
-            assert any(row.startswith(target.id + " ") and target.name in row and row.rstrip().endswith(target.status.strip()) for row in rows), \
-                (target, data)
+            assert any(
+                row.startswith(target.id + " ")
+                and target.name in row
+                and row.rstrip().endswith(target.status.strip())
+                for row in rows
+            ), (target, data)
     assert 20 < understood < ROUNDS - 20
 
 
@@ -99,13 +151,17 @@ def test_inspect(dockfix, rng):
         understood += bool(containers)
         for container in containers:
             assert len(container.id) == 64 and container.id.encode() in data
-            why = judged(dockfix, lambda c: dockfix.etc_refusal(c, False, lambda source: False), container)
+            why = judged(
+                dockfix, lambda c: dockfix.etc_refusal(c, False, lambda source: False), container
+            )
             try:
                 [document] = [d for d in json.loads(text(data)) if d.get("Id") == container.id]
-            except ValueError:          # damaged, or one container twice
+            except ValueError:  # damaged, or one container twice
                 continue
             mounts = document.get("Mounts")
-            if isinstance(mounts, list) and any(isinstance(m, dict) and m.get("Destination") == "/etc" for m in mounts):
+            if isinstance(mounts, list) and any(
+                isinstance(m, dict) and m.get("Destination") == "/etc" for m in mounts
+            ):
                 assert why or why is None, (container, data)
     assert 20 < understood < ROUNDS - 20
 
@@ -113,7 +169,25 @@ def test_inspect(dockfix, rng):
 def hostile(rng, value, depth=0):
     """The same document with some values of another type."""
     if rng.random() < 0.04:
-        return rng.choice([None, True, 0, -1, 1e300, "", "x", [], {}, [[]], {"a": None}, u"\u5bb9", u"\ud800", "9" * 50, ID])
+        return rng.choice(
+            [
+                None,
+                True,
+                0,
+                -1,
+                1e300,
+                "",
+                "x",
+                [],
+                {},
+                [[]],
+                {"a": None},
+                "\u5bb9",
+                "\ud800",
+                "9" * 50,
+                ID,
+            ]
+        )
     if isinstance(value, dict):
         return {k: hostile(rng, v, depth + 1) for k, v in value.items() if rng.random() > 0.03}
     if isinstance(value, list):
@@ -124,9 +198,13 @@ def hostile(rng, value, depth=0):
 def test_inspect_of_hostile_types(dockfix, rng):
     for _ in range(ROUNDS):
         document = hostile(rng, json.loads(INSPECT))
-        for container in judged(dockfix, containers_of(dockfix), json.dumps(document).encode()) or []:
+        for container in (
+            judged(dockfix, containers_of(dockfix), json.dumps(document).encode()) or []
+        ):
             assert len(container.id) == 64
-            judged(dockfix, lambda c: dockfix.etc_refusal(c, False, lambda source: False), container)
+            judged(
+                dockfix, lambda c: dockfix.etc_refusal(c, False, lambda source: False), container
+            )
 
 
 def test_mountinfo(dockfix, rng):
@@ -136,7 +214,9 @@ def test_mountinfo(dockfix, rng):
         if mounts:
             understood += 1
             rows = [row for row in text(data).split("\n") if " - " in row]
-            assert len(mounts) <= len(rows) and all(any(m.fstype in row and m.dev in row for row in rows) for m in mounts)
+            assert len(mounts) <= len(rows) and all(
+                any(m.fstype in row and m.dev in row for row in rows) for m in mounts
+            )
     assert 20 < understood < ROUNDS - 20
 
 
@@ -150,7 +230,12 @@ def test_password_lines(dockfix, rng):
             rows = [row for row in data.split(b"\n") if row]
             assert {a.user + b":" + a.secret for a in accounts} <= set(rows)
             for account in accounts:
-                assert account.user and account.secret and b":" not in account.user and b"\n" not in account.secret
+                assert (
+                    account.user
+                    and account.secret
+                    and b":" not in account.user
+                    and b"\n" not in account.secret
+                )
     assert 20 < understood < ROUNDS - 20
 
 
@@ -183,7 +268,9 @@ def test_hash_checks(dockfix, rng):
         scheme = judged(dockfix, dockfix.check_hash, data)
         if scheme:
             ok += 1
-            assert not set(data) & set(b"\0\r\n: !*") and data.startswith(b"$" + scheme.encode() + b"$")
+            assert not set(data) & set(b"\0\r\n: !*") and data.startswith(
+                b"$" + scheme.encode() + b"$"
+            )
     assert ok < ROUNDS
 
 

@@ -1,4 +1,5 @@
 """The layer table: whose each layer below a Docker root is, read from roots of every driver and engine (make_root.py), whole or damaged."""
+
 import json
 import os
 import shutil
@@ -9,8 +10,13 @@ import pytest
 from make_root import DRIVERS, NewRoot, OldRoot, digest, write
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-CORPUS = [os.path.join(above, "shared", "corpus") for above in (os.path.dirname(ROOT), os.path.dirname(os.path.dirname(ROOT)))]     # beside the checkout, or its folder
-KINDS = [(NewRoot, driver) for driver in DRIVERS] + [(OldRoot, driver) for driver in ("devicemapper", "overlay", "aufs", "btrfs", "zfs", "vfs")]
+CORPUS = [
+    os.path.join(above, "shared", "corpus")
+    for above in (os.path.dirname(ROOT), os.path.dirname(os.path.dirname(ROOT)))
+]  # beside the checkout, or its folder
+KINDS = [(NewRoot, driver) for driver in DRIVERS] + [
+    (OldRoot, driver) for driver in ("devicemapper", "overlay", "aufs", "btrfs", "zfs", "vfs")
+]
 
 
 def populate(root):
@@ -25,12 +31,21 @@ def populate(root):
 
 def table(layers):
     """{layer: (role, container's name, ids of images)}, without the pool's base device."""
-    return {row["layer"]: (row["role"], (row["container"] or {"name": ""})["name"], [image["id"] for image in row["images"]])
-            for row in layers.rows if row["layer"] != "base"}
+    return {
+        row["layer"]: (
+            row["role"],
+            (row["container"] or {"name": ""})["name"],
+            [image["id"] for image in row["images"]],
+        )
+        for row in layers.rows
+        if row["layer"] != "base"
+    }
 
 
 def wanted(root):
-    return {layer: (role, name, sorted(images)) for layer, (role, name, images) in root.layers.items()}
+    return {
+        layer: (role, name, sorted(images)) for layer, (role, name, images) in root.layers.items()
+    }
 
 
 def roles(layers):
@@ -38,7 +53,9 @@ def roles(layers):
 
 
 def as_known(root, layers):
-    found = {layer: (role, name, sorted(images)) for layer, (role, name, images) in table(layers).items()}
+    found = {
+        layer: (role, name, sorted(images)) for layer, (role, name, images) in table(layers).items()
+    }
     assert found == wanted(root)
 
 
@@ -48,10 +65,14 @@ def test_every_driver_before_and_since_1_10(dockfix, tmp_path, kind, driver):
     layers = dockfix.read_layers(str(tmp_path))
     as_known(root, layers)
     assert layers.unread == {}
-    tags = {tag: image["id"] for row in layers.rows for image in row["images"] for tag in image["tags"]}
+    tags = {
+        tag: image["id"] for row in layers.rows for image in row["images"] for tag in image["tags"]
+    }
     assert tags == root.tags
     for row in layers.rows:
-        assert row["driver"] == driver and (row["layer"] == "base" or root.paths[row["layer"]] in row["paths"])
+        assert row["driver"] == driver and (
+            row["layer"] == "base" or root.paths[row["layer"]] in row["paths"]
+        )
         assert all(os.path.exists(path) for path in row["paths"])
     assert {layers.containers[one]["name"]: one for one in layers.containers} == root.names
 
@@ -62,9 +83,14 @@ def test_devicemapper_rows_have_device_and_device_id(dockfix, tmp_path):
     prefix = "docker-%d:%d-%d-" % (os.major(found.st_dev), os.minor(found.st_dev), found.st_ino)
     for row in dockfix.read_layers(str(tmp_path)).rows:
         with open(root.at("devicemapper", "metadata", row["layer"])) as f:
-            assert row["device_id"] == json.load(f)["device_id"] and row["device"] == prefix + row["layer"]
+            assert (
+                row["device_id"] == json.load(f)["device_id"]
+                and row["device"] == prefix + row["layer"]
+            )
     base = [row for row in dockfix.read_layers(str(tmp_path)).rows if row["layer"] == "base"]
-    assert [(row["role"], row["device_id"]) for row in base] == [("image", 1)] and "base device" in base[0]["note"]
+    assert [(row["role"], row["device_id"]) for row in base] == [
+        ("image", 1)
+    ] and "base device" in base[0]["note"]
 
 
 def test_a_device_that_the_driver_will_delete_is_said(dockfix, tmp_path):
@@ -78,13 +104,21 @@ def test_a_device_that_the_driver_will_delete_is_said(dockfix, tmp_path):
 def test_two_drivers_in_one_root_and_a_graph_left_by_a_migration(dockfix, tmp_path):
     new, other = populate(NewRoot(tmp_path, "overlay2")), populate(NewRoot(tmp_path, "aufs"))
     write(str(tmp_path / "graph" / digest("old") / "json"), json.dumps({"id": digest("old")}))
-    found = {layer: (role, name, sorted(images)) for layer, (role, name, images) in table(dockfix.read_layers(str(tmp_path))).items()}
+    found = {
+        layer: (role, name, sorted(images))
+        for layer, (role, name, images) in table(dockfix.read_layers(str(tmp_path))).items()
+    }
     assert found == dict(wanted(new), **wanted(other))
 
 
 def test_remapped_users_have_a_tree_of_their_own(dockfix, tmp_path):
-    main, remapped = populate(NewRoot(tmp_path, "overlay2")), populate(NewRoot(tmp_path / "165536.165536", "overlay2"))
-    found = {layer: (role, name, sorted(images)) for layer, (role, name, images) in table(dockfix.read_layers(str(tmp_path))).items()}
+    main, remapped = populate(NewRoot(tmp_path, "overlay2")), populate(
+        NewRoot(tmp_path / "165536.165536", "overlay2")
+    )
+    found = {
+        layer: (role, name, sorted(images))
+        for layer, (role, name, images) in table(dockfix.read_layers(str(tmp_path))).items()
+    }
     assert found == dict(wanted(main), **wanted(remapped))
     as_known(remapped, dockfix.read_layers(str(tmp_path / "165536.165536")))
 
@@ -95,11 +129,23 @@ def test_a_container_keeps_the_layers_of_an_image_that_is_gone(dockfix, tmp_path
     root.container("web", image)
     os.unlink(root.at("image", "overlay2", "imagedb", "content", "sha256", image))
     found = dockfix.read_layers(str(tmp_path))
-    assert sorted(roles(found).values()) == ["container", "container-init", "image", "image", "image"]
-    assert all("stands on it" in row["note"] and row["images"] == [] for row in found.rows if row["role"] == "image")
+    assert sorted(roles(found).values()) == [
+        "container",
+        "container-init",
+        "image",
+        "image",
+        "image",
+    ]
+    assert all(
+        "stands on it" in row["note"] and row["images"] == []
+        for row in found.rows
+        if row["role"] == "image"
+    )
 
 
-def test_a_layer_that_no_image_has_is_an_orphan_and_so_is_the_mount_of_a_container_that_is_gone(dockfix, tmp_path):
+def test_a_layer_that_no_image_has_is_an_orphan_and_so_is_the_mount_of_a_container_that_is_gone(
+    dockfix, tmp_path
+):
     root = NewRoot(tmp_path, "overlay2")
     image, kept = root.image(1), root.image(1)
     web = root.container("web", kept)
@@ -125,11 +171,22 @@ def test_the_build_cache_is_no_orphan(dockfix, tmp_path):
         root.make_layer(name)
     image = root.image(1)
     os.unlink(root.at("image", "overlay2", "imagedb", "content", "sha256", image))
-    database = b"\0\1" * 40 + b"abc" + cached.encode() + b"chainidsha256:" + root.tops[image].encode() + b"\xff"
+    database = (
+        b"\0\1" * 40
+        + b"abc"
+        + cached.encode()
+        + b"chainidsha256:"
+        + root.tops[image].encode()
+        + b"\xff"
+    )
     write(root.at("buildkit", "snapshots.db"), database)
     found = {row["layer"]: row for row in dockfix.read_layers(str(tmp_path)).rows}
     committed = root.chains[root.tops[image]][0]
-    assert [found[name]["role"] for name in (cached, committed, lost)] == ["image", "image", "orphan"]
+    assert [found[name]["role"] for name in (cached, committed, lost)] == [
+        "image",
+        "image",
+        "orphan",
+    ]
     assert found[cached]["note"] == found[committed]["note"] == "build cache"
 
 
@@ -166,9 +223,23 @@ def hostile_escape(path):
     write(path, "../../../../etc\n")
 
 
-HOSTILE = (hostile_fifo, hostile_link, hostile_folder, hostile_giant, hostile_empty, hostile_garbage, hostile_depth, hostile_escape)
-RECORDS = ("image/overlay2/layerdb/sha256/CHAIN/cache-id", "image/overlay2/layerdb/mounts/CONTAINER/mount-id", "image/overlay2/layerdb/mounts/CONTAINER/init-id",
-           "image/overlay2/imagedb/content/sha256/IMAGE", "buildkit/snapshots.db")
+HOSTILE = (
+    hostile_fifo,
+    hostile_link,
+    hostile_folder,
+    hostile_giant,
+    hostile_empty,
+    hostile_garbage,
+    hostile_depth,
+    hostile_escape,
+)
+RECORDS = (
+    "image/overlay2/layerdb/sha256/CHAIN/cache-id",
+    "image/overlay2/layerdb/mounts/CONTAINER/mount-id",
+    "image/overlay2/layerdb/mounts/CONTAINER/init-id",
+    "image/overlay2/imagedb/content/sha256/IMAGE",
+    "buildkit/snapshots.db",
+)
 
 
 @pytest.mark.parametrize("put", HOSTILE, ids=lambda put: put.__name__)
@@ -176,7 +247,12 @@ RECORDS = ("image/overlay2/layerdb/sha256/CHAIN/cache-id", "image/overlay2/layer
 def test_a_hostile_record_hides_orphans_and_nothing_else(dockfix, tmp_path, put, record):
     root = populate(NewRoot(tmp_path, "overlay2"))
     image = root.tags["busybox:latest"]
-    path = root.at(*record.replace("CHAIN", root.tops[image]).replace("CONTAINER", root.names["web"]).replace("IMAGE", image).split("/"))
+    path = root.at(
+        *record.replace("CHAIN", root.tops[image])
+        .replace("CONTAINER", root.names["web"])
+        .replace("IMAGE", image)
+        .split("/")
+    )
     if os.path.exists(path):
         os.unlink(path)
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -187,14 +263,18 @@ def test_a_hostile_record_hides_orphans_and_nothing_else(dockfix, tmp_path, put,
     for layer, (role, name, images) in known.items():
         assert (role, name) == root.layers[layer][:2] and set(images) <= set(root.layers[layer][2])
     if not record.startswith("buildkit"):
-        assert len(found.unread) == 1 and os.path.dirname(path) in list(found.unread)[0] + "/", found.unread
+        assert (
+            len(found.unread) == 1 and os.path.dirname(path) in list(found.unread)[0] + "/"
+        ), found.unread
         assert len(known) >= len(root.layers) - 3
     elif put in (hostile_fifo, hostile_link, hostile_folder, hostile_giant):
         assert list(found.unread) == [path] and "orphan" not in roles(found).values()
 
 
 @pytest.mark.parametrize("put", HOSTILE, ids=lambda put: put.__name__)
-@pytest.mark.parametrize("record", ("containers/CONTAINER/config.v2.json", "image/overlay2/repositories.json"))
+@pytest.mark.parametrize(
+    "record", ("containers/CONTAINER/config.v2.json", "image/overlay2/repositories.json")
+)
 def test_a_hostile_name_hides_no_orphan(dockfix, tmp_path, put, record):
     """A container without a readable configuration is still known by its id, an image without tags too."""
     root = populate(NewRoot(tmp_path, "overlay2"))
@@ -206,8 +286,19 @@ def test_a_hostile_name_hides_no_orphan(dockfix, tmp_path, put, record):
     assert len(found.unread) == 1
 
 
-@pytest.mark.parametrize("folder", ("containers", "image", "image/overlay2", "image/overlay2/layerdb", "image/overlay2/layerdb/sha256",
-                                    "image/overlay2/layerdb/mounts", "image/overlay2/imagedb", "overlay2"))
+@pytest.mark.parametrize(
+    "folder",
+    (
+        "containers",
+        "image",
+        "image/overlay2",
+        "image/overlay2/layerdb",
+        "image/overlay2/layerdb/sha256",
+        "image/overlay2/layerdb/mounts",
+        "image/overlay2/imagedb",
+        "overlay2",
+    ),
+)
 @pytest.mark.parametrize("way", ("link", "gone", "fifo"))
 def test_a_folder_that_is_a_link_or_gone_hides_orphans(dockfix, tmp_path, folder, way):
     root = populate(NewRoot(tmp_path / "root", "overlay2"))
@@ -217,11 +308,15 @@ def test_a_folder_that_is_a_link_or_gone_hides_orphans(dockfix, tmp_path, folder
     elif way == "fifo":
         os.mkfifo(root.at(folder))
     found = dockfix.read_layers(root.path)
-    if not (way == "gone" and folder.endswith("mounts")):           # a root whose containers are all gone has no mounts either
+    if not (
+        way == "gone" and folder.endswith("mounts")
+    ):  # a root whose containers are all gone has no mounts either
         assert "orphan" not in roles(found).values()
     assert found.unread or way == "gone"
     if way == "link" and "/" not in folder:
-        followed = dockfix.read_layers(root.path, follow=True)      # the daemon's own root: its administrator moved a part away
+        followed = dockfix.read_layers(
+            root.path, follow=True
+        )  # the daemon's own root: its administrator moved a part away
         as_known(root, followed)
     os.rename(str(tmp_path / "away"), root.at(folder)) if way == "gone" else None
 
@@ -233,7 +328,7 @@ def test_a_root_that_is_not_there_or_no_folder_is_the_environments_fault(dockfix
         with pytest.raises(dockfix.EnvironmentFault) as fault:
             dockfix.read_layers(str(tmp_path / name))
         assert name in fault.value.msg and fault.value.hint
-    (tmp_path / "empty" / "containers").mkdir()             # an engine that has made nothing yet
+    (tmp_path / "empty" / "containers").mkdir()  # an engine that has made nothing yet
     assert dockfix.read_layers(str(tmp_path / "empty")).rows == []
 
 
@@ -260,7 +355,10 @@ def test_a_cycle_of_parents_ends(dockfix, tmp_path):
     image = root.image(2, "a:1")
     root.container("web", image)
     bottom = root.chains[root.tops[image]][1]
-    write(root.at("image", "overlay2", "layerdb", "sha256", bottom, "parent"), "sha256:" + root.tops[image])
+    write(
+        root.at("image", "overlay2", "layerdb", "sha256", bottom, "parent"),
+        "sha256:" + root.tops[image],
+    )
     as_known(root, dockfix.read_layers(root.path))
     old = OldRoot(tmp_path / "old", "aufs")
     image = old.image(2, "a:1")
@@ -280,6 +378,7 @@ def test_files_that_vanish_while_they_are_read(dockfix, tmp_path, monkeypatch):
             if left[0] == 0:
                 shutil.rmtree(root.path)
             return kept(*args)
+
         monkeypatch.setattr(dockfix, "open_plain", open_plain)
         try:
             found = dockfix.read_layers(root.path)
@@ -297,9 +396,11 @@ def test_the_calls_grow_with_the_layers_not_faster(dockfix, tmp_path, monkeypatc
             root.container("c%d" % n, root.image(5, "i%d:latest" % n))
         calls = [0]
         for name in ("open", "stat", "lstat", "readlink", "listdir"):
+
             def counted(*args, _call=getattr(os, name), **more):
                 calls[0] += 1
                 return _call(*args, **more)
+
             monkeypatch.setattr(dockfix.os, name, counted)
         as_known(root, dockfix.read_layers(root.path))
         monkeypatch.undo()
@@ -307,7 +408,9 @@ def test_the_calls_grow_with_the_layers_not_faster(dockfix, tmp_path, monkeypatc
     assert 0 < counts[1] <= 4 * counts[0]
 
 
-def test_on_the_daemons_own_root_what_is_just_being_made_is_no_orphan(dockfix, tmp_path, monkeypatch):
+def test_on_the_daemons_own_root_what_is_just_being_made_is_no_orphan(
+    dockfix, tmp_path, monkeypatch
+):
     """A container whose records come between the two looks, one whose folder comes after the first, and an orphan that stays."""
     root = populate(NewRoot(tmp_path, "overlay2"))
     lost = next(layer for layer, (role, _, _) in root.layers.items() if role == "orphan")
@@ -324,6 +427,7 @@ def test_on_the_daemons_own_root_what_is_just_being_made_is_no_orphan(dockfix, t
             for one in os.listdir(other.at(name)):
                 shutil.copytree(other.at(name, one), root.at(name, one))
         root.make_layer(new, True)
+
     monkeypatch.setattr(dockfix.time, "sleep", meanwhile)
     found = {row["layer"]: row for row in dockfix.read_layers(root.path, follow=True).rows}
     assert found[early]["container"]["name"] == "late" and found[lost]["role"] == "orphan"
@@ -331,8 +435,16 @@ def test_on_the_daemons_own_root_what_is_just_being_made_is_no_orphan(dockfix, t
 
 
 def corpus_roots():
-    place = os.path.join(os.environ.get("DOCKFIX_CORPUS") or next((place for place in CORPUS if os.path.isdir(place)), "/nonexistent"), "docker-root")
-    return sorted(os.path.join(place, name) for name in os.listdir(place)) if os.path.isdir(place) else []
+    place = os.path.join(
+        os.environ.get("DOCKFIX_CORPUS")
+        or next((place for place in CORPUS if os.path.isdir(place)), "/nonexistent"),
+        "docker-root",
+    )
+    return (
+        sorted(os.path.join(place, name) for name in os.listdir(place))
+        if os.path.isdir(place)
+        else []
+    )
 
 
 def unpack(path, where):
@@ -341,7 +453,11 @@ def unpack(path, where):
         for member in tar:
             parts = os.path.normpath(member.name).split("/")
             target = os.path.join(where, *parts)
-            if ".." in parts or os.path.isabs(member.name) or os.path.realpath(os.path.dirname(target)) != os.path.dirname(target):
+            if (
+                ".." in parts
+                or os.path.isabs(member.name)
+                or os.path.realpath(os.path.dirname(target)) != os.path.dirname(target)
+            ):
                 continue
             if member.isdir():
                 os.makedirs(target, exist_ok=True)
@@ -380,6 +496,14 @@ def test_whole_roots_of_the_corpus(dockfix, tmp_path):
         names, images = in_the_tree(root)
         assert found.unread == {} and names and images
         assert {one: facts["name"] for one, facts in found.containers.items()} == names
-        assert {row["container"]["name"]: row["role"] for row in found.rows if row["role"] == "container"} == dict.fromkeys(names.values(), "container")
-        assert {image["id"] for row in found.rows for image in row["images"]} <= images and set(found.images) == images
-        assert all(row["images"] and row["images"][0]["tags"] for row in found.rows), "each of these layers has an image with a tag"
+        assert {
+            row["container"]["name"]: row["role"]
+            for row in found.rows
+            if row["role"] == "container"
+        } == dict.fromkeys(names.values(), "container")
+        assert {image["id"] for row in found.rows for image in row["images"]} <= images and set(
+            found.images
+        ) == images
+        assert all(
+            row["images"] and row["images"][0]["tags"] for row in found.rows
+        ), "each of these layers has an image with a tag"

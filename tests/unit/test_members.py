@@ -1,4 +1,5 @@
 """The seam of the time commands: members of containers read and written, and what undo keeps."""
+
 import json
 import os
 import stat
@@ -12,39 +13,79 @@ ID = "c" * 64
 @pytest.fixture
 def walked(dockfix, tmp_path):
     """walk() below a directory that stands for a container's root: (kind of what is found, its path), or the error."""
+
     def look(path, follow=False):
         root = os.open(str(tmp_path), os.O_RDONLY)
         try:
             folder, name, place = dockfix.walk(root, path, follow)
             try:
-                return dockfix.kind_of(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode), place
+                return (
+                    dockfix.kind_of(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode),
+                    place,
+                )
             finally:
                 os.close(folder)
         finally:
             os.close(root)
+
     return look
 
 
 def test_links_are_walked_from_the_containers_own_root(walked, tmp_path):
     os.makedirs(str(tmp_path / "usr" / "lib" / "deep"))
     (tmp_path / "usr" / "lib" / "libc.so").write_bytes(b"x")
-    for name, target in (("lib", "usr/lib"), ("abs", "/usr/lib"), ("up", "../../../../usr/lib"), ("chain", "abs"), ("gone", "/nothing"),
-                         ("a", "b"), ("b", "a"), ("usr/lib/deep/back", "../../.."), ("file", "/usr/lib/libc.so")):
+    for name, target in (
+        ("lib", "usr/lib"),
+        ("abs", "/usr/lib"),
+        ("up", "../../../../usr/lib"),
+        ("chain", "abs"),
+        ("gone", "/nothing"),
+        ("a", "b"),
+        ("b", "a"),
+        ("usr/lib/deep/back", "../../.."),
+        ("file", "/usr/lib/libc.so"),
+    ):
         os.symlink(target, str(tmp_path / name))
     open_before = len(os.listdir("/proc/self/fd"))
-    for path in ("/usr/lib/libc.so", "/lib/libc.so", "//abs/./libc.so", "/up/libc.so", "/chain/libc.so", "/usr/lib/deep/back/lib/libc.so",
-                 "/../../usr/lib/deep/../libc.so"):
+    for path in (
+        "/usr/lib/libc.so",
+        "/lib/libc.so",
+        "//abs/./libc.so",
+        "/up/libc.so",
+        "/chain/libc.so",
+        "/usr/lib/deep/back/lib/libc.so",
+        "/../../usr/lib/deep/../libc.so",
+    ):
         assert walked(path) == ("file", "/usr/lib/libc.so"), path
-    assert walked("/file") == ("link", "/file") and walked("/file", True) == ("file", "/usr/lib/libc.so")
+    assert walked("/file") == ("link", "/file") and walked("/file", True) == (
+        "file",
+        "/usr/lib/libc.so",
+    )
     assert walked("/") == walked("/lib/..//../..", True) == ("dir", "/")
-    for path, error in (("/gone/x", FileNotFoundError), ("/a/x", OSError), ("/usr/lib/libc.so/x", NotADirectoryError), ("/none", FileNotFoundError)):
+    for path, error in (
+        ("/gone/x", FileNotFoundError),
+        ("/a/x", OSError),
+        ("/usr/lib/libc.so/x", NotADirectoryError),
+        ("/none", FileNotFoundError),
+    ):
         with pytest.raises(error):
             walked(path)
     assert len(os.listdir("/proc/self/fd")) == open_before
 
 
 def make_host(dockfix, box, dry_run=False):
-    host = dockfix.Host(("docker",), 20.0, dry_run, False, box.state, [], threading.Event(), threading.Event(), {}, threading.Lock())
+    host = dockfix.Host(
+        ("docker",),
+        20.0,
+        dry_run,
+        False,
+        box.state,
+        [],
+        threading.Event(),
+        threading.Event(),
+        {},
+        threading.Lock(),
+    )
     box.write_world()
     return host
 
@@ -66,7 +107,10 @@ def at(box, path):
 
 def members(dockfix):
     uid, gid = os.getuid(), os.getgid()
-    return [dockfix.Member("/etc/zone", "file", b"data\0\xff", "", uid, gid, 0o640, 1000), dockfix.Member("/etc/link", "link", b"", "/etc/zone", uid, gid, 0o777, 1000)]
+    return [
+        dockfix.Member("/etc/zone", "file", b"data\0\xff", "", uid, gid, 0o640, 1000),
+        dockfix.Member("/etc/link", "link", b"", "/etc/zone", uid, gid, 0o777, 1000),
+    ]
 
 
 def test_a_member_comes_as_it_is(dockfix, box, seam):
@@ -77,7 +121,11 @@ def test_a_member_comes_as_it_is(dockfix, box, seam):
     assert read("/etc/link").kind == "link" and read("/etc/link").link == "/etc/shadow"
     followed = read("/etc/link", follow=True)
     assert followed.kind == "file" and followed.data == box.shadow("web") and followed.mode == 0o640
-    assert read("/etc").kind == "dir" and read("/etc/fifo").kind == "fifo" and read("/none/such").kind == "absent"
+    assert (
+        read("/etc").kind == "dir"
+        and read("/etc/fifo").kind == "fifo"
+        and read("/none/such").kind == "absent"
+    )
     with pytest.raises(dockfix.Refused):
         read("/etc/shadow", limit=10)
 
@@ -99,7 +147,9 @@ def test_removing_needs_no_rm_for_files(dockfix, box, seam, rm):
     box.world["containers"][0]["rm"] = rm
     os.makedirs(at(box, "/usr/new/deep"))
     dockfix.write_members(host, container, members(dockfix))
-    left = dockfix.remove_paths(host, container, ["/etc/zone", "/etc/link", "/usr/new", "/usr/new/deep", "/never/there"])
+    left = dockfix.remove_paths(
+        host, container, ["/etc/zone", "/etc/link", "/usr/new", "/usr/new/deep", "/never/there"]
+    )
     assert left == ([] if rm else ["/usr/new/deep", "/usr/new"])
     assert sorted(os.listdir(at(box, "/etc"))) == ["shadow"]
 
@@ -110,13 +160,20 @@ def test_undo_goes_back_to_before_the_first_change(dockfix, box, seam):
     old = dockfix.read_member(host, container, "/etc/shadow")
     dockfix.save_undo(host, "test", container, [old], {"zone": "A"})
     dockfix.write_members(host, container, [old._replace(data=b"changed")])
-    dockfix.save_undo(host, "test", container, [old._replace(data=b"changed"), absent], {"zone": "B"})
-    dockfix.write_members(host, container, [old._replace(data=b"again"), old._replace(path="/etc/new", gid=0)])
+    dockfix.save_undo(
+        host, "test", container, [old._replace(data=b"changed"), absent], {"zone": "B"}
+    )
+    dockfix.write_members(
+        host, container, [old._replace(data=b"again"), old._replace(path="/etc/new", gid=0)]
+    )
     undo = dockfix.load_undo(host, "test", container.id)
     assert undo.members == (old, absent) and undo.more == {"zone": "B"} and undo.name == "web"
     path = os.path.join(box.state, "undo", "test-%s.json" % container.id)
-    assert stat.S_IMODE(os.stat(path).st_mode) == 0o600 and stat.S_IMODE(os.stat(os.path.dirname(path)).st_mode) == 0o700
-    for _ in range(2):              # a second time changes nothing
+    assert (
+        stat.S_IMODE(os.stat(path).st_mode) == 0o600
+        and stat.S_IMODE(os.stat(os.path.dirname(path)).st_mode) == 0o700
+    )
+    for _ in range(2):  # a second time changes nothing
         assert dockfix.restore_undo(host, container, undo) == []
         assert box.shadow("web") == old.data and not os.path.exists(at(box, "/etc/new"))
     dockfix.drop_undo(host, "test", container.id)
@@ -142,13 +199,17 @@ def test_records_are_tidied_for_containers_that_this_engine_had(dockfix, box, se
         dockfix.save_undo(host, "test", container._replace(id="%064x" % number), [])
     host.memo.clear()
     dockfix.tidy_undo(host, ["%064x" % 4])
-    assert sorted(os.listdir(os.path.join(box.state, "undo"))) == ["test-%064x.json" % number for number in (2, 3, 4)]
+    assert sorted(os.listdir(os.path.join(box.state, "undo"))) == [
+        "test-%064x.json" % number for number in (2, 3, 4)
+    ]
 
 
 def test_folders_that_are_links_are_refused_and_missing_ones_named(dockfix, box, seam):
     host, container = seam
     os.makedirs(at(box, "/usr/share"))
-    assert dockfix.missing_folders(host, container, ["/usr/share/zoneinfo/Asia/Shanghai", "/etc/localtime"]) == ["/usr/share/zoneinfo", "/usr/share/zoneinfo/Asia"]
+    assert dockfix.missing_folders(
+        host, container, ["/usr/share/zoneinfo/Asia/Shanghai", "/etc/localtime"]
+    ) == ["/usr/share/zoneinfo", "/usr/share/zoneinfo/Asia"]
     os.symlink("/mnt/host", at(box, "/usr/share/zoneinfo"))
     with pytest.raises(dockfix.Refused, match="link to /mnt/host"):
         dockfix.missing_folders(host, container, ["/usr/share/zoneinfo/Asia/Shanghai"])
@@ -156,13 +217,30 @@ def test_folders_that_are_links_are_refused_and_missing_ones_named(dockfix, box,
 
 def test_mounts_over_a_path_are_seen(dockfix):
     def facts(*targets, **more):
-        given = dict(id=ID, name="web", running=True, mounts=tuple(("/src", target) for target in targets), env=(), started="", layer={}, driver="overlay2",
-                     **dict({"read_only": False}, **more))
-        return dockfix.Container(**dict({name: False for name in dockfix.Container._fields}, **given))
+        given = dict(
+            id=ID,
+            name="web",
+            running=True,
+            mounts=tuple(("/src", target) for target in targets),
+            env=(),
+            started="",
+            layer={},
+            driver="overlay2",
+            **dict({"read_only": False}, **more),
+        )
+        return dockfix.Container(
+            **dict({name: False for name in dockfix.Container._fields}, **given)
+        )
+
     paths = ["/etc/localtime", "/usr/share/zoneinfo/Asia/Tokyo"]
     for target in ("/", "/etc", "/etc/localtime", "/usr/share/zoneinfo", "/usr"):
         assert "mount" in dockfix.files_refusal(facts(target), paths), target
-    assert dockfix.files_refusal(facts("/etc/hosts", "/usr/share/zone", "/etc/localtime2", "/data"), paths) == ""
+    assert (
+        dockfix.files_refusal(
+            facts("/etc/hosts", "/usr/share/zone", "/etc/localtime2", "/data"), paths
+        )
+        == ""
+    )
     assert "read-only" in dockfix.files_refusal(facts(read_only=True), paths)
 
 
@@ -175,8 +253,18 @@ def test_ids_outside_the_user_namespace_are_never_sent(dockfix):
 
 
 def test_a_record_is_itself_again_and_garbage_is_a_value_error(dockfix, rng, seam):
-    undo = dockfix.Undo("test", ID, "web", "E", "2026-01-01T00:00:00Z", (dockfix.Member("/etc/x", "file", bytes(range(256)), "", 1, 2, 0o644, 5),
-                                                                         dockfix.Member("/etc/y\udcff\u4e2d", "absent")), {"zone": "Asia/Tokyo"})
+    undo = dockfix.Undo(
+        "test",
+        ID,
+        "web",
+        "E",
+        "2026-01-01T00:00:00Z",
+        (
+            dockfix.Member("/etc/x", "file", bytes(range(256)), "", 1, 2, 0o644, 5),
+            dockfix.Member("/etc/y\udcff\u4e2d", "absent"),
+        ),
+        {"zone": "Asia/Tokyo"},
+    )
     text = dockfix.undo_text(undo)
     assert dockfix.parse_undo(text, "test", ID) == undo
     for kind, ident in (("timezone", ID), ("test", "f" * 64)):
@@ -187,6 +275,13 @@ def test_a_record_is_itself_again_and_garbage_is_a_value_error(dockfix, rng, sea
         for _ in range(rng.randrange(1, 9)):
             data[rng.randrange(len(data))] = rng.randrange(256)
         try:
-            assert isinstance(dockfix.parse_undo(bytes(data[:rng.randrange(len(data) + 1)] if rng.random() < 0.3 else data), "test", ID), dockfix.Undo)
+            assert isinstance(
+                dockfix.parse_undo(
+                    bytes(data[: rng.randrange(len(data) + 1)] if rng.random() < 0.3 else data),
+                    "test",
+                    ID,
+                ),
+                dockfix.Undo,
+            )
         except ValueError:
             pass

@@ -1,4 +1,5 @@
 """Where the daemon's options are set: units with drop-ins and joined lines, settings files, daemon.json, command lines."""
+
 import os
 
 import pytest
@@ -29,79 +30,157 @@ def top(tmp_path):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path, "w") as f:
             f.write(text)
+
     write.path = str(tmp_path)
     return write
 
 
 def seen(dockfix, top):
     """{place: options} of what counts for the next start."""
-    return {one.where().replace(top.path, ""): dict(one.options) for one in dockfix.option_sources(top.path) if one.options and one.used}
+    return {
+        one.where().replace(top.path, ""): dict(one.options)
+        for one in dockfix.option_sources(top.path)
+        if one.options and one.used
+    }
 
 
 def test_a_plain_unit(dockfix, top):
     top("lib/systemd/system/docker.service", PLAIN)
     sources = dockfix.option_sources(top.path)
     assert [(one.kind, one.options, one.used) for one in sources] == [
-        ("unit", (("storage-opt", "dm.loopdatasize=500G"), ("storage-opt", "dm.basesize=8G"), ("data-root", "/data/docker")), True), ("daemon.json", (), True)]
-    assert sources[0].raw.startswith("/usr/bin/dockerd -H fd://") and sources[1].path == "/etc/docker/daemon.json"
+        (
+            "unit",
+            (
+                ("storage-opt", "dm.loopdatasize=500G"),
+                ("storage-opt", "dm.basesize=8G"),
+                ("data-root", "/data/docker"),
+            ),
+            True,
+        ),
+        ("daemon.json", (), True),
+    ]
+    assert (
+        sources[0].raw.startswith("/usr/bin/dockerd -H fd://")
+        and sources[1].path == "/etc/docker/daemon.json"
+    )
     assert dockfix.option_conflicts(sources) == []
 
 
 def test_centos_with_its_shell_and_its_files(dockfix, top):
     top("usr/lib/systemd/system/docker.service", CENTOS)
-    top("etc/sysconfig/docker", "# OPTIONS=--storage-driver=aufs\nOPTIONS='--selinux-enabled -s devicemapper'\nif [ -z x ]; then\n    DOCKER_CERT_PATH=/etc/docker\nfi\n")
-    top("etc/sysconfig/docker-storage", 'DOCKER_STORAGE_OPTIONS="--storage-opt dm.fs=xfs \\\n --storage-opt dm.loopdatasize=200G"\n')
+    top(
+        "etc/sysconfig/docker",
+        "# OPTIONS=--storage-driver=aufs\nOPTIONS='--selinux-enabled -s devicemapper'\nif [ -z x ]; then\n    DOCKER_CERT_PATH=/etc/docker\nfi\n",
+    )
+    top(
+        "etc/sysconfig/docker-storage",
+        'DOCKER_STORAGE_OPTIONS="--storage-opt dm.fs=xfs \\\n --storage-opt dm.loopdatasize=200G"\n',
+    )
     assert seen(dockfix, top) == {
         "/usr/lib/systemd/system/docker.service (EXTRA)": {"log-opt": "max-size=10m"},
         "/etc/sysconfig/docker (OPTIONS)": {"storage-driver": "devicemapper"},
-        "/etc/sysconfig/docker-storage (DOCKER_STORAGE_OPTIONS)": {"storage-opt": "dm.loopdatasize=200G"}}
+        "/etc/sysconfig/docker-storage (DOCKER_STORAGE_OPTIONS)": {
+            "storage-opt": "dm.loopdatasize=200G"
+        },
+    }
     before = dockfix.option_sources(top.path)
-    top("etc/systemd/system/docker.service.d/again.conf", "[Service]\nEnvironmentFile=/etc/sysconfig/docker\n")     # the same file twice is one place
-    assert sorted(dockfix.option_sources(top.path)) == sorted(before) and dockfix.option_conflicts(before) == []
+    top(
+        "etc/systemd/system/docker.service.d/again.conf",
+        "[Service]\nEnvironmentFile=/etc/sysconfig/docker\n",
+    )  # the same file twice is one place
+    assert (
+        sorted(dockfix.option_sources(top.path)) == sorted(before)
+        and dockfix.option_conflicts(before) == []
+    )
 
 
 def test_a_drop_in_replaces_and_hides(dockfix, top):
     top("lib/systemd/system/docker.service", PLAIN)
-    top("lib/systemd/system/docker.service.d/10-a.conf", "[Service]\nExecStart=\nExecStart=/usr/bin/dockerd --storage-opt dm.basesize=1G\n")
-    top("etc/systemd/system/docker.service.d/10-a.conf", "[Service]\nExecStart=\nExecStart=/usr/bin/dockerd --storage-opt dm.basesize=20G\n")
-    top("run/systemd/system/docker.service.d/05-b.conf", "[Service]\nExecStart=\nExecStart=/usr/bin/dockerd --storage-opt dm.basesize=2G\n")
-    assert seen(dockfix, top) == {"/etc/systemd/system/docker.service.d/10-a.conf": {"storage-opt": "dm.basesize=20G"}}
+    top(
+        "lib/systemd/system/docker.service.d/10-a.conf",
+        "[Service]\nExecStart=\nExecStart=/usr/bin/dockerd --storage-opt dm.basesize=1G\n",
+    )
+    top(
+        "etc/systemd/system/docker.service.d/10-a.conf",
+        "[Service]\nExecStart=\nExecStart=/usr/bin/dockerd --storage-opt dm.basesize=20G\n",
+    )
+    top(
+        "run/systemd/system/docker.service.d/05-b.conf",
+        "[Service]\nExecStart=\nExecStart=/usr/bin/dockerd --storage-opt dm.basesize=2G\n",
+    )
+    assert seen(dockfix, top) == {
+        "/etc/systemd/system/docker.service.d/10-a.conf": {"storage-opt": "dm.basesize=20G"}
+    }
 
 
 def test_a_settings_file_that_no_unit_reads_counts_only_without_a_unit(dockfix, top):
     top("etc/default/docker", 'DOCKER_OPTS="--storage-driver=overlay2"\n')
-    assert seen(dockfix, top) == {"/etc/default/docker (DOCKER_OPTS)": {"storage-driver": "overlay2"}}
+    assert seen(dockfix, top) == {
+        "/etc/default/docker (DOCKER_OPTS)": {"storage-driver": "overlay2"}
+    }
     top("lib/systemd/system/docker.service", PLAIN)
     assert "/etc/default/docker (DOCKER_OPTS)" not in seen(dockfix, top)
-    assert [one.where() for one in dockfix.option_sources(top.path) if one.options and not one.used] == ["/etc/default/docker (DOCKER_OPTS)"]
+    assert [
+        one.where() for one in dockfix.option_sources(top.path) if one.options and not one.used
+    ] == ["/etc/default/docker (DOCKER_OPTS)"]
 
 
 def test_daemon_json_and_its_other_place(dockfix, top):
-    top("etc/docker/daemon.json", '{"storage-driver": "devicemapper", "storage-opts": ["dm.basesize=8G"], "graph": "/srv/d", "log-opts": {"max-size": "5m"}}')
-    assert dockfix.option_sources(top.path)[0].options == (("storage-opt", "dm.basesize=8G"), ("storage-driver", "devicemapper"), ("data-root", "/srv/d"),
-                                                           ("log-opt", "max-size=5m"))
-    top("lib/systemd/system/docker.service", "[Service]\nExecStart=/usr/bin/dockerd --config-file=/etc/other.json\n")
+    top(
+        "etc/docker/daemon.json",
+        '{"storage-driver": "devicemapper", "storage-opts": ["dm.basesize=8G"], "graph": "/srv/d", "log-opts": {"max-size": "5m"}}',
+    )
+    assert dockfix.option_sources(top.path)[0].options == (
+        ("storage-opt", "dm.basesize=8G"),
+        ("storage-driver", "devicemapper"),
+        ("data-root", "/srv/d"),
+        ("log-opt", "max-size=5m"),
+    )
+    top(
+        "lib/systemd/system/docker.service",
+        "[Service]\nExecStart=/usr/bin/dockerd --config-file=/etc/other.json\n",
+    )
     top("etc/other.json", '{"storage-driver": "vfs"}')
     assert seen(dockfix, top)["/etc/other.json"] == {"storage-driver": "vfs"}
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '"x"', '{"storage-opts": 7}', '{"log-opts": []', '{"log-opts": "a"}', "\x00", "{" * 100000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '"x"',
+        '{"storage-opts": 7}',
+        '{"log-opts": []',
+        '{"log-opts": "a"}',
+        "\x00",
+        "{" * 100000,
+    ],
+)
 def test_a_broken_daemon_json_is_a_fault_not_a_crash(dockfix, top, text):
     top("etc/docker/daemon.json", text)
-    one, = dockfix.option_sources(top.path)
+    (one,) = dockfix.option_sources(top.path)
     assert one.fault and one.options == () and one.raw == text
 
 
-@pytest.mark.parametrize("unit, config, named", [
-    ("--storage-opt dm.basesize=8G", {"storage-opts": ["dm.basesize=9G"]}, {"dm.basesize"}),
-    ("--storage-opt dm.basesize=8G", {"storage-opts": ["dm.fs=xfs"]}, {"storage-opts"}),
-    ("-s overlay2", {"storage-driver": "overlay2"}, {"storage-driver"}),
-    ("--graph /a", {"data-root": "/b"}, {"data-root"}),
-    ("--storage-opt dm.basesize=8G --storage-opt dm.basesize=9G", {}, {"dm.basesize"}),
-    ("--storage-opt dm.basesize=8G --storage-opt dm.fs=xfs", {"storage-driver": "devicemapper"}, set()),
-])
+@pytest.mark.parametrize(
+    "unit, config, named",
+    [
+        ("--storage-opt dm.basesize=8G", {"storage-opts": ["dm.basesize=9G"]}, {"dm.basesize"}),
+        ("--storage-opt dm.basesize=8G", {"storage-opts": ["dm.fs=xfs"]}, {"storage-opts"}),
+        ("-s overlay2", {"storage-driver": "overlay2"}, {"storage-driver"}),
+        ("--graph /a", {"data-root": "/b"}, {"data-root"}),
+        ("--storage-opt dm.basesize=8G --storage-opt dm.basesize=9G", {}, {"dm.basesize"}),
+        (
+            "--storage-opt dm.basesize=8G --storage-opt dm.fs=xfs",
+            {"storage-driver": "devicemapper"},
+            set(),
+        ),
+    ],
+)
 def test_set_in_two_places(dockfix, top, unit, config, named):
     import json
+
     top("lib/systemd/system/docker.service", "[Service]\nExecStart=/usr/bin/dockerd %s\n" % unit)
     top("etc/docker/daemon.json", json.dumps(config))
     found = dockfix.option_conflicts(dockfix.option_sources(top.path))
@@ -110,18 +189,27 @@ def test_set_in_two_places(dockfix, top, unit, config, named):
 
 def test_what_cannot_be_read_is_said(dockfix, top):
     os.makedirs(os.path.join(top.path, "etc/docker/daemon.json"))
-    one, = dockfix.option_sources(top.path)
+    (one,) = dockfix.option_sources(top.path)
     assert "cannot be read" in one.fault
 
 
-@pytest.mark.parametrize("words, options", [
-    (["dockerd", "--storage-opt", "dm.basesize=8G"], (("storage-opt", "dm.basesize=8G"),)),
-    (["dockerd", "--storage-opt=dm.basesize=8G", "-s=vfs"], (("storage-opt", "dm.basesize=8G"), ("storage-driver", "vfs"))),
-    (["dockerd", "--storage-opt"], (("storage-opt", ""),)),
-    (["sh", "-c", "docker daemon -g /x $A 2>&1 | logger"], (("data-root", "/x"),)),
-    (["sh", "-c", "docker daemon -g '/x"], (("data-root", "'/x"),)),
-    (["dockerd", "--live-restore", "--storage-driver", "vfs"], (("live-restore", ""), ("storage-driver", "vfs"))),
-])
+@pytest.mark.parametrize(
+    "words, options",
+    [
+        (["dockerd", "--storage-opt", "dm.basesize=8G"], (("storage-opt", "dm.basesize=8G"),)),
+        (
+            ["dockerd", "--storage-opt=dm.basesize=8G", "-s=vfs"],
+            (("storage-opt", "dm.basesize=8G"), ("storage-driver", "vfs")),
+        ),
+        (["dockerd", "--storage-opt"], (("storage-opt", ""),)),
+        (["sh", "-c", "docker daemon -g /x $A 2>&1 | logger"], (("data-root", "/x"),)),
+        (["sh", "-c", "docker daemon -g '/x"], (("data-root", "'/x"),)),
+        (
+            ["dockerd", "--live-restore", "--storage-driver", "vfs"],
+            (("live-restore", ""), ("storage-driver", "vfs")),
+        ),
+    ],
+)
 def test_words_of_a_daemon(dockfix, words, options):
     assert dockfix.daemon_flags(words) == options
 
@@ -131,13 +219,29 @@ def test_running_daemons_are_told_by_their_words(dockfix, tmp_path):
     import signal
     import subprocess
     import sys
+
     name = str(tmp_path / "dockerd-current")
     os.symlink(sys.executable, name)
-    child = subprocess.Popen([name, "-c", "print(1, flush=True); import time; time.sleep(60)", "--storage-opt", "dm.fs=xfs", "-g", "/nowhere"], stdout=subprocess.PIPE)
+    child = subprocess.Popen(
+        [
+            name,
+            "-c",
+            "print(1, flush=True); import time; time.sleep(60)",
+            "--storage-opt",
+            "dm.fs=xfs",
+            "-g",
+            "/nowhere",
+        ],
+        stdout=subprocess.PIPE,
+    )
     try:
         child.stdout.readline()
-        one, = [one for one in dockfix.running_daemons() if one.variable == str(child.pid)]
-        assert one.options == (("storage-opt", "dm.fs=xfs"), ("data-root", "/nowhere")) and one.kind == "running" and not one.used
+        (one,) = [one for one in dockfix.running_daemons() if one.variable == str(child.pid)]
+        assert (
+            one.options == (("storage-opt", "dm.fs=xfs"), ("data-root", "/nowhere"))
+            and one.kind == "running"
+            and not one.used
+        )
     finally:
         child.send_signal(signal.SIGKILL)
         child.wait()

@@ -1,4 +1,5 @@
 """The pure functions: bytes or text in, facts out, and a DockfixError where the facts are not there."""
+
 import json
 import os
 import shutil
@@ -19,25 +20,48 @@ def not_the_hosts(source):
 
 # ---- lines of USER:PASSWORD
 
+
 def lines(dockfix, data):
     return [(account.user, account.secret) for account in dockfix.parse_password_lines(data)]
 
 
-@pytest.mark.parametrize("data, expected", [
-    (b"root:x\n", [(b"root", b"x")]),
-    (b"root:x", [(b"root", b"x")]),
-    (b"root:a:b:c\napp: lead and trail \n", [(b"root", b"a:b:c"), (b"app", b" lead and trail ")]),
-    (b"root:\xff\xfe\xe9\n", [(b"root", b"\xff\xfe\xe9")]),
-    (b"root:#no comment\n", [(b"root", b"#no comment")]),
-    (b"root:\t\n", [(b"root", b"\t")]),
-    (b"root:" + b"x" * 511, [(b"root", b"x" * 511)]),
-])
+@pytest.mark.parametrize(
+    "data, expected",
+    [
+        (b"root:x\n", [(b"root", b"x")]),
+        (b"root:x", [(b"root", b"x")]),
+        (
+            b"root:a:b:c\napp: lead and trail \n",
+            [(b"root", b"a:b:c"), (b"app", b" lead and trail ")],
+        ),
+        (b"root:\xff\xfe\xe9\n", [(b"root", b"\xff\xfe\xe9")]),
+        (b"root:#no comment\n", [(b"root", b"#no comment")]),
+        (b"root:\t\n", [(b"root", b"\t")]),
+        (b"root:" + b"x" * 511, [(b"root", b"x" * 511)]),
+    ],
+)
 def test_password_lines(dockfix, data, expected):
     assert lines(dockfix, data) == expected
 
 
-@pytest.mark.parametrize("data", [b"", b"\n", b"\n\n", b"root", b"root\n", b":x\n", b"root:\n", b"root:x\r\n", b"root:x\0y\n", b"ro\0ot:x\n",
-                                  b"ro\rot:x\n", b"root:x\napp\n", b"root:" + b"x" * 512])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\n",
+        b"\n\n",
+        b"root",
+        b"root\n",
+        b":x\n",
+        b"root:\n",
+        b"root:x\r\n",
+        b"root:x\0y\n",
+        b"ro\0ot:x\n",
+        b"ro\rot:x\n",
+        b"root:x\napp\n",
+        b"root:" + b"x" * 512,
+    ],
+)
 def test_bad_password_lines(dockfix, data):
     with pytest.raises(dockfix.UsageError):
         dockfix.parse_password_lines(data)
@@ -82,22 +106,56 @@ def test_users_that_will_not(dockfix, user):
         dockfix.check_user(user, "user")
 
 
-@pytest.mark.parametrize("value, scheme", [
-    (b"$5$salt$" + b"a" * 43, "5"), (b"$5$rounds=1000$salt$" + b"a" * 43, "5"), (b"$6$salt$" + b"a" * 86, "6"),
-    (b"$6$rounds=999999999$saltsaltsaltsalt$" + b"./" * 43, "6"), (b"$2a$05$" + b"a" * 53, "2a"), (b"$2b$12$" + b"a" * 53, "2b"),
-    (b"$2x$12$" + b"a" * 53, "2x"), (b"$2y$12$" + b"a" * 53, "2y"), (b"$y$j9T$abcdefgh$" + b"a" * 43, "y"),
-])
+@pytest.mark.parametrize(
+    "value, scheme",
+    [
+        (b"$5$salt$" + b"a" * 43, "5"),
+        (b"$5$rounds=1000$salt$" + b"a" * 43, "5"),
+        (b"$6$salt$" + b"a" * 86, "6"),
+        (b"$6$rounds=999999999$saltsaltsaltsalt$" + b"./" * 43, "6"),
+        (b"$2a$05$" + b"a" * 53, "2a"),
+        (b"$2b$12$" + b"a" * 53, "2b"),
+        (b"$2x$12$" + b"a" * 53, "2x"),
+        (b"$2y$12$" + b"a" * 53, "2y"),
+        (b"$y$j9T$abcdefgh$" + b"a" * 43, "y"),
+    ],
+)
 def test_hashes(dockfix, value, scheme):
     assert dockfix.check_hash(value) == scheme
 
 
-@pytest.mark.parametrize("value", [
-    b"", b"*", b"!", b"x", b"secret", b"$6$", b"$6$salt", b"$6$salt$", b"$6$salt$" + b"a" * 85, b"$6$salt$" + b"a" * 87, b"$5$salt$" + b"a" * 86,
-    b"$6$" + b"s" * 17 + b"$" + b"a" * 86, b"$6$sa:lt$" + b"a" * 86, b"$6$salt$" + b"a" * 85 + b"!", b"$6$salt$" + b"a" * 86 + b"\n",
-    b"$6$rounds=x$salt$" + b"a" * 86, b"$1$salt$" + b"a" * 22, b"!$6$salt$" + b"a" * 86, b"$2b$12$" + b"a" * 52, b"$2c$12$" + b"a" * 53,
-    b"$2b$1$" + b"a" * 53, b"$y$j9T$abc$", b"$7$salt$" + b"a" * 43, b"$gy$j9T$abc$" + b"a" * 43, b"\xff" * 20, b"$6$s\xc3\xa9$" + b"a" * 86,
-    b" $6$salt$" + b"a" * 86,
-])
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"",
+        b"*",
+        b"!",
+        b"x",
+        b"secret",
+        b"$6$",
+        b"$6$salt",
+        b"$6$salt$",
+        b"$6$salt$" + b"a" * 85,
+        b"$6$salt$" + b"a" * 87,
+        b"$5$salt$" + b"a" * 86,
+        b"$6$" + b"s" * 17 + b"$" + b"a" * 86,
+        b"$6$sa:lt$" + b"a" * 86,
+        b"$6$salt$" + b"a" * 85 + b"!",
+        b"$6$salt$" + b"a" * 86 + b"\n",
+        b"$6$rounds=x$salt$" + b"a" * 86,
+        b"$1$salt$" + b"a" * 22,
+        b"!$6$salt$" + b"a" * 86,
+        b"$2b$12$" + b"a" * 52,
+        b"$2c$12$" + b"a" * 53,
+        b"$2b$1$" + b"a" * 53,
+        b"$y$j9T$abc$",
+        b"$7$salt$" + b"a" * 43,
+        b"$gy$j9T$abc$" + b"a" * 43,
+        b"\xff" * 20,
+        b"$6$s\xc3\xa9$" + b"a" * 86,
+        b" $6$salt$" + b"a" * 86,
+    ],
+)
 def test_values_that_are_no_hash(dockfix, value):
     with pytest.raises(dockfix.UsageError):
         dockfix.check_hash(value)
@@ -105,18 +163,33 @@ def test_values_that_are_no_hash(dockfix, value):
 
 # ---- shadow
 
-SHADOW = (b"root:$6$old$x:19000:0:99999:7:::\n"
-          b"# note: with colons:here\n"
-          b"\n"
-          b"bin:*\n"
-          b"app:!!:::::::\r\n"
-          b"root:second:1::::::\n"
-          b"\xff\xfe:\xe9:1::\n"
-          b"tail:x:1:2:3:4:5:6:7")
+SHADOW = (
+    b"root:$6$old$x:19000:0:99999:7:::\n"
+    b"# note: with colons:here\n"
+    b"\n"
+    b"bin:*\n"
+    b"app:!!:::::::\r\n"
+    b"root:second:1::::::\n"
+    b"\xff\xfe:\xe9:1::\n"
+    b"tail:x:1:2:3:4:5:6:7"
+)
 
 
-@pytest.mark.parametrize("user, field", [(b"root", b"$6$old$x"), (b"bin", b"*"), (b"app", b"!!"), (b"\xff\xfe", b"\xe9"), (b"tail", b"x"),
-                                         (b"ghost", None), (b"ro", None), (b"roo", None), (b"", None), (b"note", None)])
+@pytest.mark.parametrize(
+    "user, field",
+    [
+        (b"root", b"$6$old$x"),
+        (b"bin", b"*"),
+        (b"app", b"!!"),
+        (b"\xff\xfe", b"\xe9"),
+        (b"tail", b"x"),
+        (b"ghost", None),
+        (b"ro", None),
+        (b"roo", None),
+        (b"", None),
+        (b"note", None),
+    ],
+)
 def test_shadow_field(dockfix, user, field):
     assert dockfix.shadow_field(SHADOW, user) == field
 
@@ -154,31 +227,52 @@ def test_edit_shadow_of_an_absent_user_changes_nothing_and_names_it(dockfix):
     assert e.value.args == (b"ghost",)
 
 
-@pytest.mark.parametrize("field, state", [
-    (b"", "empty"), (b"*", "never"), (b"!", "never"), (b"!!", "never"), (b"!locked", "never"), (b"*LK*", "never"),
-    (b"!*", "never"), (b"$6$salt$" + b"a" * 86, "set"), (b"$y$j9T$salt$" + b"a" * 43, "set"), (b"$1$salt$" + b"a" * 22, "set"),
-    (b"!$6$salt$" + b"a" * 86, "locked"), (b"!!$6$salt$" + b"a" * 86, "locked"), (b"!!!$2b$10$" + b"a" * 53, "locked"),
-    (b"!$1$salt$" + b"a" * 22, "locked"), (b"!$y$j9T$salt$" + b"a" * 43, "locked"),
-])
+@pytest.mark.parametrize(
+    "field, state",
+    [
+        (b"", "empty"),
+        (b"*", "never"),
+        (b"!", "never"),
+        (b"!!", "never"),
+        (b"!locked", "never"),
+        (b"*LK*", "never"),
+        (b"!*", "never"),
+        (b"$6$salt$" + b"a" * 86, "set"),
+        (b"$y$j9T$salt$" + b"a" * 43, "set"),
+        (b"$1$salt$" + b"a" * 22, "set"),
+        (b"!$6$salt$" + b"a" * 86, "locked"),
+        (b"!!$6$salt$" + b"a" * 86, "locked"),
+        (b"!!!$2b$10$" + b"a" * 53, "locked"),
+        (b"!$1$salt$" + b"a" * 22, "locked"),
+        (b"!$y$j9T$salt$" + b"a" * 43, "locked"),
+    ],
+)
 def test_field_state(dockfix, field, state):
     assert dockfix.field_state(field) == state
 
 
 # ---- docker ps
 
-@pytest.mark.parametrize("line, expected", [
-    (ID + " web1 Up 2 hours", (ID, "web1", "Up 2 hours")),
-    (ID + " web1 Up 2 hours (Paused)", (ID, "web1", "Up 2 hours (Paused)")),
-    (ID + " web1 Up 5 minutes (health: starting)", (ID, "web1", "Up 5 minutes (health: starting)")),
-    (ID + " web1 Exited (137) 4 weeks ago", (ID, "web1", "Exited (137) 4 weeks ago")),
-    (ID + " web1 Restarting (1) 4 seconds ago", (ID, "web1", "Restarting (1) 4 seconds ago")),
-    (ID + " web1 Created", (ID, "web1", "Created")),
-    (ID + " web1 Dead", (ID, "web1", "Dead")),
-    (ID + " web1 Removal In Progress", (ID, "web1", "Removal In Progress")),
-    (ID + " app/db,db,app/store Up 1 second", (ID, "db", "Up 1 second")),
-    (ID + " db,app/db Up Less than a second", (ID, "db", "Up Less than a second")),
-    (ID + " a.b-c_D9 Up About an hour", (ID, "a.b-c_D9", "Up About an hour")),
-])
+
+@pytest.mark.parametrize(
+    "line, expected",
+    [
+        (ID + " web1 Up 2 hours", (ID, "web1", "Up 2 hours")),
+        (ID + " web1 Up 2 hours (Paused)", (ID, "web1", "Up 2 hours (Paused)")),
+        (
+            ID + " web1 Up 5 minutes (health: starting)",
+            (ID, "web1", "Up 5 minutes (health: starting)"),
+        ),
+        (ID + " web1 Exited (137) 4 weeks ago", (ID, "web1", "Exited (137) 4 weeks ago")),
+        (ID + " web1 Restarting (1) 4 seconds ago", (ID, "web1", "Restarting (1) 4 seconds ago")),
+        (ID + " web1 Created", (ID, "web1", "Created")),
+        (ID + " web1 Dead", (ID, "web1", "Dead")),
+        (ID + " web1 Removal In Progress", (ID, "web1", "Removal In Progress")),
+        (ID + " app/db,db,app/store Up 1 second", (ID, "db", "Up 1 second")),
+        (ID + " db,app/db Up Less than a second", (ID, "db", "Up Less than a second")),
+        (ID + " a.b-c_D9 Up About an hour", (ID, "a.b-c_D9", "Up About an hour")),
+    ],
+)
 def test_ps(dockfix, line, expected):
     assert [tuple(t[:3]) for t in dockfix.parse_ps(line + "\n")] == [expected]
 
@@ -194,11 +288,33 @@ def test_ps_of_a_created_container_of_1_12_has_an_empty_or_plain_status(dockfix)
     assert [t.name for t in dockfix.parse_ps(ID + " one Created\n")] == ["one"]
 
 
-@pytest.mark.parametrize("text", [
-    "CONTAINER ID NAMES STATUS\n", "<html>\n", ID + "\n", ID[:12] + " web1 Up 2 hours\n", ID.upper() + " web1 Up 2 hours\n",
-    "x" * 64 + " web1 Up 2 hours\n", ID + "\tweb1\tUp 2 hours\n", "Error response from daemon: template: :1:2\n", "\0",
-    ID + " web1 Up 2 hours\n" + ID + " web2 Up 2 hours\n",
-], ids=["header", "html", "id only", "short id", "capitals", "no hex", "tabs", "error", "NUL", "an id twice"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CONTAINER ID NAMES STATUS\n",
+        "<html>\n",
+        ID + "\n",
+        ID[:12] + " web1 Up 2 hours\n",
+        ID.upper() + " web1 Up 2 hours\n",
+        "x" * 64 + " web1 Up 2 hours\n",
+        ID + "\tweb1\tUp 2 hours\n",
+        "Error response from daemon: template: :1:2\n",
+        "\0",
+        ID + " web1 Up 2 hours\n" + ID + " web2 Up 2 hours\n",
+    ],
+    ids=[
+        "header",
+        "html",
+        "id only",
+        "short id",
+        "capitals",
+        "no hex",
+        "tabs",
+        "error",
+        "NUL",
+        "an id twice",
+    ],
+)
 def test_ps_garbage(dockfix, text):
     with pytest.raises(dockfix.DockfixError):
         dockfix.parse_ps(text)
@@ -206,13 +322,32 @@ def test_ps_garbage(dockfix, text):
 
 # ---- docker inspect
 
+
 def inspected(**changes):
-    document = {"Id": ID, "Name": "/web1", "State": {"Status": "running", "Running": True, "Paused": False, "Restarting": False, "Pid": 4711},
-                "Mounts": [], "Config": {"User": "", "Labels": None, "Env": None},
-                "HostConfig": {"Binds": None, "Tmpfs": None, "ReadonlyRootfs": False, "UsernsMode": ""},
-                "GraphDriver": {"Name": "overlay2", "Data": {"UpperDir": "/var/lib/docker/overlay2/x/diff"}}}
+    document = {
+        "Id": ID,
+        "Name": "/web1",
+        "State": {
+            "Status": "running",
+            "Running": True,
+            "Paused": False,
+            "Restarting": False,
+            "Pid": 4711,
+        },
+        "Mounts": [],
+        "Config": {"User": "", "Labels": None, "Env": None},
+        "HostConfig": {"Binds": None, "Tmpfs": None, "ReadonlyRootfs": False, "UsernsMode": ""},
+        "GraphDriver": {
+            "Name": "overlay2",
+            "Data": {"UpperDir": "/var/lib/docker/overlay2/x/diff"},
+        },
+    }
     for key, value in changes.items():
-        if key in document["HostConfig"] and not isinstance(value, type(document)) or key in ("Tmpfs", "HostMounts"):
+        if (
+            key in document["HostConfig"]
+            and not isinstance(value, type(document))
+            or key in ("Tmpfs", "HostMounts")
+        ):
             document["HostConfig"]["Mounts" if key == "HostMounts" else key] = value
         else:
             document[key] = value
@@ -229,29 +364,69 @@ def test_inspect_facts(dockfix):
 
 
 def test_inspect_of_1_12(dockfix):
-    document = inspected(Mounts=[{"Source": "/srv/x", "Destination": "/data", "Mode": "", "RW": True, "Propagation": "rprivate"}])
-    document["GraphDriver"] = {"Name": "devicemapper", "Data": {"DeviceId": "15", "DeviceName": "docker-253:0-1-x", "DeviceSize": "10737418240"}}
+    document = inspected(
+        Mounts=[
+            {
+                "Source": "/srv/x",
+                "Destination": "/data",
+                "Mode": "",
+                "RW": True,
+                "Propagation": "rprivate",
+            }
+        ]
+    )
+    document["GraphDriver"] = {
+        "Name": "devicemapper",
+        "Data": {"DeviceId": "15", "DeviceName": "docker-253:0-1-x", "DeviceSize": "10737418240"},
+    }
     del document["HostConfig"]["Tmpfs"]
     document["State"].pop("Paused")
     [container] = parse(dockfix, document)
     assert container.id == ID and not dockfix.etc_refusal(container, False, not_the_hosts)
 
 
-@pytest.mark.parametrize("changes", [
-    {"Mounts": None}, {"Config": None}, {"GraphDriver": None}, {"GraphDriver": {"Name": "vfs", "Data": None}}, {"GraphDriver": {}},
-])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"Mounts": None},
+        {"Config": None},
+        {"GraphDriver": None},
+        {"GraphDriver": {"Name": "vfs", "Data": None}},
+        {"GraphDriver": {}},
+    ],
+)
 def test_inspect_with_nulls(dockfix, changes):
     [container] = parse(dockfix, inspected(**changes))
     assert container.id == ID and not dockfix.etc_refusal(container, False, not_the_hosts)
 
 
-@pytest.mark.parametrize("changes", [
-    {"Id": None}, {"Id": 7}, {"Id": "short"}, {"Id": [ID]}, {"State": "running"}, {"State": []},
-    {"State": {"Running": "yes", "Pid": "many"}}, {"Mounts": "all"}, {"Mounts": {"a": 1}}, {"Mounts": [7]}, {"Mounts": ["/etc"]},
-    {"Mounts": [{"Destination": 7}]}, {"Mounts": [{"Source": "/x"}]}, {"Mounts": [{"Destination": None}]}, {"HostConfig": []},
-    {"HostConfig": "x"}, {"HostConfig": {"Binds": "/a:/etc"}}, {"HostConfig": {"Binds": [7]}}, {"HostConfig": {"Tmpfs": ["/etc"]}},
-    {"HostConfig": {"Mounts": {"Target": "/etc"}}}, {"HostConfig": {"Mounts": [{"Target": 7}]}},
-], ids=repr)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"Id": None},
+        {"Id": 7},
+        {"Id": "short"},
+        {"Id": [ID]},
+        {"State": "running"},
+        {"State": []},
+        {"State": {"Running": "yes", "Pid": "many"}},
+        {"Mounts": "all"},
+        {"Mounts": {"a": 1}},
+        {"Mounts": [7]},
+        {"Mounts": ["/etc"]},
+        {"Mounts": [{"Destination": 7}]},
+        {"Mounts": [{"Source": "/x"}]},
+        {"Mounts": [{"Destination": None}]},
+        {"HostConfig": []},
+        {"HostConfig": "x"},
+        {"HostConfig": {"Binds": "/a:/etc"}},
+        {"HostConfig": {"Binds": [7]}},
+        {"HostConfig": {"Tmpfs": ["/etc"]}},
+        {"HostConfig": {"Mounts": {"Target": "/etc"}}},
+        {"HostConfig": {"Mounts": [{"Target": 7}]}},
+    ],
+    ids=repr,
+)
 def test_inspect_with_hostile_types_fails_closed(dockfix, changes):
     """Never another exception; and what cannot be understood is not taken for `no mounts`."""
     try:
@@ -282,8 +457,23 @@ def test_inspect_with_an_odd_name(dockfix, name):
     assert container.id == ID and isinstance(container.name, str)
 
 
-@pytest.mark.parametrize("data", [b"", b"null", b"{}", b"[", b"[1]", b"[null]", b"[[]]", b"\xff", b'"x"', b"[{}]", b"Error: No such object: x\n",
-                                  b"[" * 100000])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"null",
+        b"{}",
+        b"[",
+        b"[1]",
+        b"[null]",
+        b"[[]]",
+        b"\xff",
+        b'"x"',
+        b"[{}]",
+        b"Error: No such object: x\n",
+        b"[" * 100000,
+    ],
+)
 def test_inspect_garbage(dockfix, data):
     with pytest.raises(dockfix.DockfixError):
         containers_of(dockfix)(data)
@@ -297,32 +487,71 @@ def test_inspect_keeps_names_it_cannot_decode(dockfix):
 
 # ---- mounts over /etc
 
+
 def refusal(dockfix, allow=False, **changes):
     [container] = parse(dockfix, inspected(**changes))
     return dockfix.etc_refusal(container, allow, dockfix.is_hosts_own)
 
 
 FORMS = {
-    "Mounts": lambda path, source: {"Mounts": [{"Type": "bind", "Source": source, "Destination": path, "RW": True}]},
-    "Mounts, 1.12": lambda path, source: {"Mounts": [{"Source": source, "Destination": path, "Mode": "", "RW": True}]},
+    "Mounts": lambda path, source: {
+        "Mounts": [{"Type": "bind", "Source": source, "Destination": path, "RW": True}]
+    },
+    "Mounts, 1.12": lambda path, source: {
+        "Mounts": [{"Source": source, "Destination": path, "Mode": "", "RW": True}]
+    },
     "Binds": lambda path, source: {"Binds": ["%s:%s" % (source, path)]},
     "Binds with options": lambda path, source: {"Binds": ["%s:%s:rw,z" % (source, path)]},
-    "HostConfig.Mounts": lambda path, source: {"HostMounts": [{"Type": "bind", "Source": source, "Target": path}]},
+    "HostConfig.Mounts": lambda path, source: {
+        "HostMounts": [{"Type": "bind", "Source": source, "Target": path}]
+    },
     "Tmpfs": lambda path, source: {"Tmpfs": {path: "rw"}},
-    "HostConfig.Mounts tmpfs": lambda path, source: {"HostMounts": [{"Type": "tmpfs", "Target": path}]},
-    "HostConfig.Mounts volume": lambda path, source: {"HostMounts": [{"Type": "volume", "Target": path, "Source": "data"}]},
+    "HostConfig.Mounts tmpfs": lambda path, source: {
+        "HostMounts": [{"Type": "tmpfs", "Target": path}]
+    },
+    "HostConfig.Mounts volume": lambda path, source: {
+        "HostMounts": [{"Type": "volume", "Target": path, "Source": "data"}]
+    },
 }
 
 
-@pytest.mark.parametrize("path", ["/etc", "/", "/etc/shadow", "/etc/passwd", "//etc/", "/etc/.", "/etc//shadow", "/x/../etc", "/etc/../etc", "etc",
-                                  "/./etc", "//", "/etc/./passwd"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/etc",
+        "/",
+        "/etc/shadow",
+        "/etc/passwd",
+        "//etc/",
+        "/etc/.",
+        "/etc//shadow",
+        "/x/../etc",
+        "/etc/../etc",
+        "etc",
+        "/./etc",
+        "//",
+        "/etc/./passwd",
+    ],
+)
 @pytest.mark.parametrize("form", sorted(FORMS))
 def test_every_form_of_mount_is_seen(dockfix, form, path):
     assert refusal(dockfix, **FORMS[form](path, "/srv/x"))
 
 
-@pytest.mark.parametrize("path", ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/etcetera", "/data/etc", "/etc/shadow.d", "/etc/nginx",
-                                  "/home", "/etc/shadow-"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/etc/hosts",
+        "/etc/hostname",
+        "/etc/resolv.conf",
+        "/etcetera",
+        "/data/etc",
+        "/etc/shadow.d",
+        "/etc/nginx",
+        "/home",
+        "/etc/shadow-",
+    ],
+)
 @pytest.mark.parametrize("form", sorted(FORMS))
 def test_other_mounts_are_fine(dockfix, form, path):
     assert refusal(dockfix, **FORMS[form](path, "/srv/x")) == ""
@@ -333,8 +562,12 @@ def test_allow_shared(dockfix, form):
     assert refusal(dockfix, allow=True, **FORMS[form]("/etc", "/srv/x")) == ""
 
 
-@pytest.mark.parametrize("source", ["/", "/etc", "/etc/", "//etc", "/etc/.", "/usr/../etc", "/etc/shadow", "/etc/passwd"])
-@pytest.mark.parametrize("form", ["Mounts", "Mounts, 1.12", "Binds", "Binds with options", "HostConfig.Mounts"])
+@pytest.mark.parametrize(
+    "source", ["/", "/etc", "/etc/", "//etc", "/etc/.", "/usr/../etc", "/etc/shadow", "/etc/passwd"]
+)
+@pytest.mark.parametrize(
+    "form", ["Mounts", "Mounts, 1.12", "Binds", "Binds with options", "HostConfig.Mounts"]
+)
 def test_allow_shared_never_means_the_hosts_own(dockfix, form, source):
     path = source if source in ("/etc/shadow", "/etc/passwd") else "/etc"
     assert refusal(dockfix, allow=True, **FORMS[form](path, source))
@@ -364,7 +597,17 @@ def test_mountinfo(dockfix):
     assert any("upperdir=/var/lib/docker/overlay2/x/diff" in str(field) for field in fields[0])
 
 
-@pytest.mark.parametrize("text", ["", "garbage\n", "22 1 0:21 / / rw\n", "22 1 0:21 / / rw -\n", "22 1 0:21 / / rw - overlay\n", "\0\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "garbage\n",
+        "22 1 0:21 / / rw\n",
+        "22 1 0:21 / / rw -\n",
+        "22 1 0:21 / / rw - overlay\n",
+        "\0\n",
+    ],
+)
 def test_mountinfo_garbage_proves_nothing(dockfix, text):
     """An error, or no mounts; either way the root is not shown to be the container's own."""
     try:
@@ -375,18 +618,53 @@ def test_mountinfo_garbage_proves_nothing(dockfix, text):
     assert list(mounts) == [] and dockfix.own_root(mounts, container) is None
 
 
-@pytest.mark.parametrize("line, data, own", [
-    ("22 1 0:21 / / rw - overlay overlay rw,upperdir=/d/x/diff", {"UpperDir": "/d/x/diff"}, True),
-    ("22 1 0:21 / / rw - overlay overlay rw,upperdir=/d/x/diff,workdir=/w", {"UpperDir": "/d/y/diff"}, False),
-    ("22 1 0:21 / / rw - overlay overlay rw,upperdir=/d/x/diff", {}, False),
-    ("22 1 0:21 / / rw - overlay overlay rw,lowerdir=/d/x/diff", {"UpperDir": "/d/x/diff"}, False),
-    ("22 1 0:21 / /mnt rw - overlay overlay rw,upperdir=/d/x/diff", {"UpperDir": "/d/x/diff"}, False),
-    ("22 1 0:21 /srv / rw - overlay overlay rw,upperdir=/d/x/diff", {"UpperDir": "/d/x/diff"}, False),
-    ("22 1 8:1 / / rw - ext4 /dev/sda1 rw", {"UpperDir": "/d/x/diff"}, False),
-    ("22 1 253:9 /rootfs / rw - xfs /dev/mapper/docker-8:1-77-abc rw", {"DeviceName": "docker-8:1-77-abc"}, True),
-    ("22 1 253:9 /rootfs / rw - xfs /dev/mapper/docker-8:1-77-other rw", {"DeviceName": "docker-8:1-77-abc"}, False),
-    ("22 1 253:9 /home / rw - xfs /dev/mapper/docker-8:1-77-abc rw", {"DeviceName": "docker-8:1-77-abc"}, False),
-])
+@pytest.mark.parametrize(
+    "line, data, own",
+    [
+        (
+            "22 1 0:21 / / rw - overlay overlay rw,upperdir=/d/x/diff",
+            {"UpperDir": "/d/x/diff"},
+            True,
+        ),
+        (
+            "22 1 0:21 / / rw - overlay overlay rw,upperdir=/d/x/diff,workdir=/w",
+            {"UpperDir": "/d/y/diff"},
+            False,
+        ),
+        ("22 1 0:21 / / rw - overlay overlay rw,upperdir=/d/x/diff", {}, False),
+        (
+            "22 1 0:21 / / rw - overlay overlay rw,lowerdir=/d/x/diff",
+            {"UpperDir": "/d/x/diff"},
+            False,
+        ),
+        (
+            "22 1 0:21 / /mnt rw - overlay overlay rw,upperdir=/d/x/diff",
+            {"UpperDir": "/d/x/diff"},
+            False,
+        ),
+        (
+            "22 1 0:21 /srv / rw - overlay overlay rw,upperdir=/d/x/diff",
+            {"UpperDir": "/d/x/diff"},
+            False,
+        ),
+        ("22 1 8:1 / / rw - ext4 /dev/sda1 rw", {"UpperDir": "/d/x/diff"}, False),
+        (
+            "22 1 253:9 /rootfs / rw - xfs /dev/mapper/docker-8:1-77-abc rw",
+            {"DeviceName": "docker-8:1-77-abc"},
+            True,
+        ),
+        (
+            "22 1 253:9 /rootfs / rw - xfs /dev/mapper/docker-8:1-77-other rw",
+            {"DeviceName": "docker-8:1-77-abc"},
+            False,
+        ),
+        (
+            "22 1 253:9 /home / rw - xfs /dev/mapper/docker-8:1-77-abc rw",
+            {"DeviceName": "docker-8:1-77-abc"},
+            False,
+        ),
+    ],
+)
 def test_only_the_containers_own_layer_is_its_own_root(dockfix, line, data, own):
     document = inspected()
     document["GraphDriver"]["Data"] = data
@@ -403,16 +681,41 @@ def test_mountinfo_of_this_very_process(dockfix):
 
 # ---- words for people and for shells
 
-@pytest.mark.parametrize("text, expected", [
-    ("plain text ~!@#$%^&*()", "plain text ~!@#$%^&*()"), ("", ""), (u"\u5bb9\u5668 caf\xe9", u"\u5bb9\u5668 caf\xe9"), ("\x1b[31m", "\\x1b[31m"),
-    ("\x07\x08\x7f\0", "\\x07\\x08\\x7f\\x00"),
-])
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("plain text ~!@#$%^&*()", "plain text ~!@#$%^&*()"),
+        ("", ""),
+        ("\u5bb9\u5668 caf\xe9", "\u5bb9\u5668 caf\xe9"),
+        ("\x1b[31m", "\\x1b[31m"),
+        ("\x07\x08\x7f\0", "\\x07\\x08\\x7f\\x00"),
+    ],
+)
 def test_printable(dockfix, text, expected):
     assert dockfix.printable(text) == expected
 
 
-@pytest.mark.parametrize("text", [u"\x80", u"\x9b31m", u"\u202e", u"\u2066", u"\u200b", u"\ufeff", u"\udcff", u"\ud800", u"\u2028", u"\u2029",
-                                  "\n", "\r", u"\U000e0041", u"\x85"], ids=ascii)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\x80",
+        "\x9b31m",
+        "\u202e",
+        "\u2066",
+        "\u200b",
+        "\ufeff",
+        "\udcff",
+        "\ud800",
+        "\u2028",
+        "\u2029",
+        "\n",
+        "\r",
+        "\U000e0041",
+        "\x85",
+    ],
+    ids=ascii,
+)
 def test_printable_escapes_what_a_terminal_would_obey(dockfix, text):
     shown = dockfix.printable("a" + text + "z")
     assert text not in shown and shown.startswith("a") and shown.endswith("z") and "\\" in shown
@@ -420,48 +723,121 @@ def test_printable_escapes_what_a_terminal_would_obey(dockfix, text):
 
 
 def random_word(rng):
-    kinds = [lambda: chr(rng.randrange(1, 128)), lambda: rng.choice("\n\t\r\x1b\x7f\\'\"$`!*?[]{}~#&|;<>() =-%"),
-             lambda: rng.choice(u"\u5bb9\u5668\u5bc6\u7801\xe9\u202e"), lambda: chr(rng.randrange(0xdc80, 0xdd00)), lambda: rng.choice("abz019_")]
+    kinds = [
+        lambda: chr(rng.randrange(1, 128)),
+        lambda: rng.choice("\n\t\r\x1b\x7f\\'\"$`!*?[]{}~#&|;<>() =-%"),
+        lambda: rng.choice("\u5bb9\u5668\u5bc6\u7801\xe9\u202e"),
+        lambda: chr(rng.randrange(0xDC80, 0xDD00)),
+        lambda: rng.choice("abz019_"),
+    ]
     return "".join(rng.choice(kinds)() for _ in range(rng.randrange(0, 14)))
 
 
 def shells():
-    found = [(name, [path]) for name, path in ((n, shutil.which(n)) for n in ("sh", "dash", "bash")) if path]
+    found = [
+        (name, [path])
+        for name, path in ((n, shutil.which(n)) for n in ("sh", "dash", "bash"))
+        if path
+    ]
     return found + [("busybox", [path, "sh"]) for path in [shutil.which("busybox")] if path]
 
 
 @pytest.mark.parametrize("shell", [s[1] for s in shells()], ids=[s[0] for s in shells()])
 def test_sh_quote_through_a_real_shell(dockfix, rng, shell):
-    words = [random_word(rng) for _ in range(300)] + ["", "-n", "--", "end\n", "\n\n", "a\\", "'", "%s", "\\n", "\\0101", "~", "a=b", u"\udcff", "\x01"]
-    script = "show() { for word do printf '%s\\0' \"$word\"; done; }\nshow " + " \\\n".join(dockfix.sh_quote(w) for w in words) + "\n"
+    words = [random_word(rng) for _ in range(300)] + [
+        "",
+        "-n",
+        "--",
+        "end\n",
+        "\n\n",
+        "a\\",
+        "'",
+        "%s",
+        "\\n",
+        "\\0101",
+        "~",
+        "a=b",
+        "\udcff",
+        "\x01",
+    ]
+    script = (
+        "show() { for word do printf '%s\\0' \"$word\"; done; }\nshow "
+        + " \\\n".join(dockfix.sh_quote(w) for w in words)
+        + "\n"
+    )
     data = script.encode("utf-8", "surrogateescape")
     assert not set(data) & (set(range(32)) - {10} | {127})
     assert data.count(b"\n") == len(words) + 1
-    p = subprocess.Popen(shell, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={"LC_ALL": "C", "PATH": os.defpath})
+    p = subprocess.Popen(
+        shell,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={"LC_ALL": "C", "PATH": os.defpath},
+    )
     out, err = p.communicate(data)
     assert (p.returncode, err) == (0, b"")
     assert out.split(b"\0")[:-1] == [w.encode("utf-8", "surrogateescape") for w in words]
 
 
 def test_plain_words_are_not_quoted(dockfix):
-    assert [dockfix.sh_quote(w) for w in ("abc", "/a/b.c", "a-b_c", "x@y:z,1")] == ["abc", "/a/b.c", "a-b_c", "x@y:z,1"]
+    assert [dockfix.sh_quote(w) for w in ("abc", "/a/b.c", "a-b_c", "x@y:z,1")] == [
+        "abc",
+        "/a/b.c",
+        "a-b_c",
+        "x@y:z,1",
+    ]
 
 
 # ---- sizes
 
-@pytest.mark.parametrize("text, size", [("0", 0), ("1", 1), ("512", 512), ("1k", 1024), ("1K", 1024), ("1M", 1 << 20), ("3G", 3 << 30),
-                                        ("2T", 2 << 40), ("1.5M", 3 << 19)])
+
+@pytest.mark.parametrize(
+    "text, size",
+    [
+        ("0", 0),
+        ("1", 1),
+        ("512", 512),
+        ("1k", 1024),
+        ("1K", 1024),
+        ("1M", 1 << 20),
+        ("3G", 3 << 30),
+        ("2T", 2 << 40),
+        ("1.5M", 3 << 19),
+    ],
+)
 def test_parse_size(dockfix, text, size):
     assert dockfix.parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", " ", "x", "-1", "1Q", "M", "1 2", "nan", "inf", "1e3x", "0x10", u"\u0661", "--", "1MM", "1.2.3M", "\n1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "x",
+        "-1",
+        "1Q",
+        "M",
+        "1 2",
+        "nan",
+        "inf",
+        "1e3x",
+        "0x10",
+        "\u0661",
+        "--",
+        "1MM",
+        "1.2.3M",
+        "\n1",
+    ],
+)
 def test_parse_size_garbage(dockfix, text):
     with pytest.raises(dockfix.DockfixError):
         dockfix.parse_size(text)
 
 
 # ---- speed, as far as it is a promise not to hang
+
 
 def parse_much(dockfix, count):
     """The processor's seconds for so much of it."""

@@ -1,4 +1,5 @@
 """The seam's files and questions: replace_file and confirm."""
+
 import argparse
 import os
 import socket
@@ -14,6 +15,7 @@ def test_replace_file_leaves_the_old_bytes_where_it_fails(dockfix, tmp_path, mon
 
     def full(fd, data):
         raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(dockfix, "write_all", full)
     with pytest.raises(OSError):
         dockfix.replace_file(str(path), b"new")
@@ -24,7 +26,9 @@ def test_replace_file_keeps_the_mode_that_is_asked_for_and_replaces_a_link(dockf
     (tmp_path / "victim").write_bytes(b"safe")
     (tmp_path / "setting").symlink_to("victim")
     dockfix.replace_file(str(tmp_path / "setting"), b"new", 0o644)
-    assert (tmp_path / "victim").read_bytes() == b"safe" and (tmp_path / "setting").read_bytes() == b"new"
+    assert (tmp_path / "victim").read_bytes() == b"safe" and (
+        tmp_path / "setting"
+    ).read_bytes() == b"new"
     assert (tmp_path / "setting").lstat().st_mode & 0o777 == 0o644
 
 
@@ -33,6 +37,7 @@ def test_confirm_is_answered_by_yes_and_refused_without_a_terminal(dockfix, monk
 
     def no_terminal(*args, **more):
         raise OSError(6, "No such device or address")
+
     monkeypatch.setattr(dockfix.os, "open", no_terminal)
     with pytest.raises(dockfix.Refused) as refusal:
         dockfix.confirm(argparse.Namespace(yes=False), "stop docker?")
@@ -46,13 +51,16 @@ def test_what_is_no_file_is_not_opened_to_find_that_out(dockfix, tmp_path, monke
     if kind == "socket":
         socket.socket(socket.AF_UNIX).bind(path)
     else:
-        {"fifo": os.mkfifo, "link": lambda name: os.symlink("target", name), "directory": os.mkdir}[kind](path)
+        {"fifo": os.mkfifo, "link": lambda name: os.symlink("target", name), "directory": os.mkdir}[
+            kind
+        ](path)
     etc, opened, really = os.open(str(tmp_path), os.O_RDONLY), [], os.open
 
     def watched(name, flags, *args, **more):
         fd = really(name, flags, *args, **more)
         opened.append((name, flags & os.O_PATH))
         return fd
+
     monkeypatch.setattr(dockfix.os, "open", watched)
     with pytest.raises(dockfix.WayClosed):
         dockfix.lock_accounts(etc, os.fstat(etc), threading.Event())
@@ -69,6 +77,7 @@ def test_a_shadow_that_grows_while_it_is_read_is_not_used(dockfix, tmp_path, mon
         with open(str(tmp_path / "shadow"), "ab") as more:
             more.write(b"x:*:1::::::\n")
         return fstat(fd)
+
     assert dockfix.proc_shadow(etc)[0] == b"root:*:1::::::\n"
     monkeypatch.setattr(dockfix.os, "fstat", lambda fd: (fstat(fd), grown(fd))[0])
     with pytest.raises(dockfix.WayClosed):
@@ -78,6 +87,6 @@ def test_a_shadow_that_grows_while_it_is_read_is_not_used(dockfix, tmp_path, mon
 
 
 def test_is_hosts_own_takes_any_name_under_any_locale(dockfix):
-    for source in (u"/\u5bb9\u5668", u"/x\udcff", "relative", ""):
+    for source in ("/\u5bb9\u5668", "/x\udcff", "relative", ""):
         assert dockfix.is_hosts_own(source) is False
     assert dockfix.is_hosts_own("/etc/../etc") is True

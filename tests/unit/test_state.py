@@ -1,10 +1,14 @@
 """The state folder and its lock."""
+
 import fcntl
 import os
 
 import pytest
 
-CHANGING = {"chpasswd": ["chpasswd", "web1", "--password-file", "SECRET"], "exec": ["exec", "web1", "--", "x"]}
+CHANGING = {
+    "chpasswd": ["chpasswd", "web1", "--password-file", "SECRET"],
+    "exec": ["exec", "web1", "--", "x"],
+}
 
 
 def words(box, name):
@@ -62,7 +66,11 @@ def test_a_folder_of_another_user_is_refused(web):
     os.mkdir(web.state, 0o700)
     os.chown(web.state, 65534, 65534)
     result = web.quick("--json", "exec", "web1", "--", "x")
-    assert result.rc in (5, 6) and web.state in result.json["errors"][0]["msg"] and not web.calls("exec")
+    assert (
+        result.rc in (5, 6)
+        and web.state in result.json["errors"][0]["msg"]
+        and not web.calls("exec")
+    )
 
 
 def test_a_folder_that_is_a_link_or_a_file_is_refused(web):
@@ -91,12 +99,15 @@ def test_a_lock_that_is_a_link_is_not_followed(used):
 
 
 def test_a_state_that_cannot_be_made_is_exit_6(web):
-    result = web.quick("--json", "--state", "/proc/none/state", "exec", "web1", "--", "x", state=False)
+    result = web.quick(
+        "--json", "--state", "/proc/none/state", "exec", "web1", "--", "x", state=False
+    )
     assert result.rc == 6 and not web.calls("exec")
 
 
 def test_others_than_root_use_their_own_folder(web):
     """geteuid answers 1000: $XDG_STATE_HOME/dockfix, else ~/.local/state/dockfix."""
+
     def prelude(dockfix):
         real = os.geteuid()
         dockfix.os.geteuid = dockfix.os.getuid = lambda: 1000
@@ -105,12 +116,23 @@ def test_others_than_root_use_their_own_folder(web):
         def owned(function):
             def looked(*args, **kw):
                 st = function(*args, **kw)
-                return os.stat_result(tuple(st[:4]) + (1000 if st.st_uid == real else st.st_uid,) + tuple(st[5:]))
+                return os.stat_result(
+                    tuple(st[:4]) + (1000 if st.st_uid == real else st.st_uid,) + tuple(st[5:])
+                )
+
             return looked
-        dockfix.os.stat, dockfix.os.lstat, dockfix.os.fstat = owned(stat), owned(lstat), owned(fstat)
+
+        dockfix.os.stat, dockfix.os.lstat, dockfix.os.fstat = (
+            owned(stat),
+            owned(lstat),
+            owned(fstat),
+        )
+
     home = web.at("xdg")
     os.mkdir(home)
-    result = web.quick("exec", "web1", "--", "x", state=False, prelude=prelude, env={"XDG_STATE_HOME": home})
+    result = web.quick(
+        "exec", "web1", "--", "x", state=False, prelude=prelude, env={"XDG_STATE_HOME": home}
+    )
     assert result.rc == 0 and os.path.isdir(os.path.join(home, "dockfix")), result
     result = web.quick("exec", "web1", "--", "x", state=False, prelude=prelude)
     assert result.rc == 0 and os.path.isdir(web.at("home", ".local", "state", "dockfix")), result

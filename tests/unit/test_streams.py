@@ -1,4 +1,5 @@
 """Pipes that break, disks that are full, descriptors that are closed, locales that cannot say it, signals in mid run."""
+
 import fcntl
 import json
 import os
@@ -12,7 +13,7 @@ import pytest
 
 from conftest import wait_for
 
-CHINESE = u"\u5bb9\u5668"
+CHINESE = "\u5bb9\u5668"
 LINES = b"root:x\n"
 
 
@@ -22,9 +23,14 @@ def clean(data):
 
 def send(pid, number):
     """A signal, and the time to take it: a second one of its kind that comes before that would be lost. One that ends the process stays marked as waiting."""
+
     def taken():
         status = open("/proc/%d/status" % pid).read()
-        return "State:\tZ" in status or not int(re.search(r"ShdPnd:\s*([0-9a-f]+)", status).group(1), 16) >> (number - 1) & 1
+        return (
+            "State:\tZ" in status
+            or not int(re.search(r"ShdPnd:\s*([0-9a-f]+)", status).group(1), 16) >> (number - 1) & 1
+        )
+
     os.kill(pid, number)
     wait_for(taken, 60, "delivery of the signal")
     time.sleep(0.15)
@@ -36,13 +42,18 @@ def wait_for_file(path):
 
 # ---- standard streams
 
+
 def broken_pipe():
     readable, writable = os.pipe()
     os.close(readable)
     return writable
 
 
-@pytest.mark.parametrize("args", [("chpasswd", "web1"), ("--json", "chpasswd", "web1"), ("-n", "chpasswd", "web1")], ids=" ".join)
+@pytest.mark.parametrize(
+    "args",
+    [("chpasswd", "web1"), ("--json", "chpasswd", "web1"), ("-n", "chpasswd", "web1")],
+    ids=" ".join,
+)
 def test_a_reader_that_went_away_stops_nothing(web, args):
     pipe = broken_pipe()
     result = web.run(*args, stdin=LINES, stdout=pipe)
@@ -60,12 +71,25 @@ def test_help_into_head(web):
 
 def test_script_into_head(box):
     box.container("web1", answer={"out": b"line\n" * 100000})
-    command = "'%s' '%s' --state '%s' exec web1 --max-output 8M -- x | head -1" % (sys.executable, box.module.__file__, box.state)
+    command = "'%s' '%s' --state '%s' exec web1 --max-output 8M -- x | head -1" % (
+        sys.executable,
+        box.module.__file__,
+        box.state,
+    )
     result = box.spawn(["sh", "-c", command])
     assert result.out.startswith(b"== web1") and result.err == b""
 
 
-@pytest.mark.parametrize("args", [("exec", "--all", "--", "x"), ("--json", "exec", "--all", "--", "x"), ("--version",), ("--help",)], ids=" ".join)
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("exec", "--all", "--", "x"),
+        ("--json", "exec", "--all", "--", "x"),
+        ("--version",),
+        ("--help",),
+    ],
+    ids=" ".join,
+)
 def test_a_full_disk_as_stdout_is_told_and_no_success(web, args):
     full = os.open("/dev/full", os.O_WRONLY)
     result = web.quick(*args, stdout=full)
@@ -97,7 +121,10 @@ def test_closed_stdin_is_an_empty_one(web):
     result = web.run("chpasswd", "--all", closed=[0])
     assert result.rc == 2 and clean(result.err) and not web.calls("exec")
     path = web.file("secret", b"pw")
-    assert web.run("chpasswd", "web1", "--password-file", path, closed=[0]).rc == 0 and web.field("web1") != b"*"
+    assert (
+        web.run("chpasswd", "web1", "--password-file", path, closed=[0]).rc == 0
+        and web.field("web1") != b"*"
+    )
     assert web.run("exec", "web1", "--", "x", closed=[0]).rc == 0
 
 
@@ -110,27 +137,37 @@ def test_a_directory_as_stdin(web):
 
 # ---- locales
 
-POOR = {"LANG=C": {"LANG": "C", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
-        "POSIX": {"LANG": "POSIX", "LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
-        "PYTHONIOENCODING": {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
-        "not installed": {"LANG": "zh_CN.GB18030", "LC_ALL": "zh_CN.GB18030"}}
+POOR = {
+    "LANG=C": {"LANG": "C", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+    "POSIX": {"LANG": "POSIX", "LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+    "PYTHONIOENCODING": {
+        "PYTHONIOENCODING": "ascii",
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+    },
+    "not installed": {"LANG": "zh_CN.GB18030", "LC_ALL": "zh_CN.GB18030"},
+}
 
 
 @pytest.mark.parametrize("locale", sorted(POOR))
 def test_chinese_in_words_paths_and_output(box, locale):
     box.container("web1", answer={"out": CHINESE.encode("utf-8") + b"\n"})
     folder = box.at(CHINESE)
-    result = box.script("--state", folder, "exec", "web1", "--", "echo", CHINESE, state=False, env=POOR[locale])
+    result = box.script(
+        "--state", folder, "exec", "web1", "--", "echo", CHINESE, state=False, env=POOR[locale]
+    )
     assert result.rc == 0 and clean(result.err), result
-    assert u"web1 | " in result.out.decode("utf-8") and os.path.isdir(folder)
-    assert u"web1 | {}\n".format(CHINESE).encode("utf-8") in result.out
+    assert "web1 | " in result.out.decode("utf-8") and os.path.isdir(folder)
+    assert "web1 | {}\n".format(CHINESE).encode("utf-8") in result.out
     assert box.calls("exec")[0].argv[-1] == CHINESE.encode("utf-8")
 
 
 def test_errors_about_chinese_names_and_paths(box):
     box.container("web1")
-    script = u"{0} {1} --state {2} exec {3} -- x; {0} {1} --state {2} chpasswd --password-file /none/{3} web1 --json; echo $?".format(
-        sys.executable, box.module.__file__, box.state, CHINESE)
+    script = "{0} {1} --state {2} exec {3} -- x; {0} {1} --state {2} chpasswd --password-file /none/{3} web1 --json; echo $?".format(
+        sys.executable, box.module.__file__, box.state, CHINESE
+    )
     result = box.spawn(["sh", "-c", script], env=POOR["LANG=C"])
     assert clean(result.err), result
     document, code = result.out.decode("ascii").rsplit("}", 1)
@@ -155,6 +192,7 @@ def test_a_stream_that_speaks_ascii_only(box, flags):
 
 # ---- signals
 
+
 def interrupted(box, numbers, *args, **how):
     """web1 is done, web2 is under way, db not begun: now the signals come; then web2 is let go."""
     box.rule("exec", has=box.id("web2"), touch=["waiting"], **{"await": "go"})
@@ -169,7 +207,10 @@ def interrupted(box, numbers, *args, **how):
     return result
 
 
-COMMANDS = [["exec", "web1", "web2", "db", "--jobs", "1", "--", "x"], ["chpasswd", "web1", "web2", "db", "--jobs", "1"]]
+COMMANDS = [
+    ["exec", "web1", "web2", "db", "--jobs", "1", "--", "x"],
+    ["chpasswd", "web1", "web2", "db", "--jobs", "1"],
+]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
@@ -179,11 +220,17 @@ def test_a_signal_finishes_what_runs_begins_nothing_and_really_kills(web, number
     assert result.rc == -number and clean(result.err), result
     assert result.json["exit_code"] == 128 + number and result.json["ok"] is False
     statuses = result.statuses()
-    assert (statuses["web1"], statuses["web2"]) == ("changed", "changed") and statuses.get("db") in ("skipped", "failed", None), statuses
+    assert (statuses["web1"], statuses["web2"]) == ("changed", "changed") and statuses.get(
+        "db"
+    ) in ("skipped", "failed", None), statuses
     assert not [c for c in web.calls("exec") if web.id("db") in c.words] and web.field("db") == b"*"
 
 
-@pytest.mark.parametrize("numbers", [[signal.SIGINT] * 2, [signal.SIGTERM] * 2, [signal.SIGTERM, signal.SIGINT]], ids=["INT INT", "TERM TERM", "TERM INT"])
+@pytest.mark.parametrize(
+    "numbers",
+    [[signal.SIGINT] * 2, [signal.SIGTERM] * 2, [signal.SIGTERM, signal.SIGINT]],
+    ids=["INT INT", "TERM TERM", "TERM INT"],
+)
 @pytest.mark.parametrize("args", COMMANDS, ids=["exec", "chpasswd"])
 def test_a_second_signal_ends_it_at_once(web, numbers, args):
     result = interrupted(web, numbers, "--json", *args, stdin=LINES)
@@ -224,7 +271,7 @@ def test_ctrl_c_where_the_reader_of_the_report_hangs(box):
     readable, writable = os.pipe()
     pid = box.start(box.arguments(["exec", "web1", "--", "x"]), stdout=writable)
     os.close(writable)
-    os.read(readable, 1)                # it is writing now, and nobody reads on
+    os.read(readable, 1)  # it is writing now, and nobody reads on
     time.sleep(0.1)
     os.kill(pid, signal.SIGINT)
     result = box.outcome(pid)
@@ -236,9 +283,15 @@ def test_an_interrupt_after_the_first_change_does_not_say_that_nothing_was_chang
     def prelude(module):
         def interrupted(report, before):
             raise module.Interrupted(signal.SIGINT)
+
         module.trip = interrupted
+
     result = web.run("--json", "chpasswd", "web1", stdin=LINES, prelude=prelude)
-    assert result.rc == -signal.SIGINT and "nothing" not in result.json["errors"][0]["msg"] and web.field("web1") != b"*"
+    assert (
+        result.rc == -signal.SIGINT
+        and "nothing" not in result.json["errors"][0]["msg"]
+        and web.field("web1") != b"*"
+    )
     web.rule("ps", touch=["waiting"], sleep=600)
     pid = web.start(web.arguments(["--json", "exec", "--all", "--", "x"]))
     wait_for_file(web.at("waiting"))
@@ -269,8 +322,13 @@ def test_no_file_takes_the_number_of_a_closed_stream(web, closed):
 def test_the_script_dies_of_sigint_too(web):
     web.rule("exec", touch=["waiting"], sleep=600)
     web.write_world()
-    p = subprocess.Popen([sys.executable, web.module.__file__, "--state", web.state, "exec", "web1", "--", "x"], env=web.env,
-                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    p = subprocess.Popen(
+        [sys.executable, web.module.__file__, "--state", web.state, "exec", "web1", "--", "x"],
+        env=web.env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     wait_for_file(web.at("waiting"))
     send(p.pid, signal.SIGINT)
     p.send_signal(signal.SIGINT)
@@ -281,14 +339,21 @@ def test_the_script_dies_of_sigint_too(web):
 def test_a_signal_while_idle_at_the_start_is_no_traceback(web):
     """SIGINT comes while the program is being read and compiled: quiet or not, it must not look like success."""
     web.write_world()
-    p = subprocess.Popen([sys.executable, web.module.__file__, "--state", web.state, "exec", "web1", "--", "x"], env=web.env,
-                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    wait_for(lambda: p.poll() is not None or p.send_signal(signal.SIGINT), 60, "end")      # Python itself may lose one while it starts
+    p = subprocess.Popen(
+        [sys.executable, web.module.__file__, "--state", web.state, "exec", "web1", "--", "x"],
+        env=web.env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    wait_for(
+        lambda: p.poll() is not None or p.send_signal(signal.SIGINT), 60, "end"
+    )  # Python itself may lose one while it starts
     p.communicate(timeout=60)
     assert p.returncode != 0
 
 
 # ---- the lock outlives a killed run
+
 
 def test_an_orphan_keeps_the_lock(web):
     web.rule("exec", touch=["waiting"], **{"await": "go"})

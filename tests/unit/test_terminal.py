@@ -1,4 +1,5 @@
 """Prompts on a terminal of their own (pty)."""
+
 import os
 import signal
 
@@ -19,10 +20,12 @@ def test_the_password_is_asked_for_twice_and_not_echoed(web, terminal, dockfix):
 def test_bytes_typed_are_kept(web, terminal, dockfix):
     session = terminal("chpasswd", "web1")
     for _ in range(2):
-        session.answer(u"p\u00e4ss w\u5bb9rd\n".encode("utf-8"))
+        session.answer("p\u00e4ss w\u5bb9rd\n".encode("utf-8"))
     assert session.end() == 0
     field = web.field("web1")
-    assert field == dockfix.sha512_crypt(u"p\u00e4ss w\u5bb9rd".encode("utf-8"), field.split(b"$")[2])
+    assert field == dockfix.sha512_crypt(
+        "p\u00e4ss w\u5bb9rd".encode("utf-8"), field.split(b"$")[2]
+    )
 
 
 def test_passwords_that_differ_are_exit_2(web, terminal):
@@ -87,7 +90,11 @@ def test_lines_typed_on_a_terminal_are_not_waited_for(web, terminal):
     session = terminal("chpasswd", "--user", "app", "web1")
     assert b"app" in session.answer(b"pw\n")
     session.answer(b"pw\n")
-    assert session.end() == 0 and web.field("web1", b"app").startswith(b"$6$") and web.field("web1") == b"*"
+    assert (
+        session.end() == 0
+        and web.field("web1", b"app").startswith(b"$6$")
+        and web.field("web1") == b"*"
+    )
 
 
 def test_control_characters_do_not_reach_the_terminal(box, terminal):
@@ -95,4 +102,9 @@ def test_control_characters_do_not_reach_the_terminal(box, terminal):
     session = terminal("exec", "web1", "--", "x")
     assert session.end() == 0
     assert not set(session.shown) & (set(range(32)) - {9, 10, 13, 27} | {127})
-    assert b"web1 | " in session.shown and b"\x1b]2;" not in session.shown and b"\x1b[2J" not in session.shown and b"\xc2\x9b" not in session.shown
+    assert (
+        b"web1 | " in session.shown
+        and b"\x1b]2;" not in session.shown
+        and b"\x1b[2J" not in session.shown
+        and b"\xc2\x9b" not in session.shown
+    )

@@ -3,6 +3,7 @@
 One JSON line is one request, one JSON line its answer; bytes travel as base64.  A job is a process of its own session whose
 output goes to files, so that nothing it does can block this program, and several can run at a time.
 """
+
 import base64
 import json
 import os
@@ -37,9 +38,18 @@ def spawn(ask):
     base = os.path.join(FOLDER, str(number))
     with open(base + ".in", "wb") as f:
         f.write(base64.b64decode(ask["stdin"]))
-    with open(base + ".in", "rb") as given, open(base + ".out", "wb") as out, open(base + ".err", "wb") as err:
-        jobs[number] = subprocess.Popen(ask["argv"], stdin=given, stdout=out, stderr=err, start_new_session=True,
-                                        cwd=ask.get("cwd") or "/root", env=dict(os.environ, **(ask.get("env") or {})))
+    with open(base + ".in", "rb") as given, open(base + ".out", "wb") as out, open(
+        base + ".err", "wb"
+    ) as err:
+        jobs[number] = subprocess.Popen(
+            ask["argv"],
+            stdin=given,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+            cwd=ask.get("cwd") or "/root",
+            env=dict(os.environ, **(ask.get("env") or {})),
+        )
     return dict(wait(dict(ask, job=number)), job=number)
 
 
@@ -51,7 +61,11 @@ def wait(ask):
     except subprocess.TimeoutExpired:
         if not ask.get("output"):
             return {"rc": None}
-    return {"rc": job.returncode, "out": pack(content(base + ".out")), "err": pack(content(base + ".err"))}
+    return {
+        "rc": job.returncode,
+        "out": pack(content(base + ".out")),
+        "err": pack(content(base + ".err")),
+    }
 
 
 def kill(ask):
@@ -87,7 +101,7 @@ def answer(line):
         ask = json.loads(line.decode())
         number = ask["id"]
     except (ValueError, KeyError, TypeError):
-        return b""                  # the rest of a line that a snapshot cut in two
+        return b""  # the rest of a line that a snapshot cut in two
     try:
         done = DEEDS[ask["do"]](ask)
     except Exception as error:
@@ -111,7 +125,7 @@ def main():
     held = bytearray()
     while True:
         got = os.read(port, CHUNK)
-        if not got:                 # nobody at the other end
+        if not got:  # nobody at the other end
             time.sleep(0.1)
             continue
         held += got
@@ -120,7 +134,7 @@ def main():
             held = bytearray(rest)
             reply = memoryview(answer(line))
             while reply:
-                reply = reply[os.write(port, reply):]
+                reply = reply[os.write(port, reply) :]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Ring three: dockfix in a virtual machine with a real devicemapper loop pool (machine.py; README.md tells how to write tests)."""
+
 import pytest
 
-from machine import CannotRun, Machine      # which tells Python where kit is
+from machine import CannotRun, Machine  # which tells Python where kit is
 from kit import skip_or_fail
 
 

@@ -3,6 +3,7 @@
 Built once, from Debian packages, and kept below ~/.cache until this file or the agent changes; with the image goes a snapshot of
 the booted machine, dockerd up, a container running.  Python 3.6 and the standard library.
 """
+
 import contextlib
 import ctypes
 import fcntl
@@ -19,19 +20,33 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(os.path.dirname(HERE), "engine"))
 
-from kit import CannotRun, busybox_tar, cache_dir, debian_source, need, open_bytes, tail  # noqa: E402
+from kit import (
+    CannotRun,
+    busybox_tar,
+    cache_dir,
+    debian_source,
+    need,
+    open_bytes,
+    tail,
+)  # noqa: E402
 
-PACKAGES = ("systemd systemd-sysv dbus udev kmod iproute2 procps util-linux python3 linux-image-cloud-amd64 busybox-static docker.io iptables "
-            "dmsetup lvm2 thin-provisioning-tools e2fsprogs xfsprogs rsync").split()
-ROOT_SIZE, DATA_SIZE = 24 << 30, 12 << 30           # of sparse files
-MEMORY = 1024                                       # MiB
+PACKAGES = (
+    "systemd systemd-sysv dbus udev kmod iproute2 procps util-linux python3 linux-image-cloud-amd64 busybox-static docker.io iptables "
+    "dmsetup lvm2 thin-provisioning-tools e2fsprogs xfsprogs rsync"
+).split()
+ROOT_SIZE, DATA_SIZE = 24 << 30, 12 << 30  # of sparse files
+MEMORY = 1024  # MiB
 # qemu with kvm, where there is one, hangs or aborts on machines that are virtual themselves: always in software
 # (one processor, a plain one, and few generators of units: 40 % less work for the host in a restart of docker than two of "-cpu max")
-QEMU = ("-accel tcg,tb-size=512 -cpu qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+cx16 -smp 1 -m %d -nodefaults -no-user-config -display none -net none -rtc base=utc"
-        % MEMORY).split()
-KERNEL_LINE = ("root=/dev/vda console=ttyS0 quiet loglevel=4 panic=0 mitigations=off nokaslr apparmor=0 audit=0 "
-               "init_on_alloc=0 transparent_hugepage=never cgroup.memory=nokmem randomize_kstack_offset=off nowatchdog "
-               "rcupdate.rcu_cpu_stall_suppress=1 tsc=reliable clocksource=tsc no_timer_check net.ifnames=0 systemd.show_status=0 rw")
+QEMU = (
+    "-accel tcg,tb-size=512 -cpu qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+cx16 -smp 1 -m %d -nodefaults -no-user-config -display none -net none -rtc base=utc"
+    % MEMORY
+).split()
+KERNEL_LINE = (
+    "root=/dev/vda console=ttyS0 quiet loglevel=4 panic=0 mitigations=off nokaslr apparmor=0 audit=0 "
+    "init_on_alloc=0 transparent_hugepage=never cgroup.memory=nokmem randomize_kstack_offset=off nowatchdog "
+    "rcupdate.rcu_cpu_stall_suppress=1 tsc=reliable clocksource=tsc no_timer_check net.ifnames=0 systemd.show_status=0 rw"
+)
 MODULES = ("virtio_pci", "virtio_blk", "virtio_console")
 POOL_OPTIONS = ("dm.loopdatasize=4G", "dm.loopmetadatasize=1G", "dm.basesize=2G", "dm.fs=ext4")
 # without rules of iptables every start is five seconds shorter; containers stop slowly in emulation, and one that takes longer than docker waits outlives it
@@ -56,7 +71,7 @@ FILES = {
     "/etc/machine-id": "d0c1f1e0d0c1f1e0d0c1f1e0d0c1f1e0\n",
     "/etc/systemd/journald.conf.d/test.conf": "[Journal]\nStorage=volatile\n",
     "/etc/systemd/system.conf.d/test.conf": "[Manager]\nDefaultTimeoutStartSec=600\nDefaultTimeoutStopSec=120\n",
-    "/etc/udev/rules.d/69-lvm.rules": "",           # would start lvm for every loop device
+    "/etc/udev/rules.d/69-lvm.rules": "",  # would start lvm for every loop device
     "/etc/systemd/system/agent.service": """[Unit]
 DefaultDependencies=no
 After=local-fs.target
@@ -67,11 +82,15 @@ KillMode=process
 OOMScoreAdjust=-1000
 """,
     "/etc/systemd/system/docker.service.d/time.conf": "[Service]\nTimeoutStartSec=900\n",
-    DROP_IN: "[Service]\nExecStart=\nExecStart=%s --storage-driver devicemapper %s\n" % (
-        DOCKERD, " ".join("--storage-opt " + option for option in POOL_OPTIONS)),
+    DROP_IN: "[Service]\nExecStart=\nExecStart=%s --storage-driver devicemapper %s\n"
+    % (DOCKERD, " ".join("--storage-opt " + option for option in POOL_OPTIONS)),
 }
-FILES.update({"/etc/systemd/system-generators/systemd-%s-generator" % name: "" for name in    # an empty file in place of the program: none
-              "cryptsetup debug getty gpt-auto hibernate-resume integritysetup rc-local run system-update sysv veritysetup".split()})
+FILES.update(
+    {
+        "/etc/systemd/system-generators/systemd-%s-generator" % name: ""
+        for name in "cryptsetup debug getty gpt-auto hibernate-resume integritysetup rc-local run system-update sysv veritysetup".split()  # an empty file in place of the program: none
+    }
+)
 INIT = """#!/bin/busybox sh
 /bin/busybox mount -t devtmpfs dev /dev
 for module in /modules/*; do /bin/busybox insmod $module; done
@@ -94,12 +113,16 @@ sync
 
 def die_with_parent():
     """Between fork and exec: when Python is killed, no qemu and no half-made image stays behind."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)      # PR_SET_PDEATHSIG
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def recipe(suite):
     """Everything the image is made of, as a key."""
-    parts = [open_bytes(name) for name in [os.path.join(HERE, name) for name in ("image.py", "agent.py")] + ([CLIENT] if CLIENT else [])]
+    parts = [
+        open_bytes(name)
+        for name in [os.path.join(HERE, name) for name in ("image.py", "agent.py")]
+        + ([CLIENT] if CLIENT else [])
+    ]
     parts += [suite.encode(), os.uname().machine.encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
@@ -110,8 +133,14 @@ def check_machine():
         raise CannotRun("needs root: a Debian root is made")
     if os.uname().machine != "x86_64":
         raise CannotRun("needs an x86_64 machine, this one is %s" % os.uname().machine)
-    for program, package in (("qemu-system-x86_64", "qemu-system-x86"), ("qemu-img", "qemu-utils"), ("mmdebstrap", "mmdebstrap"),
-                             ("mkfs.ext4", "e2fsprogs"), ("unshare", "util-linux"), ("busybox", "busybox-static")):
+    for program, package in (
+        ("qemu-system-x86_64", "qemu-system-x86"),
+        ("qemu-img", "qemu-utils"),
+        ("mmdebstrap", "mmdebstrap"),
+        ("mkfs.ext4", "e2fsprogs"),
+        ("unshare", "util-linux"),
+        ("busybox", "busybox-static"),
+    ):
         need(program, package)
 
 
@@ -150,7 +179,7 @@ def work_folder(kind):
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)     # an image has been renamed
+        shutil.rmtree(path, ignore_errors=True)  # an image has been renamed
 
 
 def image(machine):
@@ -171,24 +200,71 @@ def image(machine):
 def build(work, suite, mirror, machine):
     note("building the image of a %s machine, once (a few minutes) ..." % suite)
     root = os.path.join(work, "root")
-    run_logged(work, [need("unshare", "util-linux"), "--mount", "--pid", "--fork", "--kill-child",
-                      need("mmdebstrap", "mmdebstrap"), "--mode=root", "--variant=minbase", "--include=" + ",".join(PACKAGES),
-                      "--aptopt=Acquire::Languages \"none\"", "--aptopt=Acquire::Retries \"3\"", "--dpkgopt=force-confold",
-                      # the kernel's scripts would make an initrd with everything in it
-                      "--essential-hook=mkdir -p \"$1/etc/initramfs-tools\" && echo update_initramfs=no > \"$1/etc/initramfs-tools/update-initramfs.conf\""]
-               + ["--dpkgopt=path-exclude=/usr/share/%s/*" % name for name in ("doc", "locale", "man", "info", "i18n", "zoneinfo/right")]
-               + [suite, root] + mirror)
+    run_logged(
+        work,
+        [
+            need("unshare", "util-linux"),
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            need("mmdebstrap", "mmdebstrap"),
+            "--mode=root",
+            "--variant=minbase",
+            "--include=" + ",".join(PACKAGES),
+            '--aptopt=Acquire::Languages "none"',
+            '--aptopt=Acquire::Retries "3"',
+            "--dpkgopt=force-confold",
+            # the kernel's scripts would make an initrd with everything in it
+            '--essential-hook=mkdir -p "$1/etc/initramfs-tools" && echo update_initramfs=no > "$1/etc/initramfs-tools/update-initramfs.conf"',
+        ]
+        + [
+            "--dpkgopt=path-exclude=/usr/share/%s/*" % name
+            for name in ("doc", "locale", "man", "info", "i18n", "zoneinfo/right")
+        ]
+        + [suite, root]
+        + mirror,
+    )
     note("packages installed")
     furnish(root)
-    kernel = next(name for name in os.listdir(os.path.join(root, "boot")) if name.startswith("vmlinuz-"))
+    kernel = next(
+        name for name in os.listdir(os.path.join(root, "boot")) if name.startswith("vmlinuz-")
+    )
     shutil.copy(os.path.join(root, "boot", kernel), os.path.join(work, "vmlinuz"))
     make_initrd(root, kernel.partition("-")[2], os.path.join(work, "initrd"))
     for name, size, more in (("root", ROOT_SIZE, ["-d", root]), ("data", DATA_SIZE, [])):
         with open(os.path.join(work, name + ".img"), "wb") as f:
             f.truncate(size)
-        run_logged(work, [need("mkfs.ext4", "e2fsprogs"), "-q", "-N", "400000", "-J", "size=64", "-E", "lazy_itable_init=1"] + more + [f.name])
-        run_logged(work, [need("qemu-img", "qemu-utils"), "create", "-q", "-f", "qcow2", "-F", "raw", "-b", name + ".img",
-                          os.path.join(work, name + ".qcow2")])
+        run_logged(
+            work,
+            [
+                need("mkfs.ext4", "e2fsprogs"),
+                "-q",
+                "-N",
+                "400000",
+                "-J",
+                "size=64",
+                "-E",
+                "lazy_itable_init=1",
+            ]
+            + more
+            + [f.name],
+        )
+        run_logged(
+            work,
+            [
+                need("qemu-img", "qemu-utils"),
+                "create",
+                "-q",
+                "-f",
+                "qcow2",
+                "-F",
+                "raw",
+                "-b",
+                name + ".img",
+                os.path.join(work, name + ".qcow2"),
+            ],
+        )
     shutil.rmtree(root)
     note("disks made")
     vm = machine(work)
@@ -207,9 +283,14 @@ def build(work, suite, mirror, machine):
 def run_logged(work, argv):
     log = os.path.join(work, "log")
     with open(log, "ab") as out:
-        code = subprocess.call(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, preexec_fn=die_with_parent)
+        code = subprocess.call(
+            argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, preexec_fn=die_with_parent
+        )
     if code:
-        raise CannotRun("no image of a machine: %s ended with %d:\n%s" % (os.path.basename(argv[0]), code, tail(log)))
+        raise CannotRun(
+            "no image of a machine: %s ended with %d:\n%s"
+            % (os.path.basename(argv[0]), code, tail(log))
+        )
 
 
 def furnish(root):
@@ -235,13 +316,23 @@ def make_initrd(root, version, path):
     """An archive with busybox, the few modules that the root disk needs, and a script: udev there would cost half a minute."""
     folder = os.path.join(root, "lib/modules", version)
     with open(os.path.join(folder, "modules.dep")) as f:
-        needs = {os.path.basename(line.split(":")[0]).split(".")[0]: [line.split(":")[0]] + line.split(":")[1].split() for line in f}
+        needs = {
+            os.path.basename(line.split(":")[0]).split(".")[0]: [line.split(":")[0]]
+            + line.split(":")[1].split()
+            for line in f
+        }
     wanted = []
-    for name in MODULES:                            # modules.dep lists what must come first last
+    for name in MODULES:  # modules.dep lists what must come first last
         wanted += [module for module in reversed(needs[name]) if module not in wanted]
     out = [cpio(name, stat.S_IFDIR | 0o755) for name in ("dev", "bin", "modules", "root")]
-    out += [cpio("bin/busybox", stat.S_IFREG | 0o755, open_bytes(os.path.join(root, "bin/busybox"))), cpio("init", stat.S_IFREG | 0o755, INIT.encode())]
-    out += [cpio("modules/%02d.ko" % n, stat.S_IFREG | 0o644, open_bytes(os.path.join(folder, module))) for n, module in enumerate(wanted)]
+    out += [
+        cpio("bin/busybox", stat.S_IFREG | 0o755, open_bytes(os.path.join(root, "bin/busybox"))),
+        cpio("init", stat.S_IFREG | 0o755, INIT.encode()),
+    ]
+    out += [
+        cpio("modules/%02d.ko" % n, stat.S_IFREG | 0o644, open_bytes(os.path.join(folder, module)))
+        for n, module in enumerate(wanted)
+    ]
     with open(path, "wb") as f:
         f.write(b"".join(out) + cpio("TRAILER!!!", 0))
 

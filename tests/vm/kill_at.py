@@ -15,6 +15,7 @@ of each step, before and after in turn.
 chain: the same with SIGKILL in place of the halt, and another run goes on where that one ended, until one comes through; exits as that one does.
 In the machine dockfix.py lies beside this file (machine.py puts it there, compiled: in emulation that takes longer than all else).
 """
+
 import json
 import os
 import re
@@ -25,7 +26,9 @@ import time
 import dockfix
 
 mode, which = sys.argv[1:3]
-real = {name: getattr(dockfix, name) for name in ("do_step", "pump", "save_journal", "settle_daemon")}
+real = {
+    name: getattr(dockfix, name) for name in ("do_step", "pump", "save_journal", "settle_daemon")
+}
 halts = json.loads(which) if mode == "halt" else []
 count, title, no_program, at, settling = 0, "", False, "", False
 
@@ -56,7 +59,14 @@ def reach(where):
         number = 2 * step + step % 2 + (where == "after")
         if where != "in" and not settling and number % int(which) == 0 and is_new(where):
             halt(where) if mode == "each" else os.kill(os.getpid(), signal.SIGKILL)
-    elif mode == str(count) and where == which or mode == "during" and where == "before" and which in title and no_program:
+    elif (
+        mode == str(count)
+        and where == which
+        or mode == "during"
+        and where == "before"
+        and which in title
+        and no_program
+    ):
         os.kill(os.getpid(), signal.SIGKILL)
     elif any(where == one and re.match(pattern + r"\Z", title) for one, pattern in halts):
         halt(where)
@@ -73,9 +83,13 @@ def do_step(host, step, tick):
 def pump(host, child, *more):
     if mode == "during" and title and which in title:
         os.kill(os.getpid(), signal.SIGKILL)
-    if host.memo.get("working") and {b"save", b"load", b"cp"}.intersection(child.args[:2]) and any(where == "in" for where, _ in halts):
+    if (
+        host.memo.get("working")
+        and {b"save", b"load", b"cp"}.intersection(child.args[:2])
+        and any(where == "in" for where, _ in halts)
+    ):
         time.sleep(0.3)
-        os.kill(child.pid, signal.SIGSTOP)      # in the middle of its work
+        os.kill(child.pid, signal.SIGSTOP)  # in the middle of its work
         reach("in")
         os.kill(child.pid, signal.SIGCONT)
     return real["pump"](host, child, *more)
@@ -89,13 +103,18 @@ def save_journal(host, journal):
 
 def settle_daemon(*words):
     global settling
-    settling = True             # steps of before, done again: they have been points already
+    settling = True  # steps of before, done again: they have been points already
     real["settle_daemon"](*words)
     settling = False
 
 
-dockfix.do_step, dockfix.pump, dockfix.save_journal, dockfix.settle_daemon = do_step, pump, save_journal, settle_daemon
-if mode == "chain":             # forked, for the sake of time: a start of Python takes long in emulation
+dockfix.do_step, dockfix.pump, dockfix.save_journal, dockfix.settle_daemon = (
+    do_step,
+    pump,
+    save_journal,
+    settle_daemon,
+)
+if mode == "chain":  # forked, for the sake of time: a start of Python takes long in emulation
     words, again = map(json.loads, sys.argv[3:])
     while True:
         child = os.fork()

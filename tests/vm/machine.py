@@ -7,6 +7,7 @@
 Nothing of the host's is shared with it: it has no network, and one serial port to an agent (agent.py).  Run as a program, this
 builds the image (image.py) where it is missing.  Python 3.6 and the standard library.
 """
+
 import base64
 import contextlib
 import itertools
@@ -19,7 +20,17 @@ import sys
 import tempfile
 import time
 
-from image import DROP_IN, HERE, KERNEL_LINE, POOL_OPTIONS, QEMU, die_with_parent, image, locked, work_folder
+from image import (
+    DROP_IN,
+    HERE,
+    KERNEL_LINE,
+    POOL_OPTIONS,
+    QEMU,
+    die_with_parent,
+    image,
+    locked,
+    work_folder,
+)
 from kit import CannotRun, Run, need, open_bytes, tail
 
 PROGRAM = os.path.join(os.path.dirname(os.path.dirname(HERE)), "dockfix.py")
@@ -89,7 +100,9 @@ class Job:
 
     def so_far(self):
         """A Run with what it has written until now; rc is None while it runs."""
-        return self.vm.finished(self.vm.ask(do="wait", job=self.number, wait=0, output=True), self.start)
+        return self.vm.finished(
+            self.vm.ask(do="wait", job=self.number, wait=0, output=True), self.start
+        )
 
     def wait(self, timeout=600):
         """Its Run when it has ended.  A Stuck shows its output so far."""
@@ -99,7 +112,10 @@ class Job:
             if done:
                 return done
             if time.monotonic() > end:
-                raise Stuck("%s has not ended within %d s\n%r\n%s" % (self.what, timeout, self.so_far(), self.vm.console()))
+                raise Stuck(
+                    "%s has not ended within %d s\n%r\n%s"
+                    % (self.what, timeout, self.so_far(), self.vm.console())
+                )
 
     def kill(self, number=signal.SIGKILL, group=False):
         """A signal for its first process, or for all that it started; does not wait."""
@@ -114,7 +130,11 @@ class Machine:
 
     def __init__(self, folder=None):
         self.folder, self.process, self.qmp, self.agent = folder, None, None, None
-        self.numbers, self.states, self.closing = itertools.count(1), {"fresh"}, contextlib.ExitStack()
+        self.numbers, self.states, self.closing = (
+            itertools.count(1),
+            {"fresh"},
+            contextlib.ExitStack(),
+        )
 
     def __enter__(self):
         self.open()
@@ -146,17 +166,49 @@ class Machine:
 
     def start(self):
         """A qemu that stands still."""
-        sockets = self.closing.enter_context(tempfile.TemporaryDirectory(prefix="vm-"))     # such paths must be short
-        argv = [need("qemu-system-x86_64", "qemu-system-x86")] + QEMU + [
-            "-S", "-kernel", self.path("vmlinuz"), "-initrd", self.path("initrd"), "-append", KERNEL_LINE,
-            "-serial", "file:" + self.path("console"), "-qmp", "unix:%s/qmp,server=on,wait=off" % sockets,
-            "-device", "virtio-serial-pci", "-chardev", "socket,id=agent,path=%s/agent,server=on,wait=off" % sockets,
-            "-device", "virtserialport,chardev=agent,name=dockfix.agent", "-device", "virtio-rng-pci"]
+        sockets = self.closing.enter_context(
+            tempfile.TemporaryDirectory(prefix="vm-")
+        )  # such paths must be short
+        argv = (
+            [need("qemu-system-x86_64", "qemu-system-x86")]
+            + QEMU
+            + [
+                "-S",
+                "-kernel",
+                self.path("vmlinuz"),
+                "-initrd",
+                self.path("initrd"),
+                "-append",
+                KERNEL_LINE,
+                "-serial",
+                "file:" + self.path("console"),
+                "-qmp",
+                "unix:%s/qmp,server=on,wait=off" % sockets,
+                "-device",
+                "virtio-serial-pci",
+                "-chardev",
+                "socket,id=agent,path=%s/agent,server=on,wait=off" % sockets,
+                "-device",
+                "virtserialport,chardev=agent,name=dockfix.agent",
+                "-device",
+                "virtio-rng-pci",
+            ]
+        )
         for name in ("root", "data"):
-            argv += ["-drive", "if=virtio,format=qcow2,cache=unsafe,discard=unmap,file=" + self.path(name + ".qcow2")]
+            argv += [
+                "-drive",
+                "if=virtio,format=qcow2,cache=unsafe,discard=unmap,file="
+                + self.path(name + ".qcow2"),
+            ]
         with open(self.path("qemu.log"), "ab") as log:
-            self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                                            preexec_fn=die_with_parent)
+            self.process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
         self.qmp = Line(sockets + "/qmp", self.alive)
         self.command("qmp_capabilities")
         self.agent = Line(sockets + "/agent", self.alive)
@@ -166,8 +218,14 @@ class Machine:
 
     def alive(self):
         if not self.process or self.process.poll() is not None:
-            raise Stuck("qemu has ended with %s\n%s\n%s" % (
-                self.process and self.process.returncode, tail(self.path("qemu.log")), self.console()))
+            raise Stuck(
+                "qemu has ended with %s\n%s\n%s"
+                % (
+                    self.process and self.process.returncode,
+                    tail(self.path("qemu.log")),
+                    self.console(),
+                )
+            )
 
     def console(self):
         return "--- the machine's console\n" + tail(self.path("console"), 30)
@@ -194,7 +252,7 @@ class Machine:
         """As if the plug were pulled: what the machine had not yet written to its disks is lost."""
         if self.process and self.process.poll() is None:
             with contextlib.suppress(Stuck, OSError):
-                self.command("quit")                # qemu itself must write out what it has of the disks
+                self.command("quit")  # qemu itself must write out what it has of the disks
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(60)
             self.process.kill()
@@ -211,7 +269,9 @@ class Machine:
         self.start()
         self.command("cont")
         self.hello(900)
-        self.sh("mountpoint -q /data || { systemctl status data.mount || :; journalctl -b -n 60 --no-pager; exit 1; }")      # seen once, never explained
+        self.sh(
+            "mountpoint -q /data || { systemctl status data.mount || :; journalctl -b -n 60 --no-pager; exit 1; }"
+        )  # seen once, never explained
         if docker:
             self.wait_docker()
 
@@ -232,7 +292,10 @@ class Machine:
 
     def wait_docker(self, timeout=900):
         """Until the daemon answers; a start that has failed shows its log lines."""
-        self.sh("systemctl start docker.service || { journalctl -n 40 --no-pager -u docker >&2; exit 1; }; docker version >/dev/null", timeout=timeout)
+        self.sh(
+            "systemctl start docker.service || { journalctl -n 40 --no-pager -u docker >&2; exit 1; }; docker version >/dev/null",
+            timeout=timeout,
+        )
 
     # ------------------------------------------------------------------ snapshots
 
@@ -272,12 +335,14 @@ class Machine:
     def hello(self, seconds=300):
         """Set the machine's clock; its boot id."""
         end, wait = time.monotonic() + seconds, 2
-        while True:                                 # what is sent before anybody listens can get lost
+        while True:  # what is sent before anybody listens can get lost
             with contextlib.suppress(Silent):
                 return self.ask(min(wait, seconds), do="hello", now=time.time())["boot"]
             wait = 20
             if time.monotonic() > end:
-                raise Stuck("the machine does not answer within %d s\n%s" % (seconds, self.console()))
+                raise Stuck(
+                    "the machine does not answer within %d s\n%s" % (seconds, self.console())
+                )
 
     def ask(self, seconds=300, **request):
         """One request to the agent; its answer."""
@@ -288,8 +353,11 @@ class Machine:
         while True:
             found = self.agent.receive(end)
             if found is None:
-                raise Silent("the machine does not answer %s within %d s\n%s" % (request["do"], seconds, self.console()))
-            if found.pop("id", None) == number:     # others are from before a snapshot was loaded
+                raise Silent(
+                    "the machine does not answer %s within %d s\n%s"
+                    % (request["do"], seconds, self.console())
+                )
+            if found.pop("id", None) == number:  # others are from before a snapshot was loaded
                 if "error" in found:
                     raise RuntimeError("in the machine: " + found["error"])
                 return found
@@ -298,7 +366,12 @@ class Machine:
     def finished(found, start):
         if "out" not in found:
             return None
-        return Run(found["rc"], base64.b64decode(found["out"]), base64.b64decode(found["err"]), time.monotonic() - start)
+        return Run(
+            found["rc"],
+            base64.b64decode(found["out"]),
+            base64.b64decode(found["err"]),
+            time.monotonic() - start,
+        )
 
     def run(self, *argv, stdin=b"", check=True, timeout=600, env=None):
         """Run a program, without a shell; a Run with rc, out, err.  check: a failure is an error that shows both outputs."""
@@ -309,12 +382,20 @@ class Machine:
 
     def start_job(self, argv, stdin, env=None):
         start = time.monotonic()
-        found = self.ask(do="spawn", argv=[str(word) for word in argv], stdin=base64.b64encode(stdin).decode(), env=env, wait=0)
+        found = self.ask(
+            do="spawn",
+            argv=[str(word) for word in argv],
+            stdin=base64.b64encode(stdin).decode(),
+            env=env,
+            wait=0,
+        )
         return Job(self, found["job"], " ".join(map(str, argv))[:200], start)
 
     def sh(self, script, stdin=b"", check=True, timeout=600, env=None):
         """Run shell text as root, with `sh -e`."""
-        return self.run("/bin/sh", "-ec", script, stdin=stdin, check=check, timeout=timeout, env=env)
+        return self.run(
+            "/bin/sh", "-ec", script, stdin=stdin, check=check, timeout=timeout, env=env
+        )
 
     def docker(self, *args, **more):
         return self.run("docker", *args, **more)
@@ -326,17 +407,27 @@ class Machine:
     def put(self, path, data, mode=0o644):
         size = 1 << 20
         for offset in range(0, len(data) or 1, size):
-            self.ask(do="put", path=path, data=base64.b64encode(data[offset:offset + size]).decode(), mode=mode, first=not offset)
+            self.ask(
+                do="put",
+                path=path,
+                data=base64.b64encode(data[offset : offset + size]).decode(),
+                mode=mode,
+                first=not offset,
+            )
 
     def get(self, path):
         found = []
         while not found or found[-1]:
-            found.append(base64.b64decode(self.ask(do="get", path=path, offset=sum(map(len, found)))["data"]))
+            found.append(
+                base64.b64decode(self.ask(do="get", path=path, offset=sum(map(len, found)))["data"])
+            )
         return b"".join(found)
 
     def dockfix(self, *args, stdin=b"", timeout=1800, env=None):
         """One run that comes through; never raises for its exit code."""
-        done = self.run("python3", KILL_AT, 0, "-", *args, stdin=stdin, check=False, timeout=timeout, env=env)
+        done = self.run(
+            "python3", KILL_AT, 0, "-", *args, stdin=stdin, check=False, timeout=timeout, env=env
+        )
         assert b"Traceback" not in done.err and b"internal error" not in done.err, done
         return done
 
@@ -350,10 +441,20 @@ class Machine:
 
     def chain(self, every, first, again, power=False):
         """dockfix with the words `first`, and after that with `again` for as long as it takes, each ended (by SIGKILL, or with the plug pulled) at a point of
-        the way where none before it was, at every `every`-th point (each step has two). The Run that came through, and the points."""
+        the way where none before it was, at every `every`-th point (each step has two). The Run that came through, and the points.
+        """
         self.sh("rm -f /root/kill/seen")
         if not power:
-            done = self.run("python3", KILL_AT, "chain", every, json.dumps(first), json.dumps(again), check=False, timeout=7200)
+            done = self.run(
+                "python3",
+                KILL_AT,
+                "chain",
+                every,
+                json.dumps(first),
+                json.dumps(again),
+                check=False,
+                timeout=7200,
+            )
         else:
             done = self.unplugged(every, first, again)
         points = self.sh("cat /root/kill/seen").text.splitlines()
@@ -362,7 +463,10 @@ class Machine:
 
     def unplugged(self, every, words, again):
         while True:
-            job, done = self.start_job(("python3", KILL_AT, "each", every) + tuple(words), b""), None
+            job, done = (
+                self.start_job(("python3", KILL_AT, "each", every) + tuple(words), b""),
+                None,
+            )
             while not done and not self.halted():
                 done = job.poll(0.5)
             if done:
@@ -382,7 +486,11 @@ class Machine:
 
 def options_in_daemon_json(vm):
     """Variant of the machine: the pool's options live in /etc/docker/daemon.json, none in the unit."""
-    settings = {"storage-driver": "devicemapper", "storage-opts": list(POOL_OPTIONS), "iptables": False}
+    settings = {
+        "storage-driver": "devicemapper",
+        "storage-opts": list(POOL_OPTIONS),
+        "iptables": False,
+    }
     vm.put("/etc/docker/daemon.json", json.dumps(settings, indent=4).encode() + b"\n")
     vm.sh("rm %s; systemctl daemon-reload; systemctl restart docker" % DROP_IN)
 
@@ -393,7 +501,10 @@ def install(vm):
     vm.put("/root/dockfix.py", program)
     vm.put(os.path.dirname(KILL_AT) + "/dockfix.py", program)
     vm.put(KILL_AT, open_bytes(os.path.join(HERE, "kill_at.py")))
-    vm.sh("python3 -m compileall -q --invalidation-mode unchecked-hash %s/dockfix.py; sync" % os.path.dirname(KILL_AT))
+    vm.sh(
+        "python3 -m compileall -q --invalidation-mode unchecked-hash %s/dockfix.py; sync"
+        % os.path.dirname(KILL_AT)
+    )
 
 
 def main():

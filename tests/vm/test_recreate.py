@@ -1,6 +1,7 @@
 """pool recreate on the real pool: a zoo of containers in a smaller pool with another base size, the way back, BuildKit, a later start.
 
 FULL=1: a second go, to overlay2; the script; a pool too full for docker commit."""
+
 import json
 import os
 import re
@@ -51,7 +52,12 @@ def smaller(ring):
     before = look(ring)
     run = ring.dockfix("-y", "--json", *SMALLER)
     assert run.rc == 0, run
-    facts = {"before": before, "doc": json.loads(run.out.decode()), "after": look(ring), "said": run.err.decode()}
+    facts = {
+        "before": before,
+        "doc": json.loads(run.out.decode()),
+        "after": look(ring),
+        "said": run.err.decode(),
+    }
     facts["name"] = facts["doc"]["results"][0]["id"]
     ring.save("smaller")
     return facts
@@ -60,10 +66,19 @@ def smaller(ring):
 def test_all_is_there_again(smaller):
     assert is_goal(smaller["before"], smaller["after"]) == []
     rows = {row["target"]: row for row in smaller["doc"]["results"]}
-    assert set(rows) == set(smaller["before"]["containers"]) | {"pool recreate"} and {row["status"] for row in rows.values()} == {"changed"}
+    assert set(rows) == set(smaller["before"]["containers"]) | {"pool recreate"} and {
+        row["status"] for row in rows.values()
+    } == {"changed"}
     assert {row["msg"] for name, row in rows.items() if name != "pool recreate"} == {""}
-    assert smaller["after"]["containers"]["front"]["State"]["Paused"] and smaller["before"]["containers"]["front"]["State"]["Paused"]
-    assert re.search("pool recreate: step [0-9]+ of [0-9]+: ", smaller["said"]) and "the host's /data/bind" in smaller["said"] and "writes to" not in smaller["said"]
+    assert (
+        smaller["after"]["containers"]["front"]["State"]["Paused"]
+        and smaller["before"]["containers"]["front"]["State"]["Paused"]
+    )
+    assert (
+        re.search("pool recreate: step [0-9]+ of [0-9]+: ", smaller["said"])
+        and "the host's /data/bind" in smaller["said"]
+        and "writes to" not in smaller["said"]
+    )
 
 
 def test_a_later_start_of_the_daemon_and_buildkit(ring, smaller):
@@ -85,14 +100,20 @@ def test_rollback_and_a_second_go_and_discard(ring, smaller):
     build(ring)
     old = look(ring)
     again = ring.dockfix("-y", *(OVERLAY[:-1] + (BACKUP + "2",)))
-    assert again.rc == 0 and b"the limit of byhand's own files (3G): overlay2 sets none" in again.err, again
+    assert (
+        again.rc == 0 and b"the limit of byhand's own files (3G): overlay2 sets none" in again.err
+    ), again
     after = look(ring)
     assert is_overlay(old, after) == []
     second = next(one for one in after["root"] if one.startswith(".dockfix-") and name not in one)
     assert finished(ring, "discard", name).rc == 0
     now = look(ring)
-    assert sorted(now["root"] + [".dockfix-" + name]) == after["root"] and is_overlay(old, now) == []
-    assert finished(ring, "rollback").rc == 0 and is_old(before, look(ring), kept=[second[9:]]) == []
+    assert (
+        sorted(now["root"] + [".dockfix-" + name]) == after["root"] and is_overlay(old, now) == []
+    )
+    assert (
+        finished(ring, "rollback").rc == 0 and is_old(before, look(ring), kept=[second[9:]]) == []
+    )
 
 
 @pytest.mark.skipif(not FULL, reason="long: FULL=1")
@@ -132,6 +153,13 @@ def test_a_pool_too_full_for_docker_commit(ring):
     assert refused.rc and b"less than minimum required" in refused.err, refused
     before = look(ring)
     run = ring.dockfix("-y", "--json", "pool", "recreate", "--data", "1G", "--backup", BACKUP)
-    assert run.rc == 0 and b"too full for docker commit: docker export takes the files of web" in run.err, run
+    assert (
+        run.rc == 0
+        and b"too full for docker commit: docker export takes the files of web" in run.err
+    ), run
     assert is_goal(before, look(ring), sectors=(1 << 30) // 512) == []
-    assert finished(ring, "rollback").rc == 0 and is_old(before, look(ring), kept=[json.loads(run.out.decode())["results"][0]["id"]]) == []
+    assert (
+        finished(ring, "rollback").rc == 0
+        and is_old(before, look(ring), kept=[json.loads(run.out.decode())["results"][0]["id"]])
+        == []
+    )

@@ -1,7 +1,9 @@
 """pool recreate that ends in the middle, by a kill or a power cut, and goes on or back; children that outlive it; what it refuses.
 
 Killed at each step on the way to overlay2 and on the way back, each run going on where the last one ended. FULL=1: before and after each step; a smaller pool
-too; the plug pulled at each step there and back; back from each step, half of them after a power cut. FULL=all: all of these before and after each, and both ways."""
+too; the plug pulled at each step there and back; back from each step, half of them after a power cut. FULL=all: all of these before and after each, and both ways.
+"""
+
 import json
 import os
 import re
@@ -13,32 +15,52 @@ import pytest
 from stock import BACKUP, OVERLAY, ROOT, SMALLER, build, finished, is_goal, is_old, is_overlay, look
 
 FULL, ALL = bool(os.environ.get("FULL")), os.environ.get("FULL") == "all"
-EACH = 1 if FULL else 2         # of the points where a run is killed, one before and one after each step: all of them, or in turn
+EACH = (
+    1 if FULL else 2
+)  # of the points where a run is killed, one before and one after each step: all of them, or in turn
 full = pytest.mark.skipif(not FULL, reason="long: FULL=1")
 
 
 def pair(vm):
     """Small, for what is done often: web, idle, and a container with a restart policy that was stopped by hand."""
-    vm.sh("docker tag dockfix-test/busybox other:1; docker tag other:1 other:2; docker run -d --name byhand --restart unless-stopped dockfix-test/busybox; docker stop byhand; sync")
+    vm.sh(
+        "docker tag dockfix-test/busybox other:1; docker tag other:1 other:2; docker run -d --name byhand --restart unless-stopped dockfix-test/busybox; docker stop byhand; sync"
+    )
 
 
-IN = [("power", "rollback")]    # in the middle of a program's work; the program stands still, so a kill would leave it behind for ever
+IN = [
+    ("power", "rollback")
+]  # in the middle of a program's work; the program stands still, so a kill would leave it behind for ever
 
 
 def every(number, side):
-    return {"before": [("kill", "resume"), ("power", "rollback")], "after": [("kill", "rollback"), ("power", "resume")], "in": IN}[side]
+    return {
+        "before": [("kill", "resume"), ("power", "rollback")],
+        "after": [("kill", "rollback"), ("power", "resume")],
+        "in": IN,
+    }[side]
 
 
 def back_in_turn(number, side):
     """From each step, before or after it. Onward from each is what a chain does."""
-    return IN if side == "in" else [(("kill", "power")[number // 2 % 2], "rollback")] if side == ("before", "after")[number % 2] else []
+    return (
+        IN
+        if side == "in"
+        else (
+            [(("kill", "power")[number // 2 % 2], "rollback")]
+            if side == ("before", "after")[number % 2]
+            else []
+        )
+    )
 
 
 def walk(vm, before, goal, ends, *words):
     """dockfix's whole way, and what becomes of it when it ends at a point of it: ends(number, side) says which ("kill" or "power", way on) are tried.
     Its Run, and a line of text for each point."""
     lines = []
-    job = vm.halt_at([("before", ".*"), ("after", ".*"), ("in", "save . images")], "-y", "--json", *words)
+    job = vm.halt_at(
+        [("before", ".*"), ("after", ".*"), ("in", "save . images")], "-y", "--json", *words
+    )
     while True:
         done, point = job.poll(0.3), vm.halted()
         if done:
@@ -56,9 +78,16 @@ def walk(vm, before, goal, ends, *words):
             assert end.rc == 0, (point, cut, way, end)
             after = look(vm)
             kept = [name] if ".dockfix-" + name in after["root"] else []
-            wrong = goal(before, after) if way == "resume" else is_old(before, after, cut == "power", kept)
+            wrong = (
+                goal(before, after)
+                if way == "resume"
+                else is_old(before, after, cut == "power", kept)
+            )
             assert not wrong, (point, cut, way, wrong, end)
-            lines.append("step %s, %s %s: %s, %s: as it should be (%d s)" % (point[1], point[2], point[3], cut, way, time.monotonic() - begun))
+            lines.append(
+                "step %s, %s %s: %s, %s: as it should be (%d s)"
+                % (point[1], point[2], point[3], cut, way, time.monotonic() - begun)
+            )
             vm.load("here")
         if point:
             vm.go_on(point)
@@ -156,15 +185,27 @@ def test_discard_deletes_the_old_tree_and_nothing_else(ring, overlay):
     ring.load("overlay")
     assert finished(ring, "discard", overlay["name"]).rc == 0
     now = look(ring)
-    assert sorted(now["root"] + [".dockfix-" + overlay["name"]]) == overlay["after"]["root"] and now["state"] == ["lock"]
-    assert is_overlay(overlay["before"], now) == [] and ring.sh("ls " + BACKUP + "/manifest.json").rc == 0
+    assert sorted(now["root"] + [".dockfix-" + overlay["name"]]) == overlay["after"][
+        "root"
+    ] and now["state"] == ["lock"]
+    assert (
+        is_overlay(overlay["before"], now) == []
+        and ring.sh("ls " + BACKUP + "/manifest.json").rc == 0
+    )
 
 
 def test_an_orphan_of_a_killed_run_is_waited_for(ring):
     ring.reset(pair)
     before = look(ring)
-    ring.put("/root/slow", b'#!/bin/sh\n[ "$1" != save ] || { touch /run/begun; until [ -e /run/go ]; do sleep 0.1; done; }\nexec docker "$@"\n', 0o755)
-    job = ring.start_job(("python3", "/root/kill/kill_at.py", "0", "-", "--docker", "/root/slow", "-y") + OVERLAY, b"")
+    ring.put(
+        "/root/slow",
+        b'#!/bin/sh\n[ "$1" != save ] || { touch /run/begun; until [ -e /run/go ]; do sleep 0.1; done; }\nexec docker "$@"\n',
+        0o755,
+    )
+    job = ring.start_job(
+        ("python3", "/root/kill/kill_at.py", "0", "-", "--docker", "/root/slow", "-y") + OVERLAY,
+        b"",
+    )
     while ring.sh("test -e /run/begun", check=False).rc:
         assert job.poll() is None, job.poll()
         time.sleep(0.2)
@@ -172,7 +213,10 @@ def test_an_orphan_of_a_killed_run_is_waited_for(ring):
     job.wait()
     for words in (("resume",), ("rollback",), OVERLAY):
         refused = ring.dockfix("-y", "--json", *words)
-        assert refused.rc == 8 and re.search("pool recreate, step [0-9]+ of [0-9]+: save 3 images", json.loads(refused.out.decode())["errors"][0]["msg"]), refused
+        assert refused.rc == 8 and re.search(
+            "pool recreate, step [0-9]+ of [0-9]+: save 3 images",
+            json.loads(refused.out.decode())["errors"][0]["msg"],
+        ), refused
     ring.sh("touch /run/go")
     assert finished(ring, "rollback").rc == 0
     assert is_old(before, look(ring)) == [] and ring.sh("ls /data").text.split() == ["lost+found"]
@@ -181,14 +225,34 @@ def test_an_orphan_of_a_killed_run_is_waited_for(ring):
 REFUSALS = (
     ("", OVERLAY[:-1] + (ROOT + "/b",), "below Docker's own root"),
     ("fallocate -l $(df --output=avail -B1 /data | tail -n 1) /data/full || :", OVERLAY, "free"),
-    ("rm /data/full; fallocate -l $(df --output=avail -B1 / | tail -n 1) /full || :", OVERLAY[:-1] + ("/backup",), "free"),
+    (
+        "rm /data/full; fallocate -l $(df --output=avail -B1 / | tail -n 1) /full || :",
+        OVERLAY[:-1] + ("/backup",),
+        "free",
+    ),
     ("rm -f /full; docker run -d --rm --name passing dockfix-test/busybox", OVERLAY, "passing"),
-    ("docker stop passing; while docker inspect passing; do sleep 0.2; done; mkdir /var/lib/docker/mine; mount -t tmpfs mine /var/lib/docker/mine", SMALLER, "/var/lib/docker/mine"),
-    ("umount /var/lib/docker/mine; rmdir /var/lib/docker/mine; echo '{\"live-restore\": true}' > /etc/docker/daemon.json; systemctl reload docker;"
-     "until docker info | grep 'Live Restore Enabled: true'; do sleep 1; done", SMALLER, "live-restore"),
-    ("echo '{\"live-restore\": false}' > /etc/docker/daemon.json; systemctl reload docker; until docker info | grep 'Live Restore Enabled: false'; do sleep 1; done;"
-     "docker swarm init --advertise-addr 127.0.0.1 --listen-addr 127.0.0.1:2377", SMALLER, "swarm"),
-    ("docker swarm leave --force; echo '{\"storage-opts\": [\"dm.basesize=1G\"]}' > /etc/docker/daemon.json", SMALLER, "two places"),
+    (
+        "docker stop passing; while docker inspect passing; do sleep 0.2; done; mkdir /var/lib/docker/mine; mount -t tmpfs mine /var/lib/docker/mine",
+        SMALLER,
+        "/var/lib/docker/mine",
+    ),
+    (
+        "umount /var/lib/docker/mine; rmdir /var/lib/docker/mine; echo '{\"live-restore\": true}' > /etc/docker/daemon.json; systemctl reload docker;"
+        "until docker info | grep 'Live Restore Enabled: true'; do sleep 1; done",
+        SMALLER,
+        "live-restore",
+    ),
+    (
+        "echo '{\"live-restore\": false}' > /etc/docker/daemon.json; systemctl reload docker; until docker info | grep 'Live Restore Enabled: false'; do sleep 1; done;"
+        "docker swarm init --advertise-addr 127.0.0.1 --listen-addr 127.0.0.1:2377",
+        SMALLER,
+        "swarm",
+    ),
+    (
+        'docker swarm leave --force; echo \'{"storage-opts": ["dm.basesize=1G"]}\' > /etc/docker/daemon.json',
+        SMALLER,
+        "two places",
+    ),
 )
 
 

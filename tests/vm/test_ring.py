@@ -1,4 +1,5 @@
 """The ring itself: that the machine is what the other tests take it for, and that dockfix's container commands work on devicemapper."""
+
 import json
 import os
 import re
@@ -22,7 +23,12 @@ def opens(vm, container, password):
     """Whether this password opens root's account, as the machine's perl sees it."""
     line = vm.sh("docker cp %s:/etc/shadow - | tar -xO" % container).text.split("\n")[0]
     field = line.split(":")[1]
-    made = vm.run("perl", "-e", 'local $/; my ($p, $s) = split /\\0/, <STDIN>; print crypt($p, $s)', stdin=("%s\0%s" % (password, field)).encode()).text
+    made = vm.run(
+        "perl",
+        "-e",
+        "local $/; my ($p, $s) = split /\\0/, <STDIN>; print crypt($p, $s)",
+        stdin=("%s\0%s" % (password, field)).encode(),
+    ).text
     return line.startswith("root:$") and made == field
 
 
@@ -31,15 +37,22 @@ def test_the_pool_is_real(vm):
     status = dict(facts["DriverStatus"])
     assert facts["Driver"] == "devicemapper" and status["Data loop file"] == POOL_DIR + "/data"
     pool = status["Pool Name"]
-    name, begin, sectors, kind, metadata, data, block = vm.run("dmsetup", "table", "--target", "thin-pool").text.split()[:7]
+    name, begin, sectors, kind, metadata, data, block = vm.run(
+        "dmsetup", "table", "--target", "thin-pool"
+    ).text.split()[:7]
     assert (name, begin, kind) == (pool + ":", "0", "thin-pool") and int(sectors) * 512 == 4 << 30
     assert re.search(r" rw .*queue_if_no_space", vm.run("dmsetup", "status", pool).text)
     loops = vm.run("losetup", "--list", "--noheadings", "--output", "NAME,BACK-FILE").text.split()
     assert set(loops[1::2]) == {POOL_DIR + "/data", POOL_DIR + "/metadata"}
     sizes = vm.run("stat", "-c", "%s %b", POOL_DIR + "/data", POOL_DIR + "/metadata").text.split()
-    assert (int(sizes[0]), int(sizes[2])) == (4 << 30, 1 << 30) and int(sizes[1]) * 512 < 1 << 30, "the loop files are sparse"
+    assert (int(sizes[0]), int(sizes[2])) == (4 << 30, 1 << 30) and int(
+        sizes[1]
+    ) * 512 < 1 << 30, "the loop files are sparse"
     assert vm.run("findmnt", "-n", "-o", "FSTYPE", "/data").text == "ext4\n"
-    assert vm.run("docker", "exec", "web", "cat", "/root/own", "/srv/data").text == "web was here\n" * 2
+    assert (
+        vm.run("docker", "exec", "web", "cat", "/root/own", "/srv/data").text
+        == "web was here\n" * 2
+    )
 
 
 def test_a_reset_brings_back_disk_memory_and_clock(vm):
@@ -47,7 +60,7 @@ def test_a_reset_brings_back_disk_memory_and_clock(vm):
     vm.reset()
     assert vm.sh("ls /root/disk /run/memory", check=False).rc == 2
     assert "web" in vm.docker("ps").text
-    assert abs(float(vm.sh("date +%s").text) - time.time()) < 600       # the snapshot may be days old
+    assert abs(float(vm.sh("date +%s").text) - time.time()) < 600  # the snapshot may be days old
 
 
 def test_a_state_of_ones_own_is_made_once(ring):
@@ -56,6 +69,7 @@ def test_a_state_of_ones_own_is_made_once(ring):
     def with_a_mark(vm):
         calls.append(vm)
         vm.sh("echo mark > /run/mark")
+
     for _ in range(2):
         ring.reset(with_a_mark)
         assert ring.sh("cat /run/mark; rm /run/mark").text == "mark\n"
@@ -78,19 +92,26 @@ def test_a_point_on_the_way_can_be_kept(vm):
 
 def test_options_in_daemon_json(ring):
     ring.reset(options_in_daemon_json)
-    assert "dm.loopdatasize=4G" in json.loads(ring.get("/etc/docker/daemon.json").decode())["storage-opts"]
+    assert (
+        "dm.loopdatasize=4G"
+        in json.loads(ring.get("/etc/docker/daemon.json").decode())["storage-opts"]
+    )
     assert "storage-opt" not in ring.sh("tr '\\0' ' ' < /proc/$(pidof dockerd)/cmdline").text
     assert info(ring)["Driver"] == "devicemapper" and "web" in ring.docker("ps").text
 
 
 def test_power_off_and_boot(vm):
     """What was synced is there, what was only in memory is lost, and the pool comes up again."""
-    vm.sh("echo 0 > /proc/sys/vm/dirty_writeback_centisecs; docker exec web sh -c 'echo synced > /srv/kept'; sync; echo memory > /root/unsynced")
+    vm.sh(
+        "echo 0 > /proc/sys/vm/dirty_writeback_centisecs; docker exec web sh -c 'echo synced > /srv/kept'; sync; echo memory > /root/unsynced"
+    )
     vm.power_off()
     with pytest.raises(Stuck):
         vm.sh("true")
     vm.boot()
-    assert vm.docker("exec", "web", "cat", "/srv/kept", "/root/own").text == "synced\nweb was here\n"
+    assert (
+        vm.docker("exec", "web", "cat", "/srv/kept", "/root/own").text == "synced\nweb was here\n"
+    )
     assert "memory" not in vm.sh("cat /root/unsynced", check=False).text
 
 
@@ -137,15 +158,24 @@ def test_a_machine_that_hangs_shows_its_console(ring):
 
 def test_qemu_dies_with_its_python(tmp_path):
     """Also when that is killed without any chance to clean up; the next one removes what it left."""
-    script = "import sys, time; sys.path[:0] = sys.argv[1:]; from machine import *; vm = Machine(); vm.open()\n" \
+    script = (
+        "import sys, time; sys.path[:0] = sys.argv[1:]; from machine import *; vm = Machine(); vm.open()\n"
         "print(vm.process.pid, vm.folder, flush=True); time.sleep(1000)"
-    child = subprocess.Popen(["python3", "-B", "-c", script, os.path.dirname(os.path.abspath(__file__))], stdout=subprocess.PIPE)
+    )
+    child = subprocess.Popen(
+        ["python3", "-B", "-c", script, os.path.dirname(os.path.abspath(__file__))],
+        stdout=subprocess.PIPE,
+    )
     pid, folder = child.stdout.readline().decode().split()
     assert b"qemu" in open("/proc/%s/cmdline" % pid, "rb").read()
-    with image.locked():                 # another ring's machine would remove it
+    with image.locked():  # another ring's machine would remove it
         child.kill()
         child.communicate()
-        while os.path.exists("/proc/%s/exe" % pid) and os.path.realpath("/proc/%s/exe" % pid).endswith("qemu-system-x86_64"):      # a zombie has none
+        while os.path.exists("/proc/%s/exe" % pid) and os.path.realpath(
+            "/proc/%s/exe" % pid
+        ).endswith(
+            "qemu-system-x86_64"
+        ):  # a zombie has none
             time.sleep(0.05)
         assert os.path.isdir(folder)
     with Machine() as vm:
@@ -156,21 +186,30 @@ def test_qemu_dies_with_its_python(tmp_path):
 def test_a_build_that_fails_leaves_nothing(tmp_path, monkeypatch):
     for name in ("bin", "cache"):
         (tmp_path / name).mkdir()
-    (tmp_path / "bin" / "mmdebstrap").write_text("#!/bin/sh\necho no network; touch \"$PWD/begun\"; exit 9\n")
+    (tmp_path / "bin" / "mmdebstrap").write_text(
+        '#!/bin/sh\necho no network; touch "$PWD/begun"; exit 9\n'
+    )
     (tmp_path / "bin" / "mmdebstrap").chmod(0o755)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", "%s:%s" % (tmp_path / "bin", os.environ["PATH"]))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises(CannotRun, match="no network"):
         image.image(Machine)
-    assert (tmp_path / "begun").exists() and os.listdir(str(tmp_path / "cache" / "dockfix-tests")) == ["vm-lock"]
+    assert (tmp_path / "begun").exists() and os.listdir(
+        str(tmp_path / "cache" / "dockfix-tests")
+    ) == ["vm-lock"]
 
 
-@pytest.mark.parametrize("way, password", [("exec", "by-exec"), ("proc", "by-proc"), ("cp", "by-cp"), ("auto", "by-auto")])
+@pytest.mark.parametrize(
+    "way, password",
+    [("exec", "by-exec"), ("proc", "by-proc"), ("cp", "by-cp"), ("auto", "by-auto")],
+)
 def test_chpasswd_on_devicemapper(vm, way, password):
-    done = vm.dockfix("--json", "chpasswd", "web", "--via", way, stdin=b"root:%s\n" % password.encode())
+    done = vm.dockfix(
+        "--json", "chpasswd", "web", "--via", way, stdin=b"root:%s\n" % password.encode()
+    )
     row = done.rows["web"]
-    if way == "exec":           # busybox of Debian has no chpasswd; that this is told is all there is to see
+    if way == "exec":  # busybox of Debian has no chpasswd; that this is told is all there is to see
         assert row["status"] == "failed" and "no chpasswd" in row["msg"], row
     else:
         assert row["status"] == "changed" and opens(vm, "web", password), row
@@ -180,5 +219,7 @@ def test_chpasswd_on_devicemapper(vm, way, password):
 def test_exec_and_a_stopped_container_on_devicemapper(vm):
     rows = vm.dockfix("--json", "exec", "--all", "--", "cat", "/root/own").rows
     assert rows["web"]["stdout"] == "web was here\n" and set(rows) == {"web"}
-    assert vm.dockfix("--json", "chpasswd", "idle", stdin=b"root:idle\n").rows["idle"]["via"] == "cp"
+    assert (
+        vm.dockfix("--json", "chpasswd", "idle", stdin=b"root:idle\n").rows["idle"]["via"] == "cp"
+    )
     assert opens(vm, "idle", "idle")
