@@ -201,6 +201,9 @@ class Mount(NamedTuple):
     source: str
     options: Tuple[str, ...]
     flags: Tuple[str, ...] = ()  # of this mount: ro, nosuid ...
+    number: str = ""
+    parent: str = ""  # number of the mount that this one is mounted on
+    tags: Tuple[str, ...] = ()  # shared:N, master:N ...; none: private
 
 
 class Container(NamedTuple):
@@ -609,7 +612,10 @@ def parse_mountinfo(text: str) -> List[Mount]:
             options, flags = tuple(unescape_octal(word) for word in tail[2].split(",")), tuple(
                 fields[5].split(",")
             )
-            mounts.append(Mount(fields[2], root, point, tail[0], source, options, flags))
+            numbers, tags = fields[:2], tuple(fields[6:])
+            mounts.append(
+                Mount(fields[2], root, point, tail[0], source, options, flags, *numbers, tags)
+            )
     return mounts
 
 
@@ -617,6 +623,27 @@ def mount_of(path: str, mounts: Sequence[Mount]) -> Optional[Mount]:
     """The mount that a path without links lies on."""
     under = [one for one in mounts if (path + "/").startswith(one.point.rstrip("/") + "/")]
     return max(under, key=lambda one: len(one.point)) if under else None
+
+
+def self_binds(mounts: Sequence[Mount]) -> List[Mount]:
+    """The mounts of a folder onto itself: the files below such a mount point are those that lie there without the mount."""
+    by_number = {one.number: one for one in mounts}
+    found = []
+    for one in mounts:
+        parent = by_number.get(one.parent)
+        if parent is None or not one.number or parent.dev != one.dev:
+            continue
+        below = one.point[len(parent.point.rstrip("/")) :]
+        if one.root == (parent.root.rstrip("/") + below or "/"):
+            found.append(one)
+    return found
+
+
+def points_of_others(mounts: Sequence[Mount]) -> set:
+    """Mount points (bytes) below which other files lie than in the folder itself: a walk over that folder leaves them out. The layers
+    of an old engine, which binds its driver's folder onto itself, are no others."""
+    own = set(self_binds(mounts))
+    return {raw(one.point) for one in mounts if one not in own}
 
 
 def unescape_octal(word: str) -> str:
@@ -3776,7 +3803,7 @@ def pool_prefix(home: str) -> str:
 
 
 def disk_usage(path: str, until: float, points: set) -> Tuple[Optional[int], str]:
-    """(bytes allocated by a folder and all below it on its own device, hard links once, mount points left out; why that is not all of it,
+    """(bytes allocated by a folder and all below it on its own device, hard links once, without what lies below `points`; why that is not all of it,
     '' where it is). By descriptors, so that no link a container makes meanwhile is followed. Stops at the monotonic time `until`: SLOW and
     what it had by then."""
     folder = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -3836,7 +3863,7 @@ def measure(
     end, sizes, points = (
         time.monotonic() + seconds,
         {},
-        {raw(one.point) for one in mounts_of()},
+        points_of_others(mounts_of()),
     )  # type: float, dict, set
     for key, path in folders.items():
         tick("measured %d of %d folders" % (len(sizes), len(folders)))
@@ -5949,18 +5976,84 @@ def halt_steps(host: Host, stock: Stock) -> List[Step]:
 DROP_IN = "/etc/systemd/system/docker.service.d/zz-dockfix.conf"
 HOLD = "/etc/systemd/system/docker.service.d/zz-dockfix-hold.conf"
 SYSTEMD_MARK = "/run/systemd/system"  # sd_booted(3)
-DRIVER_MOUNTS = (
-    "/devicemapper",
-    "/overlay2/",
-    "/overlay/",
-    "/aufs/",
-    "/btrfs",
-    "/zfs/",
-    "/containers/",
-    "/netns",
-    "/plugins/",
-    "/volumes/",
+
+
+class OwnMount(NamedTuple):
+    """A place at which Docker itself mounts. place: below Docker's root ('': the root itself); '*' stands for one name, '**' for
+    all that is below. kind:
+    'itself': the daemon binds the folder onto itself. Only such a bind is Docker's own; a disk that somebody mounted there is not;
+    'container': the root, the memory or the secrets of one container, plugin or step of a build. Docker unmounts it when that ends;
+    'data': files that a volume's options or a volume plugin name. Docker mounts and unmounts them, dockfix never does.
+    """
+
+    place: str
+    kind: str
+
+
+# Sources: moby's daemon/graphdriver/*/*.go (MakePrivate of the home until 17.12; where layers are mounted), daemon/daemon_linux.go (the
+# root itself, from 18.03 on, where its parent is private), container/container_unix.go, plugin/manager_linux.go, daemon/containerd
+# (rootfs/SNAPSHOTTER/ID), libnetwork's osl; buildkit's executor/runcexecutor; containers/ is bound by Red Hat's builds.
+OWN_MOUNTS = (
+    OwnMount("", "itself"),
+    OwnMount("aufs", "itself"),
+    OwnMount("btrfs", "itself"),
+    OwnMount("containers", "itself"),
+    OwnMount("devicemapper", "itself"),
+    OwnMount("fuse-overlayfs", "itself"),
+    OwnMount("overlay", "itself"),
+    OwnMount("overlay2", "itself"),
+    OwnMount("vfs", "itself"),
+    OwnMount("zfs", "itself"),
+    OwnMount("aufs/mnt/*", "container"),
+    OwnMount("btrfs/subvolumes/*", "container"),
+    OwnMount("devicemapper/mnt/*", "container"),
+    OwnMount("fuse-overlayfs/*/merged", "container"),
+    OwnMount("overlay/*/merged", "container"),
+    OwnMount("overlay2/*/merged", "container"),
+    OwnMount("zfs/graph/*", "container"),
+    OwnMount("rootfs/*/*", "container"),
+    OwnMount("containers/*/mqueue", "container"),
+    OwnMount("containers/*/secrets", "container"),
+    OwnMount("containers/*/shm", "container"),
+    OwnMount("containers/*/mounts/*", "container"),
+    OwnMount("netns/*", "container"),
+    OwnMount("buildkit/executor/*/rootfs", "container"),
+    OwnMount("buildkit/*/executor/*/rootfs", "container"),
+    OwnMount("containerd/daemon/tmpmounts/*", "container"),
+    OwnMount("tmp/buildkit-mount*", "container"),
+    OwnMount("tmp/containerd-mount*", "container"),
+    OwnMount("plugins/*/rootfs", "container"),
+    OwnMount("plugins/**", "data"),
+    OwnMount("volumes/**", "data"),
 )
+
+
+def place_pattern(place: str) -> str:
+    """What stands behind Docker's root in the paths that a place of OWN_MOUNTS means: a regular expression for Python, grep and awk."""
+    if not place:
+        return ""
+    return "/" + place.replace("**", ".+").replace("*", "[^/]+")
+
+
+def own_mount_kind(root: str, mount: Mount, bound: Sequence[Mount]) -> str:
+    """Of which kind of OWN_MOUNTS a mount at or below Docker's root is; '' for one that is not Docker's own. bound: the self_binds
+    among all mounts."""
+    if not (mount.point + "/").startswith(root.rstrip("/") + "/"):
+        return ""
+    below = mount.point[len(root.rstrip("/")) :]
+    for row in OWN_MOUNTS:
+        if row.kind == "itself" and mount not in bound:
+            continue
+        if re.match(place_pattern(row.place) + r"\Z", below):
+            return row.kind
+    return ""
+
+
+def foreign_mounts(root: str, mounts: Sequence[Mount]) -> List[Mount]:
+    """The mounts below Docker's root (not the disk that the root itself is on) that are not Docker's own."""
+    bound = self_binds(mounts)
+    below = [one for one in mounts if one.point.startswith(root.rstrip("/") + "/")]
+    return [one for one in below if not own_mount_kind(root, one, bound)]
 
 
 RELOAD = Step("let systemd read its units again", ("systemctl", "daemon-reload"))
@@ -6024,17 +6117,12 @@ def check_stop(host: Host, engine: Engine, lose: Sequence[str]) -> None:
             "docker removes %s for good when it stops (--rm)" % ", ".join(doomed),
             "stop it yourself, or --lose-autoremove " + " --lose-autoremove ".join(doomed),
         )
-    own = tuple(engine.root + part for part in DRIVER_MOUNTS)
-    strangers = [
-        one.point
-        for one in mounts_of()
-        if one.point.startswith(engine.root + "/") and not one.point.startswith(own)
-    ]
-    if strangers:
+    foreign = [one.point for one in foreign_mounts(engine.root, mounts_of())]
+    if foreign:
         raise Refused(
             "there is a mount below Docker's root that is not Docker's own: %s"
-            % ", ".join(strangers),
-            "umount %s" % sh_line(strangers),
+            % ", ".join(foreign),
+            "umount %s" % sh_line(foreign),
         )
 
 
@@ -8276,7 +8364,7 @@ def look_inventory(host: Host, chosen: Sequence[str]) -> Inventory:
         layers = read_layers(root, follow=True)
     except EnvironmentFault:  # not root, or not this host's
         layers = None
-    until, points = time.monotonic() + 6 * WALK_SECONDS, {raw(one.point) for one in mounts_of()}
+    until, points = time.monotonic() + 6 * WALK_SECONDS, points_of_others(mounts_of())
     return Inventory(host, root, str(info["Driver"]), containers, images, layers, until, points, {})
 
 
@@ -9455,7 +9543,7 @@ def look_move(host: Host, engine: Engine, word: str) -> Move:
             "`root` in /etc/containerd/config.toml sets it" % CONTAINERD_ROOT
         )
     check_volumes(host, engine.root + "/volumes/")
-    size, why = disk_usage(old, float("inf"), {raw(one.point) for one in mounts_of()})
+    size, why = disk_usage(old, float("inf"), points_of_others(mounts_of()))
     room = room_at(where)
     if size is None or size * 1.02 > room:
         raise Refused(
