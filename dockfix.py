@@ -1330,6 +1330,8 @@ FLAGS = {
     "--graph": "data-root",
     "-g": "data-root",
     "--config-file": "config-file",
+    "--pidfile": "pidfile",
+    "-p": "pidfile",
     "--log-opt": "log-opt",
     "--log-driver": "log-driver",
     "--live-restore": "live-restore",
@@ -1367,7 +1369,7 @@ def daemon_json(text: str) -> Tuple[Tuple[str, str], ...]:
     listed = [("storage-opt", one) for one in found.get("storage-opts") or []]
     listed += [
         ("data-root" if key == "graph" else key, found[key])
-        for key in ("storage-driver", "data-root", "graph", "log-driver", "live-restore")
+        for key in ("storage-driver", "data-root", "graph", "log-driver", "live-restore", "pidfile")
         if key in found
     ]
     listed += [("log-opt", "%s=%s" % one) for one in (found.get("log-opts") or {}).items()]
@@ -3027,13 +3029,18 @@ def is_gone_now(host: Host, container: str, text: str) -> bool:
 def engine_info(host: Host) -> Dict[str, object]:
     """What parse_info makes of this engine's `docker info`; asked once. Raises EnvironmentFault."""
     if "info" not in host.memo:
-        answer = query(host, "info", "--format", "{{json .}}")
-        if re.search(
-            r"flag provided but not defined|unknown flag", answer.text()
-        ):  # Docker 1.12 has no info --format
-            answer = query(host, "info")
-        host.memo["info"] = parse_info(decode_saved(expect(answer, "docker info").out))
+        host.memo["info"] = read_engine_info(host)
     return host.memo["info"]
+
+
+def read_engine_info(host: Host) -> Dict[str, object]:
+    """The same, asked now. Raises EnvironmentFault."""
+    answer = query(host, "info", "--format", "{{json .}}")
+    if re.search(
+        r"flag provided but not defined|unknown flag", answer.text()
+    ):  # Docker 1.12 has no info --format
+        answer = query(host, "info")
+    return parse_info(decode_saved(expect(answer, "docker info").out))
 
 
 def engine_userns(host: Host) -> Tuple[int, int]:
@@ -3147,6 +3154,13 @@ def take_lock(
     where = half_way(host)
     if where and not mending:
         raise HalfWay("a storage change stands half-way: %s" % where, HALF_WAY_HINT)
+
+
+def refuse_half_way(host: Host) -> None:
+    """For what changes something, before it asks the daemon anything: with a storage change half-way that may well be down. Raises HalfWay, and
+    Locked while another run carries the change on."""
+    if not host.dry_run and half_way(host):
+        take_lock(host)
 
 
 def half_way(host: Host) -> str:
@@ -3435,6 +3449,59 @@ def running_daemons() -> List[OptionSource]:
                 )
             )
     return found
+
+
+# --- processes of this host, and what they hold: by /proc, as root
+
+
+def process_is_alive(pid: int) -> bool:
+    """A zombie has no program any more, nor has a number that no process bears."""
+    return pid > 0 and quietly(os.readlink, "/proc/%d/exe" % pid) is not None
+
+
+def all_processes() -> List[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def process_name(pid: int) -> str:
+    """For messages: 'dockerd (pid 12)'."""
+    name = (quietly(host_text, "/proc/%d/comm" % pid) or "a process").strip()
+    return "%s (pid %d)" % (name, pid)
+
+
+def open_paths(pid: int) -> List[str]:
+    """Where the descriptors of a process lead: paths, and words such as 'socket:[12]'. None where it has ended."""
+    folder = "/proc/%d/fd" % pid
+    links = [
+        quietly(os.readlink, "%s/%s" % (folder, name)) for name in quietly(os.listdir, folder) or ()
+    ]
+    return [link for link in links if link is not None]
+
+
+def process_uses(pid: int, root: str) -> bool:
+    """Has the process a file below this folder open? A daemon keeps ROOT/volumes/metadata.db open and locked as long as it lives (moby,
+    volume/service/db.go; since 1.10), so this is true of one daemon for each root."""
+    return any(path.startswith(root + "/") for path in open_paths(pid))
+
+
+def listening_paths(pid: int) -> List[str]:
+    """The unix sockets at which a process takes connections, by the paths that it has bound (/proc/PID/net/unix; Flags 00010000: it listens)."""
+    sockets = {path for path in open_paths(pid) if path.startswith("socket:")}
+    if not sockets:
+        return []
+    found = []
+    for line in text_of(quietly(read_all, "/proc/%d/net/unix" % pid) or b"").split("\n"):
+        fields = line.split(None, 7)
+        if len(fields) == 8 and fields[3] == "00010000" and "socket:[%s]" % fields[6] in sockets:
+            found.append(fields[7])
+    return [path for path in found if path.startswith("/")]
+
+
+def process_listens(pid: int, socket: str) -> bool:
+    """Does whoever connects to this path reach this process? The files are compared, each as its owner sees it: /run/docker.sock is
+    /var/run/docker.sock, and the same path in another mount namespace is not."""
+    bound = ["/proc/%d/root%s" % (pid, path) for path in listening_paths(pid)]
+    return any(quietly(os.path.samefile, raw(path), raw(socket)) for path in bound)
 
 
 # --- a Docker root's own records, by descriptors: no link is followed, and nothing is taken for granted
@@ -4945,6 +5012,12 @@ class Test(NamedTuple):
     shows: Callable = lambda answer, text: first_line(answer) + holders(answer.out)
 
 
+def last_number(text: str) -> int:
+    """The number at the end of what `systemctl show -p MainPID` or a pid file says; 0 where there is none."""
+    found = re.search(r"([0-9]+)\s*\Z", text)
+    return int(found.group(1)) if found else 0
+
+
 def strangers(answer: Answer, text: bytes) -> set:
     """The lines that are not among the text's."""
     return set(answer.out.split(b"\n")) - set(text.split(b"\n")) - {b""}
@@ -4987,6 +5060,13 @@ TESTS = {
     ),
     "lacks": Test(
         True, lambda answer, text: text not in answer.out, "still shows 'TEXT'", '! has "$@"'
+    ),
+    "serves": Test(
+        True,
+        lambda answer, text: process_uses(last_number(answer.out_text()), text_of(text)),
+        "is not the process that has the files below TEXT open",
+        'want=$1; shift; out=$("$@" 2>/dev/null) && ls -l "/proc/${out##*[!0-9]}/fd" 2>/dev/null |'
+        ' grep -q -F -e " -> $want/"',
     ),
 }
 
@@ -5094,7 +5174,7 @@ def keep_stranger(step: Step) -> None:
 
 def to_disk(host: Host, step: Step) -> None:
     """Before the journal says that a step is done: a power cut must not take it back, on whichever file system it lies."""
-    if host.memo.get("working") and SYNCED.intersection(step.argv[:4]):
+    if host.memo.get("working") and SYNCED.intersection(step.argv[:6]):
         change_host(host, ("sync",), seconds=60)
 
 
@@ -5200,6 +5280,9 @@ def plan_script(report: dict, plan: Plan, start: int = 0, then: Sequence[Step] =
             "%s || { echo %s >&2; exit %d; }"
             % (sh_line(test), sh_quote("not mounted: " + test[1]), 7 if start else 5)
         )
+    for test in plan.facts.get("proof", ()) if start == 0 else ():
+        why = "not the engine, or not the root, that the plan was made for: make the script anew"
+        lines.append("%s || { echo %s >&2; exit 5; }" % (sh_line(test), sh_quote(why)))
     lines += [
         'differs() { [ -e "$1" ] && ! printf %s "$2" | cmp -s - "$1" && ! printf %s "$3" | cmp -s - "$1"; }',
         'put() { ! differs "$2" "$3" "$4" || cp "$2" "$2%s" || return' % KEPT_END,
@@ -5251,8 +5334,8 @@ def step_from(found: dict) -> Step:
     )
 
 
-def save_journal(host: Host, journal: Journal) -> None:
-    """On the disk before this returns. Raises DockfixError where that fails: the next step is then not begun."""
+def write_journal(host: Host, journal: Journal) -> None:
+    """On the disk before this returns. Raises OSError."""
     plan = journal.plan
     with host.guard:  # the plan never changes: made text once
         if host.memo.get("plan", (None,))[0] is not plan:
@@ -5268,8 +5351,13 @@ def save_journal(host: Host, journal: Journal) -> None:
         host.memo["plan"][1],
     )
     name = JOURNAL if journal.going in ("on", "back") else plan.name + ".json"
+    replace_file(os.path.join(host.state, name), text.encode("ascii"))
+
+
+def save_journal(host: Host, journal: Journal) -> None:
+    """The same. Raises DockfixError where that fails: the next step is then not begun."""
     try:
-        replace_file(os.path.join(host.state, name), text.encode("ascii"))
+        write_journal(host, journal)
     except OSError as err:
         begun = os.path.exists(os.path.join(host.state, JOURNAL))
         state = "the change stands half-way" if begun else "nothing was changed"
@@ -5332,6 +5420,9 @@ def run_change(
         )
     if question:
         confirm(opts, question)
+    moved = failing_test(host, plan.facts.get("proof", ()))
+    if moved:  # the question may have stood there for hours
+        raise Refused("it is not the engine any more that dockfix looked at: " + moved)
     plan = plan._replace(facts=dict(plan.facts, docker=docker_environment()))
     save_journal(host, Journal(plan))
     host.memo["working"] = True
@@ -5449,19 +5540,22 @@ def kept_folder(plan: Plan, going: str) -> str:
 
 
 def close_journal(host: Host, journal: Journal) -> None:
-    """The end of a change. Where old data is kept, the record stays under the change's name, for rollback and discard."""
+    """The end of a change. Where old data is kept, the record stays under the change's name, for rollback and discard. Raises HalfWay: what is
+    done stays done, nothing is undone for the sake of the journal."""
     record = os.path.join(host.state, journal.plan.name + ".json")
     try:
         if kept_folder(journal.plan, journal.going):
-            save_journal(host, journal)
+            write_journal(host, journal)
         elif os.path.exists(record):
             remove_file(record)
         if os.path.exists(os.path.join(host.state, JOURNAL)):
             remove_file(os.path.join(host.state, JOURNAL))
     except OSError as err:
-        raise EnvironmentFault(
-            "the journal in %s cannot be closed: %s" % (host.state, err.strerror),
-            "python3 dockfix.py resume",
+        back = journal.going == "undone"
+        raise HalfWay(
+            "all steps are %s, but the journal in %s cannot be closed: %s"
+            % ("undone" if back else "done", host.state, err.strerror),
+            "make room there, then: python3 dockfix.py %s" % ("rollback" if back else "resume"),
         ) from None
 
 
@@ -5970,12 +6064,306 @@ def halt_steps(host: Host, stock: Stock) -> List[Step]:
     return steps
 
 
+# --- which engine: the same for every storage change
+#
+# `docker` speaks to whatever DOCKER_HOST, a context or a wrapper names, but `systemctl stop docker` stops the service of this host. So a storage
+# change looks which socket the docker command uses, which process listens there, and whether that is the service's main process, on the
+# root that is to be changed. From then on every call names that socket, also in the script and in the journal: DOCKER_HOST and contexts
+# decide nothing any more (docker/cli, cli/command/cli.go: -H comes first). The name that `docker info` tells proves nothing by itself.
+
+
+SYSTEMD_MARK = "/run/systemd/system"  # sd_booted(3)
+DEFAULT_SOCKET = "/var/run/docker.sock"
+DEFAULT_PID_FILE = (
+    "/var/run/docker.pid"  # dockerd's own default; Debian's init script names the same
+)
+NOT_THE_SERVICE = "  # for this host's docker service; no other engine's storage is changed"
+
+
+class Client(NamedTuple):
+    """A docker command without what names an engine: words; and that: host (-H), context (--context), '' for none."""
+
+    words: Tuple[str, ...]
+    host: str
+    context: str
+
+
+class Service(NamedTuple):
+    """This host's docker service, proved to be what answers. socket: where its main process listens; root: its data, links resolved; main:
+    the words that print the number of its main process; configured: do the host's settings name that root (so that it can be told with
+    the daemon down)?"""
+
+    socket: str
+    root: str
+    main: Tuple[str, ...]
+    configured: bool
+
+    def facts(self, host: Host, new_root: str) -> dict:
+        """What a plan keeps of it: tests for the moment when it begins, and what resume and rollback prove again. new_root: the root afterwards."""
+        told = str(engine_info(host)["DockerRootDir"])
+        proof = [
+            ["has", "Docker Root Dir: " + told, *host.docker, "info"],
+            ["serves", self.root, *self.main],
+        ]
+        engine = {
+            "socket": self.socket,
+            "roots": [self.root, new_root],
+            "configured": self.configured,
+        }
+        return {"proof": proof, "engine": engine}
+
+
+def without_remap(root: str) -> str:
+    """The daemon's data root as its settings name it: without the uid.gid part of user-namespace remapping."""
+    return re.sub(r"/[0-9]+\.[0-9]+\Z", "", root)
+
+
+def split_client(words: Sequence[str]) -> Client:
+    """Only what stands behind the docker program counts: `sudo -H docker` names no engine."""
+    programs = [
+        number
+        for number, word in enumerate(words)
+        if re.match(r"(docker|podman)(-[\w.]+)?\Z", os.path.basename(word))
+    ]
+    start = programs[0] + 1 if programs else 1
+    kept, named, rest = list(words[:start]), {"H": "", "c": ""}, list(words[start:])
+    while rest:
+        word = rest.pop(0)
+        found = re.match(r"-(H|c)=?(.*)\Z|--(host|context)(?:=(.*))?\Z", word, re.S)
+        if not found:
+            kept.append(word)
+            continue
+        flag, value = found.group(1) or found.group(3), found.group(2) or found.group(4)
+        if not value and rest:
+            value = rest.pop(0)
+        named["H" if flag in ("H", "host") else "c"] = value or ""
+    return Client(tuple(kept), named["H"], named["c"])
+
+
+def with_socket(host: Host, socket: str) -> Host:
+    """The same with a docker command that speaks to this unix socket, whatever the environment says."""
+    return host._replace(docker=split_client(host.docker).words + ("-H", "unix://" + socket))
+
+
+def client_endpoint(host: Host) -> str:
+    """The engine that the docker command speaks to, such as unix:///var/run/docker.sock or tcp://HOST:PORT, by docker's own word; no daemon is
+    asked. Clients before 19.03 know no contexts: there it is -H, else DOCKER_HOST, else the default.
+    """
+    answer = query(host, "context", "inspect", "--format", "{{.Endpoints.docker.Host}}")
+    told = answer.out_text().strip()
+    if answer.rc == 0 and "://" in told:
+        return told
+    if re.search(r"context .*not found", answer.text()):
+        raise EnvironmentFault("docker: " + first_line(answer), "docker context ls")
+    named = split_client(host.docker).host or text_of(
+        os.fsencode(os.environ.get("DOCKER_HOST", ""))
+    )
+    return named or "unix://" + DEFAULT_SOCKET
+
+
+def own_engine_hint(host: Host) -> str:
+    """How to speak to this host's service instead: by what it is that names another engine."""
+    client = split_client(host.docker)
+    if client.host or client.context:
+        return "--docker %s" % sh_quote(sh_line(client.words)) + NOT_THE_SERVICE
+    if os.environ.get("DOCKER_HOST"):
+        return "env -u DOCKER_HOST python3 dockfix.py ..." + NOT_THE_SERVICE
+    return "env DOCKER_HOST=unix://%s python3 dockfix.py ...%s" % (DEFAULT_SOCKET, NOT_THE_SERVICE)
+
+
+def require_local_socket(host: Host, endpoint: str) -> str:
+    """The path of the unix socket. Raises Refused for an engine that is reached in another way, and for a rootless one's socket."""
+    if not endpoint.startswith("unix://"):
+        raise Refused(
+            "the docker command speaks to %s: that engine need not be on this host, and is not reached as its docker service is"
+            % endpoint,
+            own_engine_hint(host),
+        )
+    socket = endpoint[len("unix://") :] or DEFAULT_SOCKET
+    if real_path(socket).startswith("/run/user/"):
+        raise Refused(
+            "the docker command speaks to a rootless engine, at %s" % endpoint,
+            own_engine_hint(host),
+        )
+    return socket
+
+
+def require_docker(host: Host) -> None:
+    """podman answers to docker's words (podman-docker, or its socket), but its storage is another one, and no service. Raises Refused, and
+    EnvironmentFault where nothing answers."""
+    if re.search(r"podman", expect(query(host, "version"), "docker version").text(), re.I):
+        raise Refused(
+            "what answers is podman, not Docker: dockfix does not change its storage",
+            "podman system df; podman system prune; man containers-storage.conf",
+        )
+
+
+def require_rootful(host: Host, info: Dict[str, object], endpoint: str) -> None:
+    """Raises Refused for an engine of another host, and for a rootless one."""
+    if any("rootless" in option for option in info["SecurityOptions"]):
+        raise Refused(
+            "the engine at %s is rootless (data in %s): it is a user's own, not this host's docker service"
+            % (endpoint, info["DockerRootDir"]),
+            own_engine_hint(host),
+        )
+    here = os.uname().nodename
+    if info["Name"] != here:
+        raise Refused(
+            "the engine at %s is on the host %s, and this is %s" % (endpoint, info["Name"], here),
+            "run dockfix on %s" % info["Name"] if info["Name"] else "docker info",
+        )
+
+
+def main_process_words() -> Tuple[str, ...]:
+    """What prints the number of the service's main process: systemd, or the pid file that the daemon is started with."""
+    if os.path.isdir(SYSTEMD_MARK):
+        return ("systemctl", "show", "-p", "MainPID", "docker.service")
+    return ("cat", next_options(option_sources()).get("pidfile") or DEFAULT_PID_FILE)
+
+
+def main_process(host: Host, words: Tuple[str, ...]) -> int:
+    """The number of the service's main process, 0 where it does not run."""
+    pid = last_number(query_host(host, words).out_text())
+    return pid if process_is_alive(pid) else 0
+
+
+def socket_holder(socket: str) -> str:
+    """Who listens at a path, for messages. systemd (pid 1) only where it is the only one."""
+    found = sorted((pid for pid in all_processes() if process_listens(pid, socket)), reverse=True)
+    return process_name(found[0]) if found else "a process that this host does not show"
+
+
+def require_service_process(
+    host: Host, pid: int, main: Sequence[str], socket: str, root: str
+) -> None:
+    """Raises Refused where the service's main process is not what listens at the socket, or not what has the root."""
+    asked = "%s, of which the docker command gets its answers (data in %s)" % (socket, root)
+    service = "the docker service of this host"
+    if not pid:
+        raise Refused(
+            "%s is held by %s, and %s does not run (%s names no process)"
+            % (asked, socket_holder(socket), service, sh_line(main)),
+            own_engine_hint(host),
+        )
+    if not process_listens(pid, socket):
+        raise Refused(
+            "%s is held by %s, and %s is %s"
+            % (asked, socket_holder(socket), service, process_name(pid)),
+            own_engine_hint(host),
+        )
+    if not process_uses(pid, root):
+        raise Refused(
+            "%s, %s, has no file of %s open: that is another engine's root"
+            % (service, process_name(pid), root),
+            own_engine_hint(host),
+        )
+
+
+def info_by_socket(host: Host, socket: str) -> Dict[str, object]:
+    """What `docker info` says by this very socket: named by a descriptor of this process (proc(5)), which a docker command that goes to another
+    host, or runs in a container, does not find. Raises OSError, EnvironmentFault."""
+    place = os.open(raw(socket), os.O_PATH | os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return read_engine_info(with_socket(host, "/proc/%d/fd/%d" % (os.getpid(), place)))
+    finally:
+        os.close(place)
+
+
+def require_same_answer(host: Host, socket: str, info: Dict[str, object]) -> None:
+    """Raises Refused where the docker command, as it was given, does not speak to this socket of this host."""
+    try:
+        found = info_by_socket(host, socket)
+    except (OSError, EnvironmentFault) as err:
+        raise Refused(
+            "the docker command (%s) does not reach %s of this host: %s"
+            % (sh_line(host.docker), socket, getattr(err, "strerror", None) or err),
+            "--docker docker; a wrapper that goes to another host or into a container will not do",
+        ) from None
+    if any(found[name] != info[name] for name in ("ID", "Name", "DockerRootDir", "ServerVersion")):
+        raise Refused(
+            "the docker command (%s) speaks to another engine (data in %s) than %s (data in %s)"
+            % (sh_line(host.docker), info["DockerRootDir"], socket, found["DockerRootDir"]),
+            own_engine_hint(host),
+        )
+
+
+def root_by_settings(pid: int) -> str:
+    """The data root of the service's next start: by the host's settings, else by the command line of its process of now."""
+    set_here = next_options(option_sources()).get("data-root")
+    words = (quietly(host_text, "/proc/%d/cmdline" % pid) or "").split("\0") if pid else []
+    return real_path(set_here or dict(daemon_flags(words)).get("data-root") or DOCKER_ROOT)
+
+
+def prove_engine(host: Host) -> Tuple[Host, Service]:
+    """The host with a docker command that speaks to this host's docker service and nothing else, and what is known of that service. Everything
+    that stops, moves or edits begins with this, a dry run too. Raises Refused where another engine answers.
+    """
+    if os.geteuid() != 0:
+        raise EnvironmentFault(
+            "only root can see which process the docker service is", "sudo python3 dockfix.py ..."
+        )
+    require_docker(host)
+    endpoint = client_endpoint(host)
+    socket = require_local_socket(host, endpoint)
+    info = engine_info(host)
+    require_rootful(host, info, endpoint)
+    root, main = real_path(str(info["DockerRootDir"])), main_process_words()
+    pid = main_process(host, main)
+    require_service_process(host, pid, main, socket, root)
+    require_same_answer(host, socket, info)
+    next_root = root_by_settings(pid)
+    if next_root != without_remap(root):
+        raise Refused(
+            "the docker service has its data in %s, and would have it in %s after its next start"
+            % (without_remap(root), next_root),
+            "put data-root right in its settings, or restart docker; then again",
+        )
+    return with_socket(host, socket), Service(socket, root, main, root_by_settings(0) == next_root)
+
+
+def require_engine_of(host: Host, engine: dict) -> Host:
+    """The same for a change that was begun: the docker command of now means the engine of then, and the service of this host, up or down,
+    still is that engine. engine: Service.facts. Raises Refused."""
+    if os.geteuid() != 0:
+        raise EnvironmentFault(
+            "only root can see which process the docker service is", "sudo python3 dockfix.py ..."
+        )
+    endpoint = client_endpoint(host)
+    begun, roots = engine["socket"], engine["roots"]
+    if real_path(require_local_socket(host, endpoint)) != real_path(begun):
+        raise Refused(
+            "the docker command speaks to %s, and the change is about the docker service at %s"
+            % (endpoint, begun),
+            own_engine_hint(host),
+        )
+    main = main_process_words()
+    until = time.monotonic() + 30
+    pid = main_process(host, main)
+    while pid and not any(process_uses(pid, root) for root in roots):
+        if time.monotonic() > until:  # one that just starts has nothing open yet
+            raise Refused(
+                "the docker service of this host, %s, has no file of %s open"
+                % (process_name(pid), " or ".join(sorted(set(roots)))),
+                "docker info; the settings that name its data root",
+            )
+        time.sleep(0.2)
+        pid = main_process(host, main)
+    if not pid and engine["configured"]:
+        next_root = root_by_settings(0)
+        if next_root not in map(without_remap, roots):
+            raise Refused(
+                "the docker service of this host is down, and by its settings its data is in %s, not in %s"
+                % (next_root, " or ".join(sorted(set(roots)))),
+                "put data-root right in its settings, then again",
+            )
+    return with_socket(host, begun)
+
+
 # --- stopping and starting the daemon, and setting its options: the same for every storage change
 
 
 DROP_IN = "/etc/systemd/system/docker.service.d/zz-dockfix.conf"
 HOLD = "/etc/systemd/system/docker.service.d/zz-dockfix-hold.conf"
-SYSTEMD_MARK = "/run/systemd/system"  # sd_booted(3)
 
 
 class OwnMount(NamedTuple):
@@ -6061,13 +6449,15 @@ RELOAD = Step("let systemd read its units again", ("systemctl", "daemon-reload")
 
 class Engine(NamedTuple):
     """The daemon as it stands, so that it can be stopped and started again as it was. root: DockerRootDir, links resolved; containers: as
-    docker inspect has them, in the order of their dependencies."""
+    docker inspect has them, in the order of their dependencies; identity: what prove_engine found.
+    """
 
     docker: Tuple[str, ...]
     systemd: bool
     socket: bool
     root: str
     containers: List[dict]
+    identity: Service
 
     def service(self, verb: str, unit: str = "docker") -> Tuple[str, ...]:
         return (
@@ -6077,7 +6467,9 @@ class Engine(NamedTuple):
         )
 
     def start(self) -> Step:
-        return Step("start docker", self.service("start"), (answers_test(self.docker),), wait=120)
+        """What answers then must be the service's new main process, on this very root."""
+        up = (answers_test(self.docker), ("serves", self.root) + self.identity.main)
+        return Step("start docker", self.service("start"), up, wait=120)
 
     def start_socket(self) -> Step:
         return Step(
@@ -6087,16 +6479,17 @@ class Engine(NamedTuple):
         )
 
 
-def look_engine(host: Host, stop: bool = True) -> Engine:
-    """stop: whether the daemon is to be stopped, for which its containers are looked up."""
+def look_engine(host: Host, identity: Service, stop: bool = True) -> Engine:
+    """host and identity: as prove_engine gave them. stop: whether the daemon is to be stopped, for which its containers are looked up."""
     systemd = os.path.isdir(SYSTEMD_MARK)
     socket = systemd and query_host(host, ("systemctl", "is-active", "docker.socket")).rc == 0
     return Engine(
         host.docker,
         systemd,
         socket,
-        real_path(str(engine_info(host)["DockerRootDir"])),
+        identity.root,
         look_containers(host) if stop else [],
+        identity,
     )
 
 
@@ -7215,7 +7608,7 @@ def note_fact(one: dict, key: str, found: object, source: str, better: bool = Fa
 def engine_options(root: str) -> List[OptionSource]:
     """Where the options of the daemon with this root are set: the host's settings, where they name it; else its own command line and the
     daemon.json that this names."""
-    own = re.sub(r"/[0-9]+\.[0-9]+\Z", "", root)
+    own = without_remap(root)
     listed = option_sources()
     running = []
     for daemon in running_daemons():
@@ -8301,6 +8694,8 @@ def run_reclaim(host: Host, opts: argparse.Namespace, report: dict) -> None:
     parse_age(opts.older_than or "0s"), parse_size(
         opts.max_log or "100M"
     )  # a slip is told before anything is looked at
+    if chosen:
+        refuse_half_way(host)
     goods = look_inventory(host, chosen)
     spoils = facts_of(
         goods,
@@ -8925,7 +9320,8 @@ def run_grow(host: Host, opts: argparse.Namespace, report: dict) -> None:
         )
     for text in (opts.data, opts.metadata):
         parse_size(text or "0", 0)
-    engine = look_engine(host, opts.offline)
+    host, identity = prove_engine(host)
+    engine = look_engine(host, identity, opts.offline)
     pool = look_pool(host, engine)
     sizes = asked_sizes(opts, pool)
     for kind in ("data", "metadata"):
@@ -8971,7 +9367,9 @@ def run_grow(host: Host, opts: argparse.Namespace, report: dict) -> None:
         "pool %s: %s" % (pool.name, goal),
         steps[:at] + options + steps[at:],
         facts=dict(
-            pool_places(pool), lengths=[superblock_test("has", pool, kind) for kind in larger]
+            pool_places(pool),
+            lengths=[superblock_test("has", pool, kind) for kind in larger],
+            **identity.facts(host, engine.root),
         ),
     )
     if not plan.steps:
@@ -9131,7 +9529,8 @@ def run_recreate(host: Host, opts: argparse.Namespace, report: dict) -> None:
         )
     for text in (opts.data, opts.metadata, opts.base_size):
         parse_size(text or "0", 0)
-    engine = look_engine(host)
+    host, identity = prove_engine(host)
+    engine = look_engine(host, identity)
     pool = look_pool(host, engine)
     sizes = asked_sizes(opts, pool)
     stock = look_stock(host, engine.containers)
@@ -9317,6 +9716,7 @@ def plan_recreate(
         "disk": disk_tests(host, kept.folder),
         "images": image_refs(stock.images) + [own_ref(kept, one, BACK) for one in stock.containers],
     }
+    facts.update(engine.identity.facts(host, engine.root))
     return Plan(name, "pool recreate", goal, tuple(steps), keeps, facts)
 
 
@@ -9478,7 +9878,8 @@ class Move(NamedTuple):
 
 def run_relocate(host: Host, opts: argparse.Namespace, report: dict) -> None:
     lock_storage(host, opts)
-    engine = look_engine(host)
+    host, identity = prove_engine(host)
+    engine = look_engine(host, identity)
     check_stop(host, engine, opts.lose_autoremove)
     move, name = look_move(host, engine, opts.words[0]), new_name("relocate")
     aside = move.old if os.path.ismount(raw(move.old)) else "%s.dockfix-%s" % (move.old, name)
@@ -9493,6 +9894,7 @@ def run_relocate(host: Host, opts: argparse.Namespace, report: dict) -> None:
             left=move.new,
             disk=disk_tests(host, move.new),
             old=os.stat(raw(move.old)).st_ino,
+            **identity.facts(host, move.new + engine.root[len(move.old) :]),
         ),
     )
     question = "move %s from %s to %s? Docker and its containers stop meanwhile" % (
@@ -9506,7 +9908,7 @@ def run_relocate(host: Host, opts: argparse.Namespace, report: dict) -> None:
 def look_move(host: Host, engine: Engine, word: str) -> Move:
     """Facts and refusals: what cannot work is told before anything is touched."""
     info = engine_info(host)
-    old, new = re.sub(r"/[0-9]+\.[0-9]+\Z", "", engine.root), real_path(word)
+    old, new = without_remap(engine.root), real_path(word)
     where = new if os.path.isdir(raw(new)) else os.path.dirname(new)
     if not re.match(r"/[\w./+:@=-]+\Z", new, re.A):
         raise UsageError(
@@ -9895,8 +10297,15 @@ def run_restore(host: Host, opts: argparse.Namespace, report: dict) -> None:
 # --- resume, rollback, discard: what became of a storage change
 
 
-def check_engine(host: Host, opts: argparse.Namespace, journal: Journal) -> None:
-    """Raises HalfWay (Refused for a finished change) where the same names would mean another engine's things."""
+def check_engine(host: Host, opts: argparse.Namespace, journal: Journal) -> Host:
+    """The host with the docker command that speaks to the engine of the change. Raises HalfWay (Refused for a finished change) where that is
+    another one, or the same names would mean another one's things."""
+    if "engine" in journal.plan.facts:
+        try:
+            return require_engine_of(host, journal.plan.facts["engine"])
+        except Refused as err:
+            msg = "%s was begun with another engine: %s" % (journal.plan.name, err.msg)
+            raise (HalfWay if read_journal(host) else Refused)(msg, err.hint) from None
     now = docker_environment()
     begun = journal.plan.facts.get("docker", now)
     if any(begun.get(name) != now.get(name) for name in ("DOCKER_HOST", "DOCKER_CONTEXT")):
@@ -9910,6 +10319,7 @@ def check_engine(host: Host, opts: argparse.Namespace, journal: Journal) -> None
             % (journal.plan.name, ", ".join(given) or "none was named"),
             sh_line(["env"] + ["-u" + name for name in sorted(now)] + given + words),
         )
+    return host
 
 
 def carry_on(
@@ -9967,7 +10377,7 @@ def run_resume(host: Host, opts: argparse.Namespace, report: dict) -> None:
     journal = read_journal(host)
     if not journal:
         return say("dockfix: no storage change stands half-way; there is nothing to resume")
-    check_engine(host, opts, journal)
+    host = check_engine(host, opts, journal)
     if journal.going == "on" and "restores" in journal.plan.facts:
         resume_restore(host, opts, report, journal)
     else:
@@ -9993,7 +10403,7 @@ def run_rollback(host: Host, opts: argparse.Namespace, report: dict) -> None:
     if journal and name not in ("", journal.plan.name):
         raise HalfWay("%s stands half-way; that one comes first" % journal.plan.name, HALF_WAY_HINT)
     journal = journal or finished_change(host, name)
-    check_engine(host, opts, journal)
+    host = check_engine(host, opts, journal)
     if journal.going == "undone":
         msg = "undone already; discard %s deletes what was set aside" % journal.plan.name
         return change_row(report, journal.plan, "unchanged", msg)
@@ -10071,8 +10481,16 @@ def run_discard(host: Host, opts: argparse.Namespace, report: dict) -> None:
     if there:
         check_kept(plan, False)
     info = ask_engine(host, report)
-    root = real_path(str(info["DockerRootDir"]) if info else configured_root())
-    if (root + "/").startswith(plan.keeps + "/"):
+    roots = [configured_root()] + ([str(info["DockerRootDir"])] if info else [])
+    in_use = any((real_path(root) + "/").startswith(plan.keeps + "/") for root in roots)
+    users = [pid for pid in all_processes() if process_uses(pid, plan.keeps)]
+    if users and not in_use:  # whichever engine the docker command speaks to
+        raise Refused(
+            "%s is in use: %s has files of it open"
+            % (plan.keeps, ", ".join(map(process_name, users[:3]))),
+            "end that first; a daemon there has it as its root",
+        )
+    if in_use:
         raise Refused(
             "%s is Docker's root now: nothing of it is old data" % plan.keeps,
             "rm %s, the record of the change"
@@ -10228,6 +10646,7 @@ def run_chpasswd(host: Host, opts: argparse.Namespace, report: dict) -> None:
         if opts.dry_run or source in ("generate", "prompt")
         else read_accounts(opts, source, user)
     )
+    refuse_half_way(host)
     targets = pick(host, opts)
     if not opts.dry_run:
         take_lock(host)
@@ -10576,6 +10995,7 @@ def odd_date(data: bytes, hashes: Dict[bytes, bytes]) -> str:
 def run_exec(host: Host, opts: argparse.Namespace, report: dict) -> None:
     words, stdin = exec_words(opts)
     limit = parse_size(opts.max_output)
+    refuse_half_way(host)
     targets = pick(host, opts)
     if opts.dry_run:
         return plan_exec(host, opts, report, targets, words)
@@ -10891,6 +11311,7 @@ def run_timezone(host: Host, opts: argparse.Namespace, report: dict) -> None:
         raise UsageError("say one of --zone NAME, --host (the default) and --undo")
     name = "" if opts.undo else opts.zone if opts.zone is not None else host_zone()
     data = b"" if opts.undo else zone_data(name)
+    refuse_half_way(host)
     targets = pick(host, opts)
     if not opts.dry_run:
         take_lock(host)
@@ -11192,6 +11613,8 @@ def run_faketime(host: Host, opts: argparse.Namespace, report: dict) -> None:
     action = faketime_action(opts)
     source = build_source(opts.build_from) if opts.build_from is not None else {}
     libraries = host_libraries(opts.lib) if action == "set" and not source else []
+    if action != "status":
+        refuse_half_way(host)
     targets = pick(host, opts)
     if action != "status" and not opts.dry_run:
         take_lock(host)

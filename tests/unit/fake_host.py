@@ -12,6 +12,8 @@ import os
 import shutil
 
 POOL = "docker-7:1-%d-pool"
+ENDPOINT = "unix:///var/run/docker.sock"
+MAIN_PID = 1 << 30  # of the daemon: no process of this machine has it
 
 
 def read(path, default=None):
@@ -36,6 +38,7 @@ class FakeHost:
         write(
             self.config,
             {
+                "data-root": self.root,
                 "storage-driver": "devicemapper",
                 "storage-opts": ["dm.loopdatasize=64M", "dm.loopmetadatasize=8M"],
             },
@@ -200,6 +203,10 @@ class FakeHost:
             at("hold.conf"),
         )
         module.device_number = lambda path: "7:" + path[len("/dev/loop") :]
+        module.process_is_alive = lambda pid: pid == MAIN_PID
+        module.process_uses = lambda pid, root: pid == MAIN_PID and root == self.root
+        module.process_listens = lambda pid, socket: pid == MAIN_PID
+        module.info_by_socket = lambda host, socket: module.read_engine_info(host)
         module.run_child = self.run_child
         deed = module.do_deed
         module.do_deed = lambda host, step, tick: deed(
@@ -226,6 +233,8 @@ class FakeHost:
         verb, unit = argv[0], argv[-1]
         if verb == "daemon-reload" or verb == "reset-failed":
             return 0, ""
+        if verb == "show":
+            return 0, "MainPID=%d\n" % (MAIN_PID if self.load()["daemon"] else 0)
         if unit == "docker.socket":
             if verb == "is-active":
                 return (0, "active") if self.load()["socket"] else (3, "inactive")
@@ -417,6 +426,11 @@ class FakeHost:
     # ---- docker
 
     def do_docker(self, argv, stdin):
+        if argv[0] == "-H":
+            assert argv[1] == ENDPOINT, argv
+            argv = argv[2:]
+        if argv[0] == "context":
+            return 0, ENDPOINT + "\n"
         if not self.load()["daemon"]:
             return 1, ""
         return getattr(self, "docker_" + argv[0])(argv[1:], stdin)
@@ -442,8 +456,10 @@ class FakeHost:
             "LiveRestoreEnabled": bool(self.load().get("live")),
             "OSType": "linux",
             "SecurityOptions": [],
+            "Name": os.uname().nodename,
         }
-        return 0, json.dumps(facts) if argv else "Server:\n Storage Driver: %s\n" % self.driver()
+        text = "Server:\n Storage Driver: %s\n Docker Root Dir: %s\n" % (self.driver(), self.root)
+        return 0, json.dumps(facts) if argv else text
 
     def docker_system(self, argv, stdin):
         return 0, ""

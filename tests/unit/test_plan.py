@@ -675,7 +675,7 @@ def test_relocate_says_that_containerds_store_stays(
     )  # whatever the tests' own disk is
     info = {"Driver": "overlayfs" if status else "overlay2", "DriverStatus": status}
     host = dockfix.Host(("docker",), 1, False, False, "", [], None, None, {"info": info}, None)
-    engine = dockfix.Engine(("docker",), True, False, str(tmp_path / "old"), [])
+    engine = dockfix.Engine(("docker",), True, False, str(tmp_path / "old"), [], None)
     assert dockfix.look_move(host, engine, str(tmp_path / "new")).new == str(tmp_path / "new")
     err = capfd.readouterr().err
     assert said in err and bool(err) == bool(said)
