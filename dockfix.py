@@ -6188,14 +6188,17 @@ def require_local_socket(host: Host, endpoint: str) -> str:
     return socket
 
 
-def require_docker(host: Host) -> None:
-    """podman answers to docker's words (podman-docker, or its socket), but its storage is another one, and no service. Raises Refused, and
-    EnvironmentFault where nothing answers."""
-    if re.search(r"podman", expect(query(host, "version"), "docker version").text(), re.I):
+def require_docker(host: Host, *words: str) -> Answer:
+    """podman answers to docker's words (podman-docker, or its socket), but its storage is another one, and no service. words: of the docker call
+    that tells ('version': client and engine; '--version': the client alone). Its answer, failed or not. Raises Refused.
+    """
+    answer = query(host, *words)
+    if re.search(r"podman", answer.text(), re.I):
         raise Refused(
             "what answers is podman, not Docker: dockfix does not change its storage",
             "podman system df; podman system prune; man containers-storage.conf",
         )
+    return answer
 
 
 def require_rootful(host: Host, info: Dict[str, object], endpoint: str) -> None:
@@ -6302,9 +6305,9 @@ def prove_engine(host: Host) -> Tuple[Host, Service]:
         raise EnvironmentFault(
             "only root can see which process the docker service is", "sudo python3 dockfix.py ..."
         )
-    require_docker(host)
     endpoint = client_endpoint(host)
-    socket = require_local_socket(host, endpoint)
+    socket = require_local_socket(host, endpoint)  # before a host far away is waited for
+    expect(require_docker(host, "version"), "docker version")
     info = engine_info(host)
     require_rootful(host, info, endpoint)
     root, main = real_path(str(info["DockerRootDir"])), main_process_words()
@@ -6336,6 +6339,7 @@ def require_engine_of(host: Host, engine: dict) -> Host:
             % (endpoint, begun),
             own_engine_hint(host),
         )
+    require_docker(host, "--version")  # no daemon is asked: a poke at docker.socket might start it
     main = main_process_words()
     until = time.monotonic() + 30
     pid = main_process(host, main)

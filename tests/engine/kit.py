@@ -107,7 +107,7 @@ class PrivateEngine:
 
     extra:    more arguments for dockerd
     userns:   remap the containers' ids to USERNS_BASE and up
-    own_etc:  the daemons see an /etc of their own, where daemon.json says the root, and a `service` (and `systemctl`) on
+    own_etc:  the daemons see an /etc of their own, where daemon.json says the root and the pid file, and a `service` (and `systemctl`) on
               PATH stops and starts this dockerd: for what changes the daemon's settings.  See `inside`.
     client:   the docker command to use (default: $DOCKFIX_TEST_CLIENT, else docker from PATH)
     """
@@ -171,10 +171,9 @@ class PrivateEngine:
                     "unix://" + self.path("docker.sock"),
                     "--bridge=none",
                     "--iptables=false",
-                    "-p",
-                    self.path("pid"),
                 ]
                 + place
+                + ([] if self.own_etc else ["-p", self.path("pid")])
                 + (["--userns-remap=daemon:daemon"] if self.userns else [])
                 + self.extra
             )
@@ -233,7 +232,9 @@ class PrivateEngine:
         os.makedirs(self.path("etc", "upper", "docker"))
         os.makedirs(self.path("etc", "work"))
         with open(self.path("etc", "upper", "docker", "daemon.json"), "w") as f:
-            f.write('{"data-root": "%s"}\n' % self.path("root"))
+            f.write(
+                '{"data-root": "%s", "pidfile": "%s"}\n' % (self.path("root"), self.path("pid"))
+            )
         return [
             need("unshare", "util-linux"),
             "--mount",
@@ -281,8 +282,10 @@ esac
             )
         with open(self.path("bin", "systemctl"), "w") as f:
             f.write(
-                '#!/bin/sh\ncase $1 in daemon-reload|reset-failed) exit 0 ;; is-active) [ "$2" = docker.service ] && exec service docker status; exit 3 ;; esac\n'
-                'exec service "${2%.service}" "$1"\n'
+                "#!/bin/sh\ncase $1 in daemon-reload|reset-failed) exit 0 ;;\n"
+                'show) echo "MainPID=$(cat %s 2>/dev/null || echo 0)"; exit 0 ;;\n'
+                'is-active) [ "$2" = docker.service ] && exec service docker status; exit 3 ;; esac\n'
+                'exec service "${2%%.service}" "$1"\n' % shlex.quote(self.path("pid"))
             )
         for name in ("service", "systemctl"):
             os.chmod(self.path("bin", name), 0o755)

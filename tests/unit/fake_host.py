@@ -429,6 +429,8 @@ class FakeHost:
         if argv[0] == "-H":
             assert argv[1] == ENDPOINT, argv
             argv = argv[2:]
+        if argv[0] == "--version":
+            return 0, "Docker version 20.10.24, build 297e128\n"
         if argv[0] == "context":
             return 0, ENDPOINT + "\n"
         if not self.load()["daemon"]:
