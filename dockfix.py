@@ -6290,6 +6290,36 @@ def require_same_answer(host: Host, socket: str, info: Dict[str, object]) -> Non
         )
 
 
+def require_root_of_engine(host: Host, info: Optional[Dict[str, object]], root: str) -> None:
+    """For what is done on the files of a root themselves, of whichever engine of this host. info: what it told, None where it is silent: then the
+    root is that of this host's settings, so it must be the service that was meant. Raises Refused.
+    """
+    endpoint = client_endpoint(host)
+    if not endpoint.startswith("unix://"):
+        raise Refused(
+            "the docker command speaks to %s: that %s is a folder of this host cannot be proved"
+            % (endpoint, root),
+            own_engine_hint(host),
+        )
+    socket = endpoint[len("unix://") :] or DEFAULT_SOCKET
+    if info is None:
+        if real_path(socket) != real_path(DEFAULT_SOCKET):
+            raise Refused(
+                "the engine at %s does not answer, and %s is the root of this host's docker service"
+                % (endpoint, root),
+                own_engine_hint(host),
+            )
+        return
+    users = [pid for pid in all_processes() if process_uses(pid, real_path(root))]
+    if not any(process_listens(pid, socket) for pid in users):
+        raise Refused(
+            "the engine at %s says that its data is in %s, and no process that listens there has a file of it open"
+            % (endpoint, root),
+            "run dockfix on the host of that engine, as it sees its own files",
+        )
+    require_same_answer(host, socket, info)
+
+
 def root_by_settings(pid: int) -> str:
     """The data root of the service's next start: by the host's settings, else by the command line of its process of now."""
     set_here = next_options(option_sources()).get("data-root")
@@ -8759,6 +8789,8 @@ def look_inventory(host: Host, chosen: Sequence[str]) -> Inventory:
             raise EnvironmentFault(err.msg, err.hint + logs) from None
         info, containers, images = {"DockerRootDir": configured_root(), "Driver": ""}, [], []
     root = str(info["DockerRootDir"])
+    if ("logs" in chosen or "trim" in chosen) and os.geteuid() == 0:
+        require_root_of_engine(host, info if "ID" in info else None, root)
     try:
         layers = read_layers(root, follow=True)
     except EnvironmentFault:  # not root, or not this host's

@@ -334,3 +334,40 @@ def test_a_finished_change_is_not_undone_with_another(hosts):
     assert hosts.go("-y", "rollback").rc == 0
     told = lab.docker("info", "-f", "{{.DockerRootDir}}").stdout.decode().strip()
     assert told == lab.engine.path("root") and lab.status()["web"] == "Up"
+
+
+@pytest.mark.parametrize("engine", [by_tcp, a_client_elsewhere])
+def test_logs_are_cut_only_where_the_files_are_the_engines(hosts, engine):
+    given, name = engine(hosts)
+    before = hosts.picture()
+    for mode in ("--dry-run", "-y"):
+        words = given.get("words", ()) + (mode, "--json", "reclaim", "--logs", "--max-log", "0K")
+        run = hosts.go(*words, **given.get("env", {}))
+        assert run.rc == 5 and name in error_of(run), run
+    assert hosts.picture() == before
+
+
+def test_logs_of_a_second_engine_are_its_own(hosts):
+    lab, second = hosts.lab, hosts.second
+    for engine in (lab.engine, second):
+        image = engine.docker("images", "-q").stdout.decode().split()[0]
+        engine.docker(
+            "run", "--name", "talk", "--network", "none", image, "/bin/busybox", "seq", "9999"
+        )
+    try:
+        logs = [
+            engine.docker("inspect", "-f", "{{.LogPath}}", "talk")
+            for engine in (lab.engine, second)
+        ]
+        logs = [one.stdout.decode().strip() for one in logs]
+        sizes = [os.path.getsize(path) for path in logs]
+        away = "unix://" + lab.engine.path("away.sock")
+        silent = hosts.go("-y", "--json", "reclaim", "--logs", "--max-log", "1K", DOCKER_HOST=away)
+        assert silent.rc == 5 and away in error_of(silent), silent
+        assert [os.path.getsize(path) for path in logs] == sizes
+        done = hosts.go("-y", "reclaim", "--logs", "--max-log", "1K", DOCKER_HOST=socket_of(second))
+        assert done.rc == 0, done
+        assert [os.path.getsize(path) for path in logs] == [sizes[0], 0] and sizes[1] > 100000
+    finally:
+        for engine in (lab.engine, second):
+            engine.docker("rm", "-f", "talk")

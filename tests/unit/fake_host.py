@@ -33,6 +33,7 @@ class FakeHost:
     def __init__(self, box, dockfix):
         self.box, self.dockfix, self.root = box, dockfix, box.at("docker")
         self.config = box.at("etc", "docker", "daemon.json")
+        self.no_contexts = False  # a client before 19.03
         for path in ("docker/network", "docker/volumes", "etc/docker", "run", "mapper"):
             os.makedirs(box.at(path))
         write(
@@ -431,6 +432,8 @@ class FakeHost:
             argv = argv[2:]
         if argv[0] == "--version":
             return 0, "Docker version 20.10.24, build 297e128\n"
+        if argv[0] == "context" and self.no_contexts:
+            return 1, "docker: 'context' is not a docker command."
         if argv[0] == "context":
             return 0, ENDPOINT + "\n"
         if not self.load()["daemon"]:

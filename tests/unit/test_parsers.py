@@ -856,3 +856,34 @@ def test_parsers_are_linear(dockfix):
     """Eight times as much takes about eight times as long; were one quadratic, it were 64 times."""
     short, long = (min(parse_much(dockfix, count) for _ in range(3)) for count in (2000, 16000))
     assert long < 30 * short
+
+
+@pytest.mark.parametrize(
+    "words, kept, host, context",
+    [
+        ("docker", "docker", "", ""),
+        ("docker -H tcp://h:1", "docker", "tcp://h:1", ""),
+        ("docker -Htcp://h:1 --tls", "docker --tls", "tcp://h:1", ""),
+        ("docker --host=unix:///x", "docker", "unix:///x", ""),
+        ("docker --host unix:///x", "docker", "unix:///x", ""),
+        ("docker -c far", "docker", "", "far"),
+        ("docker --context=far -D", "docker -D", "", "far"),
+        ("docker --config /root/.docker", "docker --config /root/.docker", "", ""),
+        ("sudo -H -u root docker", "sudo -H -u root docker", "", ""),
+        ("sudo -H docker -H unix:///x", "sudo -H docker", "unix:///x", ""),
+        ("ssh -c aes docker docker -H unix:///x", "ssh -c aes docker docker", "unix:///x", ""),
+        ("/opt/wrap -H unix:///x", "/opt/wrap", "unix:///x", ""),
+        ("docker-1.12 -H", "docker-1.12", "", ""),
+    ],
+)
+def test_what_names_the_engine_in_a_docker_command(dockfix, words, kept, host, context):
+    found = dockfix.split_client(words.split())
+    assert (" ".join(found.words), found.host, found.context) == (kept, host, context)
+
+
+@pytest.mark.parametrize(
+    "text, number",
+    [("MainPID=123\n", 123), ("123", 123), ("77\n", 77), ("MainPID=0\n", 0), ("", 0), ("x\n", 0)],
+)
+def test_the_number_of_a_main_process(dockfix, text, number):
+    assert dockfix.last_number(text) == number

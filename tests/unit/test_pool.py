@@ -56,16 +56,17 @@ class Driver:
             die_at_step(module, kill, side)
 
         return self.box.run(
-            *[self.backup if word == "BACKUP" else word for word in words], prelude=prelude
+            *[self.backup if word == "BACKUP" else word for word in words],
+            prelude=prelude,
+            env=how.get("env"),
         )
 
     def journal(self):
         return fake_host.read(os.path.join(self.box.state, "journal.json"))
 
 
-DOCKER = (
-    "docker -H " + fake_host.ENDPOINT
-)  # from the proof on every call names the socket of the service
+# From the proof on every call names the socket of the service.
+DOCKER = "docker -H " + fake_host.ENDPOINT
 
 
 def expected(kind, before):
@@ -431,6 +432,49 @@ def test_one_start_attempt_then_the_daemons_words_and_back(host):
     assert b"the daemon's own words" in result.err and same(
         host.fake.picture(), before, "recreate", True
     )
+
+
+def test_an_undo_that_cannot_start_what_it_stopped_says_so(host):
+    """Exit 7, and not 'all of it is undone': docker is down. Then the way back is open once it starts again."""
+    before = host.fake.picture()
+    host.fake.save(fail_start=99)
+    result = host.run("-y", "--json", *SIZES["offline"])
+    assert result.rc == 7 and not host.fake.load()["daemon"], result
+    error = result.json["errors"][0]
+    assert "start docker" in error["msg"] and "rollback" in error["hint"], result
+    again = host.run("-y", "--json", "rollback")
+    assert again.rc == 7, again
+    host.fake.save(fail_start=0)
+    assert host.run("-y", "rollback").rc == 0
+    assert same(host.fake.picture(), before, "offline", True)
+
+
+@pytest.mark.parametrize("word", ["resume", "rollback"])
+def test_with_the_daemon_down_the_settings_must_name_the_root_of_the_change(host, word):
+    """Somebody gave the service another root meanwhile: what the steps would stop and start is not what was begun."""
+    assert host.run("-y", *SIZES["recreate"], kill=60).rc == -signal.SIGKILL
+    assert not host.fake.load()["daemon"]
+    options = fake_host.read(host.fake.config)
+    fake_host.write(host.fake.config, dict(options, **{"data-root": "/srv/other"}))
+    before = host.fake.picture()
+    for mode in ("-n", "-y"):
+        result = host.run(mode, "--json", word)
+        assert result.rc == 7 and "/srv/other" in result.json["errors"][0]["msg"], result
+    assert host.fake.picture() == before
+    fake_host.write(host.fake.config, options)
+    assert host.run("-y", word).rc == 0
+
+
+@pytest.mark.parametrize("env", [{"DOCKER_HOST": "tcp://h:2375"}, {"DOCKER_HOST": "unix:///x"}])
+def test_resumed_only_where_docker_means_the_service(host, env):
+    """What is asked of the client alone: the daemon is down, as it may be half-way."""
+    assert host.run("-y", *SIZES["offline"], kill=5).rc == -signal.SIGKILL
+    host.fake.no_contexts = True
+    before = host.fake.picture()
+    result = host.run("-y", "--json", "resume", env=env)
+    assert result.rc == 7 and env["DOCKER_HOST"] in result.json["errors"][0]["msg"], result
+    assert host.fake.picture() == before
+    assert host.run("-y", "resume", env={"DOCKER_HOST": fake_host.ENDPOINT}).rc == 0
 
 
 @pytest.mark.parametrize(
