@@ -6,6 +6,7 @@ starts with an engine without containers, and ends with the proof that nothing o
 """
 
 import collections
+import contextlib
 import hashlib
 import os
 import shlex
@@ -21,12 +22,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from current import STORES, CurrentEngine
 from kit import CannotRun, PrivateEngine, Run, skip_or_fail
 
 PROGRAM = os.path.join(
     os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "dockfix.py"
 )
-KILL_AT = os.path.join(os.path.dirname(PROGRAM), "tests", "vm", "kill_at.py")
 HOST_FILES = (
     "/etc/shadow",
     "/etc/passwd",
@@ -75,16 +76,16 @@ def tree(path):
     return found
 
 
-def host_files():
+def host_files(root="/"):
     """The host's account files, and the names beside them (a copy or a lock left behind is a change too)."""
     found = {
         "names": sorted(
             name
-            for name in os.listdir("/etc")
+            for name in os.listdir(os.path.join(root, "etc"))
             if "shadow" in name or "passwd" in name or "dockfix" in name
         )
     }
-    for path in filter(os.path.exists, HOST_FILES):
+    for path in filter(os.path.exists, [root + path.lstrip("/") for path in HOST_FILES]):
         info = os.stat(path)
         found[path] = (
             info.st_ino,
@@ -181,6 +182,7 @@ class Lab:
         staticmethod(only_password_changed),
     )
     read, tree = staticmethod(read), staticmethod(tree)
+    python, program, host = sys.executable, PROGRAM, "/"
 
     def __init__(self, engine, folder):
         self.engine, self.folder, self.watched = engine, folder, {}
@@ -253,7 +255,7 @@ class Lab:
         self.watched[path] = tree(path)
 
     def check_host(self, before):
-        assert host_files() == before, "the host's own account files have changed"
+        assert host_files(self.host) == before, "the host's own account files have changed"
         for path, old in self.watched.items():
             assert tree(path) == old, "%s, mounted into a container, has changed" % path
 
@@ -269,13 +271,19 @@ class Lab:
 
     # ---------------------------------------------------------------- dockfix
 
+    def place(self):
+        """What to put before a command, so that it runs on the engine's host."""
+        return []
+
     def argv(self, *args):
-        return [sys.executable, PROGRAM, "--state", self.state] + [str(arg) for arg in args]
+        return [self.python, self.program, "--state", self.state] + [str(arg) for arg in args]
 
     def dockfix(self, *args, stdin=b"", recorder=None, env=None, prefix=(), timeout=150):
         """One run, as a user would start it.  stdin: bytes; env: more variables; recorder: given with --docker."""
-        argv = list(prefix) + self.argv(
-            *((("--docker", shlex.quote(recorder.command)) if recorder else ()) + args)
+        argv = (
+            self.place()
+            + list(prefix)
+            + self.argv(*((("--docker", shlex.quote(recorder.command)) if recorder else ()) + args))
         )
         start = time.monotonic()
         done = subprocess.run(
@@ -293,8 +301,9 @@ class Lab:
     def dockfix_until(self, mode, which, *args):
         """One run that kill_at.py ends by SIGKILL; its exit code and error output."""
         python, program, *words = self.argv(*args)
+        kill_at = os.path.join(os.path.dirname(program), "tests", "vm", "kill_at.py")
         return subprocess.run(
-            self.engine.inside() + [python, "-B", KILL_AT, mode, which] + words,
+            self.engine.inside() + [python, "-B", kill_at, mode, which] + words,
             env=self.engine.env(PYTHONPATH=os.path.dirname(program)),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -306,7 +315,7 @@ class Lab:
         """Run a dry run's script as a user would, with `sh`."""
         folder = self.new_folder()
         with open(os.path.join(folder, "python3"), "w") as f:
-            f.write('#!/bin/sh\nexec %s "$@"\n' % shlex.quote(sys.executable))
+            f.write('#!/bin/sh\nexec %s "$@"\n' % shlex.quote(self.python))
         os.chmod(f.name, 0o755)
         with open(os.path.join(folder, "script"), "wb") as f:
             f.write(text)
@@ -314,7 +323,7 @@ class Lab:
         variables["PATH"] = folder + os.pathsep + variables["PATH"]
         start = time.monotonic()
         done = subprocess.run(
-            ["sh", f.name],
+            self.place() + ["sh", f.name],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -328,7 +337,7 @@ class Lab:
     def shadow(self, name, path="/etc/shadow"):
         """A file of a container, in any state, as `docker cp` has it; None where there is none.  Big ones without data."""
         client = subprocess.Popen(
-            [self.engine.client, "cp", "%s:%s" % (name, path), "-"],
+            self.engine.docker_command() + ["cp", "%s:%s" % (name, path), "-"],
             env=self.engine.env(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -372,6 +381,23 @@ class Lab:
         return field.startswith(b"$") and crypt(password, field) == field
 
 
+class CurrentLab(Lab):
+    """The same on a host of its own (current.py): dockfix runs there, by that host's Python.  The folder has one path here and there."""
+
+    python, program = "/usr/bin/python3", "/repo/dockfix.py"
+
+    def __init__(self, engine, folder):
+        super().__init__(engine, folder)
+        self.host = engine.root("")
+
+    def place(self):
+        return self.engine.inside()
+
+    def call(self, *argv, **options):
+        """A command on the engine's host."""
+        return self.engine.call(*argv, **options)
+
+
 def not_here(reason):
     skip_or_fail("private engine", reason)
 
@@ -409,11 +435,53 @@ def session_lab(engine):
 @pytest.fixture(scope="module")
 def lab(session_lab):
     """The engine without containers; at the end of the module the host must be as it was."""
-    before, session_lab.state = host_files(), os.path.join(session_lab.new_folder(), "state")
-    session_lab.clean()
-    yield session_lab
+    with lab_without_containers(session_lab) as clean:
+        yield clean
+
+
+@contextlib.contextmanager
+def lab_without_containers(lab):
+    """The lab for one module; at its end the host must be as it was."""
+    before, lab.state = host_files(lab.host), os.path.join(lab.new_folder(), "state")
+    lab.clean()
+    yield lab
     try:
-        session_lab.check_host(before)
+        lab.check_host(before)
     finally:
-        session_lab.clean()
-        shutil.rmtree(os.path.join(session_lab.folder, "host"), ignore_errors=True)
+        lab.clean()
+        shutil.rmtree(os.path.join(lab.folder, "host"), ignore_errors=True)
+
+
+@contextlib.contextmanager
+def current_lab(suite, store, **options):
+    """A current engine with a lab; at the end nothing is left of it (else `stop` raises)."""
+    folder = os.path.realpath(tempfile.mkdtemp(prefix="dockfix-lab-"))
+    os.chmod(folder, 0o755)
+    try:
+        with CurrentEngine(suite, store, shared=[folder], **options) as engine:
+            yield CurrentLab(engine, folder)
+    except CannotRun as reason:
+        skip_or_fail("current engine", reason)
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def current_labs():
+    """get(suite, store): the session's lab of that kind."""
+    made = {}
+    with contextlib.ExitStack() as stack:
+
+        def get(suite, store):
+            if (suite, store) not in made:
+                made[suite, store] = stack.enter_context(current_lab(suite, store))
+            return made[suite, store]
+
+        yield get
+
+
+@pytest.fixture(scope="module", params=STORES)
+def current(request, current_labs):
+    """Debian trixie's engine with each image store, without containers."""
+    with lab_without_containers(current_labs("trixie", request.param)) as clean:
+        yield clean

@@ -102,7 +102,183 @@ def mounts_below(directory):
     )
 
 
-class PrivateEngine:
+@contextlib.contextmanager
+def undisturbed():
+    """A second Ctrl-C must not interrupt the cleaning up, which is bounded."""
+    main = threading.current_thread() is threading.main_thread()
+    old = {
+        n: signal.signal(n, signal.SIG_IGN)
+        for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if main
+    }
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def end_leftovers(ids, marks=()):
+    """What a daemon that died left: shims (they name its directory: marks), the containers' processes, their cgroups."""
+    cgroups = [
+        c
+        for i in ids
+        for c in glob.glob("/sys/fs/cgroup/docker/%s" % i)
+        + glob.glob("/sys/fs/cgroup/*/*/*%s*" % i)
+    ]
+    marks = [i.encode() for i in ids] + list(marks)
+    for cgroup in cgroups:  # what is paused dies only when thawed
+        for name, value in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
+            with contextlib.suppress(OSError), open(os.path.join(cgroup, name), "r+") as f:
+                f.write(value)
+
+    def killed():
+        found = False
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError):
+                text = b"".join(
+                    open_bytes("/proc/%s/%s" % (pid, name)) for name in ("cmdline", "cgroup")
+                )
+                if (
+                    int(pid) != os.getpid()
+                    and any(mark in text for mark in marks)
+                    and not is_zombie(pid)
+                ):
+                    os.kill(int(pid), signal.SIGKILL)
+                    found = True
+        return not found
+
+    wait_until(killed, "end of the containers' processes")
+    for cgroup in cgroups:
+        with contextlib.suppress(OSError):
+            os.rmdir(cgroup)
+
+
+class Engine:
+    """What the tests do with an engine by its docker client, wherever that engine is."""
+
+    handlers = {}  # of signals, as they were before
+
+    def docker_command(self):
+        """The words that start the docker client."""
+        raise NotImplementedError
+
+    def env(self, **more):
+        """The environment for docker and for dockfix."""
+        raise NotImplementedError
+
+    def docker(self, *args, input=None, stdin=subprocess.DEVNULL, check=True, timeout=300):
+        """Run the docker client; returns a CompletedProcess with bytes.  A failure shows both outputs.
+
+        input: bytes; or stdin: a file.
+        """
+        feed = {"stdin": stdin} if input is None else {"input": input}
+        done = subprocess.run(
+            self.docker_command() + [str(a) for a in args],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=self.env(),
+            timeout=timeout,
+            **feed,
+        )
+        if check and done.returncode:
+            raise RuntimeError(
+                "docker %s: exit %d\n%s%s"
+                % (
+                    " ".join(map(shlex.quote, map(str, args))),
+                    done.returncode,
+                    done.stdout.decode(errors="replace"),
+                    done.stderr.decode(errors="replace"),
+                )
+            )
+        return done
+
+    def catch_signals(self):
+        """SIGTERM and SIGHUP end Python without its `finally` blocks; make exceptions of them."""
+        if threading.current_thread() is threading.main_thread():
+            self.handlers = {}
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) is signal.SIG_DFL:
+                    self.handlers[number] = signal.signal(
+                        number, lambda n, frame: sys.exit(128 + n)
+                    )
+
+    def release_signals(self):
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        self.handlers = {}
+
+    def build(self, tag, text, folder):
+        """BuildKit builds an image of a Dockerfile, by the first docker client here that can (newer ones need buildx for it), or CannotRun."""
+        with open(os.path.join(folder, "Dockerfile"), "w") as f:
+            f.write(text)
+        for client in filter(os.path.exists, (self.client, "/usr/bin/docker")):
+            built = subprocess.run(
+                [client, "build", "-t", tag, "--network", "none", folder],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=self.env(DOCKER_BUILDKIT="1"),
+            )
+            if not built.returncode:
+                return
+            if b"buildx" not in built.stdout and b"BuildKit" not in built.stdout:
+                raise RuntimeError("docker build: %s" % built.stdout.decode(errors="replace"))
+        raise CannotRun(
+            "no docker client here can build: %s"
+            % built.stdout.decode(errors="replace").strip()[:100]
+        )
+
+    def run(self, image, *options, command=()):
+        """`docker run -d` without a network; returns the full id."""
+        return (
+            self.docker("run", "-d", "--network", "none", *(options + (image,) + tuple(command)))
+            .stdout.decode()
+            .strip()
+        )
+
+    def create(self, image, *options, command=()):
+        return (
+            self.docker("create", "--network", "none", *(options + (image,) + tuple(command)))
+            .stdout.decode()
+            .strip()
+        )
+
+    def import_tar(self, name, tar, command, changes=()):
+        """`docker import` of tar bytes, or of the file with that path; returns the image's name."""
+        more = [word for change in changes for word in ("-c", change)]
+        words = ", ".join('"%s"' % word for word in command)
+        argv = ["import", "-c", "CMD [%s]" % words] + more + ["-", name]
+        if isinstance(tar, bytes):
+            self.docker(*argv, input=tar)
+        else:
+            with open(tar, "rb") as f:
+                self.docker(*argv, stdin=f)
+        return name
+
+    def import_busybox(self, name="dockfix-test/busybox", files=None, changes=()):
+        """A root with a shell and busybox's applets (Debian's has no chpasswd).
+
+        files: {path: text or bytes} to add or, with None, to leave out; changes: Dockerfile lines (`USER 1000`).
+        """
+        return self.import_tar(name, busybox_tar(files), ["/bin/sleep", SLEEP_FOREVER], changes)
+
+    def import_scratch(self, name="dockfix-test/scratch", files=None, changes=()):
+        """One static program that sleeps, no shell, and its own account files.
+
+        The program is busybox under the name of one applet, so it can be nothing else.
+        """
+        content = dict(ACCOUNTS, **(files or {}))
+        return self.import_tar(
+            name, make_tar(content, {"sleep": static_busybox()}), ["/sleep", SLEEP_FOREVER], changes
+        )
+
+    def import_debian(self, name="dockfix-test/debian", changes=(), suite=None):
+        """A Debian-like minbase root with PAM and shadow's chpasswd (suite: not the host's own); built once, then kept below ~/.cache."""
+        return self.import_tar(name, debian_tar(suite), ["/bin/sleep", SLEEP_FOREVER], changes)
+
+
+class PrivateEngine(Engine):
     """A dockerd and a containerd of one's own, from `with` until its end.
 
     extra:    more arguments for dockerd
@@ -116,7 +292,7 @@ class PrivateEngine:
         self.extra, self.userns, self.own_etc = list(extra), userns, own_etc
         self.client = client or os.environ.get("DOCKFIX_TEST_CLIENT")
         self.dir = self.root = ""
-        self.processes, self.handlers = [], {}
+        self.processes = []
 
     def __enter__(self):
         self.start()
@@ -313,18 +489,9 @@ esac
                 )
         return True
 
-    def catch_signals(self):
-        """SIGTERM and SIGHUP end Python without its `finally` blocks; make exceptions of them."""
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGHUP):
-                if signal.getsignal(number) is signal.SIG_DFL:
-                    self.handlers[number] = signal.signal(
-                        number, lambda n, frame: sys.exit(128 + n)
-                    )
-
     def stop(self):
         """Leave nothing behind: containers, daemons, mounts, files.  Can be called again, and in any state."""
-        with self.undisturbed():
+        with undisturbed():
             if not self.dir:
                 return
             self.kill_containers()
@@ -338,24 +505,7 @@ esac
                 raise RuntimeError("still mounted, so not removed: " + " ".join(left))
             shutil.rmtree(self.dir)
             self.dir, self.processes = "", []
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
-        self.handlers = {}
-
-    @contextlib.contextmanager
-    def undisturbed(self):
-        """A second Ctrl-C must not interrupt the cleaning up, which is bounded."""
-        main = threading.current_thread() is threading.main_thread()
-        old = {
-            n: signal.signal(n, signal.SIG_IGN)
-            for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-            if main
-        }
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
+        self.release_signals()
 
     def kill_containers(self):
         """At once: dockerd's own shutdown would wait ten seconds for each that ignores SIGTERM."""
@@ -373,40 +523,8 @@ esac
                     process.wait(30)
 
     def kill_leftovers(self):
-        """What a daemon that died left: shims (they name our directory), the containers' processes, their cgroups."""
         ids = [os.path.basename(p) for p in glob.glob(os.path.join(self.root, "containers", "*"))]
-        cgroups = [
-            c
-            for i in ids
-            for c in glob.glob("/sys/fs/cgroup/docker/%s" % i)
-            + glob.glob("/sys/fs/cgroup/*/*/*%s*" % i)
-        ]
-        marks = [i.encode() for i in ids] + [os.fsencode(self.dir)]
-        for cgroup in cgroups:  # what is paused dies only when thawed
-            for name, value in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
-                with contextlib.suppress(OSError), open(os.path.join(cgroup, name), "r+") as f:
-                    f.write(value)
-
-        def killed():
-            found = False
-            for pid in filter(str.isdigit, os.listdir("/proc")):
-                with contextlib.suppress(OSError):
-                    text = b"".join(
-                        open_bytes("/proc/%s/%s" % (pid, name)) for name in ("cmdline", "cgroup")
-                    )
-                    if (
-                        int(pid) != os.getpid()
-                        and any(mark in text for mark in marks)
-                        and not is_zombie(pid)
-                    ):
-                        os.kill(int(pid), signal.SIGKILL)
-                        found = True
-            return not found
-
-        wait_until(killed, "end of the containers' processes")
-        for cgroup in cgroups:
-            with contextlib.suppress(OSError):
-                os.rmdir(cgroup)
+        end_leftovers(ids, [os.fsencode(self.dir)])
 
     # ------------------------------------------------------------------ use
 
@@ -421,98 +539,8 @@ esac
         env.update(more)
         return env
 
-    def docker(self, *args, input=None, check=True, timeout=300):
-        """Run the docker client; returns a CompletedProcess with bytes.  A failure shows both outputs."""
-        feed = {"stdin": subprocess.DEVNULL} if input is None else {"input": input}
-        done = subprocess.run(
-            [self.client] + [str(a) for a in args],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=self.env(),
-            timeout=timeout,
-            **feed,
-        )
-        if check and done.returncode:
-            raise RuntimeError(
-                "docker %s: exit %d\n%s%s"
-                % (
-                    " ".join(map(shlex.quote, map(str, args))),
-                    done.returncode,
-                    done.stdout.decode(errors="replace"),
-                    done.stderr.decode(errors="replace"),
-                )
-            )
-        return done
-
-    def build(self, tag, text, folder):
-        """BuildKit builds an image of a Dockerfile, by the first docker client here that can (newer ones need buildx for it), or CannotRun."""
-        with open(os.path.join(folder, "Dockerfile"), "w") as f:
-            f.write(text)
-        for client in filter(os.path.exists, (self.client, "/usr/bin/docker")):
-            built = subprocess.run(
-                [client, "build", "-t", tag, "--network", "none", folder],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env=self.env(DOCKER_BUILDKIT="1"),
-            )
-            if not built.returncode:
-                return
-            if b"buildx" not in built.stdout and b"BuildKit" not in built.stdout:
-                raise RuntimeError("docker build: %s" % built.stdout.decode(errors="replace"))
-        raise CannotRun(
-            "no docker client here can build: %s"
-            % built.stdout.decode(errors="replace").strip()[:100]
-        )
-
-    def run(self, image, *options, command=()):
-        """`docker run -d` without a network; returns the full id."""
-        return (
-            self.docker("run", "-d", "--network", "none", *(options + (image,) + tuple(command)))
-            .stdout.decode()
-            .strip()
-        )
-
-    def create(self, image, *options, command=()):
-        return (
-            self.docker("create", "--network", "none", *(options + (image,) + tuple(command)))
-            .stdout.decode()
-            .strip()
-        )
-
-    def import_tar(self, name, tar, command, changes=()):
-        """`docker import` of tar bytes, or of the file with that path; returns the image's name."""
-        more = [word for change in changes for word in ("-c", change)]
-        words = ", ".join('"%s"' % word for word in command)
-        self.docker(
-            "import",
-            "-c",
-            "CMD [%s]" % words,
-            *(more + ["-" if isinstance(tar, bytes) else tar, name]),
-            input=tar if isinstance(tar, bytes) else None,
-        )
-        return name
-
-    def import_busybox(self, name="dockfix-test/busybox", files=None, changes=()):
-        """A root with a shell and busybox's applets (Debian's has no chpasswd).
-
-        files: {path: text or bytes} to add or, with None, to leave out; changes: Dockerfile lines (`USER 1000`).
-        """
-        return self.import_tar(name, busybox_tar(files), ["/bin/sleep", SLEEP_FOREVER], changes)
-
-    def import_scratch(self, name="dockfix-test/scratch", files=None, changes=()):
-        """One static program that sleeps, no shell, and its own account files.
-
-        The program is busybox under the name of one applet, so it can be nothing else.
-        """
-        content = dict(ACCOUNTS, **(files or {}))
-        return self.import_tar(
-            name, make_tar(content, {"sleep": static_busybox()}), ["/sleep", SLEEP_FOREVER], changes
-        )
-
-    def import_debian(self, name="dockfix-test/debian", changes=(), suite=None):
-        """A Debian-like minbase root with PAM and shadow's chpasswd (suite: not the host's own); built once, then kept below ~/.cache."""
-        return self.import_tar(name, debian_tar(suite), ["/bin/sleep", SLEEP_FOREVER], changes)
+    def docker_command(self):
+        return [self.client]
 
 
 # ---------------------------------------------------------------------- what dockfix said
@@ -683,14 +711,21 @@ def debian_source():
 
 
 def debian_tar(suite=None):
-    """Path of the cached root; the first caller builds it, others wait for the lock."""
+    """Path of the cached root of the host's own suite or another one."""
     own, mirror = debian_source()
     suite = suite or own
-    path = os.path.join(cache_dir(), "%s-%s.tar" % (suite, os.uname().machine))
+    return cached_root(
+        "%s-%s.tar" % (suite, os.uname().machine), lambda path: build_debian(suite, mirror, path)
+    )
+
+
+def cached_root(name, build):
+    """Path of a file in the cache; the first caller builds it, others wait for the lock."""
+    path = os.path.join(cache_dir(), name)
     with open(os.path.join(cache_dir(), "lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not os.path.exists(path):
-            build_debian(suite, mirror, path)
+            build(path)
     return path
 
 
