@@ -28,7 +28,7 @@ test: ## both rings: tests/unit under every Python 3.6+ found (between oldest an
 test-unit: RINGS = $(UNIT)
 test-unit: ## without an engine, under every Python found (the same)
 test-engine: RINGS = $(ENGINE)
-test-engine: ## on a private dockerd (root; installs docker.io, busybox-static, debootstrap, gcc, musl-tools, libfaketime, dosfstools and rsync when missing)
+test-engine: ## on a private dockerd (root; installs docker.io, busybox-static, debootstrap, gcc, musl-tools, libfaketime, dosfstools, e2fsprogs and rsync when missing)
 test-vm: RINGS = $(VM)
 test-vm: ## in a virtual machine with a real devicemapper pool (root, x86_64; installs qemu and mmdebstrap when missing; FULL=1: all of it)
 test test-engine: packages
@@ -84,7 +84,7 @@ comma := ,
 	@touch $@
 
 packages:
-	@tests/install dockerd=docker.io =busybox-static debootstrap=debootstrap musl-gcc=musl-tools gcc=gcc =libc6-dev =libfaketime mkfs.vfat=dosfstools rsync=rsync || :
+	@tests/install dockerd=docker.io =busybox-static debootstrap=debootstrap musl-gcc=musl-tools gcc=gcc =libc6-dev =libfaketime mkfs.vfat=dosfstools mkfs.ext4=e2fsprogs rsync=rsync || :
 
 vm-packages:
 	@tests/install qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils mmdebstrap=mmdebstrap mkfs.ext4=e2fsprogs =busybox-static || :
