@@ -231,10 +231,13 @@ class CurrentEngine(Engine):
         self.call("service", "docker", "start")
         try:
             wait_until(
-                lambda: self.docker("version", check=False).returncode == 0, "answer of dockerd"
+                lambda: self.docker("version", check=False).returncode == 0,
+                "answer of dockerd",
+                120,
             )
         except RuntimeError as error:
-            raise CannotRun("%s:\n%s" % (error, tail(self.root("var/log/docker.log"))))
+            log = tail(self.root("var/log/docker.log"))
+            raise CannotRun("%s:\n%s" % (error, log)) from None
 
     def stop(self):
         """Leave nothing behind: containers, daemons, namespaces, files.  Can be called again, and in any state."""
