@@ -58,7 +58,8 @@ LOOK_AGAIN_SECONDS = 0.5  # an engine makes and removes the records of a layer o
 WALK_SECONDS = 10.0  # what looking for sizes may take in all
 SLOW = "not finished in time"
 DOCKER_ROOT = "/var/lib/docker"  # where nothing else is said
-CONTAINERD_ROOT = "/var/lib/containerd"
+CONTAINERD_ROOT = "/var/lib/containerd"  # where its settings name no other
+CONTAINERD_SETTINGS = "/etc/containerd/config.toml"
 LOG_LARGE = 1 << 30  # a log without rotation that is worth a warning
 LOCK_SECONDS = 15.0  # what lckpwdf(3) waits for /etc/.pwd.lock
 DRAIN_SECONDS = 2.0  # after a kill: a grandchild may hold the pipe for ever
@@ -677,11 +678,35 @@ def own_root(mounts: List[Mount], container: Container) -> Optional[Mount]:
 # --- layers: whose a directory or device of the storage driver is
 
 
+class LostRecord(NamedTuple):
+    """A container whose layer record is gone, so that no file says which layer is its own. missing: the path of that record; root: the
+    Docker root (or uid.gid folder) that it was in; known: docker still has the container in memory.
+    """
+
+    name: str
+    missing: str
+    root: str
+    known: bool
+
+
+LOST_REASON = "it may be of container %s, whose layer record is missing"
+
+
+class Doubt(NamedTuple):
+    """Why no layer of a driver ('' all drivers) can be proved to be an orphan. unreadable: a record is there and could not be read; else
+    one is missing."""
+
+    driver: str
+    reason: str
+    unreadable: bool
+
+
 class Layers(NamedTuple):
     """Whose the layers below a Docker root are, from its files alone. rows: {"layer", "driver", "paths", "role", "container", "images",
-    "note"}, with devicemapper "device", "device_id" and "device_size" too; role None: it cannot be told. words: each name of a row (full
-    ids, tags, chain and diff ids, short links, device ids) -> its numbers in rows. containers: {id: what take_container makes of it};
-    images: {id: tags}; unread: {path: reason}. sizes: {layer: bytes of the files it adds, as layerdb has it}.
+    "note"}, with devicemapper "device", "device_id" and "device_size" too; role "unknown": it cannot be told. words: each name of a row
+    (full ids, tags, chain and diff ids, short links, device ids) -> its numbers in rows. containers: {id: what take_container makes of it};
+    images: {id: tags}; unread: {path: reason}. sizes: {layer: bytes of the files it adds, as layerdb has it}. trees: {driver that has
+    image records here: their number}. lost: {container's id: its record that is gone}. doubts: what keeps layers from being proved orphans.
     """
 
     rows: List[dict]
@@ -690,18 +715,23 @@ class Layers(NamedTuple):
     images: Dict[str, List[str]]
     unread: Dict[str, str]
     sizes: Dict[str, int]
+    trees: Dict[str, int]
+    lost: Dict[str, LostRecord]
+    doubts: List[Doubt]
 
 
 class Claim(NamedTuple):
     """Who has a layer: its role, the container's id, the images' ids, a remark, and other names of it."""
 
-    role: Optional[str]
+    role: str
     container: str = ""
     images: Tuple[str, ...] = ()
     note: str = ""
     words: Tuple[str, ...] = ()
 
 
+UNKNOWN = "unknown"  # the role of a layer of which it cannot be told whose it is
+BUILDKIT_NAME = 25  # characters of the layer names that BuildKit gives
 LAYOUTS = {  # in a driver's home: the folder whose names are layers, and a layer's paths (one that is mounted comes first)
     "devicemapper": ("metadata", ("mnt/%s", "metadata/%s")),
     "overlay2": (".", ("%s/diff", "%s/merged", "%s")),
@@ -722,12 +752,15 @@ def chain_ids(diff_ids: Sequence[str]) -> List[str]:
     """The name in layerdb of each layer of an image, lowest first: the lowest's diff id, then the hash of 'PARENT DIFF'."""
     chains = []  # type: List[str]
     for diff in diff_ids:
-        chains.append(
-            "sha256:" + hashlib.sha256(("%s %s" % (chains[-1], diff)).encode("ascii")).hexdigest()
-            if chains
-            else diff
-        )
+        chains.append(chain_id(chains, diff))
     return [chain[len("sha256:") :] for chain in chains]
+
+
+def chain_id(below: Sequence[str], diff: str) -> str:
+    """The chain id of a layer, from the chain ids of those below it and its own diff id, all with 'sha256:' (OCI image-spec, config.md)."""
+    if not below:
+        return diff
+    return "sha256:" + hashlib.sha256(("%s %s" % (below[-1], diff)).encode("ascii")).hexdigest()
 
 
 def take_word(files: Dict[str, bytes], name: str, form: str) -> str:
@@ -744,19 +777,55 @@ def take_object(data: Optional[bytes]) -> dict:
     return found
 
 
-def take_chain(files: Dict[str, bytes]) -> Tuple[str, str, Optional[int]]:
-    """(layer, parent's chain id or '', bytes of its files) of layerdb/sha256/CHAIN."""
+class ChainRecord(NamedTuple):
+    """layerdb/sha256/CHAIN: the driver's layer; parent: the chain id below it, '' for the lowest; size: bytes of its files; diff: its diff
+    id, '' where that is missing."""
+
+    layer: str
+    parent: str
+    size: Optional[int]
+    diff: str
+
+
+class MountRecord(NamedTuple):
+    """layerdb/mounts/CONTAINER: the container's layer, its init layer or '', the chain id that it stands on or ''."""
+
+    layer: str
+    init: str
+    parent: str
+
+
+class DriverRecords(NamedTuple):
+    """The records of image/<driver>, by name; None: there, but not readable. tags: {image: tags}; metadata: the images that have any."""
+
+    chains: Dict[str, Optional[ChainRecord]]
+    mounts: Dict[str, Optional[MountRecord]]
+    images: Dict[str, Optional[List[str]]]
+    tags: Dict[str, List[str]]
+    metadata: List[str]
+
+
+def take_optional(files: Dict[str, bytes], name: str, form: str) -> str:
+    """As take_word, '' where the file is not there."""
+    return take_word(files, name, form) if name in files else ""
+
+
+def take_chain(files: Dict[str, bytes]) -> ChainRecord:
     size = re.match(rb"[0-9]{1,18}\Z", files.get("size", b"").strip())
-    parent = take_word(files, "parent", "sha256:" + HASH) if "parent" in files else ""
-    return take_word(files, "cache-id", LAYER), parent, int(size.group(0)) if size else None
+    digest = "sha256:" + HASH
+    return ChainRecord(
+        take_word(files, "cache-id", LAYER),
+        take_optional(files, "parent", digest),
+        int(size.group(0)) if size else None,
+        take_optional(files, "diff", digest),
+    )
 
 
-def take_mount(files: Dict[str, bytes]) -> Tuple[str, str, str]:
-    """(layer, its init layer or '', the chain id it stands on or '') of layerdb/mounts/CONTAINER."""
-    return (
+def take_mount(files: Dict[str, bytes]) -> MountRecord:
+    return MountRecord(
         take_word(files, "mount-id", LAYER),
-        take_word(files, "init-id", LAYER) if "init-id" in files else "",
-        take_word(files, "parent", "sha256:" + HASH) if "parent" in files else "",
+        take_optional(files, "init-id", LAYER),
+        take_optional(files, "parent", "sha256:" + HASH),
     )
 
 
@@ -812,9 +881,63 @@ def take_tags(files: Dict[str, bytes]) -> Dict[str, List[str]]:
     return {image: sorted(found) for image, found in tags.items()}
 
 
+def chain_gaps(records: DriverRecords) -> Dict[str, str]:
+    """{place in image/<driver>: why it must have been there} of the layer records that others name. Each chain id is a hash over the
+    parent's and its own diff id, so a record that lost either file is seen too."""
+    gaps = {}  # type: Dict[str, str]
+
+    def require_chain(chain: str, user: str) -> None:
+        if chain and chain not in records.chains:
+            gaps["layerdb/sha256/" + chain] = "missing, though %s needs it" % user
+
+    for image, diff_ids in records.images.items():
+        for chain in chain_ids(diff_ids or ()):
+            require_chain(chain, "image " + image[:12])
+    for container, mount in records.mounts.items():
+        if mount:
+            require_chain(mount.parent, "container " + container[:12])
+    for chain, record in records.chains.items():
+        if not record:
+            continue
+        require_chain(record.parent, "layer " + chain[:12])
+        if not record.diff:
+            gaps["layerdb/sha256/%s/diff" % chain] = "missing"
+            continue
+        below = ["sha256:" + record.parent] if record.parent else []
+        if chain_id(below, "sha256:" + record.diff) != "sha256:" + chain:
+            gaps["layerdb/sha256/%s/parent" % chain] = "missing, or not that of this layer"
+    return gaps
+
+
+def image_gaps(records: DriverRecords) -> Dict[str, str]:
+    """{place in image/<driver>: why it must have been there} of the image records that tags or metadata name."""
+    place = "imagedb/content/sha256/"
+    gaps = {
+        place + image: "missing, though it has metadata"
+        for image in records.metadata
+        if image not in records.images
+    }
+    for image, tags in records.tags.items():
+        if image not in records.images:
+            gaps[place + image] = "missing, though the tag %s names it" % tags[0]
+    return gaps
+
+
+def mount_gaps(records: DriverRecords, containers: Dict[str, dict]) -> Dict[str, str]:
+    """{place in image/<driver>: why it must have been there}: a container stands on its image's layers, unless that has none."""
+    return {
+        "layerdb/mounts/%s/parent" % one: "missing"
+        for one, mount in records.mounts.items()
+        if mount
+        and not mount.parent
+        and one in containers
+        and records.images.get(containers[one]["image"]) != []
+    }
+
+
 def claim_layers(
-    chains: Dict[str, Tuple],
-    mounts: Dict[str, Tuple],
+    chains: Dict[str, ChainRecord],
+    mounts: Dict[str, MountRecord],
     images: Dict[str, List[str]],
     containers: Dict[str, dict],
 ) -> Dict[str, Claim]:
@@ -832,9 +955,9 @@ def claim_layers(
     for container, (_, _, chain) in mounts.items():
         while chain in chains and chain not in standing:
             standing[chain] = container
-            chain = chains[chain][1]
+            chain = chains[chain].parent
     claims = {}
-    for chain, (layer, _, _) in chains.items():
+    for chain, record in chains.items():
         role = "image" if chain in users or chain in standing else "orphan"
         stands = (
             "its image is gone; container %s stands on it" % standing[chain][:12]
@@ -842,7 +965,7 @@ def claim_layers(
             else ""
         )
         note = "" if chain in users else stands or "in layerdb, but no image has it"
-        claims[layer] = Claim(
+        claims[record.layer] = Claim(
             role, "", tuple(sorted(users.get(chain, ()))), note, (chain, diffs.get(chain, chain))
         )
     for container, (layer, init, _) in mounts.items():
@@ -914,6 +1037,10 @@ def find_rows(layers: Layers, word: str) -> List[int]:
     return layers.words[begun[0]] if begun else []
 
 
+def join_notes(*notes: str) -> str:
+    return "; ".join(note for note in notes if note)
+
+
 def owner_text(row: dict) -> str:
     """A row's owner in words: the container's name, else the image's tags."""
     if row["container"]:
@@ -963,6 +1090,14 @@ def named_in(data: bytes, names: set) -> set:
         for word in (run[n : n + 25], run[n : n + 64])
         if word in names
     }
+
+
+def is_bolt(data: bytes) -> bool:
+    """Whether this is a database of bbolt's: its magic stands in one of the first two pages (bbolt internal/common/meta.go), in the byte
+    order of the host that wrote it."""
+    magic = (b"\xed\xda\x0c\xed", b"\xed\x0c\xda\xed")
+    pages = [0] + [4096 << power for power in range(5)]
+    return any(data[page + 16 : page + 20] in magic for page in pages)
 
 
 def keep_build_cache(
@@ -3509,14 +3644,13 @@ def process_listens(pid: int, socket: str) -> bool:
 
 class Root(NamedTuple):
     """A Docker root while it is read. follow: links of its own first level are followed (the daemon's own root, not a foreign disk's).
-    hidden: the drivers ('' all) of whose records something was not readable, so that no orphan can be told.
-    """
+    doubts: why no orphan can be told."""
 
     path: str
     fd: int
     follow: bool
     unread: Dict[str, str]
-    hidden: set
+    doubts: List[Doubt]
 
 
 def not_read(root: Root, path: str, err: Exception, hides: Optional[str]) -> None:
@@ -3528,7 +3662,7 @@ def not_read(root: Root, path: str, err: Exception, hides: Optional[str]) -> Non
     )
     root.unread[os.path.normpath(os.path.join(root.path, path))] = reason
     if hides is not None:
-        root.hidden.add(hides)
+        root.doubts.append(Doubt(hides, "what would tell whose it is could not be read", True))
 
 
 def open_below(root: Root, path: str, hides: Optional[str], must: bool = False) -> int:
@@ -3637,18 +3771,20 @@ def read_layers(path: str, follow: bool = False) -> Layers:
             "findmnt -T %s" % sh_quote(path),
         )
     loose = {(row["driver"], row["layer"]) for row in first.rows if row["role"] == "orphan"}
-    if not follow or not (loose or first.unread):
+    if not follow or not (loose or first.unread or first.doubts):
         return first
     time.sleep(LOOK_AGAIN_SECONDS)
     again = look_at_layers(path, follow)
     for row in again.rows:
         if row["role"] == "orphan" and (row["driver"], row["layer"]) not in loose:
-            row.update(role=None, note="made or removed just now")
+            row.update(role=UNKNOWN, note="made or removed just now")
+    for container in set(again.lost) - set(first.lost):  # it is being removed: the folder goes last
+        del again.lost[container]
     return again
 
 
 def look_at_layers(path: str, follow: bool) -> Layers:
-    out = Layers([], {}, {}, {}, {}, {})
+    out = Layers([], {}, {}, {}, {}, {}, {}, {}, [])
     try:
         fd = os.open(raw(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as err:
@@ -3660,32 +3796,27 @@ def look_at_layers(path: str, follow: bool) -> Layers:
                 else "--root DIR names another"
             ),
         ) from None
-    root = Root(real_path(path), fd, follow, out.unread, set())
+    root = Root(real_path(path), fd, follow, out.unread, [])
     for name in ["."] + list(read_records(root, ".", None, None, None, form=r"[0-9]+\.[0-9]+\Z")):
         tree = Root(
             os.path.normpath(os.path.join(root.path, name)),
             open_below(root, name, None),
             follow,
             out.unread,
-            set(),
+            [],
         )
         if tree.fd >= 0:
             read_tree(tree, out)
             os.close(tree.fd)
+        out.doubts.extend(tree.doubts)
     os.close(fd)
+    out.doubts[:] = dict.fromkeys(out.doubts)
     return out
 
 
 def read_tree(root: Root, out: Layers) -> None:
     """One tree's rows. The drivers' folders are listed before the records are read, so that a layer made meanwhile is in no list."""
-    homes = {}
-    for driver, (folder, _) in LAYOUTS.items():
-        form = LAYER + "|base\\Z" * (driver == "devicemapper")
-        homes[driver] = list(
-            read_records(
-                root, os.path.normpath(driver + "/" + folder), None, None, driver, form=form
-            )
-        )
+    homes = list_driver_homes(root)
     there = any(homes.values())
     containers = read_records(
         root,
@@ -3707,31 +3838,63 @@ def read_tree(root: Root, out: Layers) -> None:
         lambda files: str(take_object(files.get("json")).get("parent") or ""),
         "",
     )
+    database = read_build_database(root, homes)
+    out.containers.update(containers)
+    claims, recorded = {}, {}  # type: Dict[str, Dict[str, Claim]], Dict[str, set]
+    for driver, names in homes.items():
+        claims[driver], recorded[driver] = claim_driver(root, driver, names, graph, containers, out)
+    note_lost_records(root, homes, recorded, containers, is_since_1_10(root, graph), out)
+    in_use = words_in_mounts(root, homes, claims)
+    for driver, names in homes.items():
+        kept = keep_build_cache(names, claims[driver], database)
+        settled = prove_orphans(root, driver, names, kept, in_use)
+        add_rows(root, driver, settled, containers, out)
+
+
+def list_driver_homes(root: Root) -> Dict[str, List[str]]:
+    """{driver: its layers' names}, [] for a driver that is not there."""
+    homes = {}
+    for driver, (folder, _) in LAYOUTS.items():
+        form = LAYER + "|base\\Z" if driver == "devicemapper" else LAYER
+        place = os.path.normpath(driver + "/" + folder)
+        homes[driver] = list(read_records(root, place, None, None, driver, form=form))
+    return homes
+
+
+def read_build_database(root: Root, homes: Dict[str, List[str]]) -> bytes:
+    """BuildKit's database of the layers that it has. Where BuildKit was at work and its database is gone, or is none, its layers look as if
+    nobody had them."""
+    place, content = "buildkit/snapshots.db", None
     held = read_records(
         root, "buildkit", (), lambda files: files.get(""), "", form=r"snapshots\.db\Z"
     )
-    out.containers.update(containers)
-    for driver, names in homes.items():
-        claims = claim_driver(root, driver, names, graph, containers, out)
-        claims = keep_build_cache(names, claims, held.get("snapshots.db") or b"")
-        add_rows(root, driver, names, claims, containers, out)
+    content = held.get("snapshots.db")
+    built = any(len(name) == BUILDKIT_NAME for names in homes.values() for name in names)
+    if content is not None and not is_bolt(content):
+        note_gap(root, place, "no database of BuildKit's", "", True)
+    elif not held and any(homes.values()) and (built or is_below(root, "buildkit")):
+        note_gap(root, place, "missing, though BuildKit was at work here", "", False)
+    return content or b""
 
 
-def claim_driver(
-    root: Root,
-    driver: str,
-    names: List[str],
-    graph: Dict[str, str],
-    containers: Dict[str, dict],
-    out: Layers,
-) -> Dict[str, Claim]:
-    """Who has which layer by the records of both kinds of engines; an engine since 1.10 leaves graph/ where it was."""
-    place, listed = "image/%s/" % driver, set(names)
-    must = bool(names) and not graph
+def is_below(root: Root, name: str) -> bool:
+    return quietly(os.lstat, raw(os.path.join(root.path, name))) is not None
+
+
+def note_gap(root: Root, place: str, reason: str, driver: str, unreadable: bool) -> None:
+    """Notes a record that is missing or makes no sense, and that no layer of the driver ('' all) can be proved an orphan without it."""
+    path = os.path.normpath(os.path.join(root.path, place))
+    root.unread[path] = reason
+    root.doubts.append(Doubt(driver, "%s is %s" % (path, reason), unreadable))
+
+
+def read_driver_records(root: Root, driver: str, must: bool) -> DriverRecords:
+    """image/<driver>. must: it has to be there."""
+    place = "image/%s/" % driver
     chains = read_records(
         root,
         place + "layerdb/sha256",
-        ("cache-id", "parent", "size"),
+        ("cache-id", "parent", "size", "diff"),
         take_chain,
         driver,
         must=must,
@@ -3745,18 +3908,42 @@ def claim_driver(
         form=LAYER,
     )
     images = read_records(root, place + "imagedb/content/sha256", (), take_image, driver, must=must)
-    tags = (
-        read_records(
-            root, "image/" + driver, (), take_tags, None, form=r"repositories\.json\Z"
-        ).get("repositories.json")
-        or {}
+    metadata = read_records(root, place + "imagedb/metadata/sha256", None, None, driver)
+    tags = read_records(
+        root, "image/" + driver, (), take_tags, driver, form=r"repositories\.json\Z"
     )
+    if must and not tags:
+        # the engine makes this file with the folder; without it a tag may have named an image that is gone
+        note_gap(root, place + "repositories.json", "missing", driver, False)
+    return DriverRecords(
+        chains, mounts, images, tags.get("repositories.json") or {}, list(metadata)
+    )
+
+
+def claim_driver(
+    root: Root,
+    driver: str,
+    names: List[str],
+    graph: Dict[str, str],
+    containers: Dict[str, dict],
+    out: Layers,
+) -> Tuple[Dict[str, Claim], set]:
+    """(who has which layer by the records of both kinds of engines, the containers that have a record of their layer, readable or not). An
+    engine since 1.10 leaves graph/ where it was."""
+    listed = set(names)
+    records = read_driver_records(root, driver, bool(names) and is_since_1_10(root, graph))
+    gaps = dict(chain_gaps(records), **image_gaps(records))
+    gaps.update(mount_gaps(records, containers))
+    for place, reason in sorted(gaps.items()):
+        note_gap(root, "image/%s/%s" % (driver, place), reason, driver, False)
     old = (
         read_records(
-            root, ".", (), take_tags, None, form="repositories-%s\\Z" % re.escape(driver)
+            root, ".", (), take_tags, driver, form="repositories-%s\\Z" % re.escape(driver)
         ).get("repositories-" + driver)
         or {}
     )
+    if names:
+        note_graph_gaps(root, driver, graph, old)
     claims = {
         one: Claim("container", one) for one in containers
     }  # before 1.10 a container's layer has the container's id
@@ -3764,32 +3951,208 @@ def claim_driver(
         claim_graph({one: parent for one, parent in graph.items() if parent is not None}, old)
     )
     claims = {one: claim for one, claim in claims.items() if one in listed}
-    good = (
-        {one: facts for one, facts in found.items() if facts is not None}
-        for found in (chains, mounts, images)
+    recorded = {claim.container for claim in claims.values()} | set(records.mounts)
+    claims.update(
+        claim_layers(
+            readable(records.chains), readable(records.mounts), readable(records.images), containers
+        )
     )
-    claims.update(claim_layers(*good, containers))
     if driver == "devicemapper" and "base" in names:
         claims["base"] = Claim("image", note="the base device: image layers are snapshots of it")
-    out.sizes.update({one[0]: one[2] for one in chains.values() if one and one[2] is not None})
-    for image in list(images) + list(graph):
+    out.sizes.update(
+        {
+            record.layer: record.size
+            for record in records.chains.values()
+            if record and record.size is not None
+        }
+    )
+    before_1_10 = is_below(root, "graph") and is_below(root, driver)
+    if before_1_10 or is_below(root, "image/" + driver):
+        out.trees[driver] = out.trees.get(driver, 0) + len(records.images)
+    for image in list(records.images) + list(graph):
         out.images.setdefault(image, []).extend(
             tag
-            for tag in tags.get(image, []) + old.get(image, [])
+            for tag in records.tags.get(image, []) + old.get(image, [])
             if tag not in out.images.get(image, [])
         )
-    return claims
+    return claims, recorded
+
+
+def readable(records: dict) -> dict:
+    """Without the records that could not be read."""
+    return {name: record for name, record in records.items() if record is not None}
+
+
+def is_since_1_10(root: Root, graph: Dict[str, str]) -> bool:
+    """Whether an engine since 1.10, which keeps image/<driver>, was at work here: before, all that is known of images was in graph/."""
+    return not graph or is_below(root, "image")
+
+
+def note_graph_gaps(
+    root: Root, driver: str, graph: Dict[str, str], tagged: Dict[str, List[str]]
+) -> None:
+    """Images of engines before 1.10 that another one stands on or a tag names, and whose record is gone."""
+    missing = {parent: "image " + one[:12] for one, parent in graph.items() if parent}
+    missing.update({image: "the tag " + tags[0] for image, tags in tagged.items()})
+    for image in sorted(set(missing) - set(graph)):
+        reason = "missing, though %s needs it" % missing[image]
+        note_gap(root, "graph/" + image, reason, driver, False)
+
+
+# Names of both a storage driver and a snapshotter of containerd's.
+ALSO_SNAPSHOTTERS = ("btrfs", "zfs", "fuse-overlayfs")
+
+
+def note_lost_records(
+    root: Root,
+    homes: Dict[str, List[str]],
+    recorded: Dict[str, set],
+    containers: Dict[str, dict],
+    since_1_10: bool,
+    out: Layers,
+) -> None:
+    """Containers that no record gives a layer: any layer that nothing has may be theirs."""
+    anywhere = set().union(*recorded.values())
+    present = [
+        driver
+        for driver in homes
+        if homes[driver] or recorded[driver] or is_below(root, "image/" + driver)
+    ]
+    for container, facts in containers.items():
+        driver = facts["driver"]
+        if driver not in LAYOUTS:  # '': not known; else of containerd's store
+            lost = not driver and container not in anywhere and bool(present)
+        else:
+            elsewhere = driver in ALSO_SNAPSHOTTERS and driver not in present
+            lost = container not in recorded[driver] and not elsewhere
+        if not lost:
+            continue
+        home = driver or present[0]
+        place = "image/%s/layerdb/mounts" % home
+        if not since_1_10:
+            place = os.path.join(home, LAYOUTS[home][0])
+        path = os.path.normpath(os.path.join(root.path, place, container))
+        out.lost[container] = LostRecord(facts["name"], path, root.path, False)
+        reason = LOST_REASON % (facts["name"] or container[:12])
+        root.doubts.append(Doubt(driver, reason, False))
+
+
+def words_in_mounts(
+    root: Root, homes: Dict[str, List[str]], claims: Dict[str, Dict[str, Claim]]
+) -> set:
+    """Every word that may be a layer's name in what is mounted, in any process's view. Looked up only where a layer has no owner."""
+    if all(
+        claims[driver].get(name, Claim("orphan")).role != "orphan"
+        for driver, names in homes.items()
+        for name in names
+    ):
+        return set()
+    if os.geteuid() != 0:
+        root.doubts.append(Doubt("", "only root sees whether it is mounted", True))
+    return set(re.findall("[0-9A-Za-z]{25,}", "\n".join(mount_tables())))
+
+
+def mount_tables() -> List[str]:
+    """The text of /proc/PID/mountinfo of one process of each mount namespace; a daemon, and each container, can have one of its own."""
+    seen, texts = set(), []
+    for pid in [name for name in os.listdir("/proc") if name.isdigit()]:
+        namespace = quietly(os.readlink, "/proc/%s/ns/mnt" % pid)
+        if namespace is not None and namespace in seen:
+            continue
+        text = quietly(read_all, "/proc/%s/mountinfo" % pid)
+        if text:
+            seen.add(namespace)
+            texts.append(text_of(text))
+    return texts
+
+
+class LowerRecord(NamedTuple):
+    """What a storage driver itself notes of a layer: its other name ('' where it has none), and the names of the layers below it."""
+
+    short: str
+    below: Tuple[str, ...]
+
+
+def read_lower_records(root: Root, driver: str) -> Dict[str, LowerRecord]:
+    """{layer: LowerRecord} of the drivers that keep such files (moby daemon/graphdriver: overlay2's link and lower, overlay's lower-id, aufs'
+    layers/)."""
+
+    def words(data: bytes) -> Tuple[str, ...]:
+        return tuple(re.findall("[0-9A-Za-z]{25,}", data.decode("ascii", "replace")))
+
+    def take_lower(files: Dict[str, bytes]) -> LowerRecord:
+        short = words(files.get("link", b""))
+        below = files.get("lower", files.get("lower-id", files.get("", b"")))
+        return LowerRecord(short[0] if short else "", words(below))
+
+    if driver == "aufs":
+        return readable(read_records(root, "aufs/layers", (), take_lower, driver, form=LAYER))
+    if driver not in ("overlay2", "fuse-overlayfs", "overlay"):
+        return {}
+    files = ("link", "lower", "lower-id")
+    return readable(read_records(root, driver, files, take_lower, driver, form=LAYER))
+
+
+def claim_of(name: str, claims: Dict[str, Claim]) -> Claim:
+    """A layer's claim; where no record has H-init, it is of the container of H."""
+    if name in claims:
+        return claims[name]
+    base = claims.get(name[: -len("-init")]) if name.endswith("-init") else None
+    if base and base.role == "container":
+        return base._replace(role="container-init")
+    return Claim("orphan")
+
+
+def prove_orphans(
+    root: Root, driver: str, names: List[str], claims: Dict[str, Claim], in_use: set
+) -> Dict[str, Claim]:
+    """A claim for every layer that is there or that the records have. What nothing has is an orphan only if every record was readable and
+    whole, nothing has it mounted and no other layer stands on it; else it is unknown. What vanished, or is being made, is left out.
+    """
+    settled, loose = {}, []
+    for name in set(names) | set(claims):
+        claim = claim_of(name, claims)
+        record = os.path.join("containers", claim.container) if claim.container else ""
+        if claim.role != "orphan":
+            settled[name] = claim
+        elif name in names and not (record and is_below(root, record)):
+            loose.append((name, claim))
+    if not loose:
+        return settled
+    lowers = read_lower_records(root, driver)  # what is not readable there is one more doubt
+    doubt = next((one for one in root.doubts if one.driver in ("", driver)), None)
+    shorts = short_links(root, driver)
+
+    def all_names(name: str) -> List[str]:
+        found = [re.sub("-(?:init|removing)\\Z", "", name)] + shorts.get(name, [])
+        return found + [lowers[name].short] if name in lowers else found
+
+    mounted = {name for name, _ in loose if in_use & set(all_names(name))}
+    stands = {
+        word: layer
+        for layer, record in lowers.items()
+        if layer in settled or layer in mounted
+        for word in record.below
+    }
+    for name, claim in loose:
+        above = [stands[word] for word in all_names(name) if word in stands]
+        if name in mounted:
+            reason = "it is mounted, though no record says whose it is"
+        elif doubt:
+            reason = doubt.reason
+        elif above:
+            reason = "layer %s stands on it" % above[0][:12]
+        else:
+            settled[name] = claim
+            continue
+        settled[name] = claim._replace(role=UNKNOWN, note=join_notes(claim.note, reason))
+    return settled
 
 
 def add_rows(
-    root: Root,
-    driver: str,
-    names: List[str],
-    claims: Dict[str, Claim],
-    containers: Dict[str, dict],
-    out: Layers,
+    root: Root, driver: str, claims: Dict[str, Claim], containers: Dict[str, dict], out: Layers
 ) -> None:
-    """The rows of one driver: every layer that is there or that the records have."""
+    """The rows of one driver."""
     home = os.path.join(root.path, driver)
     devices = (
         read_records(root, "devicemapper/metadata", (), take_device, None, form=LAYER + "|base\\Z")
@@ -3797,30 +4160,17 @@ def add_rows(
         else {}
     )
     prefix = pool_prefix(home) if devices else ""
-    links, listed = short_links(root, driver), set(names)
-    mounted = {one.point for one in mounts_of()} if names or claims else set()
-    for name in sorted(set(names) | set(claims)):
-        base = (
-            claims.get(name[: -len("-init")]) if name.endswith("-init") else None
-        )  # where no record has H-init, it is of the container of H
-        claim = claims.get(name) or (
-            base._replace(role="container-init")
-            if base and base.role == "container"
-            else Claim("orphan")
-        )
+    links = short_links(root, driver)
+    mounted = {one.point for one in mounts_of()} if claims else set()
+    for name, claim in sorted(claims.items()):
         paths = [
             path
             for path in (os.path.join(home, form % name) for form in LAYOUTS[driver][1])
             if os.path.lexists(raw(path))
         ]
         paths.sort(key=lambda path: path not in mounted)
-        record = claim.container and os.path.join(root.path, "containers", claim.container)
-        if claim.role == "orphan" and (
-            not paths or name not in listed or record and os.path.lexists(record)
-        ):
-            continue  # it vanished, or is being made
-        if claim.role == "orphan" and root.hidden & {"", driver}:
-            claim = claim._replace(role=None, note="what would tell whose it is could not be read")
+        if claim.role in ("orphan", UNKNOWN) and not paths:
+            continue  # it vanished
         facts = containers.get(claim.container, {})
         images = claim.images or ((facts["image"],) if facts.get("image") else ())
         one = {
@@ -5847,6 +6197,36 @@ def configured_root() -> str:
     return next_options(option_sources()).get("data-root") or DOCKER_ROOT
 
 
+def containerd_root(root: str) -> str:
+    """The root of the containerd that keeps the images and layers of the daemon with this Docker root; '' where none is found. In this order:
+    a running container's mount names it (moby daemon/containerd: ROOT/rootfs/SNAPSHOTTER/ID), dockerd's own containerd has it below
+    Docker's root (moby cmd/dockerd), containerd's settings name it, and else it is the default."""
+    for mount in mounts_of():
+        if not mount.point.startswith(os.path.join(root, "rootfs/")):
+            continue
+        for option in mount.options:
+            found = re.match(r"(?:upper|lower)dir=(/.*?)/io\.containerd\.snapshotter\.", option)
+            if found:
+                return found.group(1)
+    settings = quietly(host_text, CONTAINERD_SETTINGS) or ""
+    named = re.search(r"(?m)\A(?:[^\[]*\n)?\s*root\s*=\s*[\"'](/[^\"'\n]*)[\"']", settings)
+    places = [os.path.join(root, "containerd/daemon"), named.group(1) if named else CONTAINERD_ROOT]
+    return next((place for place in places if os.path.isdir(raw(place))), "")
+
+
+def store_text(root: str) -> str:
+    """Where the images of an engine with the containerd image store are, for messages."""
+    place = containerd_root(root)
+    return "containerd's store, " + (place or "of which the place is not known")
+
+
+def store_remedy(root: str, answers: bool) -> str:
+    """The command that tells the size of what is in containerd's store. answers: whether the daemon does."""
+    if answers:
+        return "docker system df"
+    return "du -sxh %s" % sh_quote(containerd_root(root) or root)
+
+
 def own_folder(row: dict) -> str:
     """Where a layer keeps its own files (not where it is mounted together with those below), '' where that is no folder."""
     forms = LAYOUTS[row["driver"]][1] if row["driver"] != "devicemapper" else ()
@@ -7496,6 +7876,141 @@ def restore_containers(
     report["exit_code"] = 3 if any(one["status"] == "failed" for one in report["results"]) else 0
 
 
+# --- layers that no record explains: the same for storage, owner, reclaim and backup
+
+
+def require_same_host(info: Dict[str, object], subject: str) -> None:
+    """Refuses to read this host's files for an engine that runs on another one: they would be those of a stranger."""
+    if info["Name"] and info["Name"] != os.uname().nodename:
+        raise EnvironmentFault(
+            "the engine runs on another host, %s: %s cannot be read here" % (info["Name"], subject),
+            "run dockfix on %s" % info["Name"],
+        )
+
+
+def confirm_orphans(
+    host: Host, root: str, layers: Layers, info: Optional[Dict[str, object]]
+) -> Optional[Dict[str, Container]]:
+    """All containers as docker has them, None where it was not asked. The last part of the proof that a layer is an orphan: a daemon that answers agrees. It knows containers and images whose records are
+    gone from the disk until its next start. Without it, the layer of a container whose folder alone is gone stays unknown.
+    """
+    orphans = [row for row in layers.rows if row["role"] == "orphan"]
+    if not orphans and not layers.lost:
+        return None
+    if info is None:
+        doubt = Doubt("", "only docker can tell whether that container is gone", False)
+        withdraw_orphans(layers, [row for row in orphans if row["container"]], doubt)
+        return None
+    driver = str(info["Driver"])
+    try:
+        listed = list_containers(host)
+        inspected = inspect_containers(host, sorted({one.id for one in listed} | set(layers.lost)))
+    except EnvironmentFault as err:
+        doubt = Doubt("", "docker was not heard about it: %s" % err.msg, True)
+        withdraw_orphans(layers, orphans, doubt)
+        return None
+    others = [row for row in orphans if row["container"] and row["driver"] != driver]
+    doubt = Doubt("", "docker, which runs with another storage driver, cannot confirm it", False)
+    withdraw_orphans(layers, others, doubt)
+    for container in inspected.values():
+        if container.driver in LAYOUTS:
+            compare_orphans(host, root, layers, container)
+    images = int(str(info.get("Images") or 0))
+    if driver in layers.trees and images > layers.trees[driver]:
+        own = [row for row in orphans if row["driver"] == driver]
+        reason = "docker has %d images, but only %d are recorded" % (images, layers.trees[driver])
+        withdraw_orphans(layers, own, Doubt(driver, reason, False))
+    return inspected
+
+
+def bare_id(ident: str) -> str:
+    return ident.split(":")[-1]
+
+
+def withdraw_orphans(layers: Layers, orphans: List[dict], doubt: Doubt) -> None:
+    """Makes rows that are orphans by the files alone unknown."""
+    orphans = [row for row in orphans if row["role"] == "orphan"]
+    if not orphans:
+        return
+    layers.doubts.append(doubt)
+    for row in orphans:
+        row.update(role=UNKNOWN, note=join_notes(row["note"], doubt.reason))
+
+
+def compare_orphans(host: Host, root: str, layers: Layers, container: Container) -> None:
+    """Takes back what docker says that a container uses, and all that could be of a container whose records are gone."""
+    rows = [row for row in layers.rows if row["driver"] == container.driver]
+    used = set(re.findall("[0-9a-z]{25,}", " ".join(container.layer.values())))
+    reason = "docker says that container %s uses it" % container.name
+    named = [row for row in rows if re.sub(r"-init\Z", "", row["layer"]) in used]
+    withdraw_orphans(layers, named, Doubt(container.driver, reason, False))
+    folder = os.path.join(root, "containers", container.id)
+    if container.id in layers.lost:
+        layers.lost[container.id] = layers.lost[container.id]._replace(known=True)
+    elif (
+        container.id not in layers.containers
+        and not os.path.lexists(raw(folder))  # else it was made just now
+        and inspect_containers(host, [container.id])
+    ):
+        layers.lost[container.id] = LostRecord(container.name, folder, root, True)
+        reason = LOST_REASON % container.name
+        withdraw_orphans(layers, rows, Doubt(container.driver, reason, False))
+    else:
+        return
+    note_layers_of(layers, container)
+
+
+def note_layers_of(layers: Layers, container: Container) -> None:
+    """Gives a container whose layer record is gone from the disk the layers that docker, which still has it in memory, names."""
+    own = set()  # type: set
+    for key, value in container.layer.items():
+        if key != "LowerDir":  # that names the layers below
+            own.update(re.findall("[0-9a-z]{25,}", value))
+    for number, row in enumerate(layers.rows):
+        if row["role"] != UNKNOWN or re.sub(r"-init\Z", "", row["layer"]) not in own:
+            continue
+        row["container"] = {"id": container.id, "name": container.name}
+        row["note"] = "docker says that it is of container %s, whose layer record is missing" % (
+            container.name
+        )
+        for word in (container.id, container.name):
+            layers.words.setdefault(word, []).append(number)
+
+
+def add_lost_records(layers: Layers, report: dict) -> None:
+    """A finding for each container whose layer record is gone: docker forgets it at its next start, and nothing else leads to its files."""
+    untold = sum(row["role"] == UNKNOWN for row in layers.rows)
+    for container, lost in sorted(layers.lost.items()):
+        short = container[:12]
+        text = "container %s has no layer record: %s is missing" % (
+            lost.name or short,
+            lost.missing,
+        )
+        if lost.known:
+            text += "; docker forgets it at its next start, and its files with it"
+            remedy = "docker export -o %s.tar %s" % (short, short)
+        else:
+            text += ", and docker does not know it any more"
+            remedy = "python3 dockfix.py owner --root %s" % sh_quote(lost.root)
+        if untold:
+            text += "; of %d layers it is unknown whose they are: delete none of them" % untold
+        add_finding(report, "layer-record-lost", "warning", text, remedy)
+
+
+def add_lost_records_of(host: Host, report: dict) -> None:
+    """add_lost_records for a command that does not read the layers itself; nothing where this host's files cannot be read, or are not the
+    engine's."""
+    try:
+        info = engine_info(host)
+        require_same_host(info, "its layers")
+        root = str(info["DockerRootDir"])
+        layers = read_layers(root, follow=True)
+        confirm_orphans(host, root, layers, info)
+    except EnvironmentFault:
+        return
+    add_lost_records(layers, report)
+
+
 # --- storage: where the space goes
 
 
@@ -7541,6 +8056,8 @@ def run_storage(host: Host, opts: argparse.Namespace, report: dict) -> None:
         one["disks"] = look_disks(root, one)
         try:
             layers = read_layers(root, follow=True)
+            confirm_orphans(host, root, layers, info)
+            add_lost_records(layers, report)
             one["missing"] += ["%s: %s" % pair for pair in sorted(layers.unread.items())[:20]]
         except EnvironmentFault as err:
             if not info and not one["disk"]:
@@ -7695,7 +8212,7 @@ def look_disks(root: str, one: dict) -> List[dict]:
         ("volumes", root + "/volumes"),
         ("layers", "%s/%s" % (root, one["driver"])),
         ("pool files", root + "/devicemapper/devicemapper"),
-        ("containerd's store", CONTAINERD_ROOT),
+        ("containerd's store", containerd_root(root)),
     )
     for what, path in places:
         disk = look_disk(path, mounts)
@@ -7715,6 +8232,10 @@ def look_driver(one: dict, layers: Optional[Layers], options: List[OptionSource]
         if layers
         else []
     )
+    of_containerd = any(driver not in LAYOUTS for driver in drivers)
+    if not of_containerd and not there:
+        of_containerd = os.path.isdir(raw(os.path.join(one["root"], "rootfs")))
+    note_fact(one, "image_store", "containerd" if of_containerd else None, "the containers' files")
     note_fact(one, "driver", next_options(options).get("storage-driver"), "configuration")
     note_fact(
         one, "driver", max(drivers, key=drivers.count) if drivers else None, "the containers' files"
@@ -7846,11 +8367,12 @@ def look_sizes(
         for name in map(os.fsdecode, sorted(os.listdir(raw(root + "/volumes")))):
             folders["volume", name] = os.path.join(root, "volumes", name)
     except OSError as err:
-        if not isinstance(err, FileNotFoundError):
+        named = any(facts["volumes"] for facts in layers.containers.values())
+        if named or not isinstance(err, FileNotFoundError):
             layers.unread[root + "/volumes"] = err.strerror
             one["missing"].append("%s/volumes: %s" % (root, err.strerror))
     if one["image_store"] == "containerd":
-        folders["store", ""] = CONTAINERD_ROOT
+        folders["store", ""] = containerd_root(root)
     folders.update(
         {
             ("driver", there["driver"]): there["path"]
@@ -7894,8 +8416,11 @@ def log_size(root: str, container: str) -> Tuple[Optional[int], str]:
     """Bytes that a container's logs take, the rotated ones too."""
     total, folder = 0, os.path.join(root, "containers", container)
     try:
-        for place in (folder, os.path.join(folder, "local-logs")):
-            for entry in os.scandir(raw(place)) if os.path.isdir(raw(place)) else ():
+        places = [folder]
+        if "local-logs" in os.listdir(raw(folder)):
+            places.append(os.path.join(folder, "local-logs"))
+        for place in places:
+            for entry in os.scandir(raw(place)):
                 if entry.name.startswith((raw(container) + b"-json.log", b"container.log")):
                     total += entry.stat(follow_symlinks=False).st_blocks * 512
     except OSError as err:
@@ -7905,89 +8430,132 @@ def log_size(root: str, container: str) -> Tuple[Optional[int], str]:
 
 def add_usage(one: dict, layers: Optional[Layers], sizes: dict, info: Dict[str, object]) -> None:
     """one["usage"]: {kind: {"count", "size", "complete", "rows"}}, what could be freed too. size sums up what is known, None where nothing is."""
-    facts = layers.containers if layers else {}
-    stopped = {name for name in facts if facts[name]["running"] is False}
-    held = {name for one in facts.values() for name in one["volumes"]}
-
-    def total(kind: str, rows: List[dict], count: Optional[int] = None) -> None:
-        some = [row["size"] for row in rows if row["size"] is not None]
-        whole = (
-            layers is not None and not layers.unread
-        )  # what was not readable may hold more: none found is not none there
-        one["usage"][kind] = {
-            "count": (
-                None
-                if not layers or not rows and not whole
-                else len(rows) if count is None else count
-            ),
-            "size": sum(some) if layers and (some or whole and not rows) else None,
-            "complete": whole and all(row["complete"] for row in rows),
-            "rows": largest_first(rows),
-        }
-
-    def walked(
-        kind: str, label: Callable[[str], dict], names: Optional[Sequence[str]] = None
-    ) -> List[dict]:
-        known = [name for key, name in sizes if key == kind] if names is None else names
-        found = [(name,) + sizes.get((kind, name), (None, "unknown")) for name in known]
-        return [dict(label(name), size=size, complete=why == "") for name, size, why in found]
-
-    def by_container(name: str) -> dict:
-        return dict({key: facts[name][key] for key in ("name", "running", "rotated")}, id=name)
-
-    total("containers", walked("container", by_container, list(facts)))
-    total("stopped_containers", walked("container", by_container, sorted(stopped)))
-    total("logs", walked("log", by_container, list(facts)))
-    total("volumes", walked("volume", lambda name: {"name": name}))
-    total(
-        "unused_volumes",
-        walked(
-            "volume",
-            lambda name: {"name": name},
-            [name for kind, name in sizes if kind == "volume" and name not in held],
-        ),
-    )
-    total("build_cache", walked("cache", lambda name: {"layer": name}))
-    total("orphans", walked("orphan", lambda name: {"layer": name}))
+    usage = one["usage"]
+    readable = layers is not None and not layers.unread
+    if layers:
+        add_container_usage(usage, layers, sizes, readable)
+        add_layer_usage(one, layers, sizes, readable)
+    else:
+        usage.update({kind: usage_part([], False) for kind in USAGE_KINDS})
     if one["image_store"] == "containerd":
-        total("containerd_store", walked("store", lambda name: {"path": CONTAINERD_ROOT}))
-    weights = (
-        [
-            (
-                {image["id"] for image in row["images"]},
-                sizes.get(("image", row["layer"]), (layers.sizes.get(row["layer"]), ""))[0],
-            )
-            for row in layers.rows
-            if row["role"] == "image" and row["images"]
-        ]
-        if layers
-        else []
-    )
-    images = image_rows(layers, weights) if layers else []
-    unused = [row for row in images if not row["used"] and row["tags"]]
-    for kind, rows in (
-        ("images", images),
-        ("unused_images", unused),
-        ("dangling_images", [row for row in images if row["dangling"]]),
-    ):
-        chosen = {row["id"] for row in rows}
-        total(
-            kind,
-            [
-                {"size": weight, "complete": weight is not None}
-                for ids, weight in weights
-                if kind == "images" or ids <= chosen
-            ],
-            len(chosen),
-        )
-        one["usage"][kind]["rows"] = largest_first(rows)
+        size, why = sizes.get(("store", ""), (None, "unknown"))
+        row = {"path": containerd_root(one["root"]) if layers else "", "size": size}
+        usage["containerd_store"] = usage_part([dict(row, complete=why == "")], True)
     for kind, key in (
         ("containers", "Containers"),
         ("stopped_containers", "ContainersStopped"),
         ("images", "Images"),
     ):
-        if not layers and info.get(key):
-            one["usage"][kind]["count"] = int(str(info[key]))
+        if usage[kind]["count"] is None and not usage[kind]["rows"] and info.get(key):
+            usage[kind]["count"] = int(str(info[key]))
+            one["sources"]["usage.%s.count" % kind] = "docker info"
+
+
+USAGE_KINDS = (
+    "containers",
+    "stopped_containers",
+    "logs",
+    "volumes",
+    "unused_volumes",
+    "build_cache",
+    "orphans",
+    "images",
+    "unused_images",
+    "dangling_images",
+)
+
+
+def usage_part(rows: List[dict], whole: bool, count: Optional[int] = None) -> dict:
+    """One kind's count (of the rows, or given), sum and rows. whole: the rows are all that there are; else there may be more, and none that
+    was found is not none there. The sum is of what is known: None, never 0, where nothing is."""
+    known = [row["size"] for row in rows if row["size"] is not None]
+    number = len(rows) if count is None else count
+    nothing_there = whole and not rows
+    return {
+        "count": number if number or whole else None,
+        "size": sum(known) if known or nothing_there else None,
+        "complete": whole and all(row["complete"] for row in rows),
+        "rows": largest_first(rows),
+    }
+
+
+def sized_rows(
+    sizes: dict, kind: str, names: Iterable[str], facts: Callable[[str], dict]
+) -> List[dict]:
+    """A row of each name, with its size as it was measured."""
+    rows = []
+    for name in names:
+        size, why = sizes.get((kind, name), (None, "unknown"))
+        rows.append(dict(facts(name), size=size, complete=why == ""))
+    return rows
+
+
+def add_container_usage(usage: dict, layers: Layers, sizes: dict, readable: bool) -> None:
+    """Containers, their logs, and volumes."""
+    containers = layers.containers
+    stopped = [name for name in sorted(containers) if containers[name]["running"] is False]
+    states_known = all(facts["running"] is not None for facts in containers.values())
+    held = {name for facts in containers.values() for name in facts["volumes"]}
+    volumes = [name for kind, name in sizes if kind == "volume"]
+    unused = [name for name in volumes if name not in held]
+
+    def by_container(name: str) -> dict:
+        facts = containers[name]
+        return {
+            "name": facts["name"],
+            "running": facts["running"],
+            "rotated": facts["rotated"],
+            "id": name,
+        }
+
+    def by_name(name: str) -> dict:
+        return {"name": name}
+
+    rows = sized_rows(sizes, "container", containers, by_container)
+    usage["containers"] = usage_part(rows, readable)
+    rows = sized_rows(sizes, "container", stopped, by_container)
+    usage["stopped_containers"] = usage_part(rows, readable and states_known)
+    rows = sized_rows(sizes, "log", containers, by_container)
+    usage["logs"] = usage_part(rows, readable)
+    usage["volumes"] = usage_part(sized_rows(sizes, "volume", volumes, by_name), readable)
+    usage["unused_volumes"] = usage_part(sized_rows(sizes, "volume", unused, by_name), readable)
+
+
+def add_layer_usage(one: dict, layers: Layers, sizes: dict, readable: bool) -> None:
+    """Images, build cache and orphans, which are unknown where they are in containerd's store, or no records of this driver are here."""
+    usage = one["usage"]
+    here = one["driver"] in layers.trees if one["driver"] else bool(layers.trees)
+    whole = readable and here and one["image_store"] != "containerd"
+
+    def by_layer(name: str) -> dict:
+        return {"layer": name}
+
+    for kind, measured in (("build_cache", "cache"), ("orphans", "orphan")):
+        names = [name for key, name in sizes if key == measured]
+        rows = sized_rows(sizes, measured, names, by_layer)
+        usage[kind] = usage_part(rows, whole and (kind != "orphans" or not layers.doubts))
+    weights = []
+    for row in layers.rows:
+        if row["role"] == "image" and row["images"]:
+            recorded = (layers.sizes.get(row["layer"]), "")
+            size = sizes.get(("image", row["layer"]), recorded)[0]
+            weights.append(({image["id"] for image in row["images"]}, size))
+    images = image_rows(layers, weights)
+    unused = [row for row in images if not row["used"] and row["tags"]]
+    dangling = [row for row in images if row["dangling"]]
+    for kind, rows in (
+        ("images", images),
+        ("unused_images", unused),
+        ("dangling_images", dangling),
+    ):
+        chosen = {row["id"] for row in rows}
+        parts = [
+            {"size": weight, "complete": weight is not None}
+            for ids, weight in weights
+            if kind == "images" or ids <= chosen
+        ]
+        usage[kind] = usage_part(parts, whole, len(chosen))
+        usage[kind]["rows"] = largest_first(rows)
 
 
 def largest_first(rows: List[dict]) -> List[dict]:
@@ -8099,11 +8667,7 @@ def storage_findings(
             )
         )
     if one["image_store"] == "containerd":
-        text = (
-            "images and containers' layers are in containerd's store, %s, not below Docker's root"
-            % CONTAINERD_ROOT
-        )
-        found.append(("containerd-store", "info", text, "ctr -n moby snapshots usage"))
+        found.append(containerd_finding(one))
     if one["os"] == "windows" or str(one["driver"]).startswith(("windows", "lcow")):
         found.append(
             (
@@ -8141,6 +8705,19 @@ def storage_findings(
     report["findings"].sort(
         key=lambda finding: ("critical", "warning", "info").index(finding["severity"])
     )
+
+
+def containerd_finding(one: dict) -> Tuple[str, str, str, str]:
+    """Why figures are unknown on an engine with the containerd image store, and what tells them."""
+    text = (
+        "images, build cache and the containers' own files are in %s, which dockfix does not take apart yet: "
+        "their figures are unknown"
+    )
+    where, remedy = "containerd's store", "docker system df"
+    if not one["msg"]:  # else it is another host's
+        where = store_text(one["root"])
+        remedy = store_remedy(one["root"], bool(one["server_version"]))
+    return "containerd-store", "info", text % where, remedy
 
 
 MAKE_ROOM = {
@@ -8477,19 +9054,62 @@ def run_owner(host: Host, opts: argparse.Namespace, report: dict) -> None:
     if opts.orphans and opts.words:
         raise UsageError("--orphans takes no words", "python3 dockfix.py owner --orphans")
     info = None if opts.root is not None else ask_engine(host, report)
-    root = (
-        opts.root
-        if opts.root is not None
-        else str(info["DockerRootDir"]) if info else configured_root()
-    )
+    if info:
+        require_same_host(info, "its layers")
+    root = opts.root
+    if root is None:
+        root = str(info["DockerRootDir"]) if info else configured_root()
     layers = read_layers(root, follow=opts.root is None)
+    inspected = confirm_orphans(host, root, layers, info)
     rows = owners_of(layers, opts, report)
     if opts.orphans:
         measure_orphans(rows)
     report["results"] += rows
     if info and not opts.orphans:
-        compare_with_docker(host, rows, not opts.words, report)
-    owner_findings(layers, rows, opts, info, report)
+        compare_with_docker(host, layers, rows, opts, inspected, report)
+    owner_findings(root, layers, rows, opts, info, report)
+    if opts.orphans:
+        add_orphan_doubts(layers, rows, report)
+    if is_containerd_store(layers, info) and (opts.orphans or not layers.rows):
+        text = "the layers are in %s, which dockfix cannot read yet" % store_text(root)
+        add_error(report, EnvironmentFault(text, store_remedy(root, bool(info))))
+        if rows:
+            report["exit_code"] = 3
+
+
+def add_orphan_doubts(layers: Layers, rows: List[dict], report: dict) -> None:
+    """An error for what keeps layers from being proved orphans: none that was found is not none there."""
+    if not layers.doubts:
+        return
+    unreadable = [doubt for doubt in layers.doubts if doubt.unreadable]
+    reasons = sorted({doubt.reason for doubt in unreadable or layers.doubts})
+    text = "whether there are %sorphans cannot be told: %s" % (
+        "more " if rows else "",
+        "; ".join(reasons[:3]),
+    )
+    hint = (
+        "the findings say what is missing" if os.geteuid() == 0 else "sudo python3 dockfix.py ..."
+    )
+    add_error(report, EnvironmentFault(text, hint))
+    if rows or not unreadable:
+        report["exit_code"] = 3
+
+
+def is_containerd_store(layers: Layers, info: Optional[Dict[str, object]]) -> bool:
+    """Whether images and layers of this root are in containerd's store."""
+    if info:
+        return bool(info["DriverStatus"].get("driver-type"))
+    return bool(containers_elsewhere(layers))
+
+
+def containers_elsewhere(layers: Layers) -> List[dict]:
+    """The containers whose layers are not below Docker's root."""
+    owned = {row["container"]["id"] for row in layers.rows if row["container"]}
+    return [
+        facts
+        for one, facts in layers.containers.items()
+        if one not in owned and facts["driver"] and facts["driver"] not in LAYOUTS
+    ]
 
 
 def owners_of(layers: Layers, opts: argparse.Namespace, report: dict) -> List[dict]:
@@ -8528,14 +9148,18 @@ def no_owner(layers: Layers, word: str) -> DockfixError:
         for one, facts in layers.containers.items()
         if bare and (facts["name"] == bare or one.startswith(bare))
     ]
+    if layerless and layerless[0][0] in layers.lost:
+        lost = layers.lost[layerless[0][0]]
+        return EnvironmentFault(
+            "container %s has no layer record, so its layer is unknown: %s is missing"
+            % (lost.name or layerless[0][0][:12], lost.missing),
+            "python3 dockfix.py owner lists the layers of which one is its own, as unknown",
+        )
     if layerless:
         one, facts = layerless[0]
-        text = "container %s (%s) is there, but no layer of it (driver %s)" % (
-            facts["name"],
-            one[:12],
-            facts["driver"] or "unknown",
-        )
-        return UsageError(text, CONTAINERD_HINT)
+        text = "container %s (%s) is there, but its layer is not below Docker's root (driver %s)"
+        text %= (facts["name"], one[:12], facts["driver"] or "unknown")
+        return EnvironmentFault(text, "docker inspect %s" % one[:12])
     if re.search(r"docker-[0-9]+:[0-9]+-[0-9]+-pool\Z", word):
         return UsageError("%s is the pool of all layers" % word, "python3 dockfix.py storage")
     unread = ", or what would tell could not be read" if layers.unread else ""
@@ -8546,7 +9170,6 @@ def no_owner(layers: Layers, word: str) -> DockfixError:
     )
 
 
-CONTAINERD_HINT = "ctr -n moby snapshots ls"
 SYS_BLOCK = "/sys/block"  # kernel: dm-N/dm/name
 
 
@@ -8568,15 +9191,25 @@ def measure_orphans(rows: List[dict]) -> None:
         row["size"], why = sizes.get(
             (row["driver"], row["layer"]), (None, "its size is not in files")
         )
-        row["note"] = "; ".join(part for part in (row["note"], why) if part)
+        row["note"] = join_notes(row["note"], why)
 
 
-def compare_with_docker(host: Host, rows: List[dict], whole: bool, report: dict) -> None:
-    """What `docker inspect` says, one call for all containers, against the files."""
+def compare_with_docker(
+    host: Host,
+    layers: Layers,
+    rows: List[dict],
+    opts: argparse.Namespace,
+    inspected: Optional[Dict[str, Container]],
+    report: dict,
+) -> None:
+    """What `docker inspect` says, one call for all containers (none where it is known already), against the files."""
     own = {row["container"]["id"]: row for row in rows if row["role"] == "container"}
     try:
-        listed = {one.id for one in list_containers(host)} if whole else set()
-        inspected = inspect_containers(host, sorted(listed | set(own))) if listed or own else {}
+        if inspected is None:
+            listed = set() if opts.words else {one.id for one in list_containers(host)}
+            inspected = inspect_containers(host, sorted(listed | set(own))) if listed or own else {}
+        elif opts.words:
+            inspected = {one: facts for one, facts in inspected.items() if one in own}
     except EnvironmentFault as err:
         return add_finding(
             report,
@@ -8616,7 +9249,12 @@ DRIVER_ADVICE = {
 
 
 def owner_findings(
-    layers: Layers, rows: List[dict], opts: argparse.Namespace, info: Optional[dict], report: dict
+    root: str,
+    layers: Layers,
+    rows: List[dict],
+    opts: argparse.Namespace,
+    info: Optional[dict],
+    report: dict,
 ) -> None:
     for driver, advice in DRIVER_ADVICE.items():
         row = next(
@@ -8639,18 +9277,16 @@ def owner_findings(
                 "docker exec %s rm FILE"
                 % sh_quote(row["container"]["name"] or row["container"]["id"]),
             )
-    owned = {row["container"]["id"] for row in layers.rows if row["container"]}
-    elsewhere = [
-        facts
-        for one, facts in layers.containers.items()
-        if one not in owned and facts["driver"] not in LAYOUTS
-    ]
-    if elsewhere or (info or {}).get("DriverStatus", {}).get("driver-type"):
-        text = "images and containers of the containerd store are not in Docker's root but in containerd's (/var/lib/containerd)"
-        add_finding(report, "owner-containerd", "info", text, CONTAINERD_HINT)
+    if is_containerd_store(layers, info) or containers_elsewhere(layers):
+        text = "images and containers of the containerd store are not in Docker's root but in %s"
+        place = containerd_root(root) or CONTAINERD_ROOT
+        remedy = store_remedy(root, bool(info))
+        add_finding(report, "owner-containerd", "info", text % place, remedy)
     orphans, untold = (
-        [row for row in layers.rows if row["role"] == role] for role in ("orphan", None)
+        [row for row in layers.rows if row["role"] == role] for role in ("orphan", UNKNOWN)
     )
+    add_lost_records(layers, report)
+    add_unproved(layers, untold, report)
     if orphans and not opts.words:
         text = "nothing has %d of the layers; a pull or build that runs now makes such ones, so look again when none does; nothing is deleted here"
         add_finding(
@@ -8661,7 +9297,7 @@ def owner_findings(
             "python3 dockfix.py owner --orphans",
         )
     if layers.unread:
-        text = "not readable: " + "; ".join(
+        text = "not readable, or missing: " + "; ".join(
             "%s: %s" % one for one in list(layers.unread.items())[:5]
         )
         text += " and %d more" % (len(layers.unread) - 5) if len(layers.unread) > 5 else ""
@@ -8669,9 +9305,25 @@ def owner_findings(
         remedy = (
             "sudo python3 dockfix.py owner"
             if os.geteuid()
-            else "ls -la %s" % sh_quote(list(layers.unread)[0])
+            else "ls -la %s" % sh_quote(nearest_folder(list(layers.unread)[0]))
         )
         add_finding(report, "owner-unread", "warning", text, remedy)
+
+
+def add_unproved(layers: Layers, untold: List[dict], report: dict) -> None:
+    """A finding on layers that cannot be told, where no record that is missing or not readable explains it."""
+    if not untold or layers.unread or layers.lost:
+        return
+    reasons = sorted({doubt.reason for doubt in layers.doubts})
+    text = "of %d layers it is unknown whose they are: %s" % (len(untold), "; ".join(reasons[:3]))
+    add_finding(report, "owner-unknown", "warning", text, "python3 dockfix.py owner")
+
+
+def nearest_folder(path: str) -> str:
+    """The path, or the first folder above it that is there: what is missing cannot be listed."""
+    while not os.path.lexists(raw(path)) and os.path.dirname(path) != path:
+        path = os.path.dirname(path)
+    return path
 
 
 # --- reclaim: give space back, in the order in which a full disk allows it
@@ -8865,10 +9517,6 @@ def image_spoils(host: Host, opts: argparse.Namespace, goods: Inventory) -> List
             )
         )
     return found
-
-
-def bare_id(ident: str) -> str:
-    return ident.split(":")[-1]
 
 
 def cache_spoils(host: Host, opts: argparse.Namespace, goods: Inventory) -> List[Spoil]:
@@ -10179,6 +10827,7 @@ def run_backup(host: Host, opts: argparse.Namespace, report: dict) -> None:
     if opts.verify:
         return verify_backup(host, opts, report, read_backup(folder))
     lock_storage(host, opts)
+    add_lost_records_of(host, report)
     stock = look_stock(host, look_containers(host))
     check_folder(host, folder, backup_size(host, stock))
     kept = plan_backup(host, folder, stock, ["images.tar"] if stock.images else [])
@@ -12421,7 +13070,7 @@ def show_storage(report: dict, quiet: bool) -> str:
                 disk["path"],
                 show_size(disk["total"]),
                 show_size(disk["free"]),
-                "%s %%" % disk["used_percent"],
+                "unknown" if disk["used_percent"] is None else "%s %%" % disk["used_percent"],
                 disk["filesystem"] or "unknown",
                 ", ".join(disk["for"]),
             )
@@ -12501,14 +13150,14 @@ def show_owner(report: dict, quiet: bool) -> str:
         )
         place += " (%s)" % more if more else ""
         cells.append(
-            (row["role"] or "unknown", row["driver"], owner_text(row), ids[0][:12] if ids else "-")
+            (row["role"], row["driver"], owner_text(row), ids[0][:12] if ids else "-")
             + size
             + (place,)
         )
     roles = [row["role"] for row in rows]
     count = ", ".join(
         "%d %s" % (roles.count(role), role)
-        for role in ("container", "container-init", "image", "orphan")
+        for role in ("container", "container-init", "image", "orphan", UNKNOWN)
         if role in roles
     )
     return show_table(

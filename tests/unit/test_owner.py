@@ -496,7 +496,7 @@ def test_what_is_not_readable_is_a_finding_and_stops_the_orphans(box, root):
     done = ask(box, root)
     found = findings(done)
     assert done.rc == 0 and "owner-orphans" not in found and "fifo" in found["owner-unread"]["text"]
-    unknown = [row for row in done.json["results"] if row["role"] is None]
+    unknown = [row for row in done.json["results"] if row["role"] == "unknown"]
     assert {layer_of(root, "web")} < {row["layer"] for row in unknown} and all(
         "could not be read" in row["note"] for row in unknown
     )
@@ -569,13 +569,13 @@ def test_the_containerd_store_is_elsewhere(box, tmp_path):
         ),
     )
     shutil.rmtree(root.at("overlay2"))
-    for words in ((), ("web",), (container[:12],)):
+    for words in ((), ("--orphans",), ("web",), (container[:12],)):
         done = ask(box, root, *words)
-        assert (
-            done.rc == (2 if words else 0)
-            and "ctr -n moby snapshots ls" in findings(done)["owner-containerd"]["remedy"]
-        )
-        assert not words or "overlayfs" in done.json["errors"][0]["msg"]
+        assert done.rc == 6 and done.json["results"] == []
+        assert findings(done)["owner-containerd"]["remedy"].startswith("du -sxh ")
+        asked = words not in ((), ("--orphans",))
+        told = "overlayfs" if asked else "containerd's store"
+        assert told in done.json["errors"][0]["msg"]
     box.world["info_json"] = json.dumps(
         {
             "ServerVersion": "29.0.0",
@@ -585,9 +585,9 @@ def test_the_containerd_store_is_elsewhere(box, tmp_path):
             "DriverStatus": [["driver-type", "io.containerd.snapshotter.v1"]],
         }
     )
-    assert (
-        "/var/lib/containerd" in findings(box.quick("owner", "--json"))["owner-containerd"]["text"]
-    )
+    done = box.quick("owner", "--json")
+    assert "/var/lib/containerd" in findings(done)["owner-containerd"]["text"]
+    assert done.rc == 6 and done.json["errors"][0]["hint"] == "docker system df"
 
 
 def test_hostile_names_are_escaped_in_the_table_and_intact_in_json(box, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 
 import pytest
@@ -753,22 +754,167 @@ def test_other_drivers_and_a_stranded_devicemapper(box, make):
     )
 
 
-def test_the_containerd_store(box, make):
-    root = make("overlay2", [("driver-type", "io.containerd.snapshotter.v1")], Driver="overlayfs")
+IN_THE_STORE = ("images", "unused_images", "dangling_images", "build_cache", "orphans")
+
+
+def containerd_engine(box, make, **info):
+    """A root as dockerd keeps it with the containerd image store: no image/, no driver's folder; one container with a log."""
+    root = make(
+        "overlay2", [("driver-type", "io.containerd.snapshotter.v1")], Driver="overlayfs", **info
+    )
+    shutil.rmtree(root.at("overlay2"))
+    shutil.rmtree(root.at("image"))
+    os.makedirs(root.at("rootfs", "overlayfs"))
+    container = "ab" * 32
+    document = {
+        "ID": container,
+        "Name": "/web",
+        "Driver": "overlayfs",
+        "Image": "sha256:" + "1" * 64,
+    }
+    write(
+        root.at("containers", container, "config.v2.json"),
+        json.dumps(dict(document, State={"Running": False})),
+    )
+    fill(root.at("containers", container, container + "-json.log"), 9000)
     store = box.at("containerd")
     fill(os.path.join(store, "io.containerd.content.v1.content", "blobs", "x"), MIB)
 
     def there(module):
         no_options(module)
-        module.CONTAINERD_ROOT = store
+        module.CONTAINERD_ROOT, module.CONTAINERD_SETTINGS = store, box.at("config.toml")
+        module.configured_root = lambda: root.path
 
+    return root, store, there
+
+
+def unknown_in_the_store(one):
+    for kind in IN_THE_STORE:
+        part = one["usage"][kind]
+        assert (part["size"], part["complete"], part["rows"]) == (None, False, []), kind
+    for kind in ("containers", "stopped_containers"):
+        part = one["usage"][kind]
+        assert (part["count"], part["size"], part["complete"]) == (1, None, False), kind
+    logs = one["usage"]["logs"]
+    assert logs["count"] == 1 and logs["size"] >= 9000 and logs["complete"]
+    assert (one["usage"]["volumes"]["count"], one["usage"]["volumes"]["size"]) == (0, 0)
+
+
+def test_the_containerd_store(box, make):
+    root, store, there = containerd_engine(box, make, Images=3)
     _, one, found = look(box, prelude=there)
     assert (one["driver"], one["image_store"], one["root"]) == (
         "overlayfs",
         "containerd",
         root.path,
     )
-    assert one["usage"]["containerd_store"]["size"] == du(store) and "containerd-store" in found
+    assert one["usage"]["containerd_store"]["size"] == du(store)
+    unknown_in_the_store(one)
+    assert one["usage"]["images"]["count"] == 3
+    assert one["sources"]["usage.images.count"] == "docker info"
+    assert one["usage"]["build_cache"]["count"] is None
+    finding = found["containerd-store"]
+    assert store in finding["text"] and finding["remedy"] == "docker system df"
+    text = box.run("storage", prelude=there).out.decode()
+    for row in ("images              3       unknown", "orphans             unknown  unknown"):
+        assert " ".join(row.split()) in " ".join(text.split()), text
+
+
+def test_the_containerd_store_with_the_daemon_down(box, make):
+    root, store, there = containerd_engine(box, make)
+    box.rule("info", rc=1, err=DOWN)
+    _, one, found = look(box, prelude=there)
+    assert one["image_store"] == "containerd"
+    unknown_in_the_store(one)
+    assert one["usage"]["images"]["count"] is None
+    assert found["containerd-store"]["remedy"] == "du -sxh " + store
+    shutil.rmtree(root.at("containers"))
+    os.makedirs(root.at("containers"))
+    _, one, _ = look(box, prelude=there)
+    assert one["usage"]["images"]["count"] is None and one["usage"]["images"]["size"] is None
+
+
+def test_a_containerd_store_that_is_not_found_is_unknown_not_0(box, make):
+    _, store, there = containerd_engine(box, make)
+    shutil.rmtree(store)
+    _, one, _ = look(box, prelude=there)
+    part = one["usage"]["containerd_store"]
+    assert (part["count"], part["size"], part["complete"]) == (1, None, False)
+
+
+def test_layers_left_from_before_the_containerd_store_are_at_least(box, make):
+    root = make(
+        "overlay2", [("driver-type", "io.containerd.snapshotter.v1")], Driver="overlayfs", Images=3
+    )
+    root.image(2, "left:1")
+    _, one, _ = look(box)
+    images = one["usage"]["images"]
+    assert (images["size"], images["complete"]) == (2, False)
+
+
+@pytest.mark.parametrize(
+    "settings, place",
+    [
+        ("version = 2\nroot = '%s'\n[grpc]\nroot = '/no'\n", "moved"),
+        ('root = "%s"\n', "moved"),
+        ("version = 2\n[plugins]\nroot = '%s'\n", "containerd"),
+        ("#root = '%s'\n", "containerd"),
+        ("", "containerd"),
+        (None, "containerd"),
+    ],
+)
+def test_where_containerds_root_is(dockfix, tmp_path, monkeypatch, settings, place):
+    for name in ("moved", "containerd", "docker"):
+        (tmp_path / name).mkdir()
+    config = tmp_path / "config.toml"
+    if settings is not None:
+        config.write_text(settings.replace("%s", str(tmp_path / "moved")))
+    monkeypatch.setattr(dockfix, "CONTAINERD_ROOT", str(tmp_path / "containerd"))
+    monkeypatch.setattr(dockfix, "CONTAINERD_SETTINGS", str(config))
+    root = str(tmp_path / "docker")
+    assert dockfix.containerd_root(root) == str(tmp_path / place)
+    (tmp_path / "docker" / "containerd" / "daemon").mkdir(parents=True)  # dockerd manages its own
+    assert dockfix.containerd_root(root) == root + "/containerd/daemon"
+    line = (
+        "36 25 0:40 / %s/rootfs/overlayfs/%s rw - overlay overlay rw,lowerdir=/x\\040y/1/fs,"
+        "upperdir=/srv/c/io.containerd.snapshotter.v1.overlayfs/snapshots/3/fs"
+    )
+    mounts = dockfix.parse_mountinfo(line % (root, "a" * 64))
+    monkeypatch.setattr(dockfix, "mounts_of", lambda pid="self": mounts)
+    assert dockfix.containerd_root(root) == "/srv/c"
+
+
+def test_a_container_without_its_layer_record(box, make):
+    root = make()
+    base = root.image(1, "a:1")
+    live = root.container("live", base)
+    root.container("web", base)
+    shutil.rmtree(root.at("image", "overlay2", "layerdb", "mounts", live))
+    _, one, found = look(box)
+    lost = found["layer-record-lost"]
+    assert lost["severity"] == "warning" and "container live has no layer record" in lost["text"]
+    assert root.at("image", "overlay2", "layerdb", "mounts", live) in lost["text"]
+    orphans = one["usage"]["orphans"]
+    assert (orphans["count"], orphans["size"], orphans["complete"]) == (None, None, False)
+    assert "orphans" not in found
+    rows = {row["name"]: row["size"] for row in one["usage"]["containers"]["rows"]}
+    assert rows["live"] is None and rows["web"] is not None
+    assert not one["usage"]["containers"]["complete"] and one["usage"]["images"]["complete"]
+
+
+def test_a_log_folder_that_is_gone_is_not_an_empty_log(box, make, dockfix):
+    root = make()
+    assert dockfix.log_size(root.path, "ab" * 32)[0] is None
+
+
+def test_volumes_that_containers_name_and_that_are_not_there(box, make):
+    root = make()
+    points = {"/d": {"Name": "data", "Driver": "local"}}
+    root.container("web", root.image(1, "a:1"), MountPoints=points)
+    shutil.rmtree(root.at("volumes"))
+    _, one, found = look(box)
+    assert one["usage"]["volumes"]["size"] is None and one["usage"]["volumes"]["count"] is None
+    assert "volumes" in found["not-known"]["text"]
 
 
 # ---------------------------------------------------------------------- no daemon, no right, no root
