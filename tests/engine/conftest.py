@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 
 import pytest
 
@@ -480,8 +481,12 @@ def current_labs():
         yield get
 
 
-@pytest.fixture(scope="module", params=STORES)
+# Debian's development suite as well, where asked for: it changes from day to day
+SUITES = ("trixie", "sid") if os.environ.get("DOCKFIX_TEST_BIG") == "1" else ("trixie",)
+
+
+@pytest.fixture(scope="module", params=["%s-%s" % pair for pair in product(SUITES, STORES)])
 def current(request, current_labs):
-    """Debian trixie's engine with each image store, without containers."""
-    with lab_without_containers(current_labs("trixie", request.param)) as clean:
+    """Debian's engine with each image store, without containers."""
+    with lab_without_containers(current_labs(*request.param.split("-"))) as clean:
         yield clean

@@ -1,4 +1,4 @@
-"""dockfix on a current engine (Debian trixie's), at the default paths of a host of its own, with either image store.
+"""dockfix on a current engine (Debian trixie's; with DOCKFIX_TEST_BIG=1 also sid's), at the default paths of a host of its own, with either image store.
 
 What each command does in every case is tested on the machine's own engine; here it is that the facts it rests on (inspect, the
 container's root as a mount, `docker cp`, save and load, containerd's store) hold on this engine too.  Judged from outside: by
