@@ -479,7 +479,7 @@ def test_ten_thousand_damages(dockfix):
     rng = random.Random(20260727)
     known = {name: figures(dockfix, read(OWN, name))[1] for name in BASES}
     kept = lost = 0
-    rounds = 1000 if os.environ.get("DOCKFIX_SAMPLE") else 10000
+    rounds = 10000 if os.environ.get("DOCKFIX_TEST") == "all" else 1000
     for number in range(rounds):
         name = BASES[number % len(BASES)]
         data = read(OWN, name)

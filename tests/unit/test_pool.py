@@ -1,6 +1,6 @@
 """pool grow and pool recreate against a played host (fake_host.py): refusals, the whole way and back, and the kill matrix: SIGKILL before and after every
 step of grow (online and offline) and recreate (both drivers), some with a power cut; then resume or rollback.  DOCKFIX_FULL=1: both ways from each point;
-DOCKFIX_SAMPLE: a quarter of the points."""
+without DOCKFIX_TEST=all: a quarter of the points."""
 
 import json
 import os
@@ -15,7 +15,7 @@ if os.geteuid() != 0:
     pytest.skip("storage changes are root's", allow_module_level=True)
 
 FULL = os.environ.get("DOCKFIX_FULL") == "1"
-SPARSE = 4 if os.environ.get("DOCKFIX_SAMPLE") and not FULL else 1
+SPARSE = 1 if FULL or os.environ.get("DOCKFIX_TEST") == "all" else 4
 SIZES = {
     "grow": ["pool", "grow", "--data", "+64M", "--metadata", "16M", "--overcommit"],
     "offline": ["pool", "grow", "--data", "+64M", "--offline", "--overcommit"],
