@@ -42,7 +42,7 @@ import tarfile
 import termios
 import threading
 import time
-from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 __doc__ = """dockfix: one file that repairs Docker on hosts where nothing can be installed.
 
@@ -63,7 +63,8 @@ CONTAINERD_SETTINGS = "/etc/containerd/config.toml"
 LOG_LARGE = 1 << 30  # a log without rotation that is worth a warning
 LOCK_SECONDS = 15.0  # what lckpwdf(3) waits for /etc/.pwd.lock
 DRAIN_SECONDS = 2.0  # after a kill: a grandchild may hold the pipe for ever
-SHADOW_MAX = 1 << 20  # a larger shadow file is not one
+SHADOW_MAX = 1 << 20  # of a small settings file in a container
+ACCOUNTS_MAX = 64 << 20  # of /etc/passwd and /etc/shadow: a million accounts
 ID_MAX = 65535  # a user namespace of the engine spans so many ids
 CHUNK_IDS = 500  # ids in one docker call: 65 bytes each, far below ARG_MAX
 PASSWORD_MAX = 511  # libcrypt's own limit, bytes
@@ -182,6 +183,13 @@ class Account(NamedTuple):
 
     def __repr__(self) -> str:
         return "Account(%r, hidden)" % (self.user,)
+
+
+class AccountFiles(NamedTuple):
+    """The content of a container's account files; None where there is no such file."""
+
+    passwd: Optional[bytes]
+    shadow: Optional[bytes]
 
 
 class Target(NamedTuple):
@@ -2225,34 +2233,261 @@ def sha512_text(digest: bytes) -> bytes:
     return bytes(out) + bytes((CRYPT64[digest[63] & 63], CRYPT64[digest[63] >> 6]))
 
 
-def shadow_line(data: bytes, user: bytes) -> Optional[List[bytes]]:
-    """The fields of a user's first line in shadow(5), None without one."""
-    for line in data.split(b"\n"):
-        fields = line.split(b":")
-        if fields[0] == user and len(fields) > 1:
-            return fields
-    return None
+# --- what login reads: /etc/passwd and /etc/shadow by the rules of the C libraries
+#
+# pam_unix (is_pwd_shadowed) looks into /etc/shadow only where field 2 of /etc/passwd is exactly `x` or `##NAME`, BusyBox (get_passwd) where
+# it is `x` or `*`; otherwise that field is the password, and an empty one means none. sshd without PAM and dropbear prefer a line in
+# shadow in any case. So a password counts for certain only where the field is `x` and shadow has the hash, or where both hold it.
+# Which line is a user's differs too. Sources: glibc 2.36 pwd/fgetpwent_r.c, shadow/sgetspent_r.c and nss/nss_files; musl 1.2.3
+# src/passwd/getpwent_a.c and getspnam_r.c; BusyBox 1.35 libpwdgrp/pwd_grp.c, which many images use in place of either.
 
 
-def shadow_field(data: bytes, user: bytes) -> Optional[bytes]:
-    fields = shadow_line(data, user)
-    return fields[1] if fields else None
+class AccountLine(NamedTuple):
+    """A line that a C library takes for a user's: where its text starts and ends in the file, and its field 2."""
+
+    start: int
+    end: int
+    field: bytes
 
 
-def edit_shadow(data: bytes, hashes: Dict[bytes, bytes], day: int) -> bytes:
-    """The file with each user's hash and date of last change (days since 1970) set and every other
-    byte kept. Raises KeyError(user) where a user has no line."""
-    left = dict(hashes)
-    lines = data.split(b"\n")
-    for number, line in enumerate(lines):
-        fields = line.split(b":")
-        if fields[0] in left and len(fields) > 1:
-            fields[1] = left.pop(fields[0])
-            fields[2:3] = [b"%d" % day] if len(fields) > 2 else []
-            lines[number] = b":".join(fields)
-    if left:
-        raise KeyError(sorted(left)[0])
-    return b"\n".join(lines)
+class Reading(NamedTuple):
+    """What a C library makes of a line with the user's name. field None: it stops there and finds no such user."""
+
+    field: Optional[bytes]
+
+
+STOPS = Reading(None)
+BLANKS = rb"[\t\v\f\r ]*"
+DIGITS = rb"(?:\+?[0-9]+|-0+)"
+GLIBC_NUMBER = BLANKS + DIGITS  # what strtoul(3) takes, without a minus
+GLIBC_MAYBE = b"(?:" + GLIBC_NUMBER + b")?"
+# The old form ends after the third number; in the new one the flag may be missing, with its colon.
+GLIBC_NEW_FORM = b"(?:%b)?:%b:(?:%b|%b:%b)" % (
+    (DIGITS, GLIBC_MAYBE, GLIBC_NUMBER) + (GLIBC_MAYBE, GLIBC_MAYBE)
+)
+GLIBC_REST = {
+    "passwd": b"%b:%b(?::|\\Z)" % (GLIBC_NUMBER, GLIBC_NUMBER),
+    "shadow": b"%b:%b:(?:%b|%b:%b(?:%b)?)\\Z"
+    % (GLIBC_MAYBE, GLIBC_MAYBE, GLIBC_NUMBER, GLIBC_MAYBE, BLANKS, GLIBC_NEW_FORM),
+}
+MUSL_REST = {"passwd": rb"[0-9]*:[0-9]*:[^:]*:[^:]*:", "shadow": rb"[0-9]*(?::[0-9]*){6}\Z"}
+MUSL_LINE = 254  # bytes of a shadow line: the buffer is 256 with the line end and a NUL, BusyBox's own as well
+BUSYBOX_NUMBERS = {
+    "passwd": (7, slice(2, 4), rb"[0-9]{1,10}\Z"),
+    "shadow": (9, slice(2, 8), rb"-?[0-9]{1,18}\Z"),
+}
+SAME_NAME_MAX = 100  # lines of one user in a file; more are an attack on the reader's time
+
+
+def read_glibc(kind: str, line: bytes, ended: bool, user: bytes) -> Optional[Reading]:
+    form = BLANKS + re.escape(user) + b":([^:]*):" + GLIBC_REST[kind]
+    found = re.match(form, line, re.S)
+    return Reading(found.group(1)) if found else None
+
+
+def read_musl(kind: str, line: bytes, ended: bool, user: bytes) -> Optional[Reading]:
+    """`ended`: the line has its line end. Without one musl cuts the last byte of a passwd line, and gives up at a shadow line."""
+    if not line.startswith(user + b":"):
+        return None
+    if kind == "shadow" and (not ended or len(line) > MUSL_LINE):
+        return STOPS
+    text = line if ended else line[:-1]
+    found = re.match(re.escape(user) + b":([^:]*):" + MUSL_REST[kind], text, re.S)
+    return Reading(found.group(1)) if found else None
+
+
+def read_busybox(kind: str, line: bytes, ended: bool, user: bytes) -> Optional[Reading]:
+    count, numbers, form = BUSYBOX_NUMBERS[kind]
+    fields = [re.sub(rb"\A[\t ][\t-\r ]*", b"", field).rstrip(b"\t ") for field in line.split(b":")]
+    if len(fields) != count or fields[0] != user:
+        return None
+    if kind == "shadow" and len(line) > MUSL_LINE:
+        return STOPS
+    # Each number that is good makes it forget that one before was bad.
+    written = [number for number in fields[numbers] if number or kind == "passwd"]
+    if written and not re.match(form, written[-1]):
+        return STOPS
+    return Reading(fields[1])
+
+
+READERS = (read_glibc, read_musl, read_busybox)
+
+
+def find_user_lines(
+    kind: str, data: bytes, user: bytes, ended: bool = False
+) -> List[Optional[AccountLine]]:
+    """The line that each of READERS takes for the user's in /etc/KIND ('passwd' or 'shadow'); None where it finds none. ended: as if the
+    file's last line had a line end. Raises Refused."""
+    form = rb"(?m)^[\t\v\f\r ]*" + re.escape(user) + rb"[\t ]*:[^\n]*"
+    found = []
+    for match in re.finditer(form, data):
+        found.append(match)
+        if len(found) > SAME_NAME_MAX:
+            raise Refused(
+                "its /etc/%s has more than %d lines of %s" % (kind, SAME_NAME_MAX, show_bytes(user))
+            )
+    lines = []
+    for reader in READERS:
+        taken = None
+        for match in found:
+            reading = reader(kind, match.group(), ended or match.end() < len(data), user)
+            if reading:
+                if reading.field is not None:
+                    taken = AccountLine(match.start(), match.end(), reading.field)
+                break
+        lines.append(taken)
+    return lines
+
+
+class LoginLines(NamedTuple):
+    """A user's lines, one for each of READERS. shadow is empty where none of them finds one there."""
+
+    passwd: Tuple[AccountLine, ...]
+    shadow: Tuple[AccountLine, ...]
+
+    def same_for_all(self) -> bool:
+        return len(set(self.passwd)) == 1 and len(set(self.shadow)) <= 1
+
+    def passwd_fields(self) -> Set[bytes]:
+        return {line.field for line in self.passwd}
+
+    def shadow_fields(self) -> Set[bytes]:
+        return {line.field for line in self.shadow}
+
+    def refers_to_shadow(self, user: bytes) -> bool:
+        return bool(self.passwd_fields() & {b"x", b"##" + user})
+
+
+def login_lines(files: AccountFiles, user: bytes, strict: bool = False) -> LoginLines:
+    """The lines by which this user logs in. Raises Refused where there is no such user, or where it depends on the C library.
+    Only with `strict` a missing line end of shadow's last line counts: whatever writes the file adds it.
+    """
+    name = show_bytes(user)
+    if user[:1] in (b"+", b"-", b"#") or user != user.strip(b"\t\v\f\r "):
+        raise Refused("%s is no name of an account" % name)
+    if files.passwd is None:
+        raise Refused("it has no /etc/passwd: nobody can log in")
+    for kind, data in zip(files._fields, files):
+        if data and b"\0" in data:
+            raise Refused(
+                "its /etc/%s has NUL bytes in it: what login reads there is not certain" % kind
+            )
+    passwd = find_user_lines("passwd", files.passwd, user)
+    shadow = find_user_lines("shadow", files.shadow or b"", user, not strict)
+    if not any(passwd):
+        raise Refused(why_no_account(files, name, any(shadow)))
+    for kind, lines in (("passwd", passwd), ("shadow", shadow)):
+        if any(lines) and not all(lines):
+            raise Refused(
+                "the line of %s in its /etc/%s is damaged, and C libraries differ on what it says (%s): mend it first"
+                % (name, kind, describe_damage(kind, getattr(files, kind), user))
+            )
+    for data, lines in ((files.passwd, passwd), (files.shadow or b"", shadow)):
+        before = min([line.start for line in lines if line], default=0)
+        if re.search(rb"(?m)^[+-]", data[:before]):
+            raise Refused(
+                "a + or - line (NIS) stands before %s in its account files: they alone do not decide who logs in"
+                % name
+            )
+    return LoginLines(
+        tuple(line for line in passwd if line), tuple(line for line in shadow if line)
+    )
+
+
+def why_no_account(files: AccountFiles, name: str, in_shadow: bool) -> str:
+    if re.search(rb"(?m)^\+", files.passwd or b""):
+        return (
+            "there is no user %s in its /etc/passwd itself, and a + line takes in others from NIS"
+            % name
+        )
+    if in_shadow:
+        return (
+            "there is no user %s in its /etc/passwd, only in /etc/shadow: nobody can log in" % name
+        )
+    return "there is no user %s in its /etc/passwd" % name
+
+
+def describe_damage(kind: str, data: bytes, user: bytes) -> str:
+    """In a word, what is wrong with the user's first line. Never shows a field."""
+    match = re.search(rb"(?m)^[\t\v\f\r ]*" + re.escape(user) + rb"[\t ]*:[^\n]*", data)
+    line, ended = (match.group(), match.end() < len(data)) if match else (b"", True)
+    if line.endswith(b"\r"):
+        return "it ends with a carriage return"
+    wanted = BUSYBOX_NUMBERS[kind][0]
+    if line.count(b":") + 1 != wanted:
+        return "it has %d fields in place of %d" % (line.count(b":") + 1, wanted)
+    if kind == "shadow" and len(line) > MUSL_LINE:
+        return "it is longer than %d bytes" % MUSL_LINE
+    return "a number or a blank in it" if ended else "it has no line end"
+
+
+def no_shadow_line(files: AccountFiles, user: bytes) -> str:
+    """Why /etc/shadow holds no password of this user (see login_lines: nobody finds a line)."""
+    if files.shadow is None:
+        return "it has no /etc/shadow"
+    found = re.search(rb"(?m)^" + re.escape(user) + b":", files.shadow)
+    damage = describe_damage("shadow", files.shadow, user) if found else ""
+    return "%s has no line in its /etc/shadow%s" % (
+        show_bytes(user),
+        " that counts: " + damage if damage else "",
+    )
+
+
+def missing_line_text(files: AccountFiles, user: bytes) -> str:
+    return no_shadow_line(files, user) + "; pwconv, run inside, makes it where the image has that"
+
+
+def edit_accounts(files: AccountFiles, hashes: Dict[bytes, bytes], day: int) -> AccountFiles:
+    """The files with each user's hash and date of last change (days since 1970) set, and every other byte kept. Field 2 of
+    /etc/passwd becomes `x`; where shadow has no line and that field is the password, the hash goes there. Raises Refused.
+    """
+    new = files
+    for user, value in hashes.items():
+        lines = login_lines(new, user)
+        if lines.shadow:
+            shadow = set_fields(new.shadow or b"", lines.shadow, value, day)
+            new = new._replace(shadow=shadow)
+        elif lines.refers_to_shadow(user):
+            raise Refused(missing_line_text(new, user))
+        field = b"x" if lines.shadow else value
+        if lines.passwd_fields() != {field}:
+            new = new._replace(passwd=set_fields(new.passwd or b"", lines.passwd, field))
+    for user in passwords_not_set(new, hashes):
+        raise Refused(
+            "the line of %s would not be read by every C library with this hash (too long?)"
+            % show_bytes(user)
+        )
+    return new
+
+
+def set_fields(
+    data: bytes, lines: Sequence[AccountLine], value: bytes, day: Optional[int] = None
+) -> bytes:
+    """The file with field 2 of these lines set, and with `day` field 3 too."""
+    for start, end in sorted({(line.start, line.end) for line in lines}, reverse=True):
+        fields = data[start:end].split(b":")
+        fields[1] = value
+        if day is not None:
+            fields[2] = b"%d" % day
+        # musl reads no shadow line without a line end
+        data = data[:start] + b":".join(fields) + (data[end:] or b"\n")
+    return data
+
+
+def passwords_not_set(files: AccountFiles, hashes: Dict[bytes, bytes]) -> List[bytes]:
+    """The users whose account would not open with the password of this hash, or also with another one."""
+    return [user for user, value in hashes.items() if not login_takes(files, user, value)]
+
+
+def login_takes(files: AccountFiles, user: bytes, value: bytes) -> bool:
+    """Is this hash what every program that asks for the user's password compares with?"""
+    try:
+        lines = login_lines(files, user, strict=True)
+    except Refused:
+        return False
+    if lines.passwd_fields() == {b"x"}:
+        return lines.shadow_fields() == {value}
+    return lines.passwd_fields() == {value} and lines.shadow_fields() <= {value}
 
 
 def field_state(field: bytes) -> str:
@@ -4479,44 +4714,65 @@ def read_proc(proc: int, name: str) -> str:
         return text_of(source.read())
 
 
-def proc_shadow(etc: int) -> Tuple[bytes, os.stat_result]:
-    """The shadow file below an opened /etc; passwd must be a plain file too, for chpasswd writes both."""
-    try:
-        check_regular(
-            "/etc/passwd",
-            kind_of(os.stat("passwd", dir_fd=etc, follow_symlinks=False).st_mode),
-            0,
-            0,
-        )
-    except FileNotFoundError:
-        pass
-    try:
-        return read_at(etc, "shadow", SHADOW_MAX, "/etc/shadow")
-    except FileNotFoundError:
-        raise Refused("it has no /etc/shadow") from None
-    except OSError as err:
-        raise WayClosed("/etc/shadow: %s" % err.strerror) from None
+def proc_accounts(etc: int) -> Tuple[AccountFiles, Dict[str, os.stat_result]]:
+    """The account files below an opened /etc, and what stat says of each by its name."""
+    content, found = {}, {}  # type: Dict[str, bytes], Dict[str, os.stat_result]
+    for name in AccountFiles._fields:
+        path = "/etc/" + name
+        try:
+            content[name], found[name] = read_at(etc, name, ACCOUNTS_MAX, path)
+        except FileNotFoundError:
+            pass
+        except OSError as err:
+            raise WayClosed("%s: %s" % (path, err.strerror)) from None
+    return AccountFiles(content.get("passwd"), content.get("shadow")), found
 
 
 def file_state(found: os.stat_result) -> Tuple:
     return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
 
 
-def proc_write(container: Container, edit: Callable[[bytes], bytes], stop: threading.Event) -> None:
-    """Replaces the shadow file atomically under its lock, keeping owner, mode and xattrs. Any
-    surprise is WayClosed, and the old file is still there."""
+# The order in which account files are replaced. A run that is killed between the two leaves an account whose password still
+# stands in /etc/passwd: the old one opens it, as before. The other way round /etc/passwd would point to whatever shadow held.
+REPLACE_ORDER = ("shadow", "passwd")
+
+
+def proc_write(
+    container: Container, edit: Callable[[AccountFiles], AccountFiles], stop: threading.Event
+) -> None:
+    """Replaces the account files that `edit` changes, each atomically, under their lock, keeping owner, mode and xattrs.
+    Any surprise is WayClosed, and the old files are still there (or it says which is not)."""
     etc = open_etc(container)
     try:
         lock = lock_accounts(etc, os.fstat(etc), stop)
         try:
-            data, found = proc_shadow(etc)
-            replace_shadow(etc, edit(data), found)
+            old, found = proc_accounts(etc)
+            replace_account_files(etc, old, edit(old), found)
         finally:
             quietly(os.close, lock)
     except OSError as err:
         raise WayClosed("writing through /proc: %s" % err.strerror) from None
     finally:
         quietly(os.close, etc)
+
+
+def replace_account_files(
+    etc: int, old: AccountFiles, new: AccountFiles, found: Dict[str, os.stat_result]
+) -> None:
+    """All of the changed files, or none. Raises OSError, WayClosed."""
+    replaced = []  # type: List[str]
+    for name in REPLACE_ORDER:
+        data = getattr(new, name)
+        if data == getattr(old, name):
+            continue
+        try:
+            replace_account_file(etc, name, data, found[name])
+        except (OSError, WayClosed, Refused):
+            for done in replaced:
+                now = os.stat(done, dir_fd=etc, follow_symlinks=False)
+                replace_account_file(etc, done, getattr(old, done), now)
+            raise
+        replaced.append(name)
 
 
 def lock_accounts(etc: int, owner: os.stat_result, stop: threading.Event) -> int:
@@ -4547,13 +4803,14 @@ def lock_accounts(etc: int, owner: os.stat_result, stop: threading.Event) -> int
         raise
 
 
-def replace_shadow(etc: int, data: bytes, old: os.stat_result) -> None:
-    name = ".shadow.dockfix-%s" % os.urandom(8).hex()
-    source = open_plain(etc, "shadow", os.O_RDONLY, SHADOW_MAX, "/etc/shadow")
+def replace_account_file(etc: int, name: str, data: bytes, old: os.stat_result) -> None:
+    """Puts `data` in the place of /etc/NAME, which must still be the file that `old` tells of."""
+    copy = "%s-%s" % (LEFTOVER, os.urandom(8).hex())
+    source = open_plain(etc, name, os.O_RDONLY, ACCOUNTS_MAX, "/etc/" + name)
     new = -1
     try:
         new = os.open(
-            name,
+            copy,
             os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
             0o600,
             dir_fd=etc,
@@ -4565,13 +4822,13 @@ def replace_shadow(etc: int, data: bytes, old: os.stat_result) -> None:
         os.fsync(new)
         if any(
             file_state(now) != file_state(old)
-            for now in (os.fstat(source), os.stat("shadow", dir_fd=etc, follow_symlinks=False))
+            for now in (os.fstat(source), os.stat(name, dir_fd=etc, follow_symlinks=False))
         ):
-            raise WayClosed("its /etc/shadow was changed by another program meanwhile")
-        os.rename(name, "shadow", src_dir_fd=etc, dst_dir_fd=etc)
+            raise WayClosed("its /etc/%s was changed by another program meanwhile" % name)
+        os.rename(copy, name, src_dir_fd=etc, dst_dir_fd=etc)
     except BaseException:
         if new >= 0:
-            quietly(os.unlink, name, dir_fd=etc)
+            quietly(os.unlink, copy, dir_fd=etc)
         raise
     finally:
         quietly(os.close, source)
@@ -4631,63 +4888,86 @@ def cp_first(
     return member, answer.out[member.offset_data : member.offset_data + member.size]
 
 
-def cp_shadow(host: Host, container: Container, first: bool = False) -> Member:
-    """The shadow file by docker cp; ids are the host's under user-namespace remapping. The first
+class AccountMembers(NamedTuple):
+    """The account files as docker cp has them; kind 'absent' where there is none."""
+
+    passwd: Member
+    shadow: Member
+
+    def content(self) -> AccountFiles:
+        data = [None if one.kind == "absent" else one.data for one in self]
+        return AccountFiles(data[0], data[1])
+
+
+def cp_accounts(host: Host, container: Container, first: bool = False) -> AccountMembers:
+    """The account files by docker cp; ids are the host's under user-namespace remapping. The first
     look asks about /etc too: docker cp would follow a link there."""
     if first and cp_member(host, container, "/etc", 4096).kind not in ("dir", "absent"):
         raise Refused("its /etc is a link, not a directory")
-    found = cp_member(host, container, "/etc/shadow", SHADOW_MAX)
-    if found.kind == "absent":
-        raise Refused("it has no /etc/shadow")
-    check_regular("/etc/shadow", found.kind, len(found.data), SHADOW_MAX)
-    return found
+    members = []
+    for name in AccountFiles._fields:
+        found = cp_member(host, container, "/etc/" + name, ACCOUNTS_MAX)
+        if found.kind != "absent":
+            check_regular(found.path, found.kind, len(found.data), ACCOUNTS_MAX)
+        members.append(found)
+    return AccountMembers(members[0], members[1])
 
 
-def shadow_tar(old: Member, data: Optional[bytes], base: Tuple[int, int]) -> bytes:
-    """The tar for `docker cp - C:/etc`. What can fail (space, ids) fails on the first member, while the old file is still there; the link
-    then takes its place; the third empties the leftover, which docker cp cannot delete (data None: that alone).
+def accounts_tar(files: Sequence[Member], base: Tuple[int, int]) -> bytes:
+    """The tar for `docker cp - C:/etc` that replaces these account files, in their order. What can fail (space, ids) fails on the member
+    that carries the content, while the old file is still there; the link then takes its place. The last member empties the leftover,
+    which docker cp cannot delete.
     """
-    first = old._replace(path="/" + LEFTOVER, data=data or b"", mtime=int(time.time()))
-    members = (
-        first,
-        first._replace(path="/shadow", kind="hard", data=b"", link=LEFTOVER),
-        first._replace(data=b""),
-    )
-    return members_tar(members[2 if data is None else 0 :], base)
+    members = []  # type: List[Member]
+    copy = Member("/" + LEFTOVER, "file", mtime=int(time.time()))
+    for one in files:
+        copy = one._replace(path=copy.path, mtime=copy.mtime)
+        target = one._replace(path=one.path[len("/etc") :], kind="hard", data=b"", link=LEFTOVER)
+        members += [copy, target]
+    return members_tar(members + [copy._replace(data=b"", mode=0o600)], base)
 
 
-def cp_again(host: Host, container: Container) -> Optional[bytes]:
+def cp_again(host: Host, container: Container) -> Optional[AccountFiles]:
     try:
-        return cp_shadow(host, container).data
+        return cp_accounts(host, container).content()
     except (Refused, WayClosed):
         return None
 
 
 def cp_write(
-    host: Host, container: Container, edit: Callable[[bytes], bytes]
-) -> Tuple[Answer, Optional[bytes]]:
-    """Replaces the shadow file through docker cp; the answer, and what is read back. Puts the old bytes back if that differs, but not
-    after a time-out: the daemon may still be at it. docker cp has no lock and is not atomic: the last way.
+    host: Host, container: Container, edit: Callable[[AccountFiles], AccountFiles]
+) -> Tuple[Answer, Optional[AccountFiles]]:
+    """Replaces the account files that `edit` changes through one docker cp; the answer, and what is read back. Puts the old bytes back
+    if that differs, but not after a time-out: the daemon may still be at it. docker cp has no lock and is not atomic: the last way.
     """
     base = cp_base(host, container)
-    old = cp_shadow(host, container)
-    new = edit(old.data)
-    answer = change(host, ["cp", "-", container.id + ":/etc"], shadow_tar(old, new, base))
+    members = cp_accounts(host, container)
+    old = members.content()
+    new = edit(old)
+    before, after = [], []  # type: List[Member], List[Member]
+    for name in REPLACE_ORDER:
+        if getattr(new, name) != getattr(old, name):
+            before.append(getattr(members, name))
+            after.append(before[-1]._replace(data=getattr(new, name)))
+    target = ["cp", "-", container.id + ":/etc"]
+    answer = change(host, target, accounts_tar(after, base))
     found = cp_again(host, container)
     if found != new and answer.timed_out:
         return answer, found
     if found != new:
         why = first_line(answer) if answer.rc else "what was read back differs from what was sent"
-        if found != old.data:
-            change(host, ["cp", "-", container.id + ":/etc"], shadow_tar(old, old.data, base))
-            if cp_again(host, container) != old.data:
+        if found != old:
+            # In the reverse order: /etc/passwd must not point to a shadow that is the old one already.
+            change(host, target, accounts_tar(before[::-1], base))
+            if cp_again(host, container) != old:
+                names = " and ".join(one.path for one in before)
                 raise WayClosed(
-                    "docker cp: %s; AND its old /etc/shadow could not be restored: look at it now"
-                    % why
+                    "docker cp: %s; AND its old %s could not be restored: look at it now"
+                    % (why, names)
                 )
             why += "; the old file was put back"
         else:  # it failed between the members: no hash may stay behind
-            change(host, ["cp", "-", container.id + ":/etc"], shadow_tar(old, None, base))
+            change(host, target, accounts_tar([], base))
         raise WayClosed("docker cp: %s" % why)
     if (
         container.running and not container.paused
@@ -11231,7 +11511,7 @@ class Job(NamedTuple):
     accounts: List[Account]
     refusal: str
     notes: str
-    before: bytes  # the shadow file at the look
+    before: AccountFiles  # at the look
 
 
 def password_source(opts: argparse.Namespace) -> str:
@@ -11392,22 +11672,26 @@ def look_accounts(
         )
 
     refusal = etc_refusal(container, opts.allow_shared_etc, is_hosts)
-    notes, before = "", b""
+    notes, before = "", AccountFiles(None, None)
     if not refusal:
         try:
-            before = read_shadow(host, container, opts.allow_shared_etc, first=True)
-            refusal, notes = judge_users(before, users, opts.unlock)
+            before = read_account_files(host, container, opts.allow_shared_etc, first=True)
+            notes = judge_users(before, users, opts.unlock)
+            if "exec" not in ways_for(container, opts.via):
+                require_shadow_lines(before, users)
         except Refused as err:
             refusal = err.msg
     return Job(target, container, [], refusal, notes, before)
 
 
-def read_shadow(host: Host, container: Container, allow_shared: bool, first: bool = False) -> bytes:
-    """The shadow file without a docker call where root is on the engine's own host, else by docker cp."""
+def read_account_files(
+    host: Host, container: Container, allow_shared: bool, first: bool = False
+) -> AccountFiles:
+    """Both account files without a docker call where root is on the engine's own host, else by docker cp."""
     try:
         etc = open_etc(container)
         try:
-            return proc_shadow(etc)[0]
+            return proc_accounts(etc)[0]
         finally:
             os.close(etc)
     except SharedEtc as err:
@@ -11415,35 +11699,59 @@ def read_shadow(host: Host, container: Container, allow_shared: bool, first: boo
             raise Refused("%s; --allow-shared-etc if that is meant" % err) from None
     except WayClosed:
         pass
-    return cp_shadow(host, container, first).data
+    return cp_accounts(host, container, first).content()
 
 
-def judge_users(data: bytes, users: List[bytes], unlock: bool) -> Tuple[str, str]:
-    """(refusal, notes) for setting these users' passwords in this shadow file."""
-    notes = []
+def judge_users(files: AccountFiles, users: List[bytes], unlock: bool) -> str:
+    """What is worth a note before these users' passwords are set. Raises Refused where they must not be."""
+    notes = []  # type: List[str]
     for user in users:
-        fields = shadow_line(data, user)
-        if not fields:
-            return "there is no user %s in its /etc/shadow" % show_bytes(user), ""
-        state = field_state(fields[1])
-        if state == "locked" and not unlock:
-            return (
+        lines, name = login_lines(files, user), show_bytes(user)
+        every_field = lines.passwd_fields() | lines.shadow_fields()
+        if not unlock and any(field_state(field) == "locked" for field in every_field):
+            raise Refused(
                 "%s is locked by an administrator (! before the hash); --unlock sets a password all the same"
-                % show_bytes(user),
-                "",
+                % name
             )
-        if state in ("never", "empty"):
-            notes.append(
-                "%s had %s password before (%s)"
-                % (
-                    show_bytes(user),
-                    "no" if state == "never" else "an empty",
-                    show_bytes(fields[1][:20]),
-                )
-            )
-        if len(fields) > 7 and fields[7].isdigit() and int(fields[7]) <= time.time() // 86400:
-            notes.append("%s's account has expired and stays so" % show_bytes(user))
-    return "", "; ".join(notes)
+        notes += note_old_password(lines, user)
+        if lines.shadow and has_expired(files.shadow or b"", lines.shadow[0]):
+            notes.append("%s's account has expired and stays so" % name)
+    return "; ".join(notes)
+
+
+def note_old_password(lines: LoginLines, user: bytes) -> List[str]:
+    """A note where the account had no password, an empty one, or one that /etc/shadow does not hold."""
+    name, where = show_bytes(user), ""
+    fields = lines.shadow_fields()
+    if not lines.refers_to_shadow(user):
+        fields, where = lines.passwd_fields(), " in /etc/passwd itself"
+    states = {field_state(field) for field in fields}
+    if states & {"never", "empty"}:
+        kind = "an empty" if "empty" in states else "no"
+        shown = "".join(sorted({show_mark(field) for field in fields}))
+        return ["%s had %s password before%s (%s)" % (name, kind, where, shown)]
+    if where:
+        return ["%s's password stood%s" % (name, where)]
+    return []
+
+
+def show_mark(field: bytes) -> str:
+    """A field that is no password, as the file has it; what may hold a part of a hash is not shown."""
+    return show_bytes(field) if re.match(rb"[!*A-Za-z]{0,10}\Z", field) else "..."
+
+
+def has_expired(shadow: bytes, line: AccountLine) -> bool:
+    fields = shadow[line.start : line.end].split(b":")
+    return len(fields) > 7 and fields[7].isdigit() and int(fields[7]) <= time.time() // 86400
+
+
+def require_shadow_lines(files: AccountFiles, users: List[bytes]) -> None:
+    """Raises Refused for a user whose password belongs into a line of /etc/shadow that is not there: only the image's own chpasswd
+    can tell what such a line looks like there."""
+    for user in users:
+        lines = login_lines(files, user)
+        if not lines.shadow and lines.refers_to_shadow(user):
+            raise Refused(missing_line_text(files, user))
 
 
 def generate_passwords(opts: argparse.Namespace, plans: list, user: bytes) -> list:
@@ -11570,63 +11878,104 @@ def try_way(
     host: Host, opts: argparse.Namespace, plan: Job, way: str, hashes: Dict[bytes, bytes]
 ) -> Tuple[str, str]:
     """(status, msg): 'changed', 'unchanged', 'unknown', 'failed' when the read-back shows no change,
-    'partial' when it shows some of the users."""
+    'partial' when it shows some of the users, or a part of what one of them needs."""
     container = plan.container
-
-    def edit(data: bytes) -> bytes:
-        try:
-            return edit_shadow(data, hashes, int(time.time()) // 86400)
-        except KeyError as err:
-            raise WayClosed(
-                "user %s is gone from its /etc/shadow" % show_bytes(err.args[0])
-            ) from None
-
-    if opts.encrypted and not missing_hashes(
-        read_shadow(host, container, opts.allow_shared_etc), hashes
-    ):
-        return "unchanged", "the hash was already this one"
-    answer, data = None, None
-    if way == "exec":
-        answer = exec_chpasswd(host, container, hashes)
-        if answer.rc and is_gone_now(host, container.id, answer.text()):
-            raise Gone()
-    elif way == "proc":
-        host.memo["begun"] = True
-        proc_write(container, edit, host.stop)
-    else:
-        answer, data = cp_write(host, container, edit)
+    if opts.encrypted:
+        before = read_account_files(host, container, opts.allow_shared_etc)
+        if not passwords_not_set(before, hashes):
+            return "unchanged", "the hash was already this one"
+    answer, files = send_hashes(host, plan, way, hashes)
     try:
-        data = data or read_shadow(host, container, opts.allow_shared_etc)
+        files = files or read_account_files(host, container, opts.allow_shared_etc)
     except (WayClosed, Refused, FileNotFoundError) as err:
         return "unknown", "sent, but the read-back failed: %s" % (
             err.msg if isinstance(err, Refused) else err
         )
-    left = missing_hashes(data, hashes)
+    left = passwords_not_set(files, hashes)
     if not left:
-        return "changed", "; ".join(
-            word
-            for word in (odd_date(data, hashes), more_than_asked(plan.before, data, hashes))
-            if word
-        )
+        return "changed", "; ".join(notes_after(plan.before, files, hashes))
     if answer and answer.timed_out:
         return (
             "unknown",
             "no answer in %.3g s and not changed so far: what was begun may still do it (is /etc/.pwd.lock held?)"
             % answer.seconds,
         )
+    return explain_failure(answer, files, hashes, left)
+
+
+def send_hashes(
+    host: Host, plan: Job, way: str, hashes: Dict[bytes, bytes]
+) -> Tuple[Optional[Answer], Optional[AccountFiles]]:
+    """Hands the hashes to a container by one way: docker's answer and what was read back, each where that way has it.
+    Raises Gone, WayClosed, Refused."""
+
+    def edit(files: AccountFiles) -> AccountFiles:
+        return edit_accounts(files, hashes, int(time.time()) // 86400)
+
+    if way == "proc":
+        host.memo["begun"] = True
+        proc_write(plan.container, edit, host.stop)
+        return None, None
+    if way == "cp":
+        return cp_write(host, plan.container, edit)
+    for user in hashes:
+        if not login_lines(plan.before, user).same_for_all():
+            # chpasswd would set the line that its own C library takes, and no other
+            raise WayClosed("C libraries differ on which line is %s's" % show_bytes(user))
+    answer = exec_chpasswd(host, plan.container, hashes)
+    if answer.rc and is_gone_now(host, plan.container.id, answer.text()):
+        raise Gone()
+    return answer, None
+
+
+def explain_failure(
+    answer: Optional[Answer], files: AccountFiles, hashes: Dict[bytes, bytes], left: List[bytes]
+) -> Tuple[str, str]:
+    """(status, msg) where the read-back does not show every hash. left: the users that are not set."""
     if len(left) < len(hashes):
         done, missed = (
             ", ".join(show_bytes(user) for user in hashes if (user in left) is side)
             for side in (False, True)
         )
         return "partial", "the image's chpasswd set %s but not %s" % (done, missed)
+    if any(hashes[user] in (files.shadow or b"") for user in left):
+        return (
+            "partial",
+            "the image's chpasswd wrote to /etc/shadow, but login reads another place (field 2 of /etc/passwd, or another line)",
+        )
     if answer and answer.rc in (126, 127):
         return "failed", "there is no chpasswd inside that runs (exit %d)" % answer.rc
-    return "failed", (
-        first_line(answer) + " (exit %d)" % answer.rc
-        if answer and answer.rc
-        else "chpasswd reported success, but nothing changed"
-    )
+    if answer and answer.rc:
+        return "failed", "%s (exit %d)" % (hide_secrets(first_line(answer), hashes), answer.rc)
+    return "failed", "chpasswd reported success, but nothing changed"
+
+
+HIDDEN = "what it said is not shown: a part of what it was given is in it"
+SECRET_PIECE = (
+    4  # bytes in a row that two texts do not share by chance; twice as many in base64 and hex
+)
+
+
+def hide_secrets(text: str, hashes: Dict[bytes, bytes]) -> str:
+    """What a program of an image said, or HIDDEN where it looks like a hash, or has one in it, whole, in pieces, in base64 or in hex."""
+    given = b"".join(user + b":" + value + b"\n" for user, value in hashes.items())
+    encoded = [given.hex().encode(), given.hex().upper().encode()]
+    encoded += [base64.b64encode(given[start:]).rstrip(b"=") for start in range(3)]
+    said = raw(text)
+    for shown in (said, re.sub(rb"[^$./0-9A-Za-z]", b"", said)):
+        if re.search(rb"\$(?:[0-9a-z]{1,2}|2[abxy])\$", shown):
+            return HIDDEN
+        if any(shares_piece(shown, value, SECRET_PIECE) for value in hashes.values()):
+            return HIDDEN
+        if any(shares_piece(shown, form, 2 * SECRET_PIECE) for form in encoded):
+            return HIDDEN
+    return text
+
+
+def shares_piece(text: bytes, secret: bytes, size: int) -> bool:
+    """Do both have the same `size` bytes in a row?"""
+    pieces = {secret[at : at + size] for at in range(len(secret) - size + 1)}
+    return any(text[at : at + size] in pieces for at in range(len(text) - size + 1))
 
 
 def exec_chpasswd(host: Host, container: Container, hashes: Dict[bytes, bytes]) -> Answer:
@@ -11641,36 +11990,49 @@ def exec_chpasswd(host: Host, container: Container, hashes: Dict[bytes, bytes]) 
     return answer
 
 
-def missing_hashes(data: bytes, hashes: Dict[bytes, bytes]) -> List[bytes]:
-    return [user for user, value in hashes.items() if shadow_field(data, user) != value]
-
-
-def more_than_asked(before: bytes, after: bytes, hashes: Dict[bytes, bytes]) -> str:
-    """A word where the image's tool changed more than hash and date: both files are compared with these fields made equal."""
+def notes_after(before: AccountFiles, after: AccountFiles, hashes: Dict[bytes, bytes]) -> List[str]:
+    """What is worth a note in a container whose passwords are set."""
+    notes = []
+    if any(b"x" not in login_lines(after, user).passwd_fields() for user in hashes):
+        notes.append("the hash stands in its /etc/passwd, which every user inside can read")
+    date = odd_date(after, hashes)
+    if date:
+        notes.append(date)
     try:
-        same = edit_shadow(before, hashes, 0) == edit_shadow(after, hashes, 0)
-    except KeyError:
+        same = blank_passwords(before, hashes) == blank_passwords(after, hashes)
+    except Refused:
         same = False
-    return (
-        ""
-        if same
-        else "the image's chpasswd changed more in its /etc/shadow than password and date"
-    )
+    made_a_line = any(not login_lines(before, user).shadow for user in hashes)
+    if not same and not made_a_line:
+        notes.append(
+            "the image's chpasswd changed more in its account files than password and date"
+        )
+    return notes
 
 
-def odd_date(data: bytes, hashes: Dict[bytes, bytes]) -> str:
+def blank_passwords(files: AccountFiles, users: Iterable[bytes]) -> AccountFiles:
+    """The files with the same password and date for these users, so that what else differs shows."""
+    for user in users:
+        lines = login_lines(files, user)
+        passwd = set_fields(files.passwd or b"", lines.passwd, b"x")
+        shadow = files.shadow
+        if shadow is not None:
+            shadow = set_fields(shadow, lines.shadow, b"", 0)
+        files = AccountFiles(passwd, shadow)
+    return files
+
+
+def odd_date(files: AccountFiles, users: Iterable[bytes]) -> str:
     """A word where the image's tool wrote another day than today: libfaketime inside, or a wrong clock."""
-    for user in hashes:
-        fields = shadow_line(data, user) or []
-        if (
-            len(fields) > 2
-            and fields[2].isdigit()
-            and abs(int(fields[2]) - time.time() // 86400) > 1
-        ):
-            return (
-                "the date of last change was written %d days off: is the container's clock shifted?"
-                % (int(fields[2]) - time.time() // 86400)
-            )
+    today = int(time.time()) // 86400
+    for user in users:
+        for line in login_lines(files, user).shadow[:1]:
+            day = (files.shadow or b"")[line.start : line.end].split(b":")[2]
+            if day.isdigit() and abs(int(day) - today) > 1:
+                return (
+                    "the date of last change was written %d days off: is the container's clock shifted?"
+                    % (int(day) - today)
+                )
     return ""
 
 

@@ -247,7 +247,9 @@ ZOO = [
         inside="cp -a /etc /new; mount -t tmpfs none /etc; cp -a /new/. /etc",
         cat=True,
     ),
-    Animal("no-shadow", "refused", "shadow", inside="rm /etc/shadow"),
+    Animal(
+        "no-shadow-nor-chpasswd", "refused", "shadow", image="busybox", inside="rm /etc/shadow"
+    ),
     Animal("no-shadow-stopped", "refused", "shadow", inside="rm /etc/shadow", state="kill"),
     Animal(
         "shadow-link",
@@ -306,7 +308,7 @@ ZOO = [
         inside="truncate -s 5G /etc/shadow",
         state="kill",
     ),
-    Animal("no-such-user", "refused", "root", inside="sed -i /^root:/d /etc/shadow"),
+    Animal("no-such-user", "refused", "root", inside="sed -i /^root:/d /etc/passwd"),
     Animal(
         "no-such-user-stopped",
         "refused",

@@ -36,6 +36,13 @@ SHADOW = (
     b"# a comment that is no entry\n"
     b"last:!!:::::::"
 )
+PASSWD = (
+    b"root:x:0:0:root:/root:/bin/sh\n"
+    b"daemon:x:1:1::/:/bin/false\n"
+    b"app:x:1000:1000::/tmp:/bin/sh\n"
+    b"locked:x:1001:1001::/tmp:/bin/sh\n"
+    b"last:x:1002:1002::/tmp:/bin/sh\n"
+)
 JSON_KEYS = {
     "schema",
     "command",
@@ -317,6 +324,7 @@ class Box:
         name,
         status="Up 2 hours",
         shadow=SHADOW,
+        passwd=PASSWD,
         chpasswd="shadow-utils",
         inspect=None,
         host=None,
@@ -330,10 +338,11 @@ class Box:
         )
         root = self.at("fs", name)
         os.makedirs(os.path.join(root, "etc"))
-        if shadow is not None:
-            with open(os.path.join(root, "etc", "shadow"), "wb") as f:
-                f.write(shadow)
-            os.chmod(f.name, 0o640)
+        for file, data, mode in (("shadow", shadow, 0o640), ("passwd", passwd, 0o644)):
+            if data is not None:
+                with open(os.path.join(root, "etc", file), "wb") as f:
+                    f.write(data)
+                os.chmod(f.name, mode)
         state = (
             "paused"
             if "(Paused)" in status

@@ -264,16 +264,38 @@ class Fake:
         if kind == "first":  # BusyBox: stops at the first line it does not like, earlier lines stay
             self.err += b"chpasswd: unknown user\n"
             wanted = wanted[:1]
-        path = os.path.join(self.root(c), "etc", "shadow")
-        with open(path, "rb") as f:
-            lines = f.read().splitlines(True)
+        passwd, shadow = self.lines(c, "passwd"), self.lines(c, "shadow")
         for user, value in wanted:
             value = b"$6$other$" + b"x" * 86 if kind == "rehash" else value
-            lines = [self.edited(line, user, value, kind) for line in lines]
-        with open(path + "+", "wb") as f:
-            f.write(b"".join(lines))
-        os.rename(path + "+", path)
+            listed = any(line.split(b":")[0] == user for line in shadow or [])
+            refers = any(line.startswith(user + b":x:") for line in passwd)
+            if shadow is not None and not listed and refers:  # as shadow-utils: a new line
+                shadow.append(user + b":!::0:99999:7:::\n")
+                listed = True
+            if listed:
+                shadow = [self.edited(line, user, value, kind) for line in shadow]
+            if not (listed and refers) and kind != "shadow-only":
+                passwd = [self.with_password(line, user, value) for line in passwd]
+        for name, lines in (("passwd", passwd), ("shadow", shadow)):
+            if lines is not None:
+                path = os.path.join(self.root(c), "etc", name)
+                with open(path + "+", "wb") as f:
+                    f.write(b"".join(lines))
+                os.rename(path + "+", path)
         return 1 if kind == "first" else 0
+
+    def lines(self, c, name):
+        """The lines of an account file, the last one with its end, as every tool writes it; None where there is no file."""
+        try:
+            with open(os.path.join(self.root(c), "etc", name), "rb") as f:
+                data = f.read()
+        except OSError:
+            return None
+        return (data if data.endswith(b"\n") else data + b"\n").splitlines(True)
+
+    def with_password(self, line, user, value):
+        fields = line.split(b":")
+        return b":".join([user, value] + fields[2:]) if fields[0] == user else line
 
     def edited(self, line, user, value, kind):
         fields = line.split(b":")

@@ -22,6 +22,8 @@ def is_password(dockfix, field, password):
 def assert_only_the_hash_and_the_day_differ(before, after, users):
     """Line by line, byte by byte."""
     today = {str(int(time.time() // 86400) - late).encode() for late in (0, 1)}
+    if not before.endswith(b"\n") and after.endswith(b"\n"):
+        before += b"\n"  # a missing line end is added
     old, new = before.split(b"\n"), after.split(b"\n")
     assert len(old) == len(new)
     for a, b in zip(old, new):
@@ -537,7 +539,7 @@ def odd_shadow(box, make):
 @pytest.mark.parametrize("client", ["1.12", "20.10", "28"])
 def test_no_shadow_in_the_words_of_every_client(box, client):
     box.world["client"] = client
-    box.container("c", shadow=None)
+    box.container("c", shadow=None, status="Exited (0) 1 hour ago")
     result = box.quick("--json", "chpasswd", "c", stdin=LINES)
     assert (
         result.rc == 5
@@ -550,12 +552,11 @@ def test_no_shadow_in_the_words_of_every_client(box, client):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda path: None,
         lambda path: os.symlink("/host/shadow", path),
         lambda path: os.mkfifo(path),
         lambda path: os.mkdir(path),
     ],
-    ids=["missing", "symlink", "fifo", "directory"],
+    ids=["symlink", "fifo", "directory"],
 )
 def test_a_shadow_that_is_no_plain_file_is_refused(box, make):
     odd_shadow(box, make)
@@ -574,8 +575,8 @@ def test_a_shadow_that_is_a_device_is_refused(box, make_tar):
     assert result.rc == 5 and result.statuses() == {"c": "refused"} and not writes(box)
 
 
-@pytest.mark.parametrize("size, code", [((1 << 20) - 200, 0), ((1 << 20) + 1, 5), (40 << 20, 5)])
-def test_a_shadow_above_one_mebibyte_is_refused(box, size, code):
+@pytest.mark.parametrize("size, code", [(2 << 20, 0), ((64 << 20) + 1, 5)])
+def test_a_shadow_above_64_mebibytes_is_refused(box, size, code):
     root = b"root:*:19000:0:99999:7:::\n"
     box.container("c", shadow=root + b"#" + b"x" * (size - len(root) - 2) + b"\n")
     result = box.quick("--json", "chpasswd", "c", stdin=LINES)
@@ -686,7 +687,7 @@ def test_a_container_that_is_being_removed_is_gone(box, state):
 def test_a_docker_cp_that_hangs_is_unknown_unless_it_is_seen_to_have_worked(box, lands):
     """The daemon may still be at it: nothing is put back, nothing else is tried."""
     box.container("c", status="Exited (0) 1 hour ago")
-    box.rule("cp", nth=4, has="-", **({"linger": 600} if lands else {"sleep": 600}))
+    box.rule("cp", nth=6, has="-", **({"linger": 600} if lands else {"sleep": 600}))
     result = box.run("--json", "chpasswd", "c", "--timeout", "3", stdin=LINES)
     assert result.statuses() == {"c": "changed" if lands else "unknown"} and result.rc == (
         0 if lands else 3
@@ -953,7 +954,7 @@ def test_a_user_that_is_no_name_is_exit_2_for_generate_too(web, user, flags):
 
 
 def test_nothing_but_refusals_makes_no_output(box):
-    box.container("web1", shadow=None)
+    box.container("web1", shadow=None, status="Exited (0) 1 hour ago")
     assert box.quick("chpasswd", "web1", "--generate", "--output", box.at("new")).rc == 5
     assert not os.path.exists(box.at("new"))
 
@@ -1000,7 +1001,7 @@ def test_calls_grow_with_the_containers_by_a_fixed_number_each(box):
         and by_command["info"] == 0
         and by_command["exec"] == count
     )
-    assert by_command["cp"] <= 3 * count, by_command
+    assert by_command["cp"] <= 5 * count, by_command  # /etc, and twice two files
     assert [c.words[:3] for c in box.calls("inspect")] == [["inspect", "--type", "container"]]
 
 

@@ -161,70 +161,7 @@ def test_values_that_are_no_hash(dockfix, value):
         dockfix.check_hash(value)
 
 
-# ---- shadow
-
-SHADOW = (
-    b"root:$6$old$x:19000:0:99999:7:::\n"
-    b"# note: with colons:here\n"
-    b"\n"
-    b"bin:*\n"
-    b"app:!!:::::::\r\n"
-    b"root:second:1::::::\n"
-    b"\xff\xfe:\xe9:1::\n"
-    b"tail:x:1:2:3:4:5:6:7"
-)
-
-
-@pytest.mark.parametrize(
-    "user, field",
-    [
-        (b"root", b"$6$old$x"),
-        (b"bin", b"*"),
-        (b"app", b"!!"),
-        (b"\xff\xfe", b"\xe9"),
-        (b"tail", b"x"),
-        (b"ghost", None),
-        (b"ro", None),
-        (b"roo", None),
-        (b"", None),
-        (b"note", None),
-    ],
-)
-def test_shadow_field(dockfix, user, field):
-    assert dockfix.shadow_field(SHADOW, user) == field
-
-
-@pytest.mark.parametrize("user", [b"root", b"app", b"\xff\xfe", b"tail"])
-def test_edit_shadow_keeps_every_other_byte(dockfix, user):
-    new = dockfix.edit_shadow(SHADOW, {user: b"$6$new$y"}, 20001)
-    assert dockfix.shadow_field(new, user) == b"$6$new$y"
-    old_lines, new_lines = SHADOW.split(b"\n"), new.split(b"\n")
-    changed = [i for i, (a, b) in enumerate(zip(old_lines, new_lines)) if a != b]
-    assert len(old_lines) == len(new_lines) and len(changed) == 1
-    a, b = old_lines[changed[0]].split(b":"), new_lines[changed[0]].split(b":")
-    assert a[0] == user == b[0] and b[1:3] == [b"$6$new$y", b"20001"] and a[3:] == b[3:]
-
-
-def test_edit_shadow_changes_the_first_line_of_a_user(dockfix):
-    new = dockfix.edit_shadow(SHADOW, {b"root": b"h"}, 1)
-    assert new.startswith(b"root:h:1:0:99999:7:::\n") and b"root:second:1::::::\n" in new
-
-
-def test_edit_shadow_of_a_short_line_keeps_the_others(dockfix):
-    new = dockfix.edit_shadow(SHADOW, {b"bin": b"h"}, 7)
-    line = [line for line in new.split(b"\n") if line.startswith(b"bin:")][0]
-    assert line in (b"bin:h", b"bin:h:7") and new.replace(line, b"bin:*") == SHADOW
-
-
-def test_edit_shadow_of_several(dockfix):
-    new = dockfix.edit_shadow(SHADOW, {b"root": b"r", b"tail": b"t"}, 5)
-    assert (dockfix.shadow_field(new, b"root"), dockfix.shadow_field(new, b"tail")) == (b"r", b"t")
-
-
-def test_edit_shadow_of_an_absent_user_changes_nothing_and_names_it(dockfix):
-    with pytest.raises(KeyError) as e:
-        dockfix.edit_shadow(SHADOW, {b"root": b"r", b"ghost": b"g"}, 5)
-    assert e.value.args == (b"ghost",)
+# ---- the field of a password
 
 
 @pytest.mark.parametrize(
@@ -846,8 +783,9 @@ def parse_much(dockfix, count):
     last = b"user%d" % (2 * count - 1)
     began = time.process_time()
     assert len(dockfix.parse_ps(many)) == count
-    assert dockfix.shadow_field(big, last) == b"*"
-    assert dockfix.shadow_field(dockfix.edit_shadow(big, {last: b"h"}, 1), last) == b"h"
+    names = b"".join(b"user%d:x:1:1::/:/bin/sh\n" % i for i in range(2 * count))
+    files = dockfix.edit_accounts(dockfix.AccountFiles(names, big), {last: b"h"}, 1)
+    assert files == (names, big[: -len(b"*:1::::::\n")] + b"h:1::::::\n")
     assert dockfix.printable("\x1b" * 10 * count) == "\\x1b" * 10 * count
     return time.process_time() - began
 

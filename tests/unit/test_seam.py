@@ -78,10 +78,10 @@ def test_a_shadow_that_grows_while_it_is_read_is_not_used(dockfix, tmp_path, mon
             more.write(b"x:*:1::::::\n")
         return fstat(fd)
 
-    assert dockfix.proc_shadow(etc)[0] == b"root:*:1::::::\n"
+    assert dockfix.proc_accounts(etc)[0].shadow == b"root:*:1::::::\n"
     monkeypatch.setattr(dockfix.os, "fstat", lambda fd: (fstat(fd), grown(fd))[0])
     with pytest.raises(dockfix.WayClosed):
-        dockfix.proc_shadow(etc)
+        dockfix.proc_accounts(etc)
     monkeypatch.undo()
     os.close(etc)
 
