@@ -196,7 +196,7 @@ def test_lines_for_several_users_all_or_none(lab):
     """One line that cannot be carried out keeps the others of that container from being carried out."""
     lab.parallel(lambda name: lab.run(name), ["both", "only-root", "stopped-root"])
     lab.parallel(
-        lambda name: lab.inside(name, "sed -i /^games:/d /etc/shadow"),
+        lambda name: lab.inside(name, "sed -i /^games:/d /etc/passwd"),
         ["only-root", "stopped-root"],
     )
     lab.docker("kill", "stopped-root")

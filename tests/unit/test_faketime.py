@@ -40,7 +40,7 @@ def files(box):
     for folder, _, names in os.walk(box.at("fs", "web")):
         for name in names:
             path = os.path.join(folder, name)
-            if not name.endswith("shadow"):
+            if name not in ("passwd", "shadow"):
                 found[os.path.relpath(path, box.at("fs", "web"))] = box.read(path)
     return found
 
