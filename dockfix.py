@@ -5698,6 +5698,13 @@ TESTS = {
         'want=$1; shift; out=$("$@" 2>/dev/null) && ls -l "/proc/${out##*[!0-9]}/fd" 2>/dev/null |'
         ' grep -q -F -e " -> $want/"',
     ),
+    "unserved": Test(
+        True,
+        lambda answer, text: answer.rc < 126
+        and not process_uses(last_number(answer.out_text()), text_of(text)),
+        "is still the process that has the files below TEXT open",
+        '! serves "$@" || return; shift; "$@" >/dev/null 2>&1; case $? in 12[67]) false;; esac',
+    ),
 }
 
 
@@ -7247,7 +7254,7 @@ def down_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
                 undo=(engine.start_socket(),),
             )
         )
-    gone = (down,)
+    gone = (down, ("unserved", engine.root) + engine.identity.main)  # silent is not stopped
     if engine.systemd:  # or deactivating: silent is not stopped
         gone += (
             ("not",) + engine.service("is-active"),

@@ -273,6 +273,9 @@ SAID = {
     "many": "seq -f %064.0f 0 2999",
     "one more": "seq -f %064.0f 0 3000",
     "twice": "printf 'c\\nc\\na\\n'",
+    "my number": "echo MainPID=%d" % os.getpid(),
+    "my number alone": "printf %d" % os.getpid(),
+    "no process": "echo MainPID=0",
 }
 
 
@@ -302,10 +305,24 @@ SAID = {
         (("among", "a\nb"), "twice", False),
         (("among", MANY), "many", True),
         (("among", MANY), "one more", False),
+        (("serves", "HERE"), "my number", True),
+        (("serves", "HERE"), "my number alone", True),
+        (("serves", "HERE/old"), "my number", False),
+        (("serves", "HERE"), "no process", False),
+        (("serves", "HERE"), "none", False),
+        (("serves", "HERE"), "no program", False),
+        (("unserved", "HERE"), "my number", False),
+        (("unserved", "HERE/old"), "my number", True),
+        (("unserved", "HERE"), "no process", True),
+        (("unserved", "HERE"), "none", True),
+        (("unserved", "HERE"), "fails", True),
+        (("unserved", "HERE"), "no program", False),
     ],
 )
 def test_the_scripts_tests_hold_where_the_runs_do(trial, dockfix, test, says, holds):
     trial.program("asked", SAID[says])
+    test = tuple(word.replace("HERE", trial.path) for word in test)
+    kept_open = open(trial.at("setting"))  # what a daemon has of its root
     host = dockfix.Host(
         ("docker",),
         60,
@@ -333,6 +350,7 @@ def test_the_scripts_tests_hold_where_the_runs_do(trial, dockfix, test, says, ho
             subprocess.run(shell.split() + ["-s"], input=script.encode(), env=trial.env).returncode
             == 0
         ) is holds, shell
+    kept_open.close()
 
 
 def test_the_script_stops_where_its_disk_is_not_mounted_by_then(trial):
