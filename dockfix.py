@@ -3833,6 +3833,18 @@ def all_processes() -> List[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
+def process_and_children(pid: int) -> List[int]:
+    """A service's main process, and those that it has started: CentOS 7 had `sh -c 'docker daemon ... | forward-journald'` as docker.service's,
+    and OpenRC writes the number of its supervisor into the pid file. None where there is no such process.
+    """
+    found = [pid] if process_is_alive(pid) else []
+    for child in all_processes() if found else []:
+        status = quietly(host_text, "/proc/%d/status" % child) or ""
+        if re.search(r"(?m)^PPid:\s*%d$" % pid, status):
+            found.append(child)
+    return found
+
+
 def process_name(pid: int) -> str:
     """For messages: 'dockerd (pid 12)'."""
     name = (quietly(host_text, "/proc/%d/comm" % pid) or "a process").strip()
@@ -5648,6 +5660,12 @@ def last_number(text: str) -> int:
     return int(found.group(1)) if found else 0
 
 
+def main_process_uses(answer: Answer, root: str) -> bool:
+    """Has the process whose number is the answer, or one that it has started, files of this root open?"""
+    family = process_and_children(last_number(answer.out_text()))
+    return any(process_uses(pid, root) for pid in family)
+
+
 def strangers(answer: Answer, text: bytes) -> set:
     """The lines that are not among the text's."""
     return set(answer.out.split(b"\n")) - set(text.split(b"\n")) - {b""}
@@ -5693,15 +5711,15 @@ TESTS = {
     ),
     "serves": Test(
         True,
-        lambda answer, text: process_uses(last_number(answer.out_text()), text_of(text)),
+        lambda answer, text: main_process_uses(answer, text_of(text)),
         "is not the process that has the files below TEXT open",
-        'want=$1; shift; out=$("$@" 2>/dev/null) && ls -l "/proc/${out##*[!0-9]}/fd" 2>/dev/null |'
-        ' grep -q -F -e " -> $want/"',
+        'want=$1; shift; out=$("$@" 2>/dev/null); out=${out##*[!0-9]}; [ "${out:-0}" -gt 0 ] || return;'
+        ' for pid in $out $(grep -l -s -E "^PPid:[[:space:]]*$out$" /proc/[0-9]*/status | cut -d/ -f3); do'
+        ' ls -l "/proc/$pid/fd" 2>/dev/null | grep -q -F -e " -> $want/" && return; done; false',
     ),
     "unserved": Test(
         True,
-        lambda answer, text: answer.rc < 126
-        and not process_uses(last_number(answer.out_text()), text_of(text)),
+        lambda answer, text: answer.rc < 126 and not main_process_uses(answer, text_of(text)),
         "is still the process that has the files below TEXT open",
         '! serves "$@" || return; shift; "$@" >/dev/null 2>&1; case $? in 12[67]) false;; esac',
     ),
@@ -6915,16 +6933,18 @@ def require_service_process(
             % (asked, socket_holder(socket), service, sh_line(main)),
             own_engine_hint(host),
         )
-    if not process_listens(pid, socket):
+    family = process_and_children(pid)
+    answering = [one for one in family if process_listens(one, socket)]
+    if not answering:
         raise Refused(
             "%s is held by %s, and %s is %s"
             % (asked, socket_holder(socket), service, process_name(pid)),
             own_engine_hint(host),
         )
-    if not process_uses(pid, root):
+    if not any(process_uses(one, root) for one in answering):
         raise Refused(
             "%s, %s, has no file of %s open: that is another engine's root"
-            % (service, process_name(pid), root),
+            % (service, process_name(answering[0]), root),
             own_engine_hint(host),
         )
 
@@ -7040,7 +7060,9 @@ def require_engine_of(host: Host, engine: dict) -> Host:
     main = main_process_words()
     until = time.monotonic() + 30
     pid = main_process(host, main)
-    while pid and not any(process_uses(pid, root) for root in roots):
+    while pid and not any(
+        process_uses(one, root) for one in process_and_children(pid) for root in roots
+    ):
         if time.monotonic() > until:  # one that just starts has nothing open yet
             raise Refused(
                 "the docker service of this host, %s, has no file of %s open"

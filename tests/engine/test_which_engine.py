@@ -296,6 +296,23 @@ def test_a_daemon_that_no_service_started(hosts):
     assert hosts.picture() == before
 
 
+def test_a_service_whose_main_process_is_a_supervisor(hosts):
+    """The pid file names the parent of the daemon, as OpenRC writes it; of both daemons, here: one of them has the socket and the root."""
+    pid_file = hosts.lab.engine.path("pid")
+    os.rename(pid_file, pid_file + ".away")
+    with open(pid_file, "w") as f:
+        f.write(str(os.getpid()))
+    try:
+        run = hosts.go("-n", "--json", "relocate", hosts.new_root())
+        assert run.rc == 0, run
+        other = hosts.go(
+            "-n", "--json", "relocate", hosts.new_root(), **second_daemon(hosts)[0]["env"]
+        )
+        assert other.rc == 5 and hosts.second.path("root") in error_of(other), other
+    finally:
+        os.rename(pid_file + ".away", pid_file)
+
+
 def test_settings_that_name_another_root_for_the_next_start(hosts):
     path = hosts.lab.engine.path("etc", "upper", "docker", "daemon.json")
     with open(path) as f:

@@ -205,6 +205,7 @@ class FakeHost:
         )
         module.device_number = lambda path: "7:" + path[len("/dev/loop") :]
         module.process_is_alive = lambda pid: pid == MAIN_PID
+        module.process_and_children = lambda pid: [pid]
         module.process_uses = lambda pid, root: pid == MAIN_PID and root == self.root
         module.process_listens = lambda pid, socket: pid == MAIN_PID
         module.info_by_socket = lambda host, socket: module.read_engine_info(host)

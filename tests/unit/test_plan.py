@@ -275,6 +275,7 @@ SAID = {
     "twice": "printf 'c\\nc\\na\\n'",
     "my number": "echo MainPID=%d" % os.getpid(),
     "my number alone": "printf %d" % os.getpid(),
+    "my parent's number": "echo MainPID=%d" % os.getppid(),
     "no process": "echo MainPID=0",
 }
 
@@ -307,11 +308,13 @@ SAID = {
         (("among", MANY), "one more", False),
         (("serves", "HERE"), "my number", True),
         (("serves", "HERE"), "my number alone", True),
+        (("serves", "HERE"), "my parent's number", True),
         (("serves", "HERE/old"), "my number", False),
         (("serves", "HERE"), "no process", False),
         (("serves", "HERE"), "none", False),
         (("serves", "HERE"), "no program", False),
         (("unserved", "HERE"), "my number", False),
+        (("unserved", "HERE"), "my parent's number", False),
         (("unserved", "HERE/old"), "my number", True),
         (("unserved", "HERE"), "no process", True),
         (("unserved", "HERE"), "none", True),
@@ -683,6 +686,16 @@ def test_a_journal_that_is_not_understood_blocks_changes(trial):
     for words in (["-y", "trial"], ["resume"], ["-y", "rollback"], ["exec", "--all", "--", "x"]):
         result = trial.go("--json", *words)
         assert result.rc == 7, result
+
+
+def test_old_data_that_a_process_has_open_is_not_discarded(trial):
+    """Another daemon may have it as its root, one that the docker command of now does not speak to."""
+    assert trial.go("-y", "trial").rc == 0
+    with open(trial.at("aside", "old", "file")):
+        result = trial.go("-y", "--json", "discard", "trial-1")
+    assert result.rc == 5 and "(pid %d)" % os.getpid() in result.json["errors"][0]["msg"], result
+    assert state(trial) == AFTER
+    assert trial.go("-y", "discard", "trial-1").rc == 0
 
 
 def test_no_answer_is_a_refusal(trial):
