@@ -8188,9 +8188,13 @@ def restore_containers(
 # --- layers that no record explains: the same for storage, owner, reclaim and backup
 
 
+def runs_elsewhere(info: Dict[str, object]) -> bool:
+    return bool(info["Name"]) and info["Name"] != os.uname().nodename
+
+
 def require_same_host(info: Dict[str, object], subject: str) -> None:
     """Refuses to read this host's files for an engine that runs on another one: they would be those of a stranger."""
-    if info["Name"] and info["Name"] != os.uname().nodename:
+    if runs_elsewhere(info):
         raise EnvironmentFault(
             "the engine runs on another host, %s: %s cannot be read here" % (info["Name"], subject),
             "run dockfix on %s" % info["Name"],
@@ -8346,7 +8350,7 @@ def run_storage(host: Host, opts: argparse.Namespace, report: dict) -> None:
     else:
         info = ask_engine(host, report) if opts.root is None else None
     one = new_storage(info or {})
-    if saved or info and info["Name"] and info["Name"] != os.uname().nodename:
+    if saved or info and runs_elsewhere(info):
         where = (
             "from a saved docker info"
             if saved
@@ -8988,6 +8992,8 @@ def storage_findings(
         )
     if known:
         fact, remedy = DRIVER_FACTS[known]
+        if one["image_store"] == "containerd":
+            remedy = "docker system df"
         found.append(
             (
                 "driver-" + known,
@@ -9379,7 +9385,7 @@ def run_owner(host: Host, opts: argparse.Namespace, report: dict) -> None:
     owner_findings(root, layers, rows, opts, info, report)
     if opts.orphans:
         add_orphan_doubts(layers, rows, report)
-    if is_containerd_store(layers, info) and (opts.orphans or not layers.rows):
+    if is_containerd_store(layers, info) and not opts.words and (opts.orphans or not layers.rows):
         text = "the layers are in %s, which dockfix cannot read yet" % store_text(root)
         add_error(report, EnvironmentFault(text, store_remedy(root, bool(info))))
         if rows:
@@ -9651,14 +9657,20 @@ class Spoil(NamedTuple):
 
 
 class Inventory(NamedTuple):
-    """What reclaim chooses from, looked at once: Docker's root, whole inspect objects, the layer table (None where it cannot be read)."""
+    """What reclaim chooses from, looked at once: Docker's root, whole inspect objects, the layer table (None where it cannot be read).
+    store: where containerd keeps images and layers, '' where they are below Docker's root. absent: why the root is no folder of this host, ''
+    where it is one.
+    faults: what could not be looked at, and why; it grows while the candidates are listed."""
 
     host: Host
     root: str
     driver: str
+    store: str
+    absent: str
     containers: List[dict]
     images: List[dict]
     layers: Optional[Layers]
+    faults: List[EnvironmentFault]
     until: float  # when measuring gives up, by the monotonic clock
     points: set  # mount points: their contents do not count
     sizes: Dict[str, Optional[int]]  # of layers, as far as they were asked for
@@ -9692,21 +9704,24 @@ def run_reclaim(host: Host, opts: argparse.Namespace, report: dict) -> None:
     if chosen:
         refuse_half_way(host)
     goods = look_inventory(host, chosen)
-    spoils = facts_of(
-        goods,
-        lambda goods: [
-            one
-            for name in CATEGORIES
-            if name in chosen or not chosen
-            for one in LOOKS[name](host, opts, goods)
-        ],
-    )
+    spoils = []  # type: List[Spoil]
+    for name in chosen or CATEGORIES:
+        spoils += facts_of(goods, lambda goods: LOOKS[name](host, opts, goods))
     report.update(root=goods.root, promised=promised(goods, spoils))
+    for fault in goods.faults:
+        add_error(report, fault)
+    if goods.faults and not spoils:
+        return  # nothing was found, but not all was looked at: exit 6 with the reasons
+    report["exit_code"] = 3 if goods.faults else 0
     if not chosen or opts.dry_run:
         report["results"] = [
             spoil_row(one, "changed" if chosen else "unchanged", one.lost) for one in spoils
         ]
-        return plan_reclaim(host, report, spoils if chosen else []) if opts.dry_run else None
+        if opts.dry_run:
+            plan_reclaim(host, report, goods, spoils if chosen else [])
+        return
+    for fault in goods.faults:
+        say("dockfix: warning: %s" % fault.msg)
     for one in spoils:
         say("  %-11s %10s  %s: %s" % (one.category, size_text(one.size), one.name, one.lost))
     if spoils:
@@ -9730,34 +9745,79 @@ def run_reclaim(host: Host, opts: argparse.Namespace, report: dict) -> None:
         goods,
         [one for one, done in zip(spoils, report["results"]) if done["status"] == "changed"],
     )
-    report["exit_code"] = exit_code(report["results"])
+    report["exit_code"] = exit_code(report["results"]) or (3 if goods.faults else 0)
 
 
 def look_inventory(host: Host, chosen: Sequence[str]) -> Inventory:
     """Raises EnvironmentFault with the daemon down, except for logs: they are what a full disk is cured with first."""
+    info = None  # type: Optional[Dict[str, object]]
+    containers, images = [], []  # type: List[dict], List[dict]
     try:
         info = engine_info(host)
         containers = inspect_objects(host, "container", [one.id for one in list_containers(host)])
-        listed = (
-            expect(query(host, "images", "-q", "-a", "--no-trunc"), "docker images")
-            .out_text()
-            .split()
-        )
-        images = inspect_objects(host, "image", sorted(set(listed)))
+        answer = expect(query(host, "images", "-q", "-a", "--no-trunc"), "docker images")
+        images = inspect_objects(host, "image", sorted(set(answer.out_text().split())))
     except EnvironmentFault as err:
         if list(chosen) != ["logs"]:
             logs = "; where a full disk keeps it down: python3 dockfix.py reclaim --logs, which needs no daemon"
             raise EnvironmentFault(err.msg, err.hint + logs) from None
-        info, containers, images = {"DockerRootDir": configured_root(), "Driver": ""}, [], []
-    root = str(info["DockerRootDir"])
-    if ("logs" in chosen or "trim" in chosen) and os.geteuid() == 0:
-        require_root_of_engine(host, info if "ID" in info else None, root)
+        info = None
+    root = str(info["DockerRootDir"]) if info else configured_root()
+    absent = why_absent(info, root)
+    there = os.path.isdir(raw(root))
+    if there and ("logs" in chosen or "trim" in chosen) and os.geteuid() == 0:
+        require_root_of_engine(host, info, root)
+    layers = None
     try:
-        layers = read_layers(root, follow=True)
-    except EnvironmentFault:  # not root, or not this host's
-        layers = None
+        layers = None if absent else read_layers(root, follow=True)
+    except EnvironmentFault:  # not root: only what needs the files is not looked at
+        pass
+    store = ""
+    if not absent and info and info["DriverStatus"].get("driver-type"):
+        store = containerd_root(root)
+    driver = str((info or {}).get("Driver") or "")
     until, points = time.monotonic() + 6 * WALK_SECONDS, points_of_others(mounts_of())
-    return Inventory(host, root, str(info["Driver"]), containers, images, layers, until, points, {})
+    return Inventory(
+        host, root, driver, store, absent, containers, images, layers, [], until, points, {}
+    )
+
+
+def why_absent(info: Optional[Dict[str, object]], root: str) -> str:
+    """Why the files of the engine that was asked are not on this host, '' where they are."""
+    if info and runs_elsewhere(info):
+        return "the engine runs on another host, %s" % info["Name"]
+    if not os.path.isdir(raw(root)):
+        return "Docker's root %s is not there" % root
+    return ""
+
+
+def require_container_files(goods: Inventory, subject: str) -> None:
+    """Raises EnvironmentFault where the containers' folders below Docker's root cannot be looked at, or are not those of this engine."""
+    folder = os.path.join(goods.root, "containers")
+    reason, hint = goods.absent, "findmnt -T %s; on the engine's own host it works" % goods.root
+    try:
+        names = set(os.listdir(raw(folder))) if not reason else set()
+        ids = [one["Id"] for one in goods.containers]
+        if ids and not reason and not any(raw(ident) in names for ident in ids):
+            reason = "none of docker's containers has a folder in %s" % folder
+        for ident in ids:
+            if raw(ident) in names:
+                quietly_gone(os.listdir, raw(os.path.join(folder, ident)))
+    except OSError as err:
+        reason = "%s: %s" % (text_of(os.fsencode(err.filename)), err.strerror)
+        hint = "ls -la %s" % sh_quote(nearest_folder(folder))
+        if os.geteuid() != 0:
+            hint = "sudo python3 dockfix.py reclaim --logs"
+    if reason:
+        raise EnvironmentFault("%s cannot be read: %s" % (subject, reason), hint)
+
+
+def quietly_gone(deed: Callable, *args):
+    """A deed on what may be removed meanwhile; every other failure is raised."""
+    try:
+        return deed(*args)
+    except FileNotFoundError:
+        return None
 
 
 def stopped_spoils(host: Host, opts: argparse.Namespace, goods: Inventory) -> List[Spoil]:
@@ -9770,12 +9830,8 @@ def stopped_spoils(host: Host, opts: argparse.Namespace, goods: Inventory) -> Li
             not (state.get("Running") or state.get("Paused") or state.get("Restarting"))
             and time.time() - ended >= least
         ):
-            size = added(
-                (
-                    layer_bytes(goods, lambda row: (row["container"] or {}).get("id") == one["Id"]),
-                    path_bytes(goods, os.path.join(goods.root, "containers", one["Id"])),
-                )
-            )
+            folder = os.path.join(goods.root, "containers", one["Id"])
+            size = added((container_size(goods, one["Id"]), path_bytes(goods, folder)))
             age = "%d days" % ((time.time() - ended) // 86400) if ended else "an unknown time"
             found.append(
                 Spoil(
@@ -9788,6 +9844,34 @@ def stopped_spoils(host: Host, opts: argparse.Namespace, goods: Inventory) -> Li
                 )
             )
     return found
+
+
+def container_size(goods: Inventory, ident: str) -> Optional[int]:
+    """Bytes of a container's own layers; None where no record says which they are."""
+    rows = [
+        row
+        for row in (goods.layers.rows if goods.layers else [])
+        if row["container"] and row["container"]["id"] == ident
+    ]
+    if not any(row["role"] == "container" for row in rows):
+        return None
+    return added(layer_size(goods, row) for row in rows)
+
+
+def image_size(goods: Inventory, image: dict) -> Optional[int]:
+    """Bytes of the layers that only this image has; None where its layers are not all known."""
+    ident = bare_id(image["Id"])
+    if not goods.layers or ident not in goods.layers.images:
+        return None
+    users = [
+        (row, [one["id"] for one in row["images"]])
+        for row in goods.layers.rows
+        if row["role"] == "image"
+    ]
+    own = [row for row, images in users if ident in images]
+    if "RootFS" in image and len(own) != len(image["RootFS"].get("Layers") or ()):
+        return None
+    return added(layer_size(goods, row) for row, images in users if images == [ident])
 
 
 def image_spoils(host: Host, opts: argparse.Namespace, goods: Inventory) -> List[Spoil]:
@@ -9806,11 +9890,7 @@ def image_spoils(host: Host, opts: argparse.Namespace, goods: Inventory) -> List
         )
         if digests and not opts.unused:
             continue  # pulled by its digest: that is a name too
-        size = layer_bytes(
-            goods,
-            lambda row: [image["id"] for image in row["images"]] == [bare_id(one["Id"])]
-            and row["role"] == "image",
-        )
+        size = image_size(goods, one)
         found.append(
             Spoil(
                 "images",
@@ -9829,24 +9909,32 @@ def image_spoils(host: Host, opts: argparse.Namespace, goods: Inventory) -> List
 
 
 def cache_spoils(host: Host, opts: argparse.Namespace, goods: Inventory) -> List[Spoil]:
-    rows = (
-        [row for row in goods.layers.rows if row["note"] == "build cache"] if goods.layers else []
-    )
-    size = layer_bytes(goods, lambda row: row["note"] == "build cache")
-    return (
-        [
-            Spoil(
-                "build-cache",
-                "BuildKit's cache",
-                "",
-                (),
-                size,
-                "%d layers; the next builds begin from nothing" % len(rows),
-            )
-        ]
-        if rows
-        else []
-    )
+    """BuildKit's cache, as one. Where its records cannot be read it may be there: docker removes it all the same."""
+    lost = "the next builds begin from nothing"
+    if not cache_is_known(goods):
+        lost = "if there is any: " + lost
+        return [Spoil("build-cache", "BuildKit's cache", "", (), None, lost)]
+    rows = [row for row in goods.layers.rows if row["note"] == "build cache"]
+    if not rows:
+        return []
+    size = added(layer_size(goods, row) for row in rows)
+    return [
+        Spoil(
+            "build-cache",
+            "BuildKit's cache",
+            "",
+            (),
+            size,
+            "%d layers; %s" % (len(rows), lost),
+        )
+    ]
+
+
+def cache_is_known(goods: Inventory) -> bool:
+    """Whether the records below Docker's root tell of all the build cache."""
+    if not goods.layers or goods.driver not in goods.layers.trees:
+        return False
+    return not any(path.endswith("/buildkit/snapshots.db") for path in goods.layers.unread)
 
 
 def volume_spoils(host: Host, opts: argparse.Namespace, goods: Inventory) -> List[Spoil]:
@@ -9894,6 +9982,11 @@ def volume_spoils(host: Host, opts: argparse.Namespace, goods: Inventory) -> Lis
 def log_spoils(host: Host, opts: argparse.Namespace, goods: Inventory) -> List[Spoil]:
     """json logs longer than --max-log, by Docker's own layout: a path from inspect could name anything."""
     names = {one["Id"]: one["Name"].lstrip("/") for one in goods.containers}
+    try:
+        require_container_files(goods, "the logs")
+    except EnvironmentFault as err:
+        goods.faults.append(err)
+        return []
     if not names and goods.layers:
         names = {ident: one["name"] for ident, one in goods.layers.containers.items()}
     found, limit = [], parse_size(opts.max_log or "100M")
@@ -9932,21 +10025,21 @@ def trim_spoils(host: Host, opts: argparse.Namespace, goods: Inventory) -> List[
             "dockfix: nothing to trim: with %s what is deleted in a container is free at once"
             % goods.driver
         )
-    elif opts.take_trim and os.geteuid() != 0:
-        raise EnvironmentFault("only root can trim", "sudo python3 dockfix.py reclaim --trim")
-    running = [
-        one
-        for one in goods.containers
-        if goods.driver == "devicemapper" and one["State"].get("Running")
-    ]
+    running = [one for one in goods.containers if one["State"].get("Running")]
+    if goods.driver != "devicemapper" or not running:
+        return []
+    if os.geteuid() != 0 or goods.absent:
+        reason = "only root can trim"
+        if goods.absent:
+            reason = "the containers' file systems cannot be trimmed: %s" % goods.absent
+        goods.faults.append(EnvironmentFault(reason, "sudo python3 dockfix.py reclaim --trim"))
+        return []
     found, wanted = [], {one["GraphDriver"]["Data"]["DeviceName"]: one for one in running}
-    for pid in [one.variable for one in running_daemons()] if wanted and os.geteuid() == 0 else []:
+    for pid in [one.variable for one in running_daemons()]:
         for mount in mounts_of(pid):
-            one = (
-                wanted.pop(mount.source[len("/dev/mapper/") :], None)
-                if mount.point.startswith(goods.root + "/devicemapper/mnt/")
-                else None
-            )
+            if not mount.point.startswith(goods.root + "/devicemapper/mnt/"):
+                continue
+            one = wanted.pop(mount.source[len("/dev/mapper/") :], None)
             if one:
                 found.append(
                     Spoil(
@@ -9958,6 +10051,13 @@ def trim_spoils(host: Host, opts: argparse.Namespace, goods: Inventory) -> List[
                         "nothing; what its deleted files still hold goes back to the pool",
                     )
                 )
+    if wanted:
+        missing = ", ".join(sorted(one["Name"].lstrip("/") for one in wanted.values()))
+        fault = EnvironmentFault(
+            "not trimmed: %s: no daemon of this host has it mounted" % missing,
+            "python3 dockfix.py storage",
+        )
+        goods.faults.append(fault)
     return found
 
 
@@ -9975,9 +10075,18 @@ def trim_layers(host: Host, goods: Inventory, spoils: List[Spoil]) -> List[dict]
     return [did(one, trim, one) for one in spoils]
 
 
+def disk_free(goods: Inventory) -> Optional[int]:
+    """Bytes free under Docker's root, and under containerd's store where that is on another disk; None where that is not this host's."""
+    free = None if goods.absent else free_bytes(goods.root)
+    found = [quietly(os.stat, raw(path)) for path in (goods.root, goods.store or goods.root)]
+    if None in found or found[0].st_dev == found[1].st_dev:
+        return free
+    return added((free, free_bytes(goods.store)))
+
+
 def space_now(host: Host, goods: Inventory) -> Dict[str, Optional[int]]:
     """Bytes: free on the disk of Docker's root; with devicemapper, used in the pool and allocated by its loop file. None where unknown."""
-    found = {"disk_free": free_bytes(goods.root)}  # type: Dict[str, Optional[int]]
+    found = {"disk_free": disk_free(goods)}  # type: Dict[str, Optional[int]]
     if goods.driver == "devicemapper":
         pool = pool_reported(engine_info(host)["DriverStatus"])
         try:
@@ -10015,6 +10124,10 @@ def remove_spoils(host: Host, goods: Inventory, spoils: List[Spoil]) -> List[dic
                 host.docker + CATEGORIES[category] + tuple(refs),
                 seconds=max(host.timeout, 600),
             ).text()
+    if category == "build-cache" and re.search(
+        r"(?m)^Total(?: reclaimed space)?:\s+0\s?B\s*$", said
+    ):
+        return [spoil_row(spoils[0], "unchanged", "there is none")]
     if category == "build-cache":
         left = {""} if re.search(r"(?i)error|unknown|not a docker command", said) else set()
     elif category == "containers":
@@ -10063,15 +10176,6 @@ def verdict(spoil: Spoil, said: str) -> Tuple[str, str]:
     )
 
 
-def layer_bytes(goods: Inventory, wanted: Callable[[dict], bool]) -> Optional[int]:
-    """Bytes on the disk of the layers that are wanted, None where one cannot be measured."""
-    return (
-        added(layer_size(goods, row) for row in goods.layers.rows if wanted(row))
-        if goods.layers
-        else None
-    )
-
-
 def added(sizes: Iterable[Optional[int]]) -> Optional[int]:
     known = list(sizes)
     return None if None in known else sum(known)
@@ -10090,6 +10194,8 @@ def layer_size(goods: Inventory, row: dict) -> Optional[int]:
 
 
 def path_bytes(goods: Inventory, path: str) -> Optional[int]:
+    if goods.absent:
+        return None  # a folder of that name here is another engine's
     size, why = disk_usage(path, goods.until, goods.points)
     return None if why else size
 
@@ -10097,29 +10203,25 @@ def path_bytes(goods: Inventory, path: str) -> Optional[int]:
 def promised(goods: Inventory, spoils: List[Spoil]) -> Optional[int]:
     """What all of it together gives back: layers that only images on the list share count too. None where a part is unknown."""
     images = {bare_id(one.id) for one in spoils if one.category == "images"}
-
-    shared = (
-        layer_bytes(
-            goods,
-            lambda row: row["role"] == "image"
-            and bool(row["images"])
-            and {image["id"] for image in row["images"]} <= images,
-        )
-        if images
-        else 0
-    )
-    return added([one.size for one in spoils if one.category != "images"] + [shared])
+    if any(one.size is None for one in spoils):
+        return None
+    shared = []  # type: List[Optional[int]]
+    for row in goods.layers.rows if goods.layers and images else ():
+        users = {image["id"] for image in row["images"]}
+        if row["role"] == "image" and users and users <= images:
+            shared.append(layer_size(goods, row))
+    return added([one.size for one in spoils if one.category != "images"] + shared)
 
 
 def tell_gain(host: Host, report: dict, goods: Inventory, done: List[Spoil]) -> None:
     """Measured on the disk; the file system may need a moment."""
     before, wanted, end = report["before"]["disk_free"], promised(goods, done), time.monotonic() + 5
-    after = free_bytes(goods.root)
-    while (
-        before is not None and wanted and after - before < 0.95 * wanted and time.monotonic() < end
-    ):
+    after = disk_free(goods)
+    while None not in (before, after) and wanted and time.monotonic() < end:
+        if after - before >= 0.95 * wanted:
+            break
         time.sleep(0.2)
-        after = free_bytes(goods.root)
+        after = disk_free(goods)
     report["after"] = dict(space_now(host, goods), disk_free=after)
     report["freed"] = None if before is None or after is None else after - before
     if (
@@ -10148,8 +10250,8 @@ def spoil_row(spoil: Spoil, status: str, msg: str) -> dict:
     }
 
 
-def plan_reclaim(host: Host, report: dict, spoils: List[Spoil]) -> None:
-    lines = []  # type: List[str]
+def plan_reclaim(host: Host, report: dict, goods: Inventory, spoils: List[Spoil]) -> None:
+    lines = [comment("not looked at: " + fault.msg) for fault in goods.faults]
     for one in spoils:
         first = ""
         if one.category == "trim":
@@ -10167,7 +10269,7 @@ def plan_reclaim(host: Host, report: dict, spoils: List[Spoil]) -> None:
             comment("%s %s: %s" % (one.category, one.name, one.lost)),
             first + "run " + sh_line(argv),
         ]
-    report["script"] = script_text(report, lines, 0)
+    report["script"] = script_text(report, lines, len(goods.faults))
 
 
 LOOKS = {
@@ -13630,6 +13732,14 @@ def show_exec(report: dict, quiet: bool) -> str:
     return "".join(out) + ("" if quiet else counts(report["results"]) + "\n")
 
 
+def least_text(report: dict) -> str:
+    """What all candidates give back; 'at least' the sum of those that are known, 'unknown' where none is."""
+    if report.get("promised") is not None:
+        return show_size(report["promised"])
+    known = sum(row["size"] for row in report["results"] if row["size"] is not None)
+    return size_text(known or None, False)
+
+
 def show_reclaim(report: dict, quiet: bool) -> str:
     rows = [
         (one["category"], one["target"], size_text(one["size"]), one["status"], one["msg"])
@@ -13638,7 +13748,7 @@ def show_reclaim(report: dict, quiet: bool) -> str:
     ]
     last = (
         "all of it: %s; nothing was removed: choose categories, such as --logs --containers"
-        % size_text(report.get("promised"))
+        % least_text(report)
     )
     if not report["results"]:
         last = "there is nothing to reclaim"

@@ -1,6 +1,12 @@
 """`reclaim`: its pure parts, and bad input. What it does to an engine is tried in tests/engine/test_reclaim.py."""
 
+import json
+import os
+import shutil
+
 import pytest
+
+from make_root import NewRoot, write
 
 
 @pytest.mark.parametrize(
@@ -106,3 +112,235 @@ def test_only_the_containers_own_mount_is_trimmed(dockfix, tmp_path, monkeypatch
         "self", str(tmp_path), "%d:%d" % (dockfix.os.major(found), dockfix.os.minor(found))
     )
     assert asked == [tmp_path.stat().st_ino]
+
+
+# ---------------------------------------------------------------------- what cannot be read is not nothing
+
+
+DOWN = b"Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?\n"
+STORE = [["driver-type", "io.containerd.snapshotter.v1"]]
+
+
+class Engine:
+    """A made root whose fake daemon has a stopped and a running container, an unused image without a name, and a volume."""
+
+    def __init__(self, box, driver="overlay2", **info):
+        self.box, self.root = box, NewRoot(box.at("root"), driver)
+        self.image, self.bare = self.root.image(2, "a:1"), self.root.image(1)
+        self.old = self.root.container("old", self.image)
+        self.web = self.root.container("web", self.image)
+        write(self.log(self.web), b"x" * 9000)
+        write(self.log(self.old), b"x" * 9000)
+        write(self.root.at("volumes", "data", "_data", "f"), b"x" * 50000)
+        self.info(Driver=driver, **info)
+        for name, ident, status in (
+            ("old", self.old, "Exited (0) 3 days ago"),
+            ("web", self.web, "Up 2 hours"),
+        ):
+            box.container(name, id=ident, status=status, inspect={"Image": "sha256:" + self.image})
+        self.images = [
+            {
+                "Id": "sha256:" + self.image,
+                "RepoTags": ["a:1"],
+                "RootFS": self.layers_of(self.image),
+            },
+            {"Id": "sha256:" + self.bare, "RepoTags": [], "RootFS": self.layers_of(self.bare)},
+        ]
+        ids = "".join("%s\n" % image["Id"] for image in self.images)
+        box.rule("images", out=ids.encode(), rc=0)
+        box.rule("inspect", has="image", out=json.dumps(self.images).encode(), rc=0)
+        mount = {"Name": "data", "Mountpoint": self.root.at("volumes", "data", "_data")}
+        box.rule("volume", has="ls", out=b"data\n", rc=0)
+        box.rule("volume", has="inspect", out=json.dumps([mount]).encode(), rc=0)
+
+    def layers_of(self, image):
+        return {"Type": "layers", "Layers": ["sha256:" + one for one in self.root.diffs[image]]}
+
+    def log(self, ident):
+        return self.root.at("containers", ident, ident + "-json.log")
+
+    def info(self, **more):
+        document = {"ServerVersion": "20.10.24", "DockerRootDir": self.root.path, "OSType": "linux"}
+        self.box.world["info_json"] = json.dumps(dict(document, **more))
+
+    def to_the_store(self):
+        """As dockerd leaves it with the containerd image store."""
+        self.info(Driver="overlayfs", DriverStatus=STORE)
+        shutil.rmtree(self.root.at("overlay2"))
+        shutil.rmtree(self.root.at("image"))
+
+    def ask(self, *words, **how):
+        def proved(module):
+            module.require_root_of_engine = lambda host, info, root: None
+            module.running_daemons = lambda: []
+            module.LOOK_AGAIN_SECONDS = 0
+            module.configured_root = lambda: self.root.path
+
+        return self.box.quick("reclaim", "--json", *words, prelude=proved, **how)
+
+
+@pytest.fixture
+def engine(box):
+    return Engine(box)
+
+
+def sizes(done):
+    return {(row["category"], row["target"]): row["size"] for row in done.json["results"]}
+
+
+def test_everything_is_measured_where_it_can_be_read(engine):
+    done = engine.ask("--max-log", "1k")
+    found = sizes(done)
+    assert done.rc == 0 and done.json["promised"] > 0
+    assert {kind for kind, _ in found} == {"logs", "containers", "images", "volumes"}
+    assert None not in found.values() and found["volumes", "data"] >= 50000
+
+
+def test_on_the_containerd_store_nothing_is_0(engine):
+    engine.to_the_store()
+    done = engine.ask()
+    found = sizes(done)
+    image = "sha256:" + engine.bare[:12]
+    assert found["containers", "old"] is None and found["images", image] is None
+    assert found["build-cache", "BuildKit's cache"] is None
+    assert found["volumes", "data"] >= 50000
+    assert done.rc == 0 and done.json["promised"] is None
+    text = engine.box.quick("reclaim").out.decode()
+    assert "all of it: at least " in text and "build-cache" in text
+    assert engine.ask("--images").json["promised"] is None
+
+
+def test_a_container_without_its_layer_record_has_no_size(engine):
+    shutil.rmtree(engine.root.at("image", "overlay2", "layerdb", "mounts", engine.old))
+    assert sizes(engine.ask("--containers", "-n")) == {("containers", "old"): None}
+
+
+@pytest.mark.parametrize("lost", ["content", "chain"])
+def test_an_image_whose_records_are_not_whole_has_no_size(engine, lost):
+    places = {
+        "content": ("imagedb", "content", "sha256", engine.bare),
+        "chain": ("layerdb", "sha256", engine.root.tops[engine.bare]),
+    }
+    path = engine.root.at("image", "overlay2", *places[lost])
+    shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
+    done = engine.ask("--images", "-n")
+    assert list(sizes(done).values()) == [None] and done.json["promised"] is None
+
+
+def test_the_build_cache_that_cannot_be_told_is_unknown(engine):
+    write(engine.root.at("buildkit", "snapshots.db"), b"")
+    assert sizes(engine.ask("--build-cache", "-n")) == {("build-cache", "BuildKit's cache"): None}
+    shutil.rmtree(engine.root.at("buildkit"))
+    done = engine.ask("--build-cache", "-n")
+    assert done.rc == 0 and sizes(done) == {}
+
+
+@pytest.mark.parametrize(
+    "said, status",
+    [
+        (b"Total reclaimed space: 0B\n", "unchanged"),
+        (b"ID  RECLAIMABLE  SIZE\nTotal:\t0B\n", "unchanged"),
+        (b"Total:\t1.2MB\n", "changed"),
+        (b"Total:\t10B\n", "changed"),
+        (b"docker: 'builder' is not a docker command.\n", "failed"),
+    ],
+)
+def test_docker_removes_a_build_cache_of_unknown_size(engine, said, status):
+    engine.to_the_store()
+    engine.box.rule("builder", out=said, rc=0)
+    done = engine.ask("-y", "--build-cache")
+    assert [row["status"] for row in done.json["results"]] == [status]
+    assert ["builder", "prune", "-a", "-f"] in [call.words for call in engine.box.calls()]
+
+
+def unreadable(engine):
+    """The containers' folder as somebody who is not root finds it."""
+    shutil.rmtree(engine.root.at("containers"))
+    write(engine.root.at("containers"))
+
+
+def no_folder(engine):
+    shutil.rmtree(engine.root.at("containers"))
+
+
+def no_root(engine):
+    shutil.rmtree(engine.root.path)
+
+
+def another_host(engine):
+    engine.info(Driver="overlay2", Name="elsewhere")
+
+
+def another_root(engine):
+    for name in os.listdir(engine.root.at("containers")):
+        os.rename(engine.root.at("containers", name), engine.root.at("containers", "f" * 64 + name))
+
+
+AWAY = {
+    unreadable: "Not a directory",
+    no_folder: "No such file",
+    no_root: "is not there",
+    another_host: "another host, elsewhere",
+    another_root: "none of docker's containers has a folder",
+}
+
+
+@pytest.mark.parametrize("away", sorted(AWAY, key=lambda one: one.__name__))
+@pytest.mark.parametrize("words", [("--logs",), ("--logs", "-y"), ("--logs", "-n")])
+def test_logs_that_cannot_be_read_are_not_nothing(engine, away, words):
+    away(engine)
+    done = engine.ask(*words)
+    assert done.rc == 6 and done.json["results"] == []
+    assert AWAY[away] in done.json["errors"][0]["msg"] and done.json["errors"][0]["hint"]
+    text = engine.box.quick("reclaim", *words)
+    assert b"nothing to reclaim" not in text.out + text.err
+
+
+@pytest.mark.parametrize("away", [no_root, another_host])
+def test_what_docker_itself_can_remove_is_listed_with_unknown_sizes(engine, away):
+    away(engine)
+    done = engine.ask()
+    found = sizes(done)
+    assert done.rc == 3 and len(done.json["errors"]) == 1 and done.json["errors"][0]["code"] == 6
+    assert {kind for kind, _ in found} == {"containers", "images", "build-cache", "volumes"}
+    assert set(found.values()) == {None} and done.json["promised"] is None
+    text = engine.box.quick("reclaim")
+    assert b"all of it: unknown" in text.out and text.rc == 3
+
+
+def test_one_category_that_cannot_be_read_does_not_stop_the_others(engine):
+    another_host(engine)
+    engine.box.rule("rm", out=b"", rc=0, remove="old")
+    done = engine.ask("-y", "--logs", "--containers")
+    assert [(row["target"], row["status"]) for row in done.json["results"]] == [("old", "changed")]
+    assert done.rc == 3 and "logs" in done.json["errors"][0]["msg"]
+    assert done.json["freed"] is None  # the disk of this host tells nothing of that one's
+
+
+def test_with_the_daemon_down_logs_are_still_cut(engine):
+    engine.box.rule("info", rc=1, err=DOWN)
+    done = engine.ask("-y", "--logs", "--max-log", "1k")
+    assert done.rc == 0 and {row["target"] for row in done.json["results"]} == {"old", "web"}
+    assert os.path.getsize(engine.log(engine.web)) == 0
+
+
+def test_with_the_daemon_down_and_no_root_it_is_not_nothing(engine):
+    engine.box.rule("info", rc=1, err=DOWN)
+    no_root(engine)
+    done = engine.ask("-y", "--logs")
+    assert done.rc == 6 and "is not there" in done.json["errors"][0]["msg"]
+
+
+def test_nothing_is_nothing_where_all_was_read(engine):
+    done = engine.ask("-y", "--logs")
+    assert done.rc == 0 and done.json["results"] == [] and done.json["errors"] == []
+
+
+def test_a_running_container_whose_mount_is_not_found_is_not_passed_over(box):
+    engine = Engine(box, "devicemapper")
+    for one in box.world["containers"]:
+        document = json.loads(one["json"])
+        data = {"DeviceName": "docker-8:1-77-" + one["id"], "DeviceId": "3"}
+        one["json"] = json.dumps(dict(document, GraphDriver={"Name": "devicemapper", "Data": data}))
+    done = engine.ask("-y", "--trim")
+    assert done.rc == 6 and "not trimmed: web" in done.json["errors"][0]["msg"]
