@@ -8188,6 +8188,19 @@ def restore_containers(
 # --- layers that no record explains: the same for storage, owner, reclaim and backup
 
 
+def nearest_folder(path: str) -> str:
+    """The path, or the first folder above it that is there: what is missing cannot be listed."""
+    while not os.path.lexists(raw(path)) and os.path.dirname(path) != path:
+        path = os.path.dirname(path)
+    return path
+
+
+def has_containerd_store(info: Dict[str, object]) -> bool:
+    """Whether this engine keeps images and layers in containerd's store."""
+    status = info["DriverStatus"]
+    return isinstance(status, dict) and bool(status.get("driver-type"))
+
+
 def runs_elsewhere(info: Dict[str, object]) -> bool:
     return bool(info["Name"]) and info["Name"] != os.uname().nodename
 
@@ -9413,7 +9426,7 @@ def add_orphan_doubts(layers: Layers, rows: List[dict], report: dict) -> None:
 def is_containerd_store(layers: Layers, info: Optional[Dict[str, object]]) -> bool:
     """Whether images and layers of this root are in containerd's store."""
     if info:
-        return bool(info["DriverStatus"].get("driver-type"))
+        return has_containerd_store(info)
     return bool(containers_elsewhere(layers))
 
 
@@ -9634,13 +9647,6 @@ def add_unproved(layers: Layers, untold: List[dict], report: dict) -> None:
     add_finding(report, "owner-unknown", "warning", text, "python3 dockfix.py owner")
 
 
-def nearest_folder(path: str) -> str:
-    """The path, or the first folder above it that is there: what is missing cannot be listed."""
-    while not os.path.lexists(raw(path)) and os.path.dirname(path) != path:
-        path = os.path.dirname(path)
-    return path
-
-
 # --- reclaim: give space back, in the order in which a full disk allows it
 
 
@@ -9773,7 +9779,7 @@ def look_inventory(host: Host, chosen: Sequence[str]) -> Inventory:
     except EnvironmentFault:  # not root: only what needs the files is not looked at
         pass
     store = ""
-    if not absent and info and info["DriverStatus"].get("driver-type"):
+    if not absent and info and has_containerd_store(info):
         store = containerd_root(root)
     driver = str((info or {}).get("Driver") or "")
     until, points = time.monotonic() + 6 * WALK_SECONDS, points_of_others(mounts_of())
@@ -9914,7 +9920,8 @@ def cache_spoils(host: Host, opts: argparse.Namespace, goods: Inventory) -> List
     if not cache_is_known(goods):
         lost = "if there is any: " + lost
         return [Spoil("build-cache", "BuildKit's cache", "", (), None, lost)]
-    rows = [row for row in goods.layers.rows if row["note"] == "build cache"]
+    layers = goods.layers.rows if goods.layers else []
+    rows = [row for row in layers if row["note"] == "build cache"]
     if not rows:
         return []
     size = added(layer_size(goods, row) for row in rows)
@@ -9934,7 +9941,8 @@ def cache_is_known(goods: Inventory) -> bool:
     """Whether the records below Docker's root tell of all the build cache."""
     if not goods.layers or goods.driver not in goods.layers.trees:
         return False
-    return not any(path.endswith("/buildkit/snapshots.db") for path in goods.layers.unread)
+    unread = goods.layers.unread
+    return not any(path.endswith("/buildkit/snapshots.db") for path in unread)
 
 
 def volume_spoils(host: Host, opts: argparse.Namespace, goods: Inventory) -> List[Spoil]:
@@ -10977,6 +10985,7 @@ def run_relocate(host: Host, opts: argparse.Namespace, report: dict) -> None:
     engine = look_engine(host, identity)
     check_stop(host, engine, opts.lose_autoremove)
     move, name = look_move(host, engine, opts.words[0]), new_name("relocate")
+    tell_what_stays(host, without_remap(engine.root), report)
     aside = move.old if os.path.ismount(raw(move.old)) else "%s.dockfix-%s" % (move.old, name)
     plan = Plan(
         name,
@@ -11034,11 +11043,6 @@ def look_move(host: Host, engine: Engine, word: str) -> Move:
             "dockfix: SELinux: the labels are copied; so that a relabel keeps them: semanage fcontext -a -e %s"
             % sh_line((DOCKER_ROOT, new))
         )
-    if info["DriverStatus"].get("driver-type"):
-        say(
-            "dockfix: warning: images and the containers' layers are in containerd's store, %s, which stays where it is: "
-            "`root` in /etc/containerd/config.toml sets it" % CONTAINERD_ROOT
-        )
     check_volumes(host, engine.root + "/volumes/")
     size, why = disk_usage(old, float("inf"), points_of_others(mounts_of()))
     room = room_at(where)
@@ -11049,6 +11053,29 @@ def look_move(host: Host, engine: Engine, word: str) -> Move:
             "python3 dockfix.py reclaim, or a larger disk",
         )
     return Move(old, new, size, where == new)
+
+
+def tell_what_stays(host: Host, root: str, report: dict) -> None:
+    """Says what does not move with Docker's root: with the containerd image store, the root of a containerd that dockerd does not run itself."""
+    if not has_containerd_store(engine_info(host)):
+        return
+    place = containerd_root(root)
+    if (place + "/").startswith(root + "/"):
+        return  # dockerd's own containerd: it moves along
+    size = None  # type: Optional[int]
+    if place:
+        size, why = disk_usage(
+            place, time.monotonic() + WALK_SECONDS, points_of_others(mounts_of())
+        )
+        size = None if why else size
+    report["stays"] = {"path": place or None, "size": size}
+    text = "images and the containers' layers stay where they are, in %s (%s)" % (
+        store_text(root),
+        "of unknown size" if size is None else show_size(size),
+    )
+    say("dockfix: warning: " + text)
+    remedy = "docker system df; to move it by hand, stop both, copy it, and set `root` in %s"
+    add_finding(report, "containerd-stays", "warning", text, remedy % CONTAINERD_SETTINGS)
 
 
 def check_volumes(host: Host, folder: str) -> None:

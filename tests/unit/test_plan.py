@@ -750,26 +750,31 @@ def test_the_way_back_is_said_once_only(dockfix):
     assert "rollback" not in undone and "discard relocate-1 deletes it\nweb: changed\n" in undone
 
 
-@pytest.mark.parametrize(
-    "status, said",
-    [
-        ({}, ""),
-        (
-            {"driver-type": "io.containerd.snapshotter.v1"},
-            "containerd's store, /var/lib/containerd, which stays where it is",
-        ),
-    ],
-)
+@pytest.mark.parametrize("driver_status", [{}, {"driver-type": "io.containerd.snapshotter.v1"}])
+@pytest.mark.parametrize("place", ["containerd", "old/containerd/daemon", ""])
 def test_relocate_says_that_containerds_store_stays(
-    dockfix, tmp_path, monkeypatch, capfd, status, said
+    dockfix, tmp_path, monkeypatch, capfd, driver_status, place
 ):
-    (tmp_path / "old").mkdir()
-    monkeypatch.setattr(
-        dockfix, "check_disk", lambda *words: None
-    )  # whatever the tests' own disk is
-    info = {"Driver": "overlayfs" if status else "overlay2", "DriverStatus": status}
+    old = str(tmp_path / "old")
+    os.makedirs(old)
+    if place:
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "blob").write_bytes(b"x" * 70000)
+    monkeypatch.setattr(dockfix, "CONTAINERD_ROOT", str(tmp_path / "containerd"))
+    monkeypatch.setattr(dockfix, "CONTAINERD_SETTINGS", str(tmp_path / "config.toml"))
+    info = {"Driver": "overlayfs" if driver_status else "overlay2", "DriverStatus": driver_status}
     host = dockfix.Host(("docker",), 1, False, False, "", [], None, None, {"info": info}, None)
-    engine = dockfix.Engine(("docker",), True, False, str(tmp_path / "old"), [], None)
-    assert dockfix.look_move(host, engine, str(tmp_path / "new")).new == str(tmp_path / "new")
-    err = capfd.readouterr().err
-    assert said in err and bool(err) == bool(said)
+    report = {"findings": []}
+    dockfix.tell_what_stays(host, old, report)
+    said = capfd.readouterr().err
+    if not driver_status or place == "old/containerd/daemon":  # that one moves along
+        assert report == {"findings": []} and said == ""
+        return
+    stays = report["stays"]
+    assert [one["id"] for one in report["findings"]] == ["containerd-stays"]
+    assert report["findings"][0]["text"] in said
+    if place:
+        assert stays["path"] == str(tmp_path / place) and stays["size"] >= 70000
+        assert stays["path"] in said and "KiB" in said
+    else:
+        assert stays == {"path": None, "size": None} and "of unknown size" in said
