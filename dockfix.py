@@ -441,6 +441,22 @@ def find_named(listed: List[Target], name: str) -> List[Target]:
     return prefixed
 
 
+def require_names(words: Iterable[str]) -> None:
+    """Raises UsageError for a word with a colon where a container's name belongs. No container is called so, and it may be a password
+    (USER:PASSWORD): it is not repeated, in no output."""
+    if any(":" in word for word in words):
+        raise UsageError(
+            "a word with a colon stands where a container's name belongs; no name has one (the word is not shown: it may be a password)",
+            "USER:PASSWORD goes to standard input: python3 dockfix.py chpasswd NAME < FILE",
+        )
+
+
+def hide_value(word: str) -> str:
+    """A word that nobody has understood, for a message: what it holds besides a name may be a password."""
+    name, equals, _ = word.partition("=")
+    return "..." if ":" in name else name + equals + ("..." if equals else "")
+
+
 def choose_targets(
     listed: List[Target],
     names: Sequence[str],
@@ -6298,6 +6314,7 @@ def pick(host: Host, opts: argparse.Namespace) -> List[Target]:
             for line in text_of(read_input(path, 1 << 24, "--from")).split("\n")
         ]
         names += [line for line in lines if line]
+    require_names(names)
     everything = opts.all or opts.stopped or bool(opts.filter)
     if not names and not everything:
         raise UsageError(
@@ -14445,7 +14462,7 @@ def parse_command_line(argv: Sequence[str]) -> Tuple[Optional[Command], argparse
     if name is not None and command is None:
         raise UsageError(
             "there is no command %s; there are: %s"
-            % (name, ", ".join(one.name for one in COMMANDS)),
+            % (hide_value(name), ", ".join(one.name for one in COMMANDS)),
             "python3 dockfix.py --help",
         )
     parser = make_parser(command)
@@ -14461,10 +14478,12 @@ def parse_command_line(argv: Sequence[str]) -> Tuple[Optional[Command], argparse
     opts, extra = parser.parse_known_args(parts)
     strange = [word for word in extra if word.startswith("-")]
     if strange or (extra and not command):
-        parser.error("unknown option: %s" % (strange or extra)[0])
+        parser.error("unknown option: %s" % hide_value((strange or extra)[0]))
     opts.command, opts.stdin_for = name, ""
     if command:
         opts.containers += extra + (tail or [] if name != "exec" else [])
+        if command.words is None:
+            require_names(opts.containers + opts.exclude)
         opts.words = tail if name == "exec" else opts.containers
         if command.words and not (
             opts.help or opts.version or command.words[0] <= len(opts.words) <= command.words[1]
@@ -14567,7 +14586,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     for SIGINT and SIGTERM. Raises nothing that a user would see as a traceback."""
     words = [text_of(os.fsencode(word)) for word in (sys.argv[1:] if argv is None else argv)]
     head = words[: words.index("--") if "--" in words else None]
-    report, command, host, before = new_report(split_command(head)[0], False), None, None, {}
+    given = split_command(head)[0]
+    if given is not None and ":" in given:
+        given = None  # no command; it may be a password
+    report, command, host, before = new_report(given, False), None, None, {}
     opts = argparse.Namespace(json="--json" in head, quiet=False)
     try:
         command, opts = parse_command_line(words)

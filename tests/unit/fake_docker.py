@@ -260,6 +260,21 @@ class Fake:
         if kind == "refuses":
             self.err += b"chpasswd: cannot lock /etc/passwd; try again later.\n"
             return 1
+        if kind.startswith("parrot"):  # it repeats what it reads, and does nothing
+            import base64
+
+            forms = {
+                "parrot": stdin,
+                "parrot-pieces": b"\n".join(stdin[at : at + 9] for at in range(4, len(stdin), 9)),
+                "parrot-spaced": b" ".join(stdin[at : at + 1] for at in range(len(stdin))),
+                "parrot-base64": base64.b64encode(stdin),
+                "parrot-hash-base64": base64.b64encode(stdin.split(b":")[1]),
+                "parrot-hex": stdin.hex().encode(),
+            }
+            if kind == "parrot":
+                self.out += forms[kind]
+            self.err += forms[kind]
+            return 1
         wanted = [line.split(b":", 1) for line in stdin.splitlines()]
         if kind == "first":  # BusyBox: stops at the first line it does not like, earlier lines stay
             self.err += b"chpasswd: unknown user\n"

@@ -1,5 +1,6 @@
 """A sentinel password appears nowhere but on the standard input of nobody: only its hash leaves dockfix."""
 
+import base64
 import os
 
 import pytest
@@ -91,6 +92,96 @@ def test_docker_that_repeats_its_input_gives_nothing_away(web):
     )
     assert result.rc == 1
     assert_unseen(web, result)
+
+
+PARROTS = [
+    "parrot",
+    "parrot-pieces",
+    "parrot-spaced",
+    "parrot-base64",
+    "parrot-hash-base64",
+    "parrot-hex",
+]
+
+
+def pieces(text, size):
+    return {text[at : at + size] for at in range(len(text) - size + 1)}
+
+
+@pytest.mark.parametrize(
+    "flags", [["--json"], ["-v"], ["-v", "--json"]], ids=lambda flags: "".join(flags)
+)
+@pytest.mark.parametrize("encrypted", [False, True], ids=["password", "hash given"])
+@pytest.mark.parametrize("kind", PARROTS)
+def test_an_image_whose_chpasswd_repeats_what_it_reads(box, kind, encrypted, flags):
+    """The hash opens the account to whoever guesses long enough; what the program says of it is in no message, no JSON, no log."""
+    value = box.module.sha512_crypt(SENTINEL, b"Vq8Xw3Kz5Tn7Bd2P")
+    box.container("c", chpasswd=kind)
+    options = ["-e"] if encrypted else []
+    result = box.quick(
+        *(flags + ["chpasswd", "--via", "exec", "c"] + options),
+        stdin=b"root:" + (value if encrypted else SENTINEL) + b"\n",
+    )
+    assert result.rc == 1
+    assert_unseen(box, result)
+    [sent] = {call.stdin for call in box.calls("exec")}
+    sent_hash = sent.rstrip(b"\n").split(b":")[1]
+    shown = result.out + result.err
+    full_id = box.id("c").encode()
+    shown = b"".join(shown.replace(full_id, b"").split())
+    for secret in (
+        sent_hash,
+        base64.b64encode(sent),
+        base64.b64encode(sent_hash),
+        sent.hex().encode(),
+    ):
+        assert not pieces(secret, 8) & pieces(shown, 8), (kind, shown)
+    if "--json" in flags:
+        assert "not shown" in result.rows()["c"]["msg"]
+
+
+COLON = "root:" + SENTINEL.decode()
+
+
+@pytest.mark.parametrize(
+    "flags", [[], ["--json"], ["-v"], ["-n"], ["-n", "--json"], ["-q"]], ids=" ".join
+)
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["chpasswd", COLON],
+        ["chpasswd", "web1", COLON],
+        ["chpasswd", "--", "web1", COLON],
+        ["chpasswd", "--all", COLON],
+        ["chpasswd", "web1", COLON, "--password-stdin"],
+        ["chpasswd", "web1", COLON, "--generate"],
+        ["chpasswd", "web1", COLON, "--via", "cp", "--via=nonsense"],
+        ["chpasswd", "web1", COLON, "--jobs", "many"],
+        ["chpasswd", "web1", COLON, "--no-such-option"],
+        ["chpasswd", "web1", "--password=" + COLON],
+        ["chpasswd", "web1", "--passwd=" + SENTINEL.decode()],
+        ["chpasswd", "web1", "--user", COLON],
+        ["chpasswd", "web1", "--exclude", COLON],
+        ["chpasswd", "--from", "FILE"],
+        ["chpasswd", "--all", "--from", "FILE"],
+        ["chpaswd", "web1", COLON],
+        ["passwd", "web1", COLON],
+        [COLON, "chpasswd", "web1"],
+        [COLON],
+        ["exec", COLON, "--", "id"],
+        ["clock", COLON],
+        ["timezone", "web1", COLON],
+    ],
+    ids=lambda words: " ".join(words).replace(COLON, "USER:PASSWORD"),
+)
+def test_a_password_given_as_a_name_is_not_repeated(web, words, flags):
+    """As people type it who know `docker exec`; the shell's history has it, nothing of ours does."""
+    names = web.file("names", b"web1\n" + COLON.encode() + b"\n")
+    words = [names if word == "FILE" else word for word in words]
+    result = web.quick(*(flags + words), stdin=b"")
+    assert result.rc == 2, result
+    assert_unseen(web, result)
+    assert not [call for call in web.calls() if call.command == "exec"]
 
 
 FAULTS = [
