@@ -2441,12 +2441,18 @@ def no_shadow_line(files: AccountFiles, user: bytes) -> str:
     """Why /etc/shadow holds no password of this user (see login_lines: nobody finds a line)."""
     if files.shadow is None:
         return "it has no /etc/shadow"
-    found = re.search(rb"(?m)^" + re.escape(user) + b":", files.shadow)
-    damage = describe_damage("shadow", files.shadow, user) if found else ""
+    damage = shadow_damage(files, user)
     return "%s has no line in its /etc/shadow%s" % (
         show_bytes(user),
         " that counts: " + damage if damage else "",
     )
+
+
+def shadow_damage(files: AccountFiles, user: bytes) -> str:
+    """What is wrong with the user's line in /etc/shadow, '' where there is none. Only for one that nobody reads (see login_lines)."""
+    if not re.search(rb"(?m)^" + re.escape(user) + b":", files.shadow or b""):
+        return ""
+    return describe_damage("shadow", files.shadow or b"", user)
 
 
 def missing_line_text(files: AccountFiles, user: bytes) -> str:
@@ -12094,13 +12100,22 @@ def send_hashes(
     if way == "cp":
         return cp_write(host, plan.container, edit)
     for user in hashes:
-        if not login_lines(plan.before, user).same_for_all():
-            # chpasswd would set the line that its own C library takes, and no other
-            raise WayClosed("C libraries differ on which line is %s's" % show_bytes(user))
+        require_safe_chpasswd(plan.before, user)
     answer = exec_chpasswd(host, plan.container, hashes)
     if answer.rc and is_gone_now(host, plan.container.id, answer.text()):
         raise Gone()
     return answer, None
+
+
+def require_safe_chpasswd(files: AccountFiles, user: bytes) -> None:
+    """Raises WayClosed where the image's own chpasswd could leave the account worse than it was."""
+    lines, name = login_lines(files, user), show_bytes(user)
+    if not lines.same_for_all():
+        # it would set the line that its own C library takes, and no other
+        raise WayClosed("C libraries differ on which line is %s's" % name)
+    if not lines.shadow and not lines.refers_to_shadow(user) and shadow_damage(files, user):
+        # BusyBox's sets the damaged line, and then field 2 of /etc/passwd to x: nobody gets in any more
+        raise WayClosed(no_shadow_line(files, user))
 
 
 def explain_failure(

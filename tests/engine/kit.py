@@ -542,6 +542,10 @@ esac
     def docker_command(self):
         return [self.client]
 
+    def import_musl(self, name="dockfix-test/musl"):
+        """musl and BusyBox with su and chpasswd (`musl_tar`)."""
+        return self.import_tar(name, musl_tar(), ["/bin/sleep", SLEEP_FOREVER])
+
 
 # ---------------------------------------------------------------------- what dockfix said
 
@@ -629,8 +633,9 @@ def is_zombie(pid):
     return open_bytes("/proc/%s/stat" % pid).rsplit(b")", 1)[1].split()[0] == b"Z"
 
 
-def make_tar(files, programs=None, links=None, dirs=()):
-    """Tar bytes.  files: path -> text, bytes or None (left out); programs: path -> host path; links: path -> target."""
+def make_tar(files, programs=None, links=None, dirs=(), setuid=()):
+    """Tar bytes.  files: path -> text, bytes or None (left out); programs: path -> host path; links: path -> target; setuid: names of
+    programs."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as tar:
 
@@ -652,7 +657,8 @@ def make_tar(files, programs=None, links=None, dirs=()):
                     seen.add(parent)
                     add(parent, type=tarfile.DIRTYPE, mode=0o1777 if parent == "tmp" else 0o755)
         for path, host in (programs or {}).items():
-            add(path, open_bytes(host))
+            mode = 0o4755 if os.path.basename(path) in setuid else 0o755
+            add(path, open_bytes(host), mode=mode)
         for path, target in (links or {}).items():
             add(path, type=tarfile.SYMTYPE, linkname=target)
         for path, data in files.items():
@@ -784,6 +790,105 @@ def build_debian(suite, mirror, path, more=()):
         os.rename(made, path)
     finally:
         shutil.rmtree(work)
+
+
+MUSL_APPLETS = "ASH SH_IS_ASH ASH_ECHO ASH_TEST ASH_PRINTF SU CHPASSWD PASSWD ID SLEEP CAT GREP RM SED STAT LS TRUE"
+MUSL_OPTIONS = "BUSYBOX FEATURE_INSTALLER LONG_OPTS FEATURE_SUID FEATURE_SHADOWPASSWDS USE_BB_CRYPT USE_BB_CRYPT_SHA SHOW_USAGE"
+# BusyBox can read the account files itself or leave it to the C library: /bin/su does the first, /libc/su the second.
+MUSL_KINDS = {"bin": "USE_BB_PWD_GRP USE_BB_SHADOW", "libc": ""}
+
+
+def musl_tar():
+    """Path of a cached root with musl and BusyBox, built of Debian's own source, once."""
+    path = os.path.join(cache_dir(), "musl-%s.tar" % os.uname().machine)
+    with open(os.path.join(cache_dir(), "lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not os.path.exists(path):
+            build_musl(path)
+    return path
+
+
+def build_musl(path):
+    need("gcc", "gcc")
+    compiler = need("musl-gcc", "musl-tools")
+    loader = (glob.glob("/lib/ld-musl-*.so.1") or [""])[0]
+    if not loader:
+        raise CannotRun("needs musl's loader (Debian: apt-get install musl)")
+    work = tempfile.mkdtemp(prefix="build-", dir=cache_dir())
+    try:
+        print("building BusyBox with musl, once (about a minute) ...", file=sys.stderr, flush=True)
+        source = busybox_source(work)
+        programs = {loader.lstrip("/"): loader}
+        links = {}
+        for folder, options in MUSL_KINDS.items():
+            program = build_busybox(source, compiler, options)
+            programs[folder + "/busybox"] = shutil.copy(program, os.path.join(work, folder))
+            for applet in subprocess.check_output([program, "--list"]).decode().split():
+                links["%s/%s" % (folder, applet)] = "busybox"
+        made = os.path.join(work, "root.tar")
+        with open(made, "wb") as f:
+            f.write(make_tar(dict(ACCOUNTS), programs, links, setuid=("busybox",)))
+        os.rename(made, path)
+    finally:
+        shutil.rmtree(work)
+
+
+def busybox_source(work):
+    """Debian's source of BusyBox, unpacked; apt's own lists and settings are left alone."""
+    suite, mirror = debian_source()
+    if not mirror:
+        raise CannotRun("needs Debian's source of busybox, and apt knows no mirror")
+    places = {name: os.path.join(work, name) for name in ("lists/partial", "archives/partial")}
+    for place in places.values():
+        os.makedirs(place)
+    listed = os.path.join(work, "sources.list")
+    with open(listed, "w") as f:
+        f.write("deb-src %s %s main\n" % (mirror[0].rstrip("/"), suite))
+    settings = {
+        "Dir::Etc::sourcelist": listed,
+        "Dir::Etc::sourceparts": "/dev/null",
+        "Dir::State::Lists": os.path.join(work, "lists"),
+        "Dir::Cache": work,
+        "APT::Sandbox::User": "root",
+    }
+    options = [word for pair in settings.items() for word in ("-o", "%s=%s" % pair)]
+    for words in (["update"], ["source", "--download-only", "busybox"]):
+        done = subprocess.run(
+            ["apt-get", "-qq"] + options + words,
+            cwd=work,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        if done.returncode:
+            raise CannotRun("needs Debian's source of busybox: %s" % done.stdout.decode()[-300:])
+    (archive,) = glob.glob(os.path.join(work, "busybox_*.orig.tar.*z2"))
+    subprocess.check_call(["tar", "-C", work, "-xf", archive])
+    (source,) = glob.glob(os.path.join(work, "busybox-*"))
+    return source
+
+
+def build_busybox(source, compiler, options):
+    """Path of a BusyBox with MUSL_APPLETS, built in its source folder."""
+    headers = ["/usr/include", "/usr/include/%s-linux-gnu" % os.uname().machine]
+    words = [compiler] + [word for one in headers for word in ("-idirafter", one)]
+    make = ["make", "-C", source, "-j%d" % (os.cpu_count() or 1), "CC=" + " ".join(words)]
+    quiet = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT, "stdout": subprocess.PIPE}
+    subprocess.run(make + ["allnoconfig"], check=True, **quiet)
+    wanted = " ".join((MUSL_APPLETS, MUSL_OPTIONS, options)).split()
+    config = os.path.join(source, ".config")
+    with open(config) as f:
+        lines = [line for line in f if not any("CONFIG_%s " % name in line for name in wanted)]
+    lines += ["CONFIG_%s=y\n" % name for name in wanted]
+    with open(config, "w") as f:
+        f.write("".join(lines) + 'CONFIG_FEATURE_DEFAULT_PASSWD_ALGO="sha512"\n')
+    answers = dict(quiet, input=b"\n" * 2000)
+    del answers["stdin"]
+    subprocess.run(make + ["oldconfig"], check=True, **answers)
+    built = subprocess.run(make + ["busybox"], **quiet)
+    if built.returncode:
+        raise CannotRun("BusyBox is not built with musl: %s" % built.stdout.decode()[-500:])
+    return os.path.join(source, "busybox")
 
 
 def main():

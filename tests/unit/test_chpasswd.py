@@ -276,6 +276,94 @@ def test_cp_that_is_refused_by_the_daemon_is_failed(box):
     assert "read-only" in result.rows()["c"]["msg"]
 
 
+# ---- the password stands in /etc/passwd
+
+
+def passwd_with(field):
+    return b"daemon:x:1:1::/:/bin/false\nroot:%b:0:0:root:/root:/bin/sh\n" % field
+
+
+IN_PASSWD = [b"", b"*", OLD_HASH]
+
+
+@pytest.mark.parametrize("field", IN_PASSWD, ids=["empty", "star", "hash"])
+def test_cp_sends_shadow_and_then_passwd_in_one_tar(box, field):
+    box.container("c", passwd=passwd_with(field), status="Exited (0) 1 hour ago")
+    result = box.quick("--json", "chpasswd", "c", stdin=LINES)
+    assert result.statuses() == {"c": "changed"} and set_by(box, "c"), result
+    assert box.read("fs/c/etc/passwd") == passwd_with(b"x")
+    assert "/etc/passwd" in result.rows()["c"]["msg"]
+    [call] = writes(box)
+    names = [(member.name, member.linkname) for member, _ in tar_members(call.stdin)]
+    copy = ".shadow.dockfix"
+    assert names == [(copy, ""), ("shadow", copy), (copy, ""), ("passwd", copy), (copy, "")]
+    modes = {member.name: member.mode for member, _ in tar_members(call.stdin) if member.islnk()}
+    assert modes == {"shadow": 0o640, "passwd": 0o644}
+
+
+@pytest.mark.parametrize("field", IN_PASSWD, ids=["empty", "star", "hash"])
+def test_the_old_bytes_of_both_files_go_back(box, field):
+    box.container("c", passwd=passwd_with(field), truncates=1)
+    before = box.shadow("c")
+    result = box.quick("--json", "chpasswd", "--via", "cp", "c", stdin=LINES)
+    assert result.statuses() == {"c": "failed"} and result.rc == 1
+    assert box.shadow("c") == before and box.read("fs/c/etc/passwd") == passwd_with(field)
+    assert "was put back" in result.rows()["c"]["msg"]
+
+
+def test_a_tool_that_writes_where_login_does_not_read_has_not_changed_the_password(box):
+    """chpasswd of EL6 leaves the field of /etc/passwd alone."""
+    box.container("c", passwd=passwd_with(OLD_HASH), chpasswd="shadow-only")
+    result = box.quick("--json", "chpasswd", "--via", "exec", "c", stdin=LINES)
+    assert result.statuses() == {"c": "failed"} and result.rc == 3
+    assert "/etc/passwd" in result.rows()["c"]["msg"]
+    again = box.quick("--json", "chpasswd", "c", stdin=LINES)
+    assert again.statuses() == {"c": "changed"} and again.rows()["c"]["via"] == "cp"
+    assert box.read("fs/c/etc/passwd") == passwd_with(b"x") and set_by(box, "c")
+
+
+def test_a_hash_that_the_tool_leaves_in_passwd_is_said(box):
+    box.container("c", passwd=passwd_with(OLD_HASH))
+    result = box.quick("--json", "chpasswd", "--via", "exec", "c", stdin=LINES)
+    assert result.statuses() == {"c": "changed"}
+    assert box.read("fs/c/etc/passwd") == passwd_with(box.field("c"))
+    assert "every user inside can read" in result.rows()["c"]["msg"]
+
+
+@pytest.mark.parametrize("shadow", [None, b"daemon:*:1:0:99999:7:::\n"], ids=["no file", "no line"])
+def test_a_user_without_a_shadow_line_is_set_by_the_images_own_tool_or_refused(box, shadow):
+    box.container("c", shadow=shadow)
+    box.container("stopped", shadow=shadow, status="Exited (0) 1 hour ago")
+    box.container("bare", shadow=shadow, chpasswd="missing")
+    result = box.quick("--json", "chpasswd", "c", "stopped", "bare", stdin=LINES)
+    expected = {"c": "changed", "stopped": "refused", "bare": "refused"}
+    assert result.statuses() == expected and result.rows()["c"]["via"] == "exec", result
+    assert all("pwconv" in result.rows()[name]["msg"] for name in ("stopped", "bare"))
+
+
+def test_where_libraries_differ_on_the_line_the_images_own_tool_is_not_used(box):
+    line = b"root:" + OLD_HASH + b":19000:0:99999:7:::"
+    box.container("c", shadow=line + b"\r\n" + line + b"\n")
+    only = box.quick("--json", "chpasswd", "--via", "exec", "c", stdin=LINES)
+    assert only.statuses() == {"c": "failed"} and not writes(box), only
+    result = box.quick("--json", "chpasswd", "c", stdin=LINES)
+    assert result.statuses() == {"c": "changed"} and result.rows()["c"]["via"] == "cp"
+    fields = [row.split(b":")[1] for row in box.shadow("c").splitlines()]
+    assert len(set(fields)) == 1 and set_by(box, "c")
+
+
+def test_sixty_thousand_accounts(box):
+    many = range(60000)
+    shadow = b"root:*:19000:0:99999:7:::\n" + b"".join(
+        b"u%d:!:19000:0:99999:7:::\n" % n for n in many
+    )
+    passwd = b"root:x:0:0::/:/bin/sh\n" + b"".join(b"u%d:x:9:9::/:/bin/false\n" % n for n in many)
+    box.container("c", shadow=shadow, passwd=passwd, status="Exited (0) 1 hour ago")
+    result = box.quick("--json", "chpasswd", "c", stdin=LINES)
+    assert result.statuses() == {"c": "changed"} and set_by(box, "c"), result
+    assert_only_the_hash_and_the_day_differ(shadow, box.shadow("c"), {b"root"})
+
+
 def userns(box, json_text=True):
     box.world["userns"] = 500000
     box.container("c", chpasswd="missing")

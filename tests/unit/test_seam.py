@@ -90,3 +90,58 @@ def test_is_hosts_own_takes_any_name_under_any_locale(dockfix):
     for source in ("/\u5bb9\u5668", "/x\udcff", "relative", ""):
         assert dockfix.is_hosts_own(source) is False
     assert dockfix.is_hosts_own("/etc/../etc") is True
+
+
+# ---- the account files below a container's /etc
+
+
+SHADOW_OLD = b"root:*:1:0:99999:7:::\n"
+PASSWD_OLD = b"root::0:0::/:/bin/sh\n"
+
+
+def an_etc(dockfix, tmp_path):
+    (tmp_path / "shadow").write_bytes(SHADOW_OLD)
+    (tmp_path / "passwd").write_bytes(PASSWD_OLD)
+    (tmp_path / "shadow").chmod(0o640)
+    (tmp_path / "passwd").chmod(0o644)
+    return os.open(str(tmp_path), os.O_RDONLY)
+
+
+def replace_both(dockfix, etc):
+    old, found = dockfix.proc_accounts(etc)
+    new = dockfix.edit_accounts(old, {b"root": b"HASH"}, 9)
+    dockfix.replace_account_files(etc, old, new, found)
+
+
+def test_shadow_is_replaced_before_passwd_points_to_it(dockfix, tmp_path, monkeypatch):
+    """In between, /etc/passwd still holds the old password: a kill there opens nothing that was closed."""
+    etc, order, rename = an_etc(dockfix, tmp_path), [], os.rename
+    monkeypatch.setattr(
+        dockfix.os, "rename", lambda old, new, **more: (order.append(new), rename(old, new, **more))
+    )
+    replace_both(dockfix, etc)
+    os.close(etc)
+    assert order == ["shadow", "passwd"] and sorted(os.listdir(str(tmp_path))) == order[::-1]
+    assert (tmp_path / "shadow").read_bytes() == b"root:HASH:9:0:99999:7:::\n"
+    assert (tmp_path / "passwd").read_bytes() == b"root:x:0:0::/:/bin/sh\n"
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in order]
+    assert modes == [0o640, 0o644]
+
+
+def test_where_the_second_file_cannot_be_replaced_the_first_goes_back(
+    dockfix, tmp_path, monkeypatch
+):
+    etc, rename = an_etc(dockfix, tmp_path), os.rename
+
+    def not_passwd(old, new, **more):
+        if new == "passwd":
+            raise OSError(28, "No space left on device")
+        rename(old, new, **more)
+
+    monkeypatch.setattr(dockfix.os, "rename", not_passwd)
+    with pytest.raises(OSError):
+        replace_both(dockfix, etc)
+    os.close(etc)
+    assert (tmp_path / "shadow").read_bytes() == SHADOW_OLD
+    assert (tmp_path / "passwd").read_bytes() == PASSWD_OLD
+    assert sorted(os.listdir(str(tmp_path))) == ["passwd", "shadow"]
