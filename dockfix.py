@@ -42,7 +42,19 @@ import tarfile
 import termios
 import threading
 import time
-from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import (
+    BinaryIO,
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+)
 
 __doc__ = """dockfix: one file that repairs Docker on hosts where nothing can be installed.
 
@@ -79,6 +91,14 @@ SBIN = ":/usr/sbin:/sbin"  # dmsetup, losetup
 RECORD_MAX = (
     16 << 20
 )  # one record of a Docker root; containers with a huge environment stay far below
+TAR_BLOCK = 512
+TAR_EXTRA_MAX = 1 << 20  # bytes of a tar member's long names and attributes
+TAR_CHUNK = 1 << 20  # bytes read at once of a tar member's content
+ARCHIVE_NAMES_MAX = (
+    200000  # members of an archive of docker save: some five for each image and layer
+)
+ARCHIVE_STEPS_MAX = 100000  # things that its JSON names: a hostile one names the same for ever
+ARCHIVE_DEPTH_MAX = 8  # indexes in indexes, links to links
 MAPPER = "/dev/mapper"
 SERVICE_PROGRAMS = ("systemctl", "service")
 # What these programs, and these words of docker's, change is not on the disk yet when they end: a power cut would take it back behind the journal.
@@ -136,6 +156,10 @@ class HalfWay(DockfixError):
 
 class Locked(DockfixError):
     code = 8
+
+
+class ArchiveError(DockfixError):
+    """A tar that is broken, cut off, or made to do harm."""
 
 
 class Gone(Exception):
@@ -1689,9 +1713,7 @@ SHAPES = {  # value -> what stands behind the flag's =, once for each
         "%(PathOnHost)s:%(PathInContainer)s:%(CgroupPermissions)s" % one for one in value
     ],
     "ulimit": lambda value: ["%(Name)s=%(Soft)d:%(Hard)d" % one for one in value],
-    "link": lambda value: [
-        "%s:%s" % (one.split(":")[0].lstrip("/"), one.split(":")[1].split("/")[-1]) for one in value
-    ],
+    "link": lambda value: [link_word(one) for one in value],
     "cpus": lambda value: ["%d.%09d" % divmod(value, 10**9)],
     "restart": lambda value: (
         [
@@ -1715,6 +1737,15 @@ MEANT = (
     ("StopTimeout", 0),
     ("Entry", ""),
 )  # elsewhere what is empty was not asked for
+
+
+def link_word(link: str) -> str:
+    """NAME:ALIAS of '/db:/web/alias' (HostConfig.Links) and of 'db:alias' or 'db' (a network's Links)."""
+    name, _, alias = link.partition(":")
+    name = name.lstrip("/")
+    return "%s:%s" % (name, alias.split("/")[-1] or name)
+
+
 TABLE = [
     (pair.split(":")[0], "--" + pair.split(":")[1], shape)
     for shape, pairs in CREATE.items()
@@ -2107,6 +2138,538 @@ def in_order(docs: Sequence[dict]) -> List[dict]:
         ordered.append(one)
         waiting.remove(one)
     return ordered
+
+
+# --- tar files, read as a stream: nothing is unpacked, no name is followed
+
+
+class TarReader:
+    """The members of a tar, one after the other, from a stream that cannot be wound back.
+
+    A volume and an image come from a container, an archive from a stick: all sizes are bounded, and
+    what is cut off or malformed raises ArchiveError. `told` hears how many bytes were read so far.
+    """
+
+    def __init__(self, stream: BinaryIO, told: Callable[[int], None] = lambda done: None) -> None:
+        self.stream, self.told = stream, told
+        self.offset = 0  # bytes read
+        self.left = self.padding = 0  # of the member whose header was read last
+
+    def __iter__(self) -> Iterator[tarfile.TarInfo]:
+        while True:
+            for _ in self.data():
+                pass
+            member = self.header()
+            if member is None:
+                return
+            yield member
+
+    def take(self, size: int) -> bytes:
+        found = self.stream.read(size)
+        while len(found) < size:  # a pipe gives what it has
+            piece = self.stream.read(size - len(found))
+            if not piece:
+                break
+            found += piece
+        self.offset += len(found)
+        self.told(self.offset)
+        return found
+
+    def must(self, size: int) -> bytes:
+        found = self.take(size)
+        if len(found) != size:
+            raise ArchiveError("the tar is cut off")
+        return found
+
+    def data(self) -> Iterator[bytes]:
+        """The content of the member whose header was read last, as far as it was not read yet."""
+        while self.left:
+            piece = self.must(min(self.left, TAR_CHUNK))
+            self.left -= len(piece)
+            yield piece
+        self.must(self.padding)
+        self.padding = 0
+
+    def drain(self) -> None:
+        """Reads what stands behind the last member, so that who writes the tar is not cut off."""
+        while self.stream.read(TAR_CHUNK):
+            pass
+
+    def header(self) -> Optional[tarfile.TarInfo]:
+        """The next member's header, with what its extended headers say; None at the end."""
+        extra, size = {}, 0  # type: Dict[str, str], int
+        while True:
+            block = self.take(TAR_BLOCK)
+            at_end = not block.strip(
+                b"\0"
+            )  # docker always writes an end: without one it is cut off
+            if len(block) < TAR_BLOCK or (at_end and extra):
+                raise ArchiveError("the tar is cut off")
+            if at_end:
+                return None
+            member = self.parsed(block)
+            if member.type not in TAR_EXTENDED:
+                return self.opened(member, extra)
+            size += member.size + TAR_BLOCK
+            if size > TAR_EXTRA_MAX:
+                raise ArchiveError("a tar header is longer than %d bytes" % TAR_EXTRA_MAX)
+            content = self.must(member.size + -member.size % TAR_BLOCK)[: member.size]
+            if member.type in TAR_LONG:
+                text = content.split(b"\0")[0].decode("utf-8", "surrogateescape")
+                extra.setdefault(TAR_LONG[member.type], text)
+            elif member.type != tarfile.XGLTYPE:
+                extra.update(parse_pax(content))
+
+    @staticmethod
+    def parsed(block: bytes) -> tarfile.TarInfo:
+        try:
+            member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        except (tarfile.TarError, ValueError):
+            raise ArchiveError("a tar header is not understood") from None
+        if member.size < 0 or member.type == tarfile.GNUTYPE_SPARSE:
+            raise ArchiveError("a tar header is not understood")
+        return member
+
+    def opened(self, member: tarfile.TarInfo, extra: Dict[str, str]) -> tarfile.TarInfo:
+        try:
+            for key in ("uid", "gid", "size", "mtime"):
+                setattr(member, key, int(float(extra.get(key, getattr(member, key)))))
+        except (ValueError, OverflowError):
+            raise ArchiveError("a tar header is not understood") from None
+        member.name = extra.get("path", member.name)
+        member.linkname = extra.get("linkpath", member.linkname)
+        member.pax_headers = {key: extra[key] for key in extra if key.startswith(TAR_XATTR)}
+        if member.size < 0 or any(key.startswith("GNU.sparse") for key in extra):
+            raise ArchiveError("a tar header is not understood")
+        if member.type in TAR_HEADER_ONLY:
+            member.size = 0
+        self.left, self.padding = member.size, -member.size % TAR_BLOCK
+        return member
+
+
+TAR_XATTR = "SCHILY.xattr."
+TAR_LONG = {tarfile.GNUTYPE_LONGNAME: "path", tarfile.GNUTYPE_LONGLINK: "linkpath"}
+TAR_EXTENDED = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE) + tuple(TAR_LONG)
+TAR_HEADER_ONLY = (
+    tarfile.LNKTYPE,
+    tarfile.SYMTYPE,
+    tarfile.CHRTYPE,
+    tarfile.BLKTYPE,
+    tarfile.DIRTYPE,
+    tarfile.FIFOTYPE,
+)
+
+
+def parse_pax(data: bytes) -> Dict[str, str]:
+    """The records of a pax header, "LENGTH KEY=VALUE" and a newline each. Raises ArchiveError."""
+    found, at, record = {}, 0, re.compile(rb"([0-9]{1,8}) ([^=\n\0]+)=")
+    while at < len(data):
+        start = record.match(data, at)
+        end = at + int(start.group(1)) if start else 0
+        if not start or not start.end() < end <= len(data) or data[end - 1 : end] != b"\n":
+            raise ArchiveError("a tar header is not understood")
+        key, value = start.group(2), data[start.end() : end - 1]
+        found[key.decode("utf-8", "surrogateescape")] = value.decode("utf-8", "surrogateescape")
+        at = end
+    return found
+
+
+def within_volume(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    """A member of `docker cp C:/some/volume -` as it is called inside the volume: without the first
+    folder, which is the volume's own ('.'). Raises ArchiveError for a name that leads out of it."""
+    member.name = below_first(member.name)
+    if member.islnk():
+        member.linkname = below_first(member.linkname)
+    return member
+
+
+def below_first(name: str) -> str:
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if name.startswith("/") or ".." in parts or not parts:
+        raise ArchiveError("the name %s leads out of the volume" % printable(name))
+    return "/".join(parts[1:]) or "."
+
+
+class VolumeEntry(NamedTuple):
+    """What has to be equal of a member of a volume. Not the time: docker before 1.13 cannot set that
+    of the volume's own folder. device: of a device node; attributes: those that docker cp carries.
+    """
+
+    kind: bytes
+    mode: int
+    owner: Tuple[int, int]
+    link: str
+    size: int
+    digest: str
+    device: Tuple[int, int]
+    attributes: Tuple[Tuple[str, str], ...]
+
+
+def volume_entries(reader: TarReader) -> Iterator[Tuple[str, VolumeEntry]]:
+    """(name inside the volume, what has to be equal) of each member. Raises ArchiveError."""
+    for member in reader:
+        digest = hashlib.sha256()
+        for piece in reader.data():
+            digest.update(piece)
+        member = within_volume(member)
+        is_file, is_node = member.isreg(), member.ischr() or member.isblk()
+        yield member.name, VolumeEntry(
+            tarfile.REGTYPE if is_file else member.type,
+            0 if member.issym() else member.mode & 0o7777,  # a link's mode means nothing
+            (member.uid, member.gid),
+            member.linkname if member.issym() or member.islnk() else "",
+            member.size,
+            digest.hexdigest() if is_file else "",
+            (member.devmajor, member.devminor) if is_node else (0, 0),
+            tuple(sorted(member.pax_headers.items())),
+        )
+
+
+class VolumeDifferences:
+    """Two volumes compared while both are read. Docker sends the members of a folder in the order of
+    their names, so that of each side only what the other side has not sent yet is remembered."""
+
+    def __init__(self) -> None:
+        self.wanted, self.found = {}, {}  # type: Dict[str, VolumeEntry], Dict[str, VolumeEntry]
+        self.differing = {}  # type: Dict[str, Tuple[VolumeEntry, VolumeEntry]]
+
+    def add(self, wanted: Iterator[Tuple], found: Iterator[Tuple]) -> None:
+        """Reads both to their end."""
+        more = True
+        while more:
+            more = False
+            for entries, own, other in (
+                (wanted, self.wanted, self.found),
+                (found, self.found, self.wanted),
+            ):
+                name, entry = next(entries, (None, None))
+                if name is None:
+                    continue
+                more = True
+                if name not in other:
+                    own[name] = entry
+                    continue
+                partner = other.pop(name)
+                if partner != entry:
+                    pair = (entry, partner) if own is self.wanted else (partner, entry)
+                    self.differing[name] = pair
+
+    def texts(self) -> List[str]:
+        """In words; [] where the volumes are equal."""
+        out = []
+        for verb, names in (
+            ("is missing", self.wanted),
+            ("was not in the backup", self.found),
+            ("differs", self.differing),
+        ):
+            shown = ", ".join(printable(name) for name in sorted(names)[:3])
+            if names:
+                more = " and %d more" % (len(names) - 3) if len(names) > 3 else ""
+                out.append("%s%s %s" % (shown, more, verb))
+        return out
+
+
+# --- what docker save has written
+
+
+class Blob(NamedTuple):
+    """A member of an archive. digest: sha256 in hex ('': there twice, with different bytes); head: its
+    first bytes; link: where it leads, of a link."""
+
+    offset: int
+    size: int
+    digest: str
+    head: bytes
+    link: str
+
+
+class WantedImage(NamedTuple):
+    """An image that an archive must hold whole. key: how the caller knows it; refs: its tags, or its id;
+    platform: system, processor, variant as inspect says; manifests: digests of those that containers use.
+    """
+
+    key: str
+    refs: Tuple[str, ...]
+    platform: Tuple[str, str, str] = ("", "", "")
+    manifests: Tuple[str, ...] = ()
+
+
+class Leaf(NamedTuple):
+    """An image for one platform, as an index of the archive names it; faults: what it lacks, in words."""
+
+    digest: str
+    platform: Tuple[str, str, str]
+    config: str
+    faults: Tuple[str, ...]
+
+
+def index_archive(reader: TarReader) -> Dict[str, Blob]:
+    """Every file and link of an archive of docker save, each hashed. Raises ArchiveError."""
+    found = {}  # type: Dict[str, Blob]
+    for member in reader:
+        name = member.name[2:] if member.name.startswith("./") else member.name
+        if not is_inside(name) or not (member.isreg() or member.issym() or member.islnk()):
+            continue
+        if len(found) >= ARCHIVE_NAMES_MAX:
+            raise ArchiveError("more than %d files: no archive of docker save" % ARCHIVE_NAMES_MAX)
+        offset, digest, head = reader.offset, hashlib.sha256(), b""
+        for piece in reader.data():
+            head = head or piece[:8]
+            digest.update(piece)
+        link = ""
+        if member.issym():
+            link = posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname))
+        elif member.islnk():
+            link = posixpath.normpath(member.linkname)
+        blob = Blob(offset, member.size, digest.hexdigest(), head, link)
+        if name in found and (found[name].digest, found[name].link) != (blob.digest, link):
+            blob = blob._replace(digest="", link="")
+        found[name] = blob
+    return found
+
+
+def is_inside(name: str) -> bool:
+    """Is it a path that stays in the archive, and not an endless one?"""
+    return 0 < len(name) <= 1024 and not name.startswith("/") and ".." not in name.split("/")
+
+
+def full_name(ref: str) -> str:
+    """An image's name with everything that docker leaves out (distribution/reference, ParseNormalizedNamed)."""
+    domain, slash, rest = ref.partition("/")
+    if not slash or not (set(".:") & set(domain) or domain == "localhost"):
+        domain, rest = "docker.io", ref if slash else "library/" + ref
+    if domain == "index.docker.io":
+        domain = "docker.io"
+    return domain + "/" + rest + ("" if ":" in rest or "@" in rest else ":latest")
+
+
+class SavedArchive:
+    """The images in an archive of docker save: what its JSON names, and whether the bytes are there.
+
+    Two forms (moby image/tarexport, containerd core/images/archive): manifest.json with a config and
+    layers for each image (from 1.10 on; a layer may be a link to another's), and index.json, an OCI
+    index of manifests, or of indexes with one manifest for each platform. Newer engines write both.
+    """
+
+    def __init__(self, blobs: Dict[str, Blob], read: Callable[[int, int], bytes]) -> None:
+        self.blobs, self.read = blobs, read
+        self.steps = 0
+        self.leaves = {}  # type: Dict[str, List[Leaf]]
+        self.index = self.entries("index.json", lambda found: found["manifests"])
+        self.images = self.entries("manifest.json", lambda found: found)
+        if not self.index and not self.images:
+            raise ArchiveError("it names no image: neither index.json nor manifest.json is in it")
+
+    def entries(self, name: str, take: Callable) -> List[dict]:
+        if name not in self.blobs:
+            return []
+        found = self.parsed(name)
+        try:
+            found = take(found)
+        except (TypeError, KeyError):
+            found = {}
+        if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+            raise ArchiveError("%s is not understood" % name)
+        return found
+
+    def step(self) -> None:
+        self.steps += 1
+        if self.steps > ARCHIVE_STEPS_MAX:
+            raise ArchiveError("its JSON names more than %d things" % ARCHIVE_STEPS_MAX)
+
+    def resolved(self, name: object) -> Optional[Blob]:
+        """The file of that name, links followed inside the archive; None where there is none."""
+        self.step()
+        for _ in range(ARCHIVE_DEPTH_MAX):
+            if not isinstance(name, str) or not is_inside(name):
+                return None
+            blob = self.blobs.get(posixpath.normpath(name))
+            if blob is None or not blob.link:
+                return blob
+            name = blob.link
+        return None
+
+    def parsed(self, name: str) -> object:
+        """Raises ArchiveError."""
+        blob = self.resolved(name)
+        if blob is None or not blob.digest or blob.size > RECORD_MAX:
+            raise ArchiveError("%s is missing, there twice, or too long" % printable(name))
+        try:
+            return json.loads(self.read(blob.offset, blob.size).decode("utf-8"))
+        except (ValueError, RecursionError):
+            raise ArchiveError("%s is not understood" % printable(name)) from None
+
+    def blob_fault(self, descriptor: object, kind: str) -> str:
+        """What is wrong with what a descriptor names; '' where its bytes are those that it names."""
+        digest = descriptor.get("digest") if isinstance(descriptor, dict) else None
+        if not isinstance(digest, str) or not re.match(r"sha256:[0-9a-f]{64}\Z", digest):
+            return "the name of a %s is no sha256 digest" % kind
+        blob = self.resolved(blob_path(digest))
+        if blob is None:
+            return "%s %s is missing" % (kind, digest)
+        size = descriptor.get("size")
+        if blob.digest != digest[7:] or (isinstance(size, int) and size != blob.size):
+            return "%s %s has other bytes than its name says" % (kind, digest)
+        return ""
+
+    # ---- index.json
+
+    def leaves_of(self, descriptor: dict, depth: int = 0) -> List[Leaf]:
+        """The images for one platform each that a descriptor leads to, without attestations."""
+        self.step()
+        platform = platform_of(descriptor.get("platform"))
+        fault = self.blob_fault(descriptor, "manifest")
+        digest = str(descriptor.get("digest"))
+        if fault or depth > ARCHIVE_DEPTH_MAX:
+            return [Leaf(digest, platform, "", (fault or "indexes in indexes without end",))]
+        if digest in self.leaves:
+            return self.leaves[digest]
+        try:
+            found = self.parsed(blob_path(digest))
+            if isinstance(found["manifests"] if "manifests" in found else None, list):
+                leaves = self.index_leaves(found["manifests"], depth)
+            else:
+                config = str(found["config"]["digest"])
+                leaves = [Leaf(digest, platform, config, self.manifest_faults(found))]
+        except (TypeError, KeyError, AttributeError):
+            leaves = [Leaf(digest, platform, "", ("manifest %s is not understood" % digest,))]
+        except ArchiveError as err:
+            leaves = [Leaf(digest, platform, "", (err.msg,))]
+        self.leaves[digest] = leaves
+        return leaves
+
+    def index_leaves(self, children: List[dict], depth: int) -> List[Leaf]:
+        leaves = []  # type: List[Leaf]
+        for child in children:
+            if not is_attestation(child):
+                leaves += self.leaves_of(child, depth + 1)
+            if len(leaves) > ARCHIVE_STEPS_MAX:
+                raise ArchiveError("its JSON names more than %d things" % ARCHIVE_STEPS_MAX)
+        return leaves
+
+    def manifest_faults(self, manifest: dict) -> Tuple[str, ...]:
+        faults = [self.blob_fault(manifest["config"], "config")]
+        faults += [self.blob_fault(one, "layer") for one in manifest["layers"]]
+        return tuple(fault for fault in faults if fault)
+
+    def index_faults(self, descriptor: dict, image: WantedImage) -> List[str]:
+        """Whole is an index with all of the image for the platform that the engine has; other
+        platforms, which were never pulled, may be missing."""
+        leaves = self.leaves_of(descriptor)
+        faults = [
+            fault for leaf in leaves if leaf.digest in image.manifests for fault in leaf.faults
+        ]
+        fitting = [leaf for leaf in leaves if same_platform(leaf.platform, image.platform)]
+        if not fitting:
+            return faults + ["nothing in it is for %s" % "/".join(filter(None, image.platform))]
+        if all(leaf.faults for leaf in fitting):
+            faults += fitting[0].faults
+        return faults
+
+    # ---- manifest.json
+
+    def image_faults(self, image: dict) -> List[str]:
+        """One entry of manifest.json: its config, and each layer by the digest in the config."""
+        name, layers = image.get("Config"), image.get("Layers") or []
+        blob = self.resolved(name)
+        if blob is None:
+            return ["config %s is missing" % printable(str(name))]
+        if blob.digest != config_digest(image):
+            return ["config %s has other bytes than its name says" % name]
+        try:
+            wanted = list((self.parsed(name).get("rootfs") or {}).get("diff_ids") or [])
+        except ArchiveError as err:
+            return [err.msg]
+        if not isinstance(layers, list) or len(layers) != len(wanted):
+            return ["it lists %d layers, its config %d" % (len(layers), len(wanted))]
+        faults = [self.layer_fault(layer, diff_id) for layer, diff_id in zip(layers, wanted)]
+        return [fault for fault in faults if fault]
+
+    def layer_fault(self, name: object, diff_id: object) -> str:
+        blob = self.resolved(name)
+        if blob is None:
+            return "layer %s is missing" % printable(str(name))
+        packed = blob.head.startswith(PACKED) and name == blob_path("sha256:" + blob.digest)
+        if "sha256:" + blob.digest == diff_id or packed:
+            return ""
+        return "layer %s has other bytes than the config says" % printable(str(name))
+
+    # ---- both
+
+    def faults(self, image: WantedImage) -> List[str]:
+        """What the archive lacks of an image; [] where all of it is there."""
+        faults = []  # type: List[str]
+        self.steps = 0
+        try:
+            for ref in image.refs:
+                inside = [one for one in self.index if self.is_named(one, ref)]
+                listed = [one for one in self.images if is_listed(one, ref)]
+                if not inside and ("index.json" in self.blobs or not listed):
+                    faults.append("%s is not in the archive" % ref)
+                for one in inside:
+                    faults += self.index_faults(one, image)
+                for one in listed:
+                    faults += self.image_faults(one)
+        except ArchiveError as err:
+            faults.append(err.msg)
+        except (TypeError, AttributeError, KeyError, ValueError, RecursionError):
+            faults.append("its JSON is not understood")
+        return list(dict.fromkeys(faults))
+
+    def is_named(self, descriptor: dict, ref: str) -> bool:
+        """Is it the image of that tag, or of that id (of an index, a manifest or a config)?"""
+        if not ref.startswith("sha256:"):
+            notes = descriptor.get("annotations") or {}
+            name = notes.get(NAME_NOTE) or notes.get(REF_NOTE)
+            return isinstance(name, str) and full_name(name) == full_name(ref)
+        leaves = self.leaves_of(descriptor)
+        known = {leaf.digest for leaf in leaves} | {leaf.config for leaf in leaves}
+        return ref in known | {descriptor.get("digest")}
+
+
+NAME_NOTE = "io.containerd.image.name"
+REF_NOTE = "org.opencontainers.image.ref.name"
+PACKED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")  # gzip, zstd
+
+
+def blob_path(digest: str) -> str:
+    return "blobs/" + digest.replace(":", "/", 1)
+
+
+def config_digest(image: dict) -> str:
+    """Of an entry of manifest.json: HEX.json (1.10 to 24), or blobs/sha256/HEX."""
+    found = re.match(r"(?:blobs/sha256/)?([0-9a-f]{64})(?:\.json)?\Z", str(image.get("Config")))
+    return found.group(1) if found else "no digest"
+
+
+def is_listed(image: dict, ref: str) -> bool:
+    """Is it the entry of manifest.json for that tag, or for the image of that id?"""
+    if ref.startswith("sha256:"):
+        return ref == "sha256:" + config_digest(image)
+    return full_name(ref) in [full_name(str(tag)) for tag in image.get("RepoTags") or []]
+
+
+def is_attestation(descriptor: dict) -> bool:
+    """What BuildKit adds to an index; a pull leaves it behind, and nothing needs it."""
+    notes = descriptor.get("annotations") or {}
+    return (
+        notes.get("vnd.docker.reference.type") == "attestation-manifest"
+        or platform_of(descriptor.get("platform"))[1] == "unknown"
+    )
+
+
+def platform_of(found: object) -> Tuple[str, str, str]:
+    """System, processor and variant of a descriptor; '' where it does not say."""
+    facts = found if isinstance(found, dict) else {}
+    system, processor, variant = (
+        str(facts.get(key) or "") for key in ("os", "architecture", "variant")
+    )
+    return system, processor, variant
+
+
+def same_platform(one: Tuple[str, str, str], other: Tuple[str, str, str]) -> bool:
+    """What one of them does not say is no difference."""
+    return all(not a or not b or a == b for a, b in zip(one, other))
 
 
 # --- passwords and shadow files
@@ -3100,11 +3663,53 @@ class Host(NamedTuple):
 class Flow(NamedTuple):
     """Files instead of memory at a child's ends: standard input from the file `source`, standard output to `target` ('': as always).
     `target` appears, 0600, only once the child has succeeded and the bytes are on the disk; until then it is target.part. tick(bytes
-    so far) is called some five times a second while the child runs."""
+    so far) is called some five times a second while the child runs.
+    fill(stream) writes the child's standard input, and empty(stream) reads its standard output, in a thread of their own; what
+    they raise, run_child raises."""
 
     source: str = ""
     target: str = ""
     tick: Callable[[int], None] = lambda done: None
+    fill: Optional[Callable[[BinaryIO], None]] = None
+    empty: Optional[Callable[[BinaryIO], None]] = None
+
+
+class Courier:
+    """This program's end of a pipe to a child, and the thread that fills or empties it."""
+
+    def __init__(self, fd: int, mode: str, work: Callable[[BinaryIO], None]) -> None:
+        self.error = None  # type: Optional[Exception]
+        self.fills = mode == "wb"
+        self.stream, self.work = os.fdopen(fd, mode), work
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def run(self) -> None:
+        try:
+            with self.stream:
+                self.work(self.stream)
+        except BrokenPipeError:  # the child does not want the rest: its answer will say why
+            pass
+        except Exception as err:
+            self.error = err
+
+    def end(self, host: Host) -> Optional[Exception]:
+        """Waits for it; the child is gone, and no end of the pipe is open but that of a grandchild."""
+        while self.thread.is_alive() and not host.kill.is_set():
+            self.thread.join(0.2)
+        return self.error
+
+
+def start_couriers(flow: Flow, ends: list) -> List[Courier]:
+    """Puts the child's ends of the pipes that a flow asks for into `ends`."""
+    couriers = []
+    if flow.fill:
+        ends[0], own = os.pipe()
+        couriers.append(Courier(own, "wb", flow.fill))
+    if flow.empty:
+        own, ends[1] = os.pipe()
+        couriers.append(Courier(own, "rb", flow.empty))
+    return couriers
 
 
 def run_child(
@@ -3129,6 +3734,7 @@ def run_child(
             + (" > " + sh_quote(flow.target) if flow.target else "")
         )
     ends = open_flow(flow)
+    couriers = start_couriers(flow, ends)
     try:
         source = (
             ends[0]
@@ -3156,12 +3762,17 @@ def run_child(
     try:
         answer = pump(host, child, stdin, seconds, limit, enough, lambda: flow.tick(flowed(ends)))
         good = answer.rc == 0 and not answer.timed_out
-        return answer
     except BaseException:  # a signal: leave no child behind
         kill_group(child)
         raise
     finally:
         close_flow(flow, ends, good)
+    for courier in couriers:
+        error = courier.end(host)
+        # A child that failed says itself why, but not where its end of the pipe was closed for a reason.
+        if error and (good or courier.fills or answer.rc == -signal.SIGPIPE):
+            raise error
+    return answer
 
 
 def open_flow(flow: Flow) -> list:
@@ -3185,22 +3796,20 @@ def open_flow(flow: Flow) -> list:
 
 
 def flowed(ends: list) -> int:
-    """Bytes read of the source (the child shares its offset), else written to the target."""
-    return (
-        os.lseek(ends[0], 0, os.SEEK_CUR)
-        if ends[0] is not None
-        else os.fstat(ends[1]).st_size if ends[1] is not None else 0
-    )
+    """Bytes read of the source (the child shares its offset), else written to the target; of pipes nothing is known."""
+    if ends[0] is not None and stat.S_ISREG(os.fstat(ends[0]).st_mode):
+        return os.lseek(ends[0], 0, os.SEEK_CUR)
+    return os.fstat(ends[1]).st_size if ends[1] is not None else 0
 
 
 def close_flow(flow: Flow, ends: list, good: bool) -> None:
     """Gives the finished output its name, or takes the torso away. Raises EnvironmentFault where the disk does not keep it."""
     try:
-        if ends[1] is not None and good:
+        if flow.target and good:
             os.fsync(ends[1])
             os.rename(raw(flow.target + ".part"), raw(flow.target))
             sync_folder(os.path.dirname(os.path.abspath(flow.target)))
-        elif ends[1] is not None:
+        elif flow.target and ends[1] is not None:
             quietly(os.unlink, raw(flow.target + ".part"))
     except OSError as err:
         raise EnvironmentFault("%s cannot be written: %s" % (flow.target, err.strerror)) from None
@@ -5620,6 +6229,7 @@ class Step(NamedTuple):
     A `soft` step that fails is told, and the change goes on; what does not start again is exit 3. `size`: bytes that will flow, for the progress.
     `daemon`: 'down' or 'up', what the daemon must be from here on: made so again when a reboot has changed it. What stands at
     `path` and is neither `data` nor `before` is somebody's: it is kept beside it. With a mode of 0 the file is taken away.
+    With `task` the deed is that function of TASKS, here and now, and `argv` is what a script calls for it (task_step).
     """
 
     title: str
@@ -5639,6 +6249,7 @@ class Step(NamedTuple):
     until: str = ""
     unless: Tuple[Tuple[str, ...], ...] = ()
     soft: bool = False
+    task: str = ""
 
 
 class Plan(NamedTuple):
@@ -5807,6 +6418,8 @@ def do_deed(host: Host, step: Step, tick: Callable[[int], None]) -> None:
             raise DockfixError(
                 "%s: %s cannot be written: %s" % (step.title, step.path, err.strerror)
             ) from None
+    elif step.task:
+        do_task(host, step, tick)
     elif step.argv:
         before = free_bytes(step.grows) if step.grows else None
         beat = (
@@ -5836,6 +6449,33 @@ def do_deed(host: Host, step: Step, tick: Callable[[int], None]) -> None:
             raise DockfixError("%s: %s" % (step.title, wrong))
         tick(0)
         time.sleep(0.2)
+
+
+# What docker cannot do alone: name: function(host, request, tick). The request is JSON; tick(bytes so far) is called
+# often, and raises where the work must end at once. It raises DockfixError, or OSError.
+TASKS = {}  # type: Dict[str, Callable[[Host, dict, Callable[[int], None]], None]]
+
+
+def task_step(host: Host, title: str, task: str, request: dict, **more) -> Step:
+    """A step that this program does itself, also as a line of a script."""
+    words = ("python3", own_path(), "--docker", sh_line(host.docker), "backup", "--step", task, ".")
+    return Step(title, words, task=task, data=json.dumps(request, sort_keys=True), **more)
+
+
+def do_task(host: Host, step: Step, tick: Callable[[int], None]) -> None:
+    """Raises DockfixError."""
+
+    def beat(done: int) -> None:
+        if host.kill.is_set():
+            raise DockfixError("%s: interrupted" % step.title)
+        tick(done)
+
+    try:
+        TASKS[step.task](host, json.loads(step.data), beat)
+    except OSError as err:
+        raise DockfixError("%s: %s" % (step.title, err)) from None
+    if host.memo.get("working"):  # as to_disk
+        change_host(host, ("sync",), seconds=60)
 
 
 def keep_stranger(step: Step) -> None:
@@ -6621,6 +7261,49 @@ def look_containers(host: Host) -> List[dict]:
         inspect_objects(host, "container", [target.id for target in list_containers(host)]),
         in_order,
     )
+
+
+def look_each_container(host: Host) -> Tuple[List[dict], Dict[str, str]]:
+    """The same for a backup: one container that docker cannot show, or shows in a way that is not understood, does not
+    keep the others from it. Its name, with the reason, is in the second result."""
+    targets = list_containers(host)
+    docs, odd = inspect_each(host, targets)
+    names = {target.id: target.name for target in targets}
+    understood = []
+    for doc in docs:
+        try:
+            facts_of(doc, require_plain_container)
+            understood.append(doc)
+        except EnvironmentFault as err:
+            ident = str(doc.get("Id"))
+            odd[names.get(ident) or ident] = err.msg
+    return in_order(understood), odd
+
+
+def inspect_each(host: Host, targets: List[Target]) -> Tuple[List[dict], Dict[str, str]]:
+    """All in one call; where docker fails at one of them (its layer is lost: "RWLayer is unexpectedly nil"), one by one."""
+    try:
+        return inspect_objects(host, "container", [target.id for target in targets]), {}
+    except EnvironmentFault:
+        docs, odd = [], {}  # type: List[dict], Dict[str, str]
+        for target in targets:
+            try:
+                docs += inspect_objects(host, "container", [target.id])
+            except EnvironmentFault as err:
+                odd[target.name] = err.msg
+        if not docs:  # not one container is odd, but docker
+            raise
+        return docs, odd
+
+
+def require_plain_container(doc: dict) -> None:
+    """Takes of an object of `docker inspect` all that a backup and a restore take; raises as facts_of expects."""
+    create_recipe(doc, {}, [doc])
+    in_order([doc])
+    own_changes(doc, "")
+    runs(doc)
+    if not all(isinstance(one, str) for one in (doc["Id"], doc["Name"], doc["Image"])):
+        raise ValueError("no name")
 
 
 def look_stock(host: Host, containers: List[dict]) -> Stock:
@@ -7624,8 +8307,9 @@ STOCK_FILES = ("containers.json", "images.json", "networks.json", "volumes.json"
 
 class Backup(NamedTuple):
     """A backup as it stands in a folder, or will once its steps are done. own: by container id how its own files are kept: '' (it has none:
-    its image will do), 'commit' or 'export'; volumes: by name file, container and path it is read from; loads: files for docker load; made:
-    when (ISO 8601)."""
+    its image will do), 'commit', 'export', or 'lost'; volumes: by name file, container and path it is read from; loads: files for docker
+    load; made: when (ISO 8601); lacks: what it should hold and does not: {"target", "id" (of a container or an image), "why"}.
+    """
 
     folder: str
     stock: Stock
@@ -7634,6 +8318,7 @@ class Backup(NamedTuple):
     loads: Sequence[str]
     left_out: Sequence[str]
     made: str
+    lacks: Sequence[Dict[str, str]] = ()
 
     def path(self, name: str) -> str:
         return os.path.join(self.folder, name)
@@ -7863,10 +8548,14 @@ def read_backup(folder: str) -> Backup:
                 "%s is a %s, this dockfix reads %s" % (folder, made["schema"], BACKUP_SCHEMA),
                 "the dockfix.py that made it",
             )
+        made.setdefault("lacks", [])  # of a backup by an earlier version
         kept = Backup(
             folder,
             stock._replace(containers=in_order(stock.containers)),
             *(made[key] for key in Backup._fields[2:]),
+        )
+        kept = kept._replace(
+            lacks=[{key: str(one[key]) for key in ("target", "id", "why")} for one in kept.lacks]
         )
         missing = [
             name for name in kept.files() if "/" in name or not os.path.isfile(raw(kept.path(name)))
@@ -7933,55 +8622,308 @@ def settings_steps(host: Host, kept: Backup) -> List[Step]:
 
 
 def save_steps(
-    host: Host, kept: Backup, file: str, refs: Sequence[str], size: int = 0
+    host: Host, kept: Backup, file: str, wanted: Sequence[WantedImage], size: int, strict: bool
 ) -> List[Step]:
-    """All refs in one `docker save`: what they share is kept once."""
-    return (
-        kept_file(
-            act(host, "save %d images" % len(refs), ["save"] + list(refs)), kept.path(file), size
-        )
-        if refs
-        else []
+    """All images in one `docker save`: what they share is kept once. strict: nothing may be lacking."""
+    if not wanted:
+        return []
+    path = kept.path(file)
+    request = {
+        "file": path,
+        "wanted": [image._asdict() for image in wanted],
+        "record": "" if strict else kept.path(LACKING_FILE),
+        "needs": {} if strict else image_needs(kept),
+    }
+    saved, summed = kept_file(
+        task_step(host, "save %d images" % len(wanted), "save-images", request), path, size
     )
+    away = (
+        "rm",
+        "-f",
+        "--",
+        request["record"] or path,
+        path + PROBE_END,
+        path + PROBE_END + ".part",
+    )
+    tidy = Step("remove what was tried", away)
+    none_saved = (("not", "test", "-e", path),)
+    return [
+        saved._replace(target="", undo=saved.undo + (tidy,)),
+        summed._replace(unless=() if strict else none_saved),
+    ]
 
 
-def own_steps(host: Host, kept: Backup) -> List[Step]:
-    """Each container's own files: an image made of it (own_refs, for save_steps), or its whole tree."""
+def image_needs(kept: Backup) -> Dict[str, str]:
+    """By container id the key (WantedImage) of the image that it comes back from."""
+    needs = {}
+    for doc in kept.stock.containers:
+        own = kept.own[doc["Id"]]
+        if own != "export":
+            needs[doc["Id"]] = own_ref(kept, doc) if own else doc["Image"]
+    return needs
+
+
+def own_steps(host: Host, kept: Backup, soft: bool) -> List[Step]:
+    """Each container's own files: an image made of it (own_refs, for save_steps), or its whole tree. soft: where docker
+    refuses a commit (the image was removed by force, it has too many layers), needed_exports follow.
+    """
     steps = []
     for doc in kept.stock.containers:
         if kept.own[doc["Id"]] == "commit":
-            steps.append(
-                made_step(
-                    host, "image", own_ref(kept, doc), ("commit", doc["Id"], own_ref(kept, doc))
-                )
-            )
+            ref = own_ref(kept, doc)
+            steps.append(made_step(host, "image", ref, ("commit", doc["Id"], ref), soft=soft))
         elif kept.own[doc["Id"]] == "export":
-            steps += kept_file(
-                act(host, "own files of %s" % title_of(doc), ("export", doc["Id"])),
-                kept.path("export-%s.tar" % doc["Id"]),
-            )
+            steps += export_steps(host, kept, doc, soft)
     return steps
 
 
+def export_steps(host: Host, kept: Backup, doc: dict, soft: bool) -> List[Step]:
+    """soft: a container that cannot be read is `lost`, and the others stay."""
+    path = kept.path("export-%s.tar" % doc["Id"])
+    step = act(host, "own files of %s" % title_of(doc), ("export", doc["Id"]), soft=soft)
+    exported, summed = kept_file(step, path)
+    return [exported, summed._replace(unless=(("not", "test", "-e", path),) if soft else ())]
+
+
+def needed_exports(host: Host, kept: Backup) -> List[Step]:
+    """Of the containers whose image docker save has not written: which, only LACKING_FILE will tell."""
+    steps = []
+    for doc in kept.stock.containers:
+        if kept.own[doc["Id"]] != "export":
+            whole = ("lacks", doc["Id"], "cat", kept.path(LACKING_FILE))
+            steps += [
+                step._replace(unless=step.unless or (whole,))
+                for step in export_steps(host, kept, doc, soft=True)
+            ]
+    return steps
+
+
+# --- whether docker save has written all of an image: the same for backup, restore and pool recreate
+
+
+LACKING_FILE = "lacking.json"  # in the folder while a backup is made: {"images": {key: why}, "containers": [id, ...]}
+PROBE_END = ".probe"
+
+
+def wanted_images(stock: Stock) -> List[WantedImage]:
+    """Every image by all its tags, or its id."""
+    used = {}  # type: Dict[str, List[str]]
+    for doc in stock.containers:
+        manifest = (doc.get("ImageManifestDescriptor") or {}).get("digest")
+        if manifest:  # from engine 28 on, with the containerd store
+            used.setdefault(str(doc["Image"]), []).append(str(manifest))
+    return [
+        WantedImage(
+            one["Id"],
+            tuple(image_refs([one])),
+            platform_of({key.lower(): one.get(key) for key in ("Os", "Architecture", "Variant")}),
+            tuple(used.get(one["Id"], ())),
+        )
+        for one in stock.images
+    ]
+
+
+def wanted_commits(kept: Backup) -> List[WantedImage]:
+    return [WantedImage(ref, (ref,)) for ref in own_refs(kept)]
+
+
+def read_saved(path: str, tick: Callable[[int], None]) -> SavedArchive:
+    """Reads and hashes all of an archive of docker save. Raises ArchiveError, OSError."""
+    with open(raw(path), "rb") as stream:
+        blobs = index_archive(TarReader(stream, tick))
+
+    def read(offset: int, size: int) -> bytes:
+        with open(raw(path), "rb") as again:
+            again.seek(offset)
+            return again.read(size)
+
+    return SavedArchive(blobs, read)
+
+
+def archive_faults(
+    path: str, wanted: Sequence[WantedImage], tick: Callable[[int], None]
+) -> Dict[str, str]:
+    """By key why an image is not whole in an archive."""
+    try:
+        archive = read_saved(path, tick)
+        found = {image.key: archive.faults(image) for image in wanted}
+    except ArchiveError as err:
+        found = {image.key: [err.msg] for image in wanted}
+    return {key: first_fault(faults) for key, faults in found.items() if faults}
+
+
+def first_fault(faults: Sequence[str]) -> str:
+    return faults[0] + (" (and %d more)" % (len(faults) - 1) if len(faults) > 1 else "")
+
+
+def save_once(host: Host, images: Sequence[WantedImage], path: str, tick: Callable) -> str:
+    """`docker save` into a file; what docker says where it fails."""
+    words = host.docker + ("save",) + tuple(ref for image in images for ref in image.refs)
+    answer = change_host(host, words, flow=Flow(target=path, tick=tick))
+    return "docker save failed: " + first_line(answer) if answer.rc or answer.timed_out else ""
+
+
+def failing_images(
+    host: Host, images: Sequence[WantedImage], path: str, tick: Callable
+) -> Dict[str, str]:
+    """After a `docker save` of all of them that failed: those that are the reason, each tried alone."""
+    found, probe = {}, path + PROBE_END
+    for image in images if len(images) > 1 else ():
+        said = save_once(host, [image], probe, tick)
+        if said:
+            found[image.key] = said
+        else:
+            found.update(archive_faults(probe, [image], tick))
+            remove_file(probe)
+    return found
+
+
+def save_images(host: Host, request: dict, tick: Callable[[int], None]) -> None:
+    """Saves the images, reads back what docker has written (it can leave layers out and exit 0: moby#49784,
+    moby#49473), and saves again without what is not whole: the file that stays can be loaded."""
+    path, lacking = request["file"], {}
+    left = [
+        WantedImage(**dict(one, refs=tuple(one["refs"]), platform=tuple(one["platform"])))
+        for one in request["wanted"]
+    ]
+    if request["record"]:
+        lacking = missing_commits(host, left)
+        left = [image for image in left if image.key not in lacking]
+    while left:
+        said = save_once(host, left, path, tick)
+        bad = failing_images(host, left, path, tick) if said else archive_faults(path, left, tick)
+        if not bad and not said:
+            break
+        if (
+            not bad or not request["record"]
+        ):  # docker itself, or the disk; or nothing may be lacking
+            raise DockfixError(said or "docker save has not written all of " + image_faults(bad))
+        lacking.update(bad)
+        left = [image for image in left if image.key not in bad]
+        quietly(remove_file, path)
+    if request["record"]:
+        needs = request["needs"]
+        record = {
+            "images": lacking,
+            "containers": [one for one in sorted(needs) if needs[one] in lacking],
+        }
+        replace_file(request["record"], json.dumps(record, sort_keys=True).encode("ascii"))
+
+
+def missing_commits(host: Host, images: Sequence[WantedImage]) -> Dict[str, str]:
+    """Those images of containers that docker commit has refused to make."""
+    return {
+        image.key: "docker commit failed"
+        for image in images
+        if image.key.startswith(KEPT + ":")
+        and query(host, "inspect", "--type", "image", "-f", "{{.Id}}", image.key).rc
+    }
+
+
+def image_faults(bad: Dict[str, str]) -> str:
+    return "; ".join("%s: %s" % pair for pair in sorted(bad.items())[:3])
+
+
+def seal_backup(host: Host, request: dict, tick: Callable[[int], None]) -> None:
+    """Writes the manifest: what was planned, and what has become of it."""
+    folder, made = request["folder"], request["manifest"]
+    found = {"images": {}, "containers": []}  # type: dict
+    if request["lossy"] and os.path.exists(raw(os.path.join(folder, LACKING_FILE))):
+        found = json.loads(read_all(os.path.join(folder, LACKING_FILE)).decode("ascii"))
+    for ident, own in made["own"].items() if request["lossy"] else ():
+        if own == "export" or ident in found["containers"]:
+            there = os.path.exists(raw(os.path.join(folder, "export-%s.tar.sha256" % ident)))
+            made["own"][ident] = "export" if there else "lost"
+    made["loads"] = [
+        name for name in made["loads"] if os.path.exists(raw(os.path.join(folder, name)))
+    ]
+    made["lacks"] = [
+        {"target": title, "id": ident, "why": found["images"][ident]}
+        for ident, title in sorted(request["images"].items())
+        if ident in found["images"]
+    ] + [
+        {"target": title, "id": ident, "why": "neither docker commit nor docker export keeps it"}
+        for ident, title in sorted(request["containers"].items())
+        if made["own"].get(ident) == "lost"
+    ]
+    text = json.dumps(made, sort_keys=True) + "\n"
+    replace_file(os.path.join(folder, "manifest.json"), text.encode("ascii"))
+
+
+TASKS.update({"save-images": save_images, "write-manifest": seal_backup})
+
+
+def judge_backup(kept: Backup, tick: Callable[[int], None] = lambda done: None) -> Backup:
+    """The backup with all that its archives lack noted in `own` and `lacks`, read from the archives themselves: an
+    earlier version of dockfix, or docker, may have called it whole."""
+    known = {one["id"] for one in kept.lacks}
+    wanted = [image for image in wanted_images(kept.stock) if image.key not in known]
+    commits, faults = wanted_commits(kept), {}  # type: List[WantedImage], Dict[str, str]
+    for name in kept.loads:
+        part = archive_faults(kept.path(name), wanted + commits, tick)
+        # whole in one of the files is enough
+        faults = {key: part[key] for key in part if name == kept.loads[0] or key in faults}
+    if not kept.loads:
+        faults = {image.key: "no archive is there" for image in wanted + commits}
+    lacks, own = list(kept.lacks), dict(kept.own)
+    for image in wanted:
+        if image.key in faults:
+            lacks.append({"target": image.refs[0], "id": image.key, "why": faults[image.key]})
+    needs = image_needs(kept)
+    for doc in kept.stock.containers:
+        why = faults.get(needs.get(doc["Id"], ""))
+        if why and own[doc["Id"]] != "lost":
+            own[doc["Id"]] = "lost"
+            lacks.append({"target": title_of(doc), "id": doc["Id"], "why": "its image: " + why})
+    return kept._replace(own=own, lacks=lacks)
+
+
+def lacking_rows(kept: Backup) -> List[dict]:
+    return [
+        row_for(Target(one["id"], one["target"], ""), "failed", "not in the backup: " + one["why"])
+        for one in kept.lacks
+    ]
+
+
+def lost_ids(kept: Backup) -> Set[str]:
+    """Ids of the images and containers that the backup does not hold."""
+    return {one["id"] for one in kept.lacks}
+
+
+# --- a container that only carries volumes: the same for backup, restore and pool recreate
+
+
+def helper_image(kept: Backup) -> str:
+    return named_for(kept, KEPT + ":helper")
+
+
 def with_helper(
-    host: Host, kept: Backup, binds: Sequence[Tuple[str, str]], steps: List[Step]
+    host: Host, kept: Backup, binds: Sequence[Tuple[str, str]], steps: List[Step], made: Step
 ) -> List[Step]:
-    """The steps between making and removing a container that only carries volumes, (name, path) each, and never runs."""
+    """The steps between making and removing a container that never runs, with the volumes (name, path[:options]) in it, and
+    the image for it, which `made` makes: it has no content, so that no image of the host is needed.
+    """
     if not binds:
         return steps
-    image, empty, name = (
-        (image_refs(kept.stock.images) or [""])[0],
-        KEPT + ":helper",
-        named_for(kept, HELPER),
-    )
+    name = named_for(kept, HELPER)
     words = (
-        ["create", "--name=" + name, "--network=none"]
-        + ["--volume=%s:%s:nocopy" % bind for bind in binds]
-        + [image or empty, "x"]
+        create_words(host)
+        + ["--name=" + name, "--network=none"]
+        + ["--volume=%s:%s" % bind for bind in binds]
+        + [helper_image(kept), "x"]
     )
-    extra = [] if image else [made_step(host, "image", empty, ("import", "/dev/null", empty))]
-    made, gone = made_step(host, "container", name, words), gone_step(host, "container", name)
-    return extra + [made] + steps + [gone] + [step.undo[0] for step in extra]
+    created = made_step(host, "container", name, words)
+    gone = [gone_step(host, "container", name), gone_step(host, "image", helper_image(kept))]
+    return [made, created] + steps + gone
+
+
+def create_words(host: Host) -> List[str]:
+    """`docker create` that never asks a registry: --pull came with the client 20.10."""
+    with host.guard:
+        if "pull" not in host.memo:
+            answer = query(host, "create", "--help")
+            host.memo["pull"] = bool(re.search(r"--pull\b", answer.out_text()))
+    return ["create", "--pull=never"] if host.memo["pull"] else ["create"]
 
 
 def volume_steps(host: Host, kept: Backup) -> List[Step]:
@@ -7989,28 +8931,172 @@ def volume_steps(host: Host, kept: Backup) -> List[Step]:
     for name, (file, holder, path) in sorted(kept.volumes.items()):
         words = ("cp", "%s:%s" % (helper if holder == HELPER else holder, path), "-")
         reads += kept_file(act(host, "volume %s" % name, words), kept.path(file))
-    return with_helper(
+    binds = [  # nocopy: docker changes nothing of a volume that is read
+        (name, path + ":nocopy")
+        for name, (_, holder, path) in sorted(kept.volumes.items())
+        if holder == HELPER
+    ]
+    image = helper_image(kept)
+    empty = made_step(host, "image", image, ("import", "/dev/null", image))
+    return with_helper(host, kept, binds, reads, empty)
+
+
+def volume_members(path: str, tick: Callable[[int], None] = lambda done: None) -> Iterator[Tuple]:
+    """(member as it is called inside the volume, its content in pieces) of a volume's tar. Raises ArchiveError, OSError."""
+    with open(raw(path), "rb") as stream:
+        reader = TarReader(stream, tick)
+        for member in reader:
+            yield within_volume(member), reader.data()
+
+
+def volume_root(path: str) -> tarfile.TarInfo:
+    """The volume's own folder in its tar. Raises ArchiveError, OSError."""
+    for member, _ in volume_members(path):
+        if member.name == "." and member.isdir():
+            return member
+        break
+    raise ArchiveError("%s does not begin with the volume's own folder" % path)
+
+
+def tar_header(member: tarfile.TarInfo, name: str) -> bytes:
+    """Of a member under another name."""
+    member.name, member.mode = name, member.mode & 0o7777
+    member.uname = member.gname = ""
+    return member.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+
+
+TAR_END = bytes(2 * TAR_BLOCK)
+
+
+def import_mount_points(host: Host, request: dict, tick: Callable[[int], None]) -> None:
+    """Makes the helper's image: one folder for each volume, with the owner and mode of the volume's own. When docker
+    mounts a volume for the first time, it gives these to it, and that is the only way on engines before 1.13.
+    """
+    out = bytearray()
+    for path, point in request["points"]:
+        root = volume_root(path)
+        above = tarfile.TarInfo(posixpath.dirname(point).lstrip("/"))
+        above.type, above.mode = tarfile.DIRTYPE, 0o755
+        out += tar_header(above, above.name) + tar_header(root, point.lstrip("/"))
+    words = host.docker + ("import", "-", request["image"])
+    answer = change_host(host, words, bytes(out + TAR_END))
+    if answer.rc or answer.timed_out:
+        raise DockfixError("docker import failed: " + first_line(answer))
+
+
+def fill_volume(host: Host, request: dict, tick: Callable[[int], None]) -> None:
+    """Puts a volume's content into the helper's mount point, and reads it back.
+
+    Before 1.13 docker cp does not see what is mounted below the folder that it is told: so the mount point itself is, and
+    the members are named as from there. docker cp leaves out what such a tar says of the folder itself ('.'); a second
+    one, for the folder above, sets it on the volume (on old engines on a folder below it, which goes with the helper).
+    """
+    path, point = request["file"], request["point"]
+    holder = request["helper"] + ":"
+
+    def write_members(stream: BinaryIO) -> None:
+        for member, content in volume_members(path, tick):
+            if member.name == ".":
+                continue
+            stream.write(tar_header(member, member.name))
+            for piece in content:
+                stream.write(piece)
+            stream.write(bytes(-member.size % TAR_BLOCK))
+        stream.write(TAR_END)
+
+    root = tar_header(volume_root(path), posixpath.basename(point))
+    cp_in(host, holder + point, Flow(fill=write_members))
+    cp_in(
         host,
-        kept,
-        [
-            (name, path)
-            for name, (_, holder, path) in sorted(kept.volumes.items())
-            if holder == HELPER
-        ],
-        reads,
+        holder + posixpath.dirname(point),
+        Flow(fill=lambda stream: stream.write(root + TAR_END)),
     )
+    faults = compare_volume(host, holder + point, path, tick)
+    if faults:
+        raise DockfixError(
+            "volume %s does not hold what the backup has: %s"
+            % (request["volume"], "; ".join(faults))
+        )
 
 
-def seal_step(kept: Backup) -> Step:
-    """The manifest, last of all: without it a folder is no backup."""
+def cp_in(host: Host, target: str, flow: Flow) -> None:
+    answer = change_host(host, host.docker + ("cp", "-", target), flow=flow)
+    if answer.rc or answer.timed_out:
+        raise DockfixError("docker cp to %s failed: %s" % (target, first_line(answer)))
+
+
+def compare_volume(host: Host, place: str, path: str, tick: Callable[[int], None]) -> List[str]:
+    """What a volume, read through the container that has it, and its tar differ in; in words."""
+    differences = VolumeDifferences()
+
+    def compare(stream: BinaryIO) -> None:
+        reader = TarReader(stream)
+        with open(raw(path), "rb") as kept:
+            differences.add(volume_entries(TarReader(kept, tick)), volume_entries(reader))
+        reader.drain()
+
+    answer = change_host(host, host.docker + ("cp", place, "-"), flow=Flow(empty=compare))
+    if answer.rc or answer.timed_out:
+        return ["docker cp cannot read it back: " + first_line(answer)]
+    tell_special_bits(place, differences)
+    return differences.texts()
+
+
+def tell_special_bits(place: str, differences: VolumeDifferences) -> None:
+    """An engine before 1.13 gives a volume's own folder its owner and its rwx bits, not set-user-ID, set-group-ID and
+    sticky: that is said, and no reason to call the content wrong."""
+    wanted, found = differences.differing.get(".", (None, None))
+    if wanted and wanted._replace(mode=wanted.mode & 0o777) == found:
+        del differences.differing["."]
+        say(
+            "dockfix: warning: this docker cannot set the mode %o of the volume at %s itself; it has %o"
+            % (wanted.mode, place, found.mode)
+        )
+
+
+def require_empty_volume(host: Host, request: dict, tick: Callable[[int], None]) -> None:
+    """Right before a volume that was there is filled."""
+    if volume_is_empty(host, request["helper"] + ":" + request["point"]) is not True:
+        raise DockfixError(
+            "volume %s has files of its own by now; nothing in it was changed" % request["volume"]
+        )
+
+
+def volume_is_empty(host: Host, place: str) -> Optional[bool]:
+    """By the beginning of what docker cp reads there; None where it does not answer."""
+    answer = query(host, "cp", place, "-", enough=1 << 16)
+    try:
+        members = 0
+        for _ in TarReader(io.BytesIO(answer.out)):
+            members += 1
+            if members > 1:
+                return False
+    except ArchiveError:  # cut off
+        return False if members else None
+    return True if members and not answer.rc else None
+
+
+TASKS.update(
+    {
+        "import-mount-points": import_mount_points,
+        "fill-volume": fill_volume,
+        "require-empty-volume": require_empty_volume,
+    }
+)
+
+
+def seal_step(host: Host, kept: Backup, lossy: bool) -> Step:
+    """The manifest, last of all: without it a folder is no backup. lossy: something of it may have been left out."""
     found = dict(kept._asdict(), schema=BACKUP_SCHEMA, dockfix=VERSION)
-    text = json.dumps({key: found[key] for key in found if key not in ("folder", "stock")}) + "\n"
-    return Step(
-        "write the manifest",
-        path=kept.path("manifest.json"),
-        data=text,
-        undo=(Step("remove the manifest", ("rm", "-f", kept.path("manifest.json"))),),
-    )
+    request = {
+        "folder": kept.folder,
+        "manifest": {key: found[key] for key in found if key not in ("folder", "stock")},
+        "images": {one["Id"]: image_refs([one])[0] for one in kept.stock.images},
+        "containers": {doc["Id"]: title_of(doc) for doc in kept.stock.containers},
+        "lossy": lossy,
+    }
+    away = Step("remove the manifest", ("rm", "-f", kept.path("manifest.json")))
+    return task_step(host, "write the manifest", "write-manifest", request, undo=(away,))
 
 
 def check_steps(kept: Backup) -> List[Step]:
@@ -8023,8 +9109,11 @@ def check_steps(kept: Backup) -> List[Step]:
 # --- the steps of a restore, and what came back: the same for restore, pool recreate and resume
 
 
-def restore_steps(host: Host, kept: Backup, have: Stock, fill: bool = True) -> List[Step]:
-    """Makes what is not there yet, up to the containers: networks, volumes, images and (with `fill`) the content of the volumes it made."""
+def restore_steps(
+    host: Host, kept: Backup, have: Stock, fill: bool = True, empty: Sequence[str] = ()
+) -> List[Step]:
+    """Makes what is not there yet, up to the containers: networks, volumes, images and (with `fill`) the content of the volumes it made,
+    and of those that an earlier restore has left `empty`."""
     had, held = (
         {title_of(one) for one in some} for some in (have.networks, have.volumes)
     )  # a network and a volume may have one name
@@ -8038,38 +9127,97 @@ def restore_steps(host: Host, kept: Backup, have: Stock, fill: bool = True) -> L
         for one in kept.stock.volumes
         if one["Name"] not in held
     ]
-    # Through a container that never runs: docker unpacks, not dockfix.
-    binds = [
-        (name, "/dockfix-%d/%s" % (number, posixpath.basename(place[2])))
-        for number, (name, place) in enumerate(sorted(kept.volumes.items()), 1)
-        if name not in held
-    ]
-    idle = tuple(
-        ("silent",) + host.docker + ("ps", "-aq", "--filter", "volume=" + name) for name, _ in binds
+    new = [name for name in sorted(kept.volumes) if name not in held]
+    filled = fill_steps(host, kept, new, empty) if fill else []
+    return networks + volumes + load_steps(host, kept, have) + filled
+
+
+def fill_steps(host: Host, kept: Backup, new: Sequence[str], empty: Sequence[str]) -> List[Step]:
+    """Through a container that never runs: docker unpacks, not dockfix. Filled is what holds, read back, what the backup has."""
+    names, helper = sorted(list(new) + list(empty)), named_for(kept, HELPER)
+    points = {name: "/dockfix-%d/data" % number for number, name in enumerate(names, 1)}
+    image, request = helper_image(kept), {"helper": helper}
+    made = task_step(
+        host,
+        "image for the helper",
+        "import-mount-points",
+        {
+            "image": image,
+            "points": [(kept.path(kept.volumes[name][0]), points[name]) for name in names],
+        },
+        check=(exists_test(host, "image", image),),
+        undo=(gone_step(host, "image", image),),
     )
+    guards = [
+        task_step(
+            host,
+            "volume %s is still empty" % name,
+            "require-empty-volume",
+            dict(request, volume=name, point=points[name]),
+        )
+        for name in empty
+    ]
     fills = [
-        act(
+        task_step(
             host,
             "content of volume %s" % name,
-            ("cp", "-", named_for(kept, HELPER) + ":" + posixpath.dirname(path)),
-            source=kept.path(kept.volumes[name][0]),
+            "fill-volume",
+            dict(request, volume=name, point=points[name], file=kept.path(kept.volumes[name][0])),
+            size=quietly(os.path.getsize, raw(kept.path(kept.volumes[name][0]))) or 0,
         )
-        for name, path in binds
+        for name in names
     ]
-    filled = [Step("no container has the new volumes", check=idle)] * bool(idle) + with_helper(
-        host, kept, binds, fills
+    idle = tuple(
+        ("silent",) + host.docker + ("ps", "-aq", "--filter", "volume=" + name) for name in new
     )
-    return networks + volumes + load_steps(host, kept, have) + (filled if fill else [])
+    unused = [Step("no container has the new volumes", check=idle)] if new else []
+    binds = [(name, points[name]) for name in names]
+    return unused + with_helper(host, kept, binds, guards + fills, made)
+
+
+def left_empty(host: Host, kept: Backup, have: Stock) -> List[str]:
+    """Volumes that an earlier restore of this backup made, and that hold nothing, though the backup has content for
+    them: a version of dockfix before this one did that to engines before 1.13."""
+    docs = {one["Name"]: one for one in have.volumes}
+    return [
+        name
+        for name, (file, _, _) in sorted(kept.volumes.items())
+        if name in docs and has_content(kept.path(file)) and holds_nothing(host, have, docs[name])
+    ]
+
+
+def has_content(path: str) -> bool:
+    """Of a volume's tar: is there more than its own folder?"""
+    try:
+        members = volume_members(path)
+        return next(members, None) is not None and next(members, None) is not None
+    except (ArchiveError, OSError):
+        return False
+
+
+def holds_nothing(host: Host, have: Stock, volume: dict) -> bool:
+    """Read through a container that has the volume; without one, from its folder, where that can be seen."""
+    places = [
+        "%s:%s" % (doc["Id"], mount["Destination"])
+        for doc in have.containers
+        for mount in doc.get("Mounts") or []
+        if mount.get("Name") == volume["Name"]
+    ]
+    if places:
+        return volume_is_empty(host, places[0]) is True
+    return quietly(os.listdir, raw(str(volume.get("Mountpoint") or "/"))) == []
 
 
 def load_steps(host: Host, kept: Backup, have: Stock) -> List[Step]:
     """docker load; then the containers' own images under a name of their own."""
     known = set(image_refs(have.images)) | {one["Id"] for one in have.images}
-    new = [ref for ref in image_refs(kept.stock.images) if ref not in known]
+    lost = lost_ids(kept)
+    whole = [one for one in kept.stock.images if one["Id"] not in lost]
+    new = [ref for ref in image_refs(whole) if ref not in known]
     own = [
         doc
         for doc in kept.stock.containers
-        if kept.own[doc["Id"]] and own_ref(kept, doc, BACK) not in known
+        if kept.own[doc["Id"]] in ("commit", "export") and own_ref(kept, doc, BACK) not in known
     ]
     made = [doc for doc in own if kept.own[doc["Id"]] == "commit"]
     loads = kept.loads if new or made else []
@@ -8106,15 +9254,7 @@ def container_steps(host: Host, kept: Backup, doc: dict) -> List[Step]:
         )
         ref = asked if asked in refs or asked + ":latest" in refs else refs[0]
     recipe = facts_of(doc, lambda one: create_recipe(one, config, kept.stock.containers))
-    steps = [
-        made_step(
-            host,
-            "container",
-            name,
-            ["create"] + recipe.options + [ref] + recipe.command,
-            data=recipe.stdin,
-        )
-    ]
+    steps = create_steps(host, name, ref, recipe)
     for words in recipe.networks:
         test = (
             "has" if words[1] == "connect" else "lacks",
@@ -8123,6 +9263,26 @@ def container_steps(host: Host, kept: Backup, doc: dict) -> List[Step]:
         test += ("inspect", "-f", "{{json .NetworkSettings.Networks}}", name)
         steps.append(act(host, " ".join(words[:2] + words[-2:]), words, check=(test,)))
     return steps
+
+
+def create_steps(host: Host, name: str, ref: str, recipe: Recipe) -> List[Step]:
+    """A client before 20.10 asks a registry for an image that is not there: it is called for one that is there only."""
+    words = create_words(host)
+    created = made_step(
+        host,
+        "container",
+        name,
+        words + recipe.options + [ref] + recipe.command,
+        data=recipe.stdin,
+    )
+    if len(words) > 1:
+        return [created]
+    there = Step(
+        "see that image %s is there" % ref,
+        check=(exists_test(host, "image", ref),),
+        unless=(exists_test(host, "container", name),),
+    )
+    return [there, created._replace(unless=(exists_test(host, "image", ref, False),))]
 
 
 def lost_settings(old: dict, olds: Sequence[dict], new: dict, news: Sequence[dict]) -> List[str]:
@@ -8174,13 +9334,12 @@ def compare_stock(host: Host, opts: argparse.Namespace, report: dict, plan: Plan
 def missing_containers(host: Host, kept: Backup, have: Stock) -> List[Step]:
     """What restore_containers will do, for the script."""
     known = {title_of(one) for one in have.containers}
-    new = [
-        step
-        for doc in kept.stock.containers
-        if title_of(doc) not in known
-        for step in container_steps(host, kept, doc)
-    ]
-    return new + run_steps(host, kept.stock.containers)
+    there = [doc for doc in kept.stock.containers if kept.own[doc["Id"]] != "lost"]
+    new = [doc for doc in there if title_of(doc) not in known]
+    steps = [step for doc in new for step in container_steps(host, kept, doc)]
+    steps += run_steps(host, there)
+    lacking = "not in the backup: " + ", ".join(sorted({one["target"] for one in kept.lacks}))
+    return steps + ([Step(lacking, ("false",))] if kept.lacks else [])
 
 
 def restore_containers(
@@ -8195,7 +9354,11 @@ def restore_containers(
         kept.stock.containers,
     )
     known = {title_of(one) for one in have.containers}
+    lacks = {one["id"]: "not in the backup: " + one["why"] for one in kept.lacks}
     for number, doc in enumerate(docs, 1):
+        if kept.own[doc["Id"]] == "lost" and title_of(doc) not in known:
+            failed[title_of(doc)] = lacks.get(doc["Id"], "not in the backup")
+            continue
         try:
             for step in (
                 [] if title_of(doc) in known else container_steps(host, kept, doc)
@@ -8204,6 +9367,8 @@ def restore_containers(
         except DockfixError as err:
             failed[title_of(doc)] = err.msg
     progress.end()
+    told = {doc["Id"] for doc in docs}
+    report["results"] += [row for row in lacking_rows(kept) if row["id"] not in told]
     report["results"] += compare_containers(host, kept, failed, known)
     report["exit_code"] = 3 if any(one["status"] == "failed" for one in report["results"]) else 0
 
@@ -10784,14 +11949,14 @@ def plan_recreate(
         % (show_size(sizes["data"]), show_size(sizes["metadata"]), base)
     )
     backup = settings_steps(host, kept) + save_steps(
-        host, kept, "images.tar", image_refs(stock.images), size
+        host, kept, "images.tar", wanted_images(stock), size, strict=True
     )
     own = (
-        own_steps(host, kept)
-        + save_steps(host, kept, "own.tar", own_refs(kept))
+        own_steps(host, kept, soft=False)
+        + save_steps(host, kept, "own.tar", wanted_commits(kept), 0, strict=True)
         + volume_steps(host, kept)
     )
-    sealed = seal_step(kept)._replace(undo=())
+    sealed = seal_step(host, kept, lossy=False)._replace(undo=())
     own += [step._replace(title="verify " + step.title) for step in check_steps(kept)] + [sealed]
     new = restore_steps(host, kept, Stock([], [], stock.networks, stock.volumes), fill=False)
     new += [step for doc in stock.containers for step in container_steps(host, kept, doc)]
@@ -10803,7 +11968,7 @@ def plan_recreate(
         )
     ]
     backup, own = (
-        [step._replace(until=sealed.title) if step.target else step for step in some]
+        [step._replace(until=sealed.title) if step.target or step.task else step for step in some]
         for some in (backup, own)
     )
     steps = [
@@ -11285,23 +12450,22 @@ def all_there(host: Host, lose: Sequence[str]) -> Tuple[Tuple[str, ...], ...]:
 
 def run_backup(host: Host, opts: argparse.Namespace, report: dict) -> None:
     folder = os.path.abspath(opts.words[0])
+    if opts.step:
+        return run_script_step(host, opts)
     if opts.verify:
         return verify_backup(host, opts, report, read_backup(folder))
     lock_storage(host, opts)
     add_lost_records_of(host, report)
-    stock = look_stock(host, look_containers(host))
+    containers, odd = look_each_container(host)
+    stock = look_stock(host, containers)
     check_folder(host, folder, backup_size(host, stock))
     kept = plan_backup(host, folder, stock, ["images.tar"] if stock.images else [])
-    steps = (
-        settings_steps(host, kept)
-        + own_steps(host, kept)
-        + save_steps(host, kept, "images.tar", image_refs(stock.images) + own_refs(kept))
-    )
-    steps += (
-        [gone_step(host, "image", ref) for ref in own_refs(kept)]
-        + volume_steps(host, kept)
-        + [seal_step(kept)]
-    )
+    wanted = wanted_images(stock) + wanted_commits(kept)
+    steps = settings_steps(host, kept) + own_steps(host, kept, soft=True)
+    steps += save_steps(host, kept, "images.tar", wanted, 0, strict=False)
+    steps += [gone_step(host, "image", ref) for ref in own_refs(kept)] + needed_exports(host, kept)
+    noted = Step("remove what was noted", ("rm", "-f", "--", kept.path(LACKING_FILE)))
+    steps += volume_steps(host, kept) + [seal_step(host, kept, lossy=True), noted]
     goal = "backup of %d images, %d containers, %d networks, %d volumes in %s" % (
         len(stock.images),
         len(stock.containers),
@@ -11313,12 +12477,61 @@ def run_backup(host: Host, opts: argparse.Namespace, report: dict) -> None:
         new_name("backup"), "backup", goal, tuple(steps), facts={"disk": disk_tests(host, folder)}
     )
     report["left_out"] = kept.left_out
-    run_change(host, opts, report, plan)
+    whole = Step("the backup lacks nothing", check=(lacks_nothing(kept),))
+    run_change(host, opts, report, plan, "", [whole])
+    tell_incomplete(opts, report, kept, odd)
+
+
+def lacks_nothing(kept: Backup) -> Tuple[str, ...]:
+    """The test for that: seal_backup writes the list, or [] ."""
+    return ("has", '"lacks": []', "cat", kept.path("manifest.json"))
+
+
+def tell_incomplete(
+    opts: argparse.Namespace, report: dict, kept: Backup, odd: Dict[str, str]
+) -> None:
+    """A row for each thing that should be in the backup and is not (odd: containers that docker does not show,
+    with the reason); the backup is then not called one."""
+    rows = [row_for(Target("", name, ""), "failed", odd[name]) for name in sorted(odd)]
+    if not opts.dry_run:
+        rows += lacking_rows(read_backup(kept.folder))
+    if not rows:
+        return
+    if opts.dry_run and report.get("script"):
+        lines = [comment("not in the backup: %s: %s" % pair) for pair in sorted(odd.items())]
+        report["script"] = "\n".join(lines) + "\n" + report["script"]
+    for one in report["results"]:
+        one["msg"] = "not complete: " + one["msg"]
+    report["results"] += rows
+    report["exit_code"] = 3
+
+
+def run_script_step(host: Host, opts: argparse.Namespace) -> None:
+    """One step of a dry run's script; what it is to do comes by standard input."""
+    if opts.step not in TASKS:
+        raise UsageError("--step takes what a dry run's script says: %s" % ", ".join(sorted(TASKS)))
+    try:
+        request = json.loads(text_of(read_input("-", 1 << 28, "the step")))
+        TASKS[opts.step](host, request, lambda done: None)
+    except (OSError, ValueError, TypeError, KeyError) as err:
+        raise DockfixError("%s: %s" % (opts.step, err)) from None
 
 
 def verify_backup(host: Host, opts: argparse.Namespace, report: dict, kept: Backup) -> None:
-    """Every file against its sum; one row each."""
-    progress = Progress("verify", len(kept.files()), opts.quiet)
+    """Every file against its sum, then what docker save has written into it: one row each. Exit code 1: damaged; 3: as it was
+    written, but it lacks something."""
+    failed = verify_sums(host, opts, report, kept)
+    judged = kept if failed else judge_backup(kept)
+    report["results"] += lacking_rows(judged)
+    if failed:
+        report["exit_code"] = 1
+    elif judged.lacks:
+        report["exit_code"] = 3
+
+
+def verify_sums(host: Host, opts: argparse.Namespace, report: dict, kept: Backup) -> List[str]:
+    """The files that differ from their sums."""
+    progress, bad = Progress("verify", len(kept.files()), opts.quiet), []
     for number, step in enumerate(check_steps(kept), 1):
         status, msg = "unchanged", "as it was written"
         try:
@@ -11329,9 +12542,10 @@ def verify_backup(host: Host, opts: argparse.Namespace, report: dict, kept: Back
             )
         except DockfixError:
             status, msg = "failed", "differs from its sum"
+            bad.append(step.title)
         report["results"].append({"target": step.title, "id": "", "status": status, "msg": msg})
     progress.end()
-    report["exit_code"] = 1 if any(one["status"] == "failed" for one in report["results"]) else 0
+    return bad
 
 
 def restore_refusals(kept: Backup, have: Stock, filled: float) -> List[str]:
@@ -11407,23 +12621,24 @@ def run_restore(host: Host, opts: argparse.Namespace, report: dict) -> None:
             "the backup has %s, and the disk of Docker's root has less free" % show_size(size),
             "make room, or move the root: python3 dockfix.py relocate",
         )
-    goal = "%d images, %d containers, %d volumes from %s" % (
-        len(kept.stock.images),
-        len(kept.stock.containers),
-        len(kept.volumes),
-        kept.folder,
-    )
+    tell_lacking(kept, set())
     if not opts.dry_run:
+        goal = restore_goal(kept)
         confirm(opts, "restore %s?" % goal)
-        verify_backup(host, opts, report, kept)
-        if report["exit_code"]:
-            bad = ", ".join(one["target"] for one in report["results"] if one["status"] == "failed")
+        bad = verify_sums(host, opts, report, kept)
+        if bad:
             raise Refused(
-                "the backup in %s is damaged: %s" % (kept.folder, bad), "another copy of it"
+                "the backup in %s is damaged: %s" % (kept.folder, ", ".join(bad)),
+                "another copy of it",
             )
+    known, kept = lost_ids(kept), judge_backup(kept)
+    tell_lacking(kept, known)
+    if not opts.dry_run:
         have = stock_for_restore(
             host, kept, note
         )  # that took its time: what others have made meanwhile is theirs
+    empty = left_empty(host, kept, have)
+    tell_restarts(have, empty)
     last = [
         Step("make %s" % host.state, ("mkdir", "-m", "700", "-p", host.state)),
         put_file("note that the volumes are filled", note, kept.folder, 0o600),
@@ -11431,13 +12646,40 @@ def run_restore(host: Host, opts: argparse.Namespace, report: dict) -> None:
     plan = Plan(
         new_name("restore"),
         "restore",
-        "restore of " + goal,
-        tuple(restore_steps(host, kept, have) + last),
+        "restore of " + restore_goal(kept),
+        tuple(restore_steps(host, kept, have, empty=empty) + last),
         facts={"restores": kept.folder},
     )
     report.update(results=[], left_out=list(kept.left_out))
     run_change(host, opts, report, plan, "", missing_containers(host, kept, have))
     restore_containers(host, opts, report, kept, have)
+
+
+def restore_goal(kept: Backup) -> str:
+    lost = lost_ids(kept)
+    return "%d images, %d containers, %d volumes from %s" % (
+        len([one for one in kept.stock.images if one["Id"] not in lost]),
+        len([one for one in kept.stock.containers if kept.own[one["Id"]] != "lost"]),
+        len(kept.volumes),
+        kept.folder,
+    )
+
+
+def tell_lacking(kept: Backup, told: Set[str]) -> None:
+    for one in kept.lacks:
+        if one["id"] not in told:
+            say("dockfix: warning: not in the backup: %(target)s: %(why)s" % one)
+
+
+def tell_restarts(have: Stock, empty: Sequence[str]) -> None:
+    """What runs on a volume that an earlier restore has left empty, and is filled now."""
+    for doc in have.containers:
+        names = [one.get("Name") for one in doc.get("Mounts") or [] if one.get("Name") in empty]
+        if names and runs(doc):
+            say(
+                "dockfix: warning: volume %s was left empty by an earlier restore, and is filled now; what runs on it starts anew with: docker restart %s"
+                % (", ".join(names), title_of(doc))
+            )
 
 
 # --- resume, rollback, discard: what became of a storage change
@@ -11533,7 +12775,7 @@ def run_resume(host: Host, opts: argparse.Namespace, report: dict) -> None:
 def resume_restore(host: Host, opts: argparse.Namespace, report: dict, journal: Journal) -> None:
     """The change, and then the containers, which no journal knows."""
     try:
-        kept = read_backup(journal.plan.facts["restores"])
+        kept = judge_backup(read_backup(journal.plan.facts["restores"]))
     except DockfixError as err:
         raise half_way_error(host, err) from None
     have = look_stock(host, look_containers(host))
@@ -14152,7 +15394,10 @@ POOL = CHANGE + (
     value("--backup", metavar="DIR", help="recreate: folder for the backup; it stays"),
     LOSE,
 )
-BACKUP = CHANGE + (flag("--verify", help="read the backup again, each file against its sha256"),)
+BACKUP = CHANGE + (
+    flag("--verify", help="read the backup again: each file against its sha256, each image whole"),
+    value("--step", metavar="NAME", default="", help="for the script of a dry run: one step of it"),
+)
 RELOCATE = CHANGE + (flag("--no-presync", help="no first copy while Docker runs"), LOSE)
 COMMANDS = (
     Command(

@@ -8,7 +8,11 @@ import json
 import os
 import re
 import subprocess
+import tarfile
+import threading
 
+import fake_engine
+import make_archive
 import pytest
 
 HOST = {
@@ -844,7 +848,7 @@ def test_stopping_goes_backwards_and_undone_it_starts_by_id(dockfix):
 
 def test_a_volume_is_not_taken_for_the_network_of_its_name(dockfix):
     """compose and hands alike give both one name; a volume that is taken to be there already would come back empty."""
-    host = dockfix.Host(("docker",), 1, False, False, "", [], None, None, {}, None)
+    host = dockfix.Host(("docker",), 1, False, False, "", [], None, None, {}, threading.Lock())
     network = {"Name": "web", "Driver": "bridge", "Scope": "local", "Id": "n"}
     stock = dockfix.Stock(
         [],
@@ -861,6 +865,7 @@ def test_a_volume_is_not_taken_for_the_network_of_its_name(dockfix):
         [],
         "2024-01-01T00:00:00Z",
     )
+    host.memo["pull"] = True  # what the client knows
     titles = [
         [step.title for step in dockfix.restore_steps(host, kept, dockfix.Stock([], [], *have))]
         for have in (([network], []), ([], stock.volumes))
@@ -869,9 +874,11 @@ def test_a_volume_is_not_taken_for_the_network_of_its_name(dockfix):
         [
             "volume web",
             "no container has the new volumes",
+            "image for the helper",
             "container dockfix.helper-20240101T000000",
             "content of volume web",
             "remove container dockfix.helper-20240101T000000",
+            "remove image dockfix/backup:helper-20240101T000000",
         ],
         ["network web"],
     ]
@@ -901,8 +908,10 @@ def folder(box, dockfix):
     )
     for name, docs in zip(dockfix.STOCK_FILES, stock):
         box.file("kept/" + name, json.dumps(docs).encode())
-    for name in ("images.tar", "volume-1.tar"):
-        box.file("kept/" + name, b"x" * 100000)
+    images = make_archive.Classic()
+    images.add(["img:latest"], [make_archive.layer("img")])
+    box.file("kept/images.tar", make_archive.tar(images.all_members()))
+    box.file("kept/volume-1.tar", make_archive.volume([("data/f", b"x" * 100000)]))
     for name in kept.files():
         with open(box.at("kept", name), "rb") as data:
             box.file(
@@ -911,9 +920,14 @@ def folder(box, dockfix):
                     ["sha256sum"], stdin=data, stdout=subprocess.PIPE, check=True
                 ).stdout,
             )
-    step = dockfix.seal_step(kept)
-    box.file("kept/manifest.json", step.data.encode())
+    seal(dockfix, kept)
     return box.at("kept")
+
+
+def seal(dockfix, kept):
+    host = dockfix.Host(("docker",), 1, False, False, "", [], None, None, {}, None)
+    step = dockfix.seal_step(host, kept, lossy=True)
+    dockfix.TASKS[step.task](host, json.loads(step.data), lambda done: None)
 
 
 def test_a_whole_backup_verifies(box, folder):
@@ -1034,7 +1048,8 @@ def test_a_dry_backup_names_each_step_and_does_none(stock, tmp_path):
     )
     for words in (
         "docker commit %s %s" % (stock.id("web"), tag),
-        "docker save img:latest %s " % tag,
+        '"refs": ["img:latest"]',
+        "backup --step save-images",
         "--volume=v:/dockfix-1/data:nocopy",
         "docker cp %s:/dockfix-1/data -" % helper,
         "docker rmi " + tag,
@@ -1043,7 +1058,7 @@ def test_a_dry_backup_names_each_step_and_does_none(stock, tmp_path):
     ):
         assert words in text, text
     assert text.rindex("manifest.json") > text.rindex("sha256sum") and {
-        call.command for call in stock.calls()
+        call.command for call in stock.calls() if call.words != ["create", "--help"]
     } <= {"ps", "inspect", "images", "network", "volume", "system", "info", "diff"}
 
 
@@ -1063,8 +1078,12 @@ def test_a_pool_below_its_minimum_is_seen_beforehand(stock, tmp_path, used, tigh
         }
     )
     text = stock.quick("backup", "-n", str(tmp_path / "kept")).out.decode()
+    unasked = "if ! { lacks %s " % stock.id(
+        "web"
+    )  # only where docker save has not written its image
     assert (
-        ("docker export " + stock.id("web") in text) is tight
+        "docker export " + stock.id("web") in text
+        and (unasked in text) is not tight
         and ("docker commit" in text) is not tight
         and ("docker create" in text) is not tight
     )
@@ -1144,20 +1163,6 @@ def test_a_restore_asks_first(stock, folder):
     )
 
 
-LITTLE_DOCKER = """
-for last; do :; done
-name=$(printf '%%s\\n' "$@" | sed -n 's/^--name=//p')
-case "$1 $2" in
-    inspect\\ --type | volume\\ inspect) test -e %(at)s/made.$last && echo "[/$last]";;
-    inspect\\ -f) echo false;;
-    network\\ inspect) test -e %(at)s/made.$last && echo "[$last]";;
-    create\\ *) printf '%%s\\0' "$@" > %(at)s/argv.$name; cat > %(at)s/stdin.$name; touch %(at)s/made.$name;;
-    volume\\ create) touch %(at)s/made.$name;;
-    rm\\ *) rm %(at)s/made.$last;;
-esac
-"""
-
-
 def test_the_script_of_a_restore_hands_hostile_settings_on(dockfix, box, folder):
     """The words that docker gets from sh are those that the recipe has, and the profile comes by standard input."""
     doc = container(
@@ -1170,18 +1175,387 @@ def test_the_script_of_a_restore_hands_hostile_settings_on(dockfix, box, folder)
     box.file("kept/containers.json", json.dumps([doc]).encode())
     for command in ("images", "network", "volume"):
         box.rule(command, out=b"")
+    fake_engine.install(box, "28")
     result = box.run("restore", "-n", folder)
     assert result.rc == 0, result
-    box.program("docker", LITTLE_DOCKER % {"at": box.path})
+    assert os.listdir(box.at("engine", "containers")) == []
     done = subprocess.run(
         ["sh"], input=result.out, env=box.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     recipe = dockfix.create_recipe(doc, IMAGE, [doc])
     assert done.returncode == 0, done
-    assert (
-        box.read("argv.web").decode().split("\0")[:-1]
-        == ["create"] + recipe.options + ["img"] + recipe.command
+    made = made_container(box, "web")
+    assert made["argv"] == ["create", "--pull=never"] + recipe.options + ["img"] + recipe.command
+    assert made["stdin"] == '{"a":\n1}' and os.listdir(box.at("engine", "containers")) == ["web"]
+    assert os.listdir(box.at("engine", "volumes", "v")) == ["f"]
+
+
+def made_container(box, name):
+    with open(box.at("engine", "containers", name, "json")) as f:
+        return json.load(f)
+
+
+# ---------------------------------------------------------------------- volumes come back, or it is said
+
+
+VOLUME = [
+    make_archive.special("data/d", tarfile.DIRTYPE, mode=0o2750, uid=5, gid=6),
+    ("data/d/f", b"hello"),
+    make_archive.special("data/h", tarfile.LNKTYPE, "data/d/f"),
+    make_archive.special("data/s", tarfile.SYMTYPE, "/nowhere"),
+    ("data/" + "long" * 60, b"x" * 700),
+]
+
+
+def put_volume(box, members, root=None):
+    """The backup's container has the volume v, whose content is this."""
+    mount = {"Type": "volume", "Name": "v", "Destination": "/v", "RW": True}
+    doc = container(host={"Binds": ["v:/v"]}, mounts=[mount])
+    os.makedirs(box.at("engine", "docs"), exist_ok=True)
+    box.file("engine/docs/web", json.dumps(doc).encode())
+    put_sum(box, "containers.json", json.dumps([doc]).encode())
+    data = make_archive.volume(members, root)
+    put_sum(box, "volume-1.tar", data)
+
+
+def put_sum(box, name, data):
+    box.file("kept/" + name, data)
+    box.file("kept/%s.sha256" % name, (make_archive.sha(data) + "  -\n").encode())
+
+
+def volume_now(box, name="v"):
+    """{path: kind, mode, owner, content} of a volume of the played engine."""
+    found = {}
+    for folder, folders, files in os.walk(box.at("engine", "volumes", name)):
+        for one in [""] + folders + files:
+            path = os.path.join(folder, one)
+            info = os.lstat(path)
+            content = os.readlink(path) if os.path.islink(path) else ""
+            if os.path.isfile(path) and not os.path.islink(path):
+                with open(path, "rb") as f:
+                    content = f.read()
+            key = os.path.relpath(path, box.at("engine", "volumes", name))
+            found[key] = (oct(info.st_mode), info.st_uid, info.st_gid, content)
+    return found
+
+
+@pytest.mark.parametrize("make", ["1.12", "28"])
+def test_a_volume_is_filled_on_an_engine_that_does_not_see_mounts_and_on_one_that_does(
+    box, folder, make
+):
+    """Before 1.13 docker cp puts what is for the folder above a mount into the container's own layer."""
+    fake_engine.install(box, make)
+    root = make_archive.special("data", tarfile.DIRTYPE, mode=0o750, uid=77, gid=88)
+    put_volume(box, VOLUME, root)
+    result = box.run("restore", "-y", "--json", folder)
+    assert result.rc == 0, result
+    found = volume_now(box)
+    assert found["."][:3] == ("0o40750", 77, 88) and found["d"][:3] == ("0o42750", 5, 6)
+    assert found["d/f"] == found["h"] == ("0o100644", 0, 0, b"hello")
+    assert found["s"][3] == "/nowhere" and found["long" * 60][3] == b"x" * 700 and len(found) == 6
+    assert os.path.samefile(
+        box.at("engine", "volumes", "v", "h"), box.at("engine", "volumes", "v", "d", "f")
     )
-    assert box.read("stdin.web") == b'{"a":\n1}' and not os.path.exists(
-        box.at("made.dockfix.helper")
+    assert os.listdir(box.at("engine", "containers")) == ["web"]
+    assert os.listdir(box.at("engine", "images")) == ["img:latest"]
+
+
+def test_a_bit_that_an_old_engine_cannot_set_is_said(box, folder):
+    root = make_archive.special("data", tarfile.DIRTYPE, mode=0o2750, uid=77, gid=88)
+    put_volume(box, VOLUME, root)
+    fake_engine.install(box, "1.12")
+    result = box.run("restore", "-y", folder)
+    assert result.rc == 0 and b"cannot set the mode 2750" in result.err, result
+    assert volume_now(box)["."][0] == "0o40750"
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        (": > $AT/d/f", b"d/f differs"),
+        ("rm $AT/s", b"s is missing"),
+        ("touch $AT/more", b"more was not in the backup"),
+        ("rm -r $AT/d $AT/h $AT/s $AT/long*", b"and 2 more is missing"),
+    ],
+)
+def test_what_does_not_read_back_as_it_was_is_never_called_filled(box, folder, wrong, words):
+    put_volume(box, VOLUME)
+    fake_engine.install(box, "28")
+    with open(box.at("bin", "docker")) as f:
+        box.program("docker-inner", f.read().split("\n", 1)[1])
+    box.program(
+        "docker",
+        'docker-inner "$@"; rc=$?; AT=%s\ncase "$*" in \'cp - \'*/data) %s;; esac; exit $rc\n'
+        % (box.at("engine", "volumes", "v"), wrong),
     )
+    result = box.run("restore", "-y", "--json", folder)
+    assert result.rc == 1 and words in result.err and b"all of it is undone" in result.out, result
+    assert os.listdir(box.at("engine", "volumes")) == []
+    assert os.listdir(box.at("engine", "containers")) == []
+
+
+def test_a_second_restore_fills_what_an_earlier_one_has_left_empty(box, folder):
+    put_volume(box, VOLUME)
+    fake_engine.install(box, "1.12")
+    assert box.run("restore", "-y", folder).rc == 0
+    whole, at = volume_now(box), box.at("engine", "volumes", "v")
+    subprocess.run(["sh", "-c", "rm -r %s/*" % at], check=True)
+    result = box.run("restore", "-y", folder)
+    assert result.rc == 0 and b"docker restart web" in result.err, result
+    assert volume_now(box) == whole
+    # what somebody has put there is never written, nor is a volume touched that has all
+    for keep in ("rm -r %s/*; echo mine > %s/own" % (at, at), "rm -r %s/*; mkdir %s/d" % (at, at)):
+        subprocess.run(["sh", "-c", keep], check=True)
+        before = volume_now(box)
+        assert box.run("restore", "-y", folder).rc == 0 and volume_now(box) == before
+
+
+def test_an_empty_volume_that_this_backup_has_nothing_for_stays_empty(box, folder):
+    put_volume(box, [])
+    fake_engine.install(box, "28")
+    for _ in range(2):
+        result = box.run("restore", "-y", folder)
+        assert result.rc == 0 and list(volume_now(box)) == ["."], result
+
+
+@pytest.mark.parametrize("name", ["/etc/x", "data/../../x", ".."])
+def test_a_tar_that_leads_out_of_its_volume_is_not_unpacked(box, folder, name):
+    put_volume(box, [(name, b"x")])
+    fake_engine.install(box, "28")
+    result = box.run("restore", "-y", "--json", folder)
+    assert result.rc == 1 and b"leads out of the volume" in result.out, result
+    assert os.listdir(box.at("engine", "volumes")) == []
+
+
+# ---------------------------------------------------------------------- nothing is pulled
+
+
+@pytest.mark.parametrize("make", ["1.12", "28"])
+@pytest.mark.parametrize("script", [False, True])
+def test_an_image_that_is_not_there_is_never_pulled(box, folder, make, script):
+    """The archive is whole, but docker has not brought the image: docker create would ask a registry."""
+    fake_engine.install(box, make)
+    with open(box.at("bin", "docker")) as f:
+        box.program("docker-inner", f.read().split("\n", 1)[1])
+    box.program("docker", '[ "$1" != load ] || exec cat\nexec docker-inner "$@"\n')
+    if script:
+        dry = box.run("restore", "-n", folder)
+        done = subprocess.run(["sh"], input=dry.out, env=box.env, stdout=subprocess.DEVNULL)
+        assert dry.rc == 0 and done.returncode == 3
+    else:
+        result = box.run("restore", "-y", "--json", folder)
+        assert result.rc == 3, result
+        assert result.statuses() == {"restore": "changed", "web": "failed"}
+    assert not os.path.exists(box.at("engine", "pulled"))
+    assert os.listdir(box.at("engine", "containers")) == []
+    assert "f" in volume_now(box), "the rest is there"
+
+
+# ---------------------------------------------------------------------- what docker save has not written
+
+
+def images_tar(*tags):
+    made = make_archive.Classic()
+    for tag in tags:
+        made.add([tag], [make_archive.layer(tag)])
+    return made
+
+
+def put_images(box, members):
+    put_sum(box, "images.tar", make_archive.tar(members))
+
+
+def test_an_older_backup_whose_images_lack_a_layer_is_not_called_whole(box, folder):
+    made = images_tar("img:latest")
+    put_images(box, [one for one in made.all_members() if one[0] != made.entries[0]["Layers"][0]])
+    result = box.run("backup", "--verify", "--json", folder)
+    rows = {row["target"]: row for row in result.json["results"]}
+    assert result.rc == 3 and rows["img:latest"]["status"] == rows["web"]["status"] == "failed"
+    assert "layer " in rows["web"]["msg"] and rows["images.tar"]["status"] == "unchanged"
+    fake_engine.install(box, "28")
+    result = box.run("restore", "-y", "--json", folder)
+    assert result.rc == 3, result
+    statuses = {"restore": "changed", "img:latest": "failed", "web": "failed"}
+    assert result.statuses() == statuses
+    assert b"not in the backup: web: its image: layer" in result.err
+    assert os.listdir(box.at("engine", "containers")) == []
+
+
+def put_first(box, command, **rule):
+    box.world["rules"].insert(0, dict(rule, on=command))
+
+
+def saved(box, *archives):
+    """`docker save` answers with these, one after the other."""
+    for number, members in enumerate(archives, 1):
+        put_first(box, "save", nth=number, out=make_archive.tar(members))
+
+
+@pytest.fixture
+def plain(stock):
+    """A container without files of its own, no volume."""
+    stock.world["rules"] = [
+        rule for rule in stock.world["rules"] if rule["on"] not in ("diff", "volume", "system")
+    ]
+    stock.rule("diff", out=b"")
+    stock.rule("volume", out=b"")
+    stock.rule("export", out=b"exported")
+    stock.rule("system", out=b"Images\t1kB\n")
+    image = "sha256:" + "1" * 64
+    doc = json.loads(stock.world["containers"][0]["json"])
+    stock.world["containers"][0]["json"] = json.dumps(dict(doc, Image=image))
+    return stock
+
+
+def kept_manifest(at):
+    with open(os.path.join(str(at), "manifest.json")) as f:
+        return json.load(f)
+
+
+def test_a_whole_archive_makes_a_complete_backup(plain, tmp_path):
+    saved(plain, images_tar("img:latest").all_members())
+    result = plain.run("backup", "--json", str(tmp_path / "kept"))
+    made = kept_manifest(tmp_path / "kept")
+    assert result.rc == 0 and result.statuses() == {"backup": "changed"}, result
+    assert made["lacks"] == [] and made["loads"] == ["images.tar"] and not plain.calls("export")
+    assert not (tmp_path / "kept" / "lacking.json").exists()
+    assert plain.run("backup", "--verify", str(tmp_path / "kept")).rc == 0
+
+
+def test_a_layer_that_docker_save_has_not_written_makes_an_export(plain, tmp_path):
+    """Exit 0, and no layer (moby#49784): the container is kept by its whole tree, the image is named."""
+    made = images_tar("img:latest")
+    lacking = [one for one in made.all_members() if one[0] != made.entries[0]["Layers"][0]]
+    saved(plain, lacking)
+    at = str(tmp_path / "kept")
+    result = plain.run("backup", "--json", at)
+    ident = plain.id("web")
+    assert result.rc == 3, result
+    rows = {row["target"]: row for row in result.json["results"]}
+    assert rows["img:latest"]["status"] == "failed" and "layer" in rows["img:latest"]["msg"]
+    assert rows["backup"]["msg"].startswith("not complete")
+    assert kept_manifest(at)["own"] == {ident: "export"} and kept_manifest(at)["loads"] == []
+    assert sorted(name for name in os.listdir(at) if name.endswith(".tar")) == [
+        "export-%s.tar" % ident
+    ]
+    verified = plain.run("backup", "--verify", "--json", at)
+    assert verified.rc == 3 and verified.statuses()["img:latest"] == "failed"
+
+
+def test_the_images_that_are_whole_stay_in_the_archive(plain, tmp_path):
+    other = {"Id": "sha256:" + "2" * 64, "RepoTags": ["good:1"], "Config": {}, "Size": 1}
+    image = {"Id": "sha256:" + "1" * 64, "RepoTags": ["img:latest"], "Config": IMAGE, "Size": 1}
+    put_first(plain, "inspect", has="image", out=json.dumps([image, other]).encode())
+    both = images_tar("img:latest", "good:1")
+    lacking = [one for one in both.all_members() if one[0] != both.entries[0]["Layers"][0]]
+    saved(plain, lacking, images_tar("good:1").all_members())
+    at = str(tmp_path / "kept")
+    result = plain.run("backup", "--json", at)
+    assert result.rc == 3 and kept_manifest(at)["loads"] == ["images.tar"], result
+    assert [call.words for call in plain.calls("save")] == [
+        ["save", "img:latest", "good:1"],
+        ["save", "good:1"],
+    ]
+    assert result.statuses() == {"backup": "changed", "img:latest": "failed"}
+
+
+def test_the_script_of_a_backup_judges_the_same(plain, tmp_path):
+    made = images_tar("img:latest")
+    lacking = [one for one in made.all_members() if one[0] != made.entries[0]["Layers"][0]]
+    saved(plain, lacking)
+    at = str(tmp_path / "kept")
+    dry = plain.run("backup", "-n", at)
+    assert dry.rc == 0 and not os.path.exists(at) and not plain.calls("save")
+    done = subprocess.run(["sh"], input=dry.out, env=plain.env, stdout=subprocess.DEVNULL)
+    assert done.returncode == 3 and kept_manifest(at)["own"] == {plain.id("web"): "export"}
+    assert plain.run("backup", "--verify", at).rc == 3
+
+
+def test_a_container_that_neither_commit_nor_export_keeps_is_failed_and_the_rest_stays(
+    plain, tmp_path
+):
+    plain.world["rules"] = [
+        rule for rule in plain.world["rules"] if rule["on"] not in ("diff", "export")
+    ]
+    plain.rule("diff", out=b"A /own\n")
+    plain.rule("export", rc=1, err=b"Error response from daemon: layer gone\n")
+    plain.rule("commit", rc=1, err=b"Error response from daemon: max depth exceeded\n")
+    put_first(plain, "inspect", has="dockfix/backup", rc=1, err=b"Error: No such image\n")
+    plain.rule("version", out=b"20.10\n")
+    saved(plain, images_tar("img:latest").all_members())
+    at = str(tmp_path / "kept")
+    result = plain.run("backup", "--json", at)
+    assert result.rc == 3 and result.statuses() == {"backup": "changed", "web": "failed"}, result
+    assert b"max depth exceeded" in result.err and b"layer gone" in result.err
+    assert kept_manifest(at)["loads"] == ["images.tar"]
+    assert kept_manifest(at)["own"] == {plain.id("web"): "lost"}
+
+
+def test_a_save_that_fails_finds_the_image_that_is_the_reason(plain, tmp_path):
+    other = {"Id": "sha256:" + "2" * 64, "RepoTags": ["good:1"], "Config": {}, "Size": 1}
+    image = {"Id": "sha256:" + "1" * 64, "RepoTags": ["img:latest"], "Config": IMAGE, "Size": 1}
+    put_first(plain, "inspect", has="image", out=json.dumps([image, other]).encode())
+    put_first(plain, "save", has="good:1", out=make_archive.tar(images_tar("good:1").all_members()))
+    put_first(plain, "save", has="img:latest", rc=1, err=b"content digest: not found\n")
+    at = str(tmp_path / "kept")
+    result = plain.run("backup", "--json", at)
+    assert result.rc == 3, result
+    assert result.statuses() == {"backup": "changed", "img:latest": "failed"}
+    assert kept_manifest(at)["own"] == {plain.id("web"): "export"}
+    put_first(plain, "save", rc=1, err=b"no space left on device\n")
+    plain.world["rules"] = [rule for rule in plain.world["rules"] if rule.get("has") != "good:1"]
+    result = plain.run("backup", "--json", at + "2")
+    assert result.rc == 3 and kept_manifest(at + "2")["loads"] == [], result
+
+
+# ---------------------------------------------------------------------- one odd container, and links
+
+
+def test_links_with_and_without_an_alias(dockfix):
+    ends = {"n1": dict(END, Links=["db", "x:y"]), "n2": dict(END, Links=["db"])}
+    doc = container(host={"NetworkMode": "n1"}, networks=ends)
+    more, _, recipe = words_for(dockfix, doc)
+    assert {"--link=db:db", "--link=x:y"} <= set(more)
+    assert recipe.networks == [["network", "connect", "--link=db:db", "n2", "web"]]
+    doc = container(host={"Links": ["/db:/web/d", "/db:/web/db"]})
+    assert words_for(dockfix, doc)[0] == ["--link=db:d", "--link=db:db"]
+    assert dockfix.needs(container(networks=ends), [container("db", "b")]) == ["b" * 64]
+
+
+ODD = [
+    lambda doc: doc["NetworkSettings"].update(Networks={"n": {"Links": [7]}}),
+    lambda doc: doc.update(HostConfig=None),
+    lambda doc: doc["HostConfig"].update(Ulimits=[{"Name": 1}]),
+    lambda doc: doc.update(Mounts=[{"Type": "bind"}]),
+    lambda doc: doc.pop("Name"),
+    lambda doc: doc.update(State="up"),
+    lambda doc: doc.update(Image=None),
+]
+
+
+@pytest.mark.parametrize("spoil", ODD)
+def test_one_odd_container_does_not_end_the_backup_of_the_others(plain, tmp_path, spoil):
+    plain.container("odd", inspect={})
+    doc = json.loads(plain.world["containers"][0]["json"])
+    doc.update(Id=plain.id("odd"), Name="/odd")
+    spoil(doc)
+    plain.world["containers"][1]["json"] = json.dumps(doc)
+    saved(plain, images_tar("img:latest").all_members())
+    at = str(tmp_path / "kept")
+    result = plain.run("backup", "--json", at)
+    assert result.rc == 3 and result.statuses() == {"backup": "changed", "odd": "failed"}, result
+    assert list(kept_manifest(at)["own"]) == [plain.id("web")]
+    dry = plain.run("backup", "-n", at + "2")
+    assert dry.rc == 3 and b"# not in the backup: odd: " in dry.out
+
+
+def test_a_container_that_docker_cannot_show_does_not_end_it_either(plain, tmp_path):
+    """`docker inspect` of one whose layer is lost fails, and with it that of all."""
+    plain.container("odd", inspect={})
+    said = b"Error response from daemon: RWLayer of container is unexpectedly nil\n"
+    put_first(plain, "inspect", has=plain.id("odd"), rc=1, out=b"[]\n", err=said)
+    saved(plain, images_tar("img:latest").all_members())
+    result = plain.run("backup", "--json", str(tmp_path / "kept"))
+    rows = {row["target"]: row for row in result.json["results"]}
+    assert result.rc == 3 and "RWLayer" in rows["odd"]["msg"], result
+    assert list(kept_manifest(tmp_path / "kept")["own"]) == [plain.id("web")]
