@@ -8988,30 +8988,32 @@ def fill_volume(host: Host, request: dict, tick: Callable[[int], None]) -> None:
     """Puts a volume's content into the helper's mount point, and reads it back.
 
     Before 1.13 docker cp does not see what is mounted below the folder that it is told: so the mount point itself is, and
-    the members are named as from there. docker cp leaves out what such a tar says of the folder itself ('.'); a second
-    one, for the folder above, sets it on the volume (on old engines on a folder below it, which goes with the helper).
+    the members are named as from there. docker cp leaves out what such a tar says of the folder itself ('.').
     """
     path, point = request["file"], request["point"]
     holder = request["helper"] + ":"
+    again = []  # type: List[str]
 
     def write_members(stream: BinaryIO) -> None:
         for member, content in volume_members(path, tick):
             if member.name == ".":
                 continue
+            if member.islnk() and member.mode & 0o7000:
+                again.append(member.name)
             stream.write(tar_header(member, member.name))
             for piece in content:
                 stream.write(piece)
             stream.write(bytes(-member.size % TAR_BLOCK))
         stream.write(TAR_END)
 
-    root = tar_header(volume_root(path), posixpath.basename(point))
-    cp_in(host, holder + point, Flow(fill=write_members))
-    cp_in(
-        host,
-        holder + posixpath.dirname(point),
-        Flow(fill=lambda stream: stream.write(root + TAR_END)),
-    )
-    faults = compare_volume(host, holder + point, path, tick)
+    target = holder + point
+    answer = change_host(host, host.docker + ("cp", "-", target), flow=Flow(fill=write_members))
+    if answer.rc or answer.timed_out:
+        raise DockfixError("docker cp to %s failed: %s" % (target, first_line(answer)))
+    # What this cannot do (no engine before 1.13 can), the comparison finds.
+    flow = Flow(fill=lambda stream: write_from_above(stream, path, point[1:], set(again)))
+    change_host(host, host.docker + ("cp", "-", holder + "/"), flow=flow)
+    faults = compare_volume(host, target, path, tick)
     if faults:
         raise DockfixError(
             "volume %s does not hold what the backup has: %s"
@@ -9019,10 +9021,19 @@ def fill_volume(host: Host, request: dict, tick: Callable[[int], None]) -> None:
         )
 
 
-def cp_in(host: Host, target: str, flow: Flow) -> None:
-    answer = change_host(host, host.docker + ("cp", "-", target), flow=flow)
-    if answer.rc or answer.timed_out:
-        raise DockfixError("docker cp to %s failed: %s" % (target, first_line(answer)))
+def write_from_above(stream: BinaryIO, path: str, point: str, links: Set[str]) -> None:
+    """The tar for the container's root that sets what a tar for the mount point cannot: the volume's own folder, and
+    set-user-ID of a hard link, for which docker looks from the root (moby pkg/archive, handleLChmod); with the folders'
+    times, which a new link changes."""
+    for member, _ in volume_members(path):
+        if member.name == "." or (links and (member.isdir() or member.name in links)):
+            name = posixpath.normpath(posixpath.join(point, member.name))
+            if member.islnk():
+                member.linkname = posixpath.join(point, member.linkname)
+            stream.write(tar_header(member, name))
+        if not links:
+            break  # the volume's own folder comes first
+    stream.write(TAR_END)
 
 
 def compare_volume(host: Host, place: str, path: str, tick: Callable[[int], None]) -> List[str]:
@@ -9043,15 +9054,15 @@ def compare_volume(host: Host, place: str, path: str, tick: Callable[[int], None
 
 
 def tell_special_bits(place: str, differences: VolumeDifferences) -> None:
-    """An engine before 1.13 gives a volume's own folder its owner and its rwx bits, not set-user-ID, set-group-ID and
-    sticky: that is said, and no reason to call the content wrong."""
-    wanted, found = differences.differing.get(".", (None, None))
-    if wanted and wanted._replace(mode=wanted.mode & 0o777) == found:
-        del differences.differing["."]
-        say(
-            "dockfix: warning: this docker cannot set the mode %o of the volume at %s itself; it has %o"
-            % (wanted.mode, place, found.mode)
-        )
+    """An engine before 1.13 cannot set set-user-ID, set-group-ID and sticky of a volume's own folder and of hard links:
+    that is said, and no reason to call the content wrong."""
+    for name, (wanted, found) in sorted(differences.differing.items()):
+        if wanted._replace(mode=wanted.mode & 0o777) == found:
+            del differences.differing[name]
+            say(
+                "dockfix: warning: this docker cannot set the mode %o of %s in the volume at %s; it has %o"
+                % (wanted.mode, printable(name), place, found.mode)
+            )
 
 
 def require_empty_volume(host: Host, request: dict, tick: Callable[[int], None]) -> None:

@@ -16,6 +16,7 @@ import sys
 import tarfile
 
 HERE = os.path.abspath(__file__)
+IMAGES = {"sha256:" + "1" * 64: "img:latest"}  # ids that tests know
 CREATED = {"StartedAt": "0001-01-01T00:00:00Z", "Running": False, "Paused": False}
 
 
@@ -101,8 +102,18 @@ class Engine:
                 return "true" if state["StartedAt"].startswith("0001") else "false"
             return "[/%s]" % self.find(name)
         if kind == "images":
-            wanted = [self.need("images", name) for name in names[1:]]
-            return json.dumps([{"Id": name, "RepoTags": [name], "Config": {}} for name in wanted])
+            there = []
+            for name in names[1:]:
+                try:
+                    there.append(self.need("images", IMAGES.get(name, name)))
+                except Stop:
+                    pass
+            ids = {IMAGES[ident]: ident for ident in IMAGES}
+            docs = [{"Id": ids.get(one, one), "RepoTags": [one], "Config": {}} for one in there]
+            print(json.dumps(docs))
+            if len(there) < len(names[1:]):
+                raise Stop("Error: No such image")
+            return None
         return json.dumps([self.container(self.find(name)) for name in names[1:]])
 
     def find(self, ref):
