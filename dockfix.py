@@ -8797,7 +8797,9 @@ def save_images(host: Host, request: dict, tick: Callable[[int], None]) -> None:
         if (
             not bad or not request["record"]
         ):  # docker itself, or the disk; or nothing may be lacking
-            raise DockfixError(said or "docker save has not written all of " + image_faults(bad))
+            raise DockfixError(
+                said or "docker save has not written all of " + named_faults(left, bad)
+            )
         lacking.update(bad)
         left = [image for image in left if image.key not in bad]
         quietly(remove_file, path)
@@ -8820,8 +8822,9 @@ def missing_commits(host: Host, images: Sequence[WantedImage]) -> Dict[str, str]
     }
 
 
-def image_faults(bad: Dict[str, str]) -> str:
-    return "; ".join("%s: %s" % pair for pair in sorted(bad.items())[:3])
+def named_faults(images: Sequence[WantedImage], bad: Dict[str, str]) -> str:
+    found = ["%s: %s" % (image.refs[0], bad[image.key]) for image in images if image.key in bad]
+    return "; ".join(found[:3])
 
 
 def seal_backup(host: Host, request: dict, tick: Callable[[int], None]) -> None:
@@ -12488,32 +12491,52 @@ def run_backup(host: Host, opts: argparse.Namespace, report: dict) -> None:
         new_name("backup"), "backup", goal, tuple(steps), facts={"disk": disk_tests(host, folder)}
     )
     report["left_out"] = kept.left_out
-    whole = Step("the backup lacks nothing", check=(lacks_nothing(kept),))
-    run_change(host, opts, report, plan, "", [whole])
-    tell_incomplete(opts, report, kept, odd)
+    run_change(host, opts, report, plan, "", whole_or_not(kept, odd))
+    if opts.dry_run:
+        comment_script(report, odd)
+    else:
+        tell_exported(kept, read_backup(folder))
+        odd.update((one["target"], one["why"]) for one in read_backup(folder).lacks)
+    tell_incomplete(report, odd)
 
 
-def lacks_nothing(kept: Backup) -> Tuple[str, ...]:
-    """The test for that: seal_backup writes the list, or [] ."""
-    return ("has", '"lacks": []', "cat", kept.path("manifest.json"))
+def whole_or_not(kept: Backup, odd: Dict[str, str]) -> List[Step]:
+    """The end of a script: seal_backup writes what the backup lacks, or []. odd: what it cannot have, beforehand."""
+    manifest = kept.path("manifest.json")
+    steps = [Step("the backup lacks nothing", check=(("has", '"lacks": []', "cat", manifest),))]
+    return steps + ([Step("nothing was left out", ("false",))] if odd else [])
 
 
-def tell_incomplete(
-    opts: argparse.Namespace, report: dict, kept: Backup, odd: Dict[str, str]
-) -> None:
-    """A row for each thing that should be in the backup and is not (odd: containers that docker does not show,
-    with the reason); the backup is then not called one."""
-    rows = [row_for(Target("", name, ""), "failed", odd[name]) for name in sorted(odd)]
-    if not opts.dry_run:
-        rows += lacking_rows(read_backup(kept.folder))
-    if not rows:
+def comment_script(report: dict, odd: Dict[str, str]) -> None:
+    """Says in the script what it leaves out."""
+    first, rest = report["script"].split("\n", 1)
+    lines = [comment("not in the backup: %s: %s" % pair) for pair in sorted(odd.items())]
+    report["script"] = "\n".join([first] + lines + [rest])
+
+
+def tell_exported(planned: Backup, made: Backup) -> None:
+    names = [
+        title_of(doc)
+        for doc in made.stock.containers
+        if made.own[doc["Id"]] == "export" != planned.own[doc["Id"]]
+    ]
+    if names:
+        say(
+            "dockfix: docker commit or docker save did not keep the files of %s: docker export took them"
+            % ", ".join(names)
+        )
+
+
+def tell_incomplete(report: dict, lacks: Dict[str, str]) -> None:
+    """A row for each thing that should be in the backup and is not, with the reason; the backup is then not called one."""
+    if not lacks:
         return
-    if opts.dry_run and report.get("script"):
-        lines = [comment("not in the backup: %s: %s" % pair) for pair in sorted(odd.items())]
-        report["script"] = "\n".join(lines) + "\n" + report["script"]
     for one in report["results"]:
         one["msg"] = "not complete: " + one["msg"]
-    report["results"] += rows
+    report["results"] += [
+        row_for(Target("", name, ""), "failed", "not in the backup: " + lacks[name])
+        for name in sorted(lacks)
+    ]
     report["exit_code"] = 3
 
 
@@ -12532,12 +12555,22 @@ def verify_backup(host: Host, opts: argparse.Namespace, report: dict, kept: Back
     """Every file against its sum, then what docker save has written into it: one row each. Exit code 1: damaged; 3: as it was
     written, but it lacks something."""
     failed = verify_sums(host, opts, report, kept)
-    judged = kept if failed else judge_backup(kept)
+    judged = kept if failed else read_images_of(opts, kept)
     report["results"] += lacking_rows(judged)
     if failed:
         report["exit_code"] = 1
     elif judged.lacks:
         report["exit_code"] = 3
+
+
+def read_images_of(opts: argparse.Namespace, kept: Backup) -> Backup:
+    """judge_backup, which reads some gigabytes, with its progress."""
+    progress = Progress("read the images", 1, opts.quiet)
+    size = sum(os.stat(raw(kept.path(name))).st_size for name in kept.loads)
+    try:
+        return judge_backup(kept, progress.step(1, "what docker save has written", size))
+    finally:
+        progress.end()
 
 
 def verify_sums(host: Host, opts: argparse.Namespace, report: dict, kept: Backup) -> List[str]:
@@ -12642,7 +12675,7 @@ def run_restore(host: Host, opts: argparse.Namespace, report: dict) -> None:
                 "the backup in %s is damaged: %s" % (kept.folder, ", ".join(bad)),
                 "another copy of it",
             )
-    known, kept = lost_ids(kept), judge_backup(kept)
+    known, kept = lost_ids(kept), read_images_of(opts, kept)
     tell_lacking(kept, known)
     if not opts.dry_run:
         have = stock_for_restore(
