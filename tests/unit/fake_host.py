@@ -7,9 +7,13 @@ are real: mkdir, mv, dd, truncate, rm, test, stat and sha256sum do here what the
 
 import fnmatch
 import hashlib
+import io
 import json
 import os
 import shutil
+import tarfile
+
+import make_archive
 
 POOL = "docker-7:1-%d-pool"
 ENDPOINT = "unix:///var/run/docker.sock"
@@ -643,15 +647,24 @@ class FakeHost:
         return 0, ""
 
     def docker_save(self, argv, stdin):
+        """A whole archive; what docker_load makes of it stands in a file of its own."""
         found = self.db("image")
-        return (
-            (0, json.dumps({ref: found[ref] for ref in argv}))
-            if all(ref in found for ref in argv)
-            else (1, "")
-        )
+        if not all(ref in found for ref in argv):
+            return 1, ""
+        made = make_archive.Classic()
+        for ref in argv:
+            made.add([ref], [make_archive.layer(found[ref])])
+        world = json.dumps({ref: found[ref] for ref in argv}).encode()
+        return 0, make_archive.tar(made.all_members() + [("world", world)])
 
     def docker_load(self, argv, stdin):
-        self.put("image", dict(self.db("image"), **json.loads(stdin.decode())))
+        with tarfile.open(fileobj=io.BytesIO(stdin)) as tar:
+            world = json.loads(tar.extractfile("world").read().decode())
+        self.put("image", dict(self.db("image"), **world))
+        return 0, ""
+
+    def docker_import(self, argv, stdin):
+        self.put("image", dict(self.db("image"), **{argv[1]: "sha256:empty"}))
         return 0, ""
 
     def docker_tag(self, argv, stdin):
@@ -666,6 +679,8 @@ class FakeHost:
         )[1]
 
     def docker_create(self, argv, stdin):
+        if argv == ["--help"]:
+            return 0, "Usage: docker create\n      --pull string   Pull image before creating\n"
         words = dict(
             word[2:].split("=", 1) for word in argv if word.startswith("--") and "=" in word
         )

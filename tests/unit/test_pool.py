@@ -318,7 +318,7 @@ def test_the_next_command_has_the_state_folder_that_was_given(host):
 
 
 @pytest.mark.parametrize(
-    "what,kill", [("containers", 12), ("image", 12), ("image", 32), ("tag", 32)]
+    "what,kill", [("containers", 12), ("image", 12), ("image", 34), ("tag", 34)]
 )
 def test_what_others_make_while_a_recreate_saves_is_not_lost(host, what, kill):
     """It would be in the old tree only, and nobody would say so."""
