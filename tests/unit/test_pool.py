@@ -408,7 +408,8 @@ LASTING = {
 def test_what_a_step_has_written_is_on_the_disk_before_the_journal_says_so(host, dockfix, kind):
     assert host.run("-y", *SIZES[kind], kill=2).rc == -signal.SIGKILL
     steps = [dockfix.step_from(one) for one in host.journal()["plan"]["steps"]]
-    deeds = [one.argv for step in steps for one in (step,) + step.undo if one.argv]
+    mine = [one for step in steps for one in (step,) + step.undo if one.argv]
+    deeds = [one.argv for one in mine if not one.task]  # do_task brings all to the disk
     assert len(deeds) > 5
     odd = {
         " ".join(argv[:2])
