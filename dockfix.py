@@ -86,6 +86,9 @@ JOURNAL = "journal.json"  # in the state folder while a storage change is under 
 HALF_WAY_HINT = "python3 dockfix.py resume, or: python3 dockfix.py rollback"
 HEAD_BYTES = 65536  # of a program: its kind stands at its start
 BUILD_SECONDS = 900.0  # to compile libfaketime
+READ_BACK_MAX = 1 << 26  # bytes of a file that was written, or is to be replaced
+HEADER_BYTES = 16384  # of a tar: the first header is in it, with a long name or link too
+UNPAUSE_TRIES = 5
 LINKS_MAX = 40  # as many links on one path as the kernel follows
 SBIN = ":/usr/sbin:/sbin"  # dmsetup, losetup
 RECORD_MAX = (
@@ -172,6 +175,10 @@ class WayClosed(Exception):
 
 class Unanswered(WayClosed):
     """docker cp did not answer: what was sent may still arrive."""
+
+
+class Moved(Unanswered):
+    """Something in the container moved a folder, or made it a link, while dockfix wrote: where the bytes are now is not known."""
 
 
 class SharedEtc(WayClosed):
@@ -261,6 +268,7 @@ class Container(NamedTuple):
     folder: str  # Config.WorkingDir
     auto_remove: bool
     restarts: int
+    home: str = ""  # Docker's root, as the paths of its own files name it
 
 
 class Member(NamedTuple):
@@ -578,6 +586,7 @@ def container_facts(one: dict) -> Container:
         folder=str(config.get("WorkingDir") or ""),
         auto_remove=host.get("AutoRemove") is True,
         restarts=int(one.get("RestartCount") or 0),
+        home=str(one.get("ResolvConfPath") or "").partition("/containers/")[0],
     )
 
 
@@ -3944,9 +3953,7 @@ def change_host(
 ) -> Answer:
     """A program that may change something. The child inherits the lock, so an orphan of a killed run is
     seen by the next one; not what starts or stops a service: the daemon would keep it."""
-    if host.dry_run:
-        raise DockfixError("internal error: a change was asked for in a dry run")
-    host.memo["begun"] = True
+    note_change(host)
     return run_child(
         host,
         argv,
@@ -3957,6 +3964,13 @@ def change_host(
         0,
         flow,
     )
+
+
+def note_change(host: Host) -> None:
+    """Before anything is changed: never in a dry run, and no message says any more that nothing was."""
+    if host.dry_run:
+        raise DockfixError("internal error: a change was asked for in a dry run")
+    host.memo["begun"] = True
 
 
 def expect(answer: Answer, what: str) -> Answer:
@@ -3992,6 +4006,13 @@ def inspect_containers(host: Host, ids: Sequence[str]) -> Dict[str, Container]:
     """Facts by id, without those that are gone or being removed."""
     found = [facts_of(one, container_facts) for one in inspect_objects(host, "container", ids)]
     return {one.id: one for one in found if not one.dying}
+
+
+def living(host: Host, ident: str) -> Container:
+    """A container's facts as they are now. Raises Gone."""
+    for one in inspect_containers(host, [ident]).values():
+        return one
+    raise Gone()
 
 
 def inspect_objects(host: Host, kind: str, names: Sequence[str]) -> List[dict]:
@@ -5314,7 +5335,8 @@ def open_root(container: Container) -> Tuple[int, List[Mount]]:
         # After the open, so that what is judged is what was opened: the device ties both together.
         mounts = parse_mountinfo(read_proc(fds[0], "mountinfo"))
         mount = own_root(mounts, container)
-        if not mount or mount.dev != device_text(os.fstat(fds[1]).st_dev):
+        shown = mount and mount.dev == device_text(os.fstat(fds[1]).st_dev)
+        if not shown and not is_named_root(fds[1], container):
             driver = container.driver or "unknown"
             raise WayClosed(
                 "the root of its first process is not shown to be the container's own layer (driver %s)"
@@ -5328,6 +5350,48 @@ def open_root(container: Container) -> Tuple[int, List[Mount]]:
             os.close(fd)
 
 
+def is_named_root(root: int, container: Container) -> bool:
+    """Is an opened folder the one that Docker's own records name as the container's root? For drivers whose mounts name no layer: vfs and
+    btrfs have none, and with containerd's image store inspect tells nothing of the layer (seen on 26.1 and 28.5). On vfs
+    the host's folders are on the same device, so the kernel must tell mounts apart by number."""
+    if not mount_id(root):
+        return False
+    places = [container.layer.get("MergedDir", "")]
+    if container.home.startswith("/"):
+        stores = os.path.join(container.home, "rootfs")
+        names = quietly(os.listdir, raw(stores)) or []
+        places += [os.path.join(stores, os.fsdecode(name), container.id) for name in names]
+        places.append(named_layer(container))
+    own = os.fstat(root)
+    found = [quietly(os.stat, raw(place)) for place in places if place.startswith("/")]
+    return any(one is not None and os.path.samestat(one, own) for one in found)
+
+
+def named_layer(container: Container) -> str:
+    """The folder of a container's own layer, from its record in the layerdb; '' where there is none."""
+    driver = container.driver
+    if driver not in ("vfs", "btrfs"):
+        return ""
+    record = "image/%s/layerdb/mounts/%s/mount-id" % (driver, container.id)
+    name = quietly(host_text, os.path.join(container.home, record)) or ""
+    if not re.match(LAYER, name.strip()):
+        return ""
+    return os.path.join(container.home, driver, LAYOUTS[driver][0], name.strip())
+
+
+def mount_id(fd: int) -> str:
+    """The kernel's number of the mount that an open file is on (proc(5), fdinfo; Linux 3.15), '' where it does not say."""
+    text = quietly(host_text, "/proc/self/fdinfo/%d" % fd) or ""
+    found = re.search(r"(?m)^mnt_id:\s*([0-9]+)", text)
+    return found.group(1) if found else ""
+
+
+def same_mount(one: int, other: int) -> bool:
+    """Are two open files on the same mount? A folder of the host that is mounted in may be on the same device."""
+    devices = os.fstat(one).st_dev, os.fstat(other).st_dev
+    return devices[0] == devices[1] and mount_id(one) == mount_id(other)
+
+
 def open_etc(container: Container) -> int:
     """A descriptor of the container's own /etc. Raises WayClosed, SharedEtc where it is a mount, Refused where it is a link."""
     root, mounts = open_root(container)
@@ -5338,12 +5402,12 @@ def open_etc(container: Container) -> int:
             "etc", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root
         )
         over = [one.point for one in mounts if one.point in ("/etc/passwd", "/etc/shadow")]
-        if os.fstat(etc).st_dev != os.fstat(root).st_dev or over:
+        if not same_mount(etc, root) or over:
             os.close(etc)
             raise SharedEtc(
                 "its %s is a mount" % over[0]
                 if over
-                else "its /etc is on another device than its root: a mount"
+                else "its /etc is not on the mount of its root: a mount of its own"
             )
         return etc
     except OSError as err:
@@ -5651,11 +5715,15 @@ def cp_member(
         found, data = cp_first(host, container, path, limit + 16384, follow)
     except FileNotFoundError:
         return Member(path, "absent")
-    kind = kind_of(TAR_KINDS.get(found.type, stat.S_IFCHR))
-    if kind == "file":
-        check_regular(path, kind, found.size, limit)
+    if found.isreg():
+        check_regular(path, "file", found.size, limit)
         if len(data) != found.size:
             raise WayClosed("docker cp sent only a part of %s" % path)
+    return member_of_tar(path, found, data)
+
+
+def member_of_tar(path: str, found: tarfile.TarInfo, data: bytes) -> Member:
+    kind = kind_of(TAR_KINDS.get(found.type, stat.S_IFCHR))
     return Member(
         path,
         kind,
@@ -5675,22 +5743,7 @@ def proc_member(container: Container, path: str, limit: int, follow: bool) -> Me
         folder, name, place = walk(root, path, follow)
         if any(one.point == place for one in mounts if place != "/"):
             raise WayClosed("its %s is a mount" % place)
-        found = os.stat(name, dir_fd=folder, follow_symlinks=False)
-        kind, link, data = kind_of(found.st_mode), "", b""
-        if kind == "link":
-            link = text_of(os.readlink(name, dir_fd=folder))
-        elif kind == "file":
-            data, found = read_at(folder, text_of(name), limit, path)
-        return Member(
-            path,
-            kind,
-            data,
-            link,
-            found.st_uid,
-            found.st_gid,
-            stat.S_IMODE(found.st_mode),
-            int(found.st_mtime),
-        )
+        return member_in(folder, name, path, limit)
     except (FileNotFoundError, NotADirectoryError):
         return Member(path, "absent")
     except OSError as err:
@@ -5705,7 +5758,6 @@ def walk(root: int, path: str, follow: bool) -> Tuple[int, bytes, str]:
     """(descriptor of the folder, name in it, path without links) of a path below an opened root, each link read and
     walked from that root as a chroot would: none is left to the kernel. Raises OSError, and WayClosed on another device (a mount).
     """
-    device = os.fstat(root).st_dev
     fds, names, links = [os.dup(root)], [], 0  # type: List[int], List[bytes], int
     todo = raw(path).split(b"/")[::-1]
     try:
@@ -5740,7 +5792,7 @@ def walk(root: int, path: str, follow: bool) -> Tuple[int, bytes, str]:
                     )
                 )
                 names.append(word)
-                if os.fstat(fds[-1]).st_dev != device:
+                if not same_mount(fds[-1], root):
                     raise WayClosed("its /%s is a mount" % show_bytes(b"/".join(names)))
     finally:
         for fd in fds:
@@ -5759,104 +5811,559 @@ def refuse_hidden_mounts(container: Container, paths: Sequence[str]) -> None:
             raise Refused("its %s is a mount made inside it" % one.point)
 
 
-def missing_folders(host: Host, container: Container, paths: Sequence[str]) -> List[str]:
-    """The folders above these paths that are not there, outermost first. Raises Refused where one is a link or no folder, or a mount that docker
-    does not tell of: docker cp would follow it, perhaps into a mount, or write below it. (A container that makes one in the moment between gains
-    nothing: docker cp extracts chrooted, and what is mounted there it can write itself.)"""
-    missing = []  # type: List[str]
-    refuse_hidden_mounts(container, paths)
-    for folder in sorted(
-        {path[:at] for path in paths for at in range(1, len(path)) if path[at] == "/"}
+# --- changing files of a container: what a link or a mount on the way would lead elsewhere is never followed
+
+
+class Tree(NamedTuple):
+    """A container's root, opened, and the folders opened below it, by path. An opened folder stays the same one wherever
+    something moves it, so a path that was proven stays proven while dockfix writes."""
+
+    root: int
+    folders: Dict[str, int]
+    points: Set[str]  # where something was mounted when the root was opened
+
+
+def open_tree(container: Container) -> Tree:
+    """Raises WayClosed where the root is not shown to be the container's own."""
+    root, mounts = open_root(container)
+    return Tree(root, {"/": root}, {one.point for one in mounts} - {"/"})
+
+
+def close_tree(tree: Tree) -> None:
+    for fd in tree.folders.values():
+        quietly(os.close, fd)
+
+
+def not_a_folder(path: str, kind: str, link: str) -> Refused:
+    text = "a link to %s" % link if kind == "link" else "a file"
+    return Refused("its %s is %s, not a folder" % (path, text))
+
+
+def open_folder(tree: Tree, path: str) -> int:
+    """A descriptor of a folder of the container, opened part by part and kept. Raises FileNotFoundError, and Refused where a
+    part of the way is a link, a file or a mount."""
+    if path in tree.folders:
+        return tree.folders[path]
+    above, name = open_folder(tree, posixpath.dirname(path)), raw(posixpath.basename(path))
+    kind = kind_of(os.stat(name, dir_fd=above, follow_symlinks=False).st_mode)
+    if kind != "dir":
+        link = quietly(os.readlink, name, dir_fd=above) or b"?"
+        raise not_a_folder(path, kind, text_of(link))
+    try:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(name, flags, dir_fd=above)
+    except OSError as err:
+        if err.errno in (errno.ELOOP, errno.ENOTDIR):  # it was a folder a moment ago
+            raise Refused("its %s changes while it is looked at" % path) from None
+        raise
+    if not same_mount(fd, tree.root):
+        os.close(fd)
+        raise Refused("its %s is a mount" % path)
+    tree.folders[path] = fd
+    return fd
+
+
+def entry_in(tree: Tree, path: str, limit: int = -1) -> Member:
+    """What is at a path whose folders are neither links nor mounts; a file's bytes unless limit is -1. Raises what
+    open_folder raises but FileNotFoundError ('absent'), Refused for a mount or a file above `limit`, WayClosed.
+    """
+    try:
+        folder, name = open_folder(tree, posixpath.dirname(path)), posixpath.basename(path)
+        place = os.open(raw(name), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    except FileNotFoundError:
+        return Member(path, "absent")
+    try:
+        # The device of a file says nothing: with overlay it may be that of a lower layer.
+        if path in tree.points or mount_id(place) != mount_id(tree.root):
+            raise Refused("its %s is a mount" % path)
+    finally:
+        os.close(place)
+    return member_in(folder, raw(name), path, limit)
+
+
+def member_in(folder: int, name: bytes, path: str, limit: int) -> Member:
+    """What an opened folder has under a name. Raises OSError, Refused, WayClosed."""
+    try:
+        found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        kind, link, data = kind_of(found.st_mode), "", b""
+        if kind == "link":
+            link = text_of(os.readlink(name, dir_fd=folder))
+        elif kind == "file" and limit >= 0:
+            data, found = read_at(folder, text_of(name), limit, path)
+    except FileNotFoundError:
+        return Member(path, "absent")
+    owner = found.st_uid, found.st_gid
+    return Member(path, kind, data, link, *owner, stat.S_IMODE(found.st_mode), int(found.st_mtime))
+
+
+def draft_of(name: str) -> str:
+    """What a new file is called until it is whole. Always the same, so that the next run finds what a killed one left."""
+    return ".%s.dockfix" % name
+
+
+def remove_draft(tree: Tree, path: str) -> None:
+    """What a killed run may have left beside a path."""
+    folder = tree.folders.get(posixpath.dirname(path), -1)
+    if folder >= 0:
+        quietly(os.unlink, raw(draft_of(posixpath.basename(path))), dir_fd=folder)
+
+
+def write_draft(folder: int, name: str, member: Member) -> None:
+    """A new file beside `name`, whole and on the disk, with the extended attributes (SELinux label, ACL) of the file that has that
+    name now. Raises OSError."""
+    old = quietly_open_file(folder, name)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        new = os.open(raw(draft_of(name)), flags, 0o600, dir_fd=folder)
+        try:
+            write_all(new, member.data)
+            os.fchown(new, member.uid, member.gid)
+            os.fchmod(new, member.mode)
+            if old >= 0:
+                copy_xattrs(old, new)
+            os.utime(new, (member.mtime, member.mtime))
+            os.fsync(new)
+        finally:
+            os.close(new)
+    finally:
+        if old >= 0:
+            os.close(old)
+
+
+def link_draft(folder: int, name: str, member: Member) -> None:
+    """The same for a symbolic link."""
+    draft, times = raw(draft_of(name)), (member.mtime, member.mtime)
+    os.symlink(raw(member.link), draft, dir_fd=folder)
+    os.chown(draft, member.uid, member.gid, dir_fd=folder, follow_symlinks=False)
+    os.utime(draft, times, dir_fd=folder, follow_symlinks=False)
+
+
+def put_member(tree: Tree, member: Member) -> None:
+    """Makes a path what the member says, in one rename; what stood there is replaced, a link too. Raises OSError, Refused."""
+    folder = make_folders(tree, posixpath.dirname(member.path))
+    name = posixpath.basename(member.path)
+    if member.kind == "dir":
+        os.mkdir(raw(name), 0o700, dir_fd=folder)
+        made = open_folder(tree, member.path)
+        os.fchown(made, member.uid, member.gid)
+        os.fchmod(made, member.mode)
+        return
+    remove_draft(tree, member.path)
+    try:
+        if member.kind == "link":
+            link_draft(folder, name, member)
+        else:
+            write_draft(folder, name, member)
+        os.rename(raw(draft_of(name)), raw(name), src_dir_fd=folder, dst_dir_fd=folder)
+    except OSError:
+        remove_draft(tree, member.path)
+        raise
+    quietly(os.fsync, folder)  # the new entry is there: reading it again judges, not this
+
+
+def quietly_open_file(folder: int, name: str) -> int:
+    """A descriptor of the file of that name, -1 where there is none."""
+    try:
+        return open_plain(folder, name, os.O_RDONLY, 1 << 40, name)
+    except (OSError, Refused):
+        return -1
+
+
+def make_folders(tree: Tree, path: str) -> int:
+    """open_folder, with the parts that are missing made as docker cp would: mode 0755, the owner of the folder above."""
+    try:
+        return open_folder(tree, path)
+    except FileNotFoundError:
+        above = make_folders(tree, posixpath.dirname(path))
+        found = os.fstat(above)
+        made = Member(path, "dir", uid=found.st_uid, gid=found.st_gid, mode=0o755)
+        put_member(tree, made)
+        return open_folder(tree, path)
+
+
+def remove_entry(tree: Tree, path: str) -> None:
+    """Removes a file, a link or an empty folder; what cannot be removed stays. Raises Refused, WayClosed as entry_in does."""
+    kind = entry_in(tree, path).kind
+    if kind == "absent":
+        return
+    folder, name = open_folder(tree, posixpath.dirname(path)), raw(posixpath.basename(path))
+    if kind != "dir":
+        quietly(os.unlink, name, dir_fd=folder)
+    else:
+        quietly(os.rmdir, name, dir_fd=folder)
+    opened = tree.folders.pop(path, -1)
+    if opened >= 0:
+        os.close(opened)
+
+
+def remove_below(tree: Tree, path: str, depth: int = 16) -> None:
+    """Empties a folder of dockfix's own, `depth` folders deep at most, and removes it."""
+    for name in os.listdir(open_folder(tree, path)):
+        inner = posixpath.join(path, text_of(os.fsencode(name)))
+        if depth and entry_in(tree, inner).kind == "dir":
+            remove_below(tree, inner, depth - 1)
+        else:
+            remove_entry(tree, inner)
+    remove_entry(tree, path)
+
+
+def moved_folder(tree: Tree) -> str:
+    """The first of the opened folders that is not at its path any more, ''."""
+    again = tree._replace(folders={"/": tree.root})
+    try:
+        for path in sorted(tree.folders):
+            try:
+                here = os.fstat(open_folder(again, path))
+            except (OSError, Refused):
+                return path
+            if not os.path.samestat(here, os.fstat(tree.folders[path])):
+                return path
+        return ""
+    finally:
+        del again.folders["/"]
+        close_tree(again)
+
+
+def require_unmoved(tree: Tree) -> None:
+    moved = moved_folder(tree)
+    if moved:
+        raise Moved(
+            "something in it moved or replaced its %s while dockfix wrote; nothing outside its own files"
+            " was reached, but what was written is not where it should be" % moved
+        )
+
+
+def inner_first(paths: Iterable[str]) -> List[str]:
+    return sorted(paths, key=lambda path: -len(path))
+
+
+def change_members(
+    host: Host,
+    container: Container,
+    write: Sequence[Member],
+    remove: Sequence[str],
+    former: Sequence[Member] = (),
+) -> List[str]:
+    """Writes the members in their order, reads each back, then removes files, links and empty folders; returns what could not be removed.
+    What is so already is left alone. By descriptors where root is on the engine's host and a process runs, else by docker cp. Raises
+    Refused before anything is changed where a part of the way is a link or a mount, or where a path is not as in `former`; Moved where it became one meanwhile; Gone,
+    WayClosed (then look at what is there), Unanswered. save_undo comes first.
+    """
+    if not write and not remove:
+        return []
+    note_change(host)
+    try:
+        tree = open_tree(container)
+    except WayClosed:
+        return while_still(host, container, lambda now: cp_change(host, now, write, remove, former))
+    try:
+        return proc_change(tree, write, remove, former)
+    except OSError as err:
+        raise WayClosed("writing through /proc: %s" % err.strerror) from None
+    finally:
+        close_tree(tree)
+
+
+def require_former(found: Member, former: Sequence[Member]) -> None:
+    """What undo keeps was read by path, at the look: a link may have led that to another file."""
+    for one in former:
+        if one.path == found.path and not same_member(found, one):
+            raise Refused("its %s changed between the look and the change" % one.path)
+
+
+def proc_change(
+    tree: Tree, write: Sequence[Member], remove: Sequence[str], former: Sequence[Member]
+) -> List[str]:
+    """change_members by descriptors: every folder on the way is opened before the first change."""
+    found = {one.path: entry_in(tree, one.path, READ_BACK_MAX) for one in write}
+    for one in found.values():
+        require_former(one, former)
+    for path in remove:
+        entry_in(tree, path)
+    for path in list(found) + list(remove):
+        remove_draft(tree, path)
+    for one in write:
+        if not same_member(found[one.path], one):
+            put_member(tree, one)
+    for path in inner_first(remove):
+        remove_entry(tree, path)
+    require_unmoved(tree)
+    for one in write:
+        if not same_member(entry_in(tree, one.path, READ_BACK_MAX), one):
+            raise WayClosed("what was read back of %s differs from what was written" % one.path)
+    return inner_first(path for path in remove if entry_in(tree, path).kind != "absent")
+
+
+# --- the same through docker cp, where there is no process to open the root of
+
+
+def leads_out(container: Container) -> bool:
+    """Has it mounts? Without one, no link in it leads docker cp, or a program in it, to anything that is not its own. (What
+    docker itself mounts, /etc/hosts and the like, are single files; a tmpfs holds nothing of the host.)
+    """
+    memory = {target for source, target in container.mounts if source == "tmpfs"}
+    return any(target not in memory for _, target in container.mounts)
+
+
+def while_still(host: Host, container: Container, deed: Callable):
+    """deed(the container as it is now) while nothing in it runs: docker cp knows paths only, and a link made between the look
+    and the deed would lead it into a mount. What runs and has mounts is paused meanwhile; what was paused stays so.
+    Raises Refused where it cannot be paused, Gone."""
+    now = living(host, container.id)
+    if not now.running or now.paused or not leads_out(now):
+        return deed(now)
+    pause(host, now)
+    try:
+        return deed(now._replace(paused=True))
+    finally:
+        unpause(host, now)
+
+
+def pause(host: Host, container: Container) -> None:
+    answer = change(host, ["pause", container.id])
+    if answer.rc == 0 and not answer.timed_out:
+        return
+    if answer.timed_out:  # it may still be done
+        unpause(host, container)
+    if is_gone_now(host, container.id, answer.text()):
+        raise Gone()
+    why = "no answer in %g s" % host.timeout if answer.timed_out else first_line(answer)
+    raise Refused(
+        "it runs and has mounts, and cannot be paused while its files are changed (%s):"
+        " a link made meanwhile would lead into them" % why
+    )
+
+
+def unpause(host: Host, container: Container) -> None:
+    """Whatever happened, and after a second Ctrl-C too: a container that is left paused is an outage."""
+    unhurried = host._replace(kill=threading.Event(), stop=threading.Event())
+    for _ in range(UNPAUSE_TRIES):
+        answer = change(unhurried, ["unpause", container.id])
+        text = answer.text()
+        if answer.rc == 0 or "not paused" in text or "not running" in text or is_gone(text):
+            return
+        time.sleep(0.5)
+    argv = host.docker + ("unpause", container.id)
+    text = "container %s is still paused: %s" % (container.name, first_line(answer))
+    host.memo.setdefault("not done", {})[argv] = text
+
+
+def cp_kind(host: Host, container: Container, path: str) -> Member:
+    """What is at a path, without a file's bytes: the first header that docker cp sends. Raises Gone, WayClosed."""
+    try:
+        found, _ = cp_first(host, container, path, HEADER_BYTES)
+    except FileNotFoundError:
+        return Member(path, "absent")
+    return member_of_tar(path, found, b"")
+
+
+def cp_resolve(look: Callable, path: str) -> str:
+    """A path of the container without links, each looked at by look(path) and followed from its root."""
+    done, links = "/", 0
+    todo = path.split("/")[::-1]
+    while todo:
+        word = todo.pop()
+        if word in ("", "."):
+            continue
+        if word == "..":
+            done = posixpath.dirname(done)
+            continue
+        place = posixpath.join(done, word)
+        found = look(place)
+        if found.kind != "link":
+            done = place
+            continue
+        links += 1
+        if links > LINKS_MAX:
+            raise Refused("its %s is a circle of links" % path)
+        if found.link.startswith("/"):
+            done = "/"
+        todo += found.link.split("/")[::-1]
+    return done
+
+
+def cp_folders(host: Host, container: Container, paths: Sequence[str]) -> Dict[str, Member]:
+    """{path: what docker cp has there} of every folder above these paths, outermost first; none of them is a link or a mount. Raises
+    Refused where one is, Gone, WayClosed. docker mounts volumes where their destination leads, links included (seen on
+    20.10), so the destinations are followed too."""
+    seen = {}  # type: Dict[str, Member]
+
+    def look(path: str) -> Member:
+        if path not in seen:
+            try:
+                seen[path] = cp_kind(host, container, path)
+            except WayClosed:  # a socket, for one, has no tar header
+                seen[path] = Member(path, "other")
+        return seen[path]
+
+    for source, target in container.mounts:
+        place = cp_resolve(look, target)
+        if any((path + "/").startswith(place.rstrip("/") + "/") for path in paths):
+            raise Refused("its %s is a mount (%s)" % (place, source or "volume"))
+    found = {}  # type: Dict[str, Member]
+    for path in folders_above(paths):
+        above = found.get(posixpath.dirname(path))
+        if above is not None and above.kind == "absent":
+            found[path] = Member(path, "absent")
+            continue
+        found[path] = cp_kind(host, container, path)
+        if found[path].kind not in ("dir", "absent"):
+            raise not_a_folder(path, found[path].kind, found[path].link)
+    return found
+
+
+def folders_above(paths: Iterable[str]) -> List[str]:
+    """Every folder above these paths but the root, outermost first."""
+    found = set()
+    for path in paths:
+        while posixpath.dirname(path) != "/":
+            path = posixpath.dirname(path)
+            found.add(path)
+    return sorted(found)
+
+
+def cp_entry(
+    host: Host, container: Container, folders: Dict[str, Member], path: str, limit: int = -1
+) -> Member:
+    """entry_in by docker cp; `folders` are those of cp_folders."""
+    above = folders.get(posixpath.dirname(path))
+    if above is not None and above.kind == "absent":
+        return Member(path, "absent")
+    if limit < 0:
+        return cp_kind(host, container, path)
+    return cp_member(host, container, path, limit)
+
+
+def cp_in(
+    host: Host, container: Container, folders: Dict[str, Member], members: Sequence[Member]
+) -> Answer:
+    """One `docker cp - C:/`. The folders on the way go with the members, as they are: the daemon refuses to put a folder over what is
+    none, so it looks at each of them once more itself, right before it writes below (NoOverwriteDirNonDir; seen on 20.10 and 28).
+    """
+    way = [
+        folders[path] for path in folders_above([one.path for one in members]) if path in folders
+    ]
+    whole = [one for one in way if one.kind == "dir"] + list(members)
+    sent = members_tar(whole, cp_base(host, container))
+    answer = change(host, ["cp", "-", container.id + ":/"], sent)
+    if answer.rc and is_gone_now(host, container.id, answer.text()):
+        raise Gone()
+    return answer
+
+
+def cp_change(
+    host: Host,
+    container: Container,
+    write: Sequence[Member],
+    remove: Sequence[str],
+    former: Sequence[Member],
+) -> List[str]:
+    """change_members by docker cp: it replaces a link and does not write through it, but unlinks first, so what can fail for want of
+    space goes first. A file is removed by a hard link to nothing, before which docker cp removes what is there; a folder by rmdir
+    inside, where something runs that has no mounts."""
+    paths = [one.path for one in write] + list(remove)
+    folders = cp_folders(host, container, paths)
+    answer, wanted = None, []  # type: Optional[Answer], List[Member]
+    for one in write:
+        there = cp_entry(host, container, folders, one.path, READ_BACK_MAX)
+        require_former(there, former)
+        if not same_member(there, one):
+            wanted.append(one)
+    if wanted:
+        answer = cp_in(host, container, folders, wanted)
+    found = [cp_entry(host, container, folders, path) for path in remove]
+    for one in found:
+        if one.kind not in ("absent", "dir"):
+            cp_in(host, container, folders, [one._replace(kind="hard", link=nothing_name())])
+    inner = inner_first(one.path for one in found if one.kind == "dir")
+    if inner and can_exec(container) and not leads_out(container):
+        change(host, ["exec", "-u", "0", container.id, "rmdir"] + inner)
+    again = cp_unmoved(host, container, paths)
+    for one in wanted:
+        back = cp_entry(host, container, again, one.path, READ_BACK_MAX)
+        if not same_member(back, one):
+            raise_unlike(answer, one)
+    left = [cp_entry(host, container, again, one.path) for one in found if one.kind != "absent"]
+    return inner_first(one.path for one in left if one.kind != "absent")
+
+
+def nothing_name() -> str:
+    """What a hard link is made to that cannot be made."""
+    return ".dockfix-nothing-%s" % os.urandom(8).hex()
+
+
+def raise_unlike(answer: Answer, member: Member) -> None:
+    if answer.timed_out:
+        raise Unanswered("docker cp did not answer in %.3g s, and may still write" % answer.seconds)
+    why = "what was read back of %s differs from what was sent" % member.path
+    raise WayClosed("docker cp: %s" % (first_line(answer) if answer.rc else why))
+
+
+def cp_unmoved(host: Host, container: Container, paths: Sequence[str]) -> Dict[str, Member]:
+    """cp_folders once more, after the deed; Moved where a folder is none any more, or where it did not stand still."""
+    now = living(host, container.id)
+    why = ""
+    if leads_out(now) and (now.running, now.paused, now.started) != (
+        container.running,
+        container.paused,
+        container.started,
     ):
-        if any(folder.startswith(one + "/") for one in missing):
+        why = "it was started, stopped or unpaused by something else"
+    try:
+        folders = cp_folders(host, now, paths)
+    except Refused as err:
+        why, folders = err.msg, {}
+    if not why:
+        return folders
+    places = ", ".join(sorted({source for source, _ in now.mounts if source.startswith("/")}))
+    raise Moved(
+        "%s, while dockfix wrote: what was written may have gone where a link led%s"
+        % (why, "; look at %s" % places if places else "")
+    )
+
+
+def missing_folders(host: Host, container: Container, paths: Sequence[str]) -> List[str]:
+    """The folders above these paths that are not there, outermost first. Raises Refused where one is a link or no folder, or a mount that
+    docker does not tell of. change_members looks again when it writes."""
+    refuse_hidden_mounts(container, paths)
+    missing = []  # type: List[str]
+    for folder in folders_above(paths):
+        if posixpath.dirname(folder) in missing:
             missing.append(folder)
             continue
         found = read_member(host, container, folder)
         if found.kind == "absent":
             missing.append(folder)
         elif found.kind != "dir":
-            raise Refused(
-                "its %s is %s, not a folder"
-                % (folder, "a link to %s" % found.link if found.kind == "link" else "a file")
-            )
+            raise not_a_folder(folder, found.kind, found.link)
     return missing
 
 
-def write_members(host: Host, container: Container, members: Sequence[Member]) -> None:
-    """Writes the members through one `docker cp - C:/`, in their order, and reads each back; 'absent' ones are left alone. What files_refusal
-    and missing_folders say comes first, and save_undo. docker cp replaces a link, it does not write through it, but
-    unlinks first: what can fail for want of space goes first. Raises Refused, Gone, WayClosed (then look at what is there), Unanswered.
-    """
-    members = [one for one in members if one.kind != "absent"]
-    if not members:
-        return
-    answer = change(
-        host, ["cp", "-", container.id + ":/"], members_tar(members, cp_base(host, container))
-    )
-    if answer.rc and is_gone_now(host, container.id, answer.text()):
-        raise Gone()
-    for one in members:
-        if not same_member(
-            read_member(host, container, one.path, max(SHADOW_MAX, len(one.data))), one
-        ):
-            if answer.timed_out:
-                raise Unanswered(
-                    "docker cp did not answer in %.3g s, and may still write" % answer.seconds
-                )
-            raise WayClosed(
-                "docker cp: %s"
-                % (
-                    first_line(answer)
-                    if answer.rc
-                    else "what was read back of %s differs from what was sent" % one.path
-                )
-            )
+def write_members(
+    host: Host, container: Container, members: Sequence[Member], former: Sequence[Member] = ()
+) -> None:
+    """change_members for what is only written; 'absent' ones are left alone."""
+    wanted = [one for one in members if one.kind != "absent"]
+    change_members(host, container, wanted, [], former)
 
 
-def remove_paths(host: Host, container: Container, paths: Sequence[str]) -> List[str]:
-    """Removes files and links, then empty folders, innermost first; returns what is still there. By descriptors where root is on the engine's
-    host and a process runs; by rm and rmdir inside where there are such; a file that stays, by a hard link to nothing, before
-    which docker cp removes what is there. None of them removes the folders of a stopped container.
-    """
-
-    def still() -> List[Member]:
-        found = [read_member(host, container, path, 1 << 30) for path in paths]
-        return sorted(
-            (one for one in found if one.kind != "absent"),
-            key=lambda one: (one.kind == "dir", -len(one.path)),
-        )
-
-    left = still()
-    if left:
-        quietly(proc_remove, container, left)
-        left = still()
-    for words, group in (
-        (["rm", "-f"], [one for one in left if one.kind != "dir"]),
-        (["rmdir"], [one for one in left if one.kind == "dir"]),
-    ):
-        if group and can_exec(container):
-            change(host, ["exec", "-u", "0", container.id] + words + [one.path for one in group])
-    for one in (still() if left else []):
-        if one.kind != "dir":
-            bait = Member(one.path, "hard", link=".dockfix-nothing-%s" % os.urandom(8).hex())
-            change(host, ["cp", "-", container.id + ":/"], members_tar([bait], (0, 0)))
-    return [one.path for one in (still() if left else [])]
-
-
-def proc_remove(container: Container, members: Sequence[Member]) -> None:
-    """Raises OSError; WayClosed is one way less, and no more."""
-    fds = []  # type: List[int]
+def remove_folder(host: Host, container: Container, path: str) -> bool:
+    """Removes a folder of dockfix's own with all that is in it; is it gone?"""
+    note_change(host)
     try:
-        fds.append(open_root(container)[0])
-        for one in members:
-            folder, name, _ = walk(fds[0], one.path, False)
-            fds.append(folder)
-            (os.rmdir if one.kind == "dir" else os.unlink)(name, dir_fd=folder)
+        tree = open_tree(container)
     except WayClosed:
-        pass
+        if can_exec(container) and not leads_out(container):
+            change(host, ["exec", "-u", "0", container.id, "rm", "-rf", path])
+        return cp_kind(host, container, path).kind == "absent"
+    try:
+        if entry_in(tree, path).kind == "dir":
+            remove_below(tree, path)
+        return entry_in(tree, path).kind == "absent"
+    except OSError:
+        return False
     finally:
-        for fd in fds:
-            os.close(fd)
+        close_tree(tree)
 
 
 # --- what undo needs
@@ -5922,17 +6429,12 @@ def drop_undo(host: Host, kind: str, ident: str) -> None:
 
 
 def restore_undo(host: Host, container: Container, undo: Undo) -> List[str]:
-    """Puts back every path of the record, and returns what could not be removed. The record stays: drop_undo it when nothing is left."""
-    write_members(
-        host,
-        container,
-        [
-            one
-            for one in undo.members
-            if not same_member(read_member(host, container, one.path, 1 << 30), one)
-        ],
-    )
-    return remove_paths(host, container, [one.path for one in undo.members if one.kind == "absent"])
+    """Puts back every path of the record, and returns what could not be removed. The record stays: drop_undo it when nothing is left.
+    Raises what change_members raises: where the container has made a part of the way a link meanwhile, nothing is touched.
+    """
+    there = [one for one in undo.members if one.kind != "absent"]
+    gone = [one.path for one in undo.members if one.kind == "absent"]
+    return change_members(host, container, there, gone)
 
 
 def tidy_undo(host: Host, listed: Sequence[str]) -> None:
@@ -13968,10 +14470,7 @@ def set_zone(host: Host, opts: argparse.Namespace, plan: ZonePlan, more: dict) -
     if plan.undo:
         left = restore_undo(host, container, plan.undo)
         if left:
-            notes.append(
-                "left behind, for it does not run: %s; start it and undo once more"
-                % ", ".join(left)
-            )
+            notes.append(left_behind(container, left))
         else:
             drop_undo(host, "timezone", container.id)
     elif plan.members:
@@ -13998,32 +14497,38 @@ def set_zone(host: Host, opts: argparse.Namespace, plan: ZonePlan, more: dict) -
     )
 
 
+def left_behind(container: Container, left: Sequence[str]) -> str:
+    """A word on folders that undo could not remove, and what would."""
+    if container.running:
+        why, remedy = "only root on the engine's host can remove them", "undo once more there"
+    else:
+        why, remedy = "it does not run", "start it and undo once more"
+    return "left behind, for %s: %s; %s" % (why, ", ".join(left), remedy)
+
+
 def write_zone(host: Host, plan: ZonePlan) -> None:
     """Writes, or leaves the container as it was. Raises WayClosed, Refused."""
     first = load_undo(host, "timezone", plan.container.id) is None
     undo = save_undo(host, "timezone", plan.container, plan.former)
     try:
-        write_members(host, plan.container, plan.members)
+        write_members(host, plan.container, plan.members, plan.former)
     except Unanswered as err:
         raise Unanswered("%s; timezone --undo puts back what was there" % err) from None
+    except Refused:  # nothing was written
+        if first:
+            drop_undo(host, "timezone", plan.container.id)
+        raise
     except WayClosed as err:
         try:
             left = restore_undo(host, plan.container, undo._replace(members=plan.former))
-        except WayClosed:
+        except (Refused, WayClosed):
             left = [one.path for one in plan.former]
         if first and not left:
             drop_undo(host, "timezone", plan.container.id)
-        raise WayClosed(
-            "%s; %s"
-            % (
-                err,
-                (
-                    "not put back: %s: try timezone --undo" % ", ".join(left)
-                    if left
-                    else "all is as it was"
-                ),
-            )
-        ) from None
+        end = "all is as it was"
+        if left:
+            end = "not put back: %s: try timezone --undo" % ", ".join(left)
+        raise WayClosed("%s; %s" % (err, end)) from None
 
 
 # --- faketime: shift the clock of containers through libfaketime
@@ -14543,28 +15048,24 @@ def apply_shift(host: Host, opts: argparse.Namespace, plan: Shift) -> str:
     container, (old, _, private), owner = plan.container, plan.before, cp_base(host, plan.container)
     new = dict(kind="file", uid=owner[0], gid=owner[1], mode=0o644, mtime=int(time.time()))
     if private.data != plan.library.data:
-        write_members(host, container, [Member(private.path, data=plan.library.data, **new)])
+        library = Member(private.path, data=plan.library.data, **new)
+        write_members(host, container, [library], [private])
     try_library(host, plan, opts.seconds)
     talk = log_seconds(host, opts, container, time.time() - opts.watch)
     if opts.restart:
         save_undo(host, "faketime", container, (), {"stopped": True})
         must(host, "stop", container.id)
-    write_members(host, container, [Member(RC, data=b"%+d\n" % opts.seconds, **new)])
+    offset = Member(RC, data=b"%+d\n" % opts.seconds, **new)
+    write_members(host, container, [offset], [plan.before[1]])
     kept = b"".join(
         line.rstrip(b"\n") + b"\n" for line in old.data.splitlines(True) if OURS not in line
     )
     new.update(dict(uid=old.uid, gid=old.gid, mode=old.mode) if old.kind == "file" else {})
-    write_members(host, container, [Member(PRELOAD, data=kept + raw(private.path) + b"\n", **new)])
+    preload = Member(PRELOAD, data=kept + raw(private.path) + b"\n", **new)
+    write_members(host, container, [preload], [old])
     if opts.restart:
         must(host, "start", container.id)
     return watch_shift(host, opts, plan, talk)
-
-
-def living(host: Host, ident: str) -> Container:
-    """A container's facts as they are now. Raises Gone."""
-    for one in inspect_containers(host, [ident]).values():
-        return one
-    raise Gone()
 
 
 def must(host: Host, *words: str) -> None:
@@ -14804,9 +15305,9 @@ def build_library(host: Host, container: Container, source: Dict[str, bytes]) ->
 
 def remove_build(host: Host, container: Container, folder: str) -> List[str]:
     """Removes what build_library made (it names no other folder); returns it where it stays."""
-    if folder:
-        change(host, ["exec", "-u", "0", container.id, "rm", "-rf", folder])
-    return [folder] if folder and read_member(host, container, folder).kind != "absent" else []
+    if not folder or remove_folder(host, container, folder):
+        return []
+    return [folder]
 
 
 ###############################################################################
@@ -15856,7 +16357,10 @@ def catch_signals(host: Host) -> dict:
 
     if threading.current_thread() is not threading.main_thread():
         return {}
-    return {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # not under nohup
+        numbers.append(signal.SIGHUP)  # a closed terminal must not leave a container paused
+    return {number: signal.signal(number, handler) for number in numbers}
 
 
 def version_line() -> Dict[str, str]:
@@ -15976,7 +16480,7 @@ def finish(
 def run_as_program() -> None:
     fill_standard_streams()
     code = main()
-    if code in (130, 143):  # die of the signal, so that a shell's loop stops too
+    if code in (129, 130, 143):  # die of the signal, so that a shell's loop stops too
         signal.signal(code - 128, signal.SIG_DFL)
         os.kill(os.getpid(), code - 128)
     sys.exit(code)

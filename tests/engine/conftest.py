@@ -24,7 +24,7 @@ from itertools import product
 import pytest
 
 from current import STORES, CurrentEngine
-from kit import CannotRun, PrivateEngine, Run, skip_or_fail
+from kit import CannotRun, PrivateEngine, Run, need, skip_or_fail
 
 PROGRAM = os.path.join(
     os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "dockfix.py"
@@ -490,3 +490,36 @@ def current(request, current_labs):
     """Debian's engine with each image store, without containers."""
     with lab_without_containers(current_labs(*request.param.split("-"))) as clean:
         yield clean
+
+
+class Nobody:
+    """A user of the engine's socket who is not root: docker cp is all that dockfix has then. prefix: what stands before a command; this user
+    reads everything, for the Python of the tests may lie where only root can."""
+
+    def __init__(self, lab):
+        self.lab = lab
+        self.prefix = [need("setpriv", "util-linux"), "--reuid=65534", "--regid=65534"]
+        self.prefix += ["--clear-groups", "--inh-caps=+dac_read_search"]
+        self.prefix.append("--ambient-caps=+dac_read_search")
+
+    def folder(self):
+        """A new folder of that user's."""
+        path = self.lab.new_folder()
+        os.chown(path, 65534, 65534)
+        return path
+
+    def recorder(self, inject=""):
+        made = self.lab.recorder(inject)
+        os.chmod(made.log, 0o777)
+        return made
+
+
+def open_to_nobody(lab):
+    os.chmod(lab.engine.path("docker.sock"), 0o666)
+    return Nobody(lab)
+
+
+@pytest.fixture(scope="module")
+def nobody(lab):
+    yield open_to_nobody(lab)
+    os.chmod(lab.engine.path("docker.sock"), 0o660)

@@ -530,7 +530,7 @@ def test_a_mount_made_inside_is_seen(lab, shanghai):
 # At the docker cp that writes: die before it, with a part of the tar sent, or when all is written but not read back.
 CUTS = {
     "debian": ["0", "1024", "all"],
-    "musl": ["0", "512", "2048", "3072", "4096", "4608", "5120", "all"],
+    "busybox": ["0", "512", "2048", "3072", "4096", "4608", "5120", "all"],
 }
 KILL = """
 if [ "$1 $2" = "cp -" ] && [ ! -e "$LOG/done" ]; then
@@ -542,24 +542,25 @@ fi
 """
 
 
-@pytest.mark.parametrize("image", ["musl", "debian"])
-def test_killed_at_any_write_undo_repairs_it(lab, images, shanghai, image):
+@pytest.mark.parametrize("image", ["busybox", "debian"])
+def test_killed_at_any_write_of_docker_cp_undo_repairs_it(lab, images, nobody, image):
+    """A user without root has no other way."""
+
     def one(cut):
         name = "killed-%s-%s" % (image, cut)
         lab.run(name, image=image)
         try:
             before = state(lab, name)
-            recorder = lab.recorder(KILL.replace("CUT", cut))
-            folder = ["--state", os.path.join(lab.state, cut)]
-            assert (
-                lab.dockfix("timezone", name, *folder, prefix=shanghai, recorder=recorder).rc
-                == -signal.SIGKILL
-            )
+            recorder = nobody.recorder(KILL.replace("CUT", cut))
+            folder = ["--state", os.path.join(nobody.folder(), "state")]
+            words, how = ["timezone", name] + folder, {"prefix": nobody.prefix}
+            run = lab.dockfix(*words, "--zone", ZONE, recorder=recorder, **how)
+            assert run.rc == -signal.SIGKILL
             half = state(lab, name)
-            recorder = lab.recorder(KILL.replace("CUT", "512"))  # and once more, while it is undone
-            killed = lab.dockfix("timezone", name, "--undo", *folder, recorder=recorder)
+            recorder = nobody.recorder(KILL.replace("CUT", "512"))  # once more, while it is undone
+            killed = lab.dockfix(*words, "--undo", recorder=recorder, **how)
             assert killed.rc in (0, -signal.SIGKILL)
-            run = lab.dockfix("timezone", name, "--undo", *folder, "--json")
+            run = lab.dockfix(*words, "--undo", "--json", **how)
             assert run.rc == 0, run
             return half != before, state(lab, name) == before, bool(killed.rc)
         finally:
@@ -570,6 +571,58 @@ def test_killed_at_any_write_undo_repairs_it(lab, images, shanghai, image):
     assert (
         done["all"][0] and not done["0"][0] and sum(half for half, _, _ in done.values()) > 1
     ), done
+
+
+# Ends itself at the call of that number of the functions that change a file by descriptors: before it, or right after it.
+KILL_CALL = """
+import os, signal, sys
+sys.path.insert(0, os.path.dirname(sys.argv[1]))
+sys.dont_write_bytecode = True
+import dockfix
+at, side, count = int(sys.argv[2]), sys.argv[3], 0
+def watched(deed):
+    def call(*args, **more):
+        global count
+        count += 1
+        mine = count == at
+        if mine and side == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        found = deed(*args, **more)
+        if mine:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
+    return call
+for name in ("write_draft", "link_draft", "put_member", "remove_entry"):
+    setattr(dockfix, name, watched(getattr(dockfix, name)))
+sys.exit(dockfix.main(sys.argv[4:]))
+"""
+
+
+@pytest.mark.parametrize("image", ["musl", "debian"])
+def test_killed_at_any_write_by_descriptors_undo_repairs_it(lab, images, image):
+    def run_until(number, side, *words):
+        """The exit code of a run that ends there, if it gets there."""
+        python, program = lab.argv()[:2]
+        argv = [python, "-B", "-c", KILL_CALL, program, str(number), side] + list(words)
+        return subprocess.run(
+            argv, env=lab.engine.env(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        ).returncode
+
+    name, reached = "cut-" + image, set()
+    lab.run(name, image=image)
+    try:
+        before = state(lab, name)
+        for number, side in [(n, side) for n in range(1, 16) for side in ("before", "after")]:
+            words = ("--state", os.path.join(lab.new_folder(), "state"), "timezone", name)
+            if run_until(number, side, *words, "--zone", ZONE) != -signal.SIGKILL:
+                break
+            reached.add(state(lab, name) != before)
+            run_until(2, side, *words, "--undo")
+            run = lab.dockfix(*words, "--undo", "--json")
+            assert run.rc == 0 and state(lab, name) == before, (number, side, run)
+        assert number > 4 and reached == {False, True}
+    finally:
+        lab.docker("rm", "-f", name)
 
 
 # ---------------------------------------------------------------- remapped users

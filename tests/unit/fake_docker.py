@@ -192,7 +192,7 @@ class Fake:
         while refs and refs[0].startswith("-"):
             del refs[: 1 if "=" in refs[0] or refs[0] == "--" else 2]
         found = [c for c in map(self.find, refs) if c]
-        self.out += b"[" + b",".join(c["json"].encode("ascii") for c in found) + b"]\n"
+        self.out += b"[" + b",".join(self.state(c).encode("ascii") for c in found) + b"]\n"
         return 0 if len(found) == len(refs) else 1
 
     def info(self, argv):
@@ -217,7 +217,7 @@ class Fake:
                 b"Error response from daemon: Container %s is not running\n" % c["id"].encode()
             )
             return 1
-        if "(Paused)" in c["status"]:
+        if "(Paused)" in c["status"] or '"Paused": true' in self.state(c):
             self.err += (
                 b"Error response from daemon: Container %s is paused, unpause the container before exec\n"
                 % c["id"].encode()
@@ -240,6 +240,38 @@ class Fake:
         self.out += stdin if answer == "cat" else answer.get("out", b"")
         self.err += b"" if answer == "cat" else answer.get("err", b"")
         return 0 if answer == "cat" else answer.get("rc", 0)
+
+    def frozen(self, argv, freeze):
+        """pause and unpause: docker's words, and the status from then on by a file of the sandbox."""
+        c = self.find(argv[-1])
+        if c is None:
+            return 1
+        mark = os.path.join(self.box, "frozen." + c["name"])
+        if not c["status"].startswith("Up") or os.path.exists(mark) is freeze:
+            state = "is already paused" if freeze else "is not paused"
+            self.err += b"Error response from daemon: Container %s %s\n" % (
+                c["id"].encode(),
+                state.encode() if c["status"].startswith("Up") else b"is not running",
+            )
+            return 1
+        if freeze:
+            open(mark, "w").close()
+        else:
+            os.unlink(mark)
+        self.out += argv[-1].encode() + b"\n"
+        return 0
+
+    def pause(self, argv):
+        return self.frozen(argv, True)
+
+    def unpause(self, argv):
+        return self.frozen(argv, False)
+
+    def state(self, c):
+        """The inspect object, paused where it has been paused since."""
+        if os.path.exists(os.path.join(self.box, "frozen." + c["name"])):
+            return c["json"].replace('"Paused": false', '"Paused": true', 1)
+        return c["json"]
 
     def restart(self, argv):
         c = self.find(argv[-1])
@@ -372,6 +404,12 @@ class Fake:
                         continue
                     self.err += b"Error response from daemon: cannot overwrite directory with non-directory\n"
                     return 1
+                if member.isdir() and os.path.lexists(path):
+                    self.err += (
+                        b'Error response from daemon: cannot overwrite non-directory "%s" with directory "/"\n'
+                        % os.fsencode(member.name)
+                    )
+                    return 1
                 if os.path.lexists(path):
                     os.unlink(path)  # docker removes the old file first: a failure now leaves none
                 if not os.path.exists(os.path.dirname(path)):
@@ -438,7 +476,7 @@ def respond(box, world, argv, stdin, env):
         command = argv[0] if argv else ""
         if command in ("exec", "cp"):
             rc = getattr(fake, command)(argv[1:], stdin)
-        elif command in ("ps", "inspect", "info", "restart", "stop", "start"):
+        elif command in ("ps", "inspect", "info", "restart", "stop", "start", "pause", "unpause"):
             rc = getattr(fake, {"stop": "restart", "start": "restart"}.get(command, command))(
                 argv[1:]
             )

@@ -147,8 +147,8 @@ def test_removing_needs_no_rm_for_files(dockfix, box, seam, rm):
     box.world["containers"][0]["rm"] = rm
     os.makedirs(at(box, "/usr/new/deep"))
     dockfix.write_members(host, container, members(dockfix))
-    left = dockfix.remove_paths(
-        host, container, ["/etc/zone", "/etc/link", "/usr/new", "/usr/new/deep", "/never/there"]
+    left = dockfix.change_members(
+        host, container, [], ["/etc/zone", "/etc/link", "/usr/new", "/usr/new/deep", "/never/there"]
     )
     assert left == ([] if rm else ["/usr/new/deep", "/usr/new"])
     assert sorted(os.listdir(at(box, "/etc"))) == ["passwd", "shadow"]
