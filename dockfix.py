@@ -86,6 +86,8 @@ JOURNAL = "journal.json"  # in the state folder while a storage change is under 
 HALF_WAY_HINT = "python3 dockfix.py resume, or: python3 dockfix.py rollback"
 HEAD_BYTES = 65536  # of a program: its kind stands at its start
 BUILD_SECONDS = 900.0  # to compile libfaketime
+READ_MAX = 1 << 28  # bytes of a file of the host that is read whole
+READ_PIECE = 1 << 18
 READ_BACK_MAX = 1 << 26  # bytes of a file that was written, or is to be replaced
 HEADER_BYTES = 16384  # of a tar: the first header is in it, with a long name or link too
 UNPAUSE_TRIES = 5
@@ -3789,7 +3791,7 @@ def open_flow(flow: Flow) -> list:
     ends = [None, None]  # type: list
     try:
         if flow.source:
-            ends[0] = os.open(raw(flow.source), os.O_RDONLY | os.O_CLOEXEC)
+            ends[0] = open_file(flow.source)
         if flow.target:
             ends[1] = os.open(
                 raw(flow.target + ".part"),
@@ -4076,15 +4078,55 @@ def engine_userns(host: Host) -> Tuple[int, int]:
 # --- the host's files
 
 
-def read_all(path: str, limit: int = -1) -> bytes:
-    """A file of the host. Raises OSError."""
-    with open(raw(path), "rb") as source:
-        return source.read(limit)
+def open_file(path: str, access: int = os.O_RDONLY, links: int = 0) -> int:
+    """A descriptor of a plain file of the host; links are followed, but with links=os.O_NOFOLLOW. Never one of a fifo, whose open waits for ever, nor of a device,
+    whose open is an act (a watchdog reboots the host): judged through O_PATH, and then that very inode is opened. Raises OSError.
+    """
+    place = os.open(raw(path), os.O_PATH | os.O_CLOEXEC | links)
+    try:
+        if not stat.S_ISREG(os.fstat(place).st_mode):
+            raise OSError(errno.EINVAL, "it is no plain file", path)
+        return os.open("/proc/self/fd/%d" % place, access | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:  # of the second open: never to be taken for a file that is not there
+        raise OSError(errno.EIO, "/proc is not mounted", path) from None
+    finally:
+        os.close(place)
+
+
+def read_all(path: str, limit: int = READ_MAX) -> bytes:
+    """A plain file of the host, whole. Raises OSError, for one that is longer than `limit` bytes too."""
+    data = read_head(path, limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, "it is longer than %d bytes" % limit, path)
+    return data
+
+
+def read_head(path: str, size: int) -> bytes:
+    """The first `size` bytes of a plain file of the host. Raises OSError."""
+    file, data = open_file(path), bytearray()
+    try:
+        while len(data) < size:
+            piece = os.read(file, min(READ_PIECE, size - len(data)))
+            if not piece:
+                break
+            data += piece
+        return bytes(data)
+    finally:
+        os.close(file)
 
 
 def host_text(path: str) -> str:
-    """The same as text, at most 1 MiB."""
+    """read_all as text, at most 1 MiB."""
     return text_of(read_all(path, 1 << 20))
+
+
+def settings_text(path: str) -> str:
+    """A settings file, whose name may come from another program's command line. One without a size is empty: the kernel's own files only look
+    plain, and to read from some is to take from them (/proc/kmsg). Raises OSError."""
+    found = os.stat(raw(path))
+    if stat.S_ISREG(found.st_mode) and found.st_size == 0:
+        return ""
+    return host_text(path)
 
 
 def real_path(path: str) -> str:
@@ -4277,10 +4319,8 @@ def remove_file(path: str) -> None:
 
 def cut_file(path: str) -> None:
     """Empties a container's log in place; dockerd appends, so it goes on behind the cut and nothing newer is lost. Raises OSError."""
-    log = os.open(raw(path), os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    log = open_file(path, os.O_WRONLY, os.O_NOFOLLOW)
     try:
-        if not stat.S_ISREG(os.fstat(log).st_mode):
-            raise OSError(errno.EINVAL, "it is not a file")
         os.ftruncate(log, 0)
     finally:
         os.close(log)
@@ -4376,7 +4416,7 @@ def unit_files(top: str, unit: str) -> List[str]:
 def settings_of(path: str, parse: Callable, empty):
     """(text, parse(text), '') of a file, ('', empty, '') where there is none, and the reason in place of '' where it is not readable."""
     try:
-        text = host_text(path)
+        text = settings_text(path)
         return text, parse(text), ""
     except FileNotFoundError:
         return "", empty, ""
@@ -4446,19 +4486,45 @@ def option_sources(top: str = "/", unit: str = "docker.service") -> List[OptionS
     return found + [OptionSource("unit", path, "", "", (), False, why) for path, why in faults]
 
 
+def is_of_this_host(pid: str) -> bool:
+    """Is a process one of the host that dockfix runs on, and in no container? Anybody can call a program dockerd. Other processes or users than
+    ours, or a container's cgroup, say no; a mount namespace of its own says nothing, for systemd gives the daemon one.
+    """
+    for kind in ("pid", "user"):
+        own = quietly(os.readlink, "/proc/self/ns/" + kind)
+        other = quietly(os.readlink, "/proc/%s/ns/%s" % (pid, kind))  # None: only root may know
+        if other is not None and other != own:
+            return False
+    status = quietly(host_text, "/proc/%s/status" % pid) or ""
+    if re.search(r"(?m)^NSpid:\s*[0-9]+\s+[0-9]", status):  # it has a number in an inner namespace
+        return False
+    theirs = quietly(host_text, "/proc/%s/cgroup" % pid)
+    if theirs is None:
+        return False
+    ours = quietly(host_text, "/proc/self/cgroup") or ""  # dockfix may run in a container itself
+    return container_ids(theirs) <= container_ids(ours)
+
+
+def container_ids(cgroup: str) -> Set[str]:
+    """The ids of containers that a /proc/PID/cgroup names, whatever engine made them."""
+    return set(re.findall(r"[0-9a-f]{64}", cgroup))
+
+
+def is_daemon_call(words: Sequence[str]) -> bool:
+    """Does a command line call Docker's daemon? dockerd, and `docker daemon` or `docker -d` of old engines."""
+    name = os.path.basename(words[0]) if words else ""
+    if re.match(r"dockerd(-\w+)?\Z", name):
+        return True
+    return bool(re.match(r"docker(-\w+)?\Z", name)) and words[1:2] in (["daemon"], ["-d"])
+
+
 def running_daemons() -> List[OptionSource]:
-    """The dockerd processes of the host, by their command lines: also `docker daemon` and `docker -d` of old engines. variable: the pid."""
+    """The daemons of this host that run, by their command lines. variable: the pid."""
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
-        words = (quietly(host_text, "/proc/%s/cmdline" % pid) or "").split("\0")[
-            :-1
-        ]  # none: it ended meanwhile
-        name = os.path.basename(words[0]) if words else ""
-        if (
-            re.match(r"dockerd(-\w+)?\Z", name)
-            or re.match(r"docker(-\w+)?\Z", name)
-            and words[1:2] in (["daemon"], ["-d"])
-        ):
+        # no words: it ended meanwhile
+        words = (quietly(host_text, "/proc/%s/cmdline" % pid) or "").split("\0")[:-1]
+        if is_daemon_call(words) and is_of_this_host(pid):
             found.append(
                 OptionSource(
                     "running",
@@ -6471,7 +6537,9 @@ def first_process(container: Container) -> Tuple[str, bytes, int]:
     proc = "/proc/%d" % container.pid
     try:
         if os.geteuid() == 0 and container.pid and raw(container.id) in read_all(proc + "/cgroup"):
-            head = read_all(proc + "/exe", HEAD_BYTES)  # the very file that runs, whatever its name
+            head = read_head(
+                proc + "/exe", HEAD_BYTES
+            )  # the very file that runs, whatever its name
             return (
                 os.readlink(proc + "/exe"),
                 head,

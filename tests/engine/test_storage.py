@@ -13,7 +13,7 @@ import tempfile
 import pytest
 
 from conftest import PROGRAM, Lab, not_here
-from kit import CannotRun, PrivateEngine
+from kit import CannotRun, PrivateEngine, wait_until
 
 MIB = 1 << 20
 
@@ -334,3 +334,36 @@ def test_with_the_daemon_stopped_the_files_tell_the_same(house):
         ), kind
     code, one, found = house.storage()
     assert "engine-silent" in found and (code == 0 or (code, one) == (6, None))
+
+
+IMPOSTOR = """
+up=$(sed -n "s/.*upperdir=\\([^,]*\\).*/\\1/p" /proc/self/mountinfo | head -1)
+mkfifo /trap; printf '{"storage-opts": ["dm.basesize=1G"], "data-root": "%s"}' "${up%/overlay2/*}" > /lie
+: > /ready
+exec -a dockerd bash -c "while :; do sleep 1000; done" --config-file=$up/FILE --data-root=${up%/overlay2/*}
+"""
+
+
+@pytest.mark.parametrize("file", ["trap", "lie"])
+@pytest.mark.parametrize("options", [[], ["--pid", "host"]], ids=["own pids", "host's pids"])
+def test_a_program_in_a_container_that_calls_itself_dockerd_is_not_believed(lab, options, file):
+    """It names a fifo, which would hold dockfix for ever, or settings that are not the daemon's."""
+    before = storage_facts(lab)
+    lab.run("impostor", *options, command=("bash", "-c", IMPOSTOR.replace("FILE", file)))
+    try:
+        wait_until(lambda: lab.shadow("impostor", "/ready") is not None, "the impostor")
+        wait_until(lambda: calls_itself_dockerd(lab, "impostor"), "its name")
+        assert storage_facts(lab) == before
+    finally:
+        lab.docker("rm", "-f", "impostor")
+
+
+def calls_itself_dockerd(lab, name):
+    with open("/proc/%d/cmdline" % lab.pid(name), "rb") as f:
+        return f.read().startswith(b"dockerd\0")
+
+
+def storage_facts(lab):
+    """Options and findings; a run that waits on a fifo ends with the test's own time."""
+    doc = lab.dockfix("storage", "--quick", "--json", timeout=60).doc
+    return doc["results"][0]["options"], [one["id"] for one in doc["findings"]]

@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+from conftest import wait_for
+
 CENTOS = """\
 [Unit]
 Description=Docker Application Container Engine
@@ -246,3 +248,71 @@ def test_running_daemons_are_told_by_their_words(dockfix, tmp_path):
         child.send_signal(signal.SIGKILL)
         child.wait()
         child.stdout.close()
+
+
+def test_a_daemon_in_other_namespaces_is_not_this_hosts(dockfix, tmp_path):
+    """Rootless ones have users of their own, a container's process numbers of its own; a mount namespace of its own says nothing."""
+    import signal
+    import subprocess
+
+    name = str(tmp_path / "dockerd")
+    os.symlink(os.path.realpath("/bin/sleep"), name)
+    for options, mine in (
+        (["--mount"], True),
+        (["--user", "--map-root-user"], False),
+        (["--pid", "--fork", "--kill-child"], False),
+    ):
+        argv = ["unshare"] + options
+        if subprocess.call(argv + ["true"], stderr=subprocess.DEVNULL):
+            pytest.skip("no namespaces here: %s" % " ".join(argv))
+        parent = subprocess.Popen(argv + [name, "60"])
+        try:
+            calls = []
+
+            def started():
+                calls[:] = [
+                    pid for pid in filter(str.isdigit, os.listdir("/proc")) if named(pid, name)
+                ]
+                return calls
+
+            wait_for(started, what="the stand-in")
+            found = {one.variable for one in dockfix.running_daemons()}
+            assert (calls[0] in found) is mine, options
+        finally:
+            for pid in calls:
+                os.kill(int(pid), signal.SIGKILL)
+            parent.kill()
+            parent.wait()
+
+
+def named(pid, name):
+    try:
+        with open("/proc/%s/cmdline" % pid) as f:
+            return f.read().split("\0")[0] == name
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize(
+    "cgroup",
+    [
+        "0::/system.slice/docker-%s.scope\n",
+        "12:pids:/docker/%s\n",
+        "0::/kubepods.slice/kubepods-pod1.slice/cri-containerd-%s.scope\n",
+        "0::/machine.slice/libpod-%s.scope/container\n",
+    ],
+)
+def test_a_daemon_in_a_containers_cgroup_is_not_this_hosts(dockfix, monkeypatch, cgroup):
+    """With --pid host it has the host's process numbers and users. Where dockfix runs in the same container, the daemon there is its own."""
+    real, seen = dockfix.host_text, {}
+
+    def text(path):
+        return seen.get(path) or real(path)
+
+    monkeypatch.setattr(dockfix, "host_text", text)
+    pid = str(os.getpid())
+    assert dockfix.is_of_this_host(pid)
+    seen["/proc/%s/cgroup" % pid] = cgroup % ("e" * 64)
+    assert not dockfix.is_of_this_host(pid)
+    seen["/proc/self/cgroup"] = cgroup % ("e" * 64)
+    assert dockfix.is_of_this_host(pid)

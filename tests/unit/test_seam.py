@@ -145,3 +145,66 @@ def test_where_the_second_file_cannot_be_replaced_the_first_goes_back(
     assert (tmp_path / "shadow").read_bytes() == SHADOW_OLD
     assert (tmp_path / "passwd").read_bytes() == PASSWD_OLD
     assert sorted(os.listdir(str(tmp_path))) == ["passwd", "shadow"]
+
+
+# ---- files of the host that something else names
+
+
+PLAIN = ["fifo", "socket", "directory", "device"]
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_a_file_of_the_host_that_is_no_plain_file_is_never_opened(
+    dockfix, tmp_path, monkeypatch, kind
+):
+    """Its name may come from a process's command line: a fifo would hold dockfix for ever, and to open a device is to act on it."""
+    path, opened, really = str(tmp_path / "named"), [], os.open
+    if kind == "socket":
+        socket.socket(socket.AF_UNIX).bind(path)
+    elif kind == "device":
+        os.symlink("/dev/zero", path)  # links are followed: a setting may well be one
+    else:
+        {"fifo": os.mkfifo, "directory": os.mkdir}[kind](path)
+
+    def watched(name, flags, *args, **more):
+        opened.append(flags & os.O_PATH)
+        return really(name, flags, *args, **more)
+
+    monkeypatch.setattr(dockfix.os, "open", watched)
+    for read in (dockfix.read_all, dockfix.host_text, lambda path: dockfix.read_head(path, 10)):
+        with pytest.raises(OSError, match="no plain file"):
+            read(path)
+    assert dockfix.settings_of(path, str, "") == ("", "", "cannot be read: it is no plain file")
+    assert opened and all(opened)
+
+
+def test_a_file_of_the_host_is_read_to_a_limit(dockfix, tmp_path):
+    huge = tmp_path / "huge"
+    with open(str(huge), "wb") as f:
+        f.truncate(1 << 40)
+    for read in (dockfix.read_all, dockfix.host_text):
+        with pytest.raises(OSError, match="longer than"):
+            read(str(huge))
+    assert "longer than" in dockfix.settings_of(str(huge), str, "")[2]
+    assert dockfix.read_head(str(huge), 5) == bytes(5)
+    (tmp_path / "real").write_bytes(b"{}")
+    (tmp_path / "link").symlink_to("real")
+    assert dockfix.settings_of(str(tmp_path / "link"), str, "") == ("{}", "{}", "")
+    with pytest.raises(FileNotFoundError):
+        dockfix.read_all(str(tmp_path / "none"))
+    # The kernel makes these up as they are read, and some give what they have once only.
+    assert dockfix.read_all("/proc/self/status").startswith(b"Name:")
+    assert dockfix.settings_text("/proc/self/status") == ""
+
+
+def test_a_log_is_emptied_only_where_it_is_a_plain_file(dockfix, tmp_path):
+    victim, fifo = tmp_path / "victim", str(tmp_path / "fifo")
+    victim.write_bytes(b"safe")
+    (tmp_path / "log").symlink_to("victim")
+    os.mkfifo(fifo)
+    for path in (str(tmp_path / "log"), fifo, str(tmp_path)):
+        with pytest.raises(OSError):
+            dockfix.cut_file(path)
+    assert victim.read_bytes() == b"safe"
+    dockfix.cut_file(str(victim))
+    assert victim.read_bytes() == b""
