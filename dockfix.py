@@ -90,6 +90,7 @@ READ_MAX = 1 << 28  # bytes of a file of the host that is read whole
 READ_PIECE = 1 << 18
 READ_BACK_MAX = 1 << 26  # bytes of a file that was written, or is to be replaced
 HEADER_BYTES = 16384  # of a tar: the first header is in it, with a long name or link too
+STEADY_SECONDS = 0.05  # the clock of a folder's last change ticks every 1 to 10 ms
 UNPAUSE_TRIES = 5
 LINKS_MAX = 40  # as many links on one path as the kernel follows
 SBIN = ":/usr/sbin:/sbin"  # dmsetup, losetup
@@ -5508,6 +5509,7 @@ def file_state(found: os.stat_result) -> Tuple:
 # The order in which account files are replaced. A run that is killed between the two leaves an account whose password still
 # stands in /etc/passwd: the old one opens it, as before. The other way round /etc/passwd would point to whatever shadow held.
 REPLACE_ORDER = ("shadow", "passwd")
+ACCOUNT_PATHS = ("/etc/passwd", "/etc/shadow")
 
 
 def proc_write(
@@ -5674,9 +5676,11 @@ class AccountMembers(NamedTuple):
 
 def cp_accounts(host: Host, container: Container, first: bool = False) -> AccountMembers:
     """The account files by docker cp; ids are the host's under user-namespace remapping. The first
-    look asks about /etc too: docker cp would follow a link there."""
-    if first and cp_member(host, container, "/etc", 4096).kind not in ("dir", "absent"):
-        raise Refused("its /etc is a link, not a directory")
+    look asks about /etc too, and each one where there are mounts: docker cp would follow a link there.
+    """
+    if first or leads_out(container):
+        if cp_kind(host, container, "/etc").kind not in ("dir", "absent"):
+            raise Refused("its /etc is a link, not a directory")
     members = []
     for name in AccountFiles._fields:
         found = cp_member(host, container, "/etc/" + name, ACCOUNTS_MAX)
@@ -5686,17 +5690,19 @@ def cp_accounts(host: Host, container: Container, first: bool = False) -> Accoun
     return AccountMembers(members[0], members[1])
 
 
-def accounts_tar(files: Sequence[Member], base: Tuple[int, int]) -> bytes:
-    """The tar for `docker cp - C:/etc` that replaces these account files, in their order. What can fail (space, ids) fails on the member
-    that carries the content, while the old file is still there; the link then takes its place. The last member empties the leftover,
-    which docker cp cannot delete.
+def accounts_tar(files: Sequence[Member], base: Tuple[int, int], etc: Optional[Member]) -> bytes:
+    """The tar that replaces these account files, in their order. What can fail (space, ids) fails on the member that carries the content,
+    while the old file is still there; the link then takes its place. The last member empties the leftover, which docker cp
+    cannot delete. etc: the folder as it is, for `docker cp - C:/` (see cp_in); None for `docker cp - C:/etc`.
     """
-    members = []  # type: List[Member]
-    copy = Member("/" + LEFTOVER, "file", mtime=int(time.time()))
+    top = "/etc" if etc else ""
+    members = [etc] if etc else []
+    copy = Member(top + "/" + LEFTOVER, "file", mtime=int(time.time()))
     for one in files:
         copy = one._replace(path=copy.path, mtime=copy.mtime)
-        target = one._replace(path=one.path[len("/etc") :], kind="hard", data=b"", link=LEFTOVER)
-        members += [copy, target]
+        place = top + "/" + posixpath.basename(one.path)
+        link = copy.path.lstrip("/")
+        members += [copy, one._replace(path=place, kind="hard", data=b"", link=link)]
     return members_tar(members + [copy._replace(data=b"", mode=0o600)], base)
 
 
@@ -5713,7 +5719,52 @@ def cp_write(
     """Replaces the account files that `edit` changes through one docker cp; the answer, and what is read back. Puts the old bytes back
     if that differs, but not after a time-out: the daemon may still be at it. docker cp has no lock and is not atomic: the last way.
     """
-    base = cp_base(host, container)
+    return while_still(host, container, lambda now: cp_write_accounts(host, now, edit))
+
+
+class EtcTarget(NamedTuple):
+    """Where docker cp writes account files: with etc (see accounts_tar) to /; without, to an /etc that is a mount and may be written."""
+
+    host: Host
+    container: Container
+    base: Tuple[int, int]
+    etc: Optional[Member]
+
+    def send(self, files: Sequence[Member]) -> Answer:
+        place = ":/" if self.etc else ":/etc"
+        tar = accounts_tar(files, self.base, self.etc)
+        return change(self.host, ["cp", "-", self.container.id + place], tar)
+
+    def require_unmoved(self) -> None:
+        if self.etc:
+            cp_unmoved(self.host, self.container, ACCOUNT_PATHS)
+
+    def remove_leftover(self) -> None:
+        """By the image's rm, where it has one and no link can lead it to a mount; a leftover that stays is empty."""
+        host, container = self.host, self.container
+        if can_exec(container) and not leads_out(container):
+            change(host, ["exec", "-u", "0", container.id, "rm", "-f", "/etc/" + LEFTOVER])
+        elif container.running and self.etc:
+            owner = {"uid": self.base[0], "gid": self.base[1]}
+            nothing = Member("/etc/" + LEFTOVER, "hard", link=nothing_name(), **owner)
+            cp_in(host, container, {"/etc": self.etc}, [nothing])
+
+
+def etc_target(host: Host, container: Container) -> EtcTarget:
+    """Raises Refused where /etc is a link, or a mount that inspect does not tell of; the others have been allowed at the look."""
+    base, etc = cp_base(host, container), None
+    if not mounts_over(container, ACCOUNT_PATHS):
+        etc = cp_folders(host, container, ACCOUNT_PATHS)["/etc"]
+        if etc.kind == "absent":
+            raise Refused("it has no /etc")
+    return EtcTarget(host, container, base, etc)
+
+
+def cp_write_accounts(
+    host: Host, container: Container, edit: Callable[[AccountFiles], AccountFiles]
+) -> Tuple[Answer, Optional[AccountFiles]]:
+    """cp_write, while nothing in the container runs that could lead it elsewhere."""
+    target = etc_target(host, container)
     members = cp_accounts(host, container)
     old = members.content()
     new = edit(old)
@@ -5722,31 +5773,26 @@ def cp_write(
         if getattr(new, name) != getattr(old, name):
             before.append(getattr(members, name))
             after.append(before[-1]._replace(data=getattr(new, name)))
-    target = ["cp", "-", container.id + ":/etc"]
-    answer = change(host, target, accounts_tar(after, base))
+    answer = target.send(after)
+    if answer.timed_out:
+        return answer, cp_again(host, container)
+    target.require_unmoved()
     found = cp_again(host, container)
-    if found != new and answer.timed_out:
-        return answer, found
-    if found != new:
-        why = first_line(answer) if answer.rc else "what was read back differs from what was sent"
-        if found != old:
-            # In the reverse order: /etc/passwd must not point to a shadow that is the old one already.
-            change(host, target, accounts_tar(before[::-1], base))
-            if cp_again(host, container) != old:
-                names = " and ".join(one.path for one in before)
-                raise WayClosed(
-                    "docker cp: %s; AND its old %s could not be restored: look at it now"
-                    % (why, names)
-                )
-            why += "; the old file was put back"
-        else:  # it failed between the members: no hash may stay behind
-            change(host, target, accounts_tar([], base))
+    if found == new:
+        target.remove_leftover()
+        return answer, new
+    why = first_line(answer) if answer.rc else "what was read back differs from what was sent"
+    if found == old:  # it failed between the members: no hash may stay behind
+        target.send([])
         raise WayClosed("docker cp: %s" % why)
-    if (
-        container.running and not container.paused
-    ):  # tidy where the image has an rm; empty otherwise
-        change(host, ["exec", "-u", "0", container.id, "rm", "-f", "/etc/" + LEFTOVER])
-    return answer, new
+    # In the reverse order: /etc/passwd must not point to a shadow that is the old one already.
+    target.send(before[::-1])
+    if cp_again(host, container) != old:
+        names = " and ".join(one.path for one in before)
+        raise WayClosed(
+            "docker cp: %s; AND its old %s could not be restored: look at it now" % (why, names)
+        )
+    raise WayClosed("docker cp: %s; the old file was put back" % why)
 
 
 def cp_base(host: Host, container: Container) -> Tuple[int, int]:
@@ -13726,11 +13772,7 @@ def read_account_files(
 ) -> AccountFiles:
     """Both account files without a docker call where root is on the engine's own host, else by docker cp."""
     try:
-        etc = open_etc(container)
-        try:
-            return proc_accounts(etc)[0]
-        finally:
-            os.close(etc)
+        return own_accounts(container)
     except SharedEtc as err:
         if not allow_shared:
             raise Refused("%s; --allow-shared-etc if that is meant" % err) from None
@@ -13921,7 +13963,10 @@ def try_way(
         before = read_account_files(host, container, opts.allow_shared_etc)
         if not passwords_not_set(before, hashes):
             return "unchanged", "the hash was already this one"
-    answer, files = send_hashes(host, plan, way, hashes)
+    try:
+        answer, files = send_hashes(host, plan, way, hashes)
+    except Unanswered as err:
+        return "unknown", str(err)
     try:
         files = files or read_account_files(host, container, opts.allow_shared_etc)
     except (WayClosed, Refused, FileNotFoundError) as err:
@@ -13950,14 +13995,16 @@ def send_hashes(
         return edit_accounts(files, hashes, int(time.time()) // 86400)
 
     if way == "proc":
-        host.memo["begun"] = True
+        note_change(host)
         proc_write(plan.container, edit, host.stop)
         return None, None
     if way == "cp":
         return cp_write(host, plan.container, edit)
     for user in hashes:
         require_safe_chpasswd(plan.before, user)
+    was = steady_etc(plan.container)
     answer = exec_chpasswd(host, plan.container, hashes)
+    require_same_etc(plan.container, was, hashes)
     if answer.rc and is_gone_now(host, plan.container.id, answer.text()):
         raise Gone()
     return answer, None
@@ -13972,6 +14019,66 @@ def require_safe_chpasswd(files: AccountFiles, user: bytes) -> None:
     if not lines.shadow and not lines.refers_to_shadow(user) and shadow_damage(files, user):
         # BusyBox's sets the damaged line, and then field 2 of /etc/passwd to x: nobody gets in any more
         raise WayClosed(no_shadow_line(files, user))
+
+
+class EtcState(NamedTuple):
+    """What tells whether a container's /etc was swapped: the folder itself, and when a name in / was last changed."""
+
+    inode: int
+    changed: int
+
+
+def etc_state(container: Container) -> Optional[EtcState]:
+    """None where it cannot be seen (root elsewhere, no root, a mount that may be written). Raises Refused where it is a link."""
+    try:
+        etc = open_etc(container)
+    except WayClosed:
+        return None
+    try:
+        above = os.stat("..", dir_fd=etc)
+        return EtcState(os.fstat(etc).st_ino, above.st_ctime_ns)
+    finally:
+        os.close(etc)
+
+
+def steady_etc(container: Container) -> Optional[EtcState]:
+    """etc_state, before a program of the image writes there by itself: it would follow a link to a mount. Raises Refused where something
+    renames what is in / right now."""
+    was = etc_state(container)
+    if was and leads_out(container):
+        time.sleep(STEADY_SECONDS)
+        if etc_state(container) != was:
+            raise Refused("something in it makes, renames or removes names in its / all the time")
+    return was
+
+
+def require_same_etc(
+    container: Container, was: Optional[EtcState], hashes: Dict[bytes, bytes]
+) -> None:
+    """Raises Moved where /etc was swapped while the image's chpasswd ran, and that did not write to the /etc that is there now."""
+    if not was or not leads_out(container):
+        return
+    try:
+        if etc_state(container) == was or not passwords_not_set(own_accounts(container), hashes):
+            return
+    except Refused:  # it is a link now, or has no such user
+        pass
+    except WayClosed:  # it ended meanwhile
+        return
+    places = [source for source, _ in container.mounts if source.startswith("/")]
+    raise Moved(
+        "something in it changed its / while its chpasswd ran, and a link may have led that elsewhere; look at %s"
+        % ", ".join(sorted(set(places)))
+    )
+
+
+def own_accounts(container: Container) -> AccountFiles:
+    """Its account files by descriptors. Raises WayClosed, Refused."""
+    etc = open_etc(container)
+    try:
+        return proc_accounts(etc)[0]
+    finally:
+        os.close(etc)
 
 
 def explain_failure(

@@ -210,17 +210,22 @@ def test_cp_sends_new_content_then_a_hard_link_then_an_empty_leftover(box):
         [],
         [["rm", "-f", "/etc/.shadow.dockfix"]],
     )  # tidying, where there is an rm
-    assert call.words == ["cp", "-", box.id("c") + ":/etc"]
-    (new, text), (link, _), (rest, nothing) = tar_members(call.stdin)
+    assert call.words == ["cp", "-", box.id("c") + ":/"]
+    (etc, _), (new, text), (link, _), (rest, nothing) = tar_members(call.stdin)
+    assert (etc.name, etc.isdir()) == ("etc", True)  # the daemon refuses to put it over a link
     assert (new.name, new.isreg(), new.mode & 0o7777, new.uid, new.gid) == (
-        ".shadow.dockfix",
+        "etc/.shadow.dockfix",
         True,
         0o640,
         0,
         42,
     )
-    assert (link.name, link.islnk(), link.linkname) == ("shadow", True, ".shadow.dockfix")
-    assert (rest.name, rest.isreg(), nothing) == (".shadow.dockfix", True, b"")
+    assert (link.name, link.islnk(), link.linkname) == (
+        "etc/shadow",
+        True,
+        "etc/.shadow.dockfix",
+    )
+    assert (rest.name, rest.isreg(), nothing) == ("etc/.shadow.dockfix", True, b"")
     assert text == box.shadow("c")
     assert_only_the_hash_and_the_day_differ(before, box.shadow("c"), {b"root"})
     leftover = box.at("fs", "c", "etc", ".shadow.dockfix")
@@ -391,7 +396,9 @@ def test_cp_subtracts_the_base_of_the_user_namespace(box, json_text):
     )
     [call] = [c for c in writes(box) if c.command == "cp"]
     assert {
-        (m.uid, m.gid) for m, _ in tar_members(call.stdin) if m.name == ".shadow.dockfix" and m.size
+        (m.uid, m.gid)
+        for m, _ in tar_members(call.stdin)
+        if m.name == "etc/.shadow.dockfix" and m.size
     } == {(0, 42)}
 
 
@@ -775,7 +782,8 @@ def test_a_container_that_is_being_removed_is_gone(box, state):
 def test_a_docker_cp_that_hangs_is_unknown_unless_it_is_seen_to_have_worked(box, lands):
     """The daemon may still be at it: nothing is put back, nothing else is tried."""
     box.container("c", status="Exited (0) 1 hour ago")
-    box.rule("cp", nth=6, has="-", **({"linger": 600} if lands else {"sleep": 600}))
+    # /etc, passwd and shadow at the look; /etc, passwd and shadow before the write
+    box.rule("cp", nth=7, has="-", **({"linger": 600} if lands else {"sleep": 600}))
     result = box.run("--json", "chpasswd", "c", "--timeout", "3", stdin=LINES)
     assert result.statuses() == {"c": "changed" if lands else "unknown"} and result.rc == (
         0 if lands else 3
