@@ -285,3 +285,218 @@ def test_a_record_is_itself_again_and_garbage_is_a_value_error(dockfix, rng, sea
             )
         except ValueError:
             pass
+
+
+# ---------------------------------------------------------------- a link made later, where docker cp is all there is
+
+
+def mounted(dockfix, box, name="held", status="Up 2 hours", target="/mnt/host"):
+    """A container with a folder of the host; (host, facts)."""
+    mounts = [{"Type": "bind", "Source": "/srv/host", "Destination": target}]
+    box.container(name, status=status, inspect={"Mounts": mounts})
+    host = make_host(dockfix, box)
+    return host, dockfix.inspect_containers(host, [box.id(name)])[box.id(name)]
+
+
+@pytest.fixture
+def held(dockfix, box, monkeypatch):
+    monkeypatch.setattr(dockfix, "run_child", box.in_process)
+    os.makedirs(box.state, 0o700)
+    return mounted(dockfix, box)
+
+
+def commands(box):
+    return [call.command for call in box.calls()]
+
+
+def in_etc(dockfix):
+    return [dockfix.Member("/etc/zone", "file", b"data", mode=0o644, uid=os.getuid())]
+
+
+def test_what_runs_with_mounts_is_paused_while_its_files_are_changed(dockfix, box, held):
+    host, container = held
+    dockfix.write_members(host, container, in_etc(dockfix))
+    asked = [word for word in commands(box) if word != "inspect"]
+    assert asked[0] == "pause" and asked[-1] == "unpause" and set(asked[1:-1]) == {"info", "cp"}
+    assert not os.path.exists(box.at("frozen.held"))
+
+
+@pytest.mark.parametrize("status", ["Up 2 hours (Paused)", "Exited (0) 1 hour ago"])
+def test_what_does_not_run_is_not_paused(dockfix, box, monkeypatch, status):
+    monkeypatch.setattr(dockfix, "run_child", box.in_process)
+    host, container = mounted(dockfix, box, status=status)
+    dockfix.write_members(host, container, in_etc(dockfix))
+    assert not {"pause", "unpause"} & set(commands(box))
+
+
+def test_what_has_no_mounts_is_not_paused(dockfix, box, seam):
+    """There is nothing that a link in it could lead to."""
+    host, container = seam
+    dockfix.write_members(host, container, in_etc(dockfix))
+    assert not {"pause", "unpause"} & set(commands(box))
+
+
+def test_what_cannot_be_paused_is_refused(dockfix, box, held):
+    host, container = held
+    box.rule("pause", rc=1, err=b"Error response from daemon: no freezer cgroup\n")
+    box.write_world()
+    with pytest.raises(dockfix.Refused, match="no freezer cgroup"):
+        dockfix.write_members(host, container, in_etc(dockfix))
+    assert "cp" not in commands(box) and "unpause" not in commands(box)
+
+
+@pytest.mark.parametrize("fault", ["error", "second signal"])
+def test_it_is_unpaused_whatever_happened(dockfix, box, held, monkeypatch, fault):
+    host, container = held
+
+    def deed(now):
+        assert now.paused
+        if fault == "second signal":
+            host.stop.set()
+            host.kill.set()
+        raise dockfix.WayClosed("on purpose")
+
+    with pytest.raises(dockfix.WayClosed, match="on purpose"):
+        dockfix.while_still(host, container, deed)
+    assert not os.path.exists(box.at("frozen.held"))
+
+
+def test_one_that_stays_paused_is_named_with_the_line_that_helps(dockfix, box, held, monkeypatch):
+    host, container = held
+    monkeypatch.setattr(dockfix.time, "sleep", lambda seconds: None)
+    box.rule("unpause", rc=1, err=b"Error response from daemon: try later\n")
+    box.write_world()
+    dockfix.while_still(host, container, lambda now: None)
+    assert commands(box).count("unpause") == dockfix.UNPAUSE_TRIES
+    (found,) = host.memo["not done"].items()
+    assert found[0][1:] == ("unpause", container.id) and "still paused" in found[1]
+
+
+@pytest.mark.parametrize("part", ["/usr", "/usr/share", "/usr/share/zoneinfo"])
+def test_a_folder_that_has_become_a_link_is_refused_before_anything_is_written(
+    dockfix, box, held, part
+):
+    host, container = held
+    os.makedirs(at(box, "/elsewhere/share/zoneinfo").replace("/web/", "/held/"))
+    folder = at(box, part).replace("/web/", "/held/")
+    os.makedirs(os.path.dirname(folder), exist_ok=True)
+    os.symlink("/mnt/host", folder)
+    wanted = in_etc(dockfix) + [dockfix.Member("/usr/share/zoneinfo/Z", "file", b"data")]
+    with pytest.raises(dockfix.Refused, match="%s is a link to /mnt/host" % part):
+        dockfix.change_members(host, container, wanted, ["/usr/share/zoneinfo/Y"])
+    assert not [call for call in box.calls("cp") if call.words[1] == "-"]
+
+
+@pytest.mark.parametrize(
+    "target, link, hit",
+    [
+        ("/mnt/Asia", "/mnt", True),
+        ("/usr/share/zoneinfo", None, True),
+        ("/mnt/elsewhere", "/mnt", False),
+        ("/mnt", None, False),
+    ],
+)
+def test_a_mount_is_where_its_destination_leads(dockfix, box, monkeypatch, target, link, hit):
+    monkeypatch.setattr(dockfix, "run_child", box.in_process)
+    host, container = mounted(dockfix, box, target=target)
+    os.makedirs(box.at("fs", "held", "usr/share/zoneinfo/Asia"))
+    if link:
+        os.symlink("../usr/share/zoneinfo", box.at("fs", "held", link[1:]))
+    paths = ["/usr/share/zoneinfo/Asia/Tokyo"]
+    if not hit:
+        assert set(dockfix.cp_folders(host, container, paths)) == set(dockfix.folders_above(paths))
+        return
+    with pytest.raises(dockfix.Refused, match="is a mount"):
+        dockfix.cp_folders(host, container, paths)
+
+
+def test_what_differs_from_the_look_is_not_overwritten(dockfix, box, seam):
+    """What undo keeps was read by its path: a link may have led the look to a file of the host."""
+    host, container = seam
+    (new,) = in_etc(dockfix)
+    looked_at = new._replace(data=b"the host's")
+    with pytest.raises(dockfix.Refused, match="changed between"):
+        dockfix.write_members(host, container, [new], [looked_at])
+    assert not os.path.exists(at(box, "/etc/zone"))
+
+
+# ---------------------------------------------------------------- the same by descriptors
+
+
+@pytest.fixture
+def tree(dockfix, tmp_path):
+    """A Tree on a folder that stands for a container's root."""
+    root = tmp_path / "root"
+    os.makedirs(str(root / "etc"))
+    os.makedirs(str(root / "usr" / "share"))
+    made = dockfix.Tree(os.open(str(root), os.O_RDONLY), {}, set())
+    made.folders["/"] = made.root
+    yield made
+    dockfix.close_tree(made)
+
+
+def test_by_descriptors_members_are_put_replaced_and_removed(dockfix, tree, tmp_path):
+    own = {"uid": os.getuid(), "gid": os.getgid(), "mtime": 1000}
+    wanted = [
+        dockfix.Member("/usr/share/zoneinfo/Asia/Tokyo", "file", b"data", mode=0o640, **own),
+        dockfix.Member("/etc/localtime", "link", link="/usr/share/zoneinfo/Asia/Tokyo", **own),
+    ]
+    (tmp_path / "root" / "etc" / "localtime").write_bytes(b"old")
+    (tmp_path / "root" / "etc" / ".localtime.dockfix").write_bytes(b"left by a killed run")
+    for _ in range(2):
+        assert dockfix.proc_change(tree, wanted, [], []) == []
+        for one in wanted:
+            found = dockfix.entry_in(tree, one.path, 1 << 20)
+            assert dockfix.same_member(found, one) and found.mtime == 1000
+    assert os.listdir(str(tmp_path / "root" / "etc")) == ["localtime"]
+    folders = ["/usr/share/zoneinfo", "/usr/share/zoneinfo/Asia"]
+    gone = ["/etc/localtime", "/usr/share/zoneinfo/Asia/Tokyo"] + folders
+    assert dockfix.proc_change(tree, [], gone + ["/none/such"], []) == []
+    assert os.listdir(str(tmp_path / "root" / "usr" / "share")) == []
+
+
+@pytest.mark.parametrize("part", ["/usr", "/usr/share", "/usr/share/zoneinfo"])
+def test_by_descriptors_no_link_is_followed(dockfix, tree, tmp_path, part):
+    outside = tmp_path / "outside"
+    os.makedirs(str(outside / "share" / "zoneinfo"))
+    os.makedirs(str(outside / "zoneinfo"))
+    folder = str(tmp_path / "root") + part
+    if os.path.isdir(folder):
+        os.rename(folder, str(tmp_path / "moved"))
+    os.symlink(str(outside), folder)
+    seen = sorted(os.walk(str(outside)))
+    one = dockfix.Member("/usr/share/zoneinfo/Z", "file", b"data", mode=0o644)
+    other = dockfix.Member("/etc/z", "file", b"data", mode=0o644)
+    for write, remove in (([other, one], []), ([other], ["/usr/share/zoneinfo/Z"])):
+        with pytest.raises(dockfix.Refused, match="%s is a link to" % part):
+            dockfix.proc_change(tree, write, remove, [])
+    assert sorted(os.walk(str(outside))) == seen and os.listdir(str(tmp_path / "root/etc")) == []
+
+
+def test_by_descriptors_a_folder_that_moves_is_told(dockfix, tree, tmp_path, monkeypatch):
+    """The opened folder is written to all the same, and nothing else is."""
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    os.makedirs(str(outside))
+    real = dockfix.put_member
+
+    def late(tree, member):
+        os.rename(str(root / "etc"), str(root / "e2"))
+        os.symlink(str(outside), str(root / "etc"))
+        real(tree, member)
+
+    monkeypatch.setattr(dockfix, "put_member", late)
+    one = dockfix.Member("/etc/z", "file", b"data", "", os.getuid(), os.getgid(), 0o644, 1)
+    with pytest.raises(dockfix.Moved, match="/etc while"):
+        dockfix.proc_change(tree, [one], [], [])
+    assert os.listdir(str(outside)) == [] and (root / "e2" / "z").read_bytes() == b"data"
+
+
+def test_a_folder_of_dockfixs_own_is_emptied_without_following(dockfix, tree, tmp_path):
+    own, outside = tmp_path / "root" / "build", tmp_path / "outside"
+    os.makedirs(str(own / "deep" / "deeper"))
+    os.makedirs(str(outside))
+    (outside / "safe").write_bytes(b"safe")
+    (own / "deep" / "file").write_bytes(b"x")
+    os.symlink(str(outside), str(own / "deep" / "link"))
+    dockfix.remove_below(tree, "/build")
+    assert not own.exists() and (outside / "safe").read_bytes() == b"safe"
