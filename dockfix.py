@@ -5745,8 +5745,9 @@ class EtcTarget(NamedTuple):
         if can_exec(container) and not leads_out(container):
             change(host, ["exec", "-u", "0", container.id, "rm", "-f", "/etc/" + LEFTOVER])
         elif container.running and self.etc:
-            owner = {"uid": self.base[0], "gid": self.base[1]}
-            nothing = Member("/etc/" + LEFTOVER, "hard", link=nothing_name(), **owner)
+            uid, gid = self.base
+            path, link = "/etc/" + LEFTOVER, nothing_name()
+            nothing = Member(path, "hard", link=link, uid=uid, gid=gid)
             cp_in(host, container, {"/etc": self.etc}, [nothing])
 
 

@@ -300,10 +300,11 @@ def test_cp_sends_shadow_and_then_passwd_in_one_tar(box, field):
     assert "/etc/passwd" in result.rows()["c"]["msg"]
     [call] = writes(box)
     names = [(member.name, member.linkname) for member, _ in tar_members(call.stdin)]
-    copy = ".shadow.dockfix"
-    assert names == [(copy, ""), ("shadow", copy), (copy, ""), ("passwd", copy), (copy, "")]
+    copy = "etc/.shadow.dockfix"
+    sent = [("etc", ""), (copy, ""), ("etc/shadow", copy), (copy, ""), ("etc/passwd", copy)]
+    assert names == sent + [(copy, "")]
     modes = {member.name: member.mode for member, _ in tar_members(call.stdin) if member.islnk()}
-    assert modes == {"shadow": 0o640, "passwd": 0o644}
+    assert modes == {"etc/shadow": 0o640, "etc/passwd": 0o644}
 
 
 @pytest.mark.parametrize("field", IN_PASSWD, ids=["empty", "star", "hash"])

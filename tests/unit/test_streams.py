@@ -256,7 +256,7 @@ def test_ctrl_c_during_the_look(web):
 
 def test_two_signals_while_docker_cp_writes_are_unknown_and_not_put_back(box):
     box.container("c", status="Exited (0) 1 hour ago")
-    box.rule("cp", nth=6, touch=["waiting"], sleep=600)
+    box.rule("cp", nth=7, touch=["waiting"], sleep=600)
     pid = box.start(box.arguments(["--json", "chpasswd", "c"]), stdin=LINES)
     wait_for_file(box.at("waiting"))
     for _ in range(2):
