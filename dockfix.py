@@ -78,6 +78,7 @@ DRAIN_SECONDS = 2.0  # after a kill: a grandchild may hold the pipe for ever
 SHADOW_MAX = 1 << 20  # of a small settings file in a container
 ACCOUNTS_MAX = 64 << 20  # of /etc/passwd and /etc/shadow: a million accounts
 ID_MAX = 65535  # a user namespace of the engine spans so many ids
+BESIDE = 32  # docker clients at once: each takes some 20 MB
 CHUNK_IDS = 500  # ids in one docker call: 65 bytes each, far below ARG_MAX
 PASSWORD_MAX = 511  # libcrypt's own limit, bytes
 LEFTOVER = ".shadow.dockfix"
@@ -700,6 +701,11 @@ def self_binds(mounts: Sequence[Mount]) -> List[Mount]:
     return found
 
 
+def mountinfo_word(path: str) -> str:
+    """A path as mountinfo writes it (show_mountinfo in the kernel's fs/proc_namespace.c)."""
+    return re.sub(r"[ \t\n\\]", lambda found: "\\%03o" % ord(found.group()), path)
+
+
 def points_of_others(mounts: Sequence[Mount]) -> set:
     """Mount points (bytes) below which other files lie than in the folder itself: a walk over that folder leaves them out. The layers
     of an old engine, which binds its driver's folder onto itself, are no others."""
@@ -709,6 +715,84 @@ def points_of_others(mounts: Sequence[Mount]) -> set:
 
 def unescape_octal(word: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found.group(1), 8)), word)
+
+
+class OwnMount(NamedTuple):
+    """A place at which Docker itself mounts. place: below Docker's root ('': the root itself); '*' stands for one name, '**' for
+    all that is below. kind:
+    'itself': the daemon binds the folder onto itself. Only such a bind is Docker's own; a disk that somebody mounted there is not;
+    'container': the root, the memory or the secrets of one container, plugin or step of a build. Docker unmounts it when that ends;
+    'data': files that a volume's options or a volume plugin name. Docker mounts and unmounts them, dockfix never does.
+    """
+
+    place: str
+    kind: str
+
+
+# Sources: moby's daemon/graphdriver/*/*.go (MakePrivate of the home until 17.12; where layers are mounted), daemon/daemon_linux.go (the
+# root itself, from 18.03 on, where its parent is private), container/container_unix.go, plugin/manager_linux.go, daemon/containerd
+# (rootfs/SNAPSHOTTER/ID), libnetwork's osl; buildkit's executor/runcexecutor; containers/ is bound by Red Hat's builds.
+OWN_MOUNTS = (
+    OwnMount("", "itself"),
+    OwnMount("aufs", "itself"),
+    OwnMount("btrfs", "itself"),
+    OwnMount("containers", "itself"),
+    OwnMount("devicemapper", "itself"),
+    OwnMount("fuse-overlayfs", "itself"),
+    OwnMount("overlay", "itself"),
+    OwnMount("overlay2", "itself"),
+    OwnMount("vfs", "itself"),
+    OwnMount("zfs", "itself"),
+    OwnMount("aufs/mnt/*", "container"),
+    OwnMount("btrfs/subvolumes/*", "container"),
+    OwnMount("devicemapper/mnt/*", "container"),
+    OwnMount("fuse-overlayfs/*/merged", "container"),
+    OwnMount("overlay/*/merged", "container"),
+    OwnMount("overlay2/*/merged", "container"),
+    OwnMount("zfs/graph/*", "container"),
+    OwnMount("rootfs/*/*", "container"),
+    OwnMount("containers/*/mqueue", "container"),
+    OwnMount("containers/*/secrets", "container"),
+    OwnMount("containers/*/shm", "container"),
+    OwnMount("containers/*/mounts/*", "container"),
+    OwnMount("netns/*", "container"),
+    OwnMount("buildkit/executor/*/rootfs", "container"),
+    OwnMount("buildkit/*/executor/*/rootfs", "container"),
+    OwnMount("containerd/daemon/tmpmounts/*", "container"),
+    OwnMount("tmp/buildkit-mount*", "container"),
+    OwnMount("tmp/containerd-mount*", "container"),
+    OwnMount("plugins/*/rootfs", "container"),
+    OwnMount("plugins/**", "data"),
+    OwnMount("volumes/**", "data"),
+)
+
+
+def place_pattern(place: str) -> str:
+    """What stands behind Docker's root in the paths that a place of OWN_MOUNTS means: a regular expression for Python, grep and awk."""
+    if not place:
+        return ""
+    return "/" + place.replace("**", ".+").replace("*", "[^/]+")
+
+
+def own_mount_kind(root: str, mount: Mount, bound: Sequence[Mount]) -> str:
+    """Of which kind of OWN_MOUNTS a mount at or below Docker's root is; '' for one that is not Docker's own. bound: the self_binds
+    among all mounts."""
+    if not (mount.point + "/").startswith(root.rstrip("/") + "/"):
+        return ""
+    below = mount.point[len(root.rstrip("/")) :]
+    for row in OWN_MOUNTS:
+        if row.kind == "itself" and mount not in bound:
+            continue
+        if re.match(place_pattern(row.place) + r"\Z", below):
+            return row.kind
+    return ""
+
+
+def foreign_mounts(root: str, mounts: Sequence[Mount]) -> List[Mount]:
+    """The mounts below Docker's root (not the disk that the root itself is on) that are not Docker's own."""
+    bound = self_binds(mounts)
+    below = [one for one in mounts if one.point.startswith(root.rstrip("/") + "/")]
+    return [one for one in below if not own_mount_kind(root, one, bound)]
 
 
 def own_root(mounts: List[Mount], container: Container) -> Optional[Mount]:
@@ -6843,6 +6927,9 @@ class Step(NamedTuple):
     no shell; standard input `data`, or the file `source`; standard output to the file `target`), or, with `path`, putting `data` there with
     `mode`; with neither the step only waits for its tests. A test is (MODE, [TEXT,] WORD ...), see TESTS. `undo`: steps that are safe also
     where the deed never began or is undone already; void once the step called `until` was begun. The whole step is void where `unless` holds.
+    `each`: the program runs once for each of these words, or (`each_of`) for each that another program prints, behind its own, BESIDE of them
+    at a time; the tests say whether that did it. `unmount`: the deed is to unmount what Docker left mounted at and below this root (see
+    unmount_left), again and again until the tests hold.
     A `soft` step that fails is told, and the change goes on; what does not start again is exit 3. `size`: bytes that will flow, for the progress.
     `daemon`: 'down' or 'up', what the daemon must be from here on: made so again when a reboot has changed it. What stands at
     `path` and is neither `data` nor `before` is somebody's: it is kept beside it. With a mode of 0 the file is taken away.
@@ -6867,6 +6954,9 @@ class Step(NamedTuple):
     unless: Tuple[Tuple[str, ...], ...] = ()
     soft: bool = False
     task: str = ""
+    each: Tuple[str, ...] = ()
+    each_of: Tuple[str, ...] = ()
+    unmount: str = ""
 
 
 class Plan(NamedTuple):
@@ -6895,13 +6985,19 @@ class Journal(NamedTuple):
 class Test(NamedTuple):
     """One MODE of test. takes_text: is there a TEXT before the words; holds(answer, text); sh: the same as a function's body (exit statuses
     126 and 127 mean that there is no such program); wrong: what is said where it does not hold, and shows(answer, text) what it found.
+    tells(words, answer): the whole message, where the program that was asked would say nothing to a person.
     """
 
     takes_text: bool
     holds: Callable
     wrong: str
     sh: str
-    shows: Callable = lambda answer, text: first_line(answer) + holders(answer.out)
+    shows: Callable = lambda answer, text: first_line(answer)
+    tells: Optional[Callable] = None
+
+
+def finds_nothing(answer: Answer, text: bytes) -> bool:
+    return answer.rc in (0, 1) and not answer.out.strip()
 
 
 def last_number(text: str) -> int:
@@ -6921,6 +7017,99 @@ def strangers(answer: Answer, text: bytes) -> set:
     return set(answer.out.split(b"\n")) - set(text.split(b"\n")) - {b""}
 
 
+def failing_test(host: Host, tests: Sequence[Sequence[str]]) -> str:
+    """The first test that does not hold, with what its program said; '' when all hold."""
+    failed = first_failing(host, tests)
+    return say_failing(*failed) if failed else ""
+
+
+def first_failing(
+    host: Host, tests: Sequence[Sequence[str]]
+) -> Optional[Tuple[Sequence[str], Answer]]:
+    """The first test that does not hold, and what its program answered."""
+    for test in tests:
+        mode = TESTS[test[0]]
+        answer = query_host(host, test[2:] if mode.takes_text else test[1:])
+        if answer.timed_out or not mode.holds(answer, raw(test[1])):
+            return test, answer
+    return None
+
+
+def say_failing(test: Sequence[str], answer: Answer) -> str:
+    mode = TESTS[test[0]]
+    words = test[2:] if mode.takes_text else test[1:]
+    if answer.timed_out:
+        return "%s: no answer" % sh_line(words)
+    if mode.tells:
+        return mode.tells(words, answer)
+    shows = mode.shows(answer, raw(test[1]))
+    return "%s %s: %s" % (sh_line(words), mode.wrong.replace("TEXT", test[1]), shows)
+
+
+def pids_in(out: bytes) -> List[str]:
+    """The processes whose /proc/PID/... a program has printed."""
+    return sorted(set(re.findall(r"(?m)^/proc/([0-9]+)/", out.decode("utf-8", "replace"))), key=int)
+
+
+def name_processes(pids: Iterable[str]) -> str:
+    """'dockerd (pid 7), perl (pid 12)': what an operator has to end. Those that ended meanwhile are left out."""
+    names = [(quietly(host_text, "/proc/%s/comm" % pid), pid) for pid in pids]
+    return ", ".join("%s (pid %s)" % (name.strip(), pid) for name, pid in names if name is not None)
+
+
+def tell_mounts(words: Sequence[str], answer: Answer) -> str:
+    """What is still mounted where nothing may be (see unused), who holds it, and the line that ends it. A mount that only another
+    process sees is named with that process; one that dockfix sees, with those that use it."""
+    patterns = [word for option, word in zip(words, words[1:]) if option == "-e"]
+    here = mount_namespace("self")
+    points, holders, lines, seen = [], [], [], set()  # type: List[str], List[str], List[str], set
+    for pid in pids_in(answer.out):
+        space = mount_namespace(pid)
+        if space in seen:
+            continue
+        seen.add(space)
+        text = quietly(read_all, "/proc/%s/mountinfo" % pid) or b""
+        found = [line for line in text_of(text).split("\n") if any(one in line for one in patterns)]
+        mounts = parse_mountinfo("\n".join(found))
+        points += [one.point for one in mounts if one.point not in points]
+        if space != here:
+            holders.append(pid)
+            lines += [
+                "nsenter --target %s --mount %s" % (pid, sh_line(("umount", one.point)))
+                for one in reversed(mounts)
+            ]
+        else:
+            for one in mounts[:9]:
+                users = sharers_of(one, every_view()) + standing_in(one)
+                holders += [user for user in users if user not in holders]
+            lines.insert(0, sh_line(["umount"] + [one.point for one in reversed(mounts)]))
+    if not points:
+        return "a mount was there just now: try again"
+    held = name_processes(holders)
+    return "%s %s still mounted%s: %s" % (
+        ", ".join(points[:3]) + (" and %d more" % (len(points) - 3) if len(points) > 3 else ""),
+        "is" if len(points) == 1 else "are",
+        "; held by %s: end that first, then" % held if held else "",
+        "; ".join(lines[:3]),
+    )
+
+
+def tell_open_files(words: Sequence[str], answer: Answer) -> str:
+    """words: of find /proc; the last is the pattern of the files' names."""
+    return "%s is still open; held by %s" % (words[-1], name_processes(pids_in(answer.out)))
+
+
+def tell_mount_points(words: Sequence[str], answer: Answer) -> str:
+    points = answer.out_text().strip().split("\n")
+    return "still mounted: %s: %s" % (", ".join(points[:3]), sh_line(["umount"] + points[:3]))
+
+
+def tell_devices(words: Sequence[str], answer: Answer) -> str:
+    """Mounted nowhere, but a file on it is still open."""
+    device = first_line(answer)
+    return "%s is still there; still open: fuser -v -m %s/docker-*" % (device, MAPPER)
+
+
 TESTS = {
     "ok": Test(False, lambda answer, text: answer.rc == 0, "fails", '"$@" >/dev/null 2>&1'),
     "not": Test(
@@ -6931,9 +7120,19 @@ TESTS = {
     ),
     "silent": Test(
         False,
-        lambda answer, text: answer.rc in (0, 1) and not answer.out.strip(),
+        finds_nothing,
         "still finds something",
         'out=$("$@" 2>/dev/null) || [ $? = 1 ] && [ -z "$out" ]',
+    ),
+    "unmounted": Test(False, finds_nothing, "", 'silent "$@"', tells=tell_mounts),
+    "no_point": Test(False, finds_nothing, "", 'silent "$@"', tells=tell_mount_points),
+    "no_device": Test(False, finds_nothing, "", 'silent "$@"', tells=tell_devices),
+    "closed": Test(False, finds_nothing, "", 'silent "$@"', tells=tell_open_files),
+    "none": Test(
+        False,
+        lambda answer, text: answer.rc == 0 and not answer.out.strip(),
+        "still shows something",
+        'out=$("$@" 2>/dev/null) && [ -z "$out" ]',
     ),
     "among": Test(
         True,
@@ -6976,32 +7175,6 @@ TESTS = {
 }
 
 
-def failing_test(host: Host, tests: Sequence[Sequence[str]]) -> str:
-    """The first test that does not hold, with what its program said; '' when all hold."""
-    for test in tests:
-        mode = TESTS[test[0]]
-        words = test[2:] if mode.takes_text else test[1:]
-        answer = query_host(host, words)
-        if answer.timed_out or not mode.holds(answer, raw(test[1])):
-            said = "no answer" if answer.timed_out else mode.shows(answer, raw(test[1]))
-            return "%s %s: %s" % (sh_line(words), mode.wrong.replace("TEXT", test[1]), said)
-    return ""
-
-
-def holders(out: bytes) -> str:
-    """The processes whose /proc/PID/... a test has printed, by name: what an operator has to end."""
-    found = []
-    for pid in sorted(set(re.findall(r"(?m)^/proc/([0-9]+)/", out.decode("utf-8", "replace"))))[:9]:
-        name = quietly(host_text, "/proc/%s/comm" % pid)
-        found += (
-            ["%s (pid %s)" % (name.strip(), pid)] if name is not None else []
-        )  # None: it ended meanwhile
-    if out.startswith(raw(MAPPER)):  # mounted nowhere, but a file on it is still open
-        return "; still open: fuser -v -m %s/docker-*" % MAPPER
-    host = 'the host itself: umount, or where a container outlived docker: "shutdown-timeout": 120 in daemon.json, systemctl reload docker'
-    return "; held by " + (host if b"/proc/1/" in out else ", ".join(found)) if found else ""
-
-
 def do_step(host: Host, step: Step, tick: Callable[[int], None]) -> None:
     """Raises DockfixError where the step is not done afterwards."""
     missed = host.memo.setdefault("not done", {})
@@ -7019,53 +7192,156 @@ def do_step(host: Host, step: Step, tick: Callable[[int], None]) -> None:
 
 
 def starts(step: Step) -> bool:
-    """Is it a container that shall run (or be paused) again?"""
-    return step.argv[-2:-1] in (("start",), ("pause",))
+    """Is it a container that shall run (or be paused, or be restarted by docker) again?"""
+    verb = "".join(step.argv[-2:-1])
+    return verb in ("start", "pause") or verb.startswith("--restart=")
 
 
 def do_deed(host: Host, step: Step, tick: Callable[[int], None]) -> None:
+    """Raises DockfixError."""
+    failed = ""
     if step.path:
-        try:
-            keep_stranger(step)
-            if step.mode:
-                replace_file(step.path, raw(step.data), step.mode)
-            elif os.path.lexists(raw(step.path)):
-                remove_file(step.path)
-        except OSError as err:
-            raise DockfixError(
-                "%s: %s cannot be written: %s" % (step.title, step.path, err.strerror)
-            ) from None
+        write_setting(step)
     elif step.task:
         do_task(host, step, tick)
+    elif step.each or step.each_of:
+        failed = run_for_each(host, step, tick)
     elif step.argv:
-        before = free_bytes(step.grows) if step.grows else None
-        beat = (
-            (lambda done: tick(max(0, (before or 0) - (free_bytes(step.grows) or 0))))
-            if step.grows
-            else tick
-        )
-        answer = change_host(
-            host,
-            step.argv,
-            raw(step.data) if step.data else None,
-            flow=Flow(step.source, step.target, beat),
-        )
-        if answer.rc or answer.timed_out:
-            raise DockfixError(
-                "%s: %s failed (exit %d): %s"
-                % (step.title, sh_line(step.argv), answer.rc, first_line(answer)),
-                "",
-            )
+        run_program(host, step, tick)
         to_disk(host, step)
+    wait_for_tests(host, step, failed, tick)
+
+
+def write_setting(step: Step) -> None:
+    try:
+        keep_stranger(step)
+        if step.mode:
+            replace_file(step.path, raw(step.data), step.mode)
+        elif os.path.lexists(raw(step.path)):
+            remove_file(step.path)
+    except OSError as err:
+        raise DockfixError(
+            "%s: %s cannot be written: %s" % (step.title, step.path, err.strerror)
+        ) from None
+
+
+def run_program(host: Host, step: Step, tick: Callable[[int], None]) -> None:
+    before = free_bytes(step.grows) if step.grows else None
+
+    def grown(done: int) -> None:
+        tick(max(0, (before or 0) - (free_bytes(step.grows) or 0)))
+
+    data = raw(step.data) if step.data else None
+    flow = Flow(step.source, step.target, grown if step.grows else tick)
+    answer = change_host(host, step.argv, data, flow=flow)
+    if answer.rc or answer.timed_out:
+        raise DockfixError("%s: %s" % (step.title, say_failed(step.argv, answer)), "")
+
+
+def say_failed(argv: Sequence[str], answer: Answer) -> str:
+    return "%s failed (exit %d): %s" % (sh_line(argv), answer.rc, first_line(answer))
+
+
+def run_for_each(host: Host, step: Step, tick: Callable[[int], None]) -> str:
+    """Runs the step's program for each of its words, BESIDE at a time. What the first that failed said, '' where none did."""
+    words = list(step.each)
+    if step.each_of:
+        words += query_host(host, step.each_of).out_text().split()
+    failed, guard = [], threading.Lock()  # type: List[str], threading.Lock
+
+    def work() -> None:
+        while True:
+            with guard:
+                if not words:
+                    return
+                argv = step.argv + (words.pop(0),)
+            try:
+                answer = change_host(host, argv)
+                wrong = say_failed(argv, answer) if answer.rc or answer.timed_out else ""
+            except DockfixError as err:
+                wrong = err.msg
+            with guard:
+                failed.extend([wrong] if wrong else [])
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in words[:BESIDE]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        while thread.is_alive():
+            thread.join(0.1)
+            tick(0)
+    return failed[0] if failed else ""
+
+
+def wait_for_tests(host: Host, step: Step, failed: str, tick: Callable[[int], None]) -> None:
+    """Raises DockfixError where the tests do not hold within the step's time. failed: what is said of its programs then."""
     end = time.monotonic() + step.wait
     while step.check:
-        wrong = failing_test(host, step.check)
+        if step.unmount:
+            unmount_left(host, step.unmount)
+        wrong = first_failing(host, step.check)
         if not wrong:
             break
         if time.monotonic() >= end or host.kill.is_set():
-            raise DockfixError("%s: %s" % (step.title, wrong))
+            said = say_failing(*wrong)
+            raise DockfixError(
+                "%s: %s" % (step.title, "%s; %s" % (failed, said) if failed else said)
+            )
         tick(0)
-        time.sleep(0.2)
+        time.sleep(1 if step.unmount else 0.2)
+
+
+def unmount_left(host: Host, root: str) -> None:
+    """Unmounts what Docker's daemon, which is down, left mounted at and below its root, as far as that is Docker's own and nobody uses it. What
+    is busy stays; a test that follows tells it."""
+    mounts = mounts_of()
+    bound = self_binds(mounts)
+    left = [(own_mount_kind(root, one, bound), one) for one in mounts]
+    views = every_view() if any(kind == "container" for kind, _ in left) else {}
+    for kind, one in reversed(left):  # what is mounted on another stands behind it
+        if kind == "itself" or kind == "container" and not sharers_of(one, views):
+            change_host(host, ("umount", one.point))
+
+
+def mount_namespace(pid: str) -> str:
+    """The name of a process's mount namespace; '' where it is gone."""
+    return quietly(os.readlink, "/proc/%s/ns/mnt" % pid) or ""
+
+
+def every_view() -> Dict[str, List[Mount]]:
+    """What is mounted, by the first process of each mount namespace."""
+    views, seen = {}, set()  # type: Dict[str, List[Mount]], set
+    for pid in sorted(filter(str.isdigit, os.listdir("/proc")), key=int):
+        space = mount_namespace(pid)
+        if space and space not in seen:
+            seen.add(space)
+            views[pid] = mounts_of(pid)
+    return views
+
+
+def sharers_of(mount: Mount, views: Dict[str, List[Mount]]) -> List[str]:
+    """The processes that have the files of a mount, or a folder of them, at another place too: as a container that outlived the daemon
+    has its root."""
+    return [pid for pid in views if any(is_part_of(mount, one) for one in views[pid])]
+
+
+def standing_in(mount: Mount) -> List[str]:
+    """The processes that stand in a mount or have a file of it open: for these umount says that it is busy."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        links = ["/proc/%s/%s" % (pid, name) for name in ("cwd", "root")]
+        files = quietly(os.listdir, "/proc/%s/fd" % pid) or ()
+        links += ["/proc/%s/fd/%s" % (pid, name) for name in files]
+        targets = [quietly(os.readlink, link) or "" for link in links]
+        if any((target + "/").startswith(mount.point + "/") for target in targets):
+            found.append(pid)
+    return found
+
+
+def is_part_of(whole: Mount, part: Mount) -> bool:
+    """Are the files of `part` those of `whole` (or some of them), at another place?"""
+    top = whole.root.rstrip("/") + "/"
+    return part.dev == whole.dev and part.point != whole.point and (part.root + "/").startswith(top)
 
 
 # What docker cannot do alone: name: function(host, request, tick). The request is JSON; tick(bytes so far) is called
@@ -7164,43 +7440,88 @@ def tidy_step(folder: str) -> Step:
 
 def script_step(step: Step, fail: str) -> List[str]:
     """The lines that do in sh what do_step does; `fail` is a command that does not come back."""
+    if step.soft:
+        missed = "; bad=1" if starts(step) else ""
+        fail = "{ echo %s >&2%s; }" % (sh_quote("warning: not done: " + step.title), missed)
     tests = " && ".join(sh_line(test) for test in step.check)
+    deed = script_deed(step)
+    if " && " in deed or " | " in deed:
+        deed = "{ %s; }" % deed
+    lines = ["%s%s || %s" % (tests + " || " if tests else "", deed, fail)]
+    if tests:
+        again = "unmount_left %s; " % sh_quote(step.unmount) if step.unmount else ""
+        lines.append(
+            "n=%d; until %s; do [ $((n -= 1)) -ge 0 ] || { %s; break; }; %ssleep 1; done"
+            % (step.wait, tests, fail, again)
+        )
+    if not step.unless:
+        return lines
+    void = " && ".join(sh_line(test) for test in step.unless)
+    return ["if ! { %s; }; then" % void] + lines + ["fi"]
+
+
+def script_deed(step: Step) -> str:
+    """One command of sh."""
+    if step.path:
+        return "put %o %s" % (step.mode, sh_line((step.path, step.data, step.before)))
+    if step.unmount:
+        return "unmount_left " + sh_quote(step.unmount)
+    if not step.argv:
+        return ":"
     command = sh_line(step.argv)
+    if step.each or step.each_of:
+        words = sh_line(step.each)
+        if step.each_of:
+            words += " $(%s)" % sh_line(step.each_of)
+        turn = '%s "$each" < /dev/null & [ $((n += 1)) -lt %d ] || { wait; n=0; }'
+        return "{ n=0; for each in %s; do %s; done; wait; }" % (words, turn % (command, BESIDE))
     if step.data:
         command = "printf %%s %s | %s" % (sh_quote(step.data), command)
-    command += " < " + sh_quote(step.source) if step.source else "" if step.data else " < /dev/null"
+    if step.source:
+        command += " < " + sh_quote(step.source)
+    elif not step.data:
+        command += " < /dev/null"
     if step.target:
         part = sh_quote(step.target + ".part")
         command = "(umask 077; %s > %s) && mv %s %s" % (command, part, part, sh_quote(step.target))
-    deed = (
-        "put %o %s" % (step.mode, sh_line((step.path, step.data, step.before)))
-        if step.path
-        else command if step.argv else ":"
+    return command
+
+
+def unmount_function() -> List[str]:
+    """unmount_left as a function of sh, for a script. The first copy of mountinfo that awk reads, to the empty line, is this process's own;
+    the others tell which of those mounts are used at another place."""
+    places = {}
+    for kind in ("itself", "container"):
+        rows = [place_pattern(row.place) for row in OWN_MOUNTS if row.kind == kind and row.place]
+        places[kind] = "^(%s)%s$" % ("|".join(rows), "?" if kind == "itself" else "")
+    program = (
+        'function slash(path) { return path == "/" ? path : path "/" }',
+        "!NF { for (i = 1; i <= n; i++) {",
+        'if (index(at[i] "/", ENVIRON["root"] "/") != 1) continue;',
+        'below = substr(at[i], length(ENVIRON["root"]) + 1); p = number[parent[i]];',
+        'own = (root[p] == "/" ? "" : root[p])'
+        ' (at[p] == "/" ? at[i] : substr(at[i], length(at[p]) + 1)); if (own == "") own = "/";',
+        'if (p && dev[p] == dev[i] && own == root[i] && below ~ ENVIRON["itself"]) left[i] = 1;',
+        'else if (below ~ ENVIRON["container"]) left[i] = 2 }; others = 1; next }',
+        "!others { number[$1] = ++n; parent[n] = $2; dev[n] = $3; root[n] = $4; at[n] = $5; next }",
+        "{ for (i in left) if (left[i] == 2 && $3 == dev[i] && $5 != at[i]"
+        " && index(slash($4), slash(root[i])) == 1) left[i] = 0 }",
+        "END { for (i = n; i > 0; i--) if (left[i]) print at[i] }",
     )
-    fail = (
-        "{ echo %s >&2%s; }"
-        % (sh_quote("warning: not done: " + step.title), "; bad=1" * starts(step))
-        if step.soft
-        else fail
-    )
-    lines = [
-        "%s%s || %s"
-        % (
-            tests + " || " if tests else "",
-            "{ %s; }" % deed if " && " in deed or " | " in deed else deed,
-            fail,
-        )
+    return [
+        "unmount_left() (",
+        "export root itself container; root=$(printf %s \"$1\" | sed 's/\\\\/\\\\134/g; s/ /\\\\040/g')",
+        "itself=%s container=%s" % (sh_quote(places["itself"]), sh_quote(places["container"])),
+        "{ cat /proc/self/mountinfo; echo; cat /proc/[0-9]*/mountinfo; } 2>/dev/null | awk %s |"
+        % sh_quote(" ".join(program)),
+        'sed \'s/\\\\/\\\\0/g\' | while read -r point; do umount "$(printf %b "$point")" < /dev/null; done )',
     ]
-    if tests:
-        lines.append(
-            "n=%d; until %s; do [ $((n -= 1)) -ge 0 ] || { %s; break; }; sleep 1; done"
-            % (step.wait, tests, fail)
-        )
-    return (
-        ["if ! { %s; }; then" % " && ".join(sh_line(test) for test in step.unless)] + lines + ["fi"]
-        if step.unless
-        else lines
-    )
+
+
+def steps_and_undos(steps: Iterable[Step]) -> Iterable[Step]:
+    for step in steps:
+        yield step
+        yield from step.undo
 
 
 def plan_script(report: dict, plan: Plan, start: int = 0, then: Sequence[Step] = ()) -> str:
@@ -7217,6 +7538,8 @@ def plan_script(report: dict, plan: Plan, start: int = 0, then: Sequence[Step] =
     for test in plan.facts.get("proof", ()) if start == 0 else ():
         why = "not the engine, or not the root, that the plan was made for: make the script anew"
         lines.append("%s || { echo %s >&2; exit 5; }" % (sh_line(test), sh_quote(why)))
+    if any(step.unmount for step in steps_and_undos(plan.steps)):
+        lines += unmount_function()
     lines += [
         'differs() { [ -e "$1" ] && ! printf %s "$2" | cmp -s - "$1" && ! printf %s "$3" | cmp -s - "$1"; }',
         'put() { ! differs "$2" "$3" "$4" || cp "$2" "$2%s" || return' % KEPT_END,
@@ -7262,6 +7585,8 @@ def step_from(found: dict) -> Step:
         **dict(
             found,
             argv=tuple(found.get("argv", ())),
+            each=tuple(found.get("each", ())),
+            each_of=tuple(found.get("each_of", ())),
             undo=tuple(step_from(one) for one in found.get("undo", ())),
             **tests,
         )
@@ -7394,7 +7719,9 @@ def what_stays(host: Host, plan: Plan) -> str:
 def tell_left(journal: Journal) -> None:
     """After a way back: what was copied stays where docker may have run on it."""
     left, begun = journal.plan.facts.get("left", ""), journal.plan.steps[: journal.reached + 1]
-    if any(step.daemon == "up" for step in begun) and os.path.lexists(raw(left)):
+    daemon = [step.daemon for step in begun if step.daemon]
+    started = "down" in daemon and "up" in daemon[daemon.index("down") :]
+    if started and os.path.lexists(raw(left)):
         say(
             "dockfix: docker may have run on %s, so it stays; when nothing in it is needed: rm -rf %s"
             % (left, sh_quote(left))
@@ -8041,35 +8368,90 @@ def run_steps(
     return steps
 
 
-def halt_steps(host: Host, stock: Stock) -> List[Step]:
-    """What runs is stopped, those first that need others; undone, it runs again under its old id."""
+def some_names(docs: Sequence[dict]) -> str:
+    names = [title_of(doc) for doc in docs]
+    return ", ".join(names[:3]) + (" and %d more" % (len(names) - 3) if names[3:] else "")
+
+
+def stop_levels(docs: Sequence[dict]) -> List[List[dict]]:
+    """Containers in the order in which they may be stopped, those that nothing needs first; those of one level side by side. docs: in the
+    order of their dependencies."""
+    depth = {}  # type: Dict[str, int]
+    for doc in docs:
+        below = [depth[ident] for ident in needs(doc, docs) if ident in depth]
+        depth[doc["Id"]] = 1 + max(below) if below else 0
+    levels = [[doc for doc in docs if depth[doc["Id"]] == one] for one in set(depth.values())]
+    return sorted(levels, key=lambda level: -depth[level[0]["Id"]])
+
+
+def halt_steps(host: Host, docs: Sequence[dict], again: bool = False) -> List[Step]:
+    """Stops what ran when it was looked at: side by side, each with the time that is its own, in order of dependency, what is paused first. A
+    daemon that stops gives all of them 15 seconds together and leaves the others behind, running. There is no undo here: answers_step
+    holds it. again: the same containers by name, after the change: they may be other ones, or not there, and no failure is one.
+    """
     steps = []
-    for doc in reversed([one for one in stock.containers if runs(one)]):
-        title, who = title_of(doc), doc["Id"]
-        if doc["State"].get("Paused") is True:
-            steps.append(
-                act(
-                    host,
-                    "unpause %s" % title,
-                    ("unpause", who),
-                    check=(state_test(host, who, ".State.Paused", "false"),),
-                )
-            )
-        steps.append(
-            act(
-                host,
-                "stop %s" % title,
-                ("stop", who),
-                check=(state_test(host, who, ".State.Running", "false"),),
-                undo=tuple(
-                    step._replace(soft=True, wait=5)
-                    for step in run_steps(
-                        host, [doc], who, state_test(host, who, ".State.Running", "true")
-                    )
-                ),
-            )
-        )  # one that cannot start is nothing to stop for on the way back
+    running = [doc for doc in docs if runs(doc)]
+    paused = [doc for doc in running if doc["State"].get("Paused") is True]
+    levels = [paused] if paused else []
+    levels += stop_levels([doc for doc in running if doc not in paused])
+    for level in levels:
+        names = tuple(title_of(doc) if again else doc["Id"] for doc in level)
+        forms = ["name=^/?%s$" % re.escape(name) if again else "id=" + name for name in names]
+        filters = tuple(word for form in forms for word in ("--filter", form))
+        ask = host.docker + ("ps", "-q", "--no-trunc")
+        for verb, which in (("unpause", ("--filter", "status=paused")), ("stop", ())):
+            if verb == "stop" or level is paused:
+                check = ("silent" if again else "none",) + ask + filters + which
+                title = "%s %s" % (verb, some_names(level))
+                steps.append(act(host, title, (verb,), each=names, check=(check,), soft=again))
     return steps
+
+
+def halt_the_rest(host: Host) -> List[Step]:
+    """What others have started meanwhile. With the daemon down nothing runs that docker could stop."""
+    steps = []
+    for verb, which in (("unpause", ("--filter", "status=paused")), ("stop", ())):
+        ask = host.docker + ("ps", "-q", "--no-trunc") + which
+        title = "%s what else %s" % (verb, "is paused" if which else "runs")
+        check = (("silent",) + ask,)
+        steps.append(act(host, title, (verb,), each_of=ask, check=check, soft=True, daemon="down"))
+    return steps
+
+
+def policy_of(doc: dict) -> str:
+    """The restart policy as docker update takes it, '' for none."""
+    return "".join(SHAPES["restart"](doc["HostConfig"].get("RestartPolicy") or {}))
+
+
+def with_policy(host: Host, docs: Sequence[dict]) -> List[dict]:
+    """The containers whose restart policy can be held: Docker changes one from 1.11 on (`docker update --restart`)."""
+    version = re.match(r"1\.([0-9]+)\.", str(engine_info(host)["ServerVersion"] or ""))
+    too_old = version and int(version.group(1)) < 11
+    return [] if too_old else [doc for doc in docs if policy_of(doc)]
+
+
+def policy_steps(host: Host, docs: Sequence[dict]) -> List[Step]:
+    """Gives each container its restart policy back; one that is gone needs none."""
+    steps = []
+    for doc in with_policy(host, docs):
+        gone = (
+            ("not",) + inspect_words(host, "container") + (doc["Id"],),
+            answers_test(host.docker),
+        )
+        words = ("update", "--restart=" + policy_of(doc), doc["Id"])
+        steps.append(act(host, "restart policy of %s" % title_of(doc), words, unless=gone))
+    return steps
+
+
+def hold_policies(host: Host, docs: Sequence[dict]) -> List[Step]:
+    """Restart policies off while containers are stopped: a reboot in between must not start, and change, what is being moved or backed up, nor
+    may a start of the daemon."""
+    held = with_policy(host, docs)
+    if not held:
+        return []
+    words = ("update", "--restart=no") + tuple(doc["Id"] for doc in held)
+    title = "no restart of %s meanwhile" % some_names(held)
+    return [act(host, title, words, undo=tuple(policy_steps(host, held)))]
 
 
 # --- which engine: the same for every storage change
@@ -8412,84 +8794,6 @@ DROP_IN = "/etc/systemd/system/docker.service.d/zz-dockfix.conf"
 HOLD = "/etc/systemd/system/docker.service.d/zz-dockfix-hold.conf"
 
 
-class OwnMount(NamedTuple):
-    """A place at which Docker itself mounts. place: below Docker's root ('': the root itself); '*' stands for one name, '**' for
-    all that is below. kind:
-    'itself': the daemon binds the folder onto itself. Only such a bind is Docker's own; a disk that somebody mounted there is not;
-    'container': the root, the memory or the secrets of one container, plugin or step of a build. Docker unmounts it when that ends;
-    'data': files that a volume's options or a volume plugin name. Docker mounts and unmounts them, dockfix never does.
-    """
-
-    place: str
-    kind: str
-
-
-# Sources: moby's daemon/graphdriver/*/*.go (MakePrivate of the home until 17.12; where layers are mounted), daemon/daemon_linux.go (the
-# root itself, from 18.03 on, where its parent is private), container/container_unix.go, plugin/manager_linux.go, daemon/containerd
-# (rootfs/SNAPSHOTTER/ID), libnetwork's osl; buildkit's executor/runcexecutor; containers/ is bound by Red Hat's builds.
-OWN_MOUNTS = (
-    OwnMount("", "itself"),
-    OwnMount("aufs", "itself"),
-    OwnMount("btrfs", "itself"),
-    OwnMount("containers", "itself"),
-    OwnMount("devicemapper", "itself"),
-    OwnMount("fuse-overlayfs", "itself"),
-    OwnMount("overlay", "itself"),
-    OwnMount("overlay2", "itself"),
-    OwnMount("vfs", "itself"),
-    OwnMount("zfs", "itself"),
-    OwnMount("aufs/mnt/*", "container"),
-    OwnMount("btrfs/subvolumes/*", "container"),
-    OwnMount("devicemapper/mnt/*", "container"),
-    OwnMount("fuse-overlayfs/*/merged", "container"),
-    OwnMount("overlay/*/merged", "container"),
-    OwnMount("overlay2/*/merged", "container"),
-    OwnMount("zfs/graph/*", "container"),
-    OwnMount("rootfs/*/*", "container"),
-    OwnMount("containers/*/mqueue", "container"),
-    OwnMount("containers/*/secrets", "container"),
-    OwnMount("containers/*/shm", "container"),
-    OwnMount("containers/*/mounts/*", "container"),
-    OwnMount("netns/*", "container"),
-    OwnMount("buildkit/executor/*/rootfs", "container"),
-    OwnMount("buildkit/*/executor/*/rootfs", "container"),
-    OwnMount("containerd/daemon/tmpmounts/*", "container"),
-    OwnMount("tmp/buildkit-mount*", "container"),
-    OwnMount("tmp/containerd-mount*", "container"),
-    OwnMount("plugins/*/rootfs", "container"),
-    OwnMount("plugins/**", "data"),
-    OwnMount("volumes/**", "data"),
-)
-
-
-def place_pattern(place: str) -> str:
-    """What stands behind Docker's root in the paths that a place of OWN_MOUNTS means: a regular expression for Python, grep and awk."""
-    if not place:
-        return ""
-    return "/" + place.replace("**", ".+").replace("*", "[^/]+")
-
-
-def own_mount_kind(root: str, mount: Mount, bound: Sequence[Mount]) -> str:
-    """Of which kind of OWN_MOUNTS a mount at or below Docker's root is; '' for one that is not Docker's own. bound: the self_binds
-    among all mounts."""
-    if not (mount.point + "/").startswith(root.rstrip("/") + "/"):
-        return ""
-    below = mount.point[len(root.rstrip("/")) :]
-    for row in OWN_MOUNTS:
-        if row.kind == "itself" and mount not in bound:
-            continue
-        if re.match(place_pattern(row.place) + r"\Z", below):
-            return row.kind
-    return ""
-
-
-def foreign_mounts(root: str, mounts: Sequence[Mount]) -> List[Mount]:
-    """The mounts below Docker's root (not the disk that the root itself is on) that are not Docker's own."""
-    bound = self_binds(mounts)
-    below = [one for one in mounts if one.point.startswith(root.rstrip("/") + "/")]
-    return [one for one in below if not own_mount_kind(root, one, bound)]
-
-
 RELOAD = Step("let systemd read its units again", ("systemctl", "daemon-reload"))
 
 
@@ -8577,9 +8881,27 @@ def run_again(engine: Engine) -> Tuple[Step, ...]:
     )
 
 
+def answers_step(engine: Engine) -> Step:
+    """The daemon is up, also after a reboot. What its undoing does comes last of all: start by name what ran."""
+    return engine.start()._replace(title="docker answers", undo=run_again(engine), daemon="up")
+
+
+def stop_steps(host: Host, engine: Engine, pool: str = "") -> Tuple[Step, ...]:
+    """All containers and the daemon stopped, for a change that keeps the containers; go_again brings them up."""
+    steps = [answers_step(engine)] + hold_policies(host, engine.containers)
+    steps += halt_steps(host, engine.containers)
+    return tuple(steps) + down_steps(engine, pool)
+
+
+def go_again(host: Host, engine: Engine) -> Tuple[Step, ...]:
+    """What ran runs, and every container has its restart policy: nothing of it is worth undoing the change for."""
+    policies = policy_steps(host, engine.containers)
+    return run_again(engine) + tuple(step._replace(soft=True) for step in policies)
+
+
 def down_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
-    """docker.socket first, or a poke at it starts the daemon again; then the proof that nothing of it is left. The first step only holds what
-    its undoing does last: start by name what ran."""
+    """docker.socket first, or a poke at it starts the daemon again; what the daemon left mounted; then the proof that nothing of it is left.
+    The containers are stopped before (halt_steps)."""
     down = ("not",) + answers_test(engine.docker)[1:]
     again = (engine.start(),)
     if engine.systemd:  # what was started often lately is refused a start
@@ -8588,7 +8910,7 @@ def down_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
                 "clear earlier failures", ("systemctl", "reset-failed", "docker.service"), soft=True
             ),
         ) + again
-    steps = [Step("what runs now is known", undo=run_again(engine))]
+    steps = halt_the_rest(engine)
     if engine.socket:
         steps.append(
             Step(
@@ -8609,7 +8931,7 @@ def down_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
         Step("stop docker", engine.service("stop"), gone, undo=again, wait=120, daemon="down")
     ] + list(again[:-1])
     databases = (
-        "silent",
+        "closed",
         "find",
         "/proc",
         "-mindepth",
@@ -8621,17 +8943,48 @@ def down_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
         "-lname",
         os.path.join(engine.root, "*.db"),
     )
-    folders = [os.path.join(engine.root, driver) for driver in ("devicemapper", "overlay2")]
+    steps.append(Step("no daemon is left", check=(down, databases), wait=30, daemon="down"))
     devices = pool and os.path.join(MAPPER, re.match("docker-[0-9:]+-|", pool).group())
-    steps.append(
-        Step(
-            "no daemon and no mount is left",
-            check=(down, databases) + unused(*folders, prefix=devices),
-            wait=30,
-            daemon="down",
-        )
-    )
+    steps.append(unmount_step(engine.root, devices))
     return tuple(steps) + (pool_down(engine, pool) if pool else ())
+
+
+def unmount_step(root: str, devices: str) -> Step:
+    """What the daemon, which is down, left mounted is unmounted where nobody uses it; else the step fails, with the names. devices: how the
+    devices of its pool begin. The mounts of containers need no undo: a start makes them.
+    """
+    folders = {row.place.split("/")[0] for row in OWN_MOUNTS if row.kind != "data"} - {""}
+    check = unused(*[os.path.join(root, one) for one in sorted(folders)], prefix=devices)
+    undo = []  # type: List[Step]
+    mounts = mounts_of()
+    bound = self_binds(mounts)
+    for one in bound:
+        if own_mount_kind(root, one, bound) != "itself":
+            continue
+        if one.point == root:  # it cannot be renamed as long as it is one
+            check += (("not",) + mounted_words(root),)
+        else:
+            undo += bind_again(one)
+    title = "no mount is left"
+    return Step(title, unmount=root, check=check, undo=tuple(undo), wait=30, daemon="down")
+
+
+def mounted_words(point: str) -> Tuple[str, ...]:
+    """A program that ends with 0 where something is mounted at this path; `mountpoint` of busybox does not see a bind on the same disk."""
+    quoted = re.sub(r"[][\\.^$*+?(){}|]", r"\\\g<0>", mountinfo_word(point))
+    return ("grep", "-q", "-E", "^([^ ]+ ){4}%s " % quoted, "/proc/self/mountinfo")
+
+
+def bind_again(mount: Mount) -> List[Step]:
+    """What Docker's daemon had bound onto itself, as it was. Docker's root itself is left out: a daemon that wants that binds it at its start,
+    and one that finds it bound would not unmount it at its end."""
+    there = (("ok",) + mounted_words(mount.point),)
+    bind = ("mount", "--bind", mount.point, mount.point)
+    steps = [Step("bind %s onto itself" % mount.point, bind, there)]
+    if not mount.tags:
+        private = ("mount", "--make-private", mount.point)
+        steps.append(Step("make the mount %s private" % mount.point, private))
+    return steps
 
 
 def pool_down(engine: Engine, pool: str) -> Tuple[Step, ...]:
@@ -8641,7 +8994,7 @@ def pool_down(engine: Engine, pool: str) -> Tuple[Step, ...]:
         os.path.join(engine.root, "devicemapper/devicemapper", kind)
         for kind in ("data", "metadata")
     ]
-    gone = (("silent", "find", MAPPER, "-name", pool),) + tuple(
+    gone = (("no_device", "find", MAPPER, "-name", pool),) + tuple(
         ("silent", "losetup", "-j", path) for path in files
     )
     return (
@@ -8661,8 +9014,9 @@ def pool_down(engine: Engine, pool: str) -> Tuple[Step, ...]:
 
 
 def up_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
-    """One start attempt; undone by a stop of the daemon that was started."""
-    stop = tuple(step._replace(undo=(), daemon="") for step in down_steps(engine, pool)[1:])
+    """One start attempt; undone by a stop of the containers and of the daemon that was started."""
+    halt = tuple(halt_steps(engine, engine.containers, again=True))
+    stop = tuple(step._replace(undo=(), daemon="") for step in halt + down_steps(engine, pool))
     return (engine.start()._replace(daemon="up", undo=stop),) + (
         (engine.start_socket(),) if engine.socket else ()
     )
@@ -8719,12 +9073,13 @@ def disk_tests(host: Host, path: str) -> List[List[str]]:
 def unused(*paths: str, prefix: str = "") -> Tuple[Tuple[str, ...], ...]:
     """Tests: nothing is mounted at or below the paths, and no device or place whose path begins with `prefix`, in any process's view. What
     the failing one prints names the processes."""
-    ends = [path + tail for path in paths for tail in "/ "] + ([prefix] if prefix else [])
-    words = [
-        word for one in ends for word in ("-e", " " + one[:-1].replace(" ", "\\040") + one[-1])
-    ]
+    ends = [mountinfo_word(path) + tail for path in paths for tail in "/ "]
+    ends += [mountinfo_word(prefix)] if prefix else []
+    words = [word for one in ends for word in ("-e", " " + one)]
     find = ("find", "/proc", "-mindepth", "2", "-maxdepth", "2", "-name", "mountinfo")
-    return (("silent",) + find + ("-exec", "grep", "-l", "-s", "-F") + tuple(words) + ("{}", "+"),)
+    return (
+        ("unmounted",) + find + ("-exec", "grep", "-l", "-s", "-F") + tuple(words) + ("{}", "+"),
+    )
 
 
 def folder_step(folder: str) -> Step:
@@ -12269,9 +12624,13 @@ def run_grow(host: Host, opts: argparse.Namespace, report: dict) -> None:
     ]
     options = option_steps(wanted, add=False)
     steps = (
-        (grow_offline(engine, pool, sizes) if opts.offline else grow_online(pool, sizes))
+        (
+            grow_offline(host, engine, pool, sizes, options)
+            if opts.offline
+            else grow_online(pool, sizes) + options
+        )
         if larger
-        else ()
+        else options
     )
     already = "as large as that already" + (", and from now on by its options" if options else "")
     goal = (
@@ -12280,14 +12639,11 @@ def run_grow(host: Host, opts: argparse.Namespace, report: dict) -> None:
         )
         or already
     )
-    at = next(
-        (number for number, step in enumerate(steps) if step.daemon == "up"), len(steps)
-    )  # before the daemon is started
     plan = Plan(
         new_name("pool-grow"),
         "pool grow",
         "pool %s: %s" % (pool.name, goal),
-        steps[:at] + options + steps[at:],
+        steps,
         facts=dict(
             pool_places(pool),
             lengths=[superblock_test("has", pool, kind) for kind in larger],
@@ -12418,13 +12774,21 @@ def grow_online(pool: LoopPool, sizes: Dict[str, int]) -> Tuple[Step, ...]:
     )
 
 
-def grow_offline(engine: Engine, pool: LoopPool, sizes: Dict[str, int]) -> Tuple[Step, ...]:
+def grow_offline(
+    host: Host,
+    engine: Engine,
+    pool: LoopPool,
+    sizes: Dict[str, int],
+    options: Tuple[Step, ...],
+) -> Tuple[Step, ...]:
+    """options: the steps that set the daemon's, for its next start."""
     grown = ("has", "0 %d thin-pool" % (sizes["data"] // 512), "dmsetup", "table", pool.name)
     return (
-        down_steps(engine, pool.name)
+        stop_steps(host, engine, pool.name)
         + lengthen(pool, sizes)
+        + options
         + up_steps(engine, pool.name)
-        + run_again(engine)
+        + go_again(host, engine)
         + (Step("the pool has its new length", check=(grown,)),)
     )
 
@@ -12592,7 +12956,7 @@ def plan_recreate(
     new = restore_steps(host, kept, Stock([], [], stock.networks, stock.volumes), fill=False)
     new += [step for doc in stock.containers for step in container_steps(host, kept, doc)]
     started = [
-        step._replace(soft=True, wait=5, daemon="up", undo=stop_again(host, engine, step))
+        step._replace(soft=True, wait=5, daemon="up")
         for doc in stock.containers
         for step in run_steps(
             host, [doc], title_of(doc), state_test(host, title_of(doc), ".State.Running", "true")
@@ -12602,15 +12966,11 @@ def plan_recreate(
         [step._replace(until=sealed.title) if step.target or step.task else step for step in some]
         for some in (backup, own)
     )
-    steps = [
-        engine.start()._replace(title="docker answers", undo=run_again(engine), daemon="up")
-    ] + backup
-    steps += unattended(host, stock) + halt_steps(host, stock)
+    steps = [answers_step(engine)] + backup
+    steps += hold_policies(host, stock.containers) + halt_steps(host, engine.containers)
     steps += nothing_new(host, engine, stock) + own + nothing_new(host, engine, stock)
     glob = every_pool(pool.name)  # the new one has another name, and may be up after a reboot
-    steps += (
-        down_steps(engine, glob)[1:] + hold_steps(engine, True) + set_aside(engine, keeps, overlay)
-    )
+    steps += down_steps(engine, glob) + hold_steps(engine, True) + set_aside(engine, keeps, overlay)
     steps += () if overlay else make_pool(engine, keeps, sizes)
     steps += (
         option_steps(new_options(opts, sizes, driver))
@@ -12685,52 +13045,6 @@ def nothing_new(host: Host, engine: Engine, stock: Stock) -> List[Step]:
         )
         for what, words, known in looks
     ]
-
-
-def stop_again(host: Host, engine: Engine, step: Step) -> Tuple[Step, ...]:
-    """Undoes one of run_steps: a daemon that is stopped waits 15 s for its containers and then leaves them behind, running."""
-    verb, what = {"start": ("stop", ".State.Running"), "pause": ("unpause", ".State.Paused")}[
-        step.argv[-2]
-    ]
-    return (
-        act(
-            host,
-            "%s %s" % (verb, step.argv[-1]),
-            (verb, step.argv[-1]),
-            check=(state_test(host, step.argv[-1], what, "false"),),
-            soft=True,
-            unless=(("not",) + answers_test(engine.docker)[1:],),
-        ),
-    )
-
-
-def unattended(host: Host, stock: Stock) -> List[Step]:
-    """Restart policies off while containers are stopped by hand: a reboot in between must not start, and change, what is being backed up."""
-    steps = []
-    for doc in stock.containers:
-        policy, title = SHAPES["restart"](doc["HostConfig"].get("RestartPolicy") or {}), title_of(
-            doc
-        )
-        gone = (
-            ("not",) + inspect_words(host, "container") + (doc["Id"],),
-            answers_test(host.docker),
-        )
-        for one in policy:
-            again = act(
-                host,
-                "restart policy of %s" % title,
-                ("update", "--restart=" + one, doc["Id"]),
-                unless=gone,
-            )
-            steps.append(
-                act(
-                    host,
-                    "no restart of %s meanwhile" % title,
-                    ("update", "--restart=no", doc["Id"]),
-                    undo=(again,),
-                )
-            )
-    return steps
 
 
 def set_aside(engine: Engine, keeps: str, overlay: bool) -> Tuple[Step, ...]:
@@ -12995,9 +13309,9 @@ def move_steps(
                 grows=move.new,
             ),
         )
-    steps += down_steps(engine, old_pool)
+    steps += stop_steps(host, engine, old_pool)
     mounted = (
-        "silent",
+        "no_point",
         "find",
         engine.root + "/volumes",
         "-mindepth",
@@ -13057,7 +13371,7 @@ def move_steps(
     compare = Step(
         "every container and image is there", check=all_there(host, opts.lose_autoremove), wait=10
     )
-    return steps + hold_steps(engine, False) + tuple(up) + (compare,) + run_again(engine)
+    return steps + hold_steps(engine, False) + tuple(up) + (compare,) + go_again(host, engine)
 
 
 def all_there(host: Host, lose: Sequence[str]) -> Tuple[Tuple[str, ...], ...]:

@@ -354,9 +354,6 @@ class PrivateEngine(Engine):
                 + self.extra
             )
             if self.own_etc:
-                argv.append(
-                    "--shutdown-timeout=100"
-                )  # a container that takes longer than docker waits outlives it
                 self.write_service(argv)
             self.spawn("dockerd", argv)
             wait_until(

@@ -10,8 +10,10 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import tarfile
+import threading
 
 import make_archive
 
@@ -36,6 +38,7 @@ def write(path, value):
 class FakeHost:
     def __init__(self, box, dockfix):
         self.box, self.dockfix, self.root = box, dockfix, box.at("docker")
+        self.one_at_a_time = threading.Lock()
         self.config = box.at("etc", "docker", "daemon.json")
         self.no_contexts = False  # a client before 19.03
         for path in ("docker/network", "docker/volumes", "etc/docker", "run", "mapper"):
@@ -158,12 +161,18 @@ class FakeHost:
         if not self.load()["daemon"]:
             return 0
         found = self.db("containers")
+        running = [name for name, one in found.items() if one["running"]]
+        self.save(left_behind=self.left_behind() + running)
         self.put(
             "containers",
             {name: dict(one, running=False, paused=False) for name, one in found.items()},
         )
         self.save(daemon=False)
         return 0
+
+    def left_behind(self):
+        """Containers that ran when the daemon was stopped: it has 15 seconds for all of them together."""
+        return self.load().get("left_behind", [])
 
     def boot(self):
         """A power cut: loop devices and pools go, systemd starts docker where nothing holds it.  Others have taken the loop devices of before."""
@@ -221,7 +230,11 @@ class FakeHost:
         module.sync_folder = module.os.fsync = lambda *_: None
 
     def run_child(self, host, argv, stdin, seconds, limit, inherit, enough=0, flow=None):
-        flow = flow or self.dockfix.Flow()
+        """Programs run side by side too, but here each sees the files as the one before left them."""
+        with self.one_at_a_time:
+            return self.play(argv, stdin, flow or self.dockfix.Flow())
+
+    def play(self, argv, stdin, flow):
         if flow.source:
             with open(flow.source, "rb") as f:
                 stdin = f.read()
@@ -517,6 +530,13 @@ class FakeHost:
 
     def docker_ps(self, argv, stdin):
         rows = sorted(self.db("containers").items())
+        if "-q" in argv:
+            words = [one for option, one in zip(argv, argv[1:]) if option == "--filter"]
+            return 0, "".join(
+                one["id"] + "\n"
+                for name, one in rows
+                if one["running"] and self.fits(words, name, one)
+            )
         if "{{.Names}}" in argv:
             return 0, "".join(name + "\n" for name, _ in rows)
         if "-aq" in argv:
@@ -530,6 +550,19 @@ class FakeHost:
             "%s %s %s\n" % (one["id"], name, "Up 1 hour" if one["running"] else "Exited (0)")
             for name, one in rows
         )
+
+    @staticmethod
+    def fits(filters, name, one):
+        """docker's rule: one of the values of each key."""
+        keys = {}
+        for word in filters:
+            keys.setdefault(word.partition("=")[0], []).append(word.partition("=")[2])
+        holds = {
+            "id": lambda value: one["id"].startswith(value),
+            "name": lambda value: re.search(value, "/" + name),
+            "status": lambda value: value == "paused" and one["paused"],
+        }
+        return all(any(holds[key](value) for value in keys[key]) for key in keys)
 
     def docker_images(self, argv, stdin):
         found = self.db("image")
@@ -629,7 +662,8 @@ class FakeHost:
         return 0, ""
 
     def docker_update(self, argv, stdin):
-        return self.change(argv[1], policy=argv[0].split("=")[1])
+        codes = [self.change(key, policy=argv[0].split("=")[1])[0] for key in argv[1:]]
+        return max(codes), ""
 
     def docker_stop(self, argv, stdin):
         return self.change(argv[0], running=False, stopped=True)

@@ -823,7 +823,35 @@ def test_images_are_saved_by_all_their_tags(dockfix):
     ) == ["a:1", "b:2", "sha256:3", "sha256:4"]
 
 
-def test_stopping_goes_backwards_and_undone_it_starts_by_id(dockfix):
+def test_containers_are_stopped_side_by_side_those_first_that_need_others(dockfix):
+    """Two webs need the cache and the database; what is paused serves nobody and goes first."""
+    host = dockfix.Host(("docker",), 1, False, False, "", [], None, None, {}, None)
+    docs = dockfix.in_order(
+        [
+            container("web", "a", host={"Links": ["/cache:/web/c"]}),
+            container("web2", "d", host={"Links": ["/db:/web2/d"]}),
+            container("cache", "e", host={"Links": ["/db:/cache/d"]}),
+            container("db", "b"),
+            container("alone", "f"),
+            container("still", "9", state={"Paused": True}),
+            container("off", "c", state={"Running": False}),
+        ]
+    )
+    steps = dockfix.halt_steps(host, docs)
+    ids = lambda letters: {letter * 64 for letter in letters}  # noqa: E731
+    assert [(step.argv[1:], set(step.each)) for step in steps] == [
+        (("unpause",), ids("9")),
+        (("stop",), ids("9")),
+        (("stop",), ids("a")),
+        (("stop",), ids("de")),
+        (("stop",), ids("bf")),
+    ]
+    later = dockfix.halt_steps(host, docs, again=True)
+    assert [set(step.each) for step in later[2:]] == [{"web"}, {"web2", "cache"}, {"db", "alone"}]
+    assert all(step.soft for step in later) and not any(step.soft for step in steps)
+
+
+def test_what_ran_is_started_in_order_and_paused_again(dockfix):
     host = dockfix.Host(("docker",), 1, False, False, "", [], None, None, {}, None)
     docs = dockfix.in_order(
         [
@@ -832,13 +860,6 @@ def test_stopping_goes_backwards_and_undone_it_starts_by_id(dockfix):
             container("off", "c", state={"Running": False}),
         ]
     )
-    steps = dockfix.halt_steps(host, dockfix.Stock(docs, [], [], []))
-    assert [step.argv[1:] for step in steps] == [
-        ("stop", "a" * 64),
-        ("unpause", "b" * 64),
-        ("stop", "b" * 64),
-    ]
-    assert [one.argv[1:] for one in steps[2].undo] == [("start", "b" * 64), ("pause", "b" * 64)]
     assert [step.argv[1:] for step in dockfix.run_steps(host, docs)] == [
         ("start", "db"),
         ("pause", "db"),
