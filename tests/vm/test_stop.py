@@ -12,6 +12,7 @@ import pytest
 from image import IMAGE
 
 FULL = bool(os.environ.get("FULL"))
+full = pytest.mark.skipif(not FULL, reason="FULL=1: takes minutes")
 OLD, NEW = "/var/lib/docker", "/data/docker"
 POLICIES = ("always", "unless-stopped", "on-failure:3", "no", "always", "no")
 DEAF = ["deaf%d" % number for number in range(len(POLICIES))] + ["writer"]
@@ -52,8 +53,8 @@ def look(vm):
     found = vm.docker("inspect", "-f", form, *DEAF).text.split()
     wanted = [one if ":" in one else one + ":0" for one in POLICIES + ("always",)]
     assert found == wanted
-    mounts = vm.sh("grep -o ' /[^ ]*/devicemapper ' /proc/self/mountinfo || :").text.split()
-    return root, running, sorted(set(mounts))
+    mounts = vm.sh("cut -d ' ' -f 5 /proc/self/mountinfo | grep '/devicemapper$' || :").text
+    return root, running, sorted(mounts.split())
 
 
 def ticks(vm, root=OLD):
@@ -116,6 +117,7 @@ def pool_size(vm):
     return int(vm.sh("dmsetup table --target thin-pool | grep docker").text.split()[2]) // 2**21
 
 
+@full
 def test_grow_offline_there_and_back(vm, capsys):
     """Back from just before the start: after that the pool has its new length for ever."""
     halted = vm.halt_at(
@@ -140,6 +142,7 @@ def test_grow_offline_there_and_back(vm, capsys):
     print_pauses(capsys, "grow --offline", longest(found[before - 1 :]), longest(found[:before]))
 
 
+@full
 def test_a_mount_that_is_busy_is_named_with_who_holds_it(vm):
     """Nothing is unmounted under a process; all runs again."""
     vm.sh("sleep 1000000 > /dev/null 2>&1 < /var/lib/docker/devicemapper/metadata/base &")
@@ -155,7 +158,7 @@ def test_a_mount_that_is_busy_is_named_with_who_holds_it(vm):
     assert pool_size(vm) == 4
 
 
-@pytest.mark.skipif(not FULL, reason="FULL=1: takes minutes")
+@full
 @pytest.mark.parametrize("words", [("--data", "3G"), ("--driver", "overlay2")])
 def test_recreate_there_and_back(vm, capsys, words):
     events = watch(vm)
