@@ -442,6 +442,99 @@ def test_file_systems_on_which_docker_cannot_live(lab):
             ), done
 
 
+def inside(lab, *words):
+    subprocess.check_call(lab.engine.inside() + list(words), env=lab.engine.env())
+
+
+def mounted_at(lab, path):
+    text = subprocess.check_output(lab.engine.inside() + ["cat", "/proc/self/mountinfo"]).decode()
+    return sum(line.split()[4] == path for line in text.splitlines())
+
+
+@contextlib.contextmanager
+def home_bound(lab):
+    """The driver's folder is a mount of itself, as engines before 17.12 make it, while the daemon runs and after it."""
+    home = os.path.join(root(lab), "overlay2")
+
+    def with_daemon_down(*words):
+        lab.docker("unpause", "still")
+        inside(lab, "service", "docker", "stop")
+        inside(lab, *words)
+        inside(lab, "service", "docker", "start")
+        lab.docker("start", "still")
+        lab.docker("pause", "still")
+
+    with_daemon_down("sh", "-c", 'mount --bind "$0" "$0" && mount --make-private "$0"', home)
+    try:
+        yield home
+    finally:
+        with_daemon_down("sh", "-c", 'while umount "$0" 2>&1; do :; done; true', home)
+
+
+def test_a_drivers_folder_that_is_a_mount_of_itself(lab):
+    """It counts in the size; it is unmounted, with what else Docker left mounted and nobody uses; on the way back it is bound again."""
+    old = root(lab)
+    with home_bound(lab) as home:
+        before, told = seen(lab, old), documents(lab)
+        size = int(subprocess.check_output(["du", "-sk", home]).split()[0]) << 10
+        with disk(lab, "less", size) as point:
+            done = go(lab, "relocate", "--json", "-y", os.path.join(point, "docker"))
+            untouched(lab, before, told, done, 5)
+            assert "free" in done.doc["errors"][0]["msg"], done
+        with disk(lab, "bound", 400 * MEBI) as point:
+            new = os.path.join(point, "docker")
+            left = os.path.join(home, "left", "merged")
+            os.makedirs(left)
+            inside(lab, "mount", "-t", "tmpfs", "tmpfs", left)
+            done = go(lab, "relocate", "--json", "-y", new)
+            assert done.rc == 0 and root(lab) == new, done
+            kept = done.doc["results"][0]["keeps"]
+            shutil.rmtree(os.path.join(new, "overlay2", "left"))
+            shutil.rmtree(os.path.join(kept, "overlay2", "left"))
+            check_same(lab, before, told)
+            assert not mounted_at(lab, os.path.join(kept, "overlay2"))
+            back = go(lab, "rollback", "--json", "-y")
+            assert back.rc == 0 and mounted_at(lab, home) == 1, back
+            check_same(lab, before, told)
+            shutil.rmtree(new)
+            script = os.path.join(lab.folder, "bound.sh")
+            with open(script, "wb") as f:
+                f.write(go(lab, "relocate", "--dry-run", new).out)
+            inside(lab, "sh", script)
+            assert root(lab) == new and not mounted_at(lab, home)
+            check_same(lab, before, told)
+            [kept] = [one for one in os.listdir(os.path.dirname(old)) if "root.dockfix" in one]
+            shutil.rmtree(os.path.join(os.path.dirname(old), kept))
+            assert go(lab, "relocate", "-y", old).rc == 0 and root(lab) == old
+            let_go(lab)
+            check_same(lab, before, told)
+            inside(lab, "mount", "--bind", home, home)
+
+
+def test_containers_that_ignore_sigterm_have_their_own_time(lab):
+    """All together take no longer than the slowest; the daemon, which gives them 15 seconds in all, finds none that runs."""
+    old, told = root(lab), documents(lab)
+    names = ["deaf%d" % number for number in range(5)]
+    for name in names:
+        lab.run(name, "--restart", "always", image="busybox", command=("sleep", "100000"))
+    log = os.path.join(lab.engine.dir, "dockerd.log")
+    mark = os.path.getsize(log)
+    try:
+        with disk(lab, "deaf", 400 * MEBI) as point:
+            done = go(
+                lab, "relocate", "--json", "-y", "--no-presync", os.path.join(point, "docker")
+            )
+            assert done.rc == 0 and {lab.status()[name] for name in names} == {"Up"}, done
+            back = go(lab, "rollback", "--json", "-y")
+            assert back.rc == 0 and root(lab) == old, back
+            assert {lab.status()[name] for name in names} == {"Up"}
+    finally:
+        lab.docker("rm", "-f", *names)
+    said = lab.read(log)[mark:].decode("utf-8", "replace")
+    assert said.count("using the force") == 2 * len(names), said[-2000:]
+    assert "Force shutdown" not in said and documents(lab) == told
+
+
 def test_slips(lab):
     before, told, old = seen(lab, root(lab)), documents(lab), root(lab)
     full = os.path.join(lab.folder, "full")
