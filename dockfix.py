@@ -7058,40 +7058,45 @@ def name_processes(pids: Iterable[str]) -> str:
 
 
 def tell_mounts(words: Sequence[str], answer: Answer) -> str:
-    """What is still mounted where nothing may be (see unused), who holds it, and the line that ends it. A mount that only another
-    process sees is named with that process; one that dockfix sees, with those that use it."""
+    """What is still mounted where nothing may be (see unused), who holds it, and the lines that end it. What another process sees at the same
+    place goes with what dockfix sees there."""
     patterns = [word for option, word in zip(words, words[1:]) if option == "-e"]
-    here = mount_namespace("self")
-    points, holders, lines, seen = [], [], [], set()  # type: List[str], List[str], List[str], set
-    for pid in pids_in(answer.out):
-        space = mount_namespace(pid)
-        if space in seen:
-            continue
-        seen.add(space)
-        text = quietly(read_all, "/proc/%s/mountinfo" % pid) or b""
-        found = [line for line in text_of(text).split("\n") if any(one in line for one in patterns)]
-        mounts = parse_mountinfo("\n".join(found))
-        points += [one.point for one in mounts if one.point not in points]
-        if space != here:
-            holders.append(pid)
-            lines += [
-                "nsenter --target %s --mount %s" % (pid, sh_line(("umount", one.point)))
-                for one in reversed(mounts)
-            ]
-        else:
-            for one in mounts[:9]:
-                users = sharers_of(one, every_view()) + standing_in(one)
-                holders += [user for user in users if user not in holders]
-            lines.insert(0, sh_line(["umount"] + [one.point for one in reversed(mounts)]))
+    own = matching_mounts("self", patterns)
+    others = {}  # type: Dict[str, List[Mount]]
+    for pid in other_views():
+        known = {(one.dev, one.point) for one in own}
+        found = matching_mounts(pid, patterns)
+        others[pid] = [one for one in found if (one.dev, one.point) not in known]
+    holders = [pid for pid in others if others[pid]]
+    twice = []  # type: List[Mount]
+    for one in own[:9]:
+        twice += [two for two in mounts_of() if is_part_of(one, two) and two not in own]
+        users = sharers_of(one, other_views()) + standing_in(one)
+        holders += [pid for pid in users if pid not in holders]
+    points = [one.point for one in reversed(own + twice)]
+    lines = [sh_line(["umount"] + points[:9])] if points else []
+    for pid in [pid for pid in holders if others.get(pid)][:3]:
+        line = ["nsenter", "--target", pid, "--mount", "umount"]
+        lines.append(sh_line(line + [one.point for one in reversed(others[pid][:9])]))
+        points += [one.point for one in others[pid] if one.point not in points]
     if not points:
         return "a mount was there just now: try again"
-    held = name_processes(holders)
-    return "%s %s still mounted%s: %s" % (
-        ", ".join(points[:3]) + (" and %d more" % (len(points) - 3) if len(points) > 3 else ""),
+    more = " and %d more" % (len(points) - 3) if len(points) > 3 else ""
+    held = name_processes(holders[:9])
+    return "%s%s %s still mounted%s: %s" % (
+        ", ".join(points[:3]),
+        more,
         "is" if len(points) == 1 else "are",
         "; held by %s: end that first, then" % held if held else "",
-        "; ".join(lines[:3]),
+        "; ".join(lines),
     )
+
+
+def matching_mounts(pid: str, patterns: Sequence[str]) -> List[Mount]:
+    """The mounts in a process's view whose line in mountinfo has one of the patterns."""
+    text = text_of(quietly(read_all, "/proc/%s/mountinfo" % pid) or b"")
+    lines = [line for line in text.split("\n") if any(one in line for one in patterns)]
+    return parse_mountinfo("\n".join(lines))
 
 
 def tell_open_files(words: Sequence[str], answer: Answer) -> str:
@@ -7317,6 +7322,12 @@ def every_view() -> Dict[str, List[Mount]]:
             seen.add(space)
             views[pid] = mounts_of(pid)
     return views
+
+
+def other_views() -> Dict[str, List[Mount]]:
+    """The same without the one that dockfix has itself."""
+    here, views = mount_namespace("self"), every_view()
+    return {pid: views[pid] for pid in views if mount_namespace(pid) != here}
 
 
 def sharers_of(mount: Mount, views: Dict[str, List[Mount]]) -> List[str]:
