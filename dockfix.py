@@ -6928,7 +6928,7 @@ class Step(NamedTuple):
     `mode`; with neither the step only waits for its tests. A test is (MODE, [TEXT,] WORD ...), see TESTS. `undo`: steps that are safe also
     where the deed never began or is undone already; void once the step called `until` was begun. The whole step is void where `unless` holds.
     `each`: the program runs once for each of these words, or (`each_of`) for each that another program prints, behind its own, BESIDE of them
-    at a time; the tests say whether that did it. `unmount`: the deed is to unmount what Docker left mounted at and below this root (see
+    at a time; the tests alone say whether that did it. `unmount`: the deed is to unmount what Docker left mounted at and below this root (see
     unmount_left), again and again until the tests hold.
     A `soft` step that fails is told, and the change goes on; what does not start again is exit 3. `size`: bytes that will flow, for the progress.
     `daemon`: 'down' or 'up', what the daemon must be from here on: made so again when a reboot has changed it. What stands at
@@ -8418,6 +8418,17 @@ def halt_steps(host: Host, docs: Sequence[dict], again: bool = False) -> List[St
     return steps
 
 
+def start_levels(host: Host, docs: Sequence[dict], by_name: bool = False) -> List[Step]:
+    """Starts what ran, side by side, those first that others need. These steps have no tests: run_steps behind them tells what does not run."""
+    steps = []
+    for level in reversed(stop_levels([doc for doc in docs if runs(doc)])):
+        if len(level) > 1:
+            names = tuple(title_of(doc) if by_name else doc["Id"] for doc in level)
+            title = "start %s, side by side" % some_names(level)
+            steps.append(act(host, title, ("start",), each=names))
+    return steps
+
+
 def halt_the_rest(host: Host) -> List[Step]:
     """What others have started meanwhile. With the daemon down nothing runs that docker could stop."""
     steps = []
@@ -8882,14 +8893,12 @@ def check_stop(host: Host, engine: Engine, lose: Sequence[str]) -> None:
 
 def run_again(engine: Engine) -> Tuple[Step, ...]:
     """Starts by name what ran before: docker itself leaves those down that were stopped by hand before, or have no restart policy."""
-    return tuple(
-        step._replace(soft=True, wait=30, daemon="up")
-        for doc in engine.containers
-        if not doc["HostConfig"].get("AutoRemove")
-        for step in run_steps(
-            engine, [doc], doc["Id"], state_test(engine, doc["Id"], ".State.Running", "true")
-        )
-    )
+    docs = [doc for doc in engine.containers if not doc["HostConfig"].get("AutoRemove")]
+    steps = start_levels(engine, docs)
+    for doc in docs:
+        started = state_test(engine, doc["Id"], ".State.Running", "true")
+        steps += run_steps(engine, [doc], doc["Id"], started)
+    return tuple(step._replace(soft=True, wait=30, daemon="up") for step in steps)
 
 
 def answers_step(engine: Engine) -> Step:
@@ -12966,13 +12975,11 @@ def plan_recreate(
     own += [step._replace(title="verify " + step.title) for step in check_steps(kept)] + [sealed]
     new = restore_steps(host, kept, Stock([], [], stock.networks, stock.volumes), fill=False)
     new += [step for doc in stock.containers for step in container_steps(host, kept, doc)]
-    started = [
-        step._replace(soft=True, wait=5, daemon="up")
-        for doc in stock.containers
-        for step in run_steps(
-            host, [doc], title_of(doc), state_test(host, title_of(doc), ".State.Running", "true")
-        )
-    ]
+    started = start_levels(host, stock.containers, by_name=True)
+    for doc in stock.containers:
+        title = title_of(doc)
+        started += run_steps(host, [doc], title, state_test(host, title, ".State.Running", "true"))
+    started = [step._replace(soft=True, wait=5, daemon="up") for step in started]
     backup, own = (
         [step._replace(until=sealed.title) if step.target or step.task else step for step in some]
         for some in (backup, own)

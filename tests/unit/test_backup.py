@@ -846,6 +846,11 @@ def test_containers_are_stopped_side_by_side_those_first_that_need_others(dockfi
         (("stop",), ids("de")),
         (("stop",), ids("bf")),
     ]
+    begin = dockfix.start_levels(host, docs)
+    assert [(step.argv[1:], set(step.each)) for step in begin] == [
+        (("start",), ids("bf9")),
+        (("start",), ids("de")),
+    ]
     later = dockfix.halt_steps(host, docs, again=True)
     assert [set(step.each) for step in later[2:]] == [{"web"}, {"web2", "cache"}, {"db", "alone"}]
     assert all(step.soft for step in later) and not any(step.soft for step in steps)
