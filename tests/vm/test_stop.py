@@ -145,7 +145,8 @@ def test_grow_offline_there_and_back(vm, capsys):
 @full
 def test_a_mount_that_is_busy_is_named_with_who_holds_it(vm):
     """Nothing is unmounted under a process; all runs again."""
-    vm.sh("sleep 1000000 > /dev/null 2>&1 < /var/lib/docker/devicemapper/metadata/base &")
+    hold = "exec sleep 1000000 < /var/lib/docker/devicemapper/metadata/base"
+    vm.run("systemd-run", "--unit=holder", "--collect", "sh", "-c", hold)
     done = vm.dockfix("--json", "pool", "grow", "-y", "--offline", "--data", "5G")
     said = done.doc["errors"][0]["msg"]
     assert done.rc == 1 and "all of it is undone" in said and "find " not in said, done
