@@ -859,8 +859,10 @@ def busybox_source(work):
         )
         if done.returncode:
             raise CannotRun("needs Debian's source of busybox: %s" % done.stdout.decode()[-300:])
-    (archive,) = glob.glob(os.path.join(work, "busybox_*.orig.tar.*z2"))
-    subprocess.check_call(["tar", "-C", work, "-xf", archive])
+    archives = glob.glob(os.path.join(work, "busybox_*.orig.tar.*"))
+    (archive,) = [one for one in archives if not one.endswith(".asc")]
+    # Python's own tar knows bzip2; a small Debian has no program for it.
+    subprocess.check_call([sys.executable, "-W", "ignore", "-m", "tarfile", "-e", archive, work])
     (source,) = glob.glob(os.path.join(work, "busybox-*"))
     return source
 
