@@ -83,6 +83,8 @@ def expected(case):
         return "failed"
     if case.way == "exec" and case.shadow == "cr-good":
         return "failed"  # it would set one of the two lines
+    if case.way == "exec" and case.shadow == "two" and case.image == "debian":
+        return "failed"  # "Multiple entries named 'root'": shadow's own chpasswd does nothing then
     if case.way == "exec" and case.shadow == "short" and case.passwd != "x":
         return "failed"  # some would set the damaged line, and point to it
     return "changed"
