@@ -913,6 +913,49 @@ def test_a_volume_made_after_the_restore_is_not_taken_for_one_that_it_filled(sma
     )
 
 
+def test_a_volume_that_an_earlier_restore_left_empty_is_filled(small):
+    """As a version of dockfix before this one did on engines before 1.13; what is not empty is never written."""
+    at = os.path.join(small.new_folder(), "backup")
+    small.inside(
+        "small", "mkdir /data/d; ln /data/big /data/d/h; chown 5:6 /data; chmod 2750 /data"
+    )
+    small.docker("stop", "-t", "0", "small")
+    files = volume_sum(small.engine, "small")
+    assert small.dockfix("backup", at).rc == 0
+    wipe(small)
+    assert small.dockfix("restore", "-y", at).rc == 0
+    assert volume_sum(small.engine, "small") == files
+    point = run(small.engine, "volume", "inspect", "-f", "{{.Mountpoint}}", "small").strip()
+    subprocess.run(["find", point, "-mindepth", "1", "-delete"], check=True)
+    assert small.dockfix("restore", "-y", at).rc == 0
+    assert volume_sum(small.engine, "small") == files
+    subprocess.run(["find", point, "-mindepth", "1", "-delete"], check=True)
+    with open(os.path.join(point, "own"), "w") as f:
+        f.write("somebody's")
+    assert small.dockfix("restore", "-y", at).rc == 0
+    assert sorted(volume_sum(small.engine, "small")) == ["v", "v/own"]
+    small.images["busybox"] = "ring/busybox"
+
+
+def test_a_container_that_cannot_be_committed_is_exported(small):
+    """Its image was removed by force: docker commit fails, the container goes on."""
+    small.docker("commit", "small", "gone:1")
+    small.docker("run", "-d", "--name", "noimg", "--network", "none", "gone:1")
+    small.inside("noimg", "echo mine > /root/own2")
+    small.docker("stop", "-t", "0", "noimg")
+    small.docker("rmi", "-f", run(small.engine, "images", "-q", "gone:1").strip())
+    small.docker("start", "noimg")
+    at = os.path.join(small.new_folder(), "backup")
+    made = small.dockfix("backup", "--json", at)
+    assert made.rc == 0 and b"docker export took them" in made.err, made
+    assert small.dockfix("backup", "--verify", at).rc == 0 and leavings(small.engine) == []
+    wipe(small)
+    assert small.dockfix("restore", "-y", at).rc == 0
+    assert small.inside("noimg", "cat /root/own2") == b"mine\n"
+    assert small.inside("small", "cat /root/own") == b"mine\n"
+    small.images["busybox"] = "ring/busybox"
+
+
 def test_a_rollback_while_the_daemon_is_down_does_not_call_it_undone(small):
     at = os.path.join(small.new_folder(), "backup")
     assert small.dockfix("backup", at).rc == 0

@@ -267,6 +267,8 @@ class Engine:
                 for point in seen:
                     if name == point or name.startswith(point + "/"):
                         into, name = seen[point], name[len(point) :].lstrip("/")
+                        if member.islnk():
+                            member.linkname = member.linkname[len(point) :].lstrip("/")
                 member.name = name or "."
                 if not name:  # the mount point's own folder
                     os.chown(into, member.uid, member.gid)
