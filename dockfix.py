@@ -5543,6 +5543,9 @@ def same_mount(one: int, other: int) -> bool:
     return devices[0] == devices[1] and mount_id(one) == mount_id(other)
 
 
+CHANGED_MEANWHILE = (errno.ELOOP, errno.ENOTDIR)  # of what was a folder a moment ago
+
+
 def open_etc(container: Container) -> int:
     """A descriptor of the container's own /etc. Raises WayClosed, SharedEtc where it is a mount, Refused where it is a link."""
     root, mounts = open_root(container)
@@ -5562,6 +5565,8 @@ def open_etc(container: Container) -> int:
             )
         return etc
     except OSError as err:
+        if err.errno in CHANGED_MEANWHILE:
+            raise Refused("its /etc changes while it is looked at") from None
         raise WayClosed("/proc/%d: %s" % (container.pid, err.strerror)) from None
     finally:
         os.close(root)
@@ -6050,7 +6055,7 @@ def open_folder(tree: Tree, path: str) -> int:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(name, flags, dir_fd=above)
     except OSError as err:
-        if err.errno in (errno.ELOOP, errno.ENOTDIR):  # it was a folder a moment ago
+        if err.errno in CHANGED_MEANWHILE:
             raise Refused("its %s changes while it is looked at" % path) from None
         raise
     if not same_mount(fd, tree.root):

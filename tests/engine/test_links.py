@@ -216,6 +216,25 @@ def test_chpasswd_while_etc_is_swapped(vfs, swap_program, via):
     show_runs(victim, "chpasswd --via %s, /etc swapped" % via)
 
 
+@pytest.mark.parametrize("via", ["exec", "auto"])
+def test_the_images_own_chpasswd_is_not_run_while_etc_is_swapped(vfs, swap_program, via):
+    """It would follow the link as the container's root does: nothing that dockfix could hold."""
+    victim = Victim(vfs, swap_program, "loop-exec", ETC, image="debian")
+    for number in range(LOOPS):
+        word = "word%d" % number
+        with victim.looping():
+            run, status = victim.dockfix(
+                "chpasswd", victim.name, "--via", via, stdin=b"root:%s\n" % word.encode()
+            )
+            victim.check()
+        assert agrees(vfs.opens(victim.name, word), status)
+        assert run.rows[victim.name].get("via") != "exec", run
+    show_runs(victim, "chpasswd --via %s, /etc swapped, with a chpasswd inside" % via)
+    run, status = victim.dockfix("chpasswd", victim.name, "--via", via, stdin=b"root:calm\n")
+    assert status == "changed" and run.rows[victim.name]["via"] == "exec", run
+    victim.check()
+
+
 def test_timezone_while_etc_is_swapped(vfs, swap_program):
     victim = Victim(vfs, swap_program, "loop-etc", ETC)
     for _ in range(LOOPS):
@@ -249,6 +268,22 @@ def test_faketime_and_its_undo_while_a_folder_is_swapped(vfs, swap_program, way)
         assert victim.dockfix("faketime", victim.name, "--undo")[0].rc == 0
         assert vfs.shadow(victim.name, "/etc/ld.so.preload") is None
     show_runs(victim, "faketime, %s swapped" % way[0])
+
+
+def test_on_current_engines_descriptors_are_used_too(current, swap_program):
+    """With containerd's image store inspect does not name the layer; the root is proven by the mount that docker itself makes."""
+    victim = Victim(current, swap_program, "loop-current", ZONES)
+    for _ in range(LOOPS):
+        for words in (("--zone", "Asia/Tokyo"), ("--undo",)):
+            with victim.looping():
+                victim.dockfix("timezone", victim.name, *words)
+                victim.check()
+            recorder = current.recorder()
+            run, _ = victim.dockfix("timezone", victim.name, *words, recorder=recorder)
+            assert run.rc == 0, run
+            asked = {call.argv[0] for call in recorder.calls()}
+            assert not asked & {"cp", "pause"}, asked
+    show_runs(victim, "timezone, zoneinfo swapped, a current engine")
 
 
 # ---------------------------------------------------------------- the same for a user who has docker cp only
