@@ -8142,6 +8142,11 @@ def containerd_root(root: str) -> str:
     return next((place for place in places if os.path.isdir(raw(place))), "")
 
 
+def has_rootfs(root: str) -> bool:
+    """Whether the daemon keeps containers' mounts where it does with the containerd image store (moby daemon/containerd)."""
+    return os.path.isdir(raw(os.path.join(root, "rootfs")))
+
+
 def store_text(root: str) -> str:
     """Where the images of an engine with the containerd image store are, for messages."""
     place = containerd_root(root)
@@ -10759,7 +10764,7 @@ def look_driver(one: dict, layers: Optional[Layers], options: List[OptionSource]
     )
     of_containerd = any(driver not in LAYOUTS for driver in drivers)
     if not of_containerd and not there:
-        of_containerd = os.path.isdir(raw(os.path.join(one["root"], "rootfs")))
+        of_containerd = has_rootfs(one["root"])
     note_fact(one, "image_store", "containerd" if of_containerd else None, "the containers' files")
     note_fact(one, "driver", next_options(options).get("storage-driver"), "configuration")
     note_fact(
@@ -11597,7 +11602,11 @@ def run_owner(host: Host, opts: argparse.Namespace, report: dict) -> None:
     owner_findings(root, layers, rows, opts, info, report)
     if opts.orphans:
         add_orphan_doubts(layers, rows, report)
-    if is_containerd_store(layers, info) and not opts.words and (opts.orphans or not layers.rows):
+    if (
+        is_containerd_store(root, layers, info)
+        and not opts.words
+        and (opts.orphans or not layers.rows)
+    ):
         text = "the layers are in %s, which dockfix cannot read yet" % store_text(root)
         add_error(report, EnvironmentFault(text, store_remedy(root, bool(info))))
         if rows:
@@ -11622,11 +11631,13 @@ def add_orphan_doubts(layers: Layers, rows: List[dict], report: dict) -> None:
         report["exit_code"] = 3
 
 
-def is_containerd_store(layers: Layers, info: Optional[Dict[str, object]]) -> bool:
+def is_containerd_store(root: str, layers: Layers, info: Optional[Dict[str, object]]) -> bool:
     """Whether images and layers of this root are in containerd's store."""
     if info:
         return has_containerd_store(info)
-    return bool(containers_elsewhere(layers))
+    if layers.trees:
+        return bool(containers_elsewhere(layers))
+    return bool(containers_elsewhere(layers)) or has_rootfs(root)
 
 
 def containers_elsewhere(layers: Layers) -> List[dict]:
@@ -11804,7 +11815,7 @@ def owner_findings(
                 "docker exec %s rm FILE"
                 % sh_quote(row["container"]["name"] or row["container"]["id"]),
             )
-    if is_containerd_store(layers, info) or containers_elsewhere(layers):
+    if is_containerd_store(root, layers, info) or containers_elsewhere(layers):
         text = "images and containers of the containerd store are not in Docker's root but in %s"
         place = containerd_root(root) or CONTAINERD_ROOT
         remedy = store_remedy(root, bool(info))

@@ -576,6 +576,12 @@ def test_the_containerd_store_is_elsewhere(box, tmp_path):
         asked = words not in ((), ("--orphans",))
         told = "overlayfs" if asked else "containerd's store"
         assert told in done.json["errors"][0]["msg"]
+    shutil.rmtree(root.at("containers", container))
+    shutil.rmtree(root.at("image"))
+    os.makedirs(root.at("rootfs", "overlayfs"))
+    for words in ((), ("--orphans",)):  # an engine without containers has images all the same
+        done = ask(box, root, *words)
+        assert done.rc == 6 and "containerd's store" in done.json["errors"][0]["msg"]
     box.world["info_json"] = json.dumps(
         {
             "ServerVersion": "29.0.0",
