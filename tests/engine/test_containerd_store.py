@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from conftest import lab_without_containers
+from conftest import current_lab, lab_without_containers
 
 MEBI = 1 << 20
 IN_THE_STORE = ("images", "unused_images", "dangling_images", "build_cache", "orphans")
@@ -26,6 +26,13 @@ def store(current_labs):
             yield lab
         finally:
             lab.docker("volume", "rm", "-f", "spare")
+
+
+@pytest.fixture
+def current_lab_of_its_own():
+    """Its daemon is killed and its root moved."""
+    with current_lab("trixie", "containerd") as lab:
+        yield lab
 
 
 def ask(lab, *words, code=None):
@@ -126,3 +133,26 @@ def test_relocate_says_what_stays(store):
     assert doc["exit_code"] == 0, doc  # a mount of docker's own below ROOT/rootfs is no foreign one
     assert doc["stays"]["path"] == "/var/lib/containerd" and doc["stays"]["size"] > MEBI
     assert [one["id"] for one in doc["findings"]].count("containerd-stays") == 1
+
+
+def test_relocate_there_and_back_past_a_container_that_outlives_the_daemon(current_lab_of_its_own):
+    """Docker's root moves, containerd's stays.  Where the daemon was killed and a container goes on, its mount below ROOT/rootfs stops the way
+    back, by name; when it has ended, the way back is free, and its files are as they were."""
+    lab = current_lab_of_its_own
+    loop = "trap exit TERM; while :; do sleep 1; done"
+    lab.run("web", "-v", "data:/v", image="busybox", command=("sh", "-c", loop))
+    lab.docker("exec", "web", "sh", "-c", "echo precious > /own; echo kept > /v/f")
+    doc = ask(lab, "-y", "relocate", "/srv/docker", code=0)
+    assert doc["stays"]["path"] == "/var/lib/containerd"
+    assert lab.docker("info", "-f", "{{.DockerRootDir}}").stdout.strip() == b"/srv/docker"
+    assert lab.docker("exec", "web", "cat", "/own", "/v/f").stdout == b"precious\nkept\n"
+    name, pid = doc["results"][0]["id"], lab.pid("web")
+    mount = "/srv/docker/rootfs/overlayfs/" + lab.id("web")
+    lab.call("sh", "-c", "kill -9 $(cat /var/run/docker.pid)")
+    stuck = ask(lab, "-y", "rollback", name, code=7)
+    assert mount in stuck["errors"][0]["msg"]
+    assert os.path.exists(lab.engine.root("srv/docker/containers"))
+    lab.call("sh", "-c", "kill -9 %d" % pid)
+    ask(lab, "-y", "rollback", code=0)
+    assert lab.docker("info", "-f", "{{.DockerRootDir}}").stdout.strip() == b"/var/lib/docker"
+    assert lab.docker("exec", "web", "cat", "/own", "/v/f").stdout == b"precious\nkept\n"
