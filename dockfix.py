@@ -7062,39 +7062,52 @@ def name_processes(pids: Iterable[str]) -> str:
     return ", ".join("%s (pid %s)" % (name.strip(), pid) for name, pid in names if name is not None)
 
 
-def tell_mounts(words: Sequence[str], answer: Answer) -> str:
-    """What is still mounted where nothing may be (see unused), who holds it, and the lines that end it. What another process sees at the same
-    place goes with what dockfix sees there."""
-    patterns = [word for option, word in zip(words, words[1:]) if option == "-e"]
+class StillMounted(NamedTuple):
+    """Mounts that match some patterns. own: in dockfix's own view; others: by the process that sees them, what dockfix does not see at the same
+    place (that goes with its own); holders: the processes that use one of them."""
+
+    own: List[Mount]
+    others: Dict[str, List[Mount]]
+    holders: List[str]
+
+
+def collect_still_mounted(patterns: Sequence[str]) -> StillMounted:
     own = matching_mounts("self", patterns)
-    others = {}  # type: Dict[str, List[Mount]]
-    for pid in other_views():
-        known = {(one.dev, one.point) for one in own}
+    known = {(one.dev, one.point) for one in own}
+    views = other_views()
+    others = {}
+    for pid in views:
         found = matching_mounts(pid, patterns)
-        others[pid] = [one for one in found if (one.dev, one.point) not in known]
-    holders = [pid for pid in others if others[pid]]
-    twice = []  # type: List[Mount]
+        found = [one for one in found if (one.dev, one.point) not in known]
+        if found:
+            others[pid] = found
+    holders = list(others)
+    parts = []  # type: List[Mount]
     for one in own[:9]:
-        twice += [two for two in mounts_of() if is_part_of(one, two) and two not in own]
-        users = sharers_of(one, other_views()) + standing_in(one)
-        holders += [pid for pid in users if pid not in holders]
-    points = [one.point for one in reversed(own + twice)]
+        parts += [part for part in mounts_of() if is_part_of(one, part) and part not in own]
+        holders += sharers_of(one, views) + standing_in(one)
+    return StillMounted(own + parts, others, sorted(set(holders), key=int))
+
+
+def tell_mounts(words: Sequence[str], answer: Answer) -> str:
+    """What is still mounted where nothing may be (see unused), who holds it, and the lines that end it."""
+    left = collect_still_mounted([word for option, word in zip(words, words[1:]) if option == "-e"])
+    points = [one.point for one in reversed(left.own)]
     lines = [sh_line(["umount"] + points[:9])] if points else []
-    for pid in [pid for pid in holders if others.get(pid)][:3]:
-        line = ["nsenter", "--target", pid, "--mount", "umount"]
-        lines.append(sh_line(line + [one.point for one in reversed(others[pid][:9])]))
-        points += [one.point for one in others[pid] if one.point not in points]
+    for pid in list(left.others)[:3]:
+        theirs = [one.point for one in reversed(left.others[pid])]
+        enter = ["nsenter", "--target", pid, "--mount", "umount"]
+        lines.append(sh_line(enter + theirs[:9]))
+        points += [one for one in theirs if one not in points]
     if not points:
         return "a mount was there just now: try again"
-    more = " and %d more" % (len(points) - 3) if len(points) > 3 else ""
-    held = name_processes(holders[:9])
-    return "%s%s %s still mounted%s: %s" % (
-        ", ".join(points[:3]),
-        more,
-        "is" if len(points) == 1 else "are",
-        "; held by %s: end that first, then" % held if held else "",
-        "; ".join(lines),
-    )
+    told = ", ".join(points[:3])
+    told += " and %d more" % (len(points) - 3) if len(points) > 3 else ""
+    told += " is still mounted" if len(points) == 1 else " are still mounted"
+    held = name_processes(left.holders[:9])
+    if held:
+        told += "; held by %s: end that first, then" % held
+    return "%s: %s" % (told, "; ".join(lines))
 
 
 def matching_mounts(pid: str, patterns: Sequence[str]) -> List[Mount]:
@@ -8410,22 +8423,31 @@ def halt_steps(host: Host, docs: Sequence[dict], again: bool = False) -> List[St
     daemon that stops gives all of them 15 seconds together and leaves the others behind, running. There is no undo here: answers_step
     holds it. again: the same containers by name, after the change: they may be other ones, or not there, and no failure is one.
     """
-    steps = []
     running = [doc for doc in docs if runs(doc)]
     paused = [doc for doc in running if doc["State"].get("Paused") is True]
-    levels = [paused] if paused else []
-    levels += stop_levels([doc for doc in running if doc not in paused])
-    for level in levels:
-        names = tuple(title_of(doc) if again else doc["Id"] for doc in level)
-        forms = ["name=^/?%s$" % re.escape(name) if again else "id=" + name for name in names]
-        filters = tuple(word for form in forms for word in ("--filter", form))
-        ask = host.docker + ("ps", "-q", "--no-trunc")
-        for verb, which in (("unpause", ("--filter", "status=paused")), ("stop", ())):
-            if verb == "stop" or level is paused:
-                check = ("silent" if again else "none",) + ask + filters + which
-                title = "%s %s" % (verb, some_names(level))
-                steps.append(act(host, title, (verb,), each=names, check=(check,), soft=again))
+    steps = []
+    if paused:
+        steps += [halt_step(host, verb, paused, again) for verb in ("unpause", "stop")]
+    for level in stop_levels([doc for doc in running if doc not in paused]):
+        steps.append(halt_step(host, "stop", level, again))
     return steps
+
+
+def halt_step(host: Host, verb: str, docs: Sequence[dict], again: bool) -> Step:
+    """verb: stop or unpause."""
+    names = [title_of(doc) if again else doc["Id"] for doc in docs]
+    ask = ids_to(host, verb)
+    for name in names:
+        ask += ("--filter", "name=^/?%s$" % re.escape(name) if again else "id=" + name)
+    check = (("silent" if again else "none",) + ask,)
+    title = "%s %s" % (verb, some_names(docs))
+    return act(host, title, (verb,), each=tuple(names), check=check, soft=again)
+
+
+def ids_to(host: Host, verb: str) -> Tuple[str, ...]:
+    """The program that prints the ids of what there is to stop, or to unpause."""
+    which = ("--filter", "status=paused") if verb == "unpause" else ()
+    return host.docker + ("ps", "-q", "--no-trunc") + which
 
 
 def start_levels(host: Host, docs: Sequence[dict], by_name: bool = False) -> List[Step]:
@@ -8442,11 +8464,10 @@ def start_levels(host: Host, docs: Sequence[dict], by_name: bool = False) -> Lis
 def halt_the_rest(host: Host) -> List[Step]:
     """What others have started meanwhile. With the daemon down nothing runs that docker could stop."""
     steps = []
-    for verb, which in (("unpause", ("--filter", "status=paused")), ("stop", ())):
-        ask = host.docker + ("ps", "-q", "--no-trunc") + which
-        title = "%s what else %s" % (verb, "is paused" if which else "runs")
-        check = (("silent",) + ask,)
-        steps.append(act(host, title, (verb,), each_of=ask, check=check, soft=True, daemon="down"))
+    for verb, state in (("unpause", "is paused"), ("stop", "runs")):
+        ask = ids_to(host, verb)
+        step = act(host, "%s what else %s" % (verb, state), (verb,), check=(("silent",) + ask,))
+        steps.append(step._replace(each_of=ask, soft=True, daemon="down"))
     return steps
 
 
