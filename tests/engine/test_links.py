@@ -7,10 +7,12 @@ makes them many.
 """
 
 import contextlib
+import io
 import os
 import shutil
 import signal
 import subprocess
+import tarfile
 import tempfile
 
 import pytest
@@ -94,6 +96,16 @@ def any_driver(request, lab):
     return lab if request.param == "overlay2" else request.getfixturevalue("vfs")
 
 
+def tar_of(name, data):
+    """One program; the engine may not see this machine's files."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        member = tarfile.TarInfo(name)
+        member.size, member.mode = len(data), 0o755
+        tar.addfile(member, io.BytesIO(data))
+    return out.getvalue()
+
+
 class Victim:
     """A container with a writable folder of the host at /mnt/host, in which `way` can be swapped."""
 
@@ -111,7 +123,7 @@ class Victim:
         self.options = ("-v", self.host + ":/mnt/host")
         lab.docker("rm", "-f", name, check=False)
         lab.run(name, *self.options, image=image)
-        lab.docker("cp", program, name + ":/bin/swap")
+        lab.docker("cp", "-", name + ":/bin", input=tar_of("swap", lab.read(program)))
         self.prepare(files or {})
 
     def prepare(self, files):
