@@ -22,7 +22,7 @@ import kit
 import roots
 
 BIG = os.environ.get("DOCKFIX_TEST_BIG") == "1"
-LOOPS = 40 if BIG else 2
+LOOPS = 12 if BIG else 2
 TOKYO = "/usr/share/zoneinfo/Asia/Tokyo"
 OLD_ZONE = b"what the image has under this name\n"
 # Exchanges two names until /stop is there, then leaves the first one a folder and makes /stopped.
