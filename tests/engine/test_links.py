@@ -414,6 +414,18 @@ def test_chpasswd_swapped_between_two_calls(vfs, swap_program, via, stopped):
     show_runs(victim, "chpasswd --via %s, swapped between calls, stopped %s" % (via, stopped))
 
 
+def test_what_the_images_own_chpasswd_did_behind_a_link_is_told(vfs, swap_program):
+    """The container's own program, led by its own root at the very moment: it cannot be held, so it is never called changed or failed."""
+    victim = Victim(vfs, swap_program, "exec-etc", ETC, image="debian")
+    words = (victim.name, "/bin/swap") + victim.way[:2]
+    swap = '"$REAL" exec %s %s %s %s once >/dev/null 2>&1' % words
+    led = vfs.recorder(inject='[ "$1 $2" = "exec -i" ] && %s' % swap)
+    run, status = victim.dockfix("chpasswd", victim.name, stdin=b"root:word\n", recorder=led)
+    row = run.rows[victim.name]
+    assert status == "unknown" and victim.host in row["msg"] and run.rc == 3, run
+    assert {call.argv[0] for call in led.calls()} & {"cp"} == set()  # nothing else was tried
+
+
 # ---------------------------------------------------------------- what was found by hand
 
 
