@@ -1,8 +1,8 @@
 """build_dist.py [DIR]: writes dockfix.py, dockfix.pyz and SHA256SUMS to DIR (default: dist).
 
-The archive is written by hand because zipapp's differs from build to build: one uncompressed member with a fixed date and
-mode gives the same bytes under every Python.  Its __main__.py is dockfix.py, so that the exit code is dockfix's own.
-"""
+The archive is written by hand because zipapp's differs from build to build: one uncompressed member
+with a fixed date and mode gives the same bytes under every Python.  Its __main__.py is dockfix.py,
+so that the exit code is dockfix's own."""
 
 import hashlib
 import io

@@ -1,7 +1,8 @@
-"""`make demo`: one password for root in three different containers of a private engine, then the proof.
+"""`make demo`: one password for root in three different containers of a private engine, then the
+proof.
 
-Nothing outside one temporary directory is touched, and that is removed at the end, after a failure too.
-"""
+Nothing outside one temporary directory is touched, and that is removed at the end, after a failure
+too."""
 
 import hashlib
 import os
@@ -12,11 +13,12 @@ import sys
 
 TESTS = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(TESTS, "engine"))
-from kit import CannotRun, PrivateEngine, SLEEP_FOREVER, busybox_tar, need, open_bytes  # noqa: E402
+from kit import CannotRun, PrivateEngine, SLEEP_FOREVER, busybox_tar, need, open_bytes
 
 DOCKFIX = os.path.join(os.path.dirname(TESTS), "dockfix.py")
 PASSWORD = "correct horse: battery staple"
-# Perl's crypt is the C library's: it shares no code with dockfix.  Password and hash come on standard input.
+# Perl's crypt is the C library's: it shares no code with dockfix.  Password and hash come on
+# standard input.
 CRYPT = (
     r'my ($p, $h) = <STDIN>; chomp($p, $h); print crypt($p, $h) eq $h ? "opens" : "does not open"'
 )
@@ -36,7 +38,7 @@ def real_chpasswd():
     """The host's chpasswd with its libraries: {path in the container: path here}."""
     program = os.path.realpath(need("chpasswd", "passwd"))
     libraries = re.findall(r"(/\S+) \(0x", subprocess.check_output(["ldd", program]).decode())
-    return {path.lstrip("/"): path for path in [program] + libraries}
+    return {path.lstrip("/"): path for path in [program, *libraries]}
 
 
 def make_containers(engine):
@@ -70,7 +72,8 @@ def demo(engine):
     make_containers(engine)
     shell(engine, "docker ps -a --format 'table {{.Names}}\\t{{.Image}}\\t{{.Status}}'")
     print(
-        "web has shadow's chpasswd; oneprogram is a single static file, no shell; stopped is not running, and has no chpasswd."
+        "web has shadow's chpasswd; oneprogram is a single static file, no shell; stopped is not"
+        " running, and has no chpasswd."
     )
     names = ["web", "oneprogram", "stopped"]
     before, host = {name: root_field(engine, name) for name in names}, fingerprint()

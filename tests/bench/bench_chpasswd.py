@@ -1,9 +1,10 @@
-"""`make bench`: root's password in many running Debian containers, by dockfix and by other ways, beside each other.
+"""`make bench`: root's password in many running Debian containers, by dockfix and by other ways,
+beside each other.
 
-The ways take turns in one run, so that a slow minute of the machine is shared by all.  What counts is the ratio of the medians.
-Every timed run is checked afterwards: each container's hash must open with the password of that very run.
-BENCH_N: containers (60), BENCH_ROUNDS: rounds (5), BENCH_ANSIBLE=0: without Ansible.  No ratio makes this fail.
-"""
+The ways take turns in one run, so that a slow minute of the machine is shared by all.  What counts
+is the ratio of the medians. Every timed run is checked afterwards: each container's hash must open
+with the password of that very run. BENCH_N: containers (60), BENCH_ROUNDS: rounds (5),
+BENCH_ANSIBLE=0: without Ansible.  No ratio makes this fail."""
 
 import os
 import shlex
@@ -15,12 +16,15 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 TOP = os.path.dirname(os.path.dirname(HERE))
 sys.path.insert(0, os.path.join(TOP, "tests", "engine"))
-from kit import PrivateEngine, bench_in, open_bytes  # noqa: E402
+from kit import PrivateEngine, bench_in, open_bytes
 
 DOCKFIX = os.path.join(TOP, "dockfix.py")
 VENV = os.path.join(TOP, ".venv", "ansible")
 NUMBER, ROUNDS = int(os.environ.get("BENCH_N", 60)), int(os.environ.get("BENCH_ROUNDS", 5))
-CRYPT = r'while (<STDIN>) { chomp; my ($p, $h) = split /\t/; print crypt($p, $h) eq $h ? "yes\n" : "no\n" }'
+CRYPT = (
+    r'while (<STDIN>) { chomp; my ($p, $h) = split /\t/; print crypt($p, $h) eq $h ? "yes\n" :'
+    r' "no\n" }'
+)
 
 
 class Skip(Exception):
@@ -63,7 +67,8 @@ class Fleet:
             raise RuntimeError("only %d of %d containers open" % (answers.count(b"yes"), NUMBER))
 
 
-# ---------------------------------------------------------------------- the ways: each sets the password everywhere
+# ---------------------------------------------------------------------- the ways: each sets the
+# password everywhere
 
 
 def dockfix(via):
@@ -77,7 +82,8 @@ def dockfix(via):
 
 
 def notes_recipe(fleet, password):
-    """As the field notes have it: one after another, a shell on both sides, the command on standard input."""
+    """As the field notes have it: one after another, a shell on both sides, the command on standard
+    input."""
     for container in fleet.ids:
         child = subprocess.Popen(
             "docker exec -i %s /bin/bash" % container,
@@ -120,7 +126,8 @@ def xargs(workers):
 
 
 def ansible(fleet, password):
-    """Ad hoc, without Python inside the containers: the raw module over the docker connection, 8 forks."""
+    """Ad hoc, without Python inside the containers: the raw module over the docker connection, 8
+    forks."""
     with open(fleet.engine.path("inventory"), "w") as f:
         f.write("".join("%s ansible_connection=community.docker.docker\n" % i for i in fleet.ids))
     fleet.run(
@@ -144,7 +151,8 @@ def ansible(fleet, password):
 
 
 def install_ansible():
-    """Into a virtual environment of its own, once; Skip where that fails.  The full package brings community.docker along."""
+    """Into a virtual environment of its own, once; Skip where that fails.  The full package brings
+    community.docker along."""
     if os.environ.get("BENCH_ANSIBLE") == "0":
         raise Skip("BENCH_ANSIBLE=0")
     ready = os.path.join(VENV, "ready")
@@ -195,7 +203,8 @@ def timed(function, *args):
 
 
 def fleet_rounds(fleet, ways):
-    """{way: [seconds]}; the order turns by one each round, the round before the first is not counted."""
+    """{way: [seconds]}; the order turns by one each round, the round before the first is not
+    counted."""
     taken, names = {name: [] for name in ways}, list(ways)
     for number in range(ROUNDS + 1):
         for name in names[number % len(names) :] + names[: number % len(names)]:
@@ -253,8 +262,9 @@ def bench(engine):
         print("%-28s not measured: %s" % (name, reason))
     table("start-up", start_up(fleet.env), "python3 -c 'import ...'")
     print(
-        "\nratio: of the medians, the better xargs (or bare Python) = 1. Python %s, docker client %s, engine %s, %d processors.\n"
-        "Every run was verified in every container. Only dockfix verifies by itself; that is in its time."
+        "\nratio: of the medians, the better xargs (or bare Python) = 1. Python %s, docker client"
+        " %s, engine %s, %d processors.\nEvery run was verified in every container. Only dockfix"
+        " verifies by itself; that is in its time."
         % (
             sys.version.split()[0],
             *engine.docker("version", "--format", "{{.Client.Version}} {{.Server.Version}}")

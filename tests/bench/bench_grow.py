@@ -1,11 +1,14 @@
-"""Part of `make bench`: `pool grow` beside the field notes' recipe, in a virtual machine with a real devicemapper loop pool (tests/vm).
+"""Part of `make bench`: `pool grow` beside the field notes' recipe, in a virtual machine with a
+real devicemapper loop pool (tests/vm).
 
-First part: a container writes to the pool all the while, with fsync after each block. How long it cannot is what a change costs its users: the longest pause
-between two of its writes, of a quiet time, of `pool grow` and of `pool grow --offline`; and the recipe, done by a script that makes no mistake: save images and
-the container, stop docker, delete its root, dd, options, start, load, volume and container back. There is next to nothing to save and to load, the best case for it.
+First part: a container writes to the pool all the while, with fsync after each block. How long it
+cannot is what a change costs its users: the longest pause between two of its writes, of a quiet
+time, of `pool grow` and of `pool grow --offline`; and the recipe, done by a script that makes no
+mistake: save images and the container, stop docker, delete its root, dd, options, start, load,
+volume and container back. There is next to nothing to save and to load, the best case for it.
 Second part: the time of `pool grow` by 1 GiB from ceilings of 4, 40 and 400 GiB: it should be flat.
-BENCH_ROUNDS rounds (3), each from a fresh machine; ratios of medians. Slow figures do not make this fail; a pool that has not grown, or a byte that is lost, does.
-"""
+BENCH_ROUNDS rounds (3), each from a fresh machine; ratios of medians. Slow figures do not make this
+fail; a pool that has not grown, or a byte that is lost, does."""
 
 import os
 import signal
@@ -15,13 +18,16 @@ import sys
 HERE = os.path.dirname(os.path.abspath(__file__))
 TESTS = os.path.dirname(HERE)
 sys.path[:0] = [os.path.join(TESTS, "engine"), os.path.join(TESTS, "vm")]
-from image import DROP_IN, IMAGE  # noqa: E402
-from kit import bench_in  # noqa: E402
-from machine import Machine  # noqa: E402
+from image import DROP_IN, IMAGE
+from kit import bench_in
+from machine import Machine
 
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", 3))
 ROOT = "/var/lib/docker"
-RUN = "docker run -d --name beat -v beat:/srv %s sh -c \"trap 'exit 0' TERM; while :; do dd if=/dev/zero of=/root/beat bs=4k count=1 conv=fsync 2>/dev/null; echo x > /srv/beat; done\""
+RUN = (
+    "docker run -d --name beat -v beat:/srv %s sh -c \"trap 'exit 0' TERM; while :; do dd"
+    ' if=/dev/zero of=/root/beat bs=4k count=1 conv=fsync 2>/dev/null; echo x > /srv/beat; done"'
+)
 WATCH = """
 import os, signal, sys, time
 path, seen, last, longest = "%s/volumes/beat/_data/beat", None, time.monotonic(), 0.0

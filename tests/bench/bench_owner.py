@@ -1,11 +1,12 @@
-"""Part of `make bench`: `owner` from the files over more and more layers, and beside one `docker inspect` of the same containers.
+"""Part of `make bench`: `owner` from the files over more and more layers, and beside one `docker
+inspect` of the same containers.
 
-First part: roots made by tests/unit/make_root.py (overlay2, one container for each image of six layers), no docker. The sizes take turns,
-processor time counts (a busy machine changes it less), its median, without what the start of Python takes. Growth is the time for 8 times
-the layers over 8 times the time: 1 is linear.
-Second part: a private engine with BENCH_N containers (created, 60). `owner --root` against `docker inspect` of them all in one call.
-BENCH_ROUNDS: rounds (5). No figure makes this fail; an answer that lacks a layer does.
-"""
+First part: roots made by tests/unit/make_root.py (overlay2, one container for each image of six
+layers), no docker. The sizes take turns, processor time counts (a busy machine changes it less),
+its median, without what the start of Python takes. Growth is the time for 8 times the layers over 8
+times the time: 1 is linear. Second part: a private engine with BENCH_N containers (created, 60).
+`owner --root` against `docker inspect` of them all in one call. BENCH_ROUNDS: rounds (5). No figure
+makes this fail; an answer that lacks a layer does."""
 
 import json
 import os
@@ -20,8 +21,8 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 TOP = os.path.dirname(os.path.dirname(HERE))
 sys.path[:0] = [os.path.join(TOP, "tests", "engine"), os.path.join(TOP, "tests", "unit")]
-from kit import CannotRun, PrivateEngine  # noqa: E402
-from make_root import NewRoot  # noqa: E402
+from kit import CannotRun, PrivateEngine
+from make_root import NewRoot
 
 DOCKFIX = [sys.executable, os.path.join(TOP, "dockfix.py")]
 NUMBER, ROUNDS = int(os.environ.get("BENCH_N", 60)), int(os.environ.get("BENCH_ROUNDS", 5))
@@ -68,9 +69,9 @@ def make(path, layers):
 def growth(folder):
     roots = {size: make(os.path.join(folder, str(size)), size) for size in SIZES}
     ways = {
-        size: DOCKFIX + ["owner", "--json", "--root", root.path] for size, root in roots.items()
+        size: [*DOCKFIX, "owner", "--json", "--root", root.path] for size, root in roots.items()
     }
-    ways["start"] = DOCKFIX + ["--version"]
+    ways["start"] = [*DOCKFIX, "--version"]
     found, outputs = medians(ways, clock=processor)
     print("%8s  %9s  %12s" % ("layers", "median s", "us per layer"))
     for size, root in roots.items():
@@ -100,9 +101,9 @@ def beside_docker():
         ids = [engine.create("bench/busybox", "--name", "bench%03d" % n) for n in range(NUMBER)]
         found, outputs = medians(
             {
-                "owner, files alone": DOCKFIX + ["owner", "--json", "--root", engine.root],
-                "owner, checked with docker": DOCKFIX + ["owner", "--json"],
-                "docker inspect of all": [engine.client, "inspect"] + ids,
+                "owner, files alone": [*DOCKFIX, "owner", "--json", "--root", engine.root],
+                "owner, checked with docker": [*DOCKFIX, "owner", "--json"],
+                "docker inspect of all": [engine.client, "inspect", *ids],
             },
             engine.env(),
         )

@@ -1,12 +1,11 @@
 """Part of `make bench`: `storage` beside docker's own commands, on a private engine.
 
-First part: BENCH_N containers (200), started once; `storage --quick` against `docker info` plus one `docker inspect` of them all, and again
-after every container has got 300 files more: its time must be flat in the number of files. What the start of dockfix alone takes
-is shown beside it.
-Second part: 20 containers with 10,000 files each; `storage --full` against `docker system df -v`.
-Each way takes its turn in each of BENCH_ROUNDS rounds (5), so that a slow minute is shared by all; what counts is the ratio of the
-medians. Wrong figures make this fail, slow ones do not.
-"""
+First part: BENCH_N containers (200), started once; `storage --quick` against `docker info` plus one
+`docker inspect` of them all, and again after every container has got 300 files more: its time must
+be flat in the number of files. What the start of dockfix alone takes is shown beside it. Second
+part: 20 containers with 10,000 files each; `storage --full` against `docker system df -v`. Each way
+takes its turn in each of BENCH_ROUNDS rounds (5), so that a slow minute is shared by all; what
+counts is the ratio of the medians. Wrong figures make this fail, slow ones do not."""
 
 import json
 import os
@@ -18,7 +17,7 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 TOP = os.path.dirname(os.path.dirname(HERE))
 sys.path.insert(0, os.path.join(TOP, "tests", "engine"))
-from kit import PrivateEngine, bench_in  # noqa: E402
+from kit import PrivateEngine, bench_in
 
 STORAGE = [sys.executable, os.path.join(TOP, "dockfix.py"), "storage", "--json"]
 NUMBER, ROUNDS = int(os.environ.get("BENCH_N", 200)), int(os.environ.get("BENCH_ROUNDS", 5))
@@ -70,8 +69,8 @@ def quick(engine):
     image = engine.import_busybox()
     ids = [engine.create(image, "--name", "bench%03d" % n) for n in range(NUMBER)]
     ways = {
-        "docker info + docker inspect": [[engine.client, "info"], [engine.client, "inspect"] + ids],
-        "storage --quick": [STORAGE + ["--quick"]],
+        "docker info + docker inspect": [[engine.client, "info"], [engine.client, "inspect", *ids]],
+        "storage --quick": [[*STORAGE, "--quick"]],
         "(dockfix --version: its start alone)": [
             [sys.executable, os.path.join(TOP, "dockfix.py"), "--version"]
         ],
@@ -100,7 +99,7 @@ def full(engine):
         engine,
         {
             "docker system df -v": [[engine.client, "system", "df", "-v"]],
-            "storage --full": [STORAGE + ["--full"]],
+            "storage --full": [[*STORAGE, "--full"]],
         },
     )
     check(outputs["storage --full"], FEW, True)
@@ -110,10 +109,8 @@ def full(engine):
 def check(out, number, sizes):
     one = json.loads(out.decode())["results"][0]
     rows = one["usage"]["containers"]["rows"]
-    if (
-        len(rows) != number
-        or sizes
-        and not all(row["complete"] and row["size"] > MANY * 4096 for row in rows)
+    if len(rows) != number or (
+        sizes and not all(row["complete"] and row["size"] > MANY * 4096 for row in rows)
     ):
         raise RuntimeError("wrong figures: %s" % out.decode()[:2000])
 

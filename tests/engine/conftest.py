@@ -1,9 +1,9 @@
 """Ring two: dockfix on a private, real engine (kit.py).  Python 3.6, pytest 7.0.1.
 
-`lab` is the engine with everything around it: containers, host directories that are watched, shadow files read from outside
-dockfix, a second opinion on hashes (perl's crypt), and `lab.dockfix(...)`, which runs the program as a user would.  Each module
-starts with an engine without containers, and ends with the proof that nothing on the host has changed.
-"""
+`lab` is the engine with everything around it: containers, host directories that are watched, shadow
+files read from outside dockfix, a second opinion on hashes (perl's crypt), and `lab.dockfix(...)`,
+which runs the program as a user would.  Each module starts with an engine without containers, and
+ends with the proof that nothing on the host has changed."""
 
 import collections
 import contextlib
@@ -57,7 +57,7 @@ def tree(path):
     """{relative path: all that is known of it} of a directory of the host."""
     found = {}
     for folder, names, files in os.walk(path):
-        for name in [""] + names + files:
+        for name in ["", *names, *files]:
             full = os.path.join(folder, name)
             info = os.lstat(full)
             content = (
@@ -78,7 +78,8 @@ def tree(path):
 
 
 def host_files(root="/"):
-    """The host's account files, and the names beside them (a copy or a lock left behind is a change too)."""
+    """The host's account files, and the names beside them (a copy or a lock left behind is a change
+    too)."""
     found = {
         "names": sorted(
             name
@@ -140,7 +141,8 @@ def only_password_changed(before, after, user="root"):
 
 
 class Recorder:
-    """A docker command that writes down its arguments and its environment, then (after `inject`, shell text) does the call."""
+    """A docker command that writes down its arguments and its environment, then (after `inject`,
+    shell text) does the call."""
 
     def __init__(self, folder, client, inject=""):
         self.log, self.bin = os.path.join(folder, "log"), os.path.join(folder, "bin")
@@ -252,7 +254,8 @@ class Lab:
         return path
 
     def watch(self, path):
-        """From now until the module's end this directory must stay as it is (the engine writes mount points on start)."""
+        """From now until the module's end this directory must stay as it is (the engine writes
+        mount points on start)."""
         self.watched[path] = tree(path)
 
     def check_host(self, before):
@@ -280,7 +283,8 @@ class Lab:
         return [self.python, self.program, "--state", self.state] + [str(arg) for arg in args]
 
     def dockfix(self, *args, stdin=b"", recorder=None, env=None, prefix=(), timeout=150):
-        """One run, as a user would start it.  stdin: bytes; env: more variables; recorder: given with --docker."""
+        """One run, as a user would start it.  stdin: bytes; env: more variables; recorder: given
+        with --docker."""
         argv = (
             self.place()
             + list(prefix)
@@ -304,7 +308,7 @@ class Lab:
         python, program, *words = self.argv(*args)
         kill_at = os.path.join(os.path.dirname(program), "tests", "vm", "kill_at.py")
         return subprocess.run(
-            self.engine.inside() + [python, "-B", kill_at, mode, which] + words,
+            [*self.engine.inside(), python, "-B", kill_at, mode, which, *words],
             env=self.engine.env(PYTHONPATH=os.path.dirname(program)),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -324,7 +328,7 @@ class Lab:
         variables["PATH"] = folder + os.pathsep + variables["PATH"]
         start = time.monotonic()
         done = subprocess.run(
-            self.place() + ["sh", f.name],
+            [*self.place(), "sh", f.name],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -336,9 +340,10 @@ class Lab:
     # ---------------------------------------------------------------- a second opinion
 
     def shadow(self, name, path="/etc/shadow"):
-        """A file of a container, in any state, as `docker cp` has it; None where there is none.  Big ones without data."""
+        """A file of a container, in any state, as `docker cp` has it; None where there is none.
+        Big ones without data."""
         client = subprocess.Popen(
-            self.engine.docker_command() + ["cp", "%s:%s" % (name, path), "-"],
+            [*self.engine.docker_command(), "cp", "%s:%s" % (name, path), "-"],
             env=self.engine.env(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -383,7 +388,8 @@ class Lab:
 
 
 class CurrentLab(Lab):
-    """The same on a host of its own (current.py): dockfix runs there, by that host's Python.  The folder has one path here and there."""
+    """The same on a host of its own (current.py): dockfix runs there, by that host's Python.  The
+    folder has one path here and there."""
 
     python, program = "/usr/bin/python3", "/repo/dockfix.py"
 
@@ -493,8 +499,9 @@ def current(request, current_labs):
 
 
 class Nobody:
-    """A user of the engine's socket who is not root: docker cp is all that dockfix has then. prefix: what stands before a command; this user
-    reads everything, for the Python of the tests may lie where only root can."""
+    """A user of the engine's socket who is not root: docker cp is all that dockfix has then.
+    prefix: what stands before a command; this user reads everything, for the Python of the tests
+    may lie where only root can."""
 
     def __init__(self, lab):
         self.lab = lab

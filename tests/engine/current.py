@@ -4,10 +4,11 @@
         web = engine.run(engine.import_busybox(), "--name", "web")
         engine.call("python3", "/repo/dockfix.py", "owner")
 
-PrivateEngine (kit.py) is the docker.io that this machine has, moved to sockets and directories of its own.  Newer engines,
-and the containerd image store with containerd's own root, are tested at their default paths: a Debian root is unpacked and
-entered with mount, pid, uts, ipc and network namespaces, a private /run and /tmp, and `service` for the daemons (no systemd;
-of the network only lo).  The repository is mounted read-only at /repo.
+PrivateEngine (kit.py) is the docker.io that this machine has, moved to sockets and directories of
+its own.  Newer engines, and the containerd image store with containerd's own root, are tested at
+their default paths: a Debian root is unpacked and entered with mount, pid, uts, ipc and network
+namespaces, a private /run and /tmp, and `service` for the daemons (no systemd; of the network only
+lo).  The repository is mounted read-only at /repo.
 
 As a program: current.py start DIR [SUITE [STORE [REPOSITORY]]] | enter DIR [COMMAND ...] | stop DIR
 """
@@ -41,9 +42,18 @@ from kit import (
 )
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-PACKAGES = (
-    "docker.io docker-cli containerd runc iptables busybox-static python3 docker-registry rsync e2fsprogs"
-).split()
+PACKAGES = [
+    "docker.io",
+    "docker-cli",
+    "containerd",
+    "runc",
+    "iptables",
+    "busybox-static",
+    "python3",
+    "docker-registry",
+    "rsync",
+    "e2fsprogs",
+]
 STORES = ("overlay2", "containerd")
 DISK_SIZE = 16 << 30  # of a sparse file
 MAKE_DISK = """set -e
@@ -54,8 +64,9 @@ umount /mnt
 """
 
 # $1: the engine's folder; $2: the repository; $3: INIT; then directories to share.
-# Mounts are private to the namespace (unshare sees to it) and go with its last process.  No barriers: nothing here has to survive
-# a power cut, and each would be a flush of the machine's own disk.
+# Mounts are private to the namespace (unshare sees to it) and go with its last process.  No
+# barriers: nothing here has to survive a power cut, and each would be a flush of the machine's own
+# disk.
 ENTER_ROOT = """set -e
 mount -o loop,nobarrier "$1/disk" "$1/mounted"
 cd "$1/mounted"
@@ -167,7 +178,8 @@ class CurrentEngine(Engine):
             raise
 
     def root(self, *parts):
-        """Path of a file of the engine's host as this machine sees it; links in it must not be absolute ones."""
+        """Path of a file of the engine's host as this machine sees it; links in it must not be
+        absolute ones."""
         return os.path.join("/proc/%d/root" % self.init, *[part.lstrip("/") for part in parts])
 
     def configure(self):
@@ -182,7 +194,8 @@ class CurrentEngine(Engine):
         os.chmod(f.name, 0o755)
         with open(self.root("etc/init.d/docker")) as f:
             text = f.read()
-        # Limits may not be raised in every container; a stop of ten seconds ends the daemon while it waits for containers.
+        # Limits may not be raised in every container; a stop of ten seconds ends the daemon while
+        # it waits for containers.
         text = re.sub(r"(?m)^(\s*)ulimit ", r"\1: ulimit ", text).replace(
             "--retry 10", "--retry 60"
         )
@@ -190,13 +203,21 @@ class CurrentEngine(Engine):
             f.write(text)
 
     def enter_namespaces(self):
-        flags = "--mount --pid --uts --ipc --net --fork --kill-child".split()
+        flags = ["--mount", "--pid", "--uts", "--ipc", "--net", "--fork", "--kill-child"]
         with open(os.path.join(self.dir, "log"), "wb") as log:
             self.holder = subprocess.Popen(
-                [need("unshare", "util-linux")]
-                + flags
-                + ["sh", "-c", ENTER_ROOT, "sh", self.dir, self.repository, INIT]
-                + self.shared,
+                [
+                    need("unshare", "util-linux"),
+                    *flags,
+                    "sh",
+                    "-c",
+                    ENTER_ROOT,
+                    "sh",
+                    self.dir,
+                    self.repository,
+                    INIT,
+                    *self.shared,
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -240,7 +261,8 @@ class CurrentEngine(Engine):
             raise CannotRun("%s:\n%s" % (error, log)) from None
 
     def stop(self):
-        """Leave nothing behind: containers, daemons, namespaces, files.  Can be called again, and in any state."""
+        """Leave nothing behind: containers, daemons, namespaces, files.  Can be called again, and
+        in any state."""
         if not self.dir:
             return
         with undisturbed():
@@ -275,7 +297,8 @@ class CurrentEngine(Engine):
         return sorted(found)
 
     def left(self):
-        """Loop devices on this engine's file (a mount that somebody still has is one of these), and mounts below its folder."""
+        """Loop devices on this engine's file (a mount that somebody still has is one of these), and
+        mounts below its folder."""
         found = mounts_below(self.dir)
         for path in glob.glob("/sys/block/loop*/loop/backing_file"):
             with contextlib.suppress(OSError):
@@ -287,8 +310,8 @@ class CurrentEngine(Engine):
 
     def inside(self):
         """What to put before a command, so that it runs on the engine's host."""
-        flags = "--mount --pid --uts --ipc --net --target".split()
-        return [need("nsenter", "util-linux")] + flags + [str(self.init), "--"]
+        flags = ["--mount", "--pid", "--uts", "--ipc", "--net", "--target"]
+        return [need("nsenter", "util-linux"), *flags, str(self.init), "--"]
 
     def env(self, **more):
         env = {
@@ -300,7 +323,7 @@ class CurrentEngine(Engine):
         return env
 
     def docker_command(self):
-        return self.inside() + [self.client]
+        return [*self.inside(), self.client]
 
     def call(self, *argv, input=None, check=True, timeout=300, env=None):
         """Run a command on the engine's host, as root; returns a CompletedProcess with bytes."""
@@ -326,7 +349,8 @@ class CurrentEngine(Engine):
         return done
 
 
-# ---------------------------------------------------------------------- a registry, and an image that docker save loses
+# ---------------------------------------------------------------------- a registry, and an image
+# that docker save loses
 
 REGISTRY = "127.0.0.1:5000"  # in the engine's own network namespace
 REGISTRY_SETTINGS = """version: 0.1
@@ -342,7 +366,8 @@ REGISTRY_ANSWERS = "import urllib.request as u; u.urlopen('http://%s/v2/', timeo
 
 
 def start_registry(engine):
-    """A registry on the engine's own loopback; what begins with the address it returns can be pushed and pulled."""
+    """A registry on the engine's own loopback; what begins with the address it returns can be
+    pushed and pulled."""
     with open(engine.root("srv/registry.yml"), "w") as f:
         f.write(REGISTRY_SETTINGS)
     engine.call("sh", "-c", START_REGISTRY)
@@ -359,11 +384,12 @@ def stop_registry(engine):
 
 
 def image_without_layers(engine, name="lost", container="keeper"):
-    """Name of an image of which `docker save` writes an archive without layers, and ends with 0 (moby#49784).
+    """Name of an image of which `docker save` writes an archive without layers, and ends with 0
+    (moby#49784).
 
-    Only with the containerd store: a container keeps the snapshots, the image and its content are deleted, and a pull finds
-    the snapshots and leaves the layers where they are.  The container is created, not started; its image is this one.
-    """
+    Only with the containerd store: a container keeps the snapshots, the image and its content are
+    deleted, and a pull finds the snapshots and leaves the layers where they are.  The container is
+    created, not started; its image is this one."""
     image = "%s/%s:1" % (start_registry(engine), name)
     engine.import_busybox(image, {"only-here": image})  # no other image may have this layer
     engine.docker("push", image)
@@ -385,7 +411,8 @@ def tool_env():
 
 
 def root_disk(suite):
-    """Path of a file system with the suite's root and the engine in it: made once, and again when what it is made of changes."""
+    """Path of a file system with the suite's root and the engine in it: made once, and again when
+    what it is made of changes."""
     packages = ",".join(PACKAGES)
     recipe = "%s %d %s" % (packages, DISK_SIZE, MAKE_DISK)
     mark = hashlib.sha256(recipe.encode()).hexdigest()[:12]

@@ -5,10 +5,9 @@
         web = engine.run(image, "--name", "web")
         engine.docker("exec", web, "true")
 
-Its sockets, data and containers live below one temporary directory; the host's own daemon, its settings and its
-containerd are never spoken to.  Run as a program, it starts and stops one engine and says whether that works here.
-Python 3.6 and the standard library, like dockfix.py itself.
-"""
+Its sockets, data and containers live below one temporary directory; the host's own daemon, its
+settings and its containerd are never spoken to.  Run as a program, it starts and stops one engine
+and says whether that works here. Python 3.6 and the standard library, like dockfix.py itself."""
 
 import contextlib
 import fcntl
@@ -39,7 +38,8 @@ USERNS_BASE = 500000
 
 
 def skip_or_fail(what, reason):
-    """Skip the test with the reason; where a machine has been made for these tests, that is a failure."""
+    """Skip the test with the reason; where a machine has been made for these tests, that is a
+    failure."""
     import pytest  # the demo and the benchmarks have none
 
     text = "no %s: %s" % (what, reason)
@@ -119,7 +119,8 @@ def undisturbed():
 
 
 def end_leftovers(ids, marks=()):
-    """What a daemon that died left: shims (they name its directory: marks), the containers' processes, their cgroups."""
+    """What a daemon that died left: shims (they name its directory: marks), the containers'
+    processes, their cgroups."""
     cgroups = [
         c
         for i in ids
@@ -168,7 +169,8 @@ class Engine:
         raise NotImplementedError
 
     def docker(self, *args, input=None, stdin=subprocess.DEVNULL, check=True, timeout=300):
-        """Run the docker client; returns a CompletedProcess with bytes.  A failure shows both outputs.
+        """Run the docker client; returns a CompletedProcess with bytes.  A failure shows both
+        outputs.
 
         input: bytes; or stdin: a file.
         """
@@ -209,7 +211,8 @@ class Engine:
         self.handlers = {}
 
     def build(self, tag, text, folder):
-        """BuildKit builds an image of a Dockerfile, by the first docker client here that can (newer ones need buildx for it), or CannotRun."""
+        """BuildKit builds an image of a Dockerfile, by the first docker client here that can (newer
+        ones need buildx for it), or CannotRun."""
         with open(os.path.join(folder, "Dockerfile"), "w") as f:
             f.write(text)
         for client in filter(os.path.exists, (self.client, "/usr/bin/docker")):
@@ -232,14 +235,14 @@ class Engine:
     def run(self, image, *options, command=()):
         """`docker run -d` without a network; returns the full id."""
         return (
-            self.docker("run", "-d", "--network", "none", *(options + (image,) + tuple(command)))
+            self.docker("run", "-d", "--network", "none", *((*options, image, *tuple(command))))
             .stdout.decode()
             .strip()
         )
 
     def create(self, image, *options, command=()):
         return (
-            self.docker("create", "--network", "none", *(options + (image,) + tuple(command)))
+            self.docker("create", "--network", "none", *((*options, image, *tuple(command))))
             .stdout.decode()
             .strip()
         )
@@ -248,7 +251,7 @@ class Engine:
         """`docker import` of tar bytes, or of the file with that path; returns the image's name."""
         more = [word for change in changes for word in ("-c", change)]
         words = ", ".join('"%s"' % word for word in command)
-        argv = ["import", "-c", "CMD [%s]" % words] + more + ["-", name]
+        argv = ["import", "-c", "CMD [%s]" % words, *more, "-", name]
         if isinstance(tar, bytes):
             self.docker(*argv, input=tar)
         else:
@@ -259,8 +262,8 @@ class Engine:
     def import_busybox(self, name="dockfix-test/busybox", files=None, changes=()):
         """A root with a shell and busybox's applets (Debian's has no chpasswd).
 
-        files: {path: text or bytes} to add or, with None, to leave out; changes: Dockerfile lines (`USER 1000`).
-        """
+        files: {path: text or bytes} to add or, with None, to leave out; changes: Dockerfile lines
+        (`USER 1000`)."""
         return self.import_tar(name, busybox_tar(files), ["/bin/sleep", SLEEP_FOREVER], changes)
 
     def import_scratch(self, name="dockfix-test/scratch", files=None, changes=()):
@@ -274,19 +277,19 @@ class Engine:
         )
 
     def import_debian(self, name="dockfix-test/debian", changes=(), suite=None):
-        """A Debian-like minbase root with PAM and shadow's chpasswd (suite: not the host's own); built once, then kept below ~/.cache."""
+        """A Debian-like minbase root with PAM and shadow's chpasswd (suite: not the host's own);
+        built once, then kept below ~/.cache."""
         return self.import_tar(name, debian_tar(suite), ["/bin/sleep", SLEEP_FOREVER], changes)
 
 
 class PrivateEngine(Engine):
     """A dockerd and a containerd of one's own, from `with` until its end.
 
-    extra:    more arguments for dockerd
-    userns:   remap the containers' ids to USERNS_BASE and up
-    own_etc:  the daemons see an /etc of their own, where daemon.json says the root and the pid file, and a `service` (and `systemctl`) on
-              PATH stops and starts this dockerd: for what changes the daemon's settings.  See `inside`.
-    client:   the docker command to use (default: $DOCKFIX_TEST_CLIENT, else docker from PATH)
-    """
+    extra:    more arguments for dockerd userns:   remap the containers' ids to USERNS_BASE and up
+    own_etc:  the daemons see an /etc of their own, where daemon.json says the root and the pid
+    file, and a `service` (and `systemctl`) on PATH stops and starts this dockerd: for what changes
+    the daemon's settings.  See `inside`. client:   the docker command to use (default:
+    $DOCKFIX_TEST_CLIENT, else docker from PATH)"""
 
     def __init__(self, extra=(), userns=False, client=None, own_etc=False):
         self.extra, self.userns, self.own_etc = list(extra), userns, own_etc
@@ -325,7 +328,7 @@ class PrivateEngine(Engine):
                 if self.userns
                 else self.namespace_with_etc() if self.own_etc else []
             )
-            self.spawn("containerd", enter + [containerd, "--config", self.path("containerd.toml")])
+            self.spawn("containerd", [*enter, containerd, "--config", self.path("containerd.toml")])
             wait_until(
                 lambda: self.alive() and os.path.exists(self.path("containerd.sock")),
                 "socket of containerd",
@@ -369,7 +372,8 @@ class PrivateEngine(Engine):
         return os.path.join(self.dir, *parts)
 
     def lay_out(self):
-        # A container's root must be reachable for remapped ids, so the directory is open, its content is dockerd's.
+        # A container's root must be reachable for remapped ids, so the directory is open, its
+        # content is dockerd's.
         os.chmod(self.dir, 0o711)
         os.makedirs(self.path("bin"))
         os.makedirs(self.path("client"))
@@ -377,9 +381,11 @@ class PrivateEngine(Engine):
         for name, text in {
             "daemon.json": "{}\n",
             "subid": "daemon:%d:65536\n" % USERNS_BASE,
-            "containerd.toml": 'version = 2\nroot = "{0}/containerd"\nstate = "{0}/containerd.state"\n'
-            'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
-            '[grpc]\naddress = "{0}/containerd.sock"\n'.format(self.dir),
+            "containerd.toml": (
+                'version = 2\nroot = "{0}/containerd"\nstate = "{0}/containerd.state"\n'
+                'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
+                '[grpc]\naddress = "{0}/containerd.sock"\n'.format(self.dir)
+            ),
         }.items():
             with open(self.path(name), "w") as f:
                 f.write(text)
@@ -415,7 +421,10 @@ class PrivateEngine(Engine):
             "slave",
             "sh",
             "-c",
-            'mount -t overlay overlay -o "lowerdir=/etc,upperdir=$0/upper,workdir=$0/work" /etc || exit; exec "$@"',
+            (
+                'mount -t overlay overlay -o "lowerdir=/etc,upperdir=$0/upper,workdir=$0/work" /etc'
+                ' || exit; exec "$@"'
+            ),
             self.path("etc"),
         ]
 
@@ -455,16 +464,17 @@ esac
             )
         with open(self.path("bin", "systemctl"), "w") as f:
             f.write(
-                "#!/bin/sh\ncase $1 in daemon-reload|reset-failed) exit 0 ;;\n"
-                'show) echo "MainPID=$(cat %s 2>/dev/null || echo 0)"; exit 0 ;;\n'
-                'is-active) [ "$2" = docker.service ] && exec service docker status; exit 3 ;; esac\n'
-                'exec service "${2%%.service}" "$1"\n' % shlex.quote(self.path("pid"))
+                "#!/bin/sh\ncase $1 in daemon-reload|reset-failed) exit 0 ;;\nshow) echo"
+                ' "MainPID=$(cat %s 2>/dev/null || echo 0)"; exit 0 ;;\nis-active) [ "$2" ='
+                " docker.service ] && exec service docker status; exit 3 ;; esac\nexec service"
+                ' "${2%%.service}" "$1"\n' % shlex.quote(self.path("pid"))
             )
         for name in ("service", "systemctl"):
             os.chmod(self.path("bin", name), 0o755)
 
     def spawn(self, name, argv):
-        # In a session of its own: Ctrl-C is for the caller, who then stops the engine in good order.
+        # In a session of its own: Ctrl-C is for the caller, who then stops the engine in good
+        # order.
         with open(self.path(name + ".log"), "wb") as log:
             self.processes.append(
                 subprocess.Popen(
@@ -487,7 +497,8 @@ esac
         return True
 
     def stop(self):
-        """Leave nothing behind: containers, daemons, mounts, files.  Can be called again, and in any state."""
+        """Leave nothing behind: containers, daemons, mounts, files.  Can be called again, and in
+        any state."""
         with undisturbed():
             if not self.dir:
                 return
@@ -582,7 +593,7 @@ class Run:
     def doc(self):
         """The one JSON document, with the envelope that every command has."""
         doc = json.loads(self.out.decode("ascii"))
-        assert JSON_KEYS <= set(doc), "missing: %s" % sorted(JSON_KEYS - set(doc))
+        assert set(doc) >= JSON_KEYS, "missing: %s" % sorted(JSON_KEYS - set(doc))
         assert (
             doc["schema"] == "dockfix/1"
             and doc["exit_code"] == self.rc
@@ -631,8 +642,8 @@ def is_zombie(pid):
 
 
 def make_tar(files, programs=None, links=None, dirs=(), setuid=()):
-    """Tar bytes.  files: path -> text, bytes or None (left out); programs: path -> host path; links: path -> target; setuid: names of
-    programs."""
+    """Tar bytes.  files: path -> text, bytes or None (left out); programs: path -> host path;
+    links: path -> target; setuid: names of programs."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as tar:
 
@@ -644,7 +655,7 @@ def make_tar(files, programs=None, links=None, dirs=(), setuid=()):
             tar.addfile(member, io.BytesIO(data))
 
         seen = set()
-        wanted = ["proc", "sys", "dev", "root", "tmp", "var"] + list(dirs)
+        wanted = ["proc", "sys", "dev", "root", "tmp", "var", *list(dirs)]
         for path in wanted + [
             os.path.dirname(p) for p in list(files) + list(programs or {}) + list(links or {})
         ]:
@@ -689,7 +700,8 @@ def cache_dir():
 
 
 def debian_source():
-    """(suite, mirror): the host's own, as apt knows them, so that a machine with a local mirror uses that."""
+    """(suite, mirror): the host's own, as apt knows them, so that a machine with a local mirror
+    uses that."""
     release = dict(
         line.rstrip().split("=", 1)
         for line in open_bytes("/etc/os-release").decode().splitlines()
@@ -743,7 +755,8 @@ def build_debian(suite, mirror, path, more=()):
             flush=True,
         )
         with open(log, "wb") as out:
-            # In namespaces of its own: an interrupted debootstrap leaves no mounts and no processes on the host.
+            # In namespaces of its own: an interrupted debootstrap leaves no mounts and no processes
+            # on the host.
             code = subprocess.call(
                 [
                     need("unshare", "util-linux"),
@@ -753,10 +766,11 @@ def build_debian(suite, mirror, path, more=()):
                     "--kill-child",
                     debootstrap,
                     "--variant=minbase",
-                ]
-                + list(more)
-                + [suite, root]
-                + mirror,
+                    *list(more),
+                    suite,
+                    root,
+                    *mirror,
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
@@ -789,9 +803,16 @@ def build_debian(suite, mirror, path, more=()):
         shutil.rmtree(work)
 
 
-MUSL_APPLETS = "ASH SH_IS_ASH ASH_ECHO ASH_TEST ASH_PRINTF SU CHPASSWD PASSWD ID SLEEP CAT GREP RM SED STAT LS TRUE"
-MUSL_OPTIONS = "BUSYBOX FEATURE_INSTALLER LONG_OPTS FEATURE_SUID FEATURE_SHADOWPASSWDS USE_BB_CRYPT USE_BB_CRYPT_SHA SHOW_USAGE"
-# BusyBox can read the account files itself or leave it to the C library: /bin/su does the first, /libc/su the second.
+MUSL_APPLETS = (
+    "ASH SH_IS_ASH ASH_ECHO ASH_TEST ASH_PRINTF SU CHPASSWD PASSWD ID SLEEP CAT GREP RM SED STAT LS"
+    " TRUE"
+)
+MUSL_OPTIONS = (
+    "BUSYBOX FEATURE_INSTALLER LONG_OPTS FEATURE_SUID FEATURE_SHADOWPASSWDS USE_BB_CRYPT"
+    " USE_BB_CRYPT_SHA SHOW_USAGE"
+)
+# BusyBox can read the account files itself or leave it to the C library: /bin/su does the first,
+# /libc/su the second.
 MUSL_KINDS = {"bin": "USE_BB_PWD_GRP USE_BB_SHADOW", "libc": ""}
 
 
@@ -851,7 +872,7 @@ def busybox_source(work):
     options = [word for pair in settings.items() for word in ("-o", "%s=%s" % pair)]
     for words in (["update"], ["source", "--download-only", "busybox"]):
         done = subprocess.run(
-            ["apt-get", "-qq"] + options + words,
+            ["apt-get", "-qq", *options, *words],
             cwd=work,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -873,7 +894,7 @@ def build_busybox(source, compiler, options):
     words = [compiler] + [word for one in headers for word in ("-idirafter", one)]
     make = ["make", "-C", source, "-j%d" % (os.cpu_count() or 1), "CC=" + " ".join(words)]
     quiet = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT, "stdout": subprocess.PIPE}
-    subprocess.run(make + ["allnoconfig"], check=True, **quiet)
+    subprocess.run([*make, "allnoconfig"], check=True, **quiet)
     wanted = " ".join((MUSL_APPLETS, MUSL_OPTIONS, options)).split()
     config = os.path.join(source, ".config")
     with open(config) as f:
@@ -883,8 +904,8 @@ def build_busybox(source, compiler, options):
         f.write("".join(lines) + 'CONFIG_FEATURE_DEFAULT_PASSWD_ALGO="sha512"\n')
     answers = dict(quiet, input=b"\n" * 2000)
     del answers["stdin"]
-    subprocess.run(make + ["oldconfig"], check=True, **answers)
-    built = subprocess.run(make + ["busybox"], **quiet)
+    subprocess.run([*make, "oldconfig"], check=True, **answers)
+    built = subprocess.run([*make, "busybox"], **quiet)
     if built.returncode:
         raise CannotRun("BusyBox is not built with musl: %s" % built.stdout.decode()[-500:])
     return os.path.join(source, "busybox")

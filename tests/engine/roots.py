@@ -1,8 +1,8 @@
-"""Roots for the time commands: programs that tell the time as different languages and C libraries do.
+"""Roots for the time commands: programs that tell the time as different languages and C libraries
+do.
 
-Each builder returns tar bytes, or options for `docker run` that lay the host's own programs into a Debian root; CannotRun says what is
-missing.  Python 3.6 and the standard library.
-"""
+Each builder returns tar bytes, or options for `docker run` that lay the host's own programs into a
+Debian root; CannotRun says what is missing.  Python 3.6 and the standard library."""
 
 import glob
 import os
@@ -12,7 +12,8 @@ import tempfile
 
 from kit import ACCOUNTS, CannotRun, debian_source, make_tar, need
 
-# `clock +%s` prints the time once, as `date` does; without arguments it prints UTC's offset ten times a second, and ends on SIGTERM.
+# `clock +%s` prints the time once, as `date` does; without arguments it prints UTC's offset ten
+# times a second, and ends on SIGTERM.
 CLOCK_C = r"""
 #include <signal.h>
 #include <stdio.h>
@@ -50,12 +51,13 @@ def compiled(compiler, source, *options):
     with open(os.path.join(folder, "source.c"), "w") as f:
         f.write(source)
     program = os.path.join(folder, "program")
-    subprocess.check_call(compiler + ["-O1", "-o", program, f.name] + list(options))
+    subprocess.check_call([*compiler, "-O1", "-o", program, f.name, *list(options)])
     return program
 
 
 def clock_tar(libc="musl", files=None):
-    """A root of one program, /bin/date, that is CLOCK_C.  libc: 'musl' (dynamic, with its loader), or 'static' (musl, one file)."""
+    """A root of one program, /bin/date, that is CLOCK_C.  libc: 'musl' (dynamic, with its loader),
+    or 'static' (musl, one file)."""
     gcc = [need("musl-gcc", "musl-tools")]
     program = compiled(gcc, CLOCK_C, *(["-static"] if libc == "static" else []))
     try:
@@ -80,7 +82,8 @@ public class Zone {
 
 
 def java_options(folder):
-    """Options that give a Debian root of the host's own suite the host's Java as /jvm, and /java/Zone.class (made in `folder`)."""
+    """Options that give a Debian root of the host's own suite the host's Java as /jvm, and
+    /java/Zone.class (made in `folder`)."""
     java, javac = need("java", "default-jre-headless"), need("javac", "default-jdk-headless")
     home = os.path.dirname(os.path.dirname(os.path.realpath(java)))
     with open(os.path.join(folder, "Zone.java"), "w") as f:
@@ -97,7 +100,8 @@ def java_options(folder):
 
 
 def python_options():
-    """Options that give a Debian root of the host's own suite the host's own Python as /usr/bin/python3."""
+    """Options that give a Debian root of the host's own suite the host's own Python as
+    /usr/bin/python3."""
     program = os.path.realpath("/usr/bin/python3")
     library = os.path.join("/usr/lib", os.path.basename(program))
     if not os.path.isfile(program) or not os.path.isdir(library):

@@ -1,4 +1,5 @@
-"""backup on one engine, restore on another: a zoo of containers compared field by field, files by sha256, runlike side by side, kills, a full disk."""
+"""backup on one engine, restore on another: a zoo of containers compared field by field, files by
+sha256, runlike side by side, kills, a full disk."""
 
 import fcntl
 import hashlib
@@ -255,7 +256,8 @@ def all_names(engine):
 
 
 def fields(doc):
-    """{name: value} of all settings; what is empty counts as not there, ids of other containers as their names (`ids`)."""
+    """{name: value} of all settings; what is empty counts as not there, ids of other containers as
+    their names (`ids`)."""
     found = {
         "%s.%s" % (part, key): value
         for part in ("Config", "HostConfig")
@@ -294,7 +296,8 @@ def differences(old, new):
 
 
 def volume_sum(engine, name):
-    """sha256 of every file of a volume with owner, mode and type, read through a container of the test's own."""
+    """sha256 of every file of a volume with owner, mode and type, read through a container of the
+    test's own."""
     run(
         engine,
         "create",
@@ -354,7 +357,7 @@ def make_zoo(lab, folder):
             word.replace("FOLDER", folder).replace("PROFILE", os.path.join(folder, "profile"))
             for word in options
         ]
-        run(engine, "create", "--name", name, *(words + ["ring/busybox"] + list(command)))
+        run(engine, "create", "--name", name, *([*words, "ring/busybox", *list(command)]))
     run(engine, "network", "connect", "--alias", "x2", "--ip", "10.77.34.77", "zoo2", "front")
     run(engine, "start", *RUNNING)
     run(
@@ -363,7 +366,8 @@ def make_zoo(lab, folder):
         "plain",
         "sh",
         "-c",
-        "echo mine > /root/own; rm /etc/group; mkdir /srv; ln -s /nowhere /srv/link; chmod 4711 /root/own",
+        "echo mine > /root/own; rm /etc/group; mkdir /srv; ln -s /nowhere /srv/link; chmod 4711"
+        " /root/own",
     )
     run(
         engine,
@@ -371,8 +375,10 @@ def make_zoo(lab, folder):
         "mounts",
         "sh",
         "-c",
-        "mkdir -p /named/d /anon/e; echo hi > /named/d/f; ln /named/d/f /named/h; ln -s f /named/d/s; mkfifo /named/p; mknod /named/n c 1 3;"
-        "touch -d '2001-01-01 00:00:01' /named/d; chown 77:88 /named; chmod 2750 /named; head -c 300000 /dev/urandom > /anon/e/r; echo 3 > /m3/x",
+        "mkdir -p /named/d /anon/e; echo hi > /named/d/f; ln /named/d/f /named/h; ln -s f"
+        " /named/d/s; mkfifo /named/p; mknod /named/n c 1 3;touch -d '2001-01-01 00:00:01'"
+        " /named/d; chown 77:88 /named; chmod 2750 /named; head -c 300000 /dev/urandom > /anon/e/r;"
+        " echo 3 > /m3/x",
     )
     run(engine, "pause", "health")
 
@@ -391,7 +397,8 @@ def second(engine):
 
 @pytest.fixture(scope="module")
 def moved(lab, second):
-    """The zoo, backed up on the first engine and restored on the second: everything that the tests look at."""
+    """The zoo, backed up on the first engine and restored on the second: everything that the tests
+    look at."""
     folder = lab.new_folder()
     make_zoo(lab, os.path.join(folder, "host"))
     other = Lab(second, lab.folder)
@@ -431,7 +438,8 @@ def moved(lab, second):
 
 
 def runlike_path():
-    """runlike in a virtual environment below the cache; None where PyPI or a Python for it is not there."""
+    """runlike in a virtual environment below the cache; None where PyPI or a Python for it is not
+    there."""
     place = os.path.join(cache_dir(), "runlike-%d.%d" % sys.version_info[:2])
     program = os.path.join(place, "bin", "runlike")
     if not os.path.exists(program):
@@ -454,7 +462,8 @@ def runlike_path():
 
 
 def runlike_clones(engine, names):
-    """{name: inspect of what runlike's command line makes (None: it makes nothing)}; None where there is no runlike."""
+    """{name: inspect of what runlike's command line makes (None: it makes nothing)}; None where
+    there is no runlike."""
     program = runlike_path()
     if not program:
         return None
@@ -551,7 +560,8 @@ def test_a_file_of_the_containers_own(moved):
         moved["other"]
         .inside(
             "plain",
-            "cat /root/own; stat -c %a /root/own; readlink /srv/link; ls /etc/group 2>/dev/null || echo gone",
+            "cat /root/own; stat -c %a /root/own; readlink /srv/link; ls /etc/group 2>/dev/null ||"
+            " echo gone",
         )
         .split()
     )
@@ -662,7 +672,8 @@ def test_what_is_in_the_way_is_not_overwritten(moved):
     assert volume_sum(other.engine, "named") == moved["volumes"]["named"]
 
 
-# ---------------------------------------------------------------------- small stocks: kills, full disks, scripts
+# ---------------------------------------------------------------------- small stocks: kills, full
+# disks, scripts
 
 
 @pytest.fixture
@@ -783,8 +794,9 @@ ENDS = [(side, way) for side in ("before", "after") for way in ("resume", "rollb
 
 
 def end_at_steps(small, words, check):
-    """dockfix, killed at every third step, before or after it, and resumed or rolled back; FULL=1: at every one, all four ends. words: those of a turn;
-    check(way, turn): what must be. How many points."""
+    """dockfix, killed at every third step, before or after it, and resumed or rolled back; FULL=1:
+    at every one, all four ends. words: those of a turn; check(way, turn): what must be. How many
+    points."""
     tried, number, journal = 0, 1, os.path.join(small.state, "journal.json")
     while True:
         for side, way in ENDS if STRIDE == 1 else [ENDS[number % 4]]:
@@ -914,7 +926,8 @@ def test_a_volume_made_after_the_restore_is_not_taken_for_one_that_it_filled(sma
 
 
 def test_a_volume_that_an_earlier_restore_left_empty_is_filled(small):
-    """As a version of dockfix before this one did on engines before 1.13; what is not empty is never written."""
+    """As a version of dockfix before this one did on engines before 1.13; what is not empty is
+    never written."""
     at = os.path.join(small.new_folder(), "backup")
     small.inside(
         "small", "mkdir /data/d; ln /data/big /data/d/h; chown 5:6 /data; chmod 2750 /data"
@@ -962,8 +975,8 @@ def test_a_rollback_while_the_daemon_is_down_does_not_call_it_undone(small):
     wipe(small)
     mark = os.path.join(small.new_folder(), "down")
     slow = small.recorder(
-        '[ ! -e %s ] || { echo Cannot connect to the Docker daemon >&2; exit 1; }; case " $* " in *" cp "*) sleep 0.5;; esac'
-        % mark
+        '[ ! -e %s ] || { echo Cannot connect to the Docker daemon >&2; exit 1; }; case " $* " in'
+        ' *" cp "*) sleep 0.5;; esac' % mark
     )
     start_and_kill(small, slow, "cp", "restore", "-y", at)
     orphan_ended(small)
@@ -1048,7 +1061,8 @@ def test_the_scripts_do_the_same(small):
 
 
 def test_a_pool_too_full_for_a_commit_is_read_by_export(small):
-    """docker info tells of a thin pool below its minimum: no commit, no helper container; the config comes back from inspect."""
+    """docker info tells of a thin pool below its minimum: no commit, no helper container; the
+    config comes back from inspect."""
     folder = small.new_folder()
     at, facts = os.path.join(folder, "backup"), os.path.join(folder, "info")
     with open(facts, "w") as f:
@@ -1067,8 +1081,8 @@ def test_a_pool_too_full_for_a_commit_is_read_by_export(small):
             f,
         )
     full = small.recorder(
-        '[ "$1" != info ] || { cat %s; exit; }; case "$1" in commit|create|import) echo "free data blocks" >&2; exit 1;; esac'
-        % shlex.quote(facts)
+        '[ "$1" != info ] || { cat %s; exit; }; case "$1" in commit|create|import) echo "free data'
+        ' blocks" >&2; exit 1;; esac' % shlex.quote(facts)
     )
     made = small.dockfix("backup", at, recorder=full)
     assert made.rc == 0, made

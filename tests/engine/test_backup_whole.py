@@ -1,6 +1,6 @@
-"""Is a backup that is called complete all that `restore` needs?  On current engines: images that `docker save` writes without their layers
-(moby#49784), an image for two platforms of which one is there, a registry that must see no request, volumes that come back whole.
-"""
+"""Is a backup that is called complete all that `restore` needs?  On current engines: images that
+`docker save` writes without their layers (moby#49784), an image for two platforms of which one is
+there, a registry that must see no request, volumes that come back whole."""
 
 import io
 import json
@@ -15,12 +15,13 @@ from current import image_without_layers, start_registry, stop_registry
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(__file__)), "unit"))
 
-import make_archive  # noqa: E402
+import make_archive
 
 LOG = "var/log/registry.log"
 FILL = (
-    "mkdir -p /data/d /data/e; head -c 300000 /dev/urandom > /data/d/r; ln -s d/r /data/l; ln /data/d/r /data/h; mkfifo /data/p;"
-    "chown 5:6 /data/e; chmod 4711 /data/d/r; touch -d '2001-01-01 00:00:01' /data/e; chown 77:88 /data; chmod 2750 /data"
+    "mkdir -p /data/d /data/e; head -c 300000 /dev/urandom > /data/d/r; ln -s d/r /data/l; ln"
+    " /data/d/r /data/h; mkfifo /data/p;chown 5:6 /data/e; chmod 4711 /data/d/r; touch -d"
+    " '2001-01-01 00:00:01' /data/e; chown 77:88 /data; chmod 2750 /data"
 )
 
 
@@ -86,7 +87,8 @@ def requests(lab):
 
 
 def make_lost(lab):
-    """A container on an image that docker save loses, and one on an image of which all is there; what they hold."""
+    """A container on an image that docker save loses, and one on an image of which all is there;
+    what they hold."""
     lost = image_without_layers(lab.engine, "gone", "keeper")
     lab.engine.import_busybox("good:1", files={"other": "another layer"})
     lab.docker("run", "-d", "--network", "none", "--name", "web", "-v", "data:/data", "good:1")
@@ -124,7 +126,8 @@ def wipe_but_backup(lab):
 
 
 def test_no_request_reaches_a_registry_that_answers(containerd):
-    """The backup as an earlier version made it: called complete, and docker save has lost the image."""
+    """The backup as an earlier version made it: called complete, and docker save has lost the
+    image."""
     lab = containerd
     lost = make_lost(lab)[0]
     assert lab.dockfix("backup", "/srv/kept").rc == 3
@@ -247,7 +250,8 @@ def test_volumes_come_back_member_by_member_and_a_second_restore_fills_an_empty_
 
 
 def test_links_without_an_alias_do_not_end_a_backup(current_labs):
-    """They need a network with addresses, so: an engine with a bridge driver; only what is made is looked at."""
+    """They need a network with addresses, so: an engine with a bridge driver; only what is made is
+    looked at."""
     lab = current_labs("trixie", "containerd")
     wipe(lab)
     lab.engine.import_busybox("good:1")

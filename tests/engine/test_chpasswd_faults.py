@@ -1,4 +1,5 @@
-"""chpasswd while the world moves: containers that vanish, locks that nobody releases, an engine that remaps ids, broken calls."""
+"""chpasswd while the world moves: containers that vanish, locks that nobody releases, an engine
+that remaps ids, broken calls."""
 
 import contextlib
 import re
@@ -21,7 +22,8 @@ sys.stdin.read()
 
 @contextlib.contextmanager
 def password_lock(lab, name):
-    """Hold the container's /etc/.pwd.lock, as another chpasswd would, until the end of the block."""
+    """Hold the container's /etc/.pwd.lock, as another chpasswd would, until the end of the
+    block."""
     path = "/proc/%d/root/etc/.pwd.lock" % lab.pid(name)
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -52,7 +54,10 @@ def test_container_removed_in_the_middle_is_skipped(lab, moment):
     lab.parallel(lab.run, ["stays1", "goes", "stays2"])
     gone = lab.id("goes")
     inject = {
-        "after inspect": 'case "$1" in inspect) "$REAL" "$@"; rc=$?; "$REAL" rm -f $GONE >/dev/null 2>&1; exit $rc;; esac',
+        "after inspect": (
+            'case "$1" in inspect) "$REAL" "$@"; rc=$?; "$REAL" rm -f $GONE >/dev/null 2>&1; exit'
+            " $rc;; esac"
+        ),
         "before exec": 'case "$*" in exec*$GONE*) "$REAL" rm -f $GONE >/dev/null 2>&1;; esac',
     }[moment]
     recorder = lab.recorder("GONE=%s\n%s" % (gone, inject))
@@ -102,7 +107,8 @@ def test_container_that_stops_in_the_middle_is_still_done(lab):
 
 
 def test_lock_that_is_never_released_ends_in_unknown(lab):
-    """The client is killed, but chpasswd waits on in the container and may still act: so nobody else may."""
+    """The client is killed, but chpasswd waits on in the container and may still act: so nobody
+    else may."""
     lab.parallel(lab.run, ["held", "free"])
     before, recorder = lab.shadow("held"), lab.recorder()
     with password_lock(lab, "held"):
@@ -160,7 +166,8 @@ def test_lock_held_in_a_container_without_chpasswd(lab):
     assert row["status"] == "changed" or lab.shadow("held-busybox") == before
 
 
-# ---------------------------------------------------------------------- a file that cannot be written
+# ---------------------------------------------------------------------- a file that cannot be
+# written
 
 
 @pytest.fixture
@@ -213,7 +220,8 @@ TRAPS = {
 
 @pytest.mark.parametrize("trap", sorted(TRAPS))
 def test_trap_laid_by_a_container_catches_nothing_of_the_host(lab, trap):
-    """Names that dockfix itself uses below /etc are already there, as links into a mounted directory, fifos, directories."""
+    """Names that dockfix itself uses below /etc are already there, as links into a mounted
+    directory, fifos, directories."""
     host = lab.host_dir(trap)
     lab.run(trap, "-v", host + ":/mnt/host", image="busybox")
     lab.inside(trap, TRAPS[trap][0])
@@ -248,7 +256,8 @@ LIARS = {
 
 @pytest.mark.parametrize("name", sorted(LIARS))
 def test_exit_status_of_chpasswd_is_not_believed(lab, name):
-    """Only the read-back counts: the row is `changed` when, and only when, the password opens the account."""
+    """Only the read-back counts: the row is `changed` when, and only when, the password opens the
+    account."""
     body, via, status = LIARS[name]
     lab.run(name)
     lab.inside(
@@ -267,7 +276,8 @@ def test_exit_status_of_chpasswd_is_not_believed(lab, name):
 
 
 def test_chpasswd_that_does_more_is_named(lab):
-    """A tool of the image that also changes something else: the password is set, and the row says so."""
+    """A tool of the image that also changes something else: the password is set, and the row says
+    so."""
     lab.run("does-more")
     lab.inside(
         "does-more",
@@ -296,7 +306,8 @@ BROKEN = {
 
 @pytest.mark.parametrize("fault", sorted(BROKEN))
 def test_broken_docker_gives_a_message_and_no_lie(lab, fault):
-    """No traceback (lab.dockfix sees to that), the stated exit code, and `changed` only where it is true."""
+    """No traceback (lab.dockfix sees to that), the stated exit code, and `changed` only where it is
+    true."""
     name = "broken-" + fault
     lab.run(name)
     inject, code = BROKEN[fault]
@@ -337,7 +348,8 @@ def remapped(lab, cannot_run):
 
 @pytest.mark.parametrize("name", ["created", "stopped", "running"])
 def test_cp_way_under_userns_remap_keeps_the_owner(remapped, name):
-    """Uncorrected, docker cp unlinks the file first and then cannot map its owner: no shadow at all (moby issue 43698)."""
+    """Uncorrected, docker cp unlinks the file first and then cannot map its owner: no shadow at all
+    (moby issue 43698)."""
     before = remapped.shadow(name)
     run = remapped.dockfix("chpasswd", name, "--via", "cp", "--json", stdin=b"root:mapped\n")
     assert run.rc == 0 and run.rows[name]["via"] == "cp", run

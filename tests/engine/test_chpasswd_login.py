@@ -1,10 +1,10 @@
-"""`changed` is what login says: after each kind of damage to /etc/passwd and /etc/shadow, by every way, `su` as another user opens root
-with the new password and with no other one; where the row says anything else, it opens with what it opened with before.
+"""`changed` is what login says: after each kind of damage to /etc/passwd and /etc/shadow, by every
+way, `su` as another user opens root with the new password and with no other one; where the row says
+anything else, it opens with what it opened with before.
 
-Judged by PAM and shadow's su in a Debian container, and in one with musl by two BusyBox su: one reads the account files itself, one
-leaves that to musl. DOCKFIX_TEST_BIG=1 runs every combination (some twenty minutes), DOCKFIX_TEST=all every fifth,
-otherwise it is every nineteenth.
-"""
+Judged by PAM and shadow's su in a Debian container, and in one with musl by two BusyBox su: one
+reads the account files itself, one leaves that to musl. DOCKFIX_TEST_BIG=1 runs every combination
+(some twenty minutes), DOCKFIX_TEST=all every fifth, otherwise it is every nineteenth."""
 
 import collections
 import itertools
@@ -70,7 +70,8 @@ def all_cases():
 
 
 def expected(case):
-    """The status that is right. Where it is not `changed`, the reason is one that no way can do without guessing."""
+    """The status that is right. Where it is not `changed`, the reason is one that no way can do
+    without guessing."""
     if case.shadow == "cr":
         return "refused"  # BusyBox reads this line, the C libraries do not
     no_line = case.shadow in ("short", "none", "no-file")
@@ -98,7 +99,8 @@ ALLOWED = {
 
 
 def judge_script(image):
-    """Shell text that prints `PROGRAM PASSWORD'S NAME` for each password that opens root, all tried at once."""
+    """Shell text that prints `PROGRAM PASSWORD'S NAME` for each password that opens root, all tried
+    at once."""
     tries = [
         "(printf '%%s\\n' '%s' | %s root -c id 2>/dev/null | grep -q '^uid=0' && echo '%s %s') &"
         % (password, su, su, name)
@@ -128,7 +130,7 @@ class Matrix:
         self.rows = {}
         for way in sorted({case.way for case in cases}):
             names = [case.name for case in cases if case.way == way]
-            words = ("chpasswd", "--via", way, "--json") + tuple(names)
+            words = ("chpasswd", "--via", way, "--json", *tuple(names))
             run = lab.dockfix(*words, stdin=("root:%s\n" % NEW).encode(), timeout=900)
             self.rows.update(run.rows)
         self.in_chunks(lambda names: lab.docker("start", *names), stopped)
@@ -241,14 +243,15 @@ sys.exit(dockfix.main(sys.argv[2:]))
 
 @pytest.mark.parametrize("image", sorted(SU))
 def test_a_kill_between_the_two_files_opens_nothing_that_was_closed(lab, image):
-    """An empty password waits in shadow, and /etc/passwd keeps everybody from it until it is replaced."""
+    """An empty password waits in shadow, and /etc/passwd keeps everybody from it until it is
+    replaced."""
     name = "killed-" + image
     with_hash_in_passwd(lab, name, image)
     before = opened_by(lab, name, image)
     assert before == {"%s in-passwd" % su for su in SU[image]}
     python, program, *words = lab.argv("chpasswd", "--via", "proc", name)
     done = subprocess.run(
-        [python, "-c", KILLED, program] + words,
+        [python, "-c", KILLED, program, *words],
         input=("root:%s\n" % NEW).encode(),
         env=lab.engine.env(),
         stdout=subprocess.PIPE,
@@ -294,8 +297,8 @@ def test_an_image_whose_chpasswd_repeats_what_it_reads(lab, flags):
     lab.run(name)
     lab.inside(
         name,
-        "printf '#!/bin/sh\\ntee /etc/heard >&2\\ncat /etc/heard\\nexit 1\\n' > /usr/local/sbin/chpasswd;"
-        " chmod 755 /usr/local/sbin/chpasswd",
+        "printf '#!/bin/sh\\ntee /etc/heard >&2\\ncat /etc/heard\\nexit 1\\n' >"
+        " /usr/local/sbin/chpasswd; chmod 755 /usr/local/sbin/chpasswd",
     )
     run = lab.dockfix("chpasswd", name, "--via", "exec", *flags, stdin=b"root:Sentinel-77\n")
     heard = lab.inside(name, "cat /etc/heard").strip().split(b":")[1]

@@ -1,4 +1,5 @@
-"""Each way alone, where it must work and where it must not; the safety options; and what each costs in docker calls."""
+"""Each way alone, where it must work and where it must not; the safety options; and what each costs
+in docker calls."""
 
 import os
 import re
@@ -153,13 +154,13 @@ def test_allow_shared_etc_lifts_the_refusal_but_never_for_the_hosts_own(lab):
     lab.create("own-shadow", "-v", "/etc/shadow:/etc/shadow:ro")
     names = ["shared", "shared-created", "own-etc", "own-etc-by-link", "own-root", "own-shadow"]
     own, before = lab.read("/etc/shadow"), lab.read(os.path.join(shared, "shadow"))
-    refused = lab.dockfix("chpasswd", *(names + ["--json"]), stdin=b"root:pw\n")
+    refused = lab.dockfix("chpasswd", *([*names, "--json"]), stdin=b"root:pw\n")
     assert refused.rc == 5 and {row["status"] for row in refused.rows.values()} == {
         "refused"
     }, refused
     assert "--allow-shared-etc" in refused.rows["shared"]["msg"]
     assert lab.read(os.path.join(shared, "shadow")) == before
-    run = lab.dockfix("chpasswd", *(names + ["--allow-shared-etc", "--json"]), stdin=b"root:pw\n")
+    run = lab.dockfix("chpasswd", *([*names, "--allow-shared-etc", "--json"]), stdin=b"root:pw\n")
     assert run.rc == 3, run
     assert {name for name, row in run.rows.items() if row["status"] == "changed"} == {
         "shared",
@@ -193,7 +194,8 @@ def test_a_volume_of_the_hosts_etc_is_known_before_it_is_mounted(lab):
 
 
 def test_lines_for_several_users_all_or_none(lab):
-    """One line that cannot be carried out keeps the others of that container from being carried out."""
+    """One line that cannot be carried out keeps the others of that container from being carried
+    out."""
     lab.parallel(lambda name: lab.run(name), ["both", "only-root", "stopped-root"])
     lab.parallel(
         lambda name: lab.inside(name, "sed -i /^games:/d /etc/passwd"),

@@ -1,4 +1,5 @@
-"""One run of `chpasswd --all --stopped` over every kind of container that can go wrong, each in its own way."""
+"""One run of `chpasswd --all --stopped` over every kind of container that can go wrong, each in its
+own way."""
 
 import os
 import re
@@ -26,7 +27,8 @@ HOSTILE = "\n\x1b]0;x\x07\x1b[31m; touch /tmp/PWNED; #"
 
 
 def outside_link(lab, name, host):
-    """Make the container's /etc a link to /mnt/host/etc; only the host can do that, and only before its start."""
+    """Make the container's /etc a link to /mnt/host/etc; only the host can do that, and only before
+    its start."""
     upper = (
         lab.docker("inspect", "-f", "{{.GraphDriver.Data.UpperDir}}", name).stdout.decode().strip()
     )
@@ -377,7 +379,8 @@ def test_one_run_does_what_can_be_done_and_says_so(visit):
 
 @pytest.mark.parametrize("animal", CHANGED, ids=ids)
 def test_changed_is_true(lab, visit, animal):
-    """The new password opens the account, and nothing else in the file differs: not a line, not a field, not its owner."""
+    """The new password opens the account, and nothing else in the file differs: not a line, not a
+    field, not its owner."""
     row, before, after = (
         visit.run.rows[animal.name],
         visit.before[animal.name][0],
@@ -408,7 +411,8 @@ def test_every_container_has_its_own_salt(lab, visit):
 
 @pytest.mark.parametrize("animal", CHANGED, ids=ids)
 def test_no_copy_of_a_hash_is_left_behind(lab, visit, animal):
-    """The cp way cannot remove its helper file, so that one must be empty; the proc way leaves a lock at most."""
+    """The cp way cannot remove its helper file, so that one must be empty; the proc way leaves a
+    lock at most."""
     new = Visit.names(lab, animal.name) - visit.diff[animal.name] - {"/etc", "/etc/shadow"}
     via = visit.run.rows[animal.name]["via"]
     if via == "cp":
@@ -449,7 +453,8 @@ def test_dry_run_that_knows_the_user_foresees_every_row(visit):
 
 
 def test_dry_run_that_awaits_lines_lists_what_is_refused_for_every_user(visit):
-    """Whether a user is there, or locked, or has its password in /etc/passwd, is not known before the lines are."""
+    """Whether a user is there, or locked, or has its password in /etc/passwd, is not known before
+    the lines are."""
     assert visit.dry.rc in (0, 3), visit.dry
     comments = [line for line in visit.dry.text.splitlines() if line.startswith("#")]
     commands = [line for line in visit.dry.text.splitlines() if not line.startswith("#")]

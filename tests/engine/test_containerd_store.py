@@ -1,5 +1,6 @@
-"""What dockfix does not read yet, the containerd image store of a current engine, is unknown in `storage`, `owner` and `reclaim`: never 0,
-and never "nothing".  Judged by what docker itself and `du` say."""
+"""What dockfix does not read yet, the containerd image store of a current engine, is unknown in
+`storage`, `owner` and `reclaim`: never 0, and never "nothing".  Judged by what docker itself and
+`du` say."""
 
 import json
 import os
@@ -14,7 +15,8 @@ IN_THE_STORE = ("images", "unused_images", "dangling_images", "build_cache", "or
 
 @pytest.fixture(scope="module")
 def store(current_labs):
-    """An engine with the containerd image store, a running container with 7 MiB of its own, a stopped one, and an unused volume."""
+    """An engine with the containerd image store, a running container with 7 MiB of its own, a
+    stopped one, and an unused volume."""
     with lab_without_containers(current_labs("trixie", "containerd")) as lab:
         lab.run("web", image="busybox")
         lab.docker("exec", "web", "dd", "if=/dev/zero", "of=/own", "bs=1048576", "count=7")
@@ -136,8 +138,9 @@ def test_relocate_says_what_stays(store):
 
 
 def test_relocate_there_and_back_past_a_container_that_outlives_the_daemon(current_lab_of_its_own):
-    """Docker's root moves, containerd's stays.  Where the daemon was killed and a container goes on, its mount below ROOT/rootfs stops the way
-    back, by name; when it has ended, the way back is free, and its files are as they were."""
+    """Docker's root moves, containerd's stays.  Where the daemon was killed and a container goes
+    on, its mount below ROOT/rootfs stops the way back, by name; when it has ended, the way back is
+    free, and its files are as they were."""
     lab = current_lab_of_its_own
     loop = "trap exit TERM; while :; do sleep 1; done"
     lab.run("web", "-v", "data:/v", image="busybox", command=("sh", "-c", loop))

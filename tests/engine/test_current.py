@@ -1,9 +1,10 @@
-"""dockfix on a current engine (Debian trixie's; with DOCKFIX_TEST_BIG=1 also sid's), at the default paths of a host of its own, with either image store.
+"""dockfix on a current engine (Debian trixie's; with DOCKFIX_TEST_BIG=1 also sid's), at the default
+paths of a host of its own, with either image store.
 
-What each command does in every case is tested on the machine's own engine; here it is that the facts it rests on (inspect, the
-container's root as a mount, `docker cp`, save and load, containerd's store) hold on this engine too.  Judged from outside: by
-`docker cp`, by a program in the container, by the bytes that come back.
-"""
+What each command does in every case is tested on the machine's own engine; here it is that the
+facts it rests on (inspect, the container's root as a mount, `docker cp`, save and load,
+containerd's store) hold on this engine too.  Judged from outside: by `docker cp`, by a program in
+the container, by the bytes that come back."""
 
 import io
 import json
@@ -54,7 +55,7 @@ def test_chpasswd(pair, name, way):
     password, before = "on %s by %s" % (name, way), pair.shadow(name)
     options = [] if way == "auto" else ["--via", way]
     run = pair.dockfix(
-        "chpasswd", *(options + [name, "--json"]), stdin=b"root:%s\n" % password.encode()
+        "chpasswd", *([*options, name, "--json"]), stdin=b"root:%s\n" % password.encode()
     )
     assert run.rc == 0 and run.rows[name]["status"] == "changed", run
     assert way in ("auto", run.rows[name]["via"]), run
@@ -81,7 +82,9 @@ def test_a_password_opens_a_login(pair):
 
     def try_su(password):
         return pair.docker(
-            *"exec -i -u daemon deb su -c id root".split(), input=password + b"\n", check=False
+            *["exec", "-i", "-u", "daemon", "deb", "su", "-c", "id", "root"],
+            input=password + b"\n",
+            check=False,
         )
 
     assert b"uid=0(root)" in try_su(b"say friend").stdout
@@ -117,17 +120,17 @@ def test_clock_and_timezone_and_undo(current, host_zone):
     current.docker("kill", "off")
     names = ["up", "held", "off"]
     try:
-        run = current.dockfix("clock", *(names + ["--check", "--json"]))
+        run = current.dockfix("clock", *([*names, "--check", "--json"]))
         assert run.rc == 3, run
         assert {row["verdict"] for row in run.rows.values()} == {"other zone"}, run
-        run = current.dockfix("timezone", *(names + ["--json"]))
+        run = current.dockfix("timezone", *([*names, "--json"]))
         assert run.rc == 0, run
         assert {row["status"] for row in run.rows.values()} == {"changed"}, run
-        assert current.dockfix("clock", *(names + ["--check"])).rc == 0
+        assert current.dockfix("clock", *([*names, "--check"])).rc == 0
         current.docker("unpause", "held")
         current.docker("start", "off")
         assert {name: offset(current, name) for name in names} == dict.fromkeys(names, "+0800")
-        run = current.dockfix("timezone", "--undo", *(names + ["--json"]))
+        run = current.dockfix("timezone", "--undo", *([*names, "--json"]))
         assert run.rc == 0, run
         assert {name: offset(current, name) for name in names} == dict.fromkeys(names, "+0000")
     finally:
@@ -156,7 +159,10 @@ def copied(lab, name, path):
     return members(lab.docker("cp", "%s:%s" % (name, path), "-").stdout)
 
 
-FILL = "mkdir -p /data/d; head -c 300000 /dev/urandom > /data/d/r; ln -s d/r /data/l; chown 77:88 /data/d; chmod 2750 /data/d; echo own > /srv/own; rm /etc/group"
+FILL = (
+    "mkdir -p /data/d; head -c 300000 /dev/urandom > /data/d/r; ln -s d/r /data/l; chown 77:88"
+    " /data/d; chmod 2750 /data/d; echo own > /srv/own; rm /etc/group"
+)
 
 
 def test_backup_and_restore_bring_all_back(current):
@@ -189,11 +195,13 @@ def test_backup_and_restore_bring_all_back(current):
     current.docker("volume", "rm", "vol")
 
 
-# ---------------------------------------------------------------- the kit's own: an image that docker cannot save
+# ---------------------------------------------------------------- the kit's own: an image that
+# docker cannot save
 
 
 def test_docker_save_loses_layers(current_labs):
-    """What backup must find out: docker ends with 0, and the archive names blobs that are not in it (moby#49784)."""
+    """What backup must find out: docker ends with 0, and the archive names blobs that are not in it
+    (moby#49784)."""
     lab = current_labs("trixie", "containerd")
     image = image_without_layers(lab.engine)
     try:

@@ -16,7 +16,8 @@ READ_ONLY = {"ps", "inspect", "info", "version"}
 
 
 def spellings(secret):
-    """The secret, and how JSON, Python, shell or an escaper would write it; and a part that survives all of these."""
+    """The secret, and how JSON, Python, shell or an escaper would write it; and a part that
+    survives all of these."""
     raw = secret.encode()
     return {
         raw,
@@ -54,7 +55,8 @@ def only_reads(calls):
 
 @pytest.mark.parametrize("options", [["--json", "-v"], ["-v"], ["--json"]], ids=" ".join)
 def test_the_password_is_nowhere(lab, options):
-    """Not in the arguments, the environment or the output of anything, not in the engine's events, not in the state folder."""
+    """Not in the arguments, the environment or the output of anything, not in the engine's events,
+    not in the state folder."""
     lab.clean()
     names, recorder, since = make(lab, "s-"), lab.recorder(), time.time()
     run = lab.dockfix("chpasswd", *(options + names), stdin=LINE, recorder=recorder)
@@ -164,7 +166,7 @@ def test_dry_run_only_reads_and_makes_nothing(lab):
     ):
         run = lab.dockfix("--dry-run", *(args + names), recorder=recorder)
         assert run.rc in (0, 3) and run.out, run
-    run = lab.dockfix("--dry-run", "exec", *(names + ["--", "touch", "/made"]), recorder=recorder)
+    run = lab.dockfix("--dry-run", "exec", *([*names, "--", "touch", "/made"]), recorder=recorder)
     assert run.rc == 0, run
     assert len(recorder.calls()) >= 4 and only_reads(recorder.calls()) == []
     assert before == {name: (lab.shadow(name), lab.docker("diff", name).stdout) for name in names}
@@ -208,7 +210,8 @@ def test_dry_run_says_what_would_be_in_json_too(lab):
 
 
 def test_script_of_a_dry_run_does_what_the_real_run_does(lab):
-    """The same containers by the same ways, the same exit status; the password comes from a file that the caller names."""
+    """The same containers by the same ways, the same exit status; the password comes from a file
+    that the caller names."""
     lab.clean()
     names, had_state = make(lab, "r-"), os.path.exists("/var/lib/dockfix")
     before = {name: lab.shadow(name) for name in names}

@@ -1,4 +1,5 @@
-"""`exec` on real containers: whose output is whose, what came of it, and nothing raw on the terminal."""
+"""`exec` on real containers: whose output is whose, what came of it, and nothing raw on the
+terminal."""
 
 import json
 import os
@@ -29,7 +30,7 @@ def states(pair):
 
 
 def sh(*words):
-    return ("--", "sh", "-c") + words
+    return ("--", "sh", "-c", *words)
 
 
 def row_of(run, name="one"):
@@ -60,7 +61,10 @@ def test_output_is_grouped_and_labelled(pair):
 
 
 def test_control_characters_and_undecodable_bytes_are_shown_not_sent(pair):
-    script = r"printf '\033[31mred\033]0;title\007\r\b\n\377\376caf\303\251\302\205\342\200\256\n'; printf '\033[2J\n' >&2"
+    script = (
+        r"printf '\033[31mred\033]0;title\007\r\b\n\377\376caf\303\251\302\205\342\200\256\n';"
+        r" printf '\033[2J\n' >&2"
+    )
     run = pair.dockfix("exec", "one", *sh(script), env={"LC_ALL": "C.UTF-8"})
     assert (
         run.rc == 0
@@ -189,8 +193,8 @@ def test_containers_are_worked_on_together(pair):
     assert single.rc == 0 and single.seconds >= 4, single
     # each waits for the other
     met = pair.recorder(
-        'case "$1" in exec) : > %(at)s/$$; n=600; until [ $(ls %(at)s | wc -l) -ge 2 ]; do [ $((n -= 1)) -gt 0 ] || exit 1; sleep 0.1; done;; esac'
-        % {"at": pair.new_folder()}
+        'case "$1" in exec) : > %(at)s/$$; n=600; until [ $(ls %(at)s | wc -l) -ge 2 ]; do [ $((n'
+        " -= 1)) -gt 0 ] || exit 1; sleep 0.1; done;; esac" % {"at": pair.new_folder()}
     )
     both = pair.dockfix("exec", "one", "two", "--jobs", "2", "--json", "--", "true", recorder=met)
     assert both.rc == 0, both
@@ -229,7 +233,8 @@ def test_script_file_with_arguments(pair):
     path = os.path.join(pair.new_folder(), "script")
     with open(path, "w") as f:
         f.write(
-            'echo "$#" "$1" "$2"\nread line; echo "read: $line"\n# the last line has no newline\nexit 3'
+            'echo "$#" "$1" "$2"\nread line; echo "read: $line"\n# the last line has no'
+            " newline\nexit 3"
         )
     run = pair.dockfix("exec", "one", "two", "--script", path, "--json", "--", "a b", "-n")
     assert run.rc == 1 and [row["rc"] for row in run.doc["results"]] == [3, 3], run

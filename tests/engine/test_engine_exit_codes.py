@@ -1,4 +1,5 @@
-"""Exit codes that only a real engine, a real user and a real socket can give; nothing is changed by any of them."""
+"""Exit codes that only a real engine, a real user and a real socket can give; nothing is changed by
+any of them."""
 
 import os
 import shutil
@@ -52,14 +53,14 @@ class TestUsage:
     def test_unknown_name_stops_all_before_anything_is_changed(self, still, command, stdin):
         check(still.dockfix(*words(command, "still", "no-such-one"), stdin=stdin), 2, "no-such-one")
         check_json(
-            still.dockfix(*words(command + ["--json"], "still", "no-such-one"), stdin=stdin), 2
+            still.dockfix(*words([*command, "--json"], "still", "no-such-one"), stdin=stdin), 2
         )
         assert still.shadow("still", "/made") is None
 
     def test_id_prefix_of_two(self, still, twins, command, stdin):
         prefix = twins
         check(still.dockfix(*words(command, "still", prefix), stdin=stdin), 2, prefix)
-        check_json(still.dockfix(*words(command + ["--json"], prefix), stdin=stdin), 2)
+        check_json(still.dockfix(*words([*command, "--json"], prefix), stdin=stdin), 2)
 
     def test_all_that_is_nothing(self, still, command, stdin):
         nothing = ["--filter", "label=nobody=has.this"]
@@ -106,8 +107,8 @@ ENVIRONMENTS = {
 def test_environment_is_6(still, what, command, stdin):
     env = ENVIRONMENTS[what]
     check(still.dockfix(*words(command, "still"), stdin=stdin, env=env), 6, "docker")
-    check_json(still.dockfix(*words(command + ["--json"], "still"), stdin=stdin, env=env), 6)
-    dry = still.dockfix(*words(command + ["-n"], "still"), stdin=stdin, env=env)
+    check_json(still.dockfix(*words([*command, "--json"], "still"), stdin=stdin, env=env), 6)
+    dry = still.dockfix(*words([*command, "-n"], "still"), stdin=stdin, env=env)
     assert dry.rc == 6 and dry.out == b"", dry
 
 
@@ -117,7 +118,8 @@ def test_docker_that_is_no_program(still, docker):
 
 
 def test_user_without_permission_is_6(still):
-    """Nobody, who may read files wherever this Python lives, and may not write to the engine's socket."""
+    """Nobody, who may read files wherever this Python lives, and may not write to the engine's
+    socket."""
     nobody = [
         "setpriv",
         "--reuid",
@@ -130,7 +132,7 @@ def test_user_without_permission_is_6(still):
         "--ambient-caps",
         "+dac_read_search",
     ]
-    if not shutil.which("setpriv") or subprocess.call(nobody + ["true"]):
+    if not shutil.which("setpriv") or subprocess.call([*nobody, "true"]):
         pytest.fail("needs setpriv with ambient capabilities (Debian: util-linux)")
     state = os.path.join(still.new_folder(), "state")
     os.mkdir(state)

@@ -1,8 +1,8 @@
-"""`faketime` on real containers: what follows and when, what is refused before anything is written, what is undone by itself, and
-what a killed run leaves that `--undo` cannot mend: nothing.
+"""`faketime` on real containers: what follows and when, what is refused before anything is written,
+what is undone by itself, and what a killed run leaves that `--undo` cannot mend: nothing.
 
-The first process is perl, which tells the time itself three times a second; `docker diff` and docker's log are the second opinion.
-"""
+The first process is perl, which tells the time itself three times a second; `docker diff` and
+docker's log are the second opinion."""
 
 import calendar
 import glob
@@ -16,7 +16,10 @@ import pytest
 import kit
 import roots
 
-TELLS = "$| = 1; $SIG{TERM} = sub { exit }; sub tell_time { print time, qq(\\n); select undef, undef, undef, 0.3 } "
+TELLS = (
+    "$| = 1; $SIG{TERM} = sub { exit }; sub tell_time { print time, qq(\\n); select undef, undef,"
+    " undef, 0.3 } "
+)
 FAKED = "open F, q(/proc/self/maps); $faked = grep /faketime/, <F>; "
 HOUR, DAY = 3600, 86400
 BIG = os.environ.get("DOCKFIX_TEST_BIG") == "1"
@@ -48,7 +51,8 @@ def library():
 
 @pytest.fixture(scope="module")
 def made(lab, library):
-    """make(source, options) -> path of a shared library that says of itself that it is a libfaketime."""
+    """make(source, options) -> path of a shared library that says of itself that it is a
+    libfaketime."""
     gcc, folder, count = [kit.need("gcc", "gcc")], lab.new_folder(), [0]
 
     def make(source, *options, mark='const char mark[] = "/etc/faketimerc";\n'):
@@ -82,7 +86,8 @@ def shift(lab, name):
 
 
 def first_shift(lab, name):
-    """The same for the first process, by a new line of its log beside docker's own time of that line."""
+    """The same for the first process, by a new line of its log beside docker's own time of that
+    line."""
     wait_lines(lab, name, len(log_lines(lab, name)) + 1)
     at, told = log_lines(lab, name)[-1]
     return told - at
@@ -204,7 +209,8 @@ def test_the_first_process_follows_a_restart_and_stays_shifted(lab, library):
     kit.wait_until(
         lambda: near(first_shift(lab, "first"), 3 * HOUR), "step of the first process", 120
     )
-    # what it printed tells when it last read a clock of the former offset: no later than 10 s after the write
+    # what it printed tells when it last read a clock of the former offset: no later than 10 s after
+    # the write
     assert (
         max(told + 1.5 * DAY for at, told in log_lines(lab, "first") if near(told - at, -1.5 * DAY))
         <= done + 10
@@ -242,7 +248,8 @@ def test_what_was_there_is_kept_and_put_back(lab, library, made):
     lab.docker("start", "kept")
     lab.inside(
         "kept",
-        "printf /usr/lib/libother.so >/etc/ld.so.preload; printf '+5m' >/etc/faketimerc; chmod 0600 /etc/faketimerc; chown 7:8 /etc/faketimerc",
+        "printf /usr/lib/libother.so >/etc/ld.so.preload; printf '+5m' >/etc/faketimerc; chmod 0600"
+        " /etc/faketimerc; chown 7:8 /etc/faketimerc",
     )
     before = [lab.shadow("kept", path) for path in ("/etc/ld.so.preload", "/etc/faketimerc")]
     run = faketime(lab, "kept", "--offset", "+2h", *UNWATCHED)
@@ -278,7 +285,8 @@ def test_many_at_once_and_the_script_of_a_dry_run(lab, library):
         is_as_it_was(lab, name, before[name], state)
 
 
-# ---------------------------------------------------------------------- refused before anything is written
+# ---------------------------------------------------------------------- refused before anything is
+# written
 
 
 def test_containers_that_are_refused(lab, library, made, cannot_run):
@@ -346,7 +354,8 @@ def test_containers_that_are_refused(lab, library, made, cannot_run):
     if shutil.which("go"):
         with open(os.path.join(made.folder, "main.go"), "w") as f:
             f.write(
-                'package main\n\nimport "time"\n\nfunc main() {\n\tfor {\n\t\ttime.Sleep(time.Second)\n\t}\n}\n'
+                'package main\n\nimport "time"\n\nfunc main() {\n\tfor'
+                " {\n\t\ttime.Sleep(time.Second)\n\t}\n}\n"
             )
         subprocess.check_call(
             ["go", "build", "-o", "gone", "main.go"],
@@ -366,7 +375,7 @@ def test_containers_that_are_refused(lab, library, made, cannot_run):
         120,
     )
     before = {name: diff(lab, name) for name in reasons}
-    run = faketime(lab, *(list(reasons) + ["--offset", "+8h", "--json"]), *state, timeout=600)
+    run = faketime(lab, *([*list(reasons), "--offset", "+8h", "--json"]), *state, timeout=600)
     told = {name: "%(status)s: %(msg)s" % row for name, row in run.rows.items()}
     assert {
         name: told[name]
@@ -401,7 +410,10 @@ def test_libraries_that_are_refused(web, library, made):
     os.rename(stub, os.path.join(made.folder, "libfuture.so"))
     stub = made("void nothing(void) {}", "-Wl,-soname,libnothere.so.1")
     os.rename(stub, os.path.join(made.folder, "libnothere.so"))
-    hooks = "#include <stdio.h>\n#include <stdlib.h>\n#include <unistd.h>\n__attribute__((constructor)) static void begin(void) { %s }"
+    hooks = (
+        "#include <stdio.h>\n#include <stdlib.h>\n#include <unistd.h>\n__attribute__((constructor))"
+        " static void begin(void) { %s }"
+    )
     unfit = [
         (made("void future(void); void use(void) { future(); }", "-lfuture"), "GLIBC_2.99"),
         (
@@ -501,7 +513,10 @@ SICK = {  # name: (options, the code of its first process, what is said)
     "silent": ((), "sleep 1 while $faked; tell_time while 1", "wrote nothing"),
     "hangs": (
         (),
-        "tell_time; sleep 1 while $faked; exec q(/bin/bash), q(-c), q(trap exit TERM; while :; do sleep 0.3; done)",
+        (
+            "tell_time; sleep 1 while $faked; exec q(/bin/bash), q(-c), q(trap exit TERM; while :;"
+            " do sleep 0.3; done)"
+        ),
         "hangs in its start",
     ),
 }
@@ -558,14 +573,18 @@ int main(void) {                /* what std::condition_variable::wait_for does *
     }
 }
 """
-WAITS_PYTHON = "import signal, sys, threading, time\nsignal.signal(signal.SIGTERM, lambda *a: sys.exit())\nwhile 1: threading.Event().wait(0.3); print(int(time.time()), flush=True)"
+WAITS_PYTHON = (
+    "import signal, sys, threading, time\nsignal.signal(signal.SIGTERM, lambda *a:"
+    " sys.exit())\nwhile 1: threading.Event().wait(0.3); print(int(time.time()), flush=True)"
+)
 WAITS_JAVA = """public class Waits { public static void main(String[] words) throws Exception { Object lock = new Object();
     for (;;) { synchronized (lock) { lock.wait(300); } System.out.println(System.currentTimeMillis() / 1000); } } }
 """
 
 
 def goes_on_or_is_refused_or_put_back(lab, name, before, *more):
-    """Whatever this library does to timed waits: the program goes on, shifted or as it was. Returns the row."""
+    """Whatever this library does to timed waits: the program goes on, shifted or as it was. Returns
+    the row."""
     run = faketime(lab, name, "--offset", "-8h", "--restart", "-y", "--watch", "4", "--json", *more)
     row = run.rows[name]
     assert row["status"] in ("changed", "refused", "failed"), run
@@ -624,10 +643,13 @@ def test_timed_waits_of_java(lab, library):
 
 @pytest.mark.skipif(
     not BIG,
-    reason="roots of the other Debian releases, and their libfaketime: only with DOCKFIX_TEST_BIG=1",
+    reason=(
+        "roots of the other Debian releases, and their libfaketime: only with DOCKFIX_TEST_BIG=1"
+    ),
 )
 def test_other_debian_releases(lab, library):
-    """The host's library fits its own release and later ones; the one made on the oldest fits all; each release's own fits it."""
+    """The host's library fits its own release and later ones; the one made on the oldest fits all;
+    each release's own fits it."""
     (suite, mirror), order = kit.debian_source(), ["bullseye", "bookworm", "trixie"]
     folders, libraries = {one: lab.new_folder() for one in order}, {}
     for one in order:
@@ -651,14 +673,22 @@ def test_other_debian_releases(lab, library):
         rows = faketime(
             lab,
             *(
-                tuple(order)
-                + ("--offset", "+8h", "--restart", "-y", "--watch", "2", "--json")
-                + more
+                (
+                    *tuple(order),
+                    "--offset",
+                    "+8h",
+                    "--restart",
+                    "-y",
+                    "--watch",
+                    "2",
+                    "--json",
+                    *more,
+                )
             ),
         ).rows
         for one in order:
             assert near(first_shift(lab, one), 8 * HOUR if rows[one]["status"] == "changed" else 0)
-        assert faketime(lab, *(tuple(order) + ("--undo", "--restart", "-y"))).rc == 0
+        assert faketime(lab, *((*tuple(order), "--undo", "--restart", "-y"))).rc == 0
         for one in order:
             is_as_it_was(lab, one, before[one])
             assert near(first_shift(lab, one), 0)
@@ -681,7 +711,9 @@ def test_other_debian_releases(lab, library):
 
 @pytest.mark.skipif(
     not BIG,
-    reason="a root with a compiler, and Debian's source of libfaketime: only with DOCKFIX_TEST_BIG=1",
+    reason=(
+        "a root with a compiler, and Debian's source of libfaketime: only with DOCKFIX_TEST_BIG=1"
+    ),
 )
 def test_built_from_debians_source_in_the_container(lab, library):
     suite, mirror = kit.debian_source()
@@ -746,8 +778,8 @@ def apt(folder, suite, mirror, kind, *words):
         "APT::Sandbox::User=root",
         "-qq",
     ]
-    subprocess.check_call(["apt-get"] + options + ["update"], cwd=folder)
-    subprocess.check_call(["apt-get"] + options + list(words), cwd=folder)
+    subprocess.check_call(["apt-get", *options, "update"], cwd=folder)
+    subprocess.check_call(["apt-get", *options, *list(words)], cwd=folder)
 
 
 # ---------------------------------------------------------------------- killed
@@ -757,8 +789,8 @@ KILL = """case "$1 $2" in "cp -"|"stop "*|"start "*|"restart "*)
 
 
 def test_killed_between_any_two_writes(lab, library):
-    """SIGKILL before stop, the rc file, the preload file, start, and after the last; --undo mends all of them. (The library is written
-    while the container runs, by no docker call.)"""
+    """SIGKILL before stop, the rc file, the preload file, start, and after the last; --undo mends
+    all of them. (The library is written while the container runs, by no docker call.)"""
 
     def one(case):
         number, deed = case

@@ -1,10 +1,10 @@
-"""A container that makes a folder on the way a link into a folder of the host, later than dockfix looked: whatever dockfix writes or
-removes in a container, undo included, the host's folder keeps its bytes.
+"""A container that makes a folder on the way a link into a folder of the host, later than dockfix
+looked: whatever dockfix writes or removes in a container, undo included, the host's folder keeps
+its bytes.
 
-Three ways to be late: a loop in the container that exchanges the folder and the link as fast as the kernel can; a docker command that
-does it right before one of dockfix's own calls; a mount whose destination is behind a link. Everyday runs are few; DOCKFIX_TEST_BIG=1
-makes them many.
-"""
+Three ways to be late: a loop in the container that exchanges the folder and the link as fast as the
+kernel can; a docker command that does it right before one of dockfix's own calls; a mount whose
+destination is behind a link. Everyday runs are few; DOCKFIX_TEST_BIG=1 makes them many."""
 
 import contextlib
 import io
@@ -81,7 +81,8 @@ def swap_program():
 
 @pytest.fixture(scope="module")
 def vfs():
-    """A lab of its own, on the driver whose layers are plain folders of the host's disk: /etc can be renamed there."""
+    """A lab of its own, on the driver whose layers are plain folders of the host's disk: /etc can
+    be renamed there."""
     folder = os.path.realpath(tempfile.mkdtemp(prefix="dockfix-lab-"))
     os.chmod(folder, 0o755)
     try:
@@ -107,7 +108,8 @@ def tar_of(name, data):
 
 
 class Victim:
-    """A container with a writable folder of the host at /mnt/host, in which `way` can be swapped."""
+    """A container with a writable folder of the host at /mnt/host, in which `way` can be
+    swapped."""
 
     def __init__(self, lab, program, name, way, image="busybox", files=None):
         self.lab, self.name, self.way = lab, name, way
@@ -150,10 +152,12 @@ class Victim:
             self.stop_loop()
 
     def stop_loop(self):
-        """/ is never swapped; docker cp puts the mark there without a shell, which may find no library now."""
+        """/ is never swapped; docker cp puts the mark there without a shell, which may find no
+        library now."""
         mark = kit.make_tar({"stop": b""})
 
-        def marked():  # the client looks at the destination first, and that may fail while all moves
+        # the client looks at the destination first, and that may fail while all moves
+        def marked():
             done = self.lab.docker("cp", "-", self.name + ":/", input=mark, check=False)
             return done.returncode == 0
 
@@ -185,7 +189,8 @@ def zone_inside(lab, name, path=TOKYO):
 
 
 def agrees(is_done, status):
-    """Is a row true? What was moved under dockfix's hands is unknown, and only that may be either."""
+    """Is a row true? What was moved under dockfix's hands is unknown, and only that may be
+    either."""
     return status == "unknown" or is_done is (status == "changed")
 
 
@@ -283,7 +288,8 @@ def test_faketime_and_its_undo_while_a_folder_is_swapped(vfs, swap_program, way)
 
 
 def test_on_current_engines_descriptors_are_used_too(current, swap_program):
-    """With containerd's image store inspect does not name the layer; the root is proven by the mount that docker itself makes."""
+    """With containerd's image store inspect does not name the layer; the root is proven by the
+    mount that docker itself makes."""
     victim = Victim(current, swap_program, "loop-current", ZONES)
     for _ in range(LOOPS):
         for words in (("--zone", "Asia/Tokyo"), ("--undo",)):
@@ -298,7 +304,8 @@ def test_on_current_engines_descriptors_are_used_too(current, swap_program):
     show_runs(victim, "timezone, zoneinfo swapped, a current engine")
 
 
-# ---------------------------------------------------------------- the same for a user who has docker cp only
+# ---------------------------------------------------------------- the same for a user who has
+# docker cp only
 
 
 def test_a_user_without_root_pauses_what_runs(any_driver, swap_program):
@@ -325,12 +332,13 @@ def test_a_user_without_root_pauses_what_runs(any_driver, swap_program):
     show_runs(victim, "timezone as nobody, zoneinfo swapped, %s" % lab.engine.extra)
 
 
-# ---------------------------------------------------------------- a docker command that swaps right before one of dockfix's calls
+# ---------------------------------------------------------------- a docker command that swaps right
+# before one of dockfix's calls
 
 
 def swapping(victim, number, stopped):
     """A recorder that swaps once, before the call of that number."""
-    words = (victim.name, "/bin/swap") + victim.way[:2]
+    words = (victim.name, "/bin/swap", *victim.way[:2])
     swap = '"$REAL" exec %s %s %s %s once' % words
     if stopped:
         swap = '"$REAL" start %s; %s; "$REAL" kill %s' % (victim.name, swap, victim.name)
@@ -341,11 +349,12 @@ def swapping(victim, number, stopped):
 
 
 def call_numbers(calls):
-    """Which calls to swap at: all of them; everyday the first, long before the look, and the first that writes."""
+    """Which calls to swap at: all of them; everyday the first, long before the look, and the first
+    that writes."""
     numbers = range(1, len(calls) + 1)
     if BIG:
         return list(numbers)
-    return [1] + [number for number in numbers if calls[number - 1].argv[:2] == ["cp", "-"]][:1]
+    return [1, *[number for number in numbers if calls[number - 1].argv[:2] == ["cp", "-"]][:1]]
 
 
 def settle(victim, stopped):
@@ -431,7 +440,8 @@ def test_what_the_images_own_chpasswd_did_behind_a_link_is_told(vfs, swap_progra
 
 @pytest.mark.parametrize("state", ["running", "stopped"])
 def test_a_mount_whose_destination_is_behind_a_link(any_driver, swap_program, state):
-    """docker mounts where the links lead: inspect says /mnt/Asia, docker cp writes to the host through /usr/share/zoneinfo/Asia."""
+    """docker mounts where the links lead: inspect says /mnt/Asia, docker cp writes to the host
+    through /usr/share/zoneinfo/Asia."""
     lab = any_driver
     host = os.path.join(lab.new_folder(), "Asia")
     os.makedirs(host)
@@ -479,7 +489,7 @@ def test_a_signal_does_not_leave_a_container_paused(lab, swap_program, number):
     prefix, victim.state = nobody.prefix, os.path.join(nobody.folder(), "state")
     argv = prefix + lab.argv("--docker", slow.command, "--state", victim.state, "timezone")
     child = subprocess.Popen(
-        argv + [victim.name, "--zone", "Asia/Tokyo"],
+        [*argv, victim.name, "--zone", "Asia/Tokyo"],
         env=lab.engine.env(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

@@ -1,6 +1,6 @@
-"""What a storage change unmounts below Docker's root once the daemon is down, on real mounts in a namespace of its own: only what is Docker's own and
-in nobody's use; dockfix itself, and the function of its scripts under every shell and awk here. And who is named where something stays.
-"""
+"""What a storage change unmounts below Docker's root once the daemon is down, on real mounts in a
+namespace of its own: only what is Docker's own and in nobody's use; dockfix itself, and the
+function of its scripts under every shell and awk here. And who is named where something stays."""
 
 import os
 import re
@@ -11,8 +11,9 @@ import sys
 import pytest
 
 FOLDER = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-# What stays: a container that outlived the daemon (its root is mounted at another place in a view of its own), memory that a process stands in, a
-# volume, a disk at a driver's folder, and the folders below these. What goes: idle mounts, also those that a service has a copy of.
+# What stays: a container that outlived the daemon (its root is mounted at another place in a view
+# of its own), memory that a process stands in, a volume, a disk at a driver's folder, and the
+# folders below these. What goes: idle mounts, also those that a service has a copy of.
 SETUP = r"""
 mkdir -p "$root" && mount -t tmpfs tmpfs "$root" && cd "$root" || exit
 mkdir -p overlay2/a/merged devicemapper/mnt/b containers/c/mounts/shm containers/d/shm
@@ -30,8 +31,15 @@ cd /; sleep 1
 "$@" "$root"; echo =; cut -d ' ' -f 5 /proc/self/mountinfo
 """
 STAYS = sorted(
-    ["", "", "/containers/c/mounts/shm", "/devicemapper", "/devicemapper/mnt/b"]
-    + ["/vfs", "/volumes/v/_data"]
+    [
+        "",
+        "",
+        "/containers/c/mounts/shm",
+        "/devicemapper",
+        "/devicemapper/mnt/b",
+        "/vfs",
+        "/volumes/v/_data",
+    ]
 )
 PYTHON = r"""
 import sys
@@ -80,14 +88,17 @@ def test_the_scripts_do_the_same(tmp_path, shell, awk):
     import dockfix
 
     script = tmp_path / "script"
-    script.write_text("\n".join(dockfix.unmount_function() + ['unmount_left "$1"']))
+    script.write_text("\n".join([*dockfix.unmount_function(), 'unmount_left "$1"']))
     env = dict(os.environ, PATH="%s:%s" % (folder, os.environ["PATH"]))
-    points, said = run(tmp_path, shell.split() + [str(script)], env)
+    points, said = run(tmp_path, [*shell.split(), str(script)], env)
     assert points == STAYS, said
 
 
 def test_who_holds_what_stays_and_the_line_that_ends_it(tmp_path):
-    ask = "print(dockfix.failing_test(host, dockfix.unused(root + '/containers', root + '/devicemapper')))"
+    ask = (
+        "print(dockfix.failing_test(host, dockfix.unused_name(root + '/containers', root +"
+        " '/devicemapper')))"
+    )
     _, said = run(tmp_path, python("dockfix.unmount_left(host, root); " + ask))
     root = str(tmp_path / "docker's root")
     assert "find" not in said and "%s/devicemapper/mnt/b" % root in said, said

@@ -1,5 +1,5 @@
-"""The layer of a live container is never called an orphan, whichever of its records is lost: on a real engine, overlay2 and vfs, with the
-daemon up, and after a restart that forgot the container."""
+"""The layer of a live container is never called an orphan, whichever of its records is lost: on a
+real engine, overlay2 and vfs, with the daemon up, and after a restart that forgot the container."""
 
 import glob
 import json
@@ -14,7 +14,8 @@ from kit import CannotRun, PrivateEngine, wait_until
 
 
 class House:
-    """One engine with a live container that wrote a file of its own, and one leftover folder that really is nobody's."""
+    """One engine with a live container that wrote a file of its own, and one leftover folder that
+    really is nobody's."""
 
     def __init__(self, engine, folder, driver):
         self.engine, self.lab, self.driver = engine, Lab(engine, folder), driver
@@ -189,7 +190,8 @@ def test_no_lost_record_makes_a_live_layer_an_orphan(house, way):
 
 
 def test_after_a_restart_that_forgot_the_container(house):
-    """Last: the daemon does not list it any more, nothing has its layer mounted, and its files are still there."""
+    """Last: the daemon does not list it any more, nothing has its layer mounted, and its files are
+    still there."""
     record = house.layerdb("mounts", house.id)
     with house.without(record):
         house.restart()

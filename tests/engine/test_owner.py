@@ -1,8 +1,9 @@
-"""`owner` on real engines, overlay2 and vfs: the files against `docker inspect` and against `find`, with the daemon up and stopped.
+"""`owner` on real engines, overlay2 and vfs: the files against `docker inspect` and against `find`,
+with the daemon up and stopped.
 
-Every container and every image layer gets a file with a name of its own, made through docker; `find` then says in which layer folder
-it lies, and `owner`, given that path, must name the very container or image.
-"""
+Every container and every image layer gets a file with a name of its own, made through docker;
+`find` then says in which layer folder it lies, and `owner`, given that path, must name the very
+container or image."""
 
 import argparse
 import importlib.util
@@ -18,7 +19,10 @@ import pytest
 from conftest import PROGRAM, Lab, not_here
 from kit import CannotRun, PrivateEngine
 
-BUILD = "FROM ring/busybox\nRUN echo one > /built-one\nRUN --mount=type=cache,target=/c touch /c/x /built-two\n"
+BUILD = (
+    "FROM ring/busybox\nRUN echo one > /built-one\nRUN --mount=type=cache,target=/c touch /c/x"
+    " /built-two\n"
+)
 
 
 class Storage:
@@ -81,7 +85,8 @@ class Storage:
         return run.rc, doc["results"], {one["id"]: one for one in doc["findings"]}
 
     def ask(self, *words):
-        """The rows of these words, as `owner` finds them, without the start of a program for each of hundreds of words."""
+        """The rows of these words, as `owner` finds them, without the start of a program for each
+        of hundreds of words."""
         report = {"errors": [], "exit_code": 0}
         rows = self.module.owners_of(
             self.module.read_layers(self.engine.root),
@@ -179,7 +184,7 @@ def test_the_files_agree_with_docker_about_every_image(storage):
             assert not words or {row["layer"] for row in storage.ask(*words)} == own, words
         if storage.driver == "overlay2":
             data = one["GraphDriver"]["Data"]
-            told = [data["UpperDir"]] + (data.get("LowerDir") or "").split(":")
+            told = [data["UpperDir"], *(data.get("LowerDir") or "").split(":")]
             assert own == {path.split("/")[-2] for path in told if path}
     assert (
         all(tags for tags in [image["tags"] for row in rows for image in row["images"]] if tags)
@@ -201,8 +206,8 @@ def test_owner_agrees_with_find_about_every_file(storage):
             elif rows[0]["role"] == "image" and wanted in tags:
                 lowest = place
         # vfs copies a layer's files into each layer above it; overlay2 has them once
-        assert (
-            marker.startswith("own-") or lowest and (len(places) == 1 or storage.driver == "vfs")
+        assert marker.startswith("own-") or (
+            lowest and (len(places) == 1 or storage.driver == "vfs")
         ), places
 
 
@@ -340,19 +345,20 @@ def test_somebody_who_is_not_root_is_told_so(storage):
         (
             one
             for one in (sys.executable, "/usr/bin/python3")
-            if subprocess.call(user + [one, "-c", ""], stderr=subprocess.DEVNULL) == 0
+            if subprocess.call([*user, one, "-c", ""], stderr=subprocess.DEVNULL) == 0
         ),
         None,
     )
     if not python:
         pytest.skip(
-            "another user cannot run a Python here: it lies below a directory that is closed to others"
+            "another user cannot run a Python here: it lies below a directory that is closed to"
+            " others"
         )
     with open(
         PROGRAM, "rb"
     ) as program:  # on standard input: the checkout may be closed to others too
         done = subprocess.run(
-            user + [python, "-", "--state", "/nonexistent", "owner", "--root", storage.engine.root],
+            [*user, python, "-", "--state", "/nonexistent", "owner", "--root", storage.engine.root],
             stdin=program,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

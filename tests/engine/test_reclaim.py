@@ -1,4 +1,5 @@
-"""`reclaim` on a real engine whose root is a small file system of its own, so that what is freed can be measured by statvfs."""
+"""`reclaim` on a real engine whose root is a small file system of its own, so that what is freed
+can be measured by statvfs."""
 
 import json
 import os
@@ -194,11 +195,15 @@ def test_an_image_whose_tag_moves_meanwhile_is_left(lab):
     lab.engine.import_tar("move/it:1", make_tar({"a": b"1"}), ["/x"])
     lab.create("user", image="busybox")
     # the tag goes to another image while the question is open: the second look must see it
-    inject = 'case "$*" in "inspect --type image"*) n=$(ls "$LOG" | wc -l); "$REAL" tag ring/busybox move/it:1 2>/dev/null;; esac'
+    inject = (
+        'case "$*" in "inspect --type image"*) n=$(ls "$LOG" | wc -l); "$REAL" tag ring/busybox'
+        " move/it:1 2>/dev/null;; esac"
+    )
     lab.engine.import_tar("move/it:1", make_tar({"a": b"2"}), ["/x"])
     first = lab.docker("inspect", "-f", "{{.Id}}", "move/it:1").stdout
     recorder = lab.recorder(
-        'case "$*" in "ps -a"*|"images -q"*) ;; "inspect --type image"*) [ -e "$LOG/../seen" ] && "$REAL" tag ring/busybox move/it:1; : > "$LOG/../seen";; esac'
+        'case "$*" in "ps -a"*|"images -q"*) ;; "inspect --type image"*) [ -e "$LOG/../seen" ] &&'
+        ' "$REAL" tag ring/busybox move/it:1; : > "$LOG/../seen";; esac'
     )
     done = reclaim(lab, "--images", "--unused", recorder=recorder)
     assert "move/it:1" in everything(lab)["tags"], (done, inject)
@@ -274,7 +279,10 @@ def test_a_log_that_is_being_written_loses_nothing_newer_than_the_cut(lab):
         command=(
             "/bin/sh",
             "-c",
-            "i=0; while :; do i=$((i+1)); echo line-$i-xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx; done",
+            (
+                "i=0; while :; do i=$((i+1)); echo"
+                " line-$i-xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx; done"
+            ),
         ),
     )
     log = os.path.join(lab.engine.root, "containers", ident, ident + "-json.log")
@@ -301,7 +309,10 @@ def test_a_full_disk(lab):
         command=(
             "/bin/sh",
             "-c",
-            "dd if=/dev/zero bs=1048576 count=12 2>/dev/null | tr '\\0' x | fold -w 200; sleep 10000",
+            (
+                "dd if=/dev/zero bs=1048576 count=12 2>/dev/null | tr '\\0' x | fold -w 200; sleep"
+                " 10000"
+            ),
         ),
     )
     lab.run("old", image="busybox")

@@ -1,4 +1,5 @@
-"""`relocate` on a real engine (overlay2) with an /etc of its own: to another disk and back, killed on the way, and to disks that cannot take it."""
+"""`relocate` on a real engine (overlay2) with an /etc of its own: to another disk and back, killed
+on the way, and to disks that cannot take it."""
 
 import contextlib
 import hashlib
@@ -22,21 +23,22 @@ MEBI = 1 << 20
 
 @contextlib.contextmanager
 def disk(lab, name, size, mkfs=("mkfs.ext4", "-q", "-F", "-b", "4096"), options="defaults"):
-    """A file system of its own, mounted for the tests and for the daemons, which see mounts of their own."""
+    """A file system of its own, mounted for the tests and for the daemons, which see mounts of
+    their own."""
     image, point = os.path.join(lab.folder, name + ".image"), os.path.join(lab.folder, name)
     os.mkdir(point)
     with open(image, "wb") as f:
         f.truncate(size)
-    subprocess.check_call(list(mkfs) + [image], stdout=subprocess.DEVNULL)
+    subprocess.check_call([*list(mkfs), image], stdout=subprocess.DEVNULL)
     loop = subprocess.check_output(["losetup", "-f", "--show", image]).decode().strip()
     try:
         subprocess.check_call(["mount", "-o", options, loop, point])
-        if subprocess.call(lab.engine.inside() + ["mountpoint", "-q", point]):
-            subprocess.check_call(lab.engine.inside() + ["mount", "-o", options, loop, point])
+        if subprocess.call([*lab.engine.inside(), "mountpoint", "-q", point]):
+            subprocess.check_call([*lab.engine.inside(), "mount", "-o", options, loop, point])
         yield point
     finally:
         for where in (lab.engine.inside(), []):
-            subprocess.call(where + ["umount", "-q", "-l", point])
+            subprocess.call([*where, "umount", "-q", "-l", point])
         subprocess.call(["losetup", "-d", loop])
         os.unlink(image)
         with contextlib.suppress(OSError):
@@ -63,12 +65,14 @@ def lab(cannot_run):
 
 
 def fill(lab):
-    """Containers in several states, with files that a careless copy would lose something of. With --init they end at once when docker stops."""
+    """Containers in several states, with files that a careless copy would lose something of. With
+    --init they end at once when docker stops."""
     lab.run("web", "--init", "-v", "data:/data", "--restart", "unless-stopped", image="busybox")
     lab.inside(
         "web",
-        "echo own > /own; ln /own /again; chmod 4755 /own; mkfifo /pipe; dd if=/dev/zero of=/sparse bs=1 count=1 seek=20000000 2>/dev/null;"
-        "dd if=/dev/urandom of=/data/random bs=1048576 count=3 2>/dev/null; rm /bin/vi; mkdir /tmp/x; ln -s /nowhere /data/link",
+        "echo own > /own; ln /own /again; chmod 4755 /own; mkfifo /pipe; dd if=/dev/zero of=/sparse"
+        " bs=1 count=1 seek=20000000 2>/dev/null;dd if=/dev/urandom of=/data/random bs=1048576"
+        " count=3 2>/dev/null; rm /bin/vi; mkdir /tmp/x; ln -s /nowhere /data/link",
     )
     lab.run("idle", "--init", image="busybox")
     lab.inside("idle", "echo idle > /own")
@@ -97,7 +101,8 @@ def go(lab, *words, **more):
 
 
 def seen(lab, path):
-    """{relative path: all that must be equal} of layers, volumes and images below a Docker root; sizes in blocks apart."""
+    """{relative path: all that must be equal} of layers, volumes and images below a Docker root;
+    sizes in blocks apart."""
     found, blocks, first = {}, 0, {}
     for part in ("overlay2", "volumes", "image"):
         for folder, names, files in os.walk(os.path.join(path, part)):
@@ -184,7 +189,8 @@ def let_go(lab):
 
 
 def without_rsync(lab):
-    return lab.engine.inside() + [
+    return [
+        *lab.engine.inside(),
         "sh",
         "-c",
         "if command -v rsync >/dev/null; then mount --bind /dev/null $(command -v rsync); fi",
@@ -250,7 +256,7 @@ def test_without_rsync(lab):
             check_same(lab, before, told)
     finally:
         subprocess.call(
-            lab.engine.inside() + ["sh", "-c", "umount /usr/bin/rsync 2>/dev/null || :"]
+            [*lab.engine.inside(), "sh", "-c", "umount /usr/bin/rsync 2>/dev/null || :"]
         )
 
 
@@ -308,7 +314,8 @@ def test_killed_at_a_step(lab, word, end):
 
 
 def test_resumed_and_rolled_back_while_the_new_disk_is_not_mounted(lab):
-    """As after a reboot without a line in fstab: nothing is written to, and nothing deleted from, what lies below its mount point."""
+    """As after a reboot without a line in fstab: nothing is written to, and nothing deleted from,
+    what lies below its mount point."""
     old, before, told = root(lab), seen(lab, root(lab)), documents(lab)
     with disk(lab, "gone", 400 * MEBI) as point:
         new = os.path.join(point, "docker")
@@ -322,7 +329,7 @@ def test_resumed_and_rolled_back_while_the_new_disk_is_not_mounted(lab):
         assert killed.returncode == -signal.SIGKILL, killed
         assert wait_free(lab, "discard", "none").rc == 7
         for where in (lab.engine.inside(), []):
-            subprocess.check_call(where + ["umount", point])
+            subprocess.check_call([*where, "umount", point])
         os.mkdir(new)
         with open(os.path.join(new, "precious"), "w") as f:
             f.write("not docker's")
@@ -396,7 +403,7 @@ def test_a_disk_that_somebody_mounted_into_a_volume(lab):
     before, told = seen(lab, root(lab)), documents(lab)
     lab.docker("volume", "create", "db")
     place = os.path.join(root(lab), "volumes", "db", "_data")
-    subprocess.check_call(lab.engine.inside() + ["mount", "-t", "tmpfs", "tmpfs", place])
+    subprocess.check_call([*lab.engine.inside(), "mount", "-t", "tmpfs", "tmpfs", place])
     try:
         done = go(lab, "relocate", "--json", "-y", os.path.join(lab.folder, "new"))
         assert (
@@ -405,7 +412,7 @@ def test_a_disk_that_somebody_mounted_into_a_volume(lab):
             and "umount " + place in done.doc["errors"][0]["hint"]
         ), done
     finally:
-        subprocess.check_call(lab.engine.inside() + ["umount", place])
+        subprocess.check_call([*lab.engine.inside(), "umount", place])
         lab.docker("volume", "rm", "db")
     untouched(lab, before, told, done, 5)
 
@@ -428,8 +435,8 @@ def test_file_systems_on_which_docker_cannot_live(lab):
     with contextlib.ExitStack() as stack:
         point = os.path.join(lab.folder, "memory")
         os.mkdir(point)
-        subprocess.check_call(lab.engine.inside() + ["mount", "-t", "tmpfs", "tmpfs", point])
-        stack.callback(subprocess.call, lab.engine.inside() + ["umount", point])
+        subprocess.check_call([*lab.engine.inside(), "mount", "-t", "tmpfs", "tmpfs", point])
+        stack.callback(subprocess.call, [*lab.engine.inside(), "umount", point])
         for name, where in [("tmpfs", point)] + (
             [("vfat", stack.enter_context(disk(lab, "fat", 300 * MEBI, mkfs=("mkfs.vfat",))))]
             if vfat
@@ -447,13 +454,14 @@ def inside(lab, *words):
 
 
 def mounted_at(lab, path):
-    text = subprocess.check_output(lab.engine.inside() + ["cat", "/proc/self/mountinfo"]).decode()
+    text = subprocess.check_output([*lab.engine.inside(), "cat", "/proc/self/mountinfo"]).decode()
     return sum(line.split()[4] == path for line in text.splitlines())
 
 
 @contextlib.contextmanager
 def home_bound(lab):
-    """The driver's folder is a mount of itself, as engines before 17.12 make it, while the daemon runs and after it."""
+    """The driver's folder is a mount of itself, as engines before 17.12 make it, while the daemon
+    runs and after it."""
     home = os.path.join(root(lab), "overlay2")
 
     def with_daemon_down(*words):
@@ -472,7 +480,8 @@ def home_bound(lab):
 
 
 def test_a_drivers_folder_that_is_a_mount_of_itself(lab):
-    """It counts in the size; it is unmounted, with what else Docker left mounted and nobody uses; on the way back it is bound again."""
+    """It counts in the size; it is unmounted, with what else Docker left mounted and nobody uses;
+    on the way back it is bound again."""
     old = root(lab)
     with home_bound(lab) as home:
         before, told = seen(lab, old), documents(lab)
@@ -512,7 +521,8 @@ def test_a_drivers_folder_that_is_a_mount_of_itself(lab):
 
 
 def test_containers_that_ignore_sigterm_have_their_own_time(lab):
-    """All together take no longer than the slowest; the daemon, which gives them 15 seconds in all, finds none that runs."""
+    """All together take no longer than the slowest; the daemon, which gives them 15 seconds in all,
+    finds none that runs."""
     old, told = root(lab), documents(lab)
     names = ["deaf%d" % number for number in range(5)]
     for name in names:
@@ -556,7 +566,7 @@ def test_slips(lab):
             "relocate",
             "--json",
             os.path.join(lab.folder, "new"),
-            prefix=["setsid", "-w"] + lab.engine.inside(),
+            prefix=["setsid", "-w", *lab.engine.inside()],
         ),
         5,
     )
@@ -607,7 +617,7 @@ def test_the_dry_run_script_does_the_same(lab):
         with open(script, "wb") as f:
             f.write(text.out)
         ran = subprocess.run(
-            lab.engine.inside() + ["sh", script],
+            [*lab.engine.inside(), "sh", script],
             env=lab.engine.env(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

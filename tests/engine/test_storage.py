@@ -1,5 +1,5 @@
-"""`storage` on real engines, overlay2 and vfs: every figure against du, df and what docker itself lists; as root, as a user who may speak
-to docker, as nobody, and with the daemon stopped."""
+"""`storage` on real engines, overlay2 and vfs: every figure against du, df and what docker itself
+lists; as root, as a user who may speak to docker, as nobody, and with the daemon stopped."""
 
 import glob
 import json
@@ -19,7 +19,8 @@ MIB = 1 << 20
 
 
 class House:
-    """Containers in every state, volumes that are used and not, images with a name, without one, and unused; all with files of a known size."""
+    """Containers in every state, volumes that are used and not, images with a name, without one,
+    and unused; all with files of a known size."""
 
     def __init__(self, engine, folder, driver):
         self.engine, self.lab, self.driver = engine, Lab(engine, folder), driver
@@ -29,7 +30,10 @@ class House:
             engine.import_busybox(
                 "house/renamed", files={"x": text}
             )  # the first of the two is left without a name
-        write = "dd if=/dev/urandom of=/own bs=1024 count=%d; dd if=/dev/urandom of=/data/f bs=1024 count=%d; yes house | head -n 20000; exec sleep 1000"
+        write = (
+            "dd if=/dev/urandom of=/own bs=1024 count=%d; dd if=/dev/urandom of=/data/f bs=1024"
+            " count=%d; yes house | head -n 20000; exec sleep 1000"
+        )
         for number, name in enumerate(("up", "paused", "down")):
             engine.run(
                 self.image,
@@ -84,9 +88,11 @@ def du(*paths):
     """Allocated bytes, by coreutils."""
     return sum(
         int(line.split()[0])
-        for line in subprocess.check_output(["du", "-sx", "--block-size=1"] + list(paths))
-        .decode()
-        .splitlines()
+        for line in (
+            subprocess.check_output(["du", "-sx", "--block-size=1", *list(paths)])
+            .decode()
+            .splitlines()
+        )
     )
 
 
@@ -237,13 +243,14 @@ def as_nobody(house, *args):
         (
             one
             for one in (sys.executable, "/usr/bin/python3")
-            if subprocess.run(user + [one, "-c", ""], stderr=subprocess.DEVNULL).returncode == 0
+            if subprocess.run([*user, one, "-c", ""], stderr=subprocess.DEVNULL).returncode == 0
         ),
         None,
     )
     if python is None:
         pytest.skip("there is no Python that every user may run")
-    argv = user + [
+    argv = [
+        *user,
         python,
         "-B",
         copy,
@@ -307,7 +314,7 @@ def test_nobody(house):
 def test_containers_that_go_while_it_looks(house):
     names = [house.engine.create(house.image, "--name", "brief%d" % n) for n in range(6)]
     gone = subprocess.Popen(
-        [house.engine.client, "rm", "-f"] + names, env=house.engine.env(), stdout=subprocess.DEVNULL
+        [house.engine.client, "rm", "-f", *names], env=house.engine.env(), stdout=subprocess.DEVNULL
     )
     for _ in range(3):
         code, one, _ = house.storage()

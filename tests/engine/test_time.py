@@ -1,4 +1,5 @@
-"""clock and timezone on real containers: glibc of three Debian releases, musl, static programs, Java, Python; killed at every write."""
+"""clock and timezone on real containers: glibc of three Debian releases, musl, static programs,
+Java, Python; killed at every write."""
 
 import collections
 import glob
@@ -24,7 +25,8 @@ State = collections.namedtuple("State", "members diff")
 
 @pytest.fixture(scope="module")
 def shanghai(lab):
-    """What stands before a command so that it sees a host in Asia/Shanghai: an /etc of its own, in a mount namespace."""
+    """What stands before a command so that it sees a host in Asia/Shanghai: an /etc of its own, in
+    a mount namespace."""
     if not os.path.isfile(PATH):
         pytest.fail("this machine has no %s (Debian: apt-get install tzdata)" % PATH)
     etc = lab.new_folder()
@@ -53,7 +55,8 @@ def shanghai(lab):
 
 @pytest.fixture(scope="module")
 def images(lab):
-    """Images by name: clocks of one program with musl (dynamic, static), and where asked for the other Debian releases."""
+    """Images by name: clocks of one program with musl (dynamic, static), and where asked for the
+    other Debian releases."""
     found = {
         libc: lab.engine.import_tar("ring/" + libc, roots.clock_tar(libc), ["/bin/date"])
         for libc in ("musl", "static")
@@ -165,7 +168,8 @@ def test_clock_tells_them_apart(lab, clocks, shanghai):
     assert run.doc["host"] == {"zone": ZONE, "utc_offset": 28800}
     calls = [call.argv for call in recorder.calls()]
     execs = [argv[1] for argv in calls if argv[0] == "exec"]
-    # Clients before 23 do not say whether the file or the container is missing: one inspect more for each file that is not there.
+    # Clients before 23 do not say whether the file or the container is missing: one inspect more
+    # for each file that is not there.
     assert (
         sum(argv[0] == "inspect" and len(argv) > 4 for argv in calls) == 1
         and len(execs) == len(set(execs))
@@ -174,7 +178,7 @@ def test_clock_tells_them_apart(lab, clocks, shanghai):
 
 
 def test_clock_finds_libfaketime(lab, shanghai, images):
-    library = (glob.glob("/usr/lib/*/faketime/libfaketime.so.1") + [""])[0]
+    library = ([*glob.glob("/usr/lib/*/faketime/libfaketime.so.1"), ""])[0]
     if not library:
         pytest.skip("needs libfaketime (Debian: apt-get install libfaketime)")
     for name, spec in (("shifted", "-3h"), ("frozen", "2020-01-01 00:00:00")):
@@ -305,7 +309,8 @@ def test_the_hosts_zone_for_all_then_unchanged_then_undone(lab, street, shanghai
     for name, was in street.items():
         if STREET[name][3] == "run":
             assert back[name] == was, name
-    # A stopped container's new folders stay, empty, until it runs: this is said, and the record waits.
+    # A stopped container's new folders stay, empty, until it runs: this is said, and the record
+    # waits.
     assert back["stopped"].members == street["stopped"].members
     assert (
         "start it and undo once more" in run.rows["created"]["msg"]
@@ -373,7 +378,10 @@ def test_python_agrees(lab, shanghai):
     lab.inside("python", "rm -rf /usr/share/zoneinfo /etc/localtime")
     try:
         assert lab.dockfix("timezone", "python", prefix=shanghai).rc == 0
-        say = "import time, datetime; print(time.strftime('%z'), datetime.datetime.now().astimezone().strftime('%z'))"
+        say = (
+            "import time, datetime; print(time.strftime('%z'),"
+            " datetime.datetime.now().astimezone().strftime('%z'))"
+        )
         assert lab.docker(
             "exec", "python", "/usr/bin/python3", "-IS", "-c", say
         ).stdout.split() == [b"+0800", b"+0800"]
@@ -396,13 +404,13 @@ def test_what_it_prints_for_new_containers_works(lab, images, shanghai):
             ("debian", ["date", "+%z"]),
         ):
             done = lab.docker(
-                "run", "--rm", "--network", "none", *(options[2:-1] + [lab.image(image)] + program)
+                "run", "--rm", "--network", "none", *([*options[2:-1], lab.image(image), *program])
             )
             assert done.stdout == b"+0800\n", image
         context = lab.new_folder()
         subprocess.check_call(shlex.split(lines[1].split(": ")[1]), cwd=context)
         with open(os.path.join(context, "Dockerfile"), "w") as f:
-            f.write("\n".join(["FROM " + lab.image("musl")] + lines[1:]) + "\n")
+            f.write("\n".join(["FROM " + lab.image("musl"), *lines[1:]]) + "\n")
         built = subprocess.run(
             [lab.engine.client, "build", "-q", "-t", "ring/lasting", context],
             stdout=subprocess.PIPE,
@@ -527,7 +535,8 @@ def test_a_mount_made_inside_is_seen(lab, shanghai):
 # ---------------------------------------------------------------- killed
 
 
-# At the docker cp that writes: die before it, with a part of the tar sent, or when all is written but not read back.
+# At the docker cp that writes: die before it, with a part of the tar sent, or when all is written
+# but not read back.
 CUTS = {
     "debian": ["0", "1024", "all"],
     "busybox": ["0", "512", "2048", "3072", "4096", "4608", "5120", "all"],
@@ -553,7 +562,7 @@ def test_killed_at_any_write_of_docker_cp_undo_repairs_it(lab, images, nobody, i
             before = state(lab, name)
             recorder = nobody.recorder(KILL.replace("CUT", cut))
             folder = ["--state", os.path.join(nobody.folder(), "state")]
-            words, how = ["timezone", name] + folder, {"prefix": nobody.prefix}
+            words, how = ["timezone", name, *folder], {"prefix": nobody.prefix}
             run = lab.dockfix(*words, "--zone", ZONE, recorder=recorder, **how)
             assert run.rc == -signal.SIGKILL
             half = state(lab, name)
@@ -573,7 +582,8 @@ def test_killed_at_any_write_of_docker_cp_undo_repairs_it(lab, images, nobody, i
     ), done
 
 
-# Ends itself at the call of that number of the functions that change a file by descriptors: before it, or right after it.
+# Ends itself at the call of that number of the functions that change a file by descriptors: before
+# it, or right after it.
 KILL_CALL = """
 import os, signal, sys
 sys.path.insert(0, os.path.dirname(sys.argv[1]))
@@ -603,7 +613,7 @@ def test_killed_at_any_write_by_descriptors_undo_repairs_it(lab, images, image):
     def run_until(number, side, *words):
         """The exit code of a run that ends there, if it gets there."""
         python, program = lab.argv()[:2]
-        argv = [python, "-B", "-c", KILL_CALL, program, str(number), side] + list(words)
+        argv = [python, "-B", "-c", KILL_CALL, program, str(number), side, *list(words)]
         return subprocess.run(
             argv, env=lab.engine.env(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         ).returncode

@@ -1,6 +1,6 @@
-"""A storage change acts on this host's docker service, proved to be what answers, or on nothing: with a second real daemon, one over tcp,
-one of another host, a rootless one, podman and wrappers before it, no service is stopped and not one byte changes.
-"""
+"""A storage change acts on this host's docker service, proved to be what answers, or on nothing:
+with a second real daemon, one over tcp, one of another host, a rootless one, podman and wrappers
+before it, no service is stopped and not one byte changes."""
 
 import contextlib
 import json
@@ -28,7 +28,8 @@ def free_port():
 
 
 class Hosts:
-    """The service's engine (lab) and a second one on the same host; what is called of service and systemctl is written down."""
+    """The service's engine (lab) and a second one on the same host; what is called of service and
+    systemctl is written down."""
 
     def __init__(self, lab, second, port):
         self.lab, self.second, self.port = lab, second, port
@@ -46,7 +47,8 @@ class Hosts:
             write(path, lines)
 
     def go(self, *words, prefix=(), **env):
-        """env: with None the variable is not there (an empty DOCKER_HOST is one, to older clients)."""
+        """env: with None the variable is not there (an empty DOCKER_HOST is one, to older
+        clients)."""
         unset = ["env"] + ["-u" + name for name in env if env[name] is None]
         env = {name: value for name, value in env.items() if value is not None}
         before = self.lab.engine.inside() + unset + list(prefix)
@@ -59,7 +61,8 @@ class Hosts:
             return [line for line in f.read().splitlines() if not set(READING) & set(line.split())]
 
     def picture(self):
-        """All that a wrong step would change: the settings, both roots, and the processes that serve them and run in them."""
+        """All that a wrong step would change: the settings, both roots, and the processes that
+        serve them and run in them."""
         engines = (self.lab.engine, self.second)
         roots = [tree(one.path("root")) for one in engines]
         pids = [one.docker("inspect", "-f", "{{.State.Pid}}", "web").stdout for one in engines]
@@ -148,8 +151,8 @@ def make_context(hosts):
 def second_by_wrapper(hosts):
     """An old client, which knows no contexts: what the wrapper does shows in the answer alone."""
     path = hosts.wrapper(
-        '[ "$1" != context ] || { echo "docker: \'context\' is not a docker command." >&2; exit 1; }\n'
-        'DOCKER_HOST=%s exec "$real" "$@"' % socket_of(hosts.second)
+        '[ "$1" != context ] || { echo "docker: \'context\' is not a docker command." >&2; exit 1;'
+        ' }\nDOCKER_HOST=%s exec "$real" "$@"' % socket_of(hosts.second)
     )
     return {"words": ("--docker", path)}, hosts.second.path("root")
 
@@ -231,7 +234,7 @@ def test_refused_by_name_before_anything(hosts, engine, change):
     given, name = engine(hosts)
     before = hosts.picture()
     for mode in ("--dry-run", "-y"):
-        words = given.get("words", ()) + (mode, "--json") + CHANGES[change](hosts)
+        words = (*given.get("words", ()), mode, "--json", *CHANGES[change](hosts))
         run = hosts.go(*words, prefix=given.get("prefix", ()), **given.get("env", {}))
         assert run.rc == 5 and name in error_of(run), run
         if mode == "--dry-run":
@@ -251,7 +254,7 @@ def test_the_service_itself_is_taken_by_every_name_of_its_socket(hosts):
         ((), {"DOCKER_HOST": "unix://" + link}),
         (("--docker", named), {"DOCKER_HOST": socket_of(hosts.second)}),
     ):
-        run = hosts.go(*words + ("-n", "--json", "relocate", hosts.new_root()), **env)
+        run = hosts.go(*(*words, "-n", "--json", "relocate", hosts.new_root()), **env)
         assert run.rc == 0, run
         calls = re.findall(r"(?m)\bdocker .*", json.loads(run.out.decode())["script"])
         docker = [call for call in calls if call.startswith("docker -") or " info" in call]
@@ -271,7 +274,7 @@ def test_a_script_that_meets_another_engine_does_nothing(hosts):
     try:
         path = write(os.path.join(hosts.lab.new_folder(), "script"), text)
         done = subprocess.run(
-            hosts.lab.engine.inside() + ["sh", path],
+            [*hosts.lab.engine.inside(), "sh", path],
             env=hosts.lab.engine.env(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -297,7 +300,8 @@ def test_a_daemon_that_no_service_started(hosts):
 
 
 def test_a_service_whose_main_process_is_a_supervisor(hosts):
-    """The pid file names the parent of the daemon, as OpenRC writes it; of both daemons, here: one of them has the socket and the root."""
+    """The pid file names the parent of the daemon, as OpenRC writes it; of both daemons, here: one
+    of them has the socket and the root."""
     pid_file = hosts.lab.engine.path("pid")
     os.rename(pid_file, pid_file + ".away")
     with open(pid_file, "w") as f:
@@ -331,14 +335,15 @@ def test_settings_that_name_another_root_for_the_next_start(hosts):
 
 @pytest.mark.parametrize("engine", [second_daemon, second_by_context, by_tcp, podman])
 def test_what_was_begun_on_the_service_is_not_carried_on_with_another(hosts, engine):
-    """Killed on the way, then `resume` and `rollback` while docker means another engine; then the way back, with the right one."""
+    """Killed on the way, then `resume` and `rollback` while docker means another engine; then the
+    way back, with the right one."""
     given, name = engine(hosts)
     killed = hosts.lab.dockfix_until("during", "make", "relocate", "-y", hosts.new_root())
     assert killed.returncode == -signal.SIGKILL, killed
     before = hosts.picture()
     for word in ("resume", "rollback"):
         for mode in ("--dry-run", "-y"):
-            words = given.get("words", ()) + (mode, "--json", word)
+            words = (*given.get("words", ()), mode, "--json", word)
             run = hosts.go(*words, **given.get("env", {}))
             assert run.rc == 7, run
             assert (socket_of(hosts.second) if "second" in engine.__name__ else name) in error_of(
@@ -370,7 +375,7 @@ def test_logs_are_cut_only_where_the_files_are_the_engines(hosts, engine):
     given, name = engine(hosts)
     before = hosts.picture()
     for mode in ("--dry-run", "-y"):
-        words = given.get("words", ()) + (mode, "--json", "reclaim", "--logs", "--max-log", "0K")
+        words = (*given.get("words", ()), mode, "--json", "reclaim", "--logs", "--max-log", "0K")
         run = hosts.go(*words, **given.get("env", {}))
         assert run.rc == 5 and name in error_of(run), run
     assert hosts.picture() == before

@@ -1,10 +1,11 @@
-"""Ring one: pure functions, and whole commands against a fake docker on PATH (fake_docker.py).  Python 3.6, pytest 7.0.1.
+"""Ring one: pure functions, and whole commands against a fake docker on PATH (fake_docker.py).
+Python 3.6, pytest 7.0.1.
 
-`dockfix` is the program, imported once.  `box` is a sandbox with the fake docker, some containers and a state folder:
-`box.run("chpasswd", "--all", stdin=b"root:x\n")` runs a whole command in a forked child (real descriptors, real signals,
-real docker processes, no start-up cost); `box.quick(...)` is the same with the fake docker called as a function, for what
-has nothing to do with processes; `box.script(...)` runs the file itself in a new Python.
-"""
+`dockfix` is the program, imported once.  `box` is a sandbox with the fake docker, some containers
+and a state folder: `box.run("chpasswd", "--all", stdin=b"root:x\n")` runs a whole command in a
+forked child (real descriptors, real signals, real docker processes, no start-up cost);
+`box.quick(...)` is the same with the fake docker called as a function, for what has nothing to do
+with processes; `box.script(...)` runs the file itself in a new Python."""
 
 import fcntl
 import importlib.util
@@ -32,9 +33,9 @@ SHADOW = (
     b"root:*:19000:0:99999:7:::\n"
     b"daemon:*:19000:0:99999:7:::\n"
     b"app:!:19001:1:90:7:14:20000:\n"
-    b"locked:!$6$salt$" + b"a" * 86 + b":19000:0:99999:7:::\n"
-    b"# a comment that is no entry\n"
-    b"last:!!:::::::"
+    b"locked:!$6$salt$"
+    + b"a" * 86
+    + b":19000:0:99999:7:::\n# a comment that is no entry\nlast:!!:::::::"
 )
 PASSWD = (
     b"root:x:0:0:root:/root:/bin/sh\n"
@@ -99,7 +100,7 @@ def load_again():
 def containers_of(dockfix):
     """data -> what container commands take from docker inspect's answer."""
     return lambda data: [
-        dockfix.facts_of(one, dockfix.container_facts) for one in dockfix.parse_objects(data)
+        dockfix.parse_answer(one, dockfix.container_facts) for one in dockfix.parse_objects(data)
     ]
 
 
@@ -126,7 +127,7 @@ class Result:
         text = self.out.decode("ascii")
         doc, end = json.JSONDecoder().raw_decode(text)
         assert text[end:].strip() == "", "more than one document: %r" % text[end:]
-        assert JSON_KEYS <= set(doc), "missing: %s" % (JSON_KEYS - set(doc))
+        assert set(doc) >= JSON_KEYS, "missing: %s" % (JSON_KEYS - set(doc))
         assert (
             doc["schema"] == "dockfix/1"
             and doc["exit_code"] == self.code
@@ -135,8 +136,8 @@ class Result:
         assert isinstance(doc["changed"], bool) and isinstance(doc["dry_run"], bool)
         for row in doc["results"]:
             keys = ROW_KEYS.get(doc["command"], {"target", "id", "status", "msg"})
-            assert (
-                "sha256" in row or keys <= set(row) and row.get("status", "changed") in STATUSES
+            assert "sha256" in row or (
+                keys <= set(row) and row.get("status", "changed") in STATUSES
             ), row
         for row in doc["errors"]:
             assert {"msg", "hint", "code"} <= set(row), row
@@ -241,7 +242,7 @@ def be_the_program(module, argv, env, prelude, encoding):
         os.environ.clear()
         os.environ.update(env)
         fresh_streams(encoding)
-        sys.argv = [module.__file__] + list(argv)
+        sys.argv = [module.__file__, *list(argv)]
         if prelude:
             prelude(module)
         try:
@@ -266,7 +267,8 @@ def be_the_program(module, argv, env, prelude, encoding):
 
 
 class Box:
-    """A sandbox: bin/docker (the fake), fs/NAME/etc/shadow, state/, and what `docker` was asked in calls."""
+    """A sandbox: bin/docker (the fake), fs/NAME/etc/shadow, state/, and what `docker` was asked in
+    calls."""
 
     def __init__(self, path, module, compiled, fake):
         self.path, self.module, self.fake = str(path), module, fake
@@ -331,7 +333,8 @@ class Box:
         aliases=(),
         **more,
     ):
-        """A container of the world; `inspect` and `host` are laid over the inspect object and its HostConfig."""
+        """A container of the world; `inspect` and `host` are laid over the inspect object and its
+        HostConfig."""
         number = len(self.world["containers"])
         full_id = more.pop("id", "") or "%02x" % (0xA0 + number % 96) + "%062x" % (
             number * 7919 + 1
@@ -392,7 +395,7 @@ class Box:
             {
                 "id": full_id,
                 "name": name,
-                "names": ",".join(list(aliases) + [name]),
+                "names": ",".join([*list(aliases), name]),
                 "status": status,
                 "json": json.dumps(document),
                 "chpasswd": chpasswd,
@@ -443,7 +446,8 @@ class Box:
         encoding=None,
         closed=(),
     ):
-        """Fork and become dockfix; returns the pid.  stdin: bytes, or a descriptor.  `closed`: descriptors to close."""
+        """Fork and become dockfix; returns the pid.  stdin: bytes, or a descriptor.  `closed`:
+        descriptors to close."""
         self.write_world()
         source = (
             stdin if isinstance(stdin, int) else os.open(self.file("stdin", stdin), os.O_RDONLY)
@@ -532,8 +536,11 @@ class Box:
     def script(self, *args, **how):
         """The same through a real `python3 dockfix.py`."""
         return self.spawn(
-            [sys.executable, how.pop("program", PROGRAM)]
-            + self.arguments(args, how.pop("state", True)),
+            [
+                sys.executable,
+                how.pop("program", PROGRAM),
+                *self.arguments(args, how.pop("state", True)),
+            ],
             **how,
         )
 
@@ -564,8 +571,8 @@ class Box:
         self.program("docker", "INNER=%s\n%s" % (inner, shell))
 
     def was_cut_off(self):
-        """Of a docker with the rule `hang`: its process group was killed, and the process that left the group and holds the pipes was not waited
-        for, or it would have ended."""
+        """Of a docker with the rule `hang`: its process group was killed, and the process that left
+        the group and holds the pipes was not waited for, or it would have ended."""
         client, in_group, left = eval(self.read("helpers").decode())
         try:
             wait_for(
@@ -595,7 +602,8 @@ class Box:
                 f.write(shadow)
 
     def picture(self):
-        """Every file of the sandbox but the records of the harness itself: name, type, mode, mtime, bytes."""
+        """Every file of the sandbox but the records of the harness itself: name, type, mode, mtime,
+        bytes."""
         seen = {}
         for folder, dirs, files in os.walk(self.path):
             for name in dirs + files:
@@ -660,8 +668,8 @@ def web(box):
 class Terminal:
     """dockfix on a terminal of its own: what was shown, what is typed, whether the terminal echoes.
 
-    The test keeps the terminal's other end open too, so its settings can be looked at after dockfix has died.
-    """
+    The test keeps the terminal's other end open too, so its settings can be looked at after dockfix
+    has died."""
 
     def __init__(self, box, args, stdout=None, prelude=None, env=None):
         box.write_world()
@@ -700,7 +708,8 @@ class Terminal:
         return self.code is not None
 
     def expect(self, text, seconds=15):
-        """Wait till `text` was shown (any case); what came before and with it is returned and forgotten."""
+        """Wait till `text` was shown (any case); what came before and with it is returned and
+        forgotten."""
         deadline = time.time() + seconds
         while text.lower() not in self.shown.lower():
             over = self.ended()
@@ -715,7 +724,8 @@ class Terminal:
         return bool(termios.tcgetattr(self.tty)[3] & termios.ECHO)
 
     def answer(self, data):
-        """Wait for a prompt (it ends in ': '), check that nothing typed would show, type; returns the prompt."""
+        """Wait for a prompt (it ends in ': '), check that nothing typed would show, type; returns
+        the prompt."""
         seen = self.expect(b": ")
         self.type(data)
         return seen

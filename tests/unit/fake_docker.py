@@ -1,28 +1,24 @@
 """A docker that is not one: the fault-injecting fake of ring one.
 
-Installed as BOX/bin/docker by conftest.Box.  It reads BOX/world (a Python literal), appends one literal line per call
-to BOX/calls (argv, stdin, environment, process group), and answers like Docker 1.12 to 28 do.  Only cheap modules are
-imported at the top, because a test run starts it some hundred times.  Box.quick calls respond() without a process.
+Installed as BOX/bin/docker by conftest.Box.  It reads BOX/world (a Python literal), appends one
+literal line per call to BOX/calls (argv, stdin, environment, process group), and answers like
+Docker 1.12 to 28 do.  Only cheap modules are imported at the top, because a test run starts it some
+hundred times.  Box.quick calls respond() without a process.
 
-world = {
-  "containers": [{"id", "name", "names", "status", "json", "chpasswd", "deaf", "readonly", ...}],   conftest.Box.container makes them
-  "filters": {"label=x": ["web1"]},      what `ps --filter` lets through
-  "info_json": TEXT or None,             None: `info --format` is unknown, as in Docker 1.12
-  "info_text": TEXT,
-  "client": "28",                        whose words for what is not there: "28", "20.10" or "1.12"
-  "userns": 0,                           ids in tars of `cp ID:PATH -` have this added; ids at or above 65536 cannot be mapped
-  "rules": [{"on": "exec", "has": "chpasswd", "nth": 1, ...}],
-}
-A rule applies to calls whose command is `on` (and whose argv holds `has`, the nth time only where given):
-  "out"/"err"/"rc"  the whole answer, nothing else is done      "late": True   the effect first, then the answer
-  "sleep": S        wait first                                  "linger": S    the effect and the answer first, then wait
-  "hang": S         wait first, while a child of the same process group, and one in a session of its own, hold the pipes;
-                    their process ids are in BOX/helpers
-  "remove": NAME    that container is gone from now on
-  "ahead": S        the answer is a `date` so many seconds ahead
-  "touch": PATH     made first; "await": PATH: waits till PATH exists (at most 20 s)
-  "write": {PATH: bytes}   files of the sandbox that change at this moment
-"""
+world = { "containers": [{"id", "name", "names", "status", "json", "chpasswd", "deaf", "readonly",
+...}],   conftest.Box.container makes them "filters": {"label=x": ["web1"]},      what `ps --filter`
+lets through "info_json": TEXT or None,             None: `info --format` is unknown, as in Docker
+1.12 "info_text": TEXT, "client": "28",                        whose words for what is not there:
+"28", "20.10" or "1.12" "userns": 0,                           ids in tars of `cp ID:PATH -` have
+this added; ids at or above 65536 cannot be mapped "rules": [{"on": "exec", "has": "chpasswd",
+"nth": 1, ...}], } A rule applies to calls whose command is `on` (and whose argv holds `has`, the
+nth time only where given): "out"/"err"/"rc"  the whole answer, nothing else is done      "late":
+True   the effect first, then the answer "sleep": S        wait first
+"linger": S    the effect and the answer first, then wait "hang": S         wait first, while a
+child of the same process group, and one in a session of its own, hold the pipes; their process ids
+are in BOX/helpers "remove": NAME    that container is gone from now on "ahead": S        the answer
+is a `date` so many seconds ahead "touch": PATH     made first; "await": PATH: waits till PATH
+exists (at most 20 s) "write": {PATH: bytes}   files of the sandbox that change at this moment"""
 
 import os
 import stat
@@ -38,7 +34,8 @@ def note(box, entry):
 
 
 def times(box, number):
-    """How often rule `number` has matched, this time included: the position after an O_APPEND write of one byte."""
+    """How often rule `number` has matched, this time included: the position after an O_APPEND write
+    of one byte."""
     fd = os.open(
         os.path.join(box, "count.%d" % number), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600
     )
@@ -60,7 +57,8 @@ def find_rule(box, world, argv):
 
 
 def hang(box, seconds):
-    """Two grandchildren that hold stdout and stderr: one in this process group, one that left it."""
+    """Two grandchildren that hold stdout and stderr: one in this process group, one that left
+    it."""
     pids = []
     for leaves in (False, True):
         pids.append(os.fork())
@@ -70,7 +68,7 @@ def hang(box, seconds):
             time.sleep(seconds)
             os._exit(0)
     with open(os.path.join(box, "helpers.new"), "w") as f:
-        f.write(repr([os.getpid()] + pids))
+        f.write(repr([os.getpid(), *pids]))
     os.rename(os.path.join(box, "helpers.new"), os.path.join(box, "helpers"))
     time.sleep(seconds)
 
@@ -96,7 +94,8 @@ def before(box, rule):
 
 
 def tar_member(path, name, base):
-    """One file as docker cp sends it: ustar, by hand (importing tarfile costs as much as all the rest of a call)."""
+    """One file as docker cp sends it: ustar, by hand (importing tarfile costs as much as all the
+    rest of a call)."""
     st = os.lstat(path)
     kind, target, data = b"0", "", b""
     if stat.S_ISDIR(st.st_mode):
@@ -121,7 +120,8 @@ def tar_member(path, name, base):
     return header[:148] + b"%06o\0 " % sum(header) + header[156:] + data + bytes(-len(data) % 512)
 
 
-# What clients say, as {id} and {path} of the call: a container that is gone, to cp and to everything else; a file that is not there.
+# What clients say, as {id} and {path} of the call: a container that is gone, to cp and to
+# everything else; a file that is not there.
 WORDS = {
     "28": (
         "Error response from daemon: No such container: {id}",
@@ -136,7 +136,10 @@ WORDS = {
     "1.12": (
         "Error response from daemon: No such container: {id}",
         "Error response from daemon: No such container: {id}",
-        "Error response from daemon: lstat /var/lib/docker/devicemapper/mnt/77/rootfs{path}: no such file or directory",
+        (
+            "Error response from daemon: lstat /var/lib/docker/devicemapper/mnt/77/rootfs{path}: no"
+            " such file or directory"
+        ),
     ),
 }
 
@@ -219,8 +222,8 @@ class Fake:
             return 1
         if "(Paused)" in c["status"] or '"Paused": true' in self.state(c):
             self.err += (
-                b"Error response from daemon: Container %s is paused, unpause the container before exec\n"
-                % c["id"].encode()
+                b"Error response from daemon: Container %s is paused, unpause the container before"
+                b" exec\n" % c["id"].encode()
             )
             return 1
         if argv[1] in ("chpasswd", "/usr/sbin/chpasswd"):
@@ -242,7 +245,8 @@ class Fake:
         return 0 if answer == "cat" else answer.get("rc", 0)
 
     def frozen(self, argv, freeze):
-        """pause and unpause: docker's words, and the status from then on by a file of the sandbox."""
+        """pause and unpause: docker's words, and the status from then on by a file of the
+        sandbox."""
         c = self.find(argv[-1])
         if c is None:
             return 1
@@ -283,8 +287,8 @@ class Fake:
         kind = c["chpasswd"]
         if kind == "missing" or (kind == "path" and not argv[0].startswith("/")):
             self.out += (
-                b'OCI runtime exec failed: exec failed: unable to start container process: exec: "%s": '
-                b"executable file not found in $PATH: unknown\r\n" % argv[0].encode()
+                b"OCI runtime exec failed: exec failed: unable to start container process: exec:"
+                b' "%s": executable file not found in $PATH: unknown\r\n' % argv[0].encode()
             )
             return c["missing_rc"]
         if kind == "liar":
@@ -332,7 +336,8 @@ class Fake:
         return 1 if kind == "first" else 0
 
     def lines(self, c, name):
-        """The lines of an account file, the last one with its end, as every tool writes it; None where there is no file."""
+        """The lines of an account file, the last one with its end, as every tool writes it; None
+        where there is no file."""
         try:
             with open(os.path.join(self.root(c), "etc", name), "rb") as f:
                 data = f.read()
@@ -342,7 +347,7 @@ class Fake:
 
     def with_password(self, line, user, value):
         fields = line.split(b":")
-        return b":".join([user, value] + fields[2:]) if fields[0] == user else line
+        return b":".join([user, value, *fields[2:]]) if fields[0] == user else line
 
     def edited(self, line, user, value, kind):
         fields = line.split(b":")
@@ -402,12 +407,15 @@ class Fake:
                 if os.path.isdir(path) and not os.path.islink(path):
                     if member.isdir():
                         continue
-                    self.err += b"Error response from daemon: cannot overwrite directory with non-directory\n"
+                    self.err += (
+                        b"Error response from daemon: cannot overwrite directory with"
+                        b" non-directory\n"
+                    )
                     return 1
                 if member.isdir() and os.path.lexists(path):
                     self.err += (
-                        b'Error response from daemon: cannot overwrite non-directory "%s" with directory "/"\n'
-                        % os.fsencode(member.name)
+                        b'Error response from daemon: cannot overwrite non-directory "%s" with'
+                        b' directory "/"\n' % os.fsencode(member.name)
                     )
                     return 1
                 if os.path.lexists(path):
@@ -416,8 +424,8 @@ class Fake:
                     os.makedirs(os.path.dirname(path), 0o777)
                 if member.uid >= 65536 or member.gid >= 65536:
                     self.err += (
-                        b"Error response from daemon: Container ID %d cannot be mapped to a host ID\n"
-                        % max(member.uid, member.gid)
+                        b"Error response from daemon: Container ID %d cannot be mapped to a host"
+                        b" ID\n" % max(member.uid, member.gid)
                     )
                     return 1
                 if member.islnk():
@@ -444,10 +452,8 @@ class Fake:
 
 def wants_input(argv):
     return (
-        argv[:1] == ["exec"]
-        and any(w in ("-i", "-it", "--interactive") for w in argv[1:])
-        or argv[:2] == ["cp", "-"]
-    )
+        argv[:1] == ["exec"] and any(w in ("-i", "-it", "--interactive") for w in argv[1:])
+    ) or argv[:2] == ["cp", "-"]
 
 
 def respond(box, world, argv, stdin, env):

@@ -1,12 +1,13 @@
 """A docker with real volumes, images and containers on the disk: what `restore` needs, and no more.
 
-Installed as BOX/bin/docker by install(box, make).  State stands below BOX/engine: volumes/NAME/, images/NAME/ (a root), containers/NAME/
-(json, and root/, the container's own layer).  make "1.12": no --pull; docker cp does not see what is mounted below the folder
-that it is told, so that files for it land in the own layer; a mount gives the volume owner and rwx bits of the image's folder.
-make "28": docker cp sees mounts; a first mount gives the volume all of the image's folder.  Both leave out '.' of a tar.
-What inspect shows of a container that is called NAME is BOX/engine/docs/NAME, where that is there.
-BOX/engine/pulled gets a line for each image that a registry was asked for.
-"""
+Installed as BOX/bin/docker by install(box, make).  State stands below BOX/engine: volumes/NAME/,
+images/NAME/ (a root), containers/NAME/ (json, and root/, the container's own layer).  make "1.12":
+no --pull; docker cp does not see what is mounted below the folder that it is told, so that files
+for it land in the own layer; a mount gives the volume owner and rwx bits of the image's folder.
+make "28": docker cp sees mounts; a first mount gives the volume all of the image's folder.  Both
+leave out '.' of a tar. What inspect shows of a container that is called NAME is
+BOX/engine/docs/NAME, where that is there. BOX/engine/pulled gets a line for each image that a
+registry was asked for."""
 
 import json
 import os
@@ -183,7 +184,7 @@ class Engine:
             "Id": (name.encode().hex() + "0" * 64)[:64],
             "Name": "/" + name,
             "Image": rest[0],
-            "argv": ["create"] + options + rest,
+            "argv": ["create", *options, *rest],
             "mounts": mounts,
             "Config": {},
             "HostConfig": {"Binds": ["%s:%s" % (mounts[one], one) for one in mounts]},
@@ -240,10 +241,10 @@ class Engine:
     def cp(self, words):
         source, target = words
         if source == "-":
-            where, seen = self.place(*(target.split(":", 1) + [False]))
+            where, seen = self.place(*([*target.split(":", 1), False]))
             self.unpack(where, seen)
             return ""
-        where, _ = self.place(*(source.split(":", 1) + [True]))
+        where, _ = self.place(*([*source.split(":", 1), True]))
         base = os.path.basename(source.split(":", 1)[1])
         with tarfile.open(fileobj=sys.stdout.buffer, mode="w|", format=tarfile.PAX_FORMAT) as out:
             self.send(out, where, base)

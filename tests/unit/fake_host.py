@@ -1,9 +1,10 @@
-"""A whole host for pool grow and pool recreate, in one object: systemd, dmsetup, losetup, dockerd and its root, played by function calls.
+"""A whole host for pool grow and pool recreate, in one object: systemd, dmsetup, losetup, dockerd
+and its root, played by function calls.
 
-`FakeHost.run_child` stands for dockfix.run_child.  Everything it knows is on disk (host.json, and the records below the Docker root, which
-travel when the root's folders are renamed), so that a dockfix that is killed and started anew meets what a real host would show.  Files
-are real: mkdir, mv, dd, truncate, rm, test, stat and sha256sum do here what they do everywhere.
-"""
+`FakeHost.run_child` stands for dockfix.run_child.  Everything it knows is on disk (host.json, and
+the records below the Docker root, which travel when the root's folders are renamed), so that a
+dockfix that is killed and started anew meets what a real host would show.  Files are real: mkdir,
+mv, dd, truncate, rm, test, stat and sha256sum do here what they do everywhere."""
 
 import fnmatch
 import hashlib
@@ -151,8 +152,7 @@ class FakeHost:
         for one in found.values():
             one["running"] = one["started"] and (
                 one["policy"] == "always"
-                or one["policy"] == "unless-stopped"
-                and not one.get("stopped")
+                or (one["policy"] == "unless-stopped" and not one.get("stopped"))
             )
         self.put("containers", found)
         return 0
@@ -171,11 +171,13 @@ class FakeHost:
         return 0
 
     def left_behind(self):
-        """Containers that ran when the daemon was stopped: it has 15 seconds for all of them together."""
+        """Containers that ran when the daemon was stopped: it has 15 seconds for all of them
+        together."""
         return self.load().get("left_behind", [])
 
     def boot(self):
-        """A power cut: loop devices and pools go, systemd starts docker where nothing holds it.  Others have taken the loop devices of before."""
+        """A power cut: loop devices and pools go, systemd starts docker where nothing holds it.
+        Others have taken the loop devices of before."""
         state = self.load()
         if state["pool"]:
             os.unlink(self.box.at("mapper", state["pool"]["name"]))
@@ -210,7 +212,7 @@ class FakeHost:
         module.option_sources = lambda: [
             one._replace(path=at(one.path.lstrip("/"))) for one in real(self.box.path)
         ]
-        module.SYSTEMD_MARK, module.MAPPER, module.DROP_IN, module.HOLD = (
+        module.SYSTEMD_MARK, module.MAPPER, module.DROP_IN, module.MASK_DROP_IN = (
             at("run"),
             at("mapper"),
             at("drop-in.conf"),
@@ -223,14 +225,15 @@ class FakeHost:
         module.process_listens = lambda pid, socket: pid == MAIN_PID
         module.info_by_socket = lambda host, socket: module.read_engine_info(host)
         module.run_child = self.run_child
-        deed = module.do_deed
-        module.do_deed = lambda host, step, tick: deed(
+        deed = module.run_deed
+        module.run_deed = lambda host, step, tick: deed(
             host, step._replace(wait=min(step.wait, 0.3)), tick
         )
         module.sync_folder = module.os.fsync = lambda *_: None
 
     def run_child(self, host, argv, stdin, seconds, limit, inherit, enough=0, flow=None):
-        """Programs run side by side too, but here each sees the files as the one before left them."""
+        """Programs run side by side too, but here each sees the files as the one before left
+        them."""
         with self.one_at_a_time:
             return self.play(argv, stdin, flow or self.dockfix.Flow())
 
@@ -277,7 +280,7 @@ class FakeHost:
 
     def do_dmsetup(self, argv, stdin):
         verb, pool = argv[0], self.load()["pool"]
-        if not pool or len(argv) > 1 and argv[1] != pool["name"]:
+        if not pool or (len(argv) > 1 and argv[1] != pool["name"]):
             return (0, "") if len(argv) == 1 else (1, "")
         if verb == "table":
             line = "0 %d thin-pool 7:%d 7:%d 128 32768 1 skip_block_zeroing \n" % (
@@ -616,15 +619,19 @@ class FakeHost:
             ref = self.db("image").get(key)
             if "StartedAt" in form and one:
                 return 0, "true\n" if not one["started"] else "false\n"
-            if "{{.Id}}" == form and ref:
+            if form == "{{.Id}}" and ref:
                 return 0, ref + "\n"
-            if "[{{.Name}}]" == form:
+            if form == "[{{.Name}}]":
                 return (0, "[/%s]\n" % name) if one else (1, "\n")
             if one:
                 return (
                     0,
-                    {"{{.State.Running}}": one["running"], "{{.State.Paused}}": one["paused"]}[form]
-                    and "true\n"
+                    (
+                        {"{{.State.Running}}": one["running"], "{{.State.Paused}}": one["paused"]}[
+                            form
+                        ]
+                        and "true\n"
+                    )
                     or "false\n",
                 )
             return 1, ""
@@ -689,7 +696,7 @@ class FakeHost:
         for ref in argv:
             made.add([ref], [make_archive.layer(found[ref])])
         world = json.dumps({ref: found[ref] for ref in argv}).encode()
-        return 0, make_archive.tar(made.all_members() + [("world", world)])
+        return 0, make_archive.tar([*made.all_members(), ("world", world)])
 
     def docker_load(self, argv, stdin):
         with tarfile.open(fileobj=io.BytesIO(stdin)) as tar:

@@ -1,4 +1,5 @@
-"""Archives as `docker save` writes them, and tars of volumes as `docker cp` does, made by hand so that they can be wrong.
+"""Archives as `docker save` writes them, and tars of volumes as `docker cp` does, made by hand so
+that they can be wrong.
 
 An archive is a list of members, each (name, bytes) or a TarInfo; `tar` makes the file of them.
 """
@@ -53,7 +54,8 @@ def config_of(layers, **more):
 
 
 class Classic:
-    """The form of Docker 1.10 to 24: HEX.json, ID/layer.tar, manifest.json. A layer that is there already is a link to it."""
+    """The form of Docker 1.10 to 24: HEX.json, ID/layer.tar, manifest.json. A layer that is there
+    already is a link to it."""
 
     def __init__(self):
         self.members, self.entries, self.ids = [], [], {}
@@ -77,11 +79,12 @@ class Classic:
         return "sha256:" + sha(config)
 
     def all_members(self):
-        return self.members + [("manifest.json", text(self.entries)), ("repositories", b"{}")]
+        return [*self.members, ("manifest.json", text(self.entries)), ("repositories", b"{}")]
 
 
 class Oci:
-    """The form with index.json: a blob for each config, manifest, layer and index; manifest.json beside it where asked for."""
+    """The form with index.json: a blob for each config, manifest, layer and index; manifest.json
+    beside it where asked for."""
 
     def __init__(self, docker=True):
         self.blobs, self.index, self.entries, self.docker = {}, [], [], docker
@@ -91,7 +94,8 @@ class Oci:
         return {"digest": "sha256:" + sha(data), "size": len(data)}
 
     def manifest(self, layers, stored=None, **config):
-        """The descriptor of an image's manifest. stored: the layers' bytes as they are kept, compressed for instance."""
+        """The descriptor of an image's manifest. stored: the layers' bytes as they are kept,
+        compressed for instance."""
         found = self.blob(config_of(layers, **config))
         stored = [self.blob(one) for one in stored or layers]
         descriptor = self.blob(text({"schemaVersion": 2, "config": found, "layers": stored}))
@@ -129,5 +133,6 @@ class Oci:
 
 
 def volume(members=(), root=None):
-    """A volume's tar: its own folder `data`, and members below it, each (name, bytes) or a TarInfo."""
-    return tar([root or special("data", tarfile.DIRTYPE, mode=0o755)] + list(members))
+    """A volume's tar: its own folder `data`, and members below it, each (name, bytes) or a
+    TarInfo."""
+    return tar([root or special("data", tarfile.DIRTYPE, mode=493), *list(members)])

@@ -1,9 +1,10 @@
-"""Docker roots to try `owner` on, laid out as each storage driver and engine does, by rules written down here a second time.
+"""Docker roots to try `owner` on, laid out as each storage driver and engine does, by rules written
+down here a second time.
 
-    root = NewRoot(path, "overlay2")                        an engine since 1.10
-    base = root.image(3, "busybox:latest")                  three layers; returns the image's id
-    web = root.container("web", base)                       returns the container's id
-    root.layers                                             {layer: (role, name of the container or "", ids of the images)}
+    root = NewRoot(path, "overlay2")                        an engine since 1.10 base =
+    root.image(3, "busybox:latest")                  three layers; returns the image's id web =
+    root.container("web", base)                       returns the container's id root.layers
+    {layer: (role, name of the container or "", ids of the images)}
 
 OldRoot is the same for engines before 1.10.  Nothing here is read from dockfix.py.  Python 3.6.
 """
@@ -52,7 +53,8 @@ class MadeRoot:
         return self.at(self.driver, *parts)
 
     def make_layer(self, name, writable=False):
-        """What the storage driver itself keeps of one layer; notes the folder where its files are."""
+        """What the storage driver itself keeps of one layer; notes the folder where its files
+        are."""
         made = getattr(self, "make_" + self.driver.replace("-", "_"))(name, writable)
         self.paths[name] = made
 
@@ -214,7 +216,8 @@ class NewRoot(MadeRoot):
 
 
 class OldRoot(MadeRoot):
-    """The records of engines before 1.10: graph/, repositories-<driver>, containers/*/config.json; a layer has the image's or the container's id."""
+    """The records of engines before 1.10: graph/, repositories-<driver>, containers/*/config.json;
+    a layer has the image's or the container's id."""
 
     def image(self, layers, *tags, below=""):
         for _ in range(layers):

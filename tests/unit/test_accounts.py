@@ -1,6 +1,6 @@
-"""Which line, and which of the two account files, login reads a password from: values worked out by hand from the sources of glibc,
-musl, BusyBox and pam_unix, and tried on their own functions (getpwnam, getspnam) when this was written.
-"""
+"""Which line, and which of the two account files, login reads a password from: values worked out by
+hand from the sources of glibc, musl, BusyBox and pam_unix, and tried on their own functions
+(getpwnam, getspnam) when this was written."""
 
 import pytest
 

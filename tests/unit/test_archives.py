@@ -1,4 +1,5 @@
-"""Whether an archive of `docker save` holds all that it names: both forms, whole, with something missing, and made to do harm."""
+"""Whether an archive of `docker save` holds all that it names: both forms, whole, with something
+missing, and made to do harm."""
 
 import gzip
 import io
@@ -38,7 +39,8 @@ def classic():
 
 
 def oci(docker=True):
-    """One plain image, and one for two platforms of which only this one was pulled, with an attestation that was not."""
+    """One plain image, and one for two platforms of which only this one was pulled, with an
+    attestation that was not."""
     made = Oci(docker)
     made.name(made.manifest([layer("a")]), "base:1")
     other = made.manifest([layer("arm")])
@@ -81,8 +83,9 @@ def test_whole_archives_are_whole(judge):
         assert judge(members, "base:1") == "" and judge(members, "app:1") == ""
         assert judge(members, "docker.io/library/app:1") == ""
     assert judge(classic().all_members(), "app:1", "reg.example:5000/app:2") == ""
-    assert judge(classic().all_members(), "reg.example:5000/app") == (
-        "reg.example:5000/app is not in the archive"
+    assert (
+        judge(classic().all_members(), "reg.example:5000/app")
+        == "reg.example:5000/app is not in the archive"
     )
     assert "app:3 is not in the archive" in judge(oci().all_members(), "app:3")
 
@@ -169,7 +172,7 @@ def test_cut_off_anywhere_it_is_not_whole(judge):
     for members in (classic().all_members(), oci().all_members()):
         data = tar(members, end=False)
         assert judge(tar(members), "app:1") == "" and judge(data, "app:1") == "the tar is cut off"
-        for size in list(range(0, len(data), 512)) + [len(data) - 1, 700]:
+        for size in [*list(range(0, len(data), 512)), len(data) - 1, 700]:
             assert judge(data[:size], "app:1") != "", size
 
 
@@ -177,13 +180,13 @@ def test_the_same_name_twice_counts_only_with_the_same_bytes(judge):
     for made in (classic(), oci(False)):
         members = made.all_members()
         name, data = [one for one in map(as_pair, members) if one[1] == layer("a")][0]
-        assert judge(members + [(name, data)], "app:1") == ""
-        assert judge(members + [(name, b"other")], "app:1") != ""
-        assert judge([(name, b"other")] + members, "app:1") != ""
+        assert judge([*members, (name, data)], "app:1") == ""
+        assert judge([*members, (name, b"other")], "app:1") != ""
+        assert judge([(name, b"other"), *members], "app:1") != ""
         for name in ("manifest.json", "index.json"):
             there = [one for one in map(as_pair, members) if one[0] == name]
             if there:
-                assert judge(members + [(name, b"[]")], "app:1") != ""
+                assert judge([*members, (name, b"[]")], "app:1") != ""
 
 
 @pytest.mark.parametrize(
@@ -193,7 +196,7 @@ def test_the_same_name_twice_counts_only_with_the_same_bytes(judge):
 def test_names_lead_nowhere(judge, name):
     made = classic()
     made.entries[1]["Layers"][0] = name
-    said = judge(made.all_members() + [("/etc/passwd", layer("a"))], "app:1")
+    said = judge([*made.all_members(), ("/etc/passwd", layer("a"))], "app:1")
     assert said.startswith("layer ") and "is missing" in said
     made = classic()
     made.entries[1]["Config"] = name
@@ -207,7 +210,7 @@ def test_names_lead_nowhere(judge, name):
 def test_links_lead_nowhere(judge, link, kind):
     made = classic()
     made.entries[1]["Layers"][0] = "LOOP/layer.tar"
-    members = made.all_members() + [special("LOOP/layer.tar", kind, link)]
+    members = [*made.all_members(), special("LOOP/layer.tar", kind, link)]
     assert "layer LOOP/layer.tar is missing" in judge(members, "app:1")
 
 
@@ -379,7 +382,7 @@ def test_each_thing_that_may_differ_of_a_member(dockfix, number, member, words):
 
 
 def test_more_than_the_backup_has_is_a_difference_and_an_empty_volume_is_one(dockfix):
-    more = make_archive.volume(FULL + [("data/z", b"")])
+    more = make_archive.volume([*FULL, ("data/z", b"")])
     assert compare(dockfix, make_archive.volume(FULL), more) == ["z was not in the backup"]
     said = compare(dockfix, make_archive.volume(FULL), make_archive.volume())
     assert said == ["d, d/f, h and 2 more is missing"]

@@ -1,7 +1,8 @@
-"""backup and restore: the table from inspect to `docker create`, hostile values, order, what is left out, and folders that are no backup.
+"""backup and restore: the table from inspect to `docker create`, hostile values, order, what is
+left out, and folders that are no backup.
 
-The objects below have the fields that Docker 20.10 gives (a container without any option), and 1.12 and 29 where those differ.
-"""
+The objects below have the fields that Docker 20.10 gives (a container without any option), and 1.12
+and 29 where those differ."""
 
 import copy
 import json
@@ -143,7 +144,7 @@ def container(name="web", letter="a", host=(), config=(), networks=None, mounts=
 
 def words_for(dockfix, doc, image=IMAGE, others=()):
     """Words beyond those of a container without options, those missing of these, and the recipe."""
-    recipe = dockfix.create_recipe(doc, image, [doc] + list(others))
+    recipe = dockfix.create_recipe(doc, image, [doc, *list(others)])
     return (
         [word for word in recipe.options if word not in PLAIN],
         [word for word in PLAIN if word not in recipe.options],
@@ -480,7 +481,7 @@ def test_hostile_values_travel_as_one_word_and_survive_a_shell(dockfix, value):
     assert recipe.command == [value, value] and all(
         word.startswith("--") for word in recipe.options
     )
-    script = "printf '%s\\0' " + dockfix.sh_line(recipe.options + recipe.command)
+    script = "printf '%s\\0' " + dockfix.quote_line(recipe.options + recipe.command)
     shown = subprocess.run(["sh", "-c", script], stdout=subprocess.PIPE, check=True).stdout
     assert shown.decode("utf-8").split("\0")[:-1] == recipe.options + recipe.command
 
@@ -653,9 +654,9 @@ def test_a_container_that_lost_nothing_is_the_same(dockfix):
         config={"Env": ["A=1", "PATH=/bin"], "Image": "other", "Hostname": "aaaaaaaaaaaa"},
         host={"Memory": 5, "Runtime": "runc"},
     )
-    assert dockfix.lost_settings(old, [old], new, [new]) == []
+    assert dockfix.find_lost_settings(old, [old], new, [new]) == []
     new["HostConfig"]["Memory"], new["Config"]["Env"] = 6, ["PATH=/bin"]
-    assert sorted(dockfix.lost_settings(old, [old], new, [new])) == ["--env=A=1", "--memory=5"]
+    assert sorted(dockfix.find_lost_settings(old, [old], new, [new])) == ["--env=A=1", "--memory=5"]
 
 
 def test_order_of_dependency(dockfix):
@@ -700,14 +701,14 @@ def test_order_of_dependency(dockfix):
             state={"StartedAt": "2024-01-01T00:00:09Z"},
         ),
     ]
-    names = [one["Name"][1:] for one in dockfix.in_order(docs)]
+    names = [one["Name"][1:] for one in dockfix.sort_by_needs(docs)]
     for first, then in (("pod", "app"), ("app", "web"), ("web", "data"), ("c-db", "c-web")):
         assert names.index(first) < names.index(then), names
     circle = [
         container("a1", "1", host={"Links": ["/b1:/a1/b"]}),
         container("b1", "2", host={"Links": ["/a1:/b1/a"]}),
     ]
-    assert len(dockfix.in_order(circle)) == 2
+    assert len(dockfix.sort_by_needs(circle)) == 2
 
 
 def test_a_networks_own_command(dockfix):
@@ -826,7 +827,7 @@ def test_images_are_saved_by_all_their_tags(dockfix):
 def test_containers_are_stopped_side_by_side_those_first_that_need_others(dockfix):
     """Two webs need the cache and the database; what is paused serves nobody and goes first."""
     host = dockfix.Host(("docker",), 1, False, False, "", [], None, None, {}, None)
-    docs = dockfix.in_order(
+    docs = dockfix.sort_by_needs(
         [
             container("web", "a", host={"Links": ["/cache:/web/c"]}),
             container("web2", "d", host={"Links": ["/db:/web2/d"]}),
@@ -837,8 +838,8 @@ def test_containers_are_stopped_side_by_side_those_first_that_need_others(dockfi
             container("off", "c", state={"Running": False}),
         ]
     )
-    steps = dockfix.halt_steps(host, docs)
-    ids = lambda letters: {letter * 64 for letter in letters}  # noqa: E731
+    steps = dockfix.stop_container_steps(host, docs)
+    ids = lambda letters: {letter * 64 for letter in letters}
     assert [(step.argv[1:], set(step.each)) for step in steps] == [
         (("unpause",), ids("9")),
         (("stop",), ids("9")),
@@ -851,21 +852,21 @@ def test_containers_are_stopped_side_by_side_those_first_that_need_others(dockfi
         (("start",), ids("bf9")),
         (("start",), ids("de")),
     ]
-    later = dockfix.halt_steps(host, docs, again=True)
+    later = dockfix.stop_container_steps(host, docs, again=True)
     assert [set(step.each) for step in later[2:]] == [{"web"}, {"web2", "cache"}, {"db", "alone"}]
     assert all(step.soft for step in later) and not any(step.soft for step in steps)
 
 
 def test_what_ran_is_started_in_order_and_paused_again(dockfix):
     host = dockfix.Host(("docker",), 1, False, False, "", [], None, None, {}, None)
-    docs = dockfix.in_order(
+    docs = dockfix.sort_by_needs(
         [
             container("web", "a", host={"Links": ["/db:/web/d"]}),
             container("db", "b", state={"Paused": True}),
             container("off", "c", state={"Running": False}),
         ]
     )
-    assert [step.argv[1:] for step in dockfix.run_steps(host, docs)] == [
+    assert [step.argv[1:] for step in dockfix.start_again_steps(host, docs)] == [
         ("start", "db"),
         ("pause", "db"),
         ("start", "web"),
@@ -873,7 +874,8 @@ def test_what_ran_is_started_in_order_and_paused_again(dockfix):
 
 
 def test_a_volume_is_not_taken_for_the_network_of_its_name(dockfix):
-    """compose and hands alike give both one name; a volume that is taken to be there already would come back empty."""
+    """compose and hands alike give both one name; a volume that is taken to be there already would
+    come back empty."""
     host = dockfix.Host(("docker",), 1, False, False, "", [], None, None, {}, threading.Lock())
     network = {"Name": "web", "Driver": "bridge", "Scope": "local", "Id": "n"}
     stock = dockfix.Stock(
@@ -1018,7 +1020,7 @@ def test_one_flipped_byte_is_found(box, folder, name):
 @pytest.mark.parametrize("words", [("restore", "-y"), ("backup", "--verify")])
 def test_what_is_no_whole_backup_is_refused(box, folder, spoil, words):
     spoil(lambda name: os.path.join(folder, name))
-    result = box.run(*(words + (folder, "--json")))
+    result = box.run(*((*words, folder, "--json")))
     assert result.rc == 5 and folder in result.json["errors"][0]["msg"] and not box.calls()
 
 
@@ -1190,7 +1192,8 @@ def test_a_restore_asks_first(stock, folder):
 
 
 def test_the_script_of_a_restore_hands_hostile_settings_on(dockfix, box, folder):
-    """The words that docker gets from sh are those that the recipe has, and the profile comes by standard input."""
+    """The words that docker gets from sh are those that the recipe has, and the profile comes by
+    standard input."""
     doc = container(
         config={
             "Env": ["PATH=/bin"] + ["V%d=%s" % pair for pair in enumerate(HOSTILE)],
@@ -1211,7 +1214,7 @@ def test_the_script_of_a_restore_hands_hostile_settings_on(dockfix, box, folder)
     recipe = dockfix.create_recipe(doc, IMAGE, [doc])
     assert done.returncode == 0, done
     made = made_container(box, "web")
-    assert made["argv"] == ["create", "--pull=never"] + recipe.options + ["img"] + recipe.command
+    assert made["argv"] == ["create", "--pull=never", *recipe.options, "img", *recipe.command]
     assert made["stdin"] == '{"a":\n1}' and os.listdir(box.at("engine", "containers")) == ["web"]
     assert os.listdir(box.at("engine", "volumes", "v")) == ["f"]
 
@@ -1221,7 +1224,8 @@ def made_container(box, name):
         return json.load(f)
 
 
-# ---------------------------------------------------------------------- volumes come back, or it is said
+# ---------------------------------------------------------------------- volumes come back, or it is
+# said
 
 
 VOLUME = [
@@ -1253,7 +1257,7 @@ def volume_now(box, name="v"):
     """{path: kind, mode, owner, content} of a volume of the played engine."""
     found = {}
     for folder, folders, files in os.walk(box.at("engine", "volumes", name)):
-        for one in [""] + folders + files:
+        for one in ["", *folders, *files]:
             path = os.path.join(folder, one)
             info = os.lstat(path)
             content = os.readlink(path) if os.path.islink(path) else ""
@@ -1269,7 +1273,8 @@ def volume_now(box, name="v"):
 def test_a_volume_is_filled_on_an_engine_that_does_not_see_mounts_and_on_one_that_does(
     box, folder, make
 ):
-    """Before 1.13 docker cp puts what is for the folder above a mount into the container's own layer."""
+    """Before 1.13 docker cp puts what is for the folder above a mount into the container's own
+    layer."""
     fake_engine.install(box, make)
     root = make_archive.special("data", tarfile.DIRTYPE, mode=0o750, uid=77, gid=88)
     put_volume(box, VOLUME, root)
@@ -1359,7 +1364,8 @@ def test_a_tar_that_leads_out_of_its_volume_is_not_unpacked(box, folder, name):
 @pytest.mark.parametrize("make", ["1.12", "28"])
 @pytest.mark.parametrize("script", [False, True])
 def test_an_image_that_is_not_there_is_never_pulled(box, folder, make, script):
-    """The archive is whole, but docker has not brought the image: docker create would ask a registry."""
+    """The archive is whole, but docker has not brought the image: docker create would ask a
+    registry."""
     fake_engine.install(box, make)
     with open(box.at("bin", "docker")) as f:
         box.program("docker-inner", f.read().split("\n", 1)[1])
@@ -1377,7 +1383,8 @@ def test_an_image_that_is_not_there_is_never_pulled(box, folder, make, script):
     assert "f" in volume_now(box), "the rest is there"
 
 
-# ---------------------------------------------------------------------- what docker save has not written
+# ---------------------------------------------------------------------- what docker save has not
+# written
 
 
 def images_tar(*tags):
@@ -1449,7 +1456,8 @@ def test_a_whole_archive_makes_a_complete_backup(plain, tmp_path):
 
 
 def test_a_layer_that_docker_save_has_not_written_makes_an_export(plain, tmp_path):
-    """Exit 0, and no layer (moby#49784): the container is kept by its whole tree, the image is named."""
+    """Exit 0, and no layer (moby#49784): the container is kept by its whole tree, the image is
+    named."""
     made = images_tar("img:latest")
     lacking = [one for one in made.all_members() if one[0] != made.entries[0]["Layers"][0]]
     saved(plain, lacking)
@@ -1534,7 +1542,8 @@ def test_a_save_that_fails_finds_the_image_that_is_the_reason(plain, tmp_path):
     assert result.rc == 3 and kept_manifest(at + "2")["loads"] == [], result
 
 
-# ---------------------------------------------------------------------- one odd container, and links
+# ---------------------------------------------------------------------- one odd container, and
+# links
 
 
 def test_links_with_and_without_an_alias(dockfix):
@@ -1545,7 +1554,7 @@ def test_links_with_and_without_an_alias(dockfix):
     assert recipe.networks == [["network", "connect", "--link=db:db", "n2", "web"]]
     doc = container(host={"Links": ["/db:/web/d", "/db:/web/db"]})
     assert words_for(dockfix, doc)[0] == ["--link=db:d", "--link=db:db"]
-    assert dockfix.needs(container(networks=ends), [container("db", "b")]) == ["b" * 64]
+    assert dockfix.find_needs(container(networks=ends), [container("db", "b")]) == ["b" * 64]
 
 
 ODD = [

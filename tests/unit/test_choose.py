@@ -2,16 +2,22 @@
 
 import pytest
 
-UNREACHABLE = b"Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?\n"
+UNREACHABLE = (
+    b"Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon"
+    b" running?\n"
+)
 FORBIDDEN = (
-    b"Got permission denied while trying to connect to the Docker daemon socket at unix:///var/run/docker.sock: Get "
-    b'"http://%2Fvar%2Frun%2Fdocker.sock/v1.24/containers/json?all=1": dial unix /var/run/docker.sock: connect: permission denied\n'
+    b"Got permission denied while trying to connect to the Docker daemon socket at"
+    b" unix:///var/run/docker.sock: Get"
+    b' "http://%2Fvar%2Frun%2Fdocker.sock/v1.24/containers/json?all=1": dial unix'
+    b" /var/run/docker.sock: connect: permission denied\n"
 )
 
 
 @pytest.fixture
 def town(box):
-    """Running, paused, restarting, stopped, created; two ids that begin alike; a name that is another one's id prefix."""
+    """Running, paused, restarting, stopped, created; two ids that begin alike; a name that is
+    another one's id prefix."""
     box.container("web1", id="aaaa1" + "0" * 59)
     box.container("web2", id="aaaa2" + "0" * 59, aliases=["app/db", "app/db2"])
     box.container("paused", status="Up 3 hours (Paused)", id="b" * 64)
@@ -24,7 +30,7 @@ def town(box):
 
 
 def chosen(box, *args, **how):
-    result = box.quick("--json", "exec", *(args + ("--", "x")), **how)
+    result = box.quick("--json", "exec", *((*args, "--", "x")), **how)
     return (
         [row["target"] for row in result.json["results"]] if result.rc not in (2, 6) else result.rc
     )
@@ -37,8 +43,8 @@ RUNNING = ["web1", "web2", "paused", "loop", "bbbb"]
     "args, expected",
     [
         (["--all"], RUNNING),
-        (["--stopped"], RUNNING + ["old", "new"]),
-        (["--all", "--stopped"], RUNNING + ["old", "new"]),
+        (["--stopped"], [*RUNNING, "old", "new"]),
+        (["--all", "--stopped"], [*RUNNING, "old", "new"]),
         (["web1"], ["web1"]),
         (["old"], ["old"]),
         (["aaaa2" + "0" * 59], ["web2"]),
@@ -49,7 +55,7 @@ RUNNING = ["web1", "web2", "paused", "loop", "bbbb"]
         (["bbbbb"], ["paused"]),
         (["web1", "web1", "web*"], ["web1", "web2"]),
         (["web2", "web1"], ["web1", "web2"]),
-        (["--all", "old"], RUNNING + ["old"]),
+        (["--all", "old"], [*RUNNING, "old"]),
         (["--all", "--exclude", "web*"], ["paused", "loop", "bbbb"]),
         (["web1", "web2", "--exclude", "web1"], ["web2"]),
         (["--filter", "label=tier=web"], ["web1", "web2"]),
@@ -99,8 +105,8 @@ def test_from_a_file_that_is_not_there(town):
 def test_all_that_matches_nothing_is_1_unless_allowed(box):
     box.world["filters"] = {"name=zzz": []}
     for args in (["--all"], ["--filter", "name=zzz"]):
-        assert box.quick("exec", *(args + ["--", "x"])).rc == 1
-        result = box.quick("--json", "exec", *(args + ["--allow-empty", "--", "x"]))
+        assert box.quick("exec", *([*args, "--", "x"])).rc == 1
+        result = box.quick("--json", "exec", *([*args, "--allow-empty", "--", "x"]))
         assert result.rc == 0 and result.json["results"] == []
 
 

@@ -1,4 +1,5 @@
-"""chpasswd from the command line to the shadow file, against a fake docker whose tools misbehave in every known way."""
+"""chpasswd from the command line to the shadow file, against a fake docker whose tools misbehave in
+every known way."""
 
 import io
 import json
@@ -302,7 +303,7 @@ def test_cp_sends_shadow_and_then_passwd_in_one_tar(box, field):
     names = [(member.name, member.linkname) for member, _ in tar_members(call.stdin)]
     copy = "etc/.shadow.dockfix"
     sent = [("etc", ""), (copy, ""), ("etc/shadow", copy), (copy, ""), ("etc/passwd", copy)]
-    assert names == sent + [(copy, "")]
+    assert names == [*sent, (copy, "")]
     modes = {member.name: member.mode for member, _ in tar_members(call.stdin) if member.islnk()}
     assert modes == {"etc/shadow": 0o640, "etc/passwd": 0o644}
 
@@ -381,8 +382,9 @@ def userns(box, json_text=True):
     else:
         box.world["info_json"] = None
         box.world["info_text"] = (
-            "Containers: 1\n Running: 1\nServer Version: 1.12.6\nStorage Driver: overlay\nSecurity Options: seccomp\n"
-            "Kernel Version: 3.10.0\nDocker Root Dir: /data/docker/500000.500000\nDebug Mode (client): false\n"
+            "Containers: 1\n Running: 1\nServer Version: 1.12.6\nStorage Driver: overlay\nSecurity"
+            " Options: seccomp\nKernel Version: 3.10.0\nDocker Root Dir:"
+            " /data/docker/500000.500000\nDebug Mode (client): false\n"
         )
 
 
@@ -438,7 +440,7 @@ def refused(box, *options, **container):
     lines = container.pop("lines", LINES)
     box.container("c", **container)
     before = box.shadow("c") if os.path.isfile(box.at("fs", "c", "etc", "shadow")) else None
-    result = box.quick("--json", "chpasswd", *(options + ("c",)), stdin=lines)
+    result = box.quick("--json", "chpasswd", *((*options, "c")), stdin=lines)
     assert result.rc == 5 and result.statuses() == {"c": "refused"}, result
     assert result.json["changed"] is False and not writes(box)
     assert before is None or box.shadow("c") == before
@@ -864,7 +866,7 @@ BAD_SECRETS = {
 def test_a_bad_password_is_exit_2_and_nothing_is_changed(web, source, name):
     data = BAD_SECRETS[name]
     options = [source, web.file("secret", data)] if source == "--password-file" else [source]
-    result = web.quick("--json", "chpasswd", *(options + ["web1"]), stdin=data)
+    result = web.quick("--json", "chpasswd", *([*options, "web1"]), stdin=data)
     assert result.rc == 2 and result.json["errors"][0]["code"] == 2 and not writes(web), result
 
 
@@ -905,7 +907,7 @@ def test_two_sources_are_exit_2(web, options):
     options = [path if word == "X" else word for word in options]
     if "--generate" in options:
         options += ["--output", web.at("out")]
-    assert web.quick("chpasswd", *(options + ["web1"]), stdin=b"x").rc == 2
+    assert web.quick("chpasswd", *([*options, "web1"]), stdin=b"x").rc == 2
     assert not writes(web) and not os.path.exists(web.at("out"))
 
 
@@ -924,7 +926,7 @@ def test_two_sources_are_exit_2(web, options):
     ids=" ".join,
 )
 def test_options_that_do_not_fit_are_exit_2(web, options):
-    result = web.quick("--json", "chpasswd", *(options + ["web1"]), stdin=LINES)
+    result = web.quick("--json", "chpasswd", *([*options, "web1"]), stdin=LINES)
     assert result.rc == 2 and result.json["errors"] and not writes(web), result
 
 

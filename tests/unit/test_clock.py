@@ -1,4 +1,5 @@
-"""clock: verdicts, remedies and exit codes, against a docker that is a fake; the host stands in Asia/Shanghai."""
+"""clock: verdicts, remedies and exit codes, against a docker that is a fake; the host stands in
+Asia/Shanghai."""
 
 import os
 import re
@@ -41,8 +42,9 @@ def put(box, name, path, content):
 
 
 def add(box, name, zone=None, env=(), **more):
-    """A container whose /etc/localtime is a link to a zone with its data; its `date` agrees unless told otherwise."""
-    one = box.container(name, inspect={"Config": {"Env": ["PATH=/bin"] + list(env)}}, **more)
+    """A container whose /etc/localtime is a link to a zone with its data; its `date` agrees unless
+    told otherwise."""
+    one = box.container(name, inspect={"Config": {"Env": ["PATH=/bin", *list(env)]}}, **more)
     if zone:
         put(box, name, "/usr/share/zoneinfo/" + zone, ZONES[zone])
         put(box, name, "/etc/localtime", "/usr/share/zoneinfo/" + zone)
@@ -97,7 +99,8 @@ REMEDIES = {
 
 
 def at_one_moment(module):
-    """A second that begins between the container's `date` and the middle of the call would make 90 s into 89."""
+    """A second that begins between the container's `date` and the middle of the call would make 90
+    s into 89."""
     in_shanghai(module)
     module.time.time = lambda: 1.8e9 + 0.4
 

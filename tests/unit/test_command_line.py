@@ -18,7 +18,8 @@ def told(result):
 
 
 def both_places(box, flag, command):
-    """What was said and which calls were made, with the flag before the command's name, right after it, and at the end."""
+    """What was said and which calls were made, with the flag before the command's name, right after
+    it, and at the end."""
     secret = box.file("secret", b"pw")
     command = [secret if word == "SECRET" else word for word in command]
     end = command.index("--") if "--" in command else len(command)
@@ -82,7 +83,7 @@ def test_timeout_holds_in_every_place(web):
         ["exec", "web1", "--timeout", "1.5"],
     ):
         assert (
-            web.run("--json", *(args + ["--", "x"])).statuses() == {"web1": "unknown"}
+            web.run("--json", *([*args, "--", "x"])).statuses() == {"web1": "unknown"}
             and web.was_cut_off()
         )
 
@@ -95,7 +96,7 @@ def test_docker_is_chosen_in_every_place(web):
         ["exec", "web1", "--docker=other"],
     ):
         web.forget()
-        assert web.run(*(args + ["--", "x"])).rc == 0
+        assert web.run(*([*args, "--", "x"])).rc == 0
         assert web.calls() and all(c.words[0] == "--context" for c in web.calls())
 
 
@@ -128,7 +129,7 @@ def test_state_is_chosen_in_every_place(web):
     ids=" ".join,
 )
 def test_abbreviations_are_rejected(web, args):
-    assert web.quick(*(args + ["--", "x"])).rc == 2 and not web.calls()
+    assert web.quick(*([*args, "--", "x"])).rc == 2 and not web.calls()
 
 
 def test_names_may_be_split_by_options(web):
@@ -248,7 +249,7 @@ def test_version_is_the_hash_of_the_file(web, dockfix):
     with open(dockfix.__file__, "rb") as f:
         digest = hashlib.sha256(f.read()).hexdigest()
     expected = "dockfix %s sha256 %s python %d.%d.%d\n" % (
-        (dockfix.VERSION, digest) + sys.version_info[:3]
+        (dockfix.VERSION, digest, *sys.version_info[:3])
     )
     assert web.quick("--version", state=False).out.decode() == expected
     assert web.quick("chpasswd", "--version").out.decode() == expected

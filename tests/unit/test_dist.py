@@ -1,4 +1,5 @@
-"""What `make dist` makes: the .pyz is the same bytes on every Python, keeps the exit code, and SHA256SUMS verifies."""
+"""What `make dist` makes: the .pyz is the same bytes on every Python, keeps the exit code, and
+SHA256SUMS verifies."""
 
 import glob
 import hashlib
@@ -11,8 +12,9 @@ import pytest
 
 def other_pythons():
     root = os.path.expanduser(os.environ.get("PYENV_ROOT", "~/.pyenv"))
-    found = sorted(glob.glob(os.path.join(root, "versions", "3.*", "bin", "python3"))) + [
-        "/usr/bin/python3"
+    found = [
+        *sorted(glob.glob(os.path.join(root, "versions", "3.*", "bin", "python3"))),
+        "/usr/bin/python3",
     ]
     mine = "%d.%d" % sys.version_info[:2]
     seen = {}
@@ -22,7 +24,10 @@ def other_pythons():
                 [
                     path,
                     "-c",
-                    "import sys; print('%d.%d' % sys.version_info[:2]); sys.exit(sys.version_info < (3, 6))",
+                    (
+                        "import sys; print('%d.%d' % sys.version_info[:2]);"
+                        " sys.exit(sys.version_info < (3, 6))"
+                    ),
                 ],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

@@ -1,5 +1,5 @@
-"""docker info of every age: own texts (docker_info/: rec-* were recorded, w-* written, x-* must be refused), the corpus beside the
-checkout where it is there, and ten thousand seeded damages."""
+"""docker info of every age: own texts (docker_info/: rec-* were recorded, w-* written, x-* must be
+refused), the corpus beside the checkout where it is there, and ten thousand seeded damages."""
 
 import csv
 import decimal
@@ -427,8 +427,10 @@ HARMLESS = {
     "whole rows doubled": double_rows,
     "reordered": reorder,
     "CR": lambda rng, data: splice(rng, data, rng.choice([b"\r", b"\r\n"])),
-    "CR everywhere": lambda rng, data: data.replace(b"\r\n", b"\n").replace(
-        b"\n", rng.choice([b"\r\n", b"\r\r\n"])
+    "CR everywhere": (
+        lambda rng, data: data.replace(b"\r\n", b"\n").replace(
+            b"\n", rng.choice([b"\r\n", b"\r\r\n"])
+        )
     ),
     "NUL": lambda rng, data: splice(rng, data, bytes(rng.randrange(1, 5))),
     "UTF-8": lambda rng, data: splice(

@@ -1,4 +1,5 @@
-"""--dry-run: only reading calls, nothing changed, nothing asked; and its script does what the real run would do."""
+"""--dry-run: only reading calls, nothing changed, nothing asked; and its script does what the real
+run would do."""
 
 import array
 import fcntl
@@ -58,16 +59,14 @@ def words(box, name):
 def test_nothing_changes_and_only_reading_calls_are_made(street, name, json):
     args = words(street, name)
     before = street.picture()
-    result = street.quick(*(json + ["-n"] + args), stdin=b"root:x\n")
+    result = street.quick(*([*json, "-n", *args]), stdin=b"root:x\n")
     assert result.rc in (0, 3), result
     assert street.picture() == before
     assert not os.path.exists(street.state)
     assert street.calls("ps")
     for call in street.calls():
-        assert (
-            call.command in ("ps", "inspect", "info")
-            or call.command == "cp"
-            and call.words[-1] == "-"
+        assert call.command in ("ps", "inspect", "info") or (
+            call.command == "cp" and call.words[-1] == "-"
         ), call
 
 
@@ -76,7 +75,7 @@ def test_standard_input_is_not_read(street, name):
     args = words(street, name)
     readable, writable = os.pipe()
     os.write(writable, b"root:x\n")
-    pid = street.start(street.arguments(["-n"] + args), stdin=readable)
+    pid = street.start(street.arguments(["-n", *args]), stdin=readable)
     assert street.outcome(pid).rc in (0, 3)
     left = array.array("i", [0])
     fcntl.ioctl(readable, termios.FIONREAD, left)
@@ -275,7 +274,7 @@ def test_the_script_ends_with_the_code_of_the_outcome(box, failing, code):
 
 def test_the_script_is_one_for_posix_shells(street):
     for name in sorted(COMMANDS):
-        text = street.quick(*(["-n"] + words(street, name)), stdin=b"").out
+        text = street.quick(*(["-n", *words(street, name)]), stdin=b"").out
         assert text.startswith(b"#!/bin/sh")
         for shell in ("dash", "bash", "sh"):
             if subprocess.call(["which", shell], stdout=subprocess.DEVNULL) == 0:

@@ -1,4 +1,5 @@
-"""exec: what docker is asked, how its answer is told from the command's, and what reaches the terminal."""
+"""exec: what docker is asked, how its answer is told from the command's, and what reaches the
+terminal."""
 
 import os
 import time
@@ -12,30 +13,43 @@ DAEMON_TEXTS = {
     "paused": (
         1,
         b"",
-        b"Error response from daemon: Container 0123 is paused, unpause the container before exec\n",
+        (
+            b"Error response from daemon: Container 0123 is paused, unpause the container before"
+            b" exec\n"
+        ),
     ),
     "not found, old runtime": (
         126,
-        b"rpc error: code = 2 desc = oci runtime error: exec failed: container_linux.go:247: starting container process "
-        b'caused "exec: \\"x\\": executable file not found in $PATH"\r\n',
+        (
+            b"rpc error: code = 2 desc = oci runtime error: exec failed: container_linux.go:247:"
+            b' starting container process caused "exec: \\"x\\": executable file not found in'
+            b' $PATH"\r\n'
+        ),
         b"",
     ),
     "not found on stdout": (
         126,
-        b'OCI runtime exec failed: exec failed: unable to start container process: exec: "x": executable file not '
-        b"found in $PATH: unknown\r\n",
+        (
+            b'OCI runtime exec failed: exec failed: unable to start container process: exec: "x":'
+            b" executable file not found in $PATH: unknown\r\n"
+        ),
         b"",
     ),
     "not found, 28": (
         127,
         b"",
-        b'OCI runtime exec failed: exec failed: unable to start container process: exec: "x": executable file not '
-        b"found in $PATH\n",
+        (
+            b'OCI runtime exec failed: exec failed: unable to start container process: exec: "x":'
+            b" executable file not found in $PATH\n"
+        ),
     ),
     "daemon gone": (
         1,
         b"",
-        b"Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?\n",
+        (
+            b"Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker"
+            b" daemon running?\n"
+        ),
     ),
 }
 
@@ -54,7 +68,7 @@ def test_each_container_gets_the_words_as_they_are(web):
     result = web.run("--json", "exec", "web1", "web2", "--", *words)
     assert result.rc == 0 and result.statuses() == {"web1": "changed", "web2": "changed"}
     assert sorted(c.words for c in web.calls("exec")) == sorted(
-        ["exec", web.id(name)] + words for name in ("web1", "web2")
+        ["exec", web.id(name), *words] for name in ("web1", "web2")
     )
 
 
@@ -199,7 +213,7 @@ def test_a_script_from_standard_input(web):
     ids=" ".join,
 )
 def test_options_that_do_not_fit_are_exit_2(web, options):
-    assert web.quick("exec", *(options + ["web1", "--", "x"]), stdin=b"web2\n").rc == 2
+    assert web.quick("exec", *([*options, "web1", "--", "x"]), stdin=b"web2\n").rc == 2
     assert not web.calls("exec")
 
 
@@ -316,7 +330,8 @@ def test_many_containers_are_one_call_each(box):
 
 
 def test_jobs_is_how_many_at_a_time(web):
-    """With 3, each waits until all have begun; with 1, none begins before the one before has ended."""
+    """With 3, each waits until all have begun; with 1, none begins before the one before has
+    ended."""
     web.wrap_docker("""[ "$1" = exec ] || exec $INNER "$@"
 echo begin >>%s; while [ $(grep -c begin %s) -lt $AT_ONCE ]; do sleep 0.02; done
 $INNER "$@"; code=$?; echo end >>%s; exit $code""" % ((web.at("log"),) * 3))

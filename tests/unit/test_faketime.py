@@ -1,4 +1,5 @@
-"""faketime as a whole command, on the fake docker: the order of its deeds, what each failure leaves, and its words."""
+"""faketime as a whole command, on the fake docker: the order of its deeds, what each failure
+leaves, and its words."""
 
 import json
 import os
@@ -14,7 +15,8 @@ LIBC = "lib/x86_64-linux-gnu/libc.so.6"
 
 @pytest.fixture
 def shiftable(box):
-    """A container with a glibc, and a library for it; `date` tells the host's time once, then 8 hours more."""
+    """A container with a glibc, and a library for it; `date` tells the host's time once, then 8
+    hours more."""
     one = box.container("web", inspect={"RestartCount": 0}, date=(28800, "+0000"))
     put(
         box,
@@ -52,7 +54,7 @@ def records(box):
 
 def shift(box, *more, **how):
     return box.quick(
-        "faketime", "web", "--lib", box.lib, "--watch", "0", *(more + ("--json",)), **how
+        "faketime", "web", "--lib", box.lib, "--watch", "0", *((*more, "--json")), **how
     )
 
 
@@ -92,7 +94,7 @@ def test_the_order_of_its_deeds(shiftable):
 
 @pytest.mark.parametrize("args", [("--offset", "-1.5d"), ("--offset=-1.5d",)])
 def test_an_offset_that_looks_like_an_option(shiftable, args):
-    run = shift(shiftable, *(args + ("--dry-run",)))
+    run = shift(shiftable, *((*args, "--dry-run")))
     assert (
         run.rc == 0
         and run.rows()["web"]["offset"] == -129600
@@ -133,7 +135,7 @@ def test_an_offset_that_looks_like_an_option(shiftable, args):
 )
 def test_usage(shiftable, args, word):
     before = shiftable.picture()
-    run = shiftable.quick("faketime", "web", *(args + ("--json",)))
+    run = shiftable.quick("faketime", "web", *((*args, "--json")))
     assert (
         run.rc == 2
         and word in run.json["errors"][0]["msg"]
@@ -197,7 +199,8 @@ def test_a_clock_that_is_off_already_is_refused(shiftable):
 
 
 def fail_in_the_watch(box):
-    """The first `date` meets the fixture's rule, the trial the one in front: the third is the watch's."""
+    """The first `date` meets the fixture's rule, the trial the one in front: the third is the
+    watch's."""
     box.world["rules"].insert(0, {"on": "exec", "has": "LD_PRELOAD", "ahead": 28800})
     box.rule("exec", has="+%s %z", nth=1, rc=1, err=b"date: killed\n")
 
@@ -307,7 +310,8 @@ def test_states_that_are_refused(box, more, word):
 
 
 def test_the_entrypoint_that_goes_on_as_another_user(shiftable):
-    """Seen in the words, or in the script that they name; a comment is none; the newest library may."""
+    """Seen in the words, or in the script that they name; a comment is none; the newest library
+    may."""
 
     def with_words(*words):
         document = json.loads(shiftable.one["json"])
@@ -400,11 +404,8 @@ def test_what_falls_silent_after_a_restart_is_put_back(shiftable, before, after,
     )
     row = run.rows()["web"]
     assert (run.rc, row["status"]) == ((0, "changed") if good else (1, "failed")), run
-    assert (
-        good
-        or "wrote nothing" in row["msg"]
-        and "as it was" in row["msg"]
-        and records(shiftable) == []
+    assert good or (
+        "wrote nothing" in row["msg"] and "as it was" in row["msg"] and records(shiftable) == []
     ), run
 
 

@@ -239,7 +239,8 @@ def little_elf(
     machine=62,
     ring=False,
 ):
-    """A shared library of tables only, made by hand: one PT_LOAD over the whole file, one PT_DYNAMIC."""
+    """A shared library of tables only, made by hand: one PT_LOAD over the whole file, one
+    PT_DYNAMIC."""
     wide = bits == 64
     head, step = (64, 16) if wide else (52, 8)
     names = [b""] + [w.encode() for w in tuple(needed) + tuple(wants) + tuple(has)]
@@ -387,7 +388,7 @@ def test_the_same_as_readelf(dockfix, path):
 def test_libc_fits_itself_and_tells_its_version(dockfix):
     libc = dockfix.parse_elf(read(LIBC))
     assert "GLIBC_2.2.5" in libc.has or "GLIBC_2.17" in libc.has or "GLIBC_2.4" in libc.has
-    assert dockfix.misfit(libc._replace(needed=("libc.so.6",)), libc) == ""
+    assert dockfix.elf_mismatch(libc._replace(needed=("libc.so.6",)), libc) == ""
 
 
 def test_fit(dockfix):
@@ -396,7 +397,7 @@ def test_fit(dockfix):
     )
 
     def why(**more):
-        return dockfix.misfit(
+        return dockfix.elf_mismatch(
             dockfix.Elf(
                 **dict(
                     dict(

@@ -36,8 +36,8 @@ INSPECT = json.dumps(
     ]
 )
 MOUNTINFO = (
-    "22 1 0:21 / / rw,relatime shared:1 - overlay overlay rw,upperdir=/u\n23 22 0:22 / /proc rw,nosuid - proc proc rw\n"
-    "24 22 8:1 /a\\040b /etc rw master:1 - ext4 /dev/sda1 rw\n"
+    "22 1 0:21 / / rw,relatime shared:1 - overlay overlay rw,upperdir=/u\n23 22 0:22 / /proc"
+    " rw,nosuid - proc proc rw\n24 22 8:1 /a\\040b /etc rw master:1 - ext4 /dev/sda1 rw\n"
 )
 SPICE = [
     b"\0",
@@ -100,7 +100,8 @@ def text(data):
 
 
 def judged(dockfix, parser, value):
-    """The answer of a parser, or None for a DockfixError; anything else is the test's failure, with the input shown."""
+    """The answer of a parser, or None for a DockfixError; anything else is the test's failure, with
+    the input shown."""
     try:
         return parser(value)
     except dockfix.DockfixError:
@@ -139,7 +140,7 @@ def strings(value):
                 yield inner
     elif isinstance(value, dict):
         for key, one in value.items():
-            for inner in [key] + list(strings(one)):
+            for inner in [key, *list(strings(one))]:
                 yield inner
 
 
@@ -240,7 +241,8 @@ def test_password_lines(dockfix, rng):
 
 
 def test_accounts(dockfix, rng):
-    """Whatever is damaged: refused, or every reader finds the hash afterwards and no other line has changed."""
+    """Whatever is damaged: refused, or every reader finds the hash afterwards and no other line has
+    changed."""
     changed = refused = 0
     for data in mutants(rng, SHADOW):
         for user in (b"root", b"app"):
@@ -276,12 +278,12 @@ def test_hash_checks(dockfix, rng):
 def test_sizes(dockfix, rng):
     for data in mutants(rng, b"1024M"):
         size = judged(dockfix, dockfix.parse_size, text(data))
-        assert size is None or isinstance(size, int) and size >= 0
+        assert size is None or (isinstance(size, int) and size >= 0)
 
 
 def test_printable_and_sh_quote_take_any_text(dockfix, rng):
     for data in mutants(rng, "plain text \x1b[0m".encode()):
-        shown = dockfix.printable(text(data))
+        shown = dockfix.escape_controls(text(data))
         assert shown == "".join(c for c in shown if c.isprintable() or c == " ")
         if b"\0" not in data:
-            assert not set(dockfix.sh_quote(text(data))) & set(map(chr, list(range(32)) + [127]))
+            assert not set(dockfix.quote_word(text(data))) & set(map(chr, [*list(range(32)), 127]))

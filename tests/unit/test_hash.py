@@ -5,7 +5,8 @@ import hashlib
 
 import pytest
 
-# https://www.akkadia.org/drepper/SHA-crypt.txt: password, salt as given, rounds as given, the hash after the salt.
+# https://www.akkadia.org/drepper/SHA-crypt.txt: password, salt as given, rounds as given, the hash
+# after the salt.
 PUBLISHED = [
     (
         b"Hello world!",
@@ -51,12 +52,14 @@ PUBLISHED = [
     ),
 ]
 ALPHABET = b"./0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-# sha256 over libcrypt's answers to cases() below, so that a host without libcrypt checks the same set
+# sha256 over libcrypt's answers to cases() below, so that a host without libcrypt checks the same
+# set
 RECORDED = "e3f0281a2a242726c9fa4e9db9df929362bc37a06b0053f4e28efed77d0af97b"
 
 
 def cases():
-    """(password, salt, rounds): every length from 0 to 139, every byte value but NUL, salts of 0 to 16 characters."""
+    """(password, salt, rounds): every length from 0 to 139, every byte value but NUL, salts of 0 to
+    16 characters."""
     state = hashlib.sha256(b"dockfix sha512_crypt")
     stream = b""
     while len(stream) < 140 * 160:

@@ -1,4 +1,5 @@
-"""The layer table: whose each layer below a Docker root is, read from roots of every driver and engine (make_root.py), whole or damaged."""
+"""The layer table: whose each layer below a Docker root is, read from roots of every driver and
+engine (make_root.py), whole or damaged."""
 
 import json
 import os
@@ -275,7 +276,8 @@ def test_a_hostile_record_hides_orphans_and_nothing_else(dockfix, tmp_path, put,
 
 @pytest.mark.parametrize("put", HOSTILE, ids=lambda put: put.__name__)
 def test_a_hostile_name_hides_no_orphan(dockfix, tmp_path, put):
-    """A container without a readable configuration is still known by its id, which its layer record has."""
+    """A container without a readable configuration is still known by its id, which its layer record
+    has."""
     root = populate(NewRoot(tmp_path, "overlay2"))
     path = root.at("containers", root.names["web"], "config.v2.json")
     os.unlink(path)
@@ -367,7 +369,7 @@ def test_a_cycle_of_parents_ends(dockfix, tmp_path):
 
 def test_files_that_vanish_while_they_are_read(dockfix, tmp_path, monkeypatch):
     """Whatever moment the root vanishes at: an answer, and no orphan that is none."""
-    kept = dockfix.open_plain
+    kept = dockfix.open_regular_at
     for moment in range(0, 40, 6):
         root = populate(NewRoot(tmp_path / str(moment), "overlay2"))
         left = [moment]
@@ -378,7 +380,7 @@ def test_files_that_vanish_while_they_are_read(dockfix, tmp_path, monkeypatch):
                 shutil.rmtree(root.path)
             return kept(*args)
 
-        monkeypatch.setattr(dockfix, "open_plain", open_plain)
+        monkeypatch.setattr(dockfix, "open_regular_at", open_plain)
         try:
             found = dockfix.read_layers(root.path)
         except dockfix.EnvironmentFault:
@@ -410,7 +412,8 @@ def test_the_calls_grow_with_the_layers_not_faster(dockfix, tmp_path, monkeypatc
 def test_on_the_daemons_own_root_what_is_just_being_made_is_no_orphan(
     dockfix, tmp_path, monkeypatch
 ):
-    """A container whose records come between the two looks, one whose folder comes after the first, and an orphan that stays."""
+    """A container whose records come between the two looks, one whose folder comes after the first,
+    and an orphan that stays."""
     root = populate(NewRoot(tmp_path, "overlay2"))
     lost = next(layer for layer, (role, _, _) in root.layers.items() if role == "orphan")
     image = root.tags["busybox:latest"]
@@ -468,7 +471,8 @@ def unpack(path, where):
 
 
 def in_the_tree(root):
-    """{driver: {layer folder}}, {container id: name} and {image id} of a real root, by listing and plain JSON."""
+    """{driver: {layer folder}}, {container id: name} and {image id} of a real root, by listing and
+    plain JSON."""
     names, images = {}, set()
     for one in os.listdir(os.path.join(root, "containers")):
         for file in ("config.v2.json", "config.json"):

@@ -1,4 +1,5 @@
-"""Which mounts below Docker's root are Docker's own, and which only look so; what a folder that is mounted onto itself is."""
+"""Which mounts below Docker's root are Docker's own, and which only look so; what a folder that is
+mounted onto itself is."""
 
 import pytest
 
@@ -24,7 +25,8 @@ def mount(dockfix, point, dev="0:50", root="/", number="9"):
 
 
 def test_a_folder_mounted_onto_itself(dockfix):
-    """Stacked, below another one, and below a bind mount too; not where the parent is another disk, another folder, or not to be seen."""
+    """Stacked, below another one, and below a bind mount too; not where the parent is another disk,
+    another folder, or not to be seen."""
     mounts = dockfix.parse_mountinfo(LINES)
     assert [one.number for one in dockfix.self_binds(mounts)] == ["3", "4", "5", "9", "11"]
     hidden = dockfix.points_of_others(mounts)

@@ -1,4 +1,5 @@
-"""Where the daemon's options are set: units with drop-ins and joined lines, settings files, daemon.json, command lines."""
+"""Where the daemon's options are set: units with drop-ins and joined lines, settings files,
+daemon.json, command lines."""
 
 import os
 
@@ -22,7 +23,10 @@ ExecStart=/bin/sh -c '/usr/bin/docker-current daemon \\
           $OPTIONS $DOCKER_STORAGE_OPTIONS $EXTRA'
 LimitNOFILE=1048576
 """
-PLAIN = "[Service]\nExecStart=/usr/bin/dockerd -H fd:// --storage-opt dm.loopdatasize=500G --storage-opt=dm.basesize=8G -g /data/docker\n"
+PLAIN = (
+    "[Service]\nExecStart=/usr/bin/dockerd -H fd:// --storage-opt dm.loopdatasize=500G"
+    " --storage-opt=dm.basesize=8G -g /data/docker\n"
+)
 
 
 @pytest.fixture
@@ -72,11 +76,13 @@ def test_centos_with_its_shell_and_its_files(dockfix, top):
     top("usr/lib/systemd/system/docker.service", CENTOS)
     top(
         "etc/sysconfig/docker",
-        "# OPTIONS=--storage-driver=aufs\nOPTIONS='--selinux-enabled -s devicemapper'\nif [ -z x ]; then\n    DOCKER_CERT_PATH=/etc/docker\nfi\n",
+        "# OPTIONS=--storage-driver=aufs\nOPTIONS='--selinux-enabled -s devicemapper'\nif [ -z x ];"
+        " then\n    DOCKER_CERT_PATH=/etc/docker\nfi\n",
     )
     top(
         "etc/sysconfig/docker-storage",
-        'DOCKER_STORAGE_OPTIONS="--storage-opt dm.fs=xfs \\\n --storage-opt dm.loopdatasize=200G"\n',
+        'DOCKER_STORAGE_OPTIONS="--storage-opt dm.fs=xfs \\\n --storage-opt'
+        ' dm.loopdatasize=200G"\n',
     )
     assert seen(dockfix, top) == {
         "/usr/lib/systemd/system/docker.service (EXTRA)": {"log-opt": "max-size=10m"},
@@ -130,7 +136,8 @@ def test_a_settings_file_that_no_unit_reads_counts_only_without_a_unit(dockfix, 
 def test_daemon_json_and_its_other_place(dockfix, top):
     top(
         "etc/docker/daemon.json",
-        '{"storage-driver": "devicemapper", "storage-opts": ["dm.basesize=8G"], "graph": "/srv/d", "log-opts": {"max-size": "5m"}}',
+        '{"storage-driver": "devicemapper", "storage-opts": ["dm.basesize=8G"], "graph": "/srv/d",'
+        ' "log-opts": {"max-size": "5m"}}',
     )
     assert dockfix.option_sources(top.path)[0].options == (
         ("storage-opt", "dm.basesize=8G"),
@@ -251,7 +258,8 @@ def test_running_daemons_are_told_by_their_words(dockfix, tmp_path):
 
 
 def test_a_daemon_in_other_namespaces_is_not_this_hosts(dockfix, tmp_path):
-    """Rootless ones have users of their own, a container's process numbers of its own; a mount namespace of its own says nothing."""
+    """Rootless ones have users of their own, a container's process numbers of its own; a mount
+    namespace of its own says nothing."""
     import signal
     import subprocess
 
@@ -262,10 +270,10 @@ def test_a_daemon_in_other_namespaces_is_not_this_hosts(dockfix, tmp_path):
         (["--user", "--map-root-user"], False),
         (["--pid", "--fork", "--kill-child"], False),
     ):
-        argv = ["unshare"] + options
-        if subprocess.call(argv + ["true"], stderr=subprocess.DEVNULL):
+        argv = ["unshare", *options]
+        if subprocess.call([*argv, "true"], stderr=subprocess.DEVNULL):
             pytest.skip("no namespaces here: %s" % " ".join(argv))
-        parent = subprocess.Popen(argv + [name, "60"])
+        parent = subprocess.Popen([*argv, name, "60"])
         try:
             calls = []
 
@@ -303,7 +311,8 @@ def named(pid, name):
     ],
 )
 def test_a_daemon_in_a_containers_cgroup_is_not_this_hosts(dockfix, monkeypatch, cgroup):
-    """With --pid host it has the host's process numbers and users. Where dockfix runs in the same container, the daemon there is its own."""
+    """With --pid host it has the host's process numbers and users. Where dockfix runs in the same
+    container, the daemon there is its own."""
     real, seen = dockfix.host_text, {}
 
     def text(path):

@@ -1,6 +1,6 @@
-"""The proof that a layer is an orphan: whatever record of a live or restorable layer is lost, that layer is never called one, and what lost
-its record is named.  Roots are made by make_root.py; on a real engine the same is tried in tests/engine/test_orphans.py.
-"""
+"""The proof that a layer is an orphan: whatever record of a live or restorable layer is lost, that
+layer is never called one, and what lost its record is named.  Roots are made by make_root.py; on a
+real engine the same is tried in tests/engine/test_orphans.py."""
 
 import json
 import os
@@ -21,8 +21,8 @@ def no_wait(dockfix, monkeypatch):
 
 
 class Made:
-    """A root with a live container of a tagged image, one of an image whose record was removed by force, one of an untagged image, a layer of
-    BuildKit's, and one orphan."""
+    """A root with a live container of a tagged image, one of an image whose record was removed by
+    force, one of an untagged image, a layer of BuildKit's, and one orphan."""
 
     def __init__(self, path, driver="overlay2", kind=NewRoot):
         self.root = root = kind(path, driver)
@@ -70,7 +70,8 @@ def untag(made, tags):
 
 
 def forced(made):
-    """The image of the live container was removed by force: the container alone keeps its layers."""
+    """The image of the live container was removed by force: the container alone keeps its
+    layers."""
     gone(made.content(made.app), made.content(made.base))
     untag(made, ("app:1", "base:1"))
 
@@ -279,7 +280,10 @@ def test_a_tag_of_an_image_whose_record_is_gone_is_named(box, tmp_path):
     "table",
     [
         "36 25 0:40 / {path}/merged rw - overlay overlay rw,lowerdir={lower},upperdir={path}/diff",
-        "36 25 0:40 / / rw - overlay overlay rw,lowerdir=l/X,upperdir={name}/diff,workdir={name}/work",
+        (
+            "36 25 0:40 / / rw - overlay overlay"
+            " rw,lowerdir=l/X,upperdir={name}/diff,workdir={name}/work"
+        ),
         "36 25 8:1 {path} / rw - ext4 /dev/sda1 rw",
         "36 25 253:3 /rootfs / rw - ext4 /dev/mapper/docker-8:1-77-{name} rw",
         "36 25 0:44 / / rw - zfs tank/docker/{name} rw",
@@ -287,7 +291,8 @@ def test_a_tag_of_an_image_whose_record_is_gone_is_named(box, tmp_path):
 )
 @pytest.mark.parametrize("init", ["", "-init"])
 def test_a_layer_that_is_mounted_is_no_orphan(box, tmp_path, table, init):
-    """In whatever way it is mounted, and whoever sees it: the container's folder and its layer record are both gone."""
+    """In whatever way it is mounted, and whoever sees it: the container's folder and its layer
+    record are both gone."""
     made = Made(tmp_path / "docker")
     name = digest("mounted")
     made.root.make_layer(name, True)
@@ -398,7 +403,8 @@ def test_docker_knows_a_container_of_which_nothing_is_left_on_the_disk(box, made
 
 
 def test_docker_knows_more_images_than_there_are_records(box, made):
-    """The record of an image without a name, and of its layers, is gone; docker still has it in memory."""
+    """The record of an image without a name, and of its layers, is gone; docker still has it in
+    memory."""
     info = json.loads(box.world["info_json"])
     box.world["info_json"] = json.dumps(dict(info, Images=3))
     assert orphans(box)[0] == [made.lost]

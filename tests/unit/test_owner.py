@@ -1,4 +1,5 @@
-"""`owner` as a command: every way to name a layer, what it says beside the rows, and docker's answers against the files (test_layers.py has the table)."""
+"""`owner` as a command: every way to name a layer, what it says beside the rows, and docker's
+answers against the files (test_layers.py has the table)."""
 
 import argparse
 import json
@@ -373,7 +374,7 @@ def test_forms_of_real_hosts(dockfix):
         ] * len(own)
         assert all(
             "its layer is" in judge(dockfix, form, layer)
-            for layer in list(below) + ["0" * 64]
+            for layer in [*list(below), "0" * 64]
             if data
         )
 
@@ -414,7 +415,10 @@ def test_200_containers_take_as_many_calls_as_2(make_box, tmp_path):
     )
 
 
-DOWN = b"Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?\n"
+DOWN = (
+    b"Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon"
+    b" running?\n"
+)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""The pure functions: bytes or text in, facts out, and a DockfixError where the facts are not there."""
+"""The pure functions: bytes or text in, facts out, and a DockfixError where the facts are not
+there."""
 
 import json
 import os
@@ -280,10 +281,9 @@ def inspected(**changes):
         },
     }
     for key, value in changes.items():
-        if (
-            key in document["HostConfig"]
-            and not isinstance(value, type(document))
-            or key in ("Tmpfs", "HostMounts")
+        if (key in document["HostConfig"] and not isinstance(value, type(document))) or key in (
+            "Tmpfs",
+            "HostMounts",
         ):
             document["HostConfig"]["Mounts" if key == "HostMounts" else key] = value
         else:
@@ -427,7 +427,7 @@ def test_inspect_keeps_names_it_cannot_decode(dockfix):
 
 def refusal(dockfix, allow=False, **changes):
     [container] = parse(dockfix, inspected(**changes))
-    return dockfix.etc_refusal(container, allow, dockfix.is_hosts_own)
+    return dockfix.etc_refusal(container, allow, dockfix.is_host_account_file)
 
 
 FORMS = {
@@ -512,7 +512,7 @@ def test_allow_shared_never_means_the_hosts_own(dockfix, form, source):
 
 def test_a_refusal_is_one_printable_line(dockfix):
     text = refusal(dockfix, **FORMS["Mounts"]("/etc", "/srv/\n\x1b[31mrm -rf /"))
-    assert text and "/etc" in dockfix.printable(text)
+    assert text and "/etc" in dockfix.escape_controls(text)
 
 
 # ---- mountinfo
@@ -552,7 +552,7 @@ def test_mountinfo_garbage_proves_nothing(dockfix, text):
     except dockfix.DockfixError:
         return
     [container] = parse(dockfix, inspected())
-    assert list(mounts) == [] and dockfix.own_root(mounts, container) is None
+    assert list(mounts) == [] and dockfix.root_mount(mounts, container) is None
 
 
 @pytest.mark.parametrize(
@@ -606,7 +606,7 @@ def test_only_the_containers_own_layer_is_its_own_root(dockfix, line, data, own)
     document = inspected()
     document["GraphDriver"]["Data"] = data
     [container] = parse(dockfix, document)
-    assert bool(dockfix.own_root(dockfix.parse_mountinfo(line + "\n"), container)) is own
+    assert bool(dockfix.root_mount(dockfix.parse_mountinfo(line + "\n"), container)) is own
 
 
 def test_mountinfo_of_this_very_process(dockfix):
@@ -630,7 +630,7 @@ def test_mountinfo_of_this_very_process(dockfix):
     ],
 )
 def test_printable(dockfix, text, expected):
-    assert dockfix.printable(text) == expected
+    assert dockfix.escape_controls(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -654,7 +654,7 @@ def test_printable(dockfix, text, expected):
     ids=ascii,
 )
 def test_printable_escapes_what_a_terminal_would_obey(dockfix, text):
-    shown = dockfix.printable("a" + text + "z")
+    shown = dockfix.escape_controls("a" + text + "z")
     assert text not in shown and shown.startswith("a") and shown.endswith("z") and "\\" in shown
     shown.encode("utf-8")
 
@@ -699,7 +699,7 @@ def test_sh_quote_through_a_real_shell(dockfix, rng, shell):
     ]
     script = (
         "show() { for word do printf '%s\\0' \"$word\"; done; }\nshow "
-        + " \\\n".join(dockfix.sh_quote(w) for w in words)
+        + " \\\n".join(dockfix.quote_word(w) for w in words)
         + "\n"
     )
     data = script.encode("utf-8", "surrogateescape")
@@ -718,7 +718,7 @@ def test_sh_quote_through_a_real_shell(dockfix, rng, shell):
 
 
 def test_plain_words_are_not_quoted(dockfix):
-    assert [dockfix.sh_quote(w) for w in ("abc", "/a/b.c", "a-b_c", "x@y:z,1")] == [
+    assert [dockfix.quote_word(w) for w in ("abc", "/a/b.c", "a-b_c", "x@y:z,1")] == [
         "abc",
         "/a/b.c",
         "a-b_c",
@@ -786,7 +786,7 @@ def parse_much(dockfix, count):
     names = b"".join(b"user%d:x:1:1::/:/bin/sh\n" % i for i in range(2 * count))
     files = dockfix.edit_accounts(dockfix.AccountFiles(names, big), {last: b"h"}, 1)
     assert files == (names, big[: -len(b"*:1::::::\n")] + b"h:1::::::\n")
-    assert dockfix.printable("\x1b" * 10 * count) == "\\x1b" * 10 * count
+    assert dockfix.escape_controls("\x1b" * 10 * count) == "\\x1b" * 10 * count
     return time.process_time() - began
 
 

@@ -1,4 +1,5 @@
-"""The plan model: a change made of real programs (mkdir, dd, mv, truncate, cat), killed before and after each of its steps, resumed, undone, run as a script."""
+"""The plan model: a change made of real programs (mkdir, dd, mv, truncate, cat), killed before and
+after each of its steps, resumed, undone, run as a script."""
 
 import fcntl
 import json
@@ -19,7 +20,8 @@ STEPS = 8
 
 
 def make_plan(dockfix, box):
-    """old/ is set aside, a new one made in its place, a setting edited, a service told: the shape of every storage change."""
+    """old/ is set aside, a new one made in its place, a setting edited, a service told: the shape
+    of every storage change."""
     step, at = dockfix.Step, box.at
     service = at("bin", "service")
     return dockfix.Plan(
@@ -91,7 +93,8 @@ def make_plan(dockfix, box):
 
 @pytest.fixture
 def trial(box, dockfix):
-    """A box with old data and a fake service; box.go(...) runs the plan as a command `trial`, killed or failing at a given step."""
+    """A box with old data and a fake service; box.go(...) runs the plan as a command `trial`,
+    killed or failing at a given step."""
     box.container("x")
     os.mkdir(box.at("old"))
     box.file("old/file", b"precious" * 1000)
@@ -201,7 +204,8 @@ def test_killed_at_any_step(trial, kill, side, way):
 
 @pytest.mark.parametrize("kill", range(STEPS + 1, 2 * STEPS))
 def test_killed_on_the_way_back(trial, kill):
-    """The start fails, all is undone by itself, and that is killed: rollback and resume both go on going back."""
+    """The start fails, all is undone by itself, and that is killed: rollback and resume both go on
+    going back."""
 
     def no_start(module):
         trial.program(
@@ -349,19 +353,19 @@ def test_the_scripts_tests_hold_where_the_runs_do(trial, dockfix, test, says, ho
         {},
         threading.Lock(),
     )
-    words = test + (trial.at("bin", "asked"),)
+    words = (*test, trial.at("bin", "asked"))
     assert (dockfix.failing_test(host, (words,)) == "") is holds
     script = (
         "\n".join("%s() { %s; }" % (name, mode.sh) for name, mode in dockfix.TESTS.items())
         + "\n"
-        + dockfix.sh_line(words)
+        + dockfix.quote_line(words)
         + "\n"
     )
     for shell in [
         shell for shell in ("sh", "bash", "busybox sh") if shutil.which(shell.split()[0])
     ]:
         assert (
-            subprocess.run(shell.split() + ["-s"], input=script.encode(), env=trial.env).returncode
+            subprocess.run([*shell.split(), "-s"], input=script.encode(), env=trial.env).returncode
             == 0
         ) is holds, shell
     kept_open.close()
@@ -436,7 +440,7 @@ def test_a_settings_file_that_was_not_there_is_taken_away_but_for_what_is_somebo
             dockfix.do_step(host, step.undo[0], None)
         assert not os.path.exists(path)
         script = dockfix.plan_script(
-            {"command": "t"}, dockfix.Plan("n", "t", "g", (step,) + step.undo)
+            {"command": "t"}, dockfix.Plan("n", "t", "g", (step, *step.undo))
         )
         trial.file("other", b"")
         os.unlink(path)
@@ -467,7 +471,8 @@ def test_old_data_that_is_not_there_is_no_way_back(trial):
 
 
 def test_another_folder_at_the_place_of_the_old_data_is_not_touched(trial):
-    """As after the disk of the old root was taken away: what is there is its mount point, or somebody else's."""
+    """As after the disk of the old root was taken away: what is there is its mount point, or
+    somebody else's."""
     on = {
         "extra": lambda module: setattr(
             module, "make_plan", lambda *of: make_plan(*of)._replace(facts={"old": 1})
@@ -562,8 +567,8 @@ def test_another_engine_in_the_environment(trial):
 def test_an_orphan_of_a_killed_run_keeps_resume_out(trial, dockfix):
     trial.program(
         "cat",
-        ": >'%s'; n=3000; until [ -e '%s' ] || [ $((n -= 1)) = 0 ]; do sleep 0.1; done; exec /bin/cat"
-        % (trial.at("begun"), trial.at("go")),
+        ": >'%s'; n=3000; until [ -e '%s' ] || [ $((n -= 1)) = 0 ]; do sleep 0.1; done; exec"
+        " /bin/cat" % (trial.at("begun"), trial.at("go")),
     )
     pid = trial.start(
         trial.arguments(["-y", "trial"]), prelude=lambda module: trial_prelude(module, trial)
@@ -617,7 +622,8 @@ def test_a_journal_that_cannot_be_written_refuses_the_change(trial):
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_a_journal_that_cannot_be_closed_undoes_nothing(trial, kept):
-    """The change is done, and said to be: only its journal is in the way. Then it is closed by resume, or undone as a finished one."""
+    """The change is done, and said to be: only its journal is in the way. Then it is closed by
+    resume, or undone as a finished one."""
 
     def stuck(module):
         real, remove = module.replace_file, module.remove_file
@@ -668,7 +674,8 @@ CHANGING = (
 
 @pytest.mark.parametrize("words", CHANGING, ids=" ".join)
 def test_half_way_is_said_before_the_daemon_is_asked(trial, words):
-    """It may well be down, in the middle of a move: then 'the daemon does not answer' would lead into the middle of it."""
+    """It may well be down, in the middle of a move: then 'the daemon does not answer' would lead
+    into the middle of it."""
     assert trial.go("-y", "trial", kill=4).rc == -signal.SIGKILL
     trial.file("secret", b"new")
     trial.program("docker", ": > %s; exit 1" % trial.at("asked"))
@@ -700,7 +707,8 @@ def test_a_journal_that_is_not_understood_blocks_changes(trial):
 
 
 def test_old_data_that_a_process_has_open_is_not_discarded(trial):
-    """Another daemon may have it as its root, one that the docker command of now does not speak to."""
+    """Another daemon may have it as its root, one that the docker command of now does not speak
+    to."""
     assert trial.go("-y", "trial").rc == 0
     with open(trial.at("aside", "old", "file")):
         result = trial.go("-y", "--json", "discard", "trial-1")
@@ -735,7 +743,7 @@ def test_relative_sizes(dockfix, text, size):
     [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 << 30, "3.0 GiB"), (5 << 40, "5.0 TiB")],
 )
 def test_sizes_for_people(dockfix, size, text):
-    assert dockfix.show_size(size) == text
+    assert dockfix.format_size(size) == text
 
 
 def test_the_way_back_is_said_once_only(dockfix):
@@ -776,7 +784,7 @@ def test_relocate_says_that_containerds_store_stays(
     info = {"Driver": "overlayfs" if driver_status else "overlay2", "DriverStatus": driver_status}
     host = dockfix.Host(("docker",), 1, False, False, "", [], None, None, {"info": info}, None)
     report = {"findings": []}
-    dockfix.tell_what_stays(host, old, report)
+    dockfix.report_what_stays(host, old, report)
     said = capfd.readouterr().err
     if not driver_status or place == "old/containerd/daemon":  # that one moves along
         assert report == {"findings": []} and said == ""

@@ -1,6 +1,7 @@
-"""pool grow and pool recreate against a played host (fake_host.py): refusals, the whole way and back, and the kill matrix: SIGKILL before and after every
-step of grow (online and offline) and recreate (both drivers), some with a power cut; then resume or rollback.  DOCKFIX_FULL=1: both ways from each point;
-without DOCKFIX_TEST=all: a quarter of the points."""
+"""pool grow and pool recreate against a played host (fake_host.py): refusals, the whole way and
+back, and the kill matrix: SIGKILL before and after every step of grow (online and offline) and
+recreate (both drivers), some with a power cut; then resume or rollback.  DOCKFIX_FULL=1: both ways
+from each point; without DOCKFIX_TEST=all: a quarter of the points."""
 
 import json
 import os
@@ -50,8 +51,8 @@ class Driver:
 
         def prelude(module):
             self.fake.patch(module)
-            module.check_overlay = (
-                module.check_overlay if how.get("overlay") else lambda host, root: None
+            module.require_overlay = (
+                module.require_overlay if how.get("overlay") else lambda host, root: None
             )
             die_at_step(module, kill, side)
 
@@ -126,8 +127,12 @@ def test_the_whole_way_and_back(host, kind):
     assert os.path.exists(host.backup + "/manifest.json")
     keeps = os.path.join(host.fake.root, ".dockfix-" + name)
     assert sorted(os.listdir(keeps)) == sorted(
-        ["newer-image", "newer-containers", "newer-buildkit"]
-        + ["newer-devicemapper" if kind == "recreate" else "newer-overlay2"]
+        [
+            "newer-image",
+            "newer-containers",
+            "newer-buildkit",
+            "newer-devicemapper" if kind == "recreate" else "newer-overlay2",
+        ]
     )
     assert host.run("-y", "discard", name).rc == 0 and not os.path.exists(keeps)
 
@@ -135,7 +140,8 @@ def test_the_whole_way_and_back(host, kind):
 @pytest.mark.parametrize("part", range(4))
 @pytest.mark.parametrize("kind", sorted(SIZES))
 def test_killed_before_and_after_every_step(make_box, dockfix, capsys, kind, part):
-    """From each point `resume` reaches the goal and `rollback` the old state; every third time the power goes too."""
+    """From each point `resume` reaches the goal and `rollback` the old state; every third time the
+    power goes too."""
     tried = {"resume": 0, "rollback": 0, "power": 0}
     number, ended, steps = part, False, 0
     while not ended:
@@ -171,8 +177,11 @@ def test_killed_before_and_after_every_step(make_box, dockfix, capsys, kind, par
                 and picture["pool"] != wanted["pool"]
             ):
                 assert (
-                    grown or kind == "offline"
-                )  # a thin pool never shrinks: the stated end is the larger one, with the options of before
+                    grown
+                    or kind == "offline"
+                    # a thin pool never shrinks: the stated end is the larger one, with the options of
+                    # before
+                )
                 wanted["pool"] = expected(kind, before)["pool"]
             if (
                 power and kind == "grow"
@@ -385,7 +394,8 @@ def without_socket(argv):
     return argv[:1] + argv[3:] if argv[1:3] == ("-H", fake_host.ENDPOINT) else argv
 
 
-# What a power cut takes back of these is made so again by settle_daemon or by itself, or dockfix brings it to the disk (the target of a step).
+# What a power cut takes back of these is made so again by settle_daemon or by itself, or dockfix
+# brings it to the disk (the target of a step).
 LASTING = {
     "systemctl",
     "service",
@@ -411,7 +421,7 @@ LASTING = {
 def test_what_a_step_has_written_is_on_the_disk_before_the_journal_says_so(host, dockfix, kind):
     assert host.run("-y", *SIZES[kind], kill=2).rc == -signal.SIGKILL
     steps = [dockfix.step_from(one) for one in host.journal()["plan"]["steps"]]
-    mine = [one for step in steps for one in (step,) + step.undo if one.argv]
+    mine = [one for step in steps for one in (step, *step.undo) if one.argv]
     deeds = [one.argv for one in mine if not one.task]  # do_task brings all to the disk
     assert len(deeds) > 5
     odd = {
@@ -439,7 +449,8 @@ def test_one_start_attempt_then_the_daemons_words_and_back(host):
 
 
 def test_an_undo_that_cannot_start_what_it_stopped_says_so(host):
-    """Exit 7, and not 'all of it is undone': docker is down. Then the way back is open once it starts again."""
+    """Exit 7, and not 'all of it is undone': docker is down. Then the way back is open once it
+    starts again."""
     before = host.fake.picture()
     host.fake.save(fail_start=99)
     result = host.run("-y", "--json", *SIZES["offline"])
@@ -455,7 +466,8 @@ def test_an_undo_that_cannot_start_what_it_stopped_says_so(host):
 
 @pytest.mark.parametrize("word", ["resume", "rollback"])
 def test_with_the_daemon_down_the_settings_must_name_the_root_of_the_change(host, word):
-    """Somebody gave the service another root meanwhile: what the steps would stop and start is not what was begun."""
+    """Somebody gave the service another root meanwhile: what the steps would stop and start is not
+    what was begun."""
     assert host.run("-y", *SIZES["recreate"], kill=60).rc == -signal.SIGKILL
     assert not host.fake.load()["daemon"]
     options = fake_host.read(host.fake.config)
@@ -597,7 +609,10 @@ TABLE = "0 8388608 thin-pool 7:1 7:0 128 32768 1 skip_block_zeroing \n"
     "status,facts",
     [
         (
-            "0 8388608 thin-pool 4 4161/262144 1640/65536 - rw discard_passdown queue_if_no_space - 1024 \n",
+            (
+                "0 8388608 thin-pool 4 4161/262144 1640/65536 - rw discard_passdown"
+                " queue_if_no_space - 1024 \n"
+            ),
             ("rw", False, 1640 * 65536, 4 << 30, 4161 * 4096, 1 << 30),
         ),
         (
@@ -605,7 +620,10 @@ TABLE = "0 8388608 thin-pool 7:1 7:0 128 32768 1 skip_block_zeroing \n"
             ("rw", False, 1000 * 65536, 4 << 30, 23 * 4096, 1 << 30),
         ),
         (
-            "p: 0 8388608 thin-pool 4 23/262144 65536/65536 - out_of_data_space discard_passdown error_if_no_space needs_check \n",
+            (
+                "p: 0 8388608 thin-pool 4 23/262144 65536/65536 - out_of_data_space"
+                " discard_passdown error_if_no_space needs_check \n"
+            ),
             ("out_of_data_space", True, 4 << 30, 4 << 30, 23 * 4096, 1 << 30),
         ),
         ("0 8388608 thin-pool Fail\n", ("Fail", False, None, None, None, None)),
@@ -726,7 +744,8 @@ def test_sizes_as_docker_takes_them(dockfix, size, word):
 
 
 def test_a_plan_in_the_names_of_after_a_reboot(dockfix, monkeypatch):
-    """The two loop devices have changed places, a disk has another number; what is written to a file stays as it is, and so does what only looks alike."""
+    """The two loop devices have changed places, a disk has another number; what is written to a
+    file stays as it is, and so does what only looks alike."""
     folder = "/var/lib/docker/devicemapper"
     facts = {
         "loops": {
@@ -772,11 +791,13 @@ def test_a_plan_in_the_names_of_after_a_reboot(dockfix, monkeypatch):
             "n",
             "pool grow",
             "g",
-            tuple(
-                dockfix.Step("", one, (("has", "/dev/loop1:") + one,), (dockfix.Step("", one),))
-                for one in words
-            )
-            + (text,),
+            (
+                *tuple(
+                    dockfix.Step("", one, (("has", "/dev/loop1:", *one),), (dockfix.Step("", one),))
+                    for one in words
+                ),
+                text,
+            ),
             facts=facts,
         )
 
@@ -787,8 +808,8 @@ def test_a_plan_in_the_names_of_after_a_reboot(dockfix, monkeypatch):
         },
         "prefix": [folder, "docker-7:9-5-"],
     }
-    found = dockfix.of_today(None, plan(before, facts))
-    assert [one.argv for one in found.steps] == list(after) + [()] and [
+    found = dockfix.rebind_devices(None, plan(before, facts))
+    assert [one.argv for one in found.steps] == [*list(after), ()] and [
         one.undo[0].argv for one in found.steps[:-1]
     ] == list(after)
     assert (
@@ -796,4 +817,4 @@ def test_a_plan_in_the_names_of_after_a_reboot(dockfix, monkeypatch):
         and found.steps[-1] == text
         and found.facts == facts_after
     )
-    assert dockfix.of_today(None, found) is found  # and at the next time nothing
+    assert dockfix.rebind_devices(None, found) is found  # and at the next time nothing

@@ -1,4 +1,5 @@
-"""`reclaim`: its pure parts, and bad input. What it does to an engine is tried in tests/engine/test_reclaim.py."""
+"""`reclaim`: its pure parts, and bad input. What it does to an engine is tried in
+tests/engine/test_reclaim.py."""
 
 import json
 import os
@@ -48,16 +49,25 @@ def test_ages_that_are_none(dockfix, text):
     "said, status",
     [
         (
-            "Error response from daemon: You cannot remove a running container %s. Stop the container before attempting removal",
+            (
+                "Error response from daemon: You cannot remove a running container %s. Stop the"
+                " container before attempting removal"
+            ),
             "skipped",
         ),
         (
-            'Error response from daemon: conflict: unable to remove repository reference "x" (must force) - container %s is using its referenced image',
+            (
+                'Error response from daemon: conflict: unable to remove repository reference "x"'
+                " (must force) - container %s is using its referenced image"
+            ),
             "skipped",
         ),
         ("Error response from daemon: remove %s: volume is in use - [abc]", "skipped"),
         (
-            'Error response from daemon: driver "devicemapper" failed to remove root filesystem for %s: device or resource busy',
+            (
+                'Error response from daemon: driver "devicemapper" failed to remove root filesystem'
+                " for %s: device or resource busy"
+            ),
             "failed",
         ),
         ("nothing that names it", "failed"),
@@ -65,9 +75,11 @@ def test_ages_that_are_none(dockfix, text):
 )
 def test_what_is_still_there_is_judged_by_dockers_words(dockfix, said, status):
     ident = "ab" * 32
-    spoil = dockfix.Spoil("containers", "web", ident, (ident,), None, "")
+    spoil = dockfix.Candidate("containers", "web", ident, (ident,), None, "")
     assert (
-        dockfix.verdict(spoil, "another line\n" + (said % ident if "%s" in said else said))[0]
+        dockfix.removal_status(spoil, "another line\n" + (said % ident if "%s" in said else said))[
+            0
+        ]
         == status
     )
 
@@ -100,7 +112,8 @@ def test_a_garbage_docker_is_no_traceback(box, garbage):
 
 
 def test_only_the_containers_own_mount_is_trimmed(dockfix, tmp_path, monkeypatch):
-    """Where the container ended meanwhile, a plain folder of the host's disk is left at that path."""
+    """Where the container ended meanwhile, a plain folder of the host's disk is left at that
+    path."""
     asked, found = [], tmp_path.stat().st_dev
     monkeypatch.setattr(
         dockfix.fcntl, "ioctl", lambda fd, *words: asked.append(dockfix.os.fstat(fd).st_ino)
@@ -114,15 +127,20 @@ def test_only_the_containers_own_mount_is_trimmed(dockfix, tmp_path, monkeypatch
     assert asked == [tmp_path.stat().st_ino]
 
 
-# ---------------------------------------------------------------------- what cannot be read is not nothing
+# ---------------------------------------------------------------------- what cannot be read is not
+# nothing
 
 
-DOWN = b"Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?\n"
+DOWN = (
+    b"Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon"
+    b" running?\n"
+)
 STORE = [["driver-type", "io.containerd.snapshotter.v1"]]
 
 
 class Engine:
-    """A made root whose fake daemon has a stopped and a running container, an unused image without a name, and a volume."""
+    """A made root whose fake daemon has a stopped and a running container, an unused image without
+    a name, and a volume."""
 
     def __init__(self, box, driver="overlay2", **info):
         self.box, self.root = box, NewRoot(box.at("root"), driver)
@@ -172,7 +190,7 @@ class Engine:
     def ask(self, *words, **how):
         def proved(module):
             module.require_root_of_engine = lambda host, info, root: None
-            module.running_daemons = lambda: []
+            module.running_daemons = list
             module.LOOK_AGAIN_SECONDS = 0
             module.configured_root = lambda: self.root.path
 

@@ -46,7 +46,8 @@ def test_confirm_is_answered_by_yes_and_refused_without_a_terminal(dockfix, monk
 
 @pytest.mark.parametrize("kind", ["fifo", "socket", "link", "directory"])
 def test_what_is_no_file_is_not_opened_to_find_that_out(dockfix, tmp_path, monkeypatch, kind):
-    """To open a device of a container is to act on it (a watchdog reboots the host): only O_PATH may touch it."""
+    """To open a device of a container is to act on it (a watchdog reboots the host): only O_PATH
+    may touch it."""
     path = str(tmp_path / ".pwd.lock")
     if kind == "socket":
         socket.socket(socket.AF_UNIX).bind(path)
@@ -62,7 +63,7 @@ def test_what_is_no_file_is_not_opened_to_find_that_out(dockfix, tmp_path, monke
         return fd
 
     monkeypatch.setattr(dockfix.os, "open", watched)
-    with pytest.raises(dockfix.WayClosed):
+    with pytest.raises(dockfix.MethodUnavailable):
         dockfix.lock_accounts(etc, os.fstat(etc), threading.Event())
     assert [one for one in opened if not one[1]] == [] and opened
     monkeypatch.undo()
@@ -80,7 +81,7 @@ def test_a_shadow_that_grows_while_it_is_read_is_not_used(dockfix, tmp_path, mon
 
     assert dockfix.proc_accounts(etc)[0].shadow == b"root:*:1::::::\n"
     monkeypatch.setattr(dockfix.os, "fstat", lambda fd: (fstat(fd), grown(fd))[0])
-    with pytest.raises(dockfix.WayClosed):
+    with pytest.raises(dockfix.MethodUnavailable):
         dockfix.proc_accounts(etc)
     monkeypatch.undo()
     os.close(etc)
@@ -88,8 +89,8 @@ def test_a_shadow_that_grows_while_it_is_read_is_not_used(dockfix, tmp_path, mon
 
 def test_is_hosts_own_takes_any_name_under_any_locale(dockfix):
     for source in ("/\u5bb9\u5668", "/x\udcff", "relative", ""):
-        assert dockfix.is_hosts_own(source) is False
-    assert dockfix.is_hosts_own("/etc/../etc") is True
+        assert dockfix.is_host_account_file(source) is False
+    assert dockfix.is_host_account_file("/etc/../etc") is True
 
 
 # ---- the account files below a container's /etc
@@ -114,7 +115,8 @@ def replace_both(dockfix, etc):
 
 
 def test_shadow_is_replaced_before_passwd_points_to_it(dockfix, tmp_path, monkeypatch):
-    """In between, /etc/passwd still holds the old password: a kill there opens nothing that was closed."""
+    """In between, /etc/passwd still holds the old password: a kill there opens nothing that was
+    closed."""
     etc, order, rename = an_etc(dockfix, tmp_path), [], os.rename
     monkeypatch.setattr(
         dockfix.os, "rename", lambda old, new, **more: (order.append(new), rename(old, new, **more))
@@ -157,7 +159,8 @@ PLAIN = ["fifo", "socket", "directory", "device"]
 def test_a_file_of_the_host_that_is_no_plain_file_is_never_opened(
     dockfix, tmp_path, monkeypatch, kind
 ):
-    """Its name may come from a process's command line: a fifo would hold dockfix for ever, and to open a device is to act on it."""
+    """Its name may come from a process's command line: a fifo would hold dockfix for ever, and to
+    open a device is to act on it."""
     path, opened, really = str(tmp_path / "named"), [], os.open
     if kind == "socket":
         socket.socket(socket.AF_UNIX).bind(path)
@@ -204,7 +207,7 @@ def test_a_log_is_emptied_only_where_it_is_a_plain_file(dockfix, tmp_path):
     os.mkfifo(fifo)
     for path in (str(tmp_path / "log"), fifo, str(tmp_path)):
         with pytest.raises(OSError):
-            dockfix.cut_file(path)
+            dockfix.truncate_file(path)
     assert victim.read_bytes() == b"safe"
-    dockfix.cut_file(str(victim))
+    dockfix.truncate_file(str(victim))
     assert victim.read_bytes() == b""

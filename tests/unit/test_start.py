@@ -1,4 +1,5 @@
-"""How the file starts: imported, run as a script beside a hostile json.py, read from standard input, met by Python 2."""
+"""How the file starts: imported, run as a script beside a hostile json.py, read from standard
+input, met by Python 2."""
 
 import glob
 import os
@@ -96,7 +97,7 @@ def from_stdin(box, folder, *args, place="-"):
     box.write_world()
     with open(os.path.join(folder, "dockfix.py"), "rb") as f:
         p = subprocess.Popen(
-            [sys.executable, place] + list(args),
+            [sys.executable, place, *list(args)],
             stdin=f,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -135,7 +136,7 @@ def test_read_from_standard_input_it_cannot_read_anything_else_there(box, copied
     """It said that standard input was empty, or ran an empty script, and called that a success."""
     box.container("web1")
     args = [box.file("pw", b"pw") if word == "PW" else word for word in args]
-    code, out, err = from_stdin(box, copied, "--state", box.state, *args, place=place)
+    code, _out, err = from_stdin(box, copied, "--state", box.state, *args, place=place)
     assert (
         code == 2
         and b"dockfix itself was read from standard input" in err
@@ -146,15 +147,17 @@ def test_read_from_standard_input_it_cannot_read_anything_else_there(box, copied
 
 def test_read_from_standard_input_its_scripts_name_dockfix_py(box, copied):
     box.container("web1")
-    code, out, err = from_stdin(box, copied, "-n", "--state", box.state, "chpasswd", "web1")
+    code, out, _err = from_stdin(box, copied, "-n", "--state", box.state, "chpasswd", "web1")
     assert code == 0 and b"python3 dockfix.py " in out, out
 
 
 def old_pythons():
     root = os.path.expanduser(os.environ.get("PYENV_ROOT", "~/.pyenv"))
-    found = [shutil.which("python2.7"), shutil.which("python2")] + glob.glob(
-        os.path.join(root, "versions", "2.7*", "bin", "python2.7")
-    )
+    found = [
+        shutil.which("python2.7"),
+        shutil.which("python2"),
+        *glob.glob(os.path.join(root, "versions", "2.7*", "bin", "python2.7")),
+    ]
     return [
         path
         for path in found

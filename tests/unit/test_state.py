@@ -117,7 +117,7 @@ def test_others_than_root_use_their_own_folder(web):
             def looked(*args, **kw):
                 st = function(*args, **kw)
                 return os.stat_result(
-                    tuple(st[:4]) + (1000 if st.st_uid == real else st.st_uid,) + tuple(st[5:])
+                    (*tuple(st[:4]), 1000 if st.st_uid == real else st.st_uid, *tuple(st[5:]))
                 )
 
             return looked

@@ -1,4 +1,5 @@
-"""The command `storage` on made roots (make_root.py), fake dmsetup and saved answers: figures with their sources, findings, walks, exit codes."""
+"""The command `storage` on made roots (make_root.py), fake dmsetup and saved answers: figures with
+their sources, findings, walks, exit codes."""
 
 import json
 import os
@@ -12,7 +13,10 @@ from make_root import NewRoot, write
 HERE = os.path.dirname(os.path.abspath(__file__))
 GIB, MIB = 1 << 30, 1 << 20
 POOL = "docker-8:1-77-pool"
-DOWN = b"Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?\n"
+DOWN = (
+    b"Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon"
+    b" running?\n"
+)
 
 
 @pytest.fixture
@@ -39,7 +43,7 @@ def make(box):
 
 
 def no_options(module):
-    module.option_sources, module.running_daemons = (lambda top="/", unit="": []), lambda: []
+    module.option_sources, module.running_daemons = (lambda top="/", unit="": []), list
 
 
 def look(box, *args, **how):
@@ -74,9 +78,11 @@ def du(*paths):
     """Allocated bytes, by coreutils."""
     return sum(
         int(line.split()[0])
-        for line in subprocess.check_output(["du", "-sx", "--block-size=1"] + list(paths))
-        .decode()
-        .splitlines()
+        for line in (
+            subprocess.check_output(["du", "-sx", "--block-size=1", *list(paths)])
+            .decode()
+            .splitlines()
+        )
     )
 
 
@@ -214,7 +220,7 @@ def test_hostile_names_are_escaped_for_people_and_whole_in_json(box, make):
     fill(os.path.join(upper(root, evil), "a\x1b[1m\n", "b"), 5000)
     fill(root.at("volumes", "v\x1b[31m\n", "_data", "x"), 5000)
     fill(root.at("volumes", "caf\udce9", "_data", "x"), 5000)
-    _, one, found = look(box)
+    _, one, _found = look(box)
     assert [row["name"] for row in one["usage"]["containers"]["rows"]] == [evil]
     assert {row["name"] for row in one["usage"]["volumes"]["rows"]} == {"v\x1b[31m\n", "caf\udce9"}
     result = box.run("storage", prelude=no_options)
@@ -259,14 +265,14 @@ def test_time_is_shared_out_and_the_largest_goes_on(dockfix, monkeypatch):
         walked.append(path)
         took = min(costs[path], max(0.0, until - clock[0]))
         clock[0] += took
-        return int(took * 1000), "" if took == costs[path] else dockfix.SLOW
+        return int(took * 1000), "" if took == costs[path] else dockfix.NOT_FINISHED
 
     monkeypatch.setattr(dockfix, "disk_usage", usage)
-    sizes = dockfix.measure({(name,): name for name in costs}, 10.0, lambda text: None)
+    sizes = dockfix.measure_folders({(name,): name for name in costs}, 10.0, lambda text: None)
     assert clock[0] <= 10.0001 and all(sizes[(name,)] == (10, "") for name in ("s1", "s2", "s3"))
     assert (
         walked[:5] == list(costs)
-        and sizes[("huge",)][1] == dockfix.SLOW
+        and sizes[("huge",)][1] == dockfix.NOT_FINISHED
         and sizes[("huge",)][0] >= 1000
     )
 
@@ -359,7 +365,8 @@ def dmsetup(
     data_dev="7:0",
     thin="",
 ):
-    """A dmsetup that knows one pool; data in blocks of `block` sectors, metadata in blocks of 4 KiB."""
+    """A dmsetup that knows one pool; data in blocks of `block` sectors, metadata in blocks of 4
+    KiB."""
     status = (
         mode
         if mode == "Fail"
@@ -551,13 +558,13 @@ def test_a_ceiling_beyond_the_disk(box, pool):
     blocks = 120 * GIB // 65536
 
     def little_room(module):
-        real = module.look_disk
-        module.look_disk = lambda *of: (lambda disk: disk and dict(disk, free=20 * GIB))(real(*of))
+        real = module.read_disk
+        module.read_disk = lambda *of: (lambda disk: disk and dict(disk, free=20 * GIB))(real(*of))
         no_options(module)
 
     os.truncate(pool.at("devicemapper", "devicemapper", "data"), blocks * 65536)
     dmsetup(box, data=(1000, blocks), tail="-")
-    _, one, found = look(box, prelude=little_room)
+    _, _one, found = look(box, prelude=little_room)
     assert (
         found["ceiling-beyond-disk"]["severity"] == "warning"
         and "the disk under the pool files" in found["next-ceiling"]["text"]
@@ -605,13 +612,14 @@ def test_loop_files_are_read_from_the_kernel(dockfix):
     assert all(device.startswith("/dev/loop") and path for device, path in dockfix.loop_files())
 
 
-# ---------------------------------------------------------------------- options, logs, other drivers
+# ---------------------------------------------------------------------- options, logs, other
+# drivers
 
 
 def options(top):
     def prelude(module):
         real = module.option_sources
-        module.option_sources, module.running_daemons = lambda: real(top), lambda: []
+        module.option_sources, module.running_daemons = lambda: real(top), list
 
     return prelude
 
@@ -620,8 +628,8 @@ def test_options_with_their_places_and_twice_is_critical(box, pool):
     top = box.at("host")
     write(
         top + "/lib/systemd/system/docker.service",
-        "[Service]\nExecStart=/usr/bin/dockerd -g %s --storage-opt dm.basesize=5G --storage-opt dm.min_free_space=3%%\n"
-        % pool.path,
+        "[Service]\nExecStart=/usr/bin/dockerd -g %s --storage-opt dm.basesize=5G --storage-opt"
+        " dm.min_free_space=3%%\n" % pool.path,
     )
     dmsetup(box, data=(9500, 10000), tail="-")
     pool.container("web", pool.image(1, "a:1"))
@@ -664,7 +672,7 @@ def test_options_that_no_unit_reads_or_that_wait_for_a_restart(box, make):
             )
         ]
 
-    _, one, found = look(box, prelude=started_without)
+    _, _one, found = look(box, prelude=started_without)
     assert (
         "docker-storage" in found["option-unread"]["text"]
         and found["option-unread"]["severity"] == "info"
@@ -685,8 +693,8 @@ def test_a_root_on_the_system_disk(box, make, limit, severity):
 
     def no_disk_of_its_own(module):
         no_options(module)
-        real = module.look_disk
-        module.look_disk = lambda path, mounts: dict(
+        real = module.read_disk
+        module.read_disk = lambda path, mounts: dict(
             real(path, mounts) or {},
             device=os.stat("/").st_dev,
             used_percent=50.0,
@@ -758,7 +766,8 @@ IN_THE_STORE = ("images", "unused_images", "dangling_images", "build_cache", "or
 
 
 def containerd_engine(box, make, **info):
-    """A root as dockerd keeps it with the containerd image store: no image/, no driver's folder; one container with a log."""
+    """A root as dockerd keeps it with the containerd image store: no image/, no driver's folder;
+    one container with a log."""
     root = make(
         "overlay2", [("driver-type", "io.containerd.snapshotter.v1")], Driver="overlayfs", **info
     )
@@ -917,7 +926,8 @@ def test_volumes_that_containers_name_and_that_are_not_there(box, make):
     assert "volumes" in found["not-known"]["text"]
 
 
-# ---------------------------------------------------------------------- no daemon, no right, no root
+# ---------------------------------------------------------------------- no daemon, no right, no
+# root
 
 
 @pytest.mark.parametrize(
@@ -970,13 +980,13 @@ def test_a_root_that_vanishes_while_it_is_read(box, make):
 
     def vanish(module):
         no_options(module)
-        real = module.measure
+        real = module.measure_folders
 
         def gone(*args):
             subprocess.check_call(["rm", "-rf", root.path])
             return real(*args)
 
-        module.measure = gone
+        module.measure_folders = gone
 
     code, one, _ = look(box, prelude=vanish)
     assert (
@@ -1046,7 +1056,8 @@ def test_an_engine_elsewhere_is_not_mixed_with_this_hosts_files(box, make):
     )
 
 
-# ---------------------------------------------------------------------- saved answers, --check, usage errors
+# ---------------------------------------------------------------------- saved answers, --check,
+# usage errors
 
 
 def saved(box, used="5.2 GB", available="20 GB", total="107.4 GB"):
@@ -1114,7 +1125,7 @@ def test_check_does_not_call_unknown_well(box, make):
         "--check",
         prelude=lambda module: (
             no_options(module),
-            setattr(module, "look_disk", lambda *args: None),
+            setattr(module, "read_disk", lambda *args: None),
         ),
     )
     assert code == 3 and "fullness-unknown" in found

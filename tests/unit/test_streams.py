@@ -1,4 +1,5 @@
-"""Pipes that break, disks that are full, descriptors that are closed, locales that cannot say it, signals in mid run."""
+"""Pipes that break, disks that are full, descriptors that are closed, locales that cannot say it,
+signals in mid run."""
 
 import fcntl
 import json
@@ -22,7 +23,8 @@ def clean(data):
 
 
 def send(pid, number):
-    """A signal, and the time to take it: a second one of its kind that comes before that would be lost. One that ends the process stays marked as waiting."""
+    """A signal, and the time to take it: a second one of its kind that comes before that would be
+    lost. One that ends the process stays marked as waiting."""
 
     def taken():
         status = open("/proc/%d/status" % pid).read()
@@ -109,7 +111,7 @@ def test_the_work_is_done_before_a_full_disk_is_noticed(web):
 def test_closed_descriptors_are_not_written_into(web, flags, closed):
     """The next file that is opened gets the free number: it must not receive the output."""
     path = web.file("secret", b"pw")
-    result = web.run(*(flags + ("chpasswd", "web1", "--password-file", path)), closed=closed)
+    result = web.run(*((*flags, "chpasswd", "web1", "--password-file", path)), closed=closed)
     assert clean(result.err) and result.rc in (0, 1, 2, 6), result
     assert web.field("web1") != b"*"
     for name in os.listdir(web.state):
@@ -165,8 +167,9 @@ def test_chinese_in_words_paths_and_output(box, locale):
 
 def test_errors_about_chinese_names_and_paths(box):
     box.container("web1")
-    script = "{0} {1} --state {2} exec {3} -- x; {0} {1} --state {2} chpasswd --password-file /none/{3} web1 --json; echo $?".format(
-        sys.executable, box.module.__file__, box.state, CHINESE
+    script = (
+        "{0} {1} --state {2} exec {3} -- x; {0} {1} --state {2} chpasswd --password-file /none/{3}"
+        " web1 --json; echo $?".format(sys.executable, box.module.__file__, box.state, CHINESE)
     )
     result = box.spawn(["sh", "-c", script], env=POOR["LANG=C"])
     assert clean(result.err), result
@@ -186,7 +189,7 @@ def test_undecodable_words_reach_docker_as_they_are(web):
 @pytest.mark.parametrize("flags", [(), ("--json",), ("-v",), ("-n",)], ids=" ".join)
 def test_a_stream_that_speaks_ascii_only(box, flags):
     box.container("web1", answer={"out": CHINESE.encode("utf-8") + b"\n"})
-    result = box.run(*(flags + ("exec", "web1", "--", "echo", CHINESE)), encoding="ascii")
+    result = box.run(*((*flags, "exec", "web1", "--", "echo", CHINESE)), encoding="ascii")
     assert result.rc == 0 and clean(result.err), result
 
 
@@ -284,7 +287,7 @@ def test_an_interrupt_after_the_first_change_does_not_say_that_nothing_was_chang
         def interrupted(report, before):
             raise module.Interrupted(signal.SIGINT)
 
-        module.trip = interrupted
+        module.check_host_accounts = interrupted
 
     result = web.run("--json", "chpasswd", "web1", stdin=LINES, prelude=prelude)
     assert (
@@ -332,12 +335,13 @@ def test_the_script_dies_of_sigint_too(web):
     wait_for_file(web.at("waiting"))
     send(p.pid, signal.SIGINT)
     p.send_signal(signal.SIGINT)
-    out, err = p.communicate(timeout=60)
+    _out, err = p.communicate(timeout=60)
     assert p.returncode == -signal.SIGINT and clean(err)
 
 
 def test_a_signal_while_idle_at_the_start_is_no_traceback(web):
-    """SIGINT comes while the program is being read and compiled: quiet or not, it must not look like success."""
+    """SIGINT comes while the program is being read and compiled: quiet or not, it must not look
+    like success."""
     web.write_world()
     p = subprocess.Popen(
         [sys.executable, web.module.__file__, "--state", web.state, "exec", "web1", "--", "x"],

@@ -1,4 +1,5 @@
-"""timezone: what it writes, refuses, keeps for undo and puts back, against a docker that is a fake."""
+"""timezone: what it writes, refuses, keeps for undo and puts back, against a docker that is a
+fake."""
 
 import fcntl
 import io
@@ -16,7 +17,8 @@ PATH = "/usr/share/zoneinfo/Asia/Shanghai"
 
 
 def files(box, name):
-    """{path: text of a link, bytes of a file, None for a folder} of a container, without its account files."""
+    """{path: text of a link, bytes of a file, None for a folder} of a container, without its
+    account files."""
     root, found = box.at("fs", name), {}
     for folder, names, some in os.walk(root):
         for one in names + some:
@@ -183,7 +185,7 @@ def test_a_link_in_the_way_is_not_followed(box, folder):
     assert (
         result.code == 5
         and "%s is a link to /mnt/host" % folder in result.rows()["web"]["msg"]
-        and len([c for c in box.calls("cp") if "-" == c.words[1]]) == 0
+        and len([c for c in box.calls("cp") if c.words[1] == "-"]) == 0
     )
 
 

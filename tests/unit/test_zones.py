@@ -1,4 +1,5 @@
-"""Time zone files and POSIX rules against other implementations: Python's zoneinfo where there is one, and time.tzset everywhere."""
+"""Time zone files and POSIX rules against other implementations: Python's zoneinfo where there is
+one, and time.tzset everywhere."""
 
 import os
 import struct
@@ -255,7 +256,8 @@ def test_a_zone_is_one_of_the_hosts_files(dockfix, name):
 
 @pytest.fixture
 def hosts(dockfix, tmp_path, monkeypatch):
-    """A host's root with some zones; its zone as dockfix names it, for a localtime that is a link, bytes or None."""
+    """A host's root with some zones; its zone as dockfix names it, for a localtime that is a link,
+    bytes or None."""
     monkeypatch.delenv("TZ", raising=False)
     folder = tmp_path / "usr" / "share" / "zoneinfo"
     (folder / "Asia").mkdir(parents=True)
@@ -293,7 +295,7 @@ def hosts(dockfix, tmp_path, monkeypatch):
 
 
 def test_the_hosts_zone_by_its_link(hosts):
-    ask, root, _, _ = hosts
+    ask, _root, _, _ = hosts
     assert ask("../usr/share/zoneinfo/Asia/Chongqing", "Asia/Tokyo\n") == "Asia/Chongqing"
 
 

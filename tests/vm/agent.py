@@ -1,8 +1,8 @@
 """Runs inside the virtual machine and does what machine.py asks for, through a virtio-serial port.
 
-One JSON line is one request, one JSON line its answer; bytes travel as base64.  A job is a process of its own session whose
-output goes to files, so that nothing it does can block this program, and several can run at a time.
-"""
+One JSON line is one request, one JSON line its answer; bytes travel as base64.  A job is a process
+of its own session whose output goes to files, so that nothing it does can block this program, and
+several can run at a time."""
 
 import base64
 import json
@@ -28,7 +28,8 @@ def content(path):
 
 
 def hello(ask):
-    """Where a snapshot was loaded, the clock stands in the past: the host tells the time with each hello."""
+    """Where a snapshot was loaded, the clock stands in the past: the host tells the time with each
+    hello."""
     time.clock_settime(time.CLOCK_REALTIME, ask["now"])
     return {"boot": content("/proc/sys/kernel/random/boot_id").decode().strip()}
 

@@ -1,4 +1,5 @@
-"""Ring three: dockfix in a virtual machine with a real devicemapper loop pool (machine.py; README.md tells how to write tests)."""
+"""Ring three: dockfix in a virtual machine with a real devicemapper loop pool (machine.py;
+README.md tells how to write tests)."""
 
 import pytest
 

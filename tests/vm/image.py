@@ -1,8 +1,8 @@
 """The virtual machine's image: what it is made of, how it is built and kept.
 
-Built once, from Debian packages, and kept below ~/.cache until this file or the agent changes; with the image goes a snapshot of
-the booted machine, dockerd up, a container running.  Python 3.6 and the standard library.
-"""
+Built once, from Debian packages, and kept below ~/.cache until this file or the agent changes; with
+the image goes a snapshot of the booted machine, dockerd up, a container running.  Python 3.6 and
+the standard library."""
 
 import contextlib
 import ctypes
@@ -28,51 +28,106 @@ from kit import (
     need,
     open_bytes,
     tail,
-)  # noqa: E402
+)
 
-PACKAGES = (
-    "systemd systemd-sysv dbus udev kmod iproute2 procps util-linux python3 linux-image-cloud-amd64 busybox-static docker.io iptables "
-    "dmsetup lvm2 thin-provisioning-tools e2fsprogs xfsprogs rsync"
-).split()
+PACKAGES = [
+    "systemd",
+    "systemd-sysv",
+    "dbus",
+    "udev",
+    "kmod",
+    "iproute2",
+    "procps",
+    "util-linux",
+    "python3",
+    "linux-image-cloud-amd64",
+    "busybox-static",
+    "docker.io",
+    "iptables",
+    "dmsetup",
+    "lvm2",
+    "thin-provisioning-tools",
+    "e2fsprogs",
+    "xfsprogs",
+    "rsync",
+]
 ROOT_SIZE, DATA_SIZE = 24 << 30, 12 << 30  # of sparse files
 MEMORY = 1024  # MiB
-# qemu with kvm, where there is one, hangs or aborts on machines that are virtual themselves: always in software
-# (one processor, a plain one, and few generators of units: 40 % less work for the host in a restart of docker than two of "-cpu max")
+# qemu with kvm, where there is one, hangs or aborts on machines that are virtual themselves: always
+# in software (one processor, a plain one, and few generators of units: 40 % less work for the host
+# in a restart of docker than two of "-cpu max")
 QEMU = (
-    "-accel tcg,tb-size=512 -cpu qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+cx16 -smp 1 -m %d -nodefaults -no-user-config -display none -net none -rtc base=utc"
-    % MEMORY
+    "-accel tcg,tb-size=512 -cpu qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+cx16 -smp 1 -m %d"
+    " -nodefaults -no-user-config -display none -net none -rtc base=utc" % MEMORY
 ).split()
 KERNEL_LINE = (
-    "root=/dev/vda console=ttyS0 quiet loglevel=4 panic=0 mitigations=off nokaslr apparmor=0 audit=0 "
-    "init_on_alloc=0 transparent_hugepage=never cgroup.memory=nokmem randomize_kstack_offset=off nowatchdog "
-    "rcupdate.rcu_cpu_stall_suppress=1 tsc=reliable clocksource=tsc no_timer_check net.ifnames=0 systemd.show_status=0 rw"
+    "root=/dev/vda console=ttyS0 quiet loglevel=4 panic=0 mitigations=off nokaslr apparmor=0"
+    " audit=0 init_on_alloc=0 transparent_hugepage=never cgroup.memory=nokmem"
+    " randomize_kstack_offset=off nowatchdog rcupdate.rcu_cpu_stall_suppress=1 tsc=reliable"
+    " clocksource=tsc no_timer_check net.ifnames=0 systemd.show_status=0 rw"
 )
 MODULES = ("virtio_pci", "virtio_blk", "virtio_console")
 POOL_OPTIONS = ("dm.loopdatasize=4G", "dm.loopmetadatasize=1G", "dm.basesize=2G", "dm.fs=ext4")
-# without rules of iptables every start is five seconds shorter; the daemon gives its containers 15 seconds in all, as everywhere
+# without rules of iptables every start is five seconds shorter; the daemon gives its containers 15
+# seconds in all, as everywhere
 DOCKERD = "/usr/sbin/dockerd --iptables=false -H fd:// --containerd=/run/containerd/containerd.sock"
 DROP_IN = "/etc/systemd/system/docker.service.d/storage.conf"
 IMAGE = "dockfix-test/busybox"
-# A docker client in place of Debian's, for as far as it can speak with Debian's engine: one that is static starts four times as fast in emulation.
+# A docker client in place of Debian's, for as far as it can speak with Debian's engine: one that is
+# static starts four times as fast in emulation.
 CLIENT = os.environ.get("DOCKFIX_TEST_CLIENT")
 # slow in emulation, and of no use here
-MASKED = """apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer
-    systemd-tmpfiles-clean.timer getty@tty1.service getty-static.service serial-getty@ttyS0.service systemd-logind.service apparmor.service
-    lvm2-monitor.service lvm2-lvmpolld.socket blk-availability.service dm-event.socket systemd-pstore.service systemd-random-seed.service
-    systemd-firstboot.service systemd-repart.service systemd-machine-id-commit.service systemd-update-utmp.service systemd-pcrphase.service
-    systemd-update-utmp-runlevel.service systemd-pcrphase-sysinit.service systemd-binfmt.service proc-sys-fs-binfmt_misc.automount
-    systemd-sysusers.service systemd-journal-flush.service dev-hugepages.mount dev-mqueue.mount sys-kernel-debug.mount
-    sys-kernel-tracing.mount sys-fs-fuse-connections.mount systemd-fsck-root.service systemd-remount-fs.service
-    remote-fs.target""".split()
+MASKED = [
+    "apt-daily.timer",
+    "apt-daily-upgrade.timer",
+    "dpkg-db-backup.timer",
+    "e2scrub_all.timer",
+    "e2scrub_reap.service",
+    "fstrim.timer",
+    "systemd-tmpfiles-clean.timer",
+    "getty@tty1.service",
+    "getty-static.service",
+    "serial-getty@ttyS0.service",
+    "systemd-logind.service",
+    "apparmor.service",
+    "lvm2-monitor.service",
+    "lvm2-lvmpolld.socket",
+    "blk-availability.service",
+    "dm-event.socket",
+    "systemd-pstore.service",
+    "systemd-random-seed.service",
+    "systemd-firstboot.service",
+    "systemd-repart.service",
+    "systemd-machine-id-commit.service",
+    "systemd-update-utmp.service",
+    "systemd-pcrphase.service",
+    "systemd-update-utmp-runlevel.service",
+    "systemd-pcrphase-sysinit.service",
+    "systemd-binfmt.service",
+    "proc-sys-fs-binfmt_misc.automount",
+    "systemd-sysusers.service",
+    "systemd-journal-flush.service",
+    "dev-hugepages.mount",
+    "dev-mqueue.mount",
+    "sys-kernel-debug.mount",
+    "sys-kernel-tracing.mount",
+    "sys-fs-fuse-connections.mount",
+    "systemd-fsck-root.service",
+    "systemd-remount-fs.service",
+    "remote-fs.target",
+]
 FILES = {
     "/etc/fstab": "/dev/vdb /data ext4 defaults,x-systemd.device-timeout=900 0 0\n",
     "/etc/hostname": "vm\n",
     "/etc/hosts": "127.0.0.1 localhost vm\n",
     "/etc/machine-id": "d0c1f1e0d0c1f1e0d0c1f1e0d0c1f1e0\n",
     "/etc/systemd/journald.conf.d/test.conf": "[Journal]\nStorage=volatile\n",
-    "/etc/systemd/system.conf.d/test.conf": "[Manager]\nDefaultTimeoutStartSec=600\nDefaultTimeoutStopSec=120\n",
+    "/etc/systemd/system.conf.d/test.conf": (
+        "[Manager]\nDefaultTimeoutStartSec=600\nDefaultTimeoutStopSec=120\n"
+    ),
     "/etc/udev/rules.d/69-lvm.rules": "",  # would start lvm for every loop device
-    "/etc/systemd/system/agent.service": """[Unit]
+    "/etc/systemd/system/agent.service": (
+        """[Unit]
 DefaultDependencies=no
 After=local-fs.target
 [Service]
@@ -80,15 +135,31 @@ ExecStart=/usr/bin/python3 -S -E /usr/local/lib/agent.py
 Environment=HOME=/root
 KillMode=process
 OOMScoreAdjust=-1000
-""",
+"""
+    ),
     "/etc/systemd/system/docker.service.d/time.conf": "[Service]\nTimeoutStartSec=900\n",
-    DROP_IN: "[Service]\nExecStart=\nExecStart=%s --storage-driver devicemapper %s\n"
-    % (DOCKERD, " ".join("--storage-opt " + option for option in POOL_OPTIONS)),
+    DROP_IN: (
+        "[Service]\nExecStart=\nExecStart=%s --storage-driver devicemapper %s\n"
+        % (DOCKERD, " ".join("--storage-opt " + option for option in POOL_OPTIONS))
+    ),
 }
 FILES.update(
     {
         "/etc/systemd/system-generators/systemd-%s-generator" % name: ""
-        for name in "cryptsetup debug getty gpt-auto hibernate-resume integritysetup rc-local run system-update sysv veritysetup".split()  # an empty file in place of the program: none
+        # an empty file in place of the program: none
+        for name in [
+            "cryptsetup",
+            "debug",
+            "getty",
+            "gpt-auto",
+            "hibernate-resume",
+            "integritysetup",
+            "rc-local",
+            "run",
+            "system-update",
+            "sysv",
+            "veritysetup",
+        ]
     }
 )
 INIT = """#!/bin/busybox sh
@@ -99,8 +170,9 @@ until [ -b /dev/vda ]; do /bin/busybox sleep 0.1; done
 /bin/busybox mount -o move /dev /root/dev
 exec /bin/busybox switch_root /root /sbin/init
 """
-# what a fresh machine has: a container that runs, one that does not, each with a file of its own. The first ends on SIGTERM, as
-# good services do: a daemon that stops waits ten seconds for one that does not.
+# what a fresh machine has: a container that runs, one that does not, each with a file of its own.
+# The first ends on SIGTERM, as good services do: a daemon that stops waits ten seconds for one that
+# does not.
 CONTENT = """
 docker import -c "CMD [\\"/bin/sh\\", \\"-c\\", \\"trap 'exit 0' TERM; while :; do sleep 3600 & wait; done\\"]" - IMAGE
 docker run -d --name web --restart unless-stopped -v web-data:/srv IMAGE
@@ -159,7 +231,8 @@ def locked():
 
 
 def remove_leftovers(cache):
-    """What killed runs left: a folder whose lock nobody holds.  Images of other recipes go after a week."""
+    """What killed runs left: a folder whose lock nobody holds.  Images of other recipes go after a
+    week."""
     for name in os.listdir(cache):
         path = os.path.join(cache, name)
         if name.startswith(("vm-build-", "vm-run-")):
@@ -183,7 +256,8 @@ def work_folder(kind):
 
 
 def image(machine):
-    """Folder of the image and its snapshot; the first caller builds them, others wait for the lock.  machine: makes one of a folder."""
+    """Folder of the image and its snapshot; the first caller builds them, others wait for the lock.
+    machine: makes one of a folder."""
     check_machine()
     suite, mirror = debian_source()
     path = os.path.join(cache_dir(), "vm-image-" + recipe(suite))
@@ -216,13 +290,19 @@ def build(work, suite, mirror, machine):
             '--aptopt=Acquire::Retries "3"',
             "--dpkgopt=force-confold",
             # the kernel's scripts would make an initrd with everything in it
-            '--essential-hook=mkdir -p "$1/etc/initramfs-tools" && echo update_initramfs=no > "$1/etc/initramfs-tools/update-initramfs.conf"',
+            (
+                '--essential-hook=mkdir -p "$1/etc/initramfs-tools" && echo update_initramfs=no >'
+                ' "$1/etc/initramfs-tools/update-initramfs.conf"'
+            ),
         ]
         + [
             "--dpkgopt=path-exclude=/usr/share/%s/*" % name
             for name in ("doc", "locale", "man", "info", "i18n", "zoneinfo/right")
         ]
-        + [suite, root]
+        + [
+            suite,
+            root,
+        ]
         + mirror,
     )
     note("packages installed")
@@ -246,9 +326,9 @@ def build(work, suite, mirror, machine):
                 "size=64",
                 "-E",
                 "lazy_itable_init=1",
-            ]
-            + more
-            + [f.name],
+                *more,
+                f.name,
+            ],
         )
         run_logged(
             work,
@@ -313,12 +393,14 @@ def furnish(root):
 
 
 def make_initrd(root, version, path):
-    """An archive with busybox, the few modules that the root disk needs, and a script: udev there would cost half a minute."""
+    """An archive with busybox, the few modules that the root disk needs, and a script: udev there
+    would cost half a minute."""
     folder = os.path.join(root, "lib/modules", version)
     with open(os.path.join(folder, "modules.dep")) as f:
         needs = {
-            os.path.basename(line.split(":")[0]).split(".")[0]: [line.split(":")[0]]
-            + line.split(":")[1].split()
+            os.path.basename(line.split(":")[0]).split(".")[0]: (
+                [line.split(":")[0], *line.split(":")[1].split()]
+            )
             for line in f
         }
     wanted = []

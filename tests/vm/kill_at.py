@@ -1,4 +1,5 @@
-"""Runs in the virtual machine (tests/engine uses it too): dockfix, ended or halted at steps of the storage change that it makes.
+"""Runs in the virtual machine (tests/engine uses it too): dockfix, ended or halted at steps of the
+storage change that it makes.
 
     python3 kill_at.py NUMBER before|after [dockfix's words ...]
     python3 kill_at.py during TITLE [dockfix's words ...]
@@ -6,15 +7,16 @@
     python3 kill_at.py chain N '[dockfix's words ...]' '[words of the next runs ...]'
     python3 kill_at.py each N [dockfix's words ...]
 
-NUMBER: SIGKILL before or after the step of that number (0: never).
-during: SIGKILL as soon as a program runs for the first step with these words in its title (before it, where it has none); that program goes on.
-halt: stands still (SIGSTOP) before, after or in every step whose title such a pattern matches, "in" being once its program (cp, docker save, docker load) runs, which then stands still too; /run/halted then
-holds "PID NUMBER SIDE TITLE".
-each: halts so at the first point, before or after a step, where no run before it did (/root/kill/seen has those), but only at every N-th of all; 2: at one
-of each step, before and after in turn.
-chain: the same with SIGKILL in place of the halt, and another run goes on where that one ended, until one comes through; exits as that one does.
-In the machine dockfix.py lies beside this file (machine.py puts it there, compiled: in emulation that takes longer than all else).
-"""
+NUMBER: SIGKILL before or after the step of that number (0: never). during: SIGKILL as soon as a
+program runs for the first step with these words in its title (before it, where it has none); that
+program goes on. halt: stands still (SIGSTOP) before, after or in every step whose title such a
+pattern matches, "in" being once its program (cp, docker save, docker load) runs, which then stands
+still too; /run/halted then holds "PID NUMBER SIDE TITLE". each: halts so at the first point, before
+or after a step, where no run before it did (/root/kill/seen has those), but only at every N-th of
+all; 2: at one of each step, before and after in turn. chain: the same with SIGKILL in place of the
+halt, and another run goes on where that one ended, until one comes through; exits as that one does.
+In the machine dockfix.py lies beside this file (machine.py puts it there, compiled: in emulation
+that takes longer than all else)."""
 
 import json
 import os
@@ -27,7 +29,8 @@ import dockfix
 
 mode, which = sys.argv[1:3]
 real = {
-    name: getattr(dockfix, name) for name in ("do_step", "pump", "save_journal", "settle_daemon")
+    name: getattr(dockfix, name)
+    for name in ("do_step", "run_until_closed", "save_journal", "restore_daemon_state")
 }
 halts = json.loads(which) if mode == "halt" else []
 count, title, no_program, at, settling = 0, "", False, "", False
@@ -59,13 +62,8 @@ def reach(where):
         number = 2 * step + step % 2 + (where == "after")
         if where != "in" and not settling and number % int(which) == 0 and is_new(where):
             halt(where) if mode == "each" else os.kill(os.getpid(), signal.SIGKILL)
-    elif (
-        mode == str(count)
-        and where == which
-        or mode == "during"
-        and where == "before"
-        and which in title
-        and no_program
+    elif (mode == str(count) and where == which) or (
+        mode == "during" and where == "before" and which in title and no_program
     ):
         os.kill(os.getpid(), signal.SIGKILL)
     elif any(where == one and re.match(pattern + r"\Z", title) for one, pattern in halts):
@@ -80,7 +78,7 @@ def do_step(host, step, tick):
     reach("after")
 
 
-def pump(host, child, *more):
+def run_until_closed(host, child, *more):
     if mode == "during" and title and which in title:
         os.kill(os.getpid(), signal.SIGKILL)
     if (
@@ -92,7 +90,7 @@ def pump(host, child, *more):
         os.kill(child.pid, signal.SIGSTOP)  # in the middle of its work
         reach("in")
         os.kill(child.pid, signal.SIGCONT)
-    return real["pump"](host, child, *more)
+    return real["run_until_closed"](host, child, *more)
 
 
 def save_journal(host, journal):
@@ -101,18 +99,18 @@ def save_journal(host, journal):
     return real["save_journal"](host, journal)
 
 
-def settle_daemon(*words):
+def restore_daemon_state(*words):
     global settling
     settling = True  # steps of before, done again: they have been points already
-    real["settle_daemon"](*words)
+    real["restore_daemon_state"](*words)
     settling = False
 
 
-dockfix.do_step, dockfix.pump, dockfix.save_journal, dockfix.settle_daemon = (
+dockfix.do_step, dockfix.run_until_closed, dockfix.save_journal, dockfix.restore_daemon_state = (
     do_step,
-    pump,
+    run_until_closed,
     save_journal,
-    settle_daemon,
+    restore_daemon_state,
 )
 if mode == "chain":  # forked, for the sake of time: a start of Python takes long in emulation
     words, again = map(json.loads, sys.argv[3:])

@@ -1,12 +1,13 @@
-"""A virtual machine for the tests: Debian, systemd, a real dockerd on a real devicemapper loop pool, in software emulation.
+"""A virtual machine for the tests: Debian, systemd, a real dockerd on a real devicemapper loop
+pool, in software emulation.
 
     with Machine() as vm:
         vm.reset()                                  # as fresh as if just booted; about a second
         print(vm.sh("dmsetup status").text)
 
-Nothing of the host's is shared with it: it has no network, and one serial port to an agent (agent.py).  Run as a program, this
-builds the image (image.py) where it is missing.  Python 3.6 and the standard library.
-"""
+Nothing of the host's is shared with it: it has no network, and one serial port to an agent
+(agent.py).  Run as a program, this builds the image (image.py) where it is missing.  Python 3.6 and
+the standard library."""
 
 import base64
 import contextlib
@@ -144,7 +145,8 @@ class Machine:
         self.stop()
 
     def open(self):
-        """Build the image if need be, take a copy of the disks, and put today's dockfix.py there."""
+        """Build the image if need be, take a copy of the disks, and put today's dockfix.py
+        there."""
         source = image(Machine)
         with locked():
             self.folder = self.closing.enter_context(work_folder("run"))
@@ -169,31 +171,29 @@ class Machine:
         sockets = self.closing.enter_context(
             tempfile.TemporaryDirectory(prefix="vm-")
         )  # such paths must be short
-        argv = (
-            [need("qemu-system-x86_64", "qemu-system-x86")]
-            + QEMU
-            + [
-                "-S",
-                "-kernel",
-                self.path("vmlinuz"),
-                "-initrd",
-                self.path("initrd"),
-                "-append",
-                KERNEL_LINE,
-                "-serial",
-                "file:" + self.path("console"),
-                "-qmp",
-                "unix:%s/qmp,server=on,wait=off" % sockets,
-                "-device",
-                "virtio-serial-pci",
-                "-chardev",
-                "socket,id=agent,path=%s/agent,server=on,wait=off" % sockets,
-                "-device",
-                "virtserialport,chardev=agent,name=dockfix.agent",
-                "-device",
-                "virtio-rng-pci",
-            ]
-        )
+        argv = [
+            need("qemu-system-x86_64", "qemu-system-x86"),
+            *QEMU,
+            "-S",
+            "-kernel",
+            self.path("vmlinuz"),
+            "-initrd",
+            self.path("initrd"),
+            "-append",
+            KERNEL_LINE,
+            "-serial",
+            "file:" + self.path("console"),
+            "-qmp",
+            "unix:%s/qmp,server=on,wait=off" % sockets,
+            "-device",
+            "virtio-serial-pci",
+            "-chardev",
+            "socket,id=agent,path=%s/agent,server=on,wait=off" % sockets,
+            "-device",
+            "virtserialport,chardev=agent,name=dockfix.agent",
+            "-device",
+            "virtio-rng-pci",
+        ]
         for name in ("root", "data"):
             argv += [
                 "-drive",
@@ -270,7 +270,8 @@ class Machine:
         self.command("cont")
         self.hello(900)
         self.sh(
-            "mountpoint -q /data || { systemctl status data.mount || :; journalctl -b -n 60 --no-pager; exit 1; }"
+            "mountpoint -q /data || { systemctl status data.mount || :; journalctl -b -n 60"
+            " --no-pager; exit 1; }"
         )  # seen once, never explained
         if docker:
             self.wait_docker()
@@ -293,7 +294,8 @@ class Machine:
     def wait_docker(self, timeout=900):
         """Until the daemon answers; a start that has failed shows its log lines."""
         self.sh(
-            "systemctl start docker.service || { journalctl -n 40 --no-pager -u docker >&2; exit 1; }; docker version >/dev/null",
+            "systemctl start docker.service || { journalctl -n 40 --no-pager -u docker >&2; exit 1;"
+            " }; docker version >/dev/null",
             timeout=timeout,
         )
 
@@ -311,7 +313,8 @@ class Machine:
         self.monitor("delvm " + tag)
 
     def reset(self, make=None):
-        """The fresh machine.  make: a function of the machine that makes more of it; runs once, its result is kept as a snapshot."""
+        """The fresh machine.  make: a function of the machine that makes more of it; runs once, its
+        result is kept as a snapshot."""
         tag = make.__module__ + "." + make.__qualname__ if make else "fresh"
         if tag in self.states:
             self.load(tag)
@@ -374,7 +377,8 @@ class Machine:
         )
 
     def run(self, *argv, stdin=b"", check=True, timeout=600, env=None):
-        """Run a program, without a shell; a Run with rc, out, err.  check: a failure is an error that shows both outputs."""
+        """Run a program, without a shell; a Run with rc, out, err.  check: a failure is an error
+        that shows both outputs."""
         done = self.start_job(argv, stdin, env).wait(timeout)
         if check and done.rc:
             raise RuntimeError("%s: %r" % (" ".join(map(str, argv))[:500], done))
@@ -436,12 +440,14 @@ class Machine:
         return self.run("python3", KILL_AT, number, side, *args, check=False, timeout=timeout)
 
     def halt_at(self, halts, *args):
-        """A Job: a dockfix that stands still at some of its steps (kill_at.py), for vm.halted() and vm.go_on()."""
-        return self.start_job(("python3", KILL_AT, "halt", json.dumps(halts)) + args, b"")
+        """A Job: a dockfix that stands still at some of its steps (kill_at.py), for vm.halted() and
+        vm.go_on()."""
+        return self.start_job(("python3", KILL_AT, "halt", json.dumps(halts), *args), b"")
 
     def chain(self, every, first, again, power=False):
-        """dockfix with the words `first`, and after that with `again` for as long as it takes, each ended (by SIGKILL, or with the plug pulled) at a point of
-        the way where none before it was, at every `every`-th point (each step has two). The Run that came through, and the points.
+        """dockfix with the words `first`, and after that with `again` for as long as it takes, each
+        ended (by SIGKILL, or with the plug pulled) at a point of the way where none before it was,
+        at every `every`-th point (each step has two). The Run that came through, and the points.
         """
         self.sh("rm -f /root/kill/seen")
         if not power:
@@ -464,7 +470,7 @@ class Machine:
     def unplugged(self, every, words, again):
         while True:
             job, done = (
-                self.start_job(("python3", KILL_AT, "each", every) + tuple(words), b""),
+                self.start_job(("python3", KILL_AT, "each", every, *tuple(words)), b""),
                 None,
             )
             while not done and not self.halted():
@@ -485,7 +491,8 @@ class Machine:
 
 
 def options_in_daemon_json(vm):
-    """Variant of the machine: the pool's options live in /etc/docker/daemon.json, none in the unit."""
+    """Variant of the machine: the pool's options live in /etc/docker/daemon.json, none in the
+    unit."""
     settings = {
         "storage-driver": "devicemapper",
         "storage-opts": list(POOL_OPTIONS),
@@ -496,7 +503,8 @@ def options_in_daemon_json(vm):
 
 
 def install(vm):
-    """Today's dockfix.py as users have it, and compiled beside what can end it at a step: in emulation that takes longer than all else that it does."""
+    """Today's dockfix.py as users have it, and compiled beside what can end it at a step: in
+    emulation that takes longer than all else that it does."""
     program = open_bytes(PROGRAM)
     vm.put("/root/dockfix.py", program)
     vm.put(os.path.dirname(KILL_AT) + "/dockfix.py", program)

@@ -1,4 +1,5 @@
-"""What pool recreate must bring back: everything of the machine, looked at by other programs than dockfix, and compared."""
+"""What pool recreate must bring back: everything of the machine, looked at by other programs than
+dockfix, and compared."""
 
 import json
 import re
@@ -18,7 +19,8 @@ SMALLER = (
     BACKUP,
 )
 OVERLAY = ("pool", "recreate", "--driver", "overlay2", "--backup", BACKUP)
-# Run in the machine: every file of every container (docker export) and of every volume, [type, mode, uid, gid, link, sha256], and what docker and the host say.
+# Run in the machine: every file of every container (docker export) and of every volume, [type,
+# mode, uid, gid, link, sha256], and what docker and the host say.
 LOOK = r"""
 import hashlib, json, os, subprocess, sys, tarfile
 from concurrent.futures import ThreadPoolExecutor
@@ -58,7 +60,8 @@ print(json.dumps({"containers": {one["Name"][1:]: one for one in inspect[0]}, "i
     "units": {name: open(folder + name).read() for name in os.listdir(folder)}, "root": sorted(os.listdir("/var/lib/docker")), "state": sorted(os.listdir("/var/lib/dockfix")) if os.path.isdir("/var/lib/dockfix") else [],
     "bind": open("/data/bind/file").read() if os.path.exists("/data/bind/file") else ""}))
 """
-# What differs in `docker inspect` after the daemon was stopped and started, and why; a pattern of dotted names.
+# What differs in `docker inspect` after the daemon was stopped and started, and why; a pattern of
+# dotted names.
 RESTARTED = (
     (r"State\.(Pid|StartedAt|FinishedAt)", "it was stopped and started again"),
     (
@@ -73,7 +76,8 @@ RESTARTED = (
     (r"(Hostname|Hosts|ResolvConf|Log)Path", "written at each start"),
 )
 # The same for a container that was made anew.
-ANEW = RESTARTED + (
+ANEW = (
+    *RESTARTED,
     (r"Id|Created|Image|GraphDriver\..*|Driver", "another container: its id is in most paths"),
     (r"State\.Status", "what had ended before is made, not run again"),
     (r"Config\.Hostname", "the old short id stays its host name"),
@@ -136,7 +140,8 @@ def counted(text):
 
 
 def compare(before, after, explained, power=False):
-    """In words, what is not as it was; explained: RESTARTED, or more where containers may be other ones."""
+    """In words, what is not as it was; explained: RESTARTED, or more where containers may be other
+    ones."""
     anew = explained is not RESTARTED
     wrong = []
     for part in ("volumes", "bind"):
@@ -232,7 +237,8 @@ def is_goal(before, after, driver="devicemapper", sectors=(3 << 30) // 512, expl
 
 
 def is_old(before, after, power=False, kept=()):
-    """What is not as it was, after everything is undone; kept: names of changes whose trees stay."""
+    """What is not as it was, after everything is undone; kept: names of changes whose trees
+    stay."""
     wrong = compare(before, after, RESTARTED, power)
     pools = [re.sub(r" thin-pool .*", "", found["tables"]) for found in (before, after)]
     wrong += ["the pool is %r, was %r" % tuple(pools)] * (pools[0] != pools[1])
@@ -276,6 +282,7 @@ def finished(vm, *words):
 def build(vm):
     """One build with BuildKit, which must find what the engine has, and nothing of before."""
     vm.sh(
-        "mkdir -p /run/build; date +%s%N > /run/build/file; printf 'FROM dockfix-test/busybox\nCOPY file /file\nRUN cat /file\n' > /run/build/Dockerfile\n"
-        "DOCKER_BUILDKIT=1 /usr/bin/docker build --network none -t built /run/build; docker rmi built"
+        "mkdir -p /run/build; date +%s%N > /run/build/file; printf 'FROM dockfix-test/busybox\nCOPY"
+        " file /file\nRUN cat /file\n' > /run/build/Dockerfile\nDOCKER_BUILDKIT=1 /usr/bin/docker"
+        " build --network none -t built /run/build; docker rmi built"
     )

@@ -1,6 +1,6 @@
-"""`pool grow` on a real devicemapper pool: under load, with the daemon stopped, on a full pool, killed at every step; options wherever they live.
-What is to be grown and what became of it is read from the kernel, the loop devices, the files and the daemon's own command line.
-"""
+"""`pool grow` on a real devicemapper pool: under load, with the daemon stopped, on a full pool,
+killed at every step; options wherever they live. What is to be grown and what became of it is read
+from the kernel, the loop devices, the files and the daemon's own command line."""
 
 import os
 import re
@@ -22,7 +22,8 @@ for k in data metadata; do stat -c %s FILES$k; blockdev --getsize64 $(losetup -j
 
 
 def lengths(vm, state="rw"):
-    """(data, metadata) in bytes, once the pool's table and status, the loop devices and their files agree on them; none is suspended, none has a table in waiting."""
+    """(data, metadata) in bytes, once the pool's table and status, the loop devices and their files
+    agree on them; none is suspended, none has a table in waiting."""
     table, status, info, data, data_loop, metadata, metadata_loop = vm.sh(LOOK).text.splitlines()
     blocks = re.match(r"0 \d+ thin-pool \d+ \d+/(\d+) \d+/(\d+) \S+ (\S+)", status).groups()
     assert info == "State: ACTIVE,Tables present: LIVE" and blocks[2] == state, (info, status)
@@ -72,7 +73,8 @@ def said(done):
     return done.text + done.err.decode()
 
 
-# what the container writes goes through the pool; what it should read again is kept outside, in a volume
+# what the container writes goes through the pool; what it should read again is kept outside, in a
+# volume
 WRITER = """mkdir -p /root/load; n=0
 while [ ! -e /srv/stop ]; do n=$((n + 1)); s=$(head -c 262144 /dev/urandom | tee /root/load/$n | sha256sum) && dd if=/dev/null of=/root/load/$n conv=notrunc,fsync 2>/dev/null && echo "${s%-}/root/load/$n" >> /srv/sums \
 || echo $n >> /srv/failed; done; echo $n > /srv/ended"""
@@ -130,9 +132,9 @@ def test_online_under_load_and_after_a_reboot(vm):
 
 
 def test_offline_on_a_terminal_where_the_pool_outlives_the_daemon(ring):
-    """Somebody has the pool open while the daemon stops, and lets go as soon as it has: the daemon leaves the pool behind, unused.  Meanwhile something pokes
-    docker's socket all the time, and systemd has had its fill of starts.  Options in daemon.json.
-    """
+    """Somebody has the pool open while the daemon stops, and lets go as soon as it has: the daemon
+    leaves the pool behind, unused.  Meanwhile something pokes docker's socket all the time, and
+    systemd has had its fill of starts.  Options in daemon.json."""
     vm = ring
     vm.reset(options_in_daemon_json)
     vm.put(
@@ -141,11 +143,13 @@ def test_offline_on_a_terminal_where_the_pool_outlives_the_daemon(ring):
         b"[Service]\nExecStopPost=/bin/sh -c 'sleep 4; kill $(cat /run/holder)'\n",
     )  # a stop that takes long enough for the progress to be told
     vm.sh(
-        "systemctl daemon-reload; sleep 100000 < /dev/mapper/$(dmsetup ls --target thin-pool | cut -f1) > /dev/null 2>&1 & echo $! > /run/holder"
+        "systemctl daemon-reload; sleep 100000 < /dev/mapper/$(dmsetup ls --target thin-pool | cut"
+        " -f1) > /dev/null 2>&1 & echo $! > /run/holder"
     )
     assert (
         vm.sh(
-            "systemctl start docker.socket; while :; do docker version; sleep 1; done > /dev/null 2>&1 & systemctl is-active docker.socket"
+            "systemctl start docker.socket; while :; do docker version; sleep 1; done > /dev/null"
+            " 2>&1 & systemctl is-active docker.socket"
         ).text
         == "active\n"
     )
@@ -170,7 +174,8 @@ def test_offline_on_a_terminal_where_the_pool_outlives_the_daemon(ring):
 
 
 def test_a_mount_that_leaked_and_a_file_left_open_are_named_and_all_is_undone(vm):
-    """Somebody else's view of the mounts has a container's file system too, at another place: so its device, and so the pool, outlive the daemon."""
+    """Somebody else's view of the mounts has a container's file system too, at another place: so
+    its device, and so the pool, outlive the daemon."""
     vm.sh(
         """unshare -m sh -c "mount --bind $(grep -o '/var/lib/docker/devicemapper/mnt/[^ ]*' /proc/mounts) /mnt && exec perl -e 'sleep 100000'" > /dev/null 2>&1 & sleep 1"""
     )
@@ -189,8 +194,8 @@ def test_a_mount_that_leaked_and_a_file_left_open_are_named_and_all_is_undone(vm
         )
         until(vm, "docker exec web cat /root/own")
         vm.sh(
-            "kill $(pidof %s); systemctl reset-failed docker; tail -f /proc/$(docker inspect -f '{{.State.Pid}}' web)/root/root/own > /dev/null 2>&1 & sleep 1"
-            % name
+            "kill $(pidof %s); systemctl reset-failed docker; tail -f /proc/$(docker inspect -f"
+            " '{{.State.Pid}}' web)/root/root/own > /dev/null 2>&1 & sleep 1" % name
         )
 
 
@@ -199,13 +204,14 @@ def options_in_files(vm):
     vm.put(
         DROP_IN,
         (
-            "[Service]\nEnvironmentFile=-/etc/default/docker\nEnvironmentFile=-/etc/sysconfig/docker-storage\nExecStart=\n"
-            "ExecStart=%s $DOCKER_OPTS $DOCKER_STORAGE_OPTIONS\n" % DOCKERD
+            "[Service]\nEnvironmentFile=-/etc/default/docker\nEnvironmentFile=-/etc/sysconfig/docker-storage\nExecStart=\nExecStart=%s"
+            " $DOCKER_OPTS $DOCKER_STORAGE_OPTIONS\n" % DOCKERD
         ).encode(),
     )
     vm.put(
         "/etc/default/docker",
-        b'# kept\nDOCKER_OPTS="--storage-driver devicemapper --storage-opt dm.loopdatasize=4G --storage-opt dm.basesize=2G"\n',
+        b'# kept\nDOCKER_OPTS="--storage-driver devicemapper --storage-opt dm.loopdatasize=4G'
+        b' --storage-opt dm.basesize=2G"\n',
     )
     vm.put(
         "/etc/sysconfig/docker-storage",
@@ -228,11 +234,14 @@ def test_metadata_alone_by_the_dry_runs_script_then_data_each_with_its_options_f
         and life(vm) == before
         and "data 4G -> 5G\n" in done.text
     ), said(done)
-    assert vm.sh(
-        "cat /etc/default/docker /etc/sysconfig/docker-storage; ls /etc/systemd/system/docker.service.d"
-    ).text == (
-        '# kept\nDOCKER_OPTS="--storage-driver devicemapper --storage-opt dm.loopdatasize=5G --storage-opt dm.basesize=2G"\n'
-        "DOCKER_STORAGE_OPTIONS=--storage-opt dm.loopmetadatasize=1280M --storage-opt dm.fs=ext4\nstorage.conf\ntime.conf\n"
+    assert (
+        vm.sh(
+            "cat /etc/default/docker /etc/sysconfig/docker-storage; ls"
+            " /etc/systemd/system/docker.service.d"
+        ).text
+        == '# kept\nDOCKER_OPTS="--storage-driver devicemapper --storage-opt dm.loopdatasize=5G'
+        ' --storage-opt dm.basesize=2G"\nDOCKER_STORAGE_OPTIONS=--storage-opt'
+        " dm.loopmetadatasize=1280M --storage-opt dm.fs=ext4\nstorage.conf\ntime.conf\n"
     )
     done = vm.dockfix("-y", "pool", "grow", "--data", "+0")
     assert done.rc == 0 and "as large as that already" in done.text, said(done)
@@ -257,7 +266,8 @@ X
 
 
 def test_a_writer_that_hangs_on_a_full_pool_goes_on(vm):
-    """Nothing can be committed or created any more, what is written hangs; then the pool is grown, and every byte arrives."""
+    """Nothing can be committed or created any more, what is written hangs; then the pool is grown,
+    and every byte arrives."""
     vm.sh(FILL)
     vm.docker("exec", "-d", "web", "sh", "-c", WRITER)
     until(vm, "dmsetup status --target thin-pool | grep -q out_of_data_space")
@@ -279,16 +289,21 @@ OWN = "$(echo /var/lib/docker/devicemapper/mnt/*/rootfs)/root/"
 
 
 def ready(vm):
-    """Something on the pool, with its sum outside; where the daemon's mounts are not the host's this must look through its eyes."""
+    """Something on the pool, with its sum outside; where the daemon's mounts are not the host's
+    this must look through its eyes."""
     vm.sh(
-        "in=$(docker inspect -f '{{.State.Pid}}' web); head -c 1000000 /dev/urandom > /proc/$in/root/root/load; sync; sha256sum < /proc/$in/root/root/load > /root/sum; echo $in > /root/in; sync"
+        "in=$(docker inspect -f '{{.State.Pid}}' web); head -c 1000000 /dev/urandom >"
+        " /proc/$in/root/root/load; sync; sha256sum < /proc/$in/root/root/load > /root/sum; echo"
+        " $in > /root/in; sync"
     )
 
 
 def alive(vm):
     """The container of before still runs, its file is whole, and it can write."""
     vm.sh(
-        "echo 3 > /proc/sys/vm/drop_caches; in=$(cat /root/in); sha256sum < /proc/$in/root/root/load | cmp - /root/sum; echo x > /proc/$in/root/root/new; sync /proc/$in/root/root/new"
+        "echo 3 > /proc/sys/vm/drop_caches; in=$(cat /root/in); sha256sum <"
+        " /proc/$in/root/root/load | cmp - /root/sum; echo x > /proc/$in/root/root/new; sync"
+        " /proc/$in/root/root/new"
     )
 
 
@@ -302,7 +317,8 @@ def check_end(vm, way, kept):
 
 
 def test_killed_at_every_step(ring, capsys):
-    """The pool is never left suspended, whatever runs goes on, and both ways out lead to their stated ends."""
+    """The pool is never left suspended, whatever runs goes on, and both ways out lead to their
+    stated ends."""
     vm, number, tried = ring, 0, []
     while True:
         number += 1
@@ -331,7 +347,8 @@ def test_killed_at_every_step(ring, capsys):
             break
     with capsys.disabled():
         print(
-            "\npool grow, online: %d steps; killed at %d points, the pool suspended at none; %d resumed, %d rolled back (%d of these to the larger pool with the old options)"
+            "\npool grow, online: %d steps; killed at %d points, the pool suspended at none; %d"
+            " resumed, %d rolled back (%d of these to the larger pool with the old options)"
             % (
                 number - 1,
                 len(tried),
@@ -356,10 +373,12 @@ ExecStart=/sbin/losetup /dev/loop0 /root/other
 
 
 def test_after_a_power_cut_somebody_else_has_the_pools_loop_device(vm):
-    """The pool's files are on other devices then: what was planned for /dev/loop0 is none of its business any more."""
+    """The pool's files are on other devices then: what was planned for /dev/loop0 is none of its
+    business any more."""
     vm.put("/etc/systemd/system/taker.service", TAKER)
     vm.sh(
-        "truncate -s 8M /root/other; mkdir -p /etc/systemd/system/docker.service.wants; ln -s ../taker.service /etc/systemd/system/docker.service.wants/; sync"
+        "truncate -s 8M /root/other; mkdir -p /etc/systemd/system/docker.service.wants; ln -s"
+        " ../taker.service /etc/systemd/system/docker.service.wants/; sync"
     )
     for number, side, way in [(1, "before", "resume")] + [
         (1, "after", "rollback"),
@@ -385,11 +404,12 @@ def test_after_a_power_cut_somebody_else_has_the_pools_loop_device(vm):
 
 
 def test_killed_offline_then_started_by_somebody_then_rolled_back(ring, capsys):
-    """A reboot starts docker on the longer files: the pool has counted the new blocks from then on, and files that were cut back would be the end of it."""
+    """A reboot starts docker on the longer files: the pool has counted the new blocks from then on,
+    and files that were cut back would be the end of it."""
     vm = ring
     vm.reset(ready)
     before = vm.docker("inspect", "-f", "{{.Id}}", "web").text
-    done = vm.kill_at(9, "after", *BOTH + ("--offline",))
+    done = vm.kill_at(9, "after", *(*BOTH, "--offline"))
     assert (
         done.rc == -signal.SIGKILL
         and vm.sh("systemctl is-active docker", check=False).text == "inactive\n"
@@ -415,12 +435,14 @@ def test_killed_offline_then_started_by_somebody_then_rolled_back(ring, capsys):
         until(vm, "docker exec web cat /root/own", 120)
         assert vm.docker("inspect", "-f", "{{.Id}}", "web").text == before
         vm.sh(
-            "echo 3 > /proc/sys/vm/drop_caches; sha256sum < /proc/$(docker inspect -f '{{.State.Pid}}' web)/root/root/load | cmp - /root/sum"
+            "echo 3 > /proc/sys/vm/drop_caches; sha256sum < /proc/$(docker inspect -f"
+            " '{{.State.Pid}}' web)/root/root/load | cmp - /root/sum"
         )
     vm.forget("lengthened")
 
 
-# ---------------------------------------------------------------- refused before anything is touched
+# ---------------------------------------------------------------- refused before anything is
+# touched
 
 READ_ONLY = """p=$(dmsetup ls --target thin-pool | cut -f1); dmsetup reload $p --table "$(dmsetup table $p | sed 's/ 1 skip_block_zeroing/ 2 skip_block_zeroing read_only/')"; dmsetup resume $p"""
 REFUSED = [  # (what is done before, words, exit code, what it says, what mends it)
@@ -445,14 +467,20 @@ REFUSED = [  # (what is done before, words, exit code, what it says, what mends 
         "--overcommit",
     ),
     (
-        "rm /root/filler; mkdir -p /var/lib/docker/stranger; mount -t tmpfs none /var/lib/docker/stranger",
+        (
+            "rm /root/filler; mkdir -p /var/lib/docker/stranger; mount -t tmpfs none"
+            " /var/lib/docker/stranger"
+        ),
         ["--data", "5G", "--offline"],
         5,
         "not Docker's own: /var/lib/docker/stranger",
         "umount",
     ),
     (
-        'umount /var/lib/docker/stranger; echo \'{"storage-opts": ["dm.loopdatasize=4G"]}\' > /etc/docker/daemon.json',
+        (
+            'umount /var/lib/docker/stranger; echo \'{"storage-opts": ["dm.loopdatasize=4G"]}\' >'
+            " /etc/docker/daemon.json"
+        ),
         ["--data", "5G"],
         5,
         "two places: ",
@@ -507,7 +535,8 @@ with open(sys.argv[1], "r+b") as f:
 
 
 def test_a_pool_that_needs_a_check_is_mended_by_what_the_hint_says(vm):
-    """As the kernel marks one after an error with its metadata: it comes up read-only, and docker cannot read an image from it."""
+    """As the kernel marks one after an error with its metadata: it comes up read-only, and docker
+    cannot read an image from it."""
     vm.sh("systemctl stop docker.socket docker")
     vm.run("python3", "-", FILES + "metadata", stdin=NEEDS_CHECK.encode())
     vm.sh("systemctl start docker; ! docker save %s > /dev/null" % IMAGE)
@@ -563,8 +592,8 @@ def test_not_root_not_confirmed_and_another_driver(vm):
     ), done
     assert lengths(vm) == OLD
     vm.sh(
-        "sed -i 's/ --storage-driver.*/ --storage-driver overlay2/' %s; systemctl daemon-reload; systemctl restart docker"
-        % DROP_IN
+        "sed -i 's/ --storage-driver.*/ --storage-driver overlay2/' %s; systemctl daemon-reload;"
+        " systemctl restart docker" % DROP_IN
     )
     done = vm.dockfix("-y", "pool", "grow", "--data", "5G")
     assert done.rc == 6 and "the storage driver is overlay2; only devicemapper has a pool" in said(

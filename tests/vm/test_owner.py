@@ -1,4 +1,5 @@
-"""`owner` on a real devicemapper pool: layers, devices and device ids against docker inspect, dmsetup and find, with the daemon up and stopped."""
+"""`owner` on a real devicemapper pool: layers, devices and device ids against docker inspect,
+dmsetup and find, with the daemon up and stopped."""
 
 import json
 import re
@@ -12,8 +13,9 @@ HOME = "/var/lib/docker/devicemapper"
 def pool(module_vm):
     """Two image layers more, and a container on them."""
     module_vm.sh(
-        "docker run -d --network none --name made dockfix-test/busybox; docker exec made touch /layer; docker commit made ring/second:v2\n"
-        "docker run -d --network none --name second ring/second:v2; docker exec second touch /own-second"
+        "docker run -d --network none --name made dockfix-test/busybox; docker exec made touch"
+        " /layer; docker commit made ring/second:v2\ndocker run -d --network none --name second"
+        " ring/second:v2; docker exec second touch /own-second"
     )
     return module_vm
 
@@ -43,7 +45,8 @@ def check_files(vm, found):
         name: one["device_id"] for name, one in devices.items()
     }
     assert all("%s/metadata/%s" % (HOME, name) in row["paths"] for name, row in layers.items())
-    # of a device that was busy when its container was removed, the driver only notes that it is deleted; here, until docker starts the next time
+    # of a device that was busy when its container was removed, the driver only notes that it is
+    # deleted; here, until docker starts the next time
     assert {
         name
         for name, row in layers.items()

@@ -1,4 +1,5 @@
-"""pool recreate on the real pool: a zoo of containers in a smaller pool with another base size, the way back, BuildKit, a later start.
+"""pool recreate on the real pool: a zoo of containers in a smaller pool with another base size, the
+way back, BuildKit, a later start.
 
 FULL=1: a second go, to overlay2; the script; a pool too full for docker commit."""
 
@@ -11,8 +12,8 @@ import pytest
 from stock import BACKUP, OVERLAY, SMALLER, build, finished, is_goal, is_old, is_overlay, look
 
 FULL = bool(os.environ.get("FULL"))
-# Images with several tags, one without a name, and a container of every kind. db counts, each number into a volume and into a file of its own; a
-# successor that has both goes on where it was.
+# Images with several tags, one without a name, and a container of every kind. db counts, each
+# number into a volume and into a file of its own; a successor that has both goes on where it was.
 ZOO = r"""
 IMG=dockfix-test/busybox
 LOOP='trap "exit 0" TERM; while :; do sleep 3600 & wait; done'
@@ -99,7 +100,7 @@ def test_rollback_and_a_second_go_and_discard(ring, smaller):
         return
     build(ring)
     old = look(ring)
-    again = ring.dockfix("-y", *(OVERLAY[:-1] + (BACKUP + "2",)))
+    again = ring.dockfix("-y", *((*OVERLAY[:-1], BACKUP + "2")))
     assert (
         again.rc == 0 and b"the limit of byhand's own files (3G): overlay2 sets none" in again.err
     ), again
@@ -127,7 +128,8 @@ def test_the_script_does_the_same(ring):
     assert done.rc == 0 and wrong == [], (done, wrong)
 
 
-# A small pool, written full until docker commit is refused; the files that filled it are gone again, which gives nothing back to the pool.
+# A small pool, written full until docker commit is refused; the files that filled it are gone
+# again, which gives nothing back to the pool.
 FULL_POOL = r"""
 docker save -o /data/image dockfix-test/busybox
 docker rm -f web idle; docker volume rm web-data

@@ -1,8 +1,10 @@
-"""pool recreate that ends in the middle, by a kill or a power cut, and goes on or back; children that outlive it; what it refuses.
+"""pool recreate that ends in the middle, by a kill or a power cut, and goes on or back; children
+that outlive it; what it refuses.
 
-Killed at each step on the way to overlay2 and on the way back, each run going on where the last one ended. FULL=1: before and after each step; a smaller pool
-too; the plug pulled at each step there and back; back from each step, half of them after a power cut. FULL=all: all of these before and after each, and both ways.
-"""
+Killed at each step on the way to overlay2 and on the way back, each run going on where the last one
+ended. FULL=1: before and after each step; a smaller pool too; the plug pulled at each step there
+and back; back from each step, half of them after a power cut. FULL=all: all of these before and
+after each, and both ways."""
 
 import json
 import os
@@ -16,21 +18,28 @@ from stock import BACKUP, OVERLAY, ROOT, SMALLER, build, finished, is_goal, is_o
 
 FULL, ALL = bool(os.environ.get("FULL")), os.environ.get("FULL") == "all"
 EACH = (
-    1 if FULL else 2
-)  # of the points where a run is killed, one before and one after each step: all of them, or in turn
+    1
+    if FULL
+    else 2
+    # of the points where a run is killed, one before and one after each step: all of them, or in turn
+)
 full = pytest.mark.skipif(not FULL, reason="long: FULL=1")
 
 
 def pair(vm):
-    """Small, for what is done often: web, idle, and a container with a restart policy that was stopped by hand."""
+    """Small, for what is done often: web, idle, and a container with a restart policy that was
+    stopped by hand."""
     vm.sh(
-        "docker tag dockfix-test/busybox other:1; docker tag other:1 other:2; docker run -d --name byhand --restart unless-stopped dockfix-test/busybox; docker stop byhand; sync"
+        "docker tag dockfix-test/busybox other:1; docker tag other:1 other:2; docker run -d --name"
+        " byhand --restart unless-stopped dockfix-test/busybox; docker stop byhand; sync"
     )
 
 
 IN = [
     ("power", "rollback")
-]  # in the middle of a program's work; the program stands still, so a kill would leave it behind for ever
+    # in the middle of a program's work; the program stands still, so a kill would leave it behind for
+    # ever
+]
 
 
 def every(number, side):
@@ -55,8 +64,8 @@ def back_in_turn(number, side):
 
 
 def walk(vm, before, goal, ends, *words):
-    """dockfix's whole way, and what becomes of it when it ends at a point of it: ends(number, side) says which ("kill" or "power", way on) are tried.
-    Its Run, and a line of text for each point."""
+    """dockfix's whole way, and what becomes of it when it ends at a point of it: ends(number, side)
+    says which ("kill" or "power", way on) are tried. Its Run, and a line of text for each point."""
     lines = []
     job = vm.halt_at(
         [("before", ".*"), ("after", ".*"), ("in", "save . images")], "-y", "--json", *words
@@ -102,10 +111,11 @@ def told(capsys, what, lines):
 
 
 def there(vm, words, every, power=False):
-    """The way to the goal from a fresh pair, ended at points and resumed; what was before, the change's name, the points."""
+    """The way to the goal from a fresh pair, ended at points and resumed; what was before, the
+    change's name, the points."""
     vm.reset(pair)
     before = look(vm)
-    done, points = vm.chain(every, ("-y", "--json") + words, RESUME, power)
+    done, points = vm.chain(every, ("-y", "--json", *words), RESUME, power)
     return before, json.loads(done.out.decode())["results"][0]["id"], points
 
 
@@ -155,7 +165,8 @@ def test_killed_at_every_step_of_a_new_pool_and_at_every_step_back(ring, capsys)
 @full
 @pytest.mark.parametrize("words, goal", [(OVERLAY, is_overlay), (SMALLER, is_goal)])
 def test_back_from_each_step(ring, words, goal, capsys):
-    """Rolled back from the middle of the way; FULL=all: and resumed, before and after each step, after a kill and after a power cut."""
+    """Rolled back from the middle of the way; FULL=all: and resumed, before and after each step,
+    after a kill and after a power cut."""
     ring.reset(pair)
     before = look(ring)
     _, lines = walk(ring, before, goal, every if ALL else back_in_turn, *words)
@@ -165,7 +176,8 @@ def test_back_from_each_step(ring, words, goal, capsys):
 
 @full
 def test_the_scripts_that_end_a_change_which_stands_half_way(ring):
-    """By hand instead of by dockfix: resumed, and then rolled back, each by the script of its dry run; dockfix knows afterwards."""
+    """By hand instead of by dockfix: resumed, and then rolled back, each by the script of its dry
+    run; dockfix knows afterwards."""
     ring.reset(pair)
     before = look(ring)
     job = ring.halt_at([("after", "set .*/image aside")], "-y", *OVERLAY)
@@ -199,11 +211,12 @@ def test_an_orphan_of_a_killed_run_is_waited_for(ring):
     before = look(ring)
     ring.put(
         "/root/slow",
-        b'#!/bin/sh\n[ "$1" != save ] || { touch /run/begun; until [ -e /run/go ]; do sleep 0.1; done; }\nexec docker "$@"\n',
+        b'#!/bin/sh\n[ "$1" != save ] || { touch /run/begun; until [ -e /run/go ]; do sleep 0.1;'
+        b' done; }\nexec docker "$@"\n',
         0o755,
     )
     job = ring.start_job(
-        ("python3", "/root/kill/kill_at.py", "0", "-", "--docker", "/root/slow", "-y") + OVERLAY,
+        ("python3", "/root/kill/kill_at.py", "0", "-", "--docker", "/root/slow", "-y", *OVERLAY),
         b"",
     )
     while ring.sh("test -e /run/begun", check=False).rc:
@@ -223,33 +236,45 @@ def test_an_orphan_of_a_killed_run_is_waited_for(ring):
 
 
 REFUSALS = (
-    ("", OVERLAY[:-1] + (ROOT + "/b",), "below Docker's own root"),
+    ("", (*OVERLAY[:-1], ROOT + "/b"), "below Docker's own root"),
     ("fallocate -l $(df --output=avail -B1 /data | tail -n 1) /data/full || :", OVERLAY, "free"),
     (
         "rm /data/full; fallocate -l $(df --output=avail -B1 / | tail -n 1) /full || :",
-        OVERLAY[:-1] + ("/backup",),
+        (*OVERLAY[:-1], "/backup"),
         "free",
     ),
     ("rm -f /full; docker run -d --rm --name passing dockfix-test/busybox", OVERLAY, "passing"),
     (
-        "docker stop passing; while docker inspect passing; do sleep 0.2; done; mkdir /var/lib/docker/mine; mount -t tmpfs mine /var/lib/docker/mine",
+        (
+            "docker stop passing; while docker inspect passing; do sleep 0.2; done; mkdir"
+            " /var/lib/docker/mine; mount -t tmpfs mine /var/lib/docker/mine"
+        ),
         SMALLER,
         "/var/lib/docker/mine",
     ),
     (
-        "umount /var/lib/docker/mine; rmdir /var/lib/docker/mine; echo '{\"live-restore\": true}' > /etc/docker/daemon.json; systemctl reload docker;"
-        "until docker info | grep 'Live Restore Enabled: true'; do sleep 1; done",
+        (
+            'umount /var/lib/docker/mine; rmdir /var/lib/docker/mine; echo \'{"live-restore":'
+            " true}' > /etc/docker/daemon.json; systemctl reload docker;until docker info | grep"
+            " 'Live Restore Enabled: true'; do sleep 1; done"
+        ),
         SMALLER,
         "live-restore",
     ),
     (
-        "echo '{\"live-restore\": false}' > /etc/docker/daemon.json; systemctl reload docker; until docker info | grep 'Live Restore Enabled: false'; do sleep 1; done;"
-        "docker swarm init --advertise-addr 127.0.0.1 --listen-addr 127.0.0.1:2377",
+        (
+            "echo '{\"live-restore\": false}' > /etc/docker/daemon.json; systemctl reload docker;"
+            " until docker info | grep 'Live Restore Enabled: false'; do sleep 1; done;docker swarm"
+            " init --advertise-addr 127.0.0.1 --listen-addr 127.0.0.1:2377"
+        ),
         SMALLER,
         "swarm",
     ),
     (
-        'docker swarm leave --force; echo \'{"storage-opts": ["dm.basesize=1G"]}\' > /etc/docker/daemon.json',
+        (
+            'docker swarm leave --force; echo \'{"storage-opts": ["dm.basesize=1G"]}\' >'
+            " /etc/docker/daemon.json"
+        ),
         SMALLER,
         "two places",
     ),
@@ -258,7 +283,10 @@ REFUSALS = (
 
 def test_refused_before_anything_is_touched(ring):
     ring.reset()
-    seen = "docker ps -aq --no-trunc; docker images -q; ls -A /var/lib/docker /data; dmsetup table; systemctl is-active docker.socket docker; cat /etc/systemd/system/docker.service.d/*"
+    seen = (
+        "docker ps -aq --no-trunc; docker images -q; ls -A /var/lib/docker /data; dmsetup table;"
+        " systemctl is-active docker.socket docker; cat /etc/systemd/system/docker.service.d/*"
+    )
     for script, words, text in REFUSALS if FULL else REFUSALS[:4]:
         ring.sh(script)
         here = ring.sh(seen).text

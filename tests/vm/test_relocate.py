@@ -1,6 +1,6 @@
-"""`relocate` on a real devicemapper pool: the pool gets another name, everything else is the same afterwards; back again; killed at steps
-on the way there and on the way back. FULL=1: at every one; rolled back from a step of each kind, a power cut in the middle of the copy and after it, vfat.
-"""
+"""`relocate` on a real devicemapper pool: the pool gets another name, everything else is the same
+afterwards; back again; killed at steps on the way there and on the way back. FULL=1: at every one;
+rolled back from a step of each kind, a power cut in the middle of the copy and after it, vfat."""
 
 import json
 import os
@@ -15,7 +15,8 @@ OLD, NEW = "/var/lib/docker", "/data/docker"
 JOURNAL = "/var/lib/dockfix/journal.json"
 HOLD = "/etc/systemd/system/docker.service.d/zz-dockfix-hold.conf"
 
-# Files that a careless copy loses something of, below a folder; and their second reader: one line of all that must be equal for each.
+# Files that a careless copy loses something of, below a folder; and their second reader: one line
+# of all that must be equal for each.
 ODD = r"""
 import os, sys
 os.chdir(sys.argv[1])
@@ -39,19 +40,27 @@ for folder, names, files in os.walk(sys.argv[1]):
         print(repr((os.path.relpath(path, sys.argv[1]), seen.st_mode, seen.st_uid, seen.st_gid, seen.st_mtime_ns if plain else 0, seen.st_size if plain else 0, text, marks,
                     twins.setdefault((seen.st_dev, seen.st_ino), name) if seen.st_nlink > 1 and plain else "")))
 """
-# What differs, and why: field of inspect -> reason. Paths below the root and names of the pool's devices are made equal before.
+# What differs, and why: field of inspect -> reason. Paths below the root and names of the pool's
+# devices are made equal before.
 EXPLAINED = {
     r"State\.(Pid|StartedAt|FinishedAt)": "it was stopped and runs again",
-    r"NetworkSettings\.(SandboxID|SandboxKey|EndpointID)|NetworkSettings\.Networks\.\w+\.(EndpointID|NetworkID)|Containers\.\w+\.EndpointID": "it joined its network anew",
-    r"NetworkSettings\.Networks\.bridge\.\w+|Id|Created": "docker makes its own bridge anew at each start",
+    r"NetworkSettings\.(SandboxID|SandboxKey|EndpointID)|NetworkSettings\.Networks\.\w+\.(EndpointID|NetworkID)|Containers\.\w+\.EndpointID": (
+        "it joined its network anew"
+    ),
+    r"NetworkSettings\.Networks\.bridge\.\w+|Id|Created": (
+        "docker makes its own bridge anew at each start"
+    ),
     r"(ResolvConfPath|HostnamePath|HostsPath)": "docker sets them at a start",
     r"CreatedAt": "docker tells a volume's age by its folder",
-    r"IPAM\.Config\[0\]\.Gateway": "docker tells the gateway that it chose itself once it has started again",
+    r"IPAM\.Config\[0\]\.Gateway": (
+        "docker tells the gateway that it chose itself once it has started again"
+    ),
 }
 
 
 def furnished(vm):
-    """A network of its own, containers in several states, odd files in a container and in a volume; and the pool outlives the daemon, as it does at times."""
+    """A network of its own, containers in several states, odd files in a container and in a volume;
+    and the pool outlives the daemon, as it does at times."""
     vm.put("/root/odd.py", ODD.encode())
     vm.put("/root/read.py", READ.encode())
     vm.sh(
@@ -72,11 +81,13 @@ def vm(ring):
 
 
 def outlive(vm):
-    """Somebody holds the pool open while docker stops, so that docker cannot take it down; docker's last words let go of it."""
+    """Somebody holds the pool open while docker stops, so that docker cannot take it down; docker's
+    last words let go of it."""
     vm.put("/root/hold", b"#!/bin/sh\nexec sleep 100000 < /dev/mapper/docker-*-pool\n", 0o755)
     vm.put(
         "/etc/systemd/system/docker.service.d/outlive.conf",
-        b"[Service]\nExecStartPost=systemd-run --unit=holder --collect /root/hold\nExecStopPost=-systemctl stop holder\n",
+        b"[Service]\nExecStartPost=systemd-run --unit=holder --collect"
+        b" /root/hold\nExecStopPost=-systemctl stop holder\n",
     )
     vm.sh("systemctl daemon-reload; systemd-run --unit=holder --collect /root/hold")
 
@@ -110,10 +121,12 @@ def flat(found, path=""):
 
 
 def look(vm):
-    """(inspect of all there is, by field; sums of files of volumes, images' records and containers; allocated blocks of the root)."""
+    """(inspect of all there is, by field; sums of files of volumes, images' records and containers;
+    allocated blocks of the root)."""
     where = root(vm)
     text = vm.sh(
-        "docker inspect $(docker ps -aq) $(docker images -q) $(docker volume ls -q) $(docker network ls -q)"
+        "docker inspect $(docker ps -aq) $(docker images -q) $(docker volume ls -q) $(docker"
+        " network ls -q)"
     ).text
     prefix = os.path.basename(pools(vm)[0][0])[: -len("pool")]
     made = {}
@@ -121,15 +134,19 @@ def look(vm):
         made.update(
             {
                 "%s|%s"
-                % (one["Name"].lstrip("/") if "Name" in one else one["RepoTags"][0], key): value
+                % (
+                    one["Name"].lstrip("/") if "Name" in one else one["RepoTags"][0],
+                    key,
+                ): value
                 for key, value in flat(one).items()
             }
         )
     sums = vm.sh(
-        "python3 /root/read.py {0}/volumes; python3 /root/read.py {0}/image; python3 /root/read.py /proc/$(docker inspect -f '{{{{.State.Pid}}}}' db)/root/odd\n"
-        "cat /proc/$(docker inspect -f '{{{{.State.Pid}}}}' db)/root/random | sha256sum; for one in web idle; do docker export $one | tar -x --to-stdout --wildcards 'root/*' 'bin/*' 2>/dev/null | sha256sum; done".format(
-            where
-        )
+        "python3 /root/read.py {0}/volumes; python3 /root/read.py {0}/image; python3 /root/read.py"
+        " /proc/$(docker inspect -f '{{{{.State.Pid}}}}' db)/root/odd\ncat /proc/$(docker inspect"
+        " -f '{{{{.State.Pid}}}}' db)/root/random | sha256sum; for one in web idle; do docker"
+        " export $one | tar -x --to-stdout --wildcards 'root/*' 'bin/*' 2>/dev/null | sha256sum;"
+        " done".format(where)
     ).text
     sums = "\n".join(
         line
@@ -143,7 +160,8 @@ def same(vm, before):
     """Everything is equal but what is explained."""
     now = look(vm)
     assert now[1] == before[1], sorted(set(now[1].splitlines()) ^ set(before[1].splitlines()))[:6]
-    # what a new ext4 in the pool has written of nothing but zeros becomes holes in the copy: less than before, never less than what is in the files
+    # what a new ext4 in the pool has written of nothing but zeros becomes holes in the copy: less
+    # than before, never less than what is in the files
     assert 24 << 11 <= now[2] <= 1.05 * before[2], (before[2], now[2])
     differ = {
         key: (before[0].get(key), now[0].get(key))
@@ -210,7 +228,7 @@ def test_a_power_cut_in_the_copy_and_one_after_it_then_discard(vm):
     done = vm.dockfix("--json", "resume")
     assert done.rc == 0 and at(vm, NEW) != pool, done
     same(vm, before)
-    name, keeps = (done.doc["results"][0][key] for key in ("id", "keeps"))
+    name, _keeps = (done.doc["results"][0][key] for key in ("id", "keeps"))
     assert (
         vm.dockfix("discard", "-y", name).rc == 0
         and vm.sh("ls -d %s*" % OLD, check=False).text == ""
@@ -244,7 +262,8 @@ def kill_at(vm, side, title, *command):
 
 
 def test_killed_at_steps_there_and_back(vm, capsys):
-    """Before and after each step in turn, or at both: every run goes on where the one before it ended. The pool outlives the daemon."""
+    """Before and after each step in turn, or at both: every run goes on where the one before it
+    ended. The pool outlives the daemon."""
     outlive(vm)
     before, pool, every = look(vm), at(vm, OLD), 1 if FULL else 2
     _, there = vm.chain(every, ("--json", "relocate", "-y", NEW), ("--json", "resume"))
@@ -285,7 +304,8 @@ def test_vfat_takes_no_root_and_a_backup_only_where_root_alone_can_read_it(vm):
     """In the other ring only kernels that have it can try."""
     before, pool = look(vm), at(vm, OLD)
     vm.sh(
-        "truncate -s 3G /root/fat; busybox mkdosfs /root/fat >/dev/null; mkdir /mnt/fat; mount -o loop -t vfat /root/fat /mnt/fat"
+        "truncate -s 3G /root/fat; busybox mkdosfs /root/fat >/dev/null; mkdir /mnt/fat; mount -o"
+        " loop -t vfat /root/fat /mnt/fat"
     )
     done = vm.dockfix("--json", "relocate", "-y", "/mnt/fat/docker")
     assert (

@@ -1,4 +1,5 @@
-"""The ring itself: that the machine is what the other tests take it for, and that dockfix's container commands work on devicemapper."""
+"""The ring itself: that the machine is what the other tests take it for, and that dockfix's
+container commands work on devicemapper."""
 
 import json
 import os
@@ -37,7 +38,7 @@ def test_the_pool_is_real(vm):
     status = dict(facts["DriverStatus"])
     assert facts["Driver"] == "devicemapper" and status["Data loop file"] == POOL_DIR + "/data"
     pool = status["Pool Name"]
-    name, begin, sectors, kind, metadata, data, block = vm.run(
+    name, begin, sectors, kind, _metadata, _data, _block = vm.run(
         "dmsetup", "table", "--target", "thin-pool"
     ).text.split()[:7]
     assert (name, begin, kind) == (pool + ":", "0", "thin-pool") and int(sectors) * 512 == 4 << 30
@@ -103,7 +104,8 @@ def test_options_in_daemon_json(ring):
 def test_power_off_and_boot(vm):
     """What was synced is there, what was only in memory is lost, and the pool comes up again."""
     vm.sh(
-        "echo 0 > /proc/sys/vm/dirty_writeback_centisecs; docker exec web sh -c 'echo synced > /srv/kept'; sync; echo memory > /root/unsynced"
+        "echo 0 > /proc/sys/vm/dirty_writeback_centisecs; docker exec web sh -c 'echo synced >"
+        " /srv/kept'; sync; echo memory > /root/unsynced"
     )
     vm.power_off()
     with pytest.raises(Stuck):
@@ -157,10 +159,11 @@ def test_a_machine_that_hangs_shows_its_console(ring):
 
 
 def test_qemu_dies_with_its_python(tmp_path):
-    """Also when that is killed without any chance to clean up; the next one removes what it left."""
+    """Also when that is killed without any chance to clean up; the next one removes what it
+    left."""
     script = (
-        "import sys, time; sys.path[:0] = sys.argv[1:]; from machine import *; vm = Machine(); vm.open()\n"
-        "print(vm.process.pid, vm.folder, flush=True); time.sleep(1000)"
+        "import sys, time; sys.path[:0] = sys.argv[1:]; from machine import *; vm = Machine();"
+        " vm.open()\nprint(vm.process.pid, vm.folder, flush=True); time.sleep(1000)"
     )
     child = subprocess.Popen(
         ["python3", "-B", "-c", script, os.path.dirname(os.path.abspath(__file__))],

@@ -1,7 +1,8 @@
-"""What stops and starts again around a storage change, on a machine as they are found: seven containers whose first process ignores SIGTERM, the
-daemon's own limit of 15 seconds for all of them, and a driver's folder that each start binds onto itself and no end unbinds (engines before 17.12).
-`relocate`, `pool grow --offline`, `pool recreate` (FULL=1), each with its way back; how long the writer among the seven paused is printed.
-"""
+"""What stops and starts again around a storage change, on a machine as they are found: seven
+containers whose first process ignores SIGTERM, the daemon's own limit of 15 seconds for all of
+them, and a driver's folder that each start binds onto itself and no end unbinds (engines before
+17.12). `relocate`, `pool grow --offline`, `pool recreate` (FULL=1), each with its way back; how
+long the writer among the seven paused is printed."""
 
 import os
 import re
@@ -46,12 +47,13 @@ def vm(ring):
 
 
 def look(vm):
-    """(Docker's root, what runs, the driver's folders that are mounts of themselves); the restart policies are those of before."""
+    """(Docker's root, what runs, the driver's folders that are mounts of themselves); the restart
+    policies are those of before."""
     root = vm.docker("info", "-f", "{{.DockerRootDir}}").text.strip()
     running = set(vm.docker("ps", "--format", "{{.Names}}").text.split())
     form = "{{.HostConfig.RestartPolicy.Name}}:{{.HostConfig.RestartPolicy.MaximumRetryCount}}"
     found = vm.docker("inspect", "-f", form, *DEAF).text.split()
-    wanted = [one if ":" in one else one + ":0" for one in POLICIES + ("always",)]
+    wanted = [one if ":" in one else one + ":0" for one in (*POLICIES, "always")]
     assert found == wanted
     mounts = vm.sh("cut -d ' ' -f 5 /proc/self/mountinfo | grep '/devicemapper$' || :").text
     return root, running, sorted(mounts.split())
@@ -78,7 +80,8 @@ def watch(vm):
 
 
 def check_stopped(vm):
-    """All were asked to end before the first of them was killed, and the daemon, which came last, had nothing left to kill."""
+    """All were asked to end before the first of them was killed, and the daemon, which came last,
+    had nothing left to kill."""
     lines = vm.sh("cat /run/events").text.splitlines()
     mine = [line.split()[:3] for line in lines if line.split()[1] in DEAF]
     asked = [line[1] for line in mine if line[0] == "kill" and line[2] == "15"]

@@ -1,4 +1,5 @@
-"""`storage` on a real devicemapper pool: every figure against dmsetup, stat and df; the options where they are set; the daemon stopped."""
+"""`storage` on a real devicemapper pool: every figure against dmsetup, stat and df; the options
+where they are set; the daemon stopped."""
 
 import json
 import re
@@ -11,7 +12,8 @@ FILES = "/var/lib/docker/devicemapper/devicemapper/"
 @pytest.fixture(scope="module")
 def pool(module_vm):
     module_vm.sh(
-        "docker exec web dd if=/dev/urandom of=/root/big bs=1M count=20; docker volume create free; echo x > /var/lib/docker/volumes/free/_data/x; sync"
+        "docker exec web dd if=/dev/urandom of=/root/big bs=1M count=20; docker volume create free;"
+        " echo x > /var/lib/docker/volumes/free/_data/x; sync"
     )
     return module_vm
 
@@ -24,7 +26,8 @@ def storage(vm, *words):
 
 
 def kernel(vm):
-    """(name, data used, data total, metadata used, metadata total, block size) in bytes, from dmsetup."""
+    """(name, data used, data total, metadata used, metadata total, block size) in bytes, from
+    dmsetup."""
     name, rest = re.search(
         r"(?m)^(\S+): 0 \d+ thin-pool (.*)$", vm.sh("dmsetup status").text
     ).groups()
@@ -39,9 +42,9 @@ def kernel(vm):
     )
     counts = re.match(r"\d+ (\d+)/(\d+) (\d+)/(\d+) ", rest).groups()
     return (
-        (name,)
-        + tuple(int(counts[n]) * size for n, size in ((2, block), (3, block), (0, 4096), (1, 4096)))
-        + (block,)
+        name,
+        *tuple(int(counts[n]) * size for n, size in ((2, block), (3, block), (0, 4096), (1, 4096))),
+        block,
     )
 
 

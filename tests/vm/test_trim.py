@@ -1,6 +1,6 @@
-"""`reclaim --trim` on a real devicemapper pool, and `reclaim --logs` with the daemon down: every figure against dmsetup and stat, and the
-host's own file systems as they were.  The daemon and its containerd have a mount namespace of their own, as on CentOS 7.
-"""
+"""`reclaim --trim` on a real devicemapper pool, and `reclaim --logs` with the daemon down: every
+figure against dmsetup and stat, and the host's own file systems as they were.  The daemon and its
+containerd have a mount namespace of their own, as on CentOS 7."""
 
 import re
 
@@ -11,7 +11,8 @@ MEBI = 1 << 20
 
 
 def spoiled(vm):
-    """Two containers deleted 32 MiB; a host file system on a loop file deleted 30 MiB: its blocks tell whether the host was trimmed."""
+    """Two containers deleted 32 MiB; a host file system on a loop file deleted 30 MiB: its blocks
+    tell whether the host was trimmed."""
     vm.put("/etc/systemd/system/docker.service.d/mounts.conf", b"[Service]\nPrivateMounts=yes\n")
     vm.sh(
         """docker kill web >/dev/null; systemctl stop docker.socket docker; systemctl mask --runtime --now containerd; rm -f /run/containerd/containerd.sock
@@ -38,16 +39,19 @@ def pool(vm):
 
 
 def host(vm):
-    """What a trim of the host's file systems would change: discards seen by its disks, blocks of the file under /mnt/host."""
+    """What a trim of the host's file systems would change: discards seen by its disks, blocks of
+    the file under /mnt/host."""
     return vm.sh(
-        "for disk in vda vdb; do set -- $(cat /sys/block/$disk/stat); echo $disk ${12} ${14}; done; stat -c %b /root/host.img"
+        "for disk in vda vdb; do set -- $(cat /sys/block/$disk/stat); echo $disk ${12} ${14}; done;"
+        " stat -c %b /root/host.img"
     ).text.split()
 
 
 def containers(vm):
     return vm.sh(
-        "for one in web other; do docker exec $one sh -c 'cat /root/* /srv/* 2>/dev/null; ls -R / | grep -v ^/proc | head -n 60 | md5sum'; done; docker ps --format '{{.Names}} {{.ID}}'; "
-        "docker inspect -f '{{.State.Pid}} {{.State.StartedAt}}' web other"
+        "for one in web other; do docker exec $one sh -c 'cat /root/* /srv/* 2>/dev/null; ls -R / |"
+        " grep -v ^/proc | head -n 60 | md5sum'; done; docker ps --format '{{.Names}} {{.ID}}';"
+        " docker inspect -f '{{.State.Pid}} {{.State.StartedAt}}' web other"
     ).text
 
 
@@ -92,7 +96,8 @@ def test_what_containers_deleted_goes_back_to_pool_and_disk_and_the_host_is_not_
     ), people
     # the same check sees it when the host is trimmed
     vm.sh(
-        "fstrim /mnt/host; dd if=/dev/zero of=/root/x bs=1M count=8; sync; rm /root/x; sync; fstrim /"
+        "fstrim /mnt/host; dd if=/dev/zero of=/root/x bs=1M count=8; sync; rm /root/x; sync;"
+        " fstrim /"
     )
     now = host(vm)
     assert int(now[1]) > int(outside[1]) and int(now[-1]) < int(outside[-1]) - 20000
@@ -113,8 +118,8 @@ def test_the_script_does_the_same_and_a_container_that_ended_is_no_way_to_the_ho
         "/var/lib/docker/devicemapper/mnt",
     ):  # docker 20.10 removes the folder, others leave it there
         gone = vm.sh(
-            "cd /root; python3 -c 'import sys, dockfix; dockfix.trim_mount(*sys.argv[1:])' %s %s 253:99"
-            % (pid, place),
+            "cd /root; python3 -c 'import sys, dockfix; dockfix.trim_mount(*sys.argv[1:])' %s %s"
+            " 253:99" % (pid, place),
             check=False,
         )
         assert (
