@@ -12370,11 +12370,25 @@ def print_daemon_log(host: Host, plan: Plan) -> None:
 # 19. Create recipes
 ###############################################################################
 
+# From `docker inspect` to the arguments of `docker create`, `docker network create` and `docker
+# volume create` that make the same object again. Everything here is pure: nothing is read from the
+# host or from Docker. A recipe never drops a setting in silence: what no argument carries is in its
+# field `lost`, by name. Every value travels as --flag=value, in one argument: no value is taken for
+# an option, and none needs a shell. A recipe carries at least what the tool runlike does.
+# Sources: docker/cli cli/command/container/opts.go (flags to Config and HostConfig), opts/mount.go,
+# opts/gpus.go, opts/network.go, cli/command/network/create.go and cli/command/volume/create.go.
+
 
 class Recipe(NamedTuple):
-    """A container for `docker create`: words before the image and behind it, standard input (a
-    seccomp profile), the `docker network` calls that follow; bound: what only an image made of the
-    container carries; lost: what cannot be carried over, in words."""
+    """How `docker create` makes a container again.
+
+    options: the arguments before the image, each as --flag=value.
+    command: the arguments behind the image.
+    stdin: the standard input of `docker create`: a seccomp profile, else ''.
+    networks: the calls of `docker network` that follow, each as a list of arguments.
+    bound: the settings that only an image made of this container carries, for people.
+    lost: the settings that nothing carries over, for people.
+    """
 
     options: List[str]
     command: List[str]
@@ -12384,7 +12398,18 @@ class Recipe(NamedTuple):
     lost: List[str]
 
 
-CREATE = {  # settings: flags of docker create, by the shape of their values
+class CreateFlag(NamedTuple):
+    """A setting of a container, its flag of `docker create`, and the shape of its value (a key of
+    SHAPES, or "switch" for a flag that stands alone)."""
+
+    setting: str
+    flag: str
+    shape: str
+
+
+# The settings that have a flag of docker create, as SETTING:FLAG, by the shape of their values. A
+# setting is a key of HostConfig, or a name that one of the *_settings functions gives.
+CREATE = {
     "text": (
         "Hostname:hostname Domainname:domainname User:user WorkingDir:workdir"
         " StopSignal:stop-signal StopTimeout:stop-timeout MacAddress:mac-address Entry:entrypoint"
@@ -12426,57 +12451,29 @@ CREATE = {  # settings: flags of docker create, by the shape of their values
         " BlkioDeviceWriteIOps:device-write-iops"
     ),
 }
-SHAPES = {  # value -> what stands behind the flag's =, once for each
-    "text": lambda value: [value],
-    "list": lambda value: value,
-    "map": lambda value: ["%s=%s" % pair for pair in sorted(value.items())],
-    "tmpfs": lambda value: [
-        path + (":" + rest if rest else "") for path, rest in sorted(value.items())
-    ],
-    "device": lambda value: [
-        "%(PathOnHost)s:%(PathInContainer)s:%(CgroupPermissions)s" % one for one in value
-    ],
-    "ulimit": lambda value: ["%(Name)s=%(Soft)d:%(Hard)d" % one for one in value],
-    "link": lambda value: [link_word(one) for one in value],
-    "cpus": lambda value: ["%d.%09d" % divmod(value, 10**9)],
-    "restart": lambda value: (
-        [
-            value["Name"]
-            + (":%d" % value["MaximumRetryCount"] if value.get("MaximumRetryCount") else "")
-        ]
-        if value.get("Name") not in ("", "no")
-        else []
-    ),
-    "rate": lambda value: [
-        "%s:%s" % (one["Path"], one.get("Rate", one.get("Weight"))) for one in value
-    ],
-}
-DEFAULTS = {
-    "ShmSize": 1 << 26,
-    "MemorySwappiness": -1,
-    "PidsLimit": -1,
-}  # noted where nothing was asked for
-IMPLIED = (
-    ("MemorySwappiness", 0),
-    ("StopTimeout", 0),
-    ("Entry", ""),
-)  # elsewhere what is empty was not asked for
+
+# Values that docker notes by itself where nothing was asked for.
+DEFAULTS = {"ShmSize": 1 << 26, "MemorySwappiness": -1, "PidsLimit": -1}
+
+# Empty values that somebody asked for. An empty value of any other setting was not asked for.
+IMPLIED = (("MemorySwappiness", 0), ("StopTimeout", 0), ("Entry", ""))
 
 
-def link_word(link: str) -> str:
-    """NAME:ALIAS of '/db:/web/alias' (HostConfig.Links) and of 'db:alias' or 'db' (a network's
-    Links)."""
-    name, _, alias = link.partition(":")
-    name = name.lstrip("/")
-    return "%s:%s" % (name, alias.split("/")[-1] or name)
+def parse_create_flags() -> List[CreateFlag]:
+    """The rows of CREATE, in its order: so the flags stand in a recipe."""
+    flags = []
+    for shape, pairs in CREATE.items():
+        for pair in pairs.split():
+            setting, flag = pair.split(":")
+            flags.append(CreateFlag(setting, "--" + flag, shape))
+    return flags
 
 
-TABLE = [
-    (pair.split(":")[0], "--" + pair.split(":")[1], shape)
-    for shape, pairs in CREATE.items()
-    for pair in pairs.split()
-]
-OTHER = [
+CREATE_FLAGS = parse_create_flags()
+
+# Keys of Config and HostConfig that a recipe understands: those with a flag of their own, and those
+# that become other settings or that docker derives by itself.
+KNOWN_SETTINGS = {row.setting for row in CREATE_FLAGS} | {
     "AttachStdin",
     "AttachStdout",
     "AttachStderr",
@@ -12499,342 +12496,572 @@ OTHER = [
     "LogConfig",
     "PortBindings",
     "DeviceRequests",
-]
-OTHER += [row[0] for row in TABLE]
+}
+
+
+# The text behind a flag's =, one for each time that the flag is given.
+
+
+def format_map(values: dict) -> List[str]:
+    return ["%s=%s" % pair for pair in sorted(values.items())]
+
+
+def format_tmpfs(mounts: Dict[str, str]) -> List[str]:
+    """mounts: path to mount options, which may be empty."""
+    texts = []
+    for path, mount_options in sorted(mounts.items()):
+        texts.append(path + ":" + mount_options if mount_options else path)
+    return texts
+
+
+def format_devices(devices: List[dict]) -> List[str]:
+    return ["%(PathOnHost)s:%(PathInContainer)s:%(CgroupPermissions)s" % row for row in devices]
+
+
+def format_link(link: str) -> str:
+    """NAME:ALIAS of '/db:/web/alias' (HostConfig.Links) and of 'db:alias' or 'db' (the Links of a
+    network)."""
+    name, _, alias = link.partition(":")
+    name = name.lstrip("/")
+    alias = alias.split("/")[-1]
+    return "%s:%s" % (name, alias or name)
+
+
+def format_cpus(nano_cpus: int) -> List[str]:
+    return ["%d.%09d" % divmod(nano_cpus, 10**9)]
+
+
+def format_restart_policy(policy: dict) -> List[str]:
+    """Nothing for the policy "no". Raises KeyError for an object without a name."""
+    name = policy["Name"]
+    if name in ("", "no"):
+        return []
+    retries = policy.get("MaximumRetryCount")
+    if retries:
+        return ["%s:%d" % (name, retries)]
+    return [name]
+
+
+def format_rates(limits: List[dict]) -> List[str]:
+    """Limits of block devices: Rate in bytes or operations per second, or a Weight."""
+    return ["%s:%s" % (row["Path"], row.get("Rate", row.get("Weight"))) for row in limits]
+
+
+# Shape of a value -> the function that makes the texts. No text: the flag is not given.
+SHAPES = {
+    "text": lambda value: [value],
+    "list": lambda value: value,
+    "map": format_map,
+    "tmpfs": format_tmpfs,
+    "device": format_devices,
+    "ulimit": lambda limits: ["%(Name)s=%(Soft)d:%(Hard)d" % row for row in limits],
+    "link": lambda links: [format_link(link) for link in links],
+    "cpus": format_cpus,
+    "restart": format_restart_policy,
+    "rate": format_rates,
+}  # type: Dict[str, Callable[..., List[str]]]
+
+
+def format_csv_line(fields: Sequence[str]) -> str:
+    """One record as Go's encoding/csv reads it: so docker reads --mount, --gpus and --network."""
+    quoted = []
+    for field in fields:
+        if re.search('[,"\r\n]', field):
+            field = '"%s"' % field.replace('"', '""')
+        quoted.append(field)
+    return ",".join(quoted)
+
+
+def format_create_options(settings: dict) -> List[str]:
+    """The arguments for all settings that have a flag and that were asked for."""
+    options = []
+    for row in CREATE_FLAGS:
+        value = settings.get(row.setting)
+        if value == DEFAULTS.get(row.setting):
+            continue
+        if not value and (row.setting, value) not in IMPLIED:
+            continue
+        if row.shape == "switch":
+            options.append(row.flag)
+        else:
+            options += ["%s=%s" % (row.flag, text) for text in SHAPES[row.shape](value)]
+    return options
 
 
 def create_recipe(doc: dict, image: dict, others: Sequence[dict]) -> Recipe:
-    """From one object of `docker inspect`, the Config of its image ({}: as if it had none) and all
-    containers that it may refer to. Raises KeyError and the like for an object of another kind
-    (facts_of). Words are --flag=value: no value is taken for an option, none needs a shell. Floor:
-    all that runlike carries."""
+    """The recipe of a container.
+
+    doc: its object of `docker inspect`.
+    image: the Config of the image that it is to be made from; {}: as if that had none.
+    others: the objects of all containers that it may refer to.
+    Raises KeyError, TypeError and the like for an object of another kind, as facts_of expects.
+    """
     config, host = doc["Config"], doc["HostConfig"]
-    profile = next(
-        (
-            one[len("seccomp=") :]
-            for one in host.get("SecurityOpt") or []
-            if one.startswith("seccomp={")
-        ),
-        "",
-    )
-    recipe = Recipe(["--name=" + title_of(doc)], [], profile, [], [], [])
-    unknown = [
-        (key, value)
-        for key, value in list(host.items()) + list(config.items())
-        if key not in OTHER and value
-    ]
-    recipe.lost.extend(
-        "%s (%s)" % (key, json.dumps(value, sort_keys=True)) for key, value in unknown
-    )
-    names = {
-        ref: title_of(one) for one in others for ref in (one["Id"], one["Id"][:12], title_of(one))
-    }
-    sources = [one.split(":") for one in host.get("VolumesFrom") or []]
-    flat = dict(
-        host, VolumesFrom=[":".join([names.get(one[0], one[0]), *one[1:]]) for one in sources]
-    )
-    flat["Binds"] = [one for one in host.get("Binds") or [] if ":" in one]
+    lost = unknown_settings(host, config)
+    settings = dict(host)
+    settings.update(reference_settings(host, others))
+    settings["SecurityOpt"] = security_options(host)
+    calls = network_calls(doc, settings["NetworkMode"])
+    settings.update(network_settings(doc, settings["NetworkMode"]))
+    settings.update(config_settings(config, image, settings))
+    settings.update(health_settings(config, image))
+    command, entry_settings = command_and_entry(config, image)
+    settings.update(entry_settings)
+    settings.update(mount_settings(doc, settings, others))
+    for mount in host.get("Mounts") or []:
+        lost += lost_mount_options(mount)
+    settings.update(log_settings(host))
+    settings["Publish"] = published_ports(host)
+    settings.update(device_settings(host))
+    options = ["--name=" + title_of(doc), *format_create_options(settings)]
+    if any("\ufffd" in text for text in options + command):
+        lost.append("bytes that are not UTF-8 (docker itself shows U+FFFD)")
+    bound = image_bound_settings(config, image)
+    return Recipe(options, command, seccomp_profile(host), calls, bound, lost)
+
+
+def unknown_settings(host: dict, config: dict) -> List[str]:
+    """The settings that this program does not know, with their values as JSON."""
+    unknown = []
+    for key, value in list(host.items()) + list(config.items()):
+        if value and key not in KNOWN_SETTINGS:
+            unknown.append("%s (%s)" % (key, json.dumps(value, sort_keys=True)))
+    return unknown
+
+
+def reference_settings(host: dict, others: Sequence[dict]) -> dict:
+    """The settings that name other containers, by their names: docker notes ids, and a container
+    that is made again has another id."""
+    names = {}
+    for other in others:
+        for reference in (other["Id"], other["Id"][:12], title_of(other)):
+            names[reference] = title_of(other)
+    volumes_from = []
+    for source in host.get("VolumesFrom") or []:  # CONTAINER[:MODE]
+        container, colon, mode = source.partition(":")
+        volumes_from.append(names.get(container, container) + colon + mode)
+    settings = {"VolumesFrom": volumes_from}  # type: dict
     for key in ("NetworkMode", "IpcMode", "PidMode"):
-        mode, _, ref = (host.get(key) or "").partition(":")
-        flat[key] = mode + ":" + names.get(ref, ref) if mode == "container" else host.get(key)
-    flat["SecurityOpt"] = [
-        "seccomp=/dev/stdin" if one.startswith("seccomp={") else one
-        for one in host.get("SecurityOpt") or []
-    ]
-    flat["SecurityOpt"] += ["systempaths=unconfined"] * (
-        host.get("MaskedPaths") == [] and not host.get("Privileged")
-    )
-    network_settings(doc, flat, recipe)
-    config_settings(config, image, flat, recipe)
-    mount_settings(doc, flat, others, recipe.lost)
-    flat.update(
-        LogDriver=(host.get("LogConfig") or {}).get("Type"),
-        LogOpts=(host.get("LogConfig") or {}).get("Config"),
-    )
-    flat["Publish"] = [
-        published(port, one)
-        for port, ends in sorted((host.get("PortBindings") or {}).items())
-        for one in ends or [{}]
-    ]
-    requests = host.get("DeviceRequests") or []
-    flat["Cdi"] = [
-        device
-        for one in requests
-        if one.get("Driver") == "cdi"
-        for device in one.get("DeviceIDs") or []
-    ]
-    flat["Gpus"] = [gpu_line(one) for one in requests if one.get("Driver") != "cdi"]
-    for key, flag, shape in TABLE:
-        value = flat.get(key)
-        if (value or (key, value) in IMPLIED) and value != DEFAULTS.get(key):
-            recipe.options.extend(
-                [flag]
-                if shape == "switch"
-                else ["%s=%s" % (flag, word) for word in SHAPES[shape](value)]
-            )
-    recipe.lost.extend(
-        ["bytes that are no UTF-8 (docker itself shows U+FFFD)"]
-        * any("\ufffd" in word for word in recipe.options + recipe.command)
-    )
-    return recipe
+        settings[key] = host.get(key)
+        kind, _, container = (host.get(key) or "").partition(":")
+        if kind == "container":
+            settings[key] = "container:" + names.get(container, container)
+    return settings
 
 
-def published(port: str, end: dict) -> str:
-    ip = end.get("HostIp") or ""
-    return ("[%s]:" if ":" in ip else "%s:") % ip * bool(ip) + "%s:%s" % (
-        end.get("HostPort") or "",
-        port,
-    )
+# A seccomp profile stands in SecurityOpt as its whole JSON text. It is longer than an argument may
+# be, so `docker create` reads it from its standard input.
+SECCOMP_TEXT = "seccomp={"
 
 
-def config_settings(config: dict, image: dict, flat: dict, recipe: Recipe) -> None:
-    """What of Config differs from the image's; the words behind the image."""
-    own = (
-        not re.match("host|container:", flat["NetworkMode"] or "") and flat.get("UTSMode") != "host"
-    )
-    flat.update((key, config.get(key)) for key in ("Hostname", "Domainname") if own)
-    flat.update(
-        (key, config.get(key))
-        for key in ("User", "WorkingDir", "StopSignal", "StopTimeout")
-        if config.get(key) != image.get(key)
-    )
-    flat.update(Tty=config.get("Tty"), OpenStdin=config.get("OpenStdin"))
-    flat["Attach"] = ["stdout"] * bool(
-        config.get("OpenStdin") and not config.get("StdinOnce")
-    )  # else create notes StdinOnce
-    env = [one for one in config.get("Env") or [] if one not in (image.get("Env") or [])]
-    flat["Env"] = [one for one in env if one.find("=") > 0]
-    recipe.bound.extend(
-        "variable %s" % one for one in env if one.find("=") < 1
-    )  # without a = docker would take the operator's own
-    flat["Labels"] = {
-        key: value
-        for key, value in (config.get("Labels") or {}).items()
-        if (image.get("Labels") or {}).get(key) != value
-    }
-    flat["Expose"] = sorted(
-        set(config.get("ExposedPorts") or {})
-        - set(image.get("ExposedPorts") or {})
-        - set(flat.get("PortBindings") or {})
-    )
-    entry, args = config.get("Entrypoint") or [], config.get("Cmd") or []
-    if entry != (image.get("Entrypoint") or []) or (not args and image.get("Cmd")):
-        flat["Entry"] = entry[0] if entry else ""
-        recipe.bound.extend(
-            ["an entrypoint of several words (%s)" % quote_line(entry)] * (len(entry) > 1)
-        )
-        recipe.command.extend(entry[1:] + args)
-    elif args != (image.get("Cmd") or []):
-        recipe.command.extend(args)
-    recipe.bound.extend(
-        key for key in ("Shell", "OnBuild") if (config.get(key) or None) != (image.get(key) or None)
-    )
-    health, base = config.get("Healthcheck") or {}, image.get("Healthcheck") or {}
-    times = [
-        key
-        for key in ("Interval", "Timeout", "StartPeriod", "StartInterval")
-        if health.get(key) and health[key] != base.get(key)
-    ]
-    flat.update((key, "%dns" % health[key]) for key in times)
-    flat["Retries"] = health.get("Retries") if health.get("Retries") != base.get("Retries") else 0
-    test = health.get("Test") or [] if health.get("Test") != base.get("Test") else []
-    flat["NoHealth"], flat["HealthCmd"] = test[:1] == ["NONE"], (
-        test[1] if test[:1] == ["CMD-SHELL"] else quote_line(test[1:])
-    )
-    recipe.bound.extend(
-        ["a health check that is no shell line (%s)" % quote_line(test[1:])] * (test[:1] == ["CMD"])
-    )
+def seccomp_profile(host: dict) -> str:
+    for option in host.get("SecurityOpt") or []:
+        if option.startswith(SECCOMP_TEXT):
+            return option[len("seccomp=") :]
+    return ""
 
 
-def network_settings(doc: dict, flat: dict, recipe: Recipe) -> None:
-    """The first network, by its name, and a `docker network connect` for each further one."""
-    ends, mode, config = (
-        doc["NetworkSettings"].get("Networks") or {},
-        flat["NetworkMode"] or "default",
-        doc["Config"],
-    )
-    first = next(
-        (name for name, end in ends.items() if mode in (name, end.get("NetworkID") or name)), mode
-    )
-    simple = first in ("default", "bridge", "host", "none") or first.startswith("container:")
-    flat["NetworkMode"] = "" if first in ("default", "bridge") else first
-    mac = (ends.get(first) or {}).get("MacAddress") or ""
-    flat["MacAddress"] = config.get("MacAddress") or (
-        "" if mac.startswith("02:42:") else mac
-    )  # docker makes those itself
-    for name, end in sorted(ends.items() if not simple else ()):
-        ipam = end.get("IPAMConfig") or {}
-        here = {
-            "Aliases": [one for one in end.get("Aliases") or [] if one != doc["Id"][:12]],
-            "Ip": [ipam[key] for key in ("IPv4Address",) if ipam.get(key)],
-            "Ip6": [ipam[key] for key in ("IPv6Address",) if ipam.get(key)],
-            "LinkLocal": ipam.get("LinkLocalIPs"),
-            "Links": end.get("Links"),
-        }
-        driver = ["driver-opt=" + word for word in SHAPES["map"](end.get("DriverOpts") or {})]
-        driver += ["gw-priority=%s" % end.get("GwPriority")] * bool(end.get("GwPriority"))
-        if name == first:
-            flat.update(here, NetworkMode=csv_line(["name=" + name, *driver]) if driver else name)
+def security_options(host: dict) -> List[str]:
+    options = []
+    for option in host.get("SecurityOpt") or []:
+        if option.startswith(SECCOMP_TEXT):
+            option = "seccomp=/dev/stdin"
+        options.append(option)
+    # docker turns systempaths=unconfined into an empty list of paths to mask
+    if host.get("MaskedPaths") == [] and not host.get("Privileged"):
+        options.append("systempaths=unconfined")
+    return options
+
+
+def log_settings(host: dict) -> dict:
+    log = host.get("LogConfig") or {}
+    return {"LogDriver": log.get("Type"), "LogOpts": log.get("Config")}
+
+
+def published_ports(host: dict) -> List[str]:
+    """[IP:][HOST_PORT]:PORT/PROTOCOL for each binding."""
+    published = []
+    for port, bindings in sorted((host.get("PortBindings") or {}).items()):
+        for binding in bindings or [{}]:
+            address = binding.get("HostIp") or ""
+            if ":" in address:
+                address = "[%s]" % address
+            if address:
+                address += ":"
+            published.append("%s%s:%s" % (address, binding.get("HostPort") or "", port))
+    return published
+
+
+def device_settings(host: dict) -> dict:
+    """DeviceRequests: devices by their CDI names (--device), and GPUs (--gpus)."""
+    cdi, gpus = [], []  # type: List[str], List[str]
+    for request in host.get("DeviceRequests") or []:
+        if request.get("Driver") == "cdi":
+            cdi += request.get("DeviceIDs") or []
         else:
-            words = [
-                flag.replace("network-", "") + "=" + word
-                for key, flag, shape in TABLE
-                if key in here
-                for word in SHAPES[shape](here[key] or [])
-            ]
-            recipe.networks.append(
-                ["network", "connect"]
-                + words
-                + ["--" + word for word in driver]
-                + [name, title_of(doc)]
-            )
-    if not simple and first not in ends:
-        recipe.networks.append(["network", "disconnect", first, title_of(doc)])
+            gpus.append(format_gpu_request(request))
+    return {"Cdi": cdi, "Gpus": gpus}
 
 
-def mount_settings(doc: dict, flat: dict, others: Sequence[dict], lost: List[str]) -> None:
-    """HostConfig.Mounts as --mount lines; volumes that are in no list, the anonymous ones, by the
-    names that docker gave them."""
-    mounts, asked = doc.get("Mounts") or [], flat.get("Mounts") or []
-    sources = [one.split(":")[0] for one in flat["VolumesFrom"]]
-    covered = (
-        [one.split(":")[1] for one in flat["Binds"]]
-        + [one["Target"] for one in asked]
-        + list(flat.get("Tmpfs") or {})
-    )
-    covered += [
-        mount["Destination"]
-        for one in others
-        if title_of(one) in sources
-        for mount in one.get("Mounts") or []
-    ]
-    covered = [posixpath.normpath(one) for one in covered]
-    flat["Binds"] = flat["Binds"] + [
-        "%s:%s%s" % (one["Name"], one["Destination"], ":ro" if one.get("RW") is False else "")
-        for one in mounts
-        if one.get("Name") and posixpath.normpath(one["Destination"]) not in covered
-    ]
-    lines = []
-    for one in asked:
-        bind, volume, tmpfs = (
-            one.get("BindOptions") or {},
-            one.get("VolumeOptions") or {},
-            one.get("TmpfsOptions") or {},
-        )
-        driver = volume.get("DriverConfig") or {}
-        anonymous = [
-            mount.get("Name") for mount in mounts if mount["Destination"] == one["Target"]
-        ] + [""]
-        pairs = [
-            ("type", one["Type"]),
-            ("source", one.get("Source") or anonymous[0]),
-            ("target", one["Target"]),
-            ("readonly", one.get("ReadOnly")),
-            ("consistency", one.get("Consistency")),
-            ("bind-propagation", bind.get("Propagation")),
-            ("bind-nonrecursive", bind.get("NonRecursive")),
-            (
-                "bind-recursive",
-                (
-                    "writable"
-                    if bind.get("ReadOnlyNonRecursive")
-                    else "readonly" if bind.get("ReadOnlyForceRecursive") else ""
-                ),
-            ),
-            ("volume-nocopy", volume.get("NoCopy")),
-            ("volume-subpath", volume.get("Subpath")),
-            ("volume-driver", driver.get("Name")),
-            ("tmpfs-size", tmpfs.get("SizeBytes")),
-            ("tmpfs-mode", "%o" % (tmpfs.get("Mode") or 0) if tmpfs.get("Mode") else ""),
-        ]
-        maps = (("volume-label", volume.get("Labels")), ("volume-opt", driver.get("Options")))
-        pairs += [(key, word) for key, some in maps for word in SHAPES["map"](some or {})]
-        lines.append(
-            csv_line(
-                [
-                    "%s=%s" % (key, "true" if value is True else value)
-                    for key, value in pairs
-                    if value
-                ]
-            )
-        )
-        odd = [
-            ("ImageOptions", one),
-            ("ClusterOptions", one),
-            ("Options", tmpfs),
-            ("CreateMountpoint", bind),
-        ]
-        lost.extend(
-            "%s of the mount at %s" % (key, one["Target"]) for key, some in odd if some.get(key)
-        )
-    flat["Mounts"] = lines
-
-
-def gpu_line(one: dict) -> str:
-    kinds = [
-        kind for some in one.get("Capabilities") or [] for kind in some if kind != "gpu"
-    ]  # docker adds that one
+def format_gpu_request(request: dict) -> str:
+    kinds = []
+    for capabilities in request.get("Capabilities") or []:
+        kinds += [kind for kind in capabilities if kind != "gpu"]  # docker adds that one
+    count = request.get("Count")
+    if count == -1:
+        count = "all"
     pairs = [
-        ("driver", one.get("Driver")),
-        ("device", ",".join(one.get("DeviceIDs") or [])),
-        ("count", "all" if one.get("Count") == -1 else one.get("Count")),
+        ("driver", request.get("Driver")),
+        ("device", ",".join(request.get("DeviceIDs") or [])),
+        ("count", count),
         ("capabilities", ",".join(kinds)),
-        ("options", csv_line(SHAPES["map"](one.get("Options") or {}))),
+        ("options", format_csv_line(format_map(request.get("Options") or {}))),
     ]
-    return csv_line(["%s=%s" % pair for pair in pairs if pair[1]])
+    return format_csv_line(["%s=%s" % (key, value) for key, value in pairs if value])
 
 
-def csv_line(fields: Sequence[str]) -> str:
-    """As Go's encoding/csv reads it."""
-    return ",".join(
-        '"%s"' % one.replace('"', '""') if re.search('[,"\r\n]', one) else one for one in fields
-    )
+# Settings of Config. The image's own are not repeated: `docker create` takes them from it.
+
+
+def differing(config: dict, image: dict, keys: Sequence[str]) -> dict:
+    """Those of the keys whose value is not the image's."""
+    return {key: config.get(key) for key in keys if config.get(key) != image.get(key)}
+
+
+def own_variables(config: dict, image: dict) -> List[str]:
+    """NAME=VALUE, or a bare NAME, which removes the image's variable."""
+    of_image = image.get("Env") or []
+    return [variable for variable in config.get("Env") or [] if variable not in of_image]
+
+
+def has_value(variable: str) -> bool:
+    """A variable without a = must not become an argument: docker would take the operator's own."""
+    return variable.find("=") > 0
+
+
+def config_settings(config: dict, image: dict, settings: dict) -> dict:
+    """settings: those of HostConfig, with NetworkMode as a recipe has it."""
+    found = differing(config, image, ("User", "WorkingDir", "StopSignal", "StopTimeout"))
+    shares_name = re.match("host|container:", settings["NetworkMode"] or "")
+    if not shares_name and settings.get("UTSMode") != "host":
+        found["Hostname"] = config.get("Hostname")
+        found["Domainname"] = config.get("Domainname")
+    found["Tty"] = config.get("Tty")
+    found["OpenStdin"] = config.get("OpenStdin")
+    if config.get("OpenStdin") and not config.get("StdinOnce"):
+        found["Attach"] = ["stdout"]  # with stdin attached docker would note StdinOnce
+    found["Env"] = [text for text in own_variables(config, image) if has_value(text)]
+    found["Labels"] = {}
+    labels_of_image = image.get("Labels") or {}
+    for key, value in (config.get("Labels") or {}).items():
+        if labels_of_image.get(key) != value:
+            found["Labels"][key] = value
+    exposed = set(config.get("ExposedPorts") or {})
+    exposed -= set(image.get("ExposedPorts") or {})
+    exposed -= set(settings.get("PortBindings") or {})
+    found["Expose"] = sorted(exposed)
+    return found
+
+
+def replaces_entrypoint(config: dict, image: dict) -> bool:
+    """An image's command cannot be removed alone: only --entrypoint clears it."""
+    if (config.get("Entrypoint") or []) != (image.get("Entrypoint") or []):
+        return True
+    return not config.get("Cmd") and bool(image.get("Cmd"))
+
+
+def command_and_entry(config: dict, image: dict) -> Tuple[List[str], dict]:
+    """The arguments behind the image, and the setting for --entrypoint, which takes one word: the
+    others go before the command."""
+    entrypoint, command = config.get("Entrypoint") or [], config.get("Cmd") or []
+    if replaces_entrypoint(config, image):
+        return entrypoint[1:] + command, {"Entry": entrypoint[0] if entrypoint else ""}
+    if command != (image.get("Cmd") or []):
+        return list(command), {}
+    return [], {}
+
+
+def health_test(config: dict, image: dict) -> List[str]:
+    """The health check where it is not the image's: ["NONE"], ["CMD-SHELL", LINE] or ["CMD",
+    WORD, ...]; else []."""
+    test = (config.get("Healthcheck") or {}).get("Test")
+    if test == (image.get("Healthcheck") or {}).get("Test"):
+        return []
+    return test or []
+
+
+def health_settings(config: dict, image: dict) -> dict:
+    health, of_image = config.get("Healthcheck") or {}, image.get("Healthcheck") or {}
+    settings = differing(health, of_image, ("Retries",))
+    periods = ("Interval", "Timeout", "StartPeriod", "StartInterval")
+    for key, nanoseconds in differing(health, of_image, periods).items():
+        if nanoseconds:
+            settings[key] = "%dns" % nanoseconds
+    test = health_test(config, image)
+    settings["NoHealth"] = test[:1] == ["NONE"]
+    if test[:1] == ["CMD-SHELL"]:
+        settings["HealthCmd"] = test[1]
+    else:
+        settings["HealthCmd"] = quote_line(test[1:])
+    return settings
+
+
+def image_bound_settings(config: dict, image: dict) -> List[str]:
+    """What the arguments carry only in part, or not at all, while an image made of the container
+    carries it."""
+    bound = []
+    for variable in own_variables(config, image):
+        if not has_value(variable):
+            bound.append("variable %s" % variable)
+    entrypoint = config.get("Entrypoint") or []
+    if replaces_entrypoint(config, image) and len(entrypoint) > 1:
+        bound.append("an entrypoint of several words (%s)" % quote_line(entrypoint))
+    for key in ("Shell", "OnBuild"):
+        if (config.get(key) or None) != (image.get(key) or None):
+            bound.append(key)
+    test = health_test(config, image)
+    if test[:1] == ["CMD"]:
+        bound.append("a health check that is not a shell line (%s)" % quote_line(test[1:]))
+    return bound
+
+
+# Networks. `docker create` joins one network: the one that NetworkMode names, by name or by id. A
+# `docker network connect` follows for each further one.
+
+
+def first_network(doc: dict, mode: str) -> str:
+    """The name of the network that `docker create` joins."""
+    endpoints = doc["NetworkSettings"].get("Networks") or {}
+    for name, endpoint in endpoints.items():
+        if mode in (name, endpoint.get("NetworkID") or name):
+            return name
+    return mode
+
+
+def is_predefined_network(name: str) -> bool:
+    """Such a network takes no address and no alias of a container."""
+    return name in ("default", "bridge", "host", "none") or name.startswith("container:")
+
+
+def endpoint_settings(doc: dict, endpoint: dict) -> dict:
+    """The settings of one endpoint: an object of NetworkSettings.Networks."""
+    ipam = endpoint.get("IPAMConfig") or {}
+    aliases = endpoint.get("Aliases") or []
+    return {
+        "Aliases": [alias for alias in aliases if alias != doc["Id"][:12]],  # docker adds the id
+        "Ip": [ipam["IPv4Address"]] if ipam.get("IPv4Address") else [],
+        "Ip6": [ipam["IPv6Address"]] if ipam.get("IPv6Address") else [],
+        "LinkLocal": ipam.get("LinkLocalIPs"),
+        "Links": endpoint.get("Links"),
+    }
+
+
+def endpoint_options(endpoint: dict) -> List[str]:
+    """Options of an endpoint that are fields of --network for `docker create`, and flags for
+    `docker network connect`."""
+    options = ["driver-opt=" + text for text in format_map(endpoint.get("DriverOpts") or {})]
+    if endpoint.get("GwPriority"):
+        options.append("gw-priority=%s" % endpoint["GwPriority"])
+    return options
+
+
+def network_settings(doc: dict, mode: Optional[str]) -> dict:
+    """mode: HostConfig.NetworkMode, with containers by their names."""
+    endpoints = doc["NetworkSettings"].get("Networks") or {}
+    first = first_network(doc, mode or "default")
+    endpoint = endpoints.get(first) or {}
+    settings = {"NetworkMode": first, "MacAddress": doc["Config"].get("MacAddress")}
+    if first in ("default", "bridge"):
+        settings["NetworkMode"] = ""
+    if not settings["MacAddress"]:
+        settings["MacAddress"] = endpoint.get("MacAddress") or ""
+        if settings["MacAddress"].startswith("02:42:"):  # docker made it itself
+            settings["MacAddress"] = ""
+    if first in endpoints and not is_predefined_network(first):
+        settings.update(endpoint_settings(doc, endpoints[first]))
+        options = endpoint_options(endpoints[first])
+        if options:
+            settings["NetworkMode"] = format_csv_line(["name=" + first, *options])
+    return settings
+
+
+def network_calls(doc: dict, mode: Optional[str]) -> List[List[str]]:
+    """The calls of `docker network` behind `docker create`; mode as above."""
+    endpoints = doc["NetworkSettings"].get("Networks") or {}
+    first = first_network(doc, mode or "default")
+    if is_predefined_network(first):
+        return []
+    calls = []
+    for name, endpoint in sorted(endpoints.items()):
+        if name != first:
+            calls.append(connect_call(doc, name, endpoint))
+    if first not in endpoints:  # the container was taken off the network that it was made with
+        calls.append(["network", "disconnect", first, title_of(doc)])
+    return calls
+
+
+def connect_call(doc: dict, name: str, endpoint: dict) -> List[str]:
+    settings = endpoint_settings(doc, endpoint)
+    call = ["network", "connect"]
+    for row in CREATE_FLAGS:
+        if row.setting in settings:
+            flag = row.flag.replace("network-", "")  # --network-alias is --alias here
+            texts = SHAPES[row.shape](settings[row.setting] or [])
+            call += ["%s=%s" % (flag, text) for text in texts]
+    call += ["--" + option for option in endpoint_options(endpoint)]
+    return [*call, name, title_of(doc)]
+
+
+# Mounts. HostConfig has what was asked for (Binds, Mounts, Tmpfs, VolumesFrom); the object's own
+# Mounts has all that there is, the anonymous volumes with the names that docker gave them.
+
+
+def mount_settings(doc: dict, settings: dict, others: Sequence[dict]) -> dict:
+    """settings: those of HostConfig, with containers by their names. An anonymous volume gets its
+    name of now: so the new container has the same data."""
+    mounts = doc.get("Mounts") or []
+    binds = asked_binds(settings)
+    covered = asked_mount_points(settings, others)
+    for mount in mounts:
+        if mount.get("Name") and posixpath.normpath(mount["Destination"]) not in covered:
+            mode = ":ro" if mount.get("RW") is False else ""
+            binds.append("%s:%s%s" % (mount["Name"], mount["Destination"], mode))
+    lines = [format_mount(asked, mounts) for asked in settings.get("Mounts") or []]
+    return {"Binds": binds, "Mounts": lines}
+
+
+def asked_binds(settings: dict) -> List[str]:
+    """A bind without a colon is the path of an anonymous volume: it gets a name."""
+    return [bind for bind in settings.get("Binds") or [] if ":" in bind]
+
+
+def asked_mount_points(settings: dict, others: Sequence[dict]) -> Set[str]:
+    """The paths in the container that a setting of HostConfig mounts something at."""
+    paths = [bind.split(":")[1] for bind in asked_binds(settings)]
+    paths += [mount["Target"] for mount in settings.get("Mounts") or []]
+    paths += list(settings.get("Tmpfs") or {})
+    sources = [source.split(":")[0] for source in settings["VolumesFrom"]]
+    for other in others:
+        if title_of(other) in sources:
+            paths += [mount["Destination"] for mount in other.get("Mounts") or []]
+    return {posixpath.normpath(path) for path in paths}
+
+
+def format_mount(asked: dict, mounts: Sequence[dict]) -> str:
+    """The value of --mount. asked: an object of HostConfig.Mounts; mounts: all that there are, for
+    the name of an anonymous volume."""
+    bind, volume = asked.get("BindOptions") or {}, asked.get("VolumeOptions") or {}
+    tmpfs = asked.get("TmpfsOptions") or {}
+    driver = volume.get("DriverConfig") or {}
+    pairs = [
+        ("type", asked["Type"]),
+        ("source", asked.get("Source") or volume_name_at(asked["Target"], mounts)),
+        ("target", asked["Target"]),
+        ("readonly", asked.get("ReadOnly")),
+        ("consistency", asked.get("Consistency")),
+        ("bind-propagation", bind.get("Propagation")),
+        ("bind-nonrecursive", bind.get("NonRecursive")),
+        ("bind-recursive", bind_recursion(bind)),
+        ("volume-nocopy", volume.get("NoCopy")),
+        ("volume-subpath", volume.get("Subpath")),
+        ("volume-driver", driver.get("Name")),
+        ("tmpfs-size", tmpfs.get("SizeBytes")),
+        ("tmpfs-mode", "%o" % tmpfs["Mode"] if tmpfs.get("Mode") else ""),
+    ]
+    pairs += [("volume-label", text) for text in format_map(volume.get("Labels") or {})]
+    pairs += [("volume-opt", text) for text in format_map(driver.get("Options") or {})]
+    fields = []
+    for key, value in pairs:
+        if value:
+            fields.append("%s=%s" % (key, "true" if value is True else value))
+    return format_csv_line(fields)
+
+
+def volume_name_at(path: str, mounts: Sequence[dict]) -> Optional[str]:
+    for mount in mounts:
+        if mount["Destination"] == path:
+            return mount.get("Name")
+    return None
+
+
+def bind_recursion(bind: dict) -> str:
+    """What of the mounts below a read-only bind is read-only too."""
+    if bind.get("ReadOnlyNonRecursive"):
+        return "writable"
+    if bind.get("ReadOnlyForceRecursive"):
+        return "readonly"
+    return ""
+
+
+def lost_mount_options(asked: dict) -> List[str]:
+    """Options of a mount that --mount does not take in every Docker that knows them."""
+    lost = []
+    for key, options in (
+        ("ImageOptions", asked),
+        ("ClusterOptions", asked),
+        ("Options", asked.get("TmpfsOptions") or {}),
+        ("CreateMountpoint", asked.get("BindOptions") or {}),
+    ):
+        if options.get(key):
+            lost.append("%s of the mount at %s" % (key, asked["Target"]))
+    return lost
+
+
+# Networks and volumes themselves.
+
+
+def format_map_flags(flag: str, values: Optional[dict]) -> List[str]:
+    return ["--%s=%s" % (flag, text) for text in format_map(values or {})]
 
 
 def network_recipe(doc: dict) -> List[str]:
-    """`docker network create` for one object of `docker network inspect`, with the addresses it
-    got."""
-    ipam, source = doc.get("IPAM") or {}, (doc.get("ConfigFrom") or {}).get("Network")
-    switches = {
-        "Internal": "--internal",
-        "Attachable": "--attachable",
-        "EnableIPv6": "--ipv6",
-        "ConfigOnly": "--config-only",
-    }
-    words = [switch for key, switch in switches.items() if doc.get(key)]
-    words += ["--ipv4=false"] * (doc.get("EnableIPv4") is False) + [
-        "--config-from=%s" % source
-    ] * bool(source)
-    words += ["--ipam-driver=%s" % ipam.get("Driver")] * (
-        ipam.get("Driver") not in (None, "", "default")
-    )
-    maps = {"ipam-opt": ipam.get("Options"), "opt": doc.get("Options"), "label": doc.get("Labels")}
-    words += [
-        "--%s=%s" % (name, word)
-        for name, values in maps.items()
-        for word in SHAPES["map"](values or {})
-    ]
-    for one in ipam.get("Config") or []:
-        words += [
-            "--%s=%s" % (flag, one[key].split("/")[0] if key == "Gateway" else one[key])
-            for key, flag in (("Subnet", "subnet"), ("Gateway", "gateway"), ("IPRange", "ip-range"))
-            if one.get(key)
-        ]
-        words += [
-            "--aux-address=" + word for word in SHAPES["map"](one.get("AuxiliaryAddresses") or {})
-        ]
-    return ["network", "create", "--driver=" + doc["Driver"], *words, doc["Name"]]
+    """The arguments of docker that make a network again, with the addresses that it has. doc: its
+    object of `docker network inspect`."""
+    ipam = doc.get("IPAM") or {}
+    call = ["network", "create", "--driver=" + doc["Driver"]]
+    for key, switch in (
+        ("Internal", "--internal"),
+        ("Attachable", "--attachable"),
+        ("EnableIPv6", "--ipv6"),
+        ("ConfigOnly", "--config-only"),
+    ):
+        if doc.get(key):
+            call.append(switch)
+    if doc.get("EnableIPv4") is False:  # a Docker before 28 does not have the key
+        call.append("--ipv4=false")
+    source = (doc.get("ConfigFrom") or {}).get("Network")
+    if source:
+        call.append("--config-from=%s" % source)
+    if ipam.get("Driver") not in (None, "", "default"):
+        call.append("--ipam-driver=%s" % ipam["Driver"])
+    call += format_map_flags("ipam-opt", ipam.get("Options"))
+    call += format_map_flags("opt", doc.get("Options"))
+    call += format_map_flags("label", doc.get("Labels"))
+    for subnet in ipam.get("Config") or []:
+        call += subnet_flags(subnet)
+    return [*call, doc["Name"]]
+
+
+def subnet_flags(subnet: dict) -> List[str]:
+    """subnet: an object of IPAM.Config. Its Gateway may have a prefix length, which the flag does
+    not take."""
+    flags = []
+    if subnet.get("Subnet"):
+        flags.append("--subnet=%s" % subnet["Subnet"])
+    if subnet.get("Gateway"):
+        flags.append("--gateway=%s" % subnet["Gateway"].split("/")[0])
+    if subnet.get("IPRange"):
+        flags.append("--ip-range=%s" % subnet["IPRange"])
+    return flags + format_map_flags("aux-address", subnet.get("AuxiliaryAddresses"))
 
 
 def volume_recipe(doc: dict) -> List[str]:
-    """`docker volume create` for one object of `docker volume inspect`; --name is understood by
-    Docker 1.12 to 29."""
-    words = [
-        "--%s=%s" % (flag, word)
-        for key, flag in (("Labels", "label"), ("Options", "opt"))
-        for word in SHAPES["map"](doc.get(key) or {})
-    ]
-    return ["volume", "create", "--driver=" + doc["Driver"], *words, "--name=" + doc["Name"]]
+    """The arguments of docker that make a volume again. doc: its object of `docker volume inspect`.
+    --name is understood by Docker 1.12 to 29."""
+    call = ["volume", "create", "--driver=" + doc["Driver"]]
+    call += format_map_flags("label", doc.get("Labels"))
+    call += format_map_flags("opt", doc.get("Options"))
+    return [*call, "--name=" + doc["Name"]]
 
 
 ###############################################################################
