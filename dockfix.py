@@ -74,6 +74,7 @@ from typing import (
     Sequence,
     Set,
     Tuple,
+    Union,
 )
 
 __doc__ = """dockfix: one file that repairs Docker on hosts where nothing can be installed.
@@ -5649,43 +5650,52 @@ def host_zone(root: str = "") -> str:
 # --- reading the clock inside a container: the same for clock and faketime
 
 
+class Clock(NamedTuple):
+    """What `date` inside a container shows. Its second passes somewhere in the call, so the clock
+    is ahead of the host's by between `least` and `most` seconds."""
+
+    least: float
+    most: float
+    east: int  # seconds east of UTC
+
+
+def format_no_exec(container: Container) -> str:
+    """Why no command can run in a container, for messages."""
+    if container.paused:
+        return "it is paused"
+    if container.restarting:
+        return "it is restarting"
+    return "it is not running"
+
+
 def read_clock(
     host: Host, container: Container, env: Sequence[str] = (), quiet: bool = False
-) -> Tuple[float, float, int]:
-    """(least, most seconds that the clock inside is ahead, seconds east of UTC) by one `date`,
-    whose second passed somewhere in the call; with variables (there is no exec -e before 17.05)
-    where `env` has some. quiet: a word on stderr is a fault. Raises WayClosed, Gone."""
+) -> Clock:
+    """The clock inside a container, by one `date`. `env` sets variables through the program env
+    (docker exec -e came with 17.05). With `quiet`, a line on stderr is a fault. Raises
+    MethodUnavailable, ContainerGone."""
     if not can_exec(container):
-        raise MethodUnavailable(
-            "it is %s"
-            % (
-                "paused"
-                if container.paused
-                else "restarting" if container.restarting else "not running"
-            )
-        )
+        raise MethodUnavailable(format_no_exec(container))
+    argv = ["date", "+%s %z"]
+    if env:
+        argv = ["env", *env, *argv]
     began = time.time()
-    answer = query(
-        host,
-        "exec",
-        container.id,
-        *((["env", *list(env)] if env else []) + ["date", "+%s %z"]),
-        limit=4096,
-        enough=4096,
-    )
+    answer = query(host, "exec", container.id, *argv, limit=4096, enough=4096)
     ended = time.time()
-    found = re.match(rb"(-?[0-9]{1,15}) ([+-])([0-9]{2})([0-9]{2})\s*\Z", answer.out)
     if answer.rc and is_gone_now(host, container.id, answer.text()):
         raise ContainerGone
-    if not found or answer.rc or (quiet and answer.err):
-        if answer.timed_out:
-            raise MethodUnavailable("no answer in %g s" % host.timeout)
-        absent = answer.rc in (126, 127) and not quiet
-        raise MethodUnavailable(
-            "there is no `date` inside that runs" if absent else "date: " + first_line(answer)
-        )
-    at, east = int(found.group(1)), int(found.group(3)) * 3600 + int(found.group(4)) * 60
-    return at - ended, at + 1 - began, -east if found.group(2) == b"-" else east
+    match = re.match(rb"(-?[0-9]{1,15}) ([+-])([0-9]{2})([0-9]{2})\s*\Z", answer.out)
+    if match and not answer.rc and not (quiet and answer.err):
+        seconds = int(match.group(1))
+        east = int(match.group(3)) * 3600 + int(match.group(4)) * 60
+        if match.group(2) == b"-":
+            east = -east
+        return Clock(seconds - ended, seconds + 1 - began, east)
+    if answer.timed_out:
+        raise MethodUnavailable("no answer in %g s" % host.timeout)
+    if answer.rc in (126, 127) and not quiet:
+        raise MethodUnavailable("there is no `date` inside that runs")
+    raise MethodUnavailable("date: " + first_line(answer))
 
 
 # --- clock: the containers' clocks and zones beside the host's
@@ -6096,50 +6106,70 @@ def write_zone(host: Host, plan: ZonePlan) -> None:
 # 12. faketime
 ###############################################################################
 
+# Shifts the clock of containers through libfaketime. The library is copied into the container,
+# /etc/ld.so.preload names it, and /etc/faketimerc holds the offset, so that every program that is
+# started from then on loads it. Running programs that have the library follow by themselves; the
+# others follow after a restart.
+#
+# It must never leave a container that does not start: the library is tried in commands of its own
+# before a file that others read names it, the container is watched afterwards, and what does not do
+# well is undone. What undo needs is on the disk before the first write.
+#
+# Facts: ELF files as in elf(5) and the Linux Standard Base (symbol versions); ld.so.preload as in
+# ld.so(8), which musl does not read; libfaketime's README and source for its files and variables
+# and for what each release does.
 
-# --- faketime: offsets, and the ELF files that must fit together
+
+# Offsets and instants
 
 LAST_INSTANT = 253402300799  # 9999-12-31 23:59:59 UTC
 
 
 def parse_offset(spec: str) -> int:
     """Whole seconds of '+8h', '-1.5d', '90m': sign, number, one unit of s m h d y (365 days).
-    Refuses the rest (UsageError): libfaketime itself takes +1w for one second and +1h30m for one
+    Raises UsageError for the rest: libfaketime itself takes +1w for one second and +1h30m for one
     minute."""
-    found = re.match(r"([+-]?)([0-9]{1,30})(?:\.([0-9]{1,9}))?([smhdy])\Z", spec, re.A)
-    if not found:
+    match = re.match(r"([+-]?)([0-9]{1,30})(?:\.([0-9]{1,9}))?([smhdy])\Z", spec, re.A)
+    if not match:
         raise UsageError(
             "not an offset: %s" % spec,
             "a sign, one number and one unit of s, m, h, d, y (365 days): +8h, -1.5d, +90m; "
             "a week is +7d, 1h30m is +90m or +1.5h",
         )
-    sign, whole, part, unit = found.group(1), found.group(2), found.group(3) or "", found.group(4)
-    twice, scale = 2 * int(whole + part) * UNITS[unit], 10 ** len(part)
+    sign, whole, fraction, unit = match.groups()
+    fraction = fraction or ""
+    # Integers only: a float would lose seconds of a long offset. Halves are rounded up.
+    scale = 10 ** len(fraction)
+    twice = 2 * int(whole + fraction) * UNITS[unit]
     if 0 < twice < scale:
         raise UsageError(
             "%s is less than half a second: only whole seconds can be set" % spec, "--offset +1s"
         )
-    return (twice + scale) // (2 * scale) * (-1 if sign == "-" else 1)
+    seconds = (twice + scale) // (2 * scale)
+    if sign == "-":
+        return -seconds
+    return seconds
 
 
-def check_instant(instant: int, what: str) -> None:
-    """Raises UsageError for a clock (seconds since 1970) that would stand where programs fail."""
-    if not 0 <= instant <= LAST_INSTANT:
-        why = (
-            "before 1970, where time(2) is negative and programs fail"
-            if instant < 0
-            else "after the year 9999"
-        )
-        raise UsageError(
-            "%s: the clock would stand %s" % (what, why),
-            "an instant from 1970-01-01 00:00:00 to 9999-12-31 23:59:59 UTC",
-        )
+def check_instant(instant: int, option: str) -> None:
+    """Raises UsageError for a clock (seconds since 1970) that would stand where programs fail.
+    `option` is what asks for it."""
+    if 0 <= instant <= LAST_INSTANT:
+        return
+    reason = "after the year 9999"
+    if instant < 0:
+        reason = "before 1970, where time(2) is negative and programs fail"
+    raise UsageError(
+        "%s: the clock would stand %s" % (option, reason),
+        "an instant from 1970-01-01 00:00:00 to 9999-12-31 23:59:59 UTC",
+    )
 
 
 def parse_wall(text: str) -> int:
-    """'YYYY-MM-DD HH:MM:SS' as seconds since 1970, were it UTC. Raises UsageError."""
+    """'YYYY-MM-DD HH:MM:SS' in seconds since 1970, as if it were UTC. Raises UsageError."""
+    form = r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-5][0-9]\Z"
     try:
-        if not re.match(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-5][0-9]\Z", text, re.A):
+        if not re.match(form, text, re.A):
             raise ValueError("another form")
         return calendar.timegm(time.strptime(text, "%Y-%m-%d %H:%M:%S"))
     except ValueError:
@@ -6149,170 +6179,233 @@ def parse_wall(text: str) -> int:
 
 
 def wall_instants(zone: bytes, wall: int) -> List[int]:
-    """The instants at which the clocks of a zone (TZif) show a wall time of parse_wall: none where
-    it is skipped, two where it comes twice."""
-    easts = {
-        zone_offset(zone, min(max(0, wall + shift), LAST_INSTANT))[0]
-        for shift in (-86400, 0, 86400)
-    }
-    return sorted(wall - east for east in easts if zone_offset(zone, wall - east)[0] == east)
+    """The instants at which the clocks of a zone (data of its file) show a wall time of parse_wall:
+    none where the clocks skip it, two where it comes twice."""
+    offsets = set()
+    for shift in (-86400, 0, 86400):
+        near = min(max(0, wall + shift), LAST_INSTANT)
+        offsets.add(zone_offset(zone, near)[0])
+    return sorted(wall - east for east in offsets if zone_offset(zone, wall - east)[0] == east)
+
+
+# ELF files: which library fits
 
 
 class Elf(NamedTuple):
-    """What decides whether a program or library fits (elf(5)). interp: its loader, '' in libraries
-    and static programs; go: made by Go, whose programs read the clock past any library; wants:
-    symbol versions it needs of others; has: those that it defines."""
+    """What decides whether a program or library fits (elf(5))."""
 
     bits: int
     machine: int
-    interp: str
-    go: bool
-    needed: Tuple[str, ...] = ()
-    wants: Tuple[str, ...] = ()
-    has: Tuple[str, ...] = ()
+    interp: str  # the loader; '' in libraries and static programs
+    go: bool  # made by Go, whose programs read the clock past any library
+    needed: Tuple[str, ...] = ()  # the libraries it loads
+    wants: Tuple[str, ...] = ()  # symbol versions that it needs of other libraries
+    has: Tuple[str, ...] = ()  # symbol versions that it defines
 
 
+class Segment(NamedTuple):
+    """A program header: where a part of the file lies, and its address in memory."""
+
+    kind: int
+    offset: int
+    address: int
+    size: int
+
+
+class Processor(NamedTuple):
+    """A processor: its name in messages, and Debian's folder below /lib for its libraries."""
+
+    name: str
+    folder: str
+
+
+# e_machine of elf(5)
 MACHINES = {
-    3: ("x86", "i386-linux-gnu"),
-    21: ("ppc64", "powerpc64le-linux-gnu"),
-    22: ("s390x", "s390x-linux-gnu"),
-    40: ("arm", "arm-linux-gnueabihf"),
-    62: ("x86-64", "x86_64-linux-gnu"),
-    183: ("aarch64", "aarch64-linux-gnu"),
-    243: ("riscv", "riscv64-linux-gnu"),
+    3: Processor("x86", "i386-linux-gnu"),
+    21: Processor("ppc64", "powerpc64le-linux-gnu"),
+    22: Processor("s390x", "s390x-linux-gnu"),
+    40: Processor("arm", "arm-linux-gnueabihf"),
+    62: Processor("x86-64", "x86_64-linux-gnu"),
+    183: Processor("aarch64", "aarch64-linux-gnu"),
+    243: Processor("riscv", "riscv64-linux-gnu"),
 }
 ELF_STEPS = 4096  # no honest table is longer; a hostile one may go round in a ring
+# p_type and d_tag of elf(5)
+PT_LOAD, PT_DYNAMIC, PT_INTERP, PT_NOTE = 1, 2, 3, 4
+DT_NEEDED, DT_STRTAB, DT_VERNEED, DT_VERDEF = 1, 5, 0x6FFFFFFE, 0x6FFFFFFC
 
 
 def parse_elf(data: bytes, whole: bool = True) -> Elf:
-    """whole False: `data` is the first part of a program. Raises ValueError for what is no ELF
-    file, is cut short or contradicts itself."""
+    """The facts of an ELF file. With whole=False, `data` is the first part of a program. Raises
+    ValueError for what is no ELF file, is cut short or contradicts itself."""
     if data[:4] != b"\x7fELF" or data[4:5] not in (b"\1", b"\2") or data[5:6] not in (b"\1", b"\2"):
         raise ValueError("not an ELF file")
-    wide, order = data[4] == 2, "<" if data[5] == 1 else ">"
     try:
-        machine, phoff, shoff, phsize, phnum, shsize, shnum = struct.unpack_from(
-            order + ("H12xQQ6x4H" if wide else "H8xII6x4H"), data, 18
-        )
-        if phnum > 256:
-            raise ValueError("it has too many segments")
-        heads = [
-            struct.unpack_from(
-                order + ("I4xQQ8xQ16x" if wide else "III4xI12x"), data, phoff + phsize * number
-            )
-            for number in range(phnum)
-        ]
-        if whole and max(
-            [shoff + shsize * shnum] + [offset + size for _, offset, _, size in heads]
-        ) > len(data):
-            raise ValueError("it is cut short")
-        parts = {3: b"", 4: b""}  # the loader's name; notes, one of them Go's
-        for kind, offset, _, size in heads:
-            parts[kind] = parts.get(kind, b"") + data[offset : offset + min(size, ELF_STEPS)]
-        tables = elf_tables(data, order, wide, heads) if whole else ()
-        return Elf(
-            64 if wide else 32,
-            machine,
-            parts[3].split(b"\0")[0].decode("ascii"),
-            b"Go\0\0" in parts[4],
-            *tables,
-        )
+        return parse_elf_body(data, whole)
     except (struct.error, LookupError, UnicodeDecodeError, OverflowError):
         raise ValueError("its tables contradict each other") from None
 
 
-def elf_tables(
-    data: bytes, order: str, wide: bool, heads: List[Tuple]
-) -> Tuple[Tuple[str, ...], ...]:
-    """(needed, wants, has) from the dynamic section: names lie in one string table, versions in two
-    chains."""
-    step = 16 if wide else 8
-    pairs = [
-        struct.unpack_from(order + ("QQ" if wide else "II"), data, at)
-        for _, offset, _, size in [one for one in heads if one[0] == 2][:1]
-        for at in range(offset, offset + min(size, step * ELF_STEPS) - step + 1, step)
-    ]
-    pairs = pairs[: pairs.index((0, 0))] if (0, 0) in pairs else pairs
-    found = dict(pairs)
+def parse_elf_body(data: bytes, whole: bool) -> Elf:
+    """parse_elf for data with the right first bytes. Raises what a wrong table leads to."""
+    wide, order = data[4] == 2, ">"
+    if data[5] == 1:
+        order = "<"
+    header_form, segment_form = "H8xII6x4H", "III4xI12x"
+    if wide:
+        header_form, segment_form = "H12xQQ6x4H", "I4xQQ8xQ16x"
+    header = struct.unpack_from(order + header_form, data, 18)
+    machine, first_segment, sections, segment_size, segment_count, section_size, section_count = (
+        header
+    )
+    if segment_count > 256:
+        raise ValueError("it has too many segments")
+    segments = []
+    for number in range(segment_count):
+        at = first_segment + segment_size * number
+        segments.append(Segment(*struct.unpack_from(order + segment_form, data, at)))
+    end = sections + section_size * section_count
+    loader, notes = b"", b""
+    for segment in segments:
+        end = max(end, segment.offset + segment.size)
+        part = data[segment.offset : segment.offset + min(segment.size, ELF_STEPS)]
+        if segment.kind == PT_INTERP:
+            loader += part
+        elif segment.kind == PT_NOTE:
+            notes += part
+    if whole and end > len(data):
+        raise ValueError("it is cut short")
+    elf = Elf(
+        bits=64 if wide else 32,
+        machine=machine,
+        interp="",
+        go=False,
+    )
+    if whole:
+        elf = add_elf_names(elf, data, order, segments)
+    return elf._replace(interp=loader.split(b"\0")[0].decode("ascii"), go=b"Go\0\0" in notes)
 
-    def place(address: int) -> int:
-        return [
-            offset + address - start
-            for kind, offset, start, size in heads
-            if kind == 1 and start <= address < start + size
-        ][0]
 
-    def name(offset: int) -> str:
-        at = place(found[5] + offset)
+def add_elf_names(elf: Elf, data: bytes, order: str, segments: List[Segment]) -> Elf:
+    """`elf` with the names of its dynamic section. They lie in one string table; the versions lie
+    in two chains."""
+    pairs = elf_dynamic(elf.bits, data, order, segments)
+    tables = dict(pairs)
+
+    def name_at(offset: int) -> str:
+        at = elf_place(segments, tables[DT_STRTAB] + offset)
         return data[at : at + 256].split(b"\0")[0].decode("ascii")
 
-    chains = [
-        elf_chain(data, order, place(found[tag]), *forms) if tag in found else []
-        for tag, forms in ((0x6FFFFFFE, ("2xH4xII", "8xII")), (0x6FFFFFFC, ("6xH4xII", "II")))
-    ]
-    return tuple(
-        tuple(name(one) for one in some)
-        for some in [[value for tag, value in pairs if tag == 1], *chains]
+    wants, has = [], []  # type: List[int], List[int]
+    if DT_VERNEED in tables:
+        place = elf_place(segments, tables[DT_VERNEED])
+        wants = elf_chain(data, order, place, "2xH4xII", "8xII")
+    if DT_VERDEF in tables:
+        place = elf_place(segments, tables[DT_VERDEF])
+        has = elf_chain(data, order, place, "6xH4xII", "II")
+    return elf._replace(
+        needed=tuple(name_at(value) for tag, value in pairs if tag == DT_NEEDED),
+        wants=tuple(name_at(offset) for offset in wants),
+        has=tuple(name_at(offset) for offset in has),
     )
 
 
-def elf_chain(data: bytes, order: str, at: int, entry: str, part: str) -> List[int]:
-    """Name offsets of a version table: entries (count, first part, next entry), each with a chain
-    of parts (name, next)."""
-    names, onward, left = [], 1, ELF_STEPS  # type: List[int], int, int
-    while onward:
-        count, first, onward = struct.unpack_from(order + entry, data, at)
-        left -= 1 + count
-        if left < 0:
+def elf_dynamic(
+    bits: int, data: bytes, order: str, segments: List[Segment]
+) -> List[Tuple[int, int]]:
+    """The pairs (tag, value) of the dynamic section, [] without one. A pair of zeros ends it."""
+    form, step = order + "II", 8
+    if bits == 64:
+        form, step = order + "QQ", 16
+    pairs = []  # type: List[Tuple[int, int]]
+    for segment in segments:
+        if segment.kind != PT_DYNAMIC:
+            continue
+        end = segment.offset + min(segment.size, step * ELF_STEPS)
+        for at in range(segment.offset, end - step + 1, step):
+            tag, value = struct.unpack_from(form, data, at)
+            if (tag, value) == (0, 0):
+                break
+            pairs.append((tag, value))
+        break
+    return pairs
+
+
+def elf_place(segments: List[Segment], address: int) -> int:
+    """Where in the file the byte of an address is. Raises LookupError where no segment has it."""
+    for segment in segments:
+        if segment.kind == PT_LOAD and segment.address <= address < segment.address + segment.size:
+            return segment.offset + address - segment.address
+    raise LookupError("no segment holds this address")
+
+
+def elf_chain(data: bytes, order: str, at: int, entry_form: str, part_form: str) -> List[int]:
+    """The name offsets of a version table at `at`: entries (number of parts, first part, next
+    entry), each with a chain of parts (name, next part). The forms are struct's. Raises ValueError
+    for a table that goes round in a ring."""
+    names = []
+    steps_left = ELF_STEPS
+    next_entry = 1
+    while next_entry:
+        count, first_part, next_entry = struct.unpack_from(order + entry_form, data, at)
+        steps_left -= 1 + count
+        if steps_left < 0:
             raise ValueError("its tables do not end")
-        spot = at + first
+        part_at = at + first_part
         for _ in range(count):
-            name, more = struct.unpack_from(order + part, data, spot)
+            name, next_part = struct.unpack_from(order + part_form, data, part_at)
             names.append(name)
-            spot += more
-        at += onward
+            part_at += next_part
+        at += next_entry
     return names
+
+
+def glibc_number(version: str) -> List[int]:
+    """[2, 31] of 'GLIBC_2.31', [] for a symbol version that is no release."""
+    if not re.match(r"GLIBC_[0-9]{1,4}(\.[0-9]{1,4}){1,3}\Z", version):
+        return []
+    return [int(number) for number in version[len("GLIBC_") :].split(".")]
+
+
+def format_processor(elf: Elf) -> str:
+    """'64-bit x86-64'."""
+    name = "machine %d" % elf.machine
+    if elf.machine in MACHINES:
+        name = MACHINES[elf.machine].name
+    return "%d-bit %s" % (elf.bits, name)
 
 
 def elf_mismatch(library: Elf, libc: Elf) -> str:
     """Why a library cannot be loaded beside this libc.so.6, '' where nothing speaks against it.
-    Symbol versions are compared, not releases."""
-
-    def number(version: str) -> List[int]:
-        return (
-            [int(word) for word in version[len("GLIBC_") :].split(".")]
-            if re.match(r"GLIBC_[0-9]{1,4}(\.[0-9]{1,4}){1,3}\Z", version)
-            else []
+    Symbol versions are compared, not releases: an old library made on a new system may fit."""
+    if format_processor(library) != format_processor(libc):
+        return "it is for %s, the container's libc for %s" % (
+            format_processor(library),
+            format_processor(libc),
         )
-
-    mine, theirs = (
-        "%d-bit %s" % (one.bits, MACHINES.get(one.machine, ("machine %d" % one.machine,))[0])
-        for one in (library, libc)
-    )
-    if mine != theirs:
-        return "it is for %s, the container's libc for %s" % (mine, theirs)
     if "libc.so.6" not in library.needed:
         return "it is not built for glibc"
-    newest = max([number(one) for one in libc.has] + [[]])
-    beyond = [
-        one
-        for one in library.wants
-        if one.startswith("GLIBC_")
-        and one not in libc.has
-        and (not number(one) or number(one) > newest)
-    ]
-    return (
-        "it needs %s, the container's glibc ends at GLIBC_%s"
-        % (max(beyond, key=number), ".".join(map(str, newest)))
-        if beyond
-        else ""
+    newest = max([glibc_number(version) for version in libc.has], default=[])
+    missing = []
+    for version in library.wants:
+        if not version.startswith("GLIBC_") or version in libc.has:
+            continue
+        number = glibc_number(version)
+        if not number or number > newest:
+            missing.append(version)
+    if not missing:
+        return ""
+    return "it needs %s, the container's glibc ends at GLIBC_%s" % (
+        max(missing, key=glibc_number),
+        ".".join(map(str, newest)),
     )
 
 
 GLIBC_OWN = (  # comes with libc.so.6
     r"(lib(c|m|dl|rt|pthread)\.so\.[0-9]+|ld-linux.*\.so\.[0-9]+|ld64\.so\.[0-9]+)\Z"
 )
-# how new a libfaketime is, by the variables that it reads
+# How new a libfaketime is, by the variables that it reads: (name in its file, release), the newest
+# first.
 RANKS = (
     (b"FAKETIME_FOLLOW_ABSOLUTE", "after 0.9.12"),
     (b"FAKETIME_DISABLE_SHM", "about 0.9.11"),
@@ -6322,45 +6415,97 @@ RANKS = (
 )
 
 
-# --- faketime: shift the clock of containers through libfaketime
+# What travels
+
+
+class ShiftRequest(NamedTuple):
+    """The options of one run, as typed values."""
+
+    action: str  # 'set', 'undo', 'status'
+    seconds: int  # by how much the clock is to be ahead
+    watch: float  # seconds
+    at: Optional[str]  # the wall time of --at
+    zone: Optional[str]  # the zone of --at, never None with it
+    restart: bool
+    step_running: bool
 
 
 class Library(NamedTuple):
-    """A libfaketime of the host, or built in a container; rank: its place in RANKS; fault: why it
-    is none."""
+    """A libfaketime of the host, or built in a container."""
 
     path: str
     data: bytes
-    elf: Optional[Elf]
-    rank: int
-    fault: str
+    elf: Optional[Elf]  # None where the file is no ELF file
+    rank: int  # its place in RANKS
+    fault: str  # why it cannot serve, '' where it can
+
+
+class FirstProgram(NamedTuple):
+    """The first process of a container."""
+
+    path: str  # '' where it is not known
+    head: bytes  # the first part of its file
+    drops_root: bool  # does it start as root and go on as another user?
+
+
+class Needs(NamedTuple):
+    """What a library must fit in a container."""
+
+    folder: str  # of libc.so.6
+    libc: Elf
+    drops_root: bool
 
 
 class Shift(NamedTuple):
-    """One container's part. preloaded: do its running programs use a libfaketime (None: cannot be
-    seen)? before: its PRELOAD, RC and private library at the look; program: its first process ('':
-    unknown); fit: chooses among libraries; library: None where it is yet to be built."""
+    """One container as it is at the look."""
 
     target: Target
     container: Container
     undo: Optional[Undo]
-    preloaded: Optional[bool]
-    before: Tuple[Member, ...] = ()
-    program: str = ""
-    fit: Optional[Callable] = None
-    library: Optional[Library] = None
-    msg: str = ""
+    preloaded: Optional[bool]  # do its running programs use a libfaketime? None: cannot be seen
 
 
-PRELOAD_PATH, FAKETIMERC_PATH, PRIVATE, PRIVATE_FORM = (
-    "/etc/ld.so.preload",
-    "/etc/faketimerc",
-    "/usr/lib/libfaketime-dockfix-%s.so.1",
-    b"/libfaketime-dockfix-",
-)
+class ShiftPlan(NamedTuple):
+    """A shift that is to be set in one container."""
+
+    target: Target
+    shift: Shift
+    former: Tuple[Member, Member]  # ld.so.preload and faketimerc at the look
+    program: str  # path of the first process, '' where it is not known
+    needs: Needs
+    library: Optional[Library]  # None where it is yet to be built
+    note: str  # for the user, about the first process
+
+
+class ShiftUndo(NamedTuple):
+    """A shift that is to be undone in one container."""
+
+    target: Target
+    shift: Shift
+    undo: Undo
+
+
+class OutputCount(NamedTuple):
+    """In how many seconds of each half of --watch a container wrote to its log."""
+
+    early: int
+    late: int
+
+
+PRELOAD_PATH = "/etc/ld.so.preload"
+FAKETIMERC_PATH = "/etc/faketimerc"
+# The library in the container, with a part of its sum; and what marks a line of ld.so.preload as
+# dockfix's.
+PRIVATE = "/usr/lib/libfaketime-dockfix-%s.so.1"
+PRIVATE_FORM = b"/libfaketime-dockfix-"
+# Static programs that do nothing but start others
 INITS = ("tini", "tini-static", "docker-init", "dumb-init", "catatonit", "s6-svscan", "runsvdir")
-DROPPERS = rb"(?:^|[\s;&|(\"'/])(gosu|su-exec|setpriv|runuser|setuidgid|s6-setuidgid|chpst|sudo|su)(?=[\s\"']|$)"
-NO_SHIFT = {"offset": None, "library": None, "preloaded": None}
+USER_SWITCHERS = (
+    rb"(?:^|[\s;&|(\"'/])"
+    rb"(gosu|su-exec|setpriv|runuser|setuidgid|s6-setuidgid|chpst|sudo|su)"
+    rb"(?=[\s\"']|$)"
+)
+NO_SHIFT = {"offset": None, "library": None, "preloaded": None}  # type: Dict[str, object]
 NO_STOP = "it was started with --rm: stopped for a restart, it would be removed"
 RECIPE = (
     "docker run -v %s:/opt/libfaketime.so.1:ro -e LD_PRELOAD=/opt/libfaketime.so.1 -e FAKETIME=%+d"
@@ -6369,406 +6514,100 @@ RECIPE = (
 )
 
 
-def faketime_action(opts: argparse.Namespace) -> str:
-    """'set', 'undo' or 'status'; the offset goes to opts.seconds. Raises UsageError for none, for
-    two, and for an option that does not belong."""
-    given = [
-        name
-        for name in ("offset", "at", "undo", "status")
-        if getattr(opts, name) not in (None, False)
-    ]
-    if len(given) != 1:
-        raise UsageError(
-            "say one of --offset SPEC, --at TIME, --undo, --status",
-            "python3 dockfix.py faketime NAME --offset +8h",
-        )
-    no_set = given[0] in ("undo", "status")
-    build = opts.build_from is not None
-    misfits = (
-        ("--lib", opts.lib and (no_set or build)),
-        ("--build-from", build and no_set),
-        ("--step-running", opts.step_running and no_set),
-        ("--zone", opts.zone is not None and given != ["at"]),
-        ("--restart", opts.restart and opts.status),
-    )
-    strange = [name for name, on in misfits if on]
-    if strange:
-        raise UsageError(
-            "%s does not go with --%s"
-            % (strange[0], given[0] if no_set or strange[0] != "--lib" else "build-from")
-        )
-    now, opts.watch = int(time.time()), parse_number("--watch", opts.watch, 10, 0, 3600)
-    opts.seconds = (
-        parse_offset(opts.offset)
-        if given == ["offset"]
-        else wall_instant(opts) - now if given == ["at"] else 0
-    )
-    check_instant(
-        now + opts.seconds,
-        "--offset %s" % opts.offset if given == ["offset"] else "--at '%s'" % opts.at,
-    )
-    return given[0] if no_set else "set"
+# Looking into a container
 
 
-def wall_instant(opts: argparse.Namespace) -> int:
-    """The instant of --at in --zone, or in the host's zone (which --zone then names). Raises
-    UsageError."""
-    opts.zone, wall = opts.zone if opts.zone is not None else host_zone(), parse_wall(opts.at)
-    check_instant(
-        min(wall + 86400, LAST_INSTANT), "--at '%s'" % opts.at
-    )  # zones are known from 1970 on
-    found = wall_instants(zone_data(opts.zone), wall)
-    if len(found) != 1:
-        hint = "; ".join(
-            "--at '%s' --zone UTC" % time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(one))
-            for one in found
-        )
-        comes = "comes twice in" if found else "never comes in"
-        raise UsageError(
-            "%s %s %s: the clocks are changed then" % (opts.at, comes, opts.zone),
-            hint or "an hour earlier or later",
-        )
-    return found[0]
-
-
-def run_faketime(host: Host, opts: argparse.Namespace, report: dict) -> None:
-    """look -> (dry run: script) -> ask -> change -> watch; what does not do well is undone by
-    itself."""
-    action = faketime_action(opts)
-    source = build_source(opts.build_from) if opts.build_from is not None else {}
-    libraries = host_libraries(opts.lib) if action == "set" and not source else []
-    if action != "status":
-        refuse_half_way(host)
-    targets = choose_containers(host, opts)
-    if action != "status" and not opts.dry_run:
-        take_lock(host)
-        take_lock(host, True, name="undo.lock")
-        drop_undo_if_void(host, [target.id for target in list_containers(host)])
-
-    def look(target: Target, container: Container):
-        users = processes_of(container)
-        plan = Shift(
-            target,
-            container,
-            load_undo(host, "faketime", target.id),
-            any(users.values()) if users else None,
-        )
-        if action == "undo" and plan.undo and opts.restart and plan.container.auto_remove:
-            raise Refused(NO_STOP)
-        if action == "set":
-            return plan_shift(host, opts, libraries, plan)
-        return plan if action == "undo" and plan.undo else shift_status(host, plan, users)
-
-    plans = run_over_containers(host, opts, "faketime: looking", targets, look, NO_SHIFT)
-    if opts.dry_run:
-        return plan_own_calls(
-            opts, report, plans, shift_words(opts), dict(NO_SHIFT, offset=opts.seconds)
-        )
-    if action == "set":
-        lib = next(
-            (
-                one.library.path
-                for one in plans
-                if isinstance(one, Shift) and one.library and one.library.rank < 2
-            ),
-            "LIBFAKETIME",
-        )
-        text = (
-            "for a new container there is a safer way, with a libfaketime of 0.9.11 or newer (for"
-            " musl, one built with musl)"
-        )
-        add_finding(
-            report,
-            "faketime-new-containers",
-            "info",
-            text,
-            RECIPE % (quote_word(lib), opts.seconds),
-        )
-    restarts = (
-        [one.target.name for one in plans if isinstance(one, Shift) and one.container.running]
-        if opts.restart
-        else []
-    )
-    if restarts:
-        confirm(opts, "restart %d containers (%s)?" % (len(restarts), ", ".join(restarts)))
-    deed = (
-        (lambda plan: undo_shift(host, opts, plan))
-        if action == "undo"
-        else (lambda plan: set_shift(host, opts, source, plan))
-    )
-    report["results"] = run_over_targets(host, opts, "faketime", targets, plans, deed, NO_SHIFT)
-    report["exit_code"] = exit_code(report["results"])
-
-
-def shift_words(opts: argparse.Namespace) -> List[str]:
-    """The options of this run, for the script of a dry run."""
-    given = [
-        ("offset", opts.offset),
-        ("at", opts.at),
-        ("zone", opts.zone),
-        ("build-from", opts.build_from and os.path.abspath(opts.build_from)),
-    ]
-    given += [("lib", os.path.abspath(path)) for path in opts.lib]
-    switches = (
-        ("--undo", opts.undo),
-        ("--restart", opts.restart),
-        ("--yes", opts.restart),
-        ("--step-running", opts.step_running),
-    )
-    return (
-        ["--%s=%s" % one for one in given if one[1] is not None]
-        + [name for name, on in switches if on]
-        + ["--watch=%g" % opts.watch]
-    )
-
-
-def host_libraries(paths: Sequence[str]) -> List[Library]:
-    """--lib in the order given, else what lies in the host's usual places, the newest first. Raises
-    UsageError, EnvironmentFault."""
-    bases = [
-        base
-        for base in ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/local/lib64")
-        if os.path.isdir(base)
-    ]
-    roots = [os.path.join(base, name) for base in bases for name in ["", *sorted(os.listdir(base))]]
-    usual = [
-        path
-        for path in (os.path.join(root, "faketime", "libfaketime.so.1") for root in roots)
-        if os.path.isfile(path)
-    ]
-    found = [
-        judge_library(os.path.abspath(path), read_input(path, 1 << 24, "--lib"))
-        for path in paths or usual
-    ]
-    if not found:
-        raise EnvironmentFault(
-            "there is no libfaketime in this host's usual places, and dockfix brings none",
-            "--lib FILE (Debian: apt-get install libfaketime; EL: EPEL has it)",
-        )
-    return found if paths else sorted(found, key=lambda one: one.rank)
-
-
-def judge_library(path: str, data: bytes) -> Library:
-    rank = [mark in data for mark, _ in RANKS].index(True)
-    try:
-        return Library(
-            path,
-            data,
-            parse_elf(data),
-            rank,
-            "it is no libfaketime" if rank == len(RANKS) - 1 else "",
-        )
-    except ValueError as err:
-        return Library(path, data, None, rank, str(err))
-
-
-def plan_shift(host: Host, opts: argparse.Namespace, libraries: List[Library], plan: Shift):
-    """The plan, or a row where it is shifted so already. Everything that speaks against it, before
-    anything is written: Refused, WayClosed."""
-    container, undo = plan.container, plan.undo
-    env = [
-        word.split("=")[0]
-        for word in container.env
-        if re.match(r"FAKETIME|LD_PRELOAD=.*faketime", word)
-    ]
-    raise_first_refusal(
-        (
-            (
-                not can_exec(container),
-                (
-                    "it does not run (or is paused, or restarting): the library could not be tried"
-                    " in it"
-                ),
-            ),
-            (
-                undo and not undo.more["done"],
-                "an earlier change was cut off: python3 dockfix.py faketime --undo %s"
-                % plan.target.name,
-            ),
-            (opts.restart and container.auto_remove, NO_STOP),
-            (
-                env,
-                "its environment sets %s, which beats %s: it has to be made anew"
-                % (", ".join(env), FAKETIMERC_PATH),
-            ),
-            (
-                files_refusal(container, (PRELOAD_PATH, FAKETIMERC_PATH, PRIVATE)),
-                files_refusal(container, (PRELOAD_PATH, FAKETIMERC_PATH, PRIVATE)),
-            ),
-        )
-    )
-    preload, rc = before = tuple(
-        read_member(host, container, path) for path in (PRELOAD_PATH, FAKETIMERC_PATH)
-    )
-    raise_first_refusal(
-        (
-            (
-                {preload.kind, rc.kind} - {"file", "absent"},
-                "its %s or %s is no plain file" % (PRELOAD_PATH, FAKETIMERC_PATH),
-            ),
-            (
-                not undo and b"faketime" in preload.data,
-                "its %s names a libfaketime already, not dockfix's: %s"
-                % (PRELOAD_PATH, format_bytes(preload.data[:200].strip())),
-            ),
-            (
-                not undo
-                and rc.kind == "file"
-                and not re.match(rb"[+-][0-9]+(\.[0-9]+)?[smhdy]?\n?\Z", rc.data),
-                "its %s is not dockfix's and no plain offset (%s): put back by an undo, it would"
-                " end each program that reads it; remove it first"
-                % (FAKETIMERC_PATH, format_bytes(rc.data[:60].strip())),
-            ),
-        )
-    )
-    if (
-        undo
-        and not opts.restart
-        and rc.data == b"%+d\n" % opts.seconds
-        and undo.more["offset"] == opts.seconds
-        and PRIVATE_FORM in preload.data
-    ):
-        return row_for(
-            plan.target,
-            "unchanged",
-            "it is shifted so already",
-            offset=opts.seconds,
-            library=undo.more["library"],
-            preloaded=plan.preloaded,
-        )
-    path, head, drops = first_program(host, container)
-    machine, note = judge_program(posixpath.basename(path), head)
-    folder, libc = find_libc(host, container, machine)
-    missing = missing_folders(host, container, (PRELOAD_PATH, PRIVATE))
-    raise_first_refusal(
-        (
-            (missing, "it has no %s" % ", no ".join(missing)),
-            (
-                libc.bits == 32 and time.time() + opts.seconds >= 1 << 31,
-                "its programs are of 32 bits: their clock ends in January 2038",
-            ),
-            (
-                (plan.preloaded or (plan.preloaded is None and undo))
-                and not (opts.restart or opts.step_running),
-                "%s libfaketime, and a step makes timers run in bursts or stand still: --restart"
-                " (stop, write, start) or --step-running"
-                % (
-                    "its running programs use"
-                    if plan.preloaded
-                    else "it cannot be seen from here whether its running programs use"
-                ),
-            ),
-        )
-    )
-
-    def fit(some: List[Library]) -> Library:
-        return choose_library(host, container, some, folder, libc, drops)
-
-    return plan._replace(
-        before=before,
-        program=path,
-        fit=fit,
-        library=fit(libraries) if libraries else None,
-        msg=note,
-    )
-
-
-def raise_first_refusal(reasons: Sequence[Tuple]) -> None:
-    for fault, why in reasons:
-        if fault:
-            raise Refused(why)
-
-
-def judge_program(name: str, head: bytes) -> Tuple[int, str]:
-    """(e_machine, what is to be said) of the first process. Raises Refused where a shift would miss
-    it."""
-    try:
-        elf = parse_elf(head, whole=False)
-    except ValueError:
-        return 0, "what its first process is cannot be told"
-    raise_first_refusal(
-        (
-            (
-                "musl" in elf.interp,
-                "its programs are built for musl, which ignores %s: "
-                "it has to be made anew, with -e LD_PRELOAD and a library built with musl"
-                % PRELOAD_PATH,
-            ),
-            (
-                elf.go,
-                "its first process, %s, is a Go program, which reads the clock past any library: it"
-                " would keep the real time" % name,
-            ),
-            (
-                not elf.interp and name not in INITS,
-                "its first process, %s, is a static program, which loads no library: it would keep"
-                " the real time" % name,
-            ),
-        )
-    )
-    return elf.machine, (
-        "" if elf.interp else "its first process, %s, is static and keeps the real time" % name
-    )
-
-
-def first_program(host: Host, container: Container) -> Tuple[str, bytes, bool]:
-    """(path, first part) of its first process, by /proc or else by its configuration; does it start
-    as root and go on as another user?"""
-    path, head, uid = first_process(container)
-    name, texts = posixpath.basename(path), [os_bytes(" ".join(container.words))]
-    for word in [
-        one
-        for number, one in enumerate(container.words[:4])
-        if not number or "/" in one or one.endswith(".sh")
-    ]:
-        place, data = (
-            find_program(host, container, word) if posixpath.basename(word) != name else ("", b"")
-        )
-        while data[:2] == b"#!" and len(texts) < 9:  # a script's interpreter may be a script
-            texts.append(data)
-            words = data[2:].split(b"\n")[0].split() or [b""]
-            place, data = find_program(
-                host, container, format_bytes(words[-1 if words[0].endswith(b"/env") else 0])
-            )
-        path, head = (path, head) if path else (place, data)
-    lines = b"\n".join(
-        line for text in texts for line in text.split(b"\n") if not line.lstrip().startswith(b"#")
-    )
-    dropped = (
-        uid >= 0
-        and container.user.split(":")[0] in ("", "0", "root")
-        and uid != engine_userns(host)[0]
-    )
-    return path, head, dropped or bool(re.search(DROPPERS, lines))
+def format_library_age(library: Library) -> str:
+    """How new a library is, for messages."""
+    return RANKS[library.rank][1]
 
 
 def find_program(host: Host, container: Container, word: str) -> Tuple[str, bytes]:
-    """(path, first part) of a program as the container would find it; ('', b'') where it is not
-    found."""
-    path = next(
-        (one[5:] for one in container.env if one.startswith("PATH=")),
-        "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    )
-    for folder in [container.folder] if "/" in word else path.split(":") if word else []:
+    """(path, first part) of a program as the container finds it by its PATH. ('', b'') where it is
+    not found."""
+    if not word:
+        return "", b""
+    folders = [container.folder]
+    if "/" not in word:
+        search_path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        for variable in container.env:
+            if variable.startswith("PATH="):
+                search_path = variable[len("PATH=") :]
+                break
+        folders = search_path.split(":")
+    for folder in folders:
+        path = posixpath.join("/", folder, word)
         try:
-            place = posixpath.join("/", folder, word)
-            member, data = cp_first(host, container, place, HEAD_BYTES, True)
-            if member.isreg():
-                return place, data[:HEAD_BYTES]
+            member, data = cp_first(host, container, path, HEAD_BYTES, True)
         except (FileNotFoundError, MethodUnavailable):
             continue
+        if member.isreg():
+            return path, data[:HEAD_BYTES]
     return "", b""
 
 
+def parse_interpreter(script: bytes) -> str:
+    """The interpreter in the first line of a script; of '#!/usr/bin/env NAME' it is NAME."""
+    line = script[len(b"#!") :].split(b"\n")[0].split()
+    if not line:
+        return ""
+    if line[0].endswith(b"/env"):
+        return format_bytes(line[-1])
+    return format_bytes(line[0])
+
+
+def entrypoint_programs(container: Container) -> List[str]:
+    """The first word of the container's command, and the next three where they look like programs:
+    `tini -- /entrypoint.sh` names two."""
+    programs = list(container.words[:1])
+    for word in container.words[1:4]:
+        if "/" in word or word.endswith(".sh"):
+            programs.append(word)
+    return programs
+
+
+def switches_user(texts: Sequence[bytes]) -> bool:
+    """Does a command or script call a program that goes on as another user? Comments do not
+    count."""
+    lines = []
+    for text in texts:
+        lines += [line for line in text.split(b"\n") if not line.lstrip().startswith(b"#")]
+    return re.search(USER_SWITCHERS, b"\n".join(lines)) is not None
+
+
+def first_program(host: Host, container: Container) -> FirstProgram:
+    """The first process of a container: by /proc, or else by the container's configuration."""
+    path, head, uid = first_process(container)
+    name = posixpath.basename(path)
+    texts = [os_bytes(" ".join(container.words))]
+    for word in entrypoint_programs(container):
+        found_path, data = "", b""
+        if posixpath.basename(word) != name:
+            found_path, data = find_program(host, container, word)
+        # The interpreter of a script may be a script itself.
+        while data[:2] == b"#!" and len(texts) < 9:
+            texts.append(data)
+            found_path, data = find_program(host, container, parse_interpreter(data))
+        if not path:
+            path, head = found_path, data
+    starts_as_root = container.user.split(":")[0] in ("", "0", "root")
+    drops_root = uid >= 0 and starts_as_root and uid != engine_userns(host)[0]
+    return FirstProgram(path, head, drops_root or switches_user(texts))
+
+
 def find_libc(host: Host, container: Container, machine: int) -> Tuple[str, Elf]:
-    """(folder, facts) of the container's libc.so.6. Raises Refused."""
-    for folder in [
-        "/lib/" + one[1] for number, one in MACHINES.items() if machine in (0, number)
-    ] + ["/lib64", "/usr/lib64", "/usr/lib", "/lib"]:
-        found = read_member(host, container, folder + "/libc.so.6", 1 << 25, True)
+    """(folder, facts) of the container's libc.so.6. `machine` is the number of the processor in an
+    ELF file, 0 where it is not known. Raises Refused."""
+    folders = []
+    for number, processor in MACHINES.items():
+        if machine in (0, number):
+            folders.append("/lib/" + processor.folder)
+    for folder in [*folders, "/lib64", "/usr/lib64", "/usr/lib", "/lib"]:
+        libc = read_member(host, container, folder + "/libc.so.6", 1 << 25, True)
+        if libc.kind != "file":
+            continue
         try:
-            if found.kind == "file":
-                return folder, parse_elf(found.data)
+            return folder, parse_elf(libc.data)
         except ValueError as err:
             raise Refused("its %s/libc.so.6 is not understood: %s" % (folder, err)) from None
     raise Refused(
@@ -6777,325 +6616,106 @@ def find_libc(host: Host, container: Container, machine: int) -> Tuple[str, Elf]
     )
 
 
-def choose_library(
-    host: Host, container: Container, libraries: List[Library], folder: str, libc: Elf, drops: bool
-) -> Library:
-    """The first that fits. Raises Refused with what speaks against each."""
-    reasons = []  # type: List[str]
-    for one in libraries:
-        why = one.fault or elf_mismatch(one.elf, libc)
-        for name in (
-            [] if why else [name for name in one.elf.needed if not re.match(GLIBC_OWN, name)]
-        ):
-            places = [
-                posixpath.join(place, name)
-                for place in (folder, "/usr" + folder, "/usr/lib", "/usr/lib64")
-            ]
-            if not any(
-                read_member(host, container, path, 1 << 26, True).kind == "file" for path in places
-            ):
-                why = "it needs %s, which is not in the container" % name
-        if not why and drops and one.rank:
-            why = (
-                "its entrypoint starts as root and goes on as another user, where a libfaketime up"
-                " to 0.9.12 (this one: %s) ends it or hangs" % RANKS[one.rank][1]
-            )
-        if not why:
-            return one
-        reasons.append("%s: %s" % (one.path, why))
-    raise Refused(
-        "; ".join(reasons)
-        + "; --lib FILE names another: one made on a release as old as the container's, or older,"
-        " fits"
-    )
+# Libraries
 
 
-def set_shift(host: Host, opts: argparse.Namespace, source: Dict[str, bytes], plan: Shift) -> dict:
-    """Library, trial, RC, PRELOAD last, restart, watch. What is needed to undo is on the disk
-    before the first write."""
-    container, status, why = plan.container, "failed", ""
+def judge_library(path: str, data: bytes) -> Library:
+    """The facts of a library file; its `fault` says why it cannot serve."""
+    rank = 0
+    while RANKS[rank][0] not in data:
+        rank += 1
     try:
-        save_undo(
-            host,
-            "faketime",
-            container,
-            plan.before,
-            {"done": False, "offset": opts.seconds, "stopped": False, "build": "", "library": ""},
+        elf = parse_elf(data)
+    except ValueError as err:
+        return Library(path, data, None, rank, str(err))
+    fault = ""
+    if rank == len(RANKS) - 1:
+        fault = "it is no libfaketime"
+    return Library(path, data, elf, rank, fault)
+
+
+def find_host_libraries() -> List[str]:
+    """The paths of libfaketime in the usual places of this host."""
+    folders = []
+    for base in ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/local/lib64"):
+        if os.path.isdir(base):
+            folders.append(base)
+            folders += [os.path.join(base, name) for name in sorted(os.listdir(base))]
+    paths = [os.path.join(folder, "faketime", "libfaketime.so.1") for folder in folders]
+    return [path for path in paths if os.path.isfile(path)]
+
+
+def host_libraries(paths: Sequence[str]) -> List[Library]:
+    """The libraries of --lib in the order given, else those of the usual places, the newest first.
+    Raises UsageError, EnvironmentFault."""
+    libraries = []
+    for path in paths or find_host_libraries():
+        data = read_input(path, 1 << 24, "--lib")
+        libraries.append(judge_library(os.path.abspath(path), data))
+    if not libraries:
+        raise EnvironmentFault(
+            "there is no libfaketime in this host's usual places, and dockfix brings none",
+            "--lib FILE (Debian: apt-get install libfaketime; EL: EPEL has it)",
         )
-        plan = plan._replace(
-            library=plan.fit([build_library(host, container, source)]) if source else plan.library
-        )
-        private = PRIVATE % hashlib.sha256(plan.library.data).hexdigest()[:12]
-        plan = plan._replace(before=(*plan.before, read_member(host, container, private, 1 << 24)))
-        save_undo(host, "faketime", container, plan.before, {"library": plan.library.path})
-        why = apply_shift(host, opts, plan)
-    except NoAnswer as err:  # what was sent may still arrive: nothing is put back under it
-        raise NoAnswer(
-            "%s; look again, then: python3 dockfix.py faketime --undo %s" % (err, plan.target.name)
-        ) from None
-    except (Refused, MethodUnavailable, EnvironmentFault) as err:
-        status, why = "refused" if isinstance(err, Refused) else "failed", str(err)
-    more = dict(NO_SHIFT, library=plan.library.path if plan.library else None)
-    if why:
-        left = undo_failed_shift(host, plan)
-        more.update({"partial": True} if left else {})
-        return row_for(
-            plan.target,
-            "failed" if left else status,
-            why + (left or "; undone: it is as it was"),
-            **more,
-        )
-    save_undo(host, "faketime", container, (), {"done": True, "stopped": False})
-    more.update(offset=opts.seconds, preloaded=True if opts.restart else plan.preloaded)
-    follow = (
-        "its running programs follow within 10 s"
-        if plan.preloaded
-        else "its first process follows when it is restarted (--restart)"
-    )
-    notes = (
-        "%+d s" % opts.seconds,
-        "%s %s" % (opts.at, opts.zone) if opts.at is not None else "",
-        plan.msg,
-        "" if opts.restart else follow,
-    )
-    return row_for(plan.target, "changed", "; ".join(one for one in notes if one), **more)
+    if paths:
+        return libraries
+    return sorted(libraries, key=lambda library: library.rank)
 
 
-def apply_shift(host: Host, opts: argparse.Namespace, plan: Shift) -> str:
-    """Why the container does not do well with it, ''. Raises Refused, WayClosed."""
-    container, (old, _, private), owner = plan.container, plan.before, cp_base(host, plan.container)
-    new = dict(kind="file", uid=owner[0], gid=owner[1], mode=0o644, mtime=int(time.time()))
-    if private.data != plan.library.data:
-        library = Member(private.path, data=plan.library.data, **new)
-        write_members(host, container, [library], [private])
-    try_library(host, plan, opts.seconds)
-    talk = log_seconds(host, opts, container, time.time() - opts.watch)
-    if opts.restart:
-        save_undo(host, "faketime", container, (), {"stopped": True})
-        run_or_fail(host, "stop", container.id)
-    offset = Member(FAKETIMERC_PATH, data=b"%+d\n" % opts.seconds, **new)
-    write_members(host, container, [offset], [plan.before[1]])
-    kept = b"".join(
-        line.rstrip(b"\n") + b"\n" for line in old.data.splitlines(True) if PRIVATE_FORM not in line
-    )
-    new.update(dict(uid=old.uid, gid=old.gid, mode=old.mode) if old.kind == "file" else {})
-    preload = Member(PRELOAD_PATH, data=kept + os_bytes(private.path) + b"\n", **new)
-    write_members(host, container, [preload], [old])
-    if opts.restart:
-        run_or_fail(host, "start", container.id)
-    return watch_shift(host, opts, plan, talk)
+def lacks_library(host: Host, container: Container, folder: str, name: str) -> bool:
+    """Is a shared library in none of the container's usual places? `folder` is that of its libc."""
+    for place in (folder, "/usr" + folder, "/usr/lib", "/usr/lib64"):
+        path = posixpath.join(place, name)
+        if read_member(host, container, path, 1 << 26, True).kind == "file":
+            return False
+    return True
 
 
-def run_or_fail(host: Host, *words: str) -> None:
-    answer = change(host, words)
-    if answer.timed_out:
-        raise NoAnswer("docker %s did not answer in %g s" % (words[0], host.timeout))
-    if answer.rc:
-        raise MethodUnavailable("docker %s: %s" % (words[0], first_line(answer)))
-
-
-def is_shift(clock: Tuple, seconds: float) -> bool:
-    """Is a clock of read_clock so far ahead? Whole seconds, and some for a busy host."""
-    return clock[0] - 2 <= seconds <= clock[1] + 2
-
-
-def try_library(host: Host, plan: Shift, seconds: int) -> None:
-    """The library in execs of its own, before a file that others read names it. Raises Refused."""
-    trial, what = seconds if abs(seconds) >= 60 else 86400, "the trial of %s" % plan.library.path
-    env = ["LD_PRELOAD=" + plan.before[2].path, "FAKETIME=%+d" % trial]
-    try:
-        plain = read_clock(host, plan.container)
-        if not plan.undo and not is_shift(plain, 0):
-            raise Refused("its clock is %+d s off already, and not by dockfix" % plain[0])
-        shifted = read_clock(host, plan.container, env, True)
-    except MethodUnavailable as err:
-        raise Refused("%s: %s" % (what, err)) from None
-    if not is_shift(shifted, trial):
-        raise Refused("%s shifted the clock by %+d s, not by %+d s" % (what, shifted[0], trial))
-    if re.match(r".*/python[0-9.]*\Z", plan.program):
-        code = "import signal, threading; signal.alarm(4); threading.Event().wait(0.1)"
-        if change(host, ["exec", plan.container.id, "env", *env, plan.program, "-c", code]).rc:
-            raise Refused(
-                "its first process is Python, whose timed waits hang with %s (%s)"
-                % (plan.library.path, RANKS[plan.library.rank][1])
-            )
-
-
-def watch_shift(host: Host, opts: argparse.Namespace, plan: Shift, talk: Tuple[int, int]) -> str:
-    """Looks each second for --watch seconds: up, not started anew, exec works, the clock shifted.
-    At the end: its first process is the same program as before, and its output goes on (what hangs
-    in its entrypoint stays Up). Returns what is wrong, ''."""
-    began, wall, first = time.monotonic(), time.time(), None
-    while True:
-        container, why = inspect_running(host, plan.target.id), ""
-        first = first or (container.started, container.restarts)
-        try:
-            clock = read_clock(host, container, quiet=True)
-        except MethodUnavailable as err:
-            why, container = str(err), inspect_running(host, plan.target.id)
-        if not can_exec(container) or (container.started, container.restarts) != first:
-            return "with it, the container does not stay up"
-        if why:
-            return "with it, a command inside fails: %s" % why
-        if not is_shift(clock, opts.seconds):
-            return "its clock is then %+d s off, not %+d s (is there a ~/.faketimerc?)" % (
-                clock[0],
-                opts.seconds,
-            )
-        left = opts.watch - (time.monotonic() - began)
-        if left <= 0 or host.stop.is_set():
-            break
-        time.sleep(min(1.0, left))
-    now, (early, late) = first_process(container)[0], log_seconds(host, opts, container, wall)
-    if now and posixpath.basename(now) != posixpath.basename(plan.program):
+def library_refusal(host: Host, container: Container, library: Library, needs: Needs) -> str:
+    """Why a library cannot serve in this container, '' where it can."""
+    if library.fault or library.elf is None:
+        return library.fault
+    mismatch = elf_mismatch(library.elf, needs.libc)
+    if mismatch:
+        return mismatch
+    missing = []
+    for name in library.elf.needed:
+        if not re.match(GLIBC_OWN, name) and lacks_library(host, container, needs.folder, name):
+            missing.append(name)
+    if missing:
+        return "it needs %s, which is not in the container" % ", ".join(missing)
+    if needs.drops_root and library.rank:
         return (
-            "after %g s its first process is %s, not %s: it hangs in its start (--watch SECONDS"
-            " waits longer)" % (opts.watch, now, plan.program)
-        )
-    if opts.watch and (
-        (sum(talk) and opts.restart and not early + late)
-        or (sum(talk) >= 3 and talk[1] and not late)
-    ):
-        return (
-            "it wrote nothing for %g s, and did before (--watch SECONDS waits longer)" % opts.watch
+            "its entrypoint starts as root and goes on as another user, where a libfaketime up"
+            " to 0.9.12 (this one: %s) ends it or hangs" % format_library_age(library)
         )
     return ""
 
 
-def log_seconds(
-    host: Host, opts: argparse.Namespace, container: Container, since: float
-) -> Tuple[int, int]:
-    """In how many seconds of each half of --watch it wrote to its log, by docker's own clock, with
-    --restart from its start on (its first words are older than docker's note of it by a little);
-    (0, 0) where docker cannot read the log, (1, 1) where there is more of it than is read."""
-    since, half = parse_instant(container.started) - 0.3 if opts.restart else since, opts.watch / 2
-    answer = query(
-        host, "logs", "-t", "--since", "%d" % since, container.id, limit=1 << 20, enough=1 << 20
-    )
-    if answer.timed_out or max(answer.out_total, answer.err_total) >= 1 << 20:
-        return 1, 1
-    stamps = [
-        parse_instant(line.split(" ")[0]) - since
-        for line in (answer.out + b"\n" + answer.err).decode("utf-8", "replace").split("\n")
-    ]
-    return len({int(one) for one in stamps if 0 <= one < half}), len(
-        {int(one) for one in stamps if half <= one <= 2 * half}
-    )
-
-
-def undo_failed_shift(host: Host, plan: Shift) -> str:
-    """What was there at the look is put back; '' or what is left to be said."""
-    try:
-        left = restore_members(host, plan, plan.before, False)
-        return "; left behind: %s" % ", ".join(left) if left else ""
-    except (Refused, MethodUnavailable, EnvironmentFault) as err:
-        return "; AND it could not be undone (%s): python3 dockfix.py faketime --undo %s" % (
-            err,
-            plan.target.name,
-        )
-
-
-def restore_members(
-    host: Host, plan: Shift, members: Tuple[Member, ...], restart: bool
-) -> List[str]:
-    """Restores these, PRELOAD first, and the record to what it was before them; returns what could
-    not be removed. A container that dockfix stopped, or started with the library, is started
-    (anew)."""
-    container, undo = inspect_running(host, plan.target.id), load_undo(
-        host, "faketime", plan.target.id
-    )
-    if not undo:
-        return []
-    if restart and container.running:
-        undo = save_undo(host, "faketime", container, (), {"stopped": True})
-        run_or_fail(host, "stop", container.id)
-        container = container._replace(running=False, pid=0)
-    restore_undo(
-        host, container, undo._replace(members=[one for one in members if one.path == PRELOAD_PATH])
-    )
-    left = restore_undo(host, container, undo._replace(members=members)) + remove_build(
-        host, container, undo.more["build"]
-    )
-    if undo.more["stopped"]:
-        run_or_fail(host, "restart" if container.running else "start", container.id)
-    if plan.undo and members is plan.before:
-        save_undo(host, "faketime", container, (), plan.undo.more)
-    elif not left:
-        drop_undo(host, "faketime", container.id)
-    return left
-
-
-def undo_shift(host: Host, opts: argparse.Namespace, plan: Shift) -> dict:
-    """What was there before dockfix's first shift, byte by byte."""
-    left = restore_members(host, plan, plan.undo.members, opts.restart)
-    if left:
-        return row_for(
-            plan.target,
-            "failed",
-            "left behind: %s" % ", ".join(left),
-            **dict(NO_SHIFT, partial=True),
-        )
-    stays = plan.preloaded and not opts.restart and not plan.undo.more["stopped"]
-    msg = (
-        "its running programs go back within 10 s; they keep the library until they are restarted"
-        " (--restart)"
-        if stays
-        else ""
-    )
-    return row_for(plan.target, "changed", msg, **dict(NO_SHIFT, offset=0))
-
-
-def shift_status(host: Host, plan: Shift, users: Dict[int, bool]) -> dict:
-    """What is set in it, by its files; what its clock shows is for `clock` to tell."""
-    container, undo = plan.container, plan.undo
-    done = undo is not None and undo.more["done"]
-    preload, rc = (read_member(host, container, path) for path in (PRELOAD_PATH, FAKETIMERC_PATH))
-    places = (
-        (PRELOAD_PATH, b"faketime" in preload.data),
-        (FAKETIMERC_PATH, rc.kind != "absent"),
-        ("its environment", any("faketime" in one.lower() for one in container.env)),
-    )
-    others = [where for where, on in places if on]
-    if done:
-        first = (
-            "cannot be seen"
-            if not users
-            else "follows" if users.get(container.pid) else "after a restart only"
-        )
-        msg = "%+d s by dockfix since %s; its first process: %s" % (
-            undo.more["offset"],
-            undo.changed[:19] + "Z",
-            first,
-        )
-    elif undo:
-        msg = "a change was cut off: python3 dockfix.py faketime --undo %s" % plan.target.name
-    elif others:
-        msg = "not by dockfix, but set in %s" % ", ".join(others)
-    else:
-        still = (
-            "; its running programs use libfaketime still, until a docker restart"
-            if plan.preloaded
-            else ""
-        )
-        msg = "dockfix has shifted nothing here" + still
-    return row_for(
-        plan.target,
-        "unchanged",
-        msg,
-        offset=undo.more["offset"] if done else None,
-        library=undo.more["library"] if done else None,
-        preloaded=plan.preloaded,
+def choose_library(
+    host: Host, container: Container, libraries: List[Library], needs: Needs
+) -> Library:
+    """The first library that fits. Raises Refused with what speaks against each."""
+    reasons = []
+    for library in libraries:
+        reason = library_refusal(host, container, library, needs)
+        if not reason:
+            return library
+        reasons.append("%s: %s" % (library.path, reason))
+    raise Refused(
+        "%s; --lib FILE names another: one made on a release as old as the container's, or older,"
+        " fits" % "; ".join(reasons)
     )
 
 
 def build_source(folder: str) -> Dict[str, bytes]:
-    """The files of libfaketime's src folder. Raises UsageError."""
+    """The files of libfaketime's folder src, at most 100. Raises UsageError."""
     folder = os.path.join(folder, "src")
-    names = [
-        name
-        for name in sorted(suppress_errors(os.listdir, folder) or [])
-        if os.path.isfile(os.path.join(folder, name))
-    ][:100]
+    names = []
+    for name in sorted(suppress_errors(os.listdir, folder) or []):
+        if os.path.isfile(os.path.join(folder, name)):
+            names.append(name)
+    names = names[:100]
     if "libfaketime.c" not in names or "Makefile" not in names:
         raise UsageError(
             "--build-from: there is no source of libfaketime in %s" % folder,
@@ -7105,35 +6725,730 @@ def build_source(folder: str) -> Dict[str, bytes]:
 
 
 def build_library(host: Host, container: Container, source: Dict[str, bytes]) -> Library:
-    """Compiles libfaketime inside the container, the notes' own way, in a folder that is gone
-    afterwards. Raises Refused, WayClosed."""
+    """Compiles libfaketime inside the container, in a folder that is gone afterwards. Raises
+    Refused, MethodUnavailable."""
     for tool in ("make", "gcc"):
         if change(host, ["exec", container.id, tool, "--version"]).rc:
             raise Refused("there is no %s in it to compile with" % tool)
-    owner, folder = cp_base(host, container), "/.dockfix-build-%s" % os.urandom(6).hex()
-    own = dict(uid=owner[0], gid=owner[1], mtime=int(time.time()))
+    uid, gid = cp_base(host, container)
+    folder = "/.dockfix-build-%s" % os.urandom(6).hex()
     save_undo(host, "faketime", container, (), {"build": folder})
-    files = [
-        Member(folder + "/" + name, "file", data, mode=0o644, **own)
-        for name, data in source.items()
-    ]
-    write_members(host, container, [Member(folder, "dir", mode=493, **own), *files])
+    members = [Member(folder, "dir", uid=uid, gid=gid, mode=0o755, mtime=int(time.time()))]
+    for name, data in source.items():
+        path = folder + "/" + name
+        members.append(members[0]._replace(path=path, kind="file", data=data, mode=0o644))
+    write_members(host, container, members)
     make = ("exec", "-u", "0", container.id, "make", "-C", folder, "CC=gcc", "libfaketime.so.1")
     answer = change_host(host, host.docker + make, None, max(host.timeout, BUILD_SECONDS))
-    found = read_member(host, container, folder + "/libfaketime.so.1", 1 << 24)
-    if remove_build(host, container, folder) or answer.rc or found.kind != "file":
-        lines = [line for line in answer.text().split("\n") if "rror" in line] or [
-            first_line(answer)
-        ]
-        raise MethodUnavailable("make in it failed (exit %d): %s" % (answer.rc, lines[0][:300]))
-    return judge_library("the library built in it", found.data)
+    built = read_member(host, container, folder + "/libfaketime.so.1", 1 << 24)
+    if remove_build(host, container, folder) or answer.rc or built.kind != "file":
+        raise MethodUnavailable(
+            "make in it failed (exit %d): %s" % (answer.rc, compiler_error(answer)[:300])
+        )
+    return judge_library("the library built in it", built.data)
+
+
+def compiler_error(answer: Answer) -> str:
+    """The first line that speaks of an error, else the first line."""
+    for line in answer.text().split("\n"):
+        if "rror" in line:
+            return line
+    return first_line(answer)
 
 
 def remove_build(host: Host, container: Container, folder: str) -> List[str]:
-    """Removes what build_library made (it names no other folder); returns it where it stays."""
+    """Removes the folder of build_library, '' for none. Returns it where it stays."""
     if not folder or remove_folder(host, container, folder):
         return []
     return [folder]
+
+
+# Deciding
+
+
+def plan_shift(
+    host: Host, request: ShiftRequest, libraries: List[Library], shift: Shift
+) -> Union[ShiftPlan, dict]:
+    """The plan, or a row where the clock is shifted so already. `libraries` is empty where one is
+    built in the container later. Looks only: everything that speaks against the shift is raised
+    here, before anything is written. Raises Refused, MethodUnavailable."""
+    container = shift.container
+    require_shiftable(request, shift)
+    preload = read_member(host, container, PRELOAD_PATH)
+    rc = read_member(host, container, FAKETIMERC_PATH)
+    require_known_files(shift, preload, rc)
+    if shift.undo and is_in_place(request, shift.undo, preload, rc):
+        return row_for(
+            shift.target,
+            "unchanged",
+            "it is shifted so already",
+            offset=request.seconds,
+            library=shift.undo.more["library"],
+            preloaded=shift.preloaded,
+        )
+    program = first_program(host, container)
+    machine, note = judge_program(posixpath.basename(program.path), program.head)
+    folder, libc = find_libc(host, container, machine)
+    missing = missing_folders(host, container, (PRELOAD_PATH, PRIVATE))
+    # A file without its folder could not be written.
+    if missing:
+        raise Refused("it has no %s" % ", no ".join(missing))
+    # A clock of 32 bits ends.
+    if libc.bits == 32 and time.time() + request.seconds >= 1 << 31:
+        raise Refused("its programs are of 32 bits: their clock ends in January 2038")
+    require_no_step(request, shift)
+    needs = Needs(folder, libc, program.drops_root)
+    library = None
+    if libraries:
+        library = choose_library(host, container, libraries, needs)
+    return ShiftPlan(shift.target, shift, (preload, rc), program.path, needs, library, note)
+
+
+def require_shiftable(request: ShiftRequest, shift: Shift) -> None:
+    """Raises Refused for what docker inspect and the undo record tell against a shift."""
+    container = shift.container
+    # The library can be tried.
+    if not can_exec(container):
+        raise Refused(
+            "it does not run (or is paused, or restarting): the library could not be tried in it"
+        )
+    # No earlier change is half done.
+    if shift.undo and not shift.undo.more["done"]:
+        raise Refused(
+            "an earlier change was cut off: python3 dockfix.py faketime --undo %s"
+            % shift.target.name
+        )
+    # A restart does not delete the container.
+    if request.restart and container.auto_remove:
+        raise Refused(NO_STOP)
+    # No variable of the container wins over the file.
+    variables = []
+    for variable in container.env:
+        if re.match(r"FAKETIME|LD_PRELOAD=.*faketime", variable):
+            variables.append(variable.split("=")[0])
+    if variables:
+        raise Refused(
+            "its environment sets %s, which beats %s: re-create the container without that"
+            % (", ".join(variables), FAKETIMERC_PATH)
+        )
+    # The files belong to this container alone.
+    refusal = files_refusal(container, (PRELOAD_PATH, FAKETIMERC_PATH, PRIVATE))
+    if refusal:
+        raise Refused(refusal)
+
+
+def require_known_files(shift: Shift, preload: Member, rc: Member) -> None:
+    """Raises Refused for files that dockfix has not written and could not put back safely."""
+    # Both are files, or not there.
+    if {preload.kind, rc.kind} - {"file", "absent"}:
+        raise Refused("its %s or %s is no plain file" % (PRELOAD_PATH, FAKETIMERC_PATH))
+    if shift.undo:
+        return
+    # No other libfaketime is loaded beside this one.
+    if b"faketime" in preload.data:
+        raise Refused(
+            "its %s names a libfaketime already, not dockfix's: %s"
+            % (PRELOAD_PATH, format_bytes(preload.data[:200].strip()))
+        )
+    # An undo puts back an offset that programs can read.
+    if rc.kind == "file" and not re.match(rb"[+-][0-9]+(\.[0-9]+)?[smhdy]?\n?\Z", rc.data):
+        raise Refused(
+            "its %s is not dockfix's and no plain offset (%s): put back by an undo, it would"
+            " end each program that reads it; remove it first"
+            % (FAKETIMERC_PATH, format_bytes(rc.data[:60].strip()))
+        )
+
+
+def is_in_place(request: ShiftRequest, undo: Undo, preload: Member, rc: Member) -> bool:
+    """Is this very shift in the files already, with no restart wished for?"""
+    return (
+        not request.restart
+        and rc.data == b"%+d\n" % request.seconds
+        and undo.more["offset"] == request.seconds
+        and PRIVATE_FORM in preload.data
+    )
+
+
+def require_no_step(request: ShiftRequest, shift: Shift) -> None:
+    """Raises Refused where the clock of running programs would step and nobody asked for that."""
+    if request.restart or request.step_running:
+        return
+    if shift.preloaded:
+        reason = "its running programs use"
+    elif shift.preloaded is None and shift.undo:
+        reason = "it cannot be seen from here whether its running programs use"
+    else:
+        return
+    raise Refused(
+        "%s libfaketime, and a step makes timers run in bursts or stand still: --restart"
+        " (stop, write, start) or --step-running" % reason
+    )
+
+
+def judge_program(name: str, head: bytes) -> Tuple[int, str]:
+    """(number of the processor, note for the user) of the first process, from the first part of its
+    file. 0 where it is not known. Raises Refused where a shift would not reach the process."""
+    try:
+        elf = parse_elf(head, whole=False)
+    except ValueError:
+        return 0, "what its first process is cannot be told"
+    # Its loader reads ld.so.preload.
+    if "musl" in elf.interp:
+        raise Refused(
+            "its programs are built for musl, which ignores %s: re-create the container, with"
+            " -e LD_PRELOAD and a library built with musl" % PRELOAD_PATH
+        )
+    # It asks the C library for the time.
+    if elf.go:
+        raise Refused(
+            "its first process, %s, is a Go program, which reads the clock past any library: it"
+            " would keep the real time" % name
+        )
+    if elf.interp:
+        return elf.machine, ""
+    # A static first process only starts others.
+    if name not in INITS:
+        raise Refused(
+            "its first process, %s, is a static program, which loads no library: it would keep"
+            " the real time" % name
+        )
+    return elf.machine, "its first process, %s, is static and keeps the real time" % name
+
+
+# Changing
+
+
+def set_shift(host: Host, request: ShiftRequest, source: Dict[str, bytes], plan: ShiftPlan) -> dict:
+    """Shifts one container: library, trial, offset, ld.so.preload last, restart, watch. What undo
+    needs is on the disk before the first write. `source` is libfaketime's, {} where the plan has a
+    library."""
+    shift, library, container = plan.shift, plan.library, plan.shift.container
+    former = plan.former  # type: Tuple[Member, ...]
+    status, trouble = "failed", ""
+    facts = {"done": False, "offset": request.seconds, "stopped": False, "build": "", "library": ""}
+    try:
+        save_undo(host, "faketime", container, former, facts)
+        if library is None:
+            built = build_library(host, container, source)
+            library = choose_library(host, container, [built], plan.needs)
+        path = PRIVATE % hashlib.sha256(library.data).hexdigest()[:12]
+        former = (*former, read_member(host, container, path, 1 << 24))
+        save_undo(host, "faketime", container, former, {"library": library.path})
+        trouble = apply_shift(host, request, plan, library, former[-1])
+    except NoAnswer as err:  # what was sent may still arrive: nothing is put back under it
+        raise NoAnswer(
+            "%s; look again, then: python3 dockfix.py faketime --undo %s" % (err, shift.target.name)
+        ) from None
+    except Refused as err:
+        status, trouble = "refused", str(err)
+    except (MethodUnavailable, EnvironmentFault) as err:
+        trouble = str(err)
+    more = dict(NO_SHIFT)  # type: Dict[str, object]
+    if library is not None:
+        more["library"] = library.path
+    if trouble:
+        left = undo_failed_shift(host, shift, former)
+        if left:
+            return row_for(shift.target, "failed", trouble + left, **dict(more, partial=True))
+        return row_for(shift.target, status, trouble + "; undone: it is as it was", **more)
+    save_undo(host, "faketime", container, (), {"done": True, "stopped": False})
+    more.update(offset=request.seconds, preloaded=shift.preloaded)
+    if request.restart:
+        more["preloaded"] = True
+    return row_for(shift.target, "changed", format_shift(request, plan), **more)
+
+
+def format_shift(request: ShiftRequest, plan: ShiftPlan) -> str:
+    """The message of a container whose clock is shifted now."""
+    notes = ["%+d s" % request.seconds]
+    if request.at is not None:
+        notes.append("%s %s" % (request.at, request.zone))
+    if plan.note:
+        notes.append(plan.note)
+    if not request.restart and plan.shift.preloaded:
+        notes.append("its running programs follow within 10 s")
+    elif not request.restart:
+        notes.append("its first process follows when it is restarted (--restart)")
+    return "; ".join(notes)
+
+
+def apply_shift(
+    host: Host, request: ShiftRequest, plan: ShiftPlan, library: Library, private: Member
+) -> str:
+    """Writes the library, tries it, writes the rest, watches. `private` is what was at the
+    library's place. Returns why the container does not do well with it, '' where it does. Raises
+    Refused, MethodUnavailable."""
+    container = plan.shift.container
+    preload, rc = plan.former
+    uid, gid = cp_base(host, container)
+    new_file = Member("", "file", uid=uid, gid=gid, mode=0o644, mtime=int(time.time()))
+    if private.data != library.data:
+        written = new_file._replace(path=private.path, data=library.data)
+        write_members(host, container, [written], [private])
+    try_library(host, request.seconds, plan, library, private.path)
+    output = count_output(host, request, container, time.time() - request.watch)
+    if request.restart:
+        save_undo(host, "faketime", container, (), {"stopped": True})
+        run_or_fail(host, "stop", container.id)
+    offset = new_file._replace(path=FAKETIMERC_PATH, data=b"%+d\n" % request.seconds)
+    write_members(host, container, [offset], [rc])
+    lines = []
+    for line in preload.data.splitlines(True):
+        if PRIVATE_FORM not in line:
+            lines.append(line.rstrip(b"\n") + b"\n")
+    lines.append(os_bytes(private.path) + b"\n")
+    new_preload = new_file._replace(path=PRELOAD_PATH, data=b"".join(lines))
+    if preload.kind == "file":
+        new_preload = new_preload._replace(uid=preload.uid, gid=preload.gid, mode=preload.mode)
+    write_members(host, container, [new_preload], [preload])
+    if request.restart:
+        run_or_fail(host, "start", container.id)
+    return watch_shift(host, request, plan, output)
+
+
+def run_or_fail(host: Host, *words: str) -> None:
+    """A docker call that must succeed. Raises NoAnswer, MethodUnavailable."""
+    answer = change(host, words)
+    if answer.timed_out:
+        raise NoAnswer("docker %s did not answer in %g s" % (words[0], host.timeout))
+    if answer.rc:
+        raise MethodUnavailable("docker %s: %s" % (words[0], first_line(answer)))
+
+
+def is_shift(clock: Clock, seconds: float) -> bool:
+    """Is a clock ahead by so many seconds? Two more each way for whole seconds and a busy host."""
+    return clock.least - 2 <= seconds <= clock.most + 2
+
+
+def try_library(
+    host: Host, seconds: int, plan: ShiftPlan, library: Library, private_path: str
+) -> None:
+    """Tries the library in commands of dockfix's own, before a file that others read names it.
+    Raises Refused."""
+    shift = plan.shift
+    trial_seconds = seconds
+    if abs(seconds) < 60:
+        trial_seconds = 86400  # a small shift could not be told from a slow host
+    trial = "the trial of %s" % library.path
+    env = ["LD_PRELOAD=" + private_path, "FAKETIME=%+d" % trial_seconds]
+    try:
+        real = read_clock(host, shift.container)
+        # The clock is right before the first shift.
+        if not shift.undo and not is_shift(real, 0):
+            raise Refused("its clock is %+d s off already, and not by dockfix" % real.least)
+        shifted = read_clock(host, shift.container, env, True)
+    except MethodUnavailable as err:
+        raise Refused("%s: %s" % (trial, err)) from None
+    # The library shifts the clock by what is asked.
+    if not is_shift(shifted, trial_seconds):
+        raise Refused(
+            "%s shifted the clock by %+d s, not by %+d s" % (trial, shifted.least, trial_seconds)
+        )
+    # Python's timed waits end.
+    if re.match(r".*/python[0-9.]*\Z", plan.program):
+        code = "import signal, threading; signal.alarm(4); threading.Event().wait(0.1)"
+        argv = ["exec", shift.container.id, "env", *env, plan.program, "-c", code]
+        if change(host, argv).rc:
+            raise Refused(
+                "its first process is Python, whose timed waits hang with %s (%s)"
+                % (library.path, format_library_age(library))
+            )
+
+
+def watch_shift(host: Host, request: ShiftRequest, plan: ShiftPlan, output: OutputCount) -> str:
+    """Looks each second, for --watch seconds, whether the container does well. At the end its first
+    process is the same program as before, and its output goes on: a container that hangs in its
+    entrypoint stays Up. `output` is what it wrote before. Returns what is wrong, '' for nothing."""
+    began, began_at = time.monotonic(), time.time()
+    start = None  # type: Optional[Tuple[str, int]]
+    while True:
+        container = inspect_running(host, plan.target.id)
+        if start is None:
+            start = (container.started, container.restarts)
+        trouble = shift_trouble(host, request, container, start)
+        if trouble:
+            return trouble
+        left = request.watch - (time.monotonic() - began)
+        if left <= 0 or host.stop.is_set():
+            break
+        time.sleep(min(1.0, left))
+    program = first_process(container)[0]
+    output_now = count_output(host, request, container, began_at)
+    if program and posixpath.basename(program) != posixpath.basename(plan.program):
+        return (
+            "after %g s its first process is %s, not %s: it hangs in its start (--watch SECONDS"
+            " waits longer)" % (request.watch, program, plan.program)
+        )
+    if is_silent(request, output, output_now):
+        return (
+            "it wrote nothing for %g s, and did before (--watch SECONDS waits longer)"
+            % request.watch
+        )
+    return ""
+
+
+def shift_trouble(
+    host: Host, request: ShiftRequest, container: Container, start: Tuple[str, int]
+) -> str:
+    """One look at a shifted container: it is up, has not been started again since `start` (time,
+    number of restarts), runs a command, and its clock is shifted. Returns what is wrong."""
+    clock, reason = None, ""
+    try:
+        clock = read_clock(host, container, quiet=True)
+    except MethodUnavailable as err:
+        reason, container = str(err), inspect_running(host, container.id)
+    if not can_exec(container) or (container.started, container.restarts) != start:
+        return "with it, the container does not stay up"
+    if clock is None:
+        return "with it, a command inside fails: %s" % reason
+    if not is_shift(clock, request.seconds):
+        return "its clock is then %+d s off, not %+d s (is there a ~/.faketimerc?)" % (
+            clock.least,
+            request.seconds,
+        )
+    return ""
+
+
+def is_silent(request: ShiftRequest, before: OutputCount, now: OutputCount) -> bool:
+    """Has the output of a container ended that wrote regularly before?"""
+    if not request.watch:
+        return False
+    total_before = before.early + before.late
+    if request.restart and total_before and not now.early + now.late:
+        return True
+    return total_before >= 3 and before.late > 0 and now.late == 0
+
+
+def count_output(
+    host: Host, request: ShiftRequest, container: Container, since: float
+) -> OutputCount:
+    """In how many seconds of each half of --watch the container wrote to its log, by docker's own
+    clock. `since` is in seconds since 1970; with --restart the count begins at the container's
+    start. (0, 0) where docker cannot read the log, (1, 1) where there is more than is read."""
+    if request.restart:
+        # The first lines are older than docker's note of the start by a little.
+        since = parse_instant(container.started) - 0.3
+    argv = ("logs", "-t", "--since", "%d" % since, container.id)
+    answer = query(host, *argv, limit=1 << 20, enough=1 << 20)
+    if answer.timed_out or max(answer.out_total, answer.err_total) >= 1 << 20:
+        return OutputCount(1, 1)
+    half = request.watch / 2
+    early, late = set(), set()
+    for line in (answer.out + b"\n" + answer.err).decode("utf-8", "replace").split("\n"):
+        second = parse_instant(line.split(" ")[0]) - since
+        if 0 <= second < half:
+            early.add(int(second))
+        elif half <= second <= 2 * half:
+            late.add(int(second))
+    return OutputCount(len(early), len(late))
+
+
+def undo_failed_shift(host: Host, shift: Shift, former: Sequence[Member]) -> str:
+    """Puts back what was there before this run. Returns '', or what is left, for the message."""
+    facts = None
+    if shift.undo:
+        facts = shift.undo.more
+    try:
+        left = restore_members(host, shift.target, former, False, facts)
+    except (Refused, MethodUnavailable, EnvironmentFault) as err:
+        return "; AND it could not be undone (%s): python3 dockfix.py faketime --undo %s" % (
+            err,
+            shift.target.name,
+        )
+    if left:
+        return "; left behind: %s" % ", ".join(left)
+    return ""
+
+
+def restore_members(
+    host: Host,
+    target: Target,
+    members: Sequence[Member],
+    restart: bool,
+    facts: Optional[dict] = None,
+) -> List[str]:
+    """Restores files, ld.so.preload first, and returns what could not be removed. Then the undo
+    record takes back its earlier `facts`; with None it is dropped once nothing is left. A container
+    that dockfix stopped, or started with the library, is started or restarted."""
+    container = inspect_running(host, target.id)
+    undo = load_undo(host, "faketime", target.id)
+    if not undo:
+        return []
+    if restart and container.running:
+        undo = save_undo(host, "faketime", container, (), {"stopped": True})
+        run_or_fail(host, "stop", container.id)
+        container = container._replace(running=False, pid=0)
+    preload = tuple(member for member in members if member.path == PRELOAD_PATH)
+    restore_undo(host, container, undo._replace(members=preload))
+    left = restore_undo(host, container, undo._replace(members=tuple(members)))
+    left = left + remove_build(host, container, undo.more["build"])
+    if undo.more["stopped"] and container.running:
+        run_or_fail(host, "restart", container.id)
+    elif undo.more["stopped"]:
+        run_or_fail(host, "start", container.id)
+    if facts is not None:
+        save_undo(host, "faketime", container, (), facts)
+    elif not left:
+        drop_undo(host, "faketime", container.id)
+    return left
+
+
+def undo_shift(host: Host, request: ShiftRequest, plan: ShiftUndo) -> dict:
+    """Puts back what was there before dockfix's first shift, byte by byte."""
+    shift, undo = plan.shift, plan.undo
+    left = restore_members(host, shift.target, undo.members, request.restart)
+    if left:
+        return row_for(
+            shift.target,
+            "failed",
+            "left behind: %s" % ", ".join(left),
+            **dict(NO_SHIFT, partial=True),
+        )
+    msg = ""
+    if shift.preloaded and not request.restart and not undo.more["stopped"]:
+        msg = (
+            "its running programs go back within 10 s; they keep the library until they are"
+            " restarted (--restart)"
+        )
+    return row_for(shift.target, "changed", msg, **dict(NO_SHIFT, offset=0))
+
+
+# --status
+
+
+def shift_status(host: Host, shift: Shift, users: Dict[int, bool]) -> dict:
+    """The row of --status: what is set in the container, by its files. What its clock shows is for
+    `clock` to tell. `users` is from processes_of."""
+    undo = shift.undo
+    preload = read_member(host, shift.container, PRELOAD_PATH)
+    rc = read_member(host, shift.container, FAKETIMERC_PATH)
+    more = dict(NO_SHIFT, preloaded=shift.preloaded)  # type: Dict[str, object]
+    if undo and undo.more["done"]:
+        more.update(offset=undo.more["offset"], library=undo.more["library"])
+        msg = "%+d s by dockfix since %s; its first process: %s" % (
+            undo.more["offset"],
+            undo.changed[:19] + "Z",
+            format_follows(shift.container, users),
+        )
+    elif undo:
+        msg = "a change was cut off: python3 dockfix.py faketime --undo %s" % shift.target.name
+    else:
+        msg = format_foreign_shift(shift, preload, rc)
+    return row_for(shift.target, "unchanged", msg, **more)
+
+
+def format_follows(container: Container, users: Dict[int, bool]) -> str:
+    """Does the first process follow the shifted clock?"""
+    if not users:
+        return "cannot be seen"
+    if users.get(container.pid):
+        return "follows"
+    return "after a restart only"
+
+
+def format_foreign_shift(shift: Shift, preload: Member, rc: Member) -> str:
+    """The status of a container that dockfix has not shifted: where else a shift is set."""
+    places = []
+    if b"faketime" in preload.data:
+        places.append(PRELOAD_PATH)
+    if rc.kind != "absent":
+        places.append(FAKETIMERC_PATH)
+    if any("faketime" in variable.lower() for variable in shift.container.env):
+        places.append("its environment")
+    if places:
+        return "not by dockfix, but set in %s" % ", ".join(places)
+    msg = "dockfix has shifted nothing here"
+    if shift.preloaded:
+        msg += "; its running programs use libfaketime still, until a docker restart"
+    return msg
+
+
+# The command
+
+
+def parse_faketime_options(opts: argparse.Namespace) -> ShiftRequest:
+    """The options as typed values. Raises UsageError for none of the four jobs, for two, and for an
+    option that does not go with the job."""
+    jobs = []
+    for name in ("offset", "at", "undo", "status"):
+        if getattr(opts, name) not in (None, False):
+            jobs.append(name)
+    if len(jobs) != 1:
+        raise UsageError(
+            "say one of --offset SPEC, --at TIME, --undo, --status",
+            "python3 dockfix.py faketime NAME --offset +8h",
+        )
+    require_fitting_options(opts, jobs[0])
+    now = int(time.time())
+    request = ShiftRequest(
+        action="set",
+        seconds=0,
+        watch=parse_number("--watch", opts.watch, 10, 0, 3600),
+        at=opts.at,
+        zone=None,
+        restart=opts.restart,
+        step_running=opts.step_running,
+    )
+    if opts.undo or opts.status:
+        return request._replace(action=jobs[0])
+    if opts.at is not None:
+        zone = opts.zone
+        if zone is None:
+            zone = host_zone()
+        request = request._replace(seconds=wall_instant(opts.at, zone) - now, zone=zone)
+        option = "--at '%s'" % opts.at
+    else:
+        request = request._replace(seconds=parse_offset(opts.offset))
+        option = "--offset %s" % opts.offset
+    check_instant(now + request.seconds, option)
+    return request
+
+
+def require_fitting_options(opts: argparse.Namespace, job: str) -> None:
+    """Raises UsageError for an option that does not go with the job, named by its option."""
+    is_set = job in ("offset", "at")
+    is_build = opts.build_from is not None
+    misfits = (
+        ("--lib", job, opts.lib and not is_set),
+        ("--lib", "build-from", opts.lib and is_build),
+        ("--build-from", job, is_build and not is_set),
+        ("--step-running", job, opts.step_running and not is_set),
+        ("--zone", job, opts.zone is not None and job != "at"),
+        ("--restart", job, opts.restart and opts.status),
+    )
+    for option, other, is_given in misfits:
+        if is_given:
+            raise UsageError("%s does not go with --%s" % (option, other))
+
+
+def wall_instant(wall_time: str, zone: str) -> int:
+    """The instant (seconds since 1970) at which the clocks of a zone show a wall time. Raises
+    UsageError where there is none, or two."""
+    wall = parse_wall(wall_time)
+    # Zones are known from 1970 on only.
+    check_instant(min(wall + 86400, LAST_INSTANT), "--at '%s'" % wall_time)
+    instants = wall_instants(zone_data(zone), wall)
+    if len(instants) == 1:
+        return instants[0]
+    if not instants:
+        raise UsageError(
+            "%s never comes in %s: the clocks are changed then" % (wall_time, zone),
+            "an hour earlier or later",
+        )
+    hints = []
+    for instant in instants:
+        utc = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(instant))
+        hints.append("--at '%s' --zone UTC" % utc)
+    raise UsageError(
+        "%s comes twice in %s: the clocks are changed then" % (wall_time, zone), "; ".join(hints)
+    )
+
+
+def format_faketime_options(opts: argparse.Namespace, request: ShiftRequest) -> List[str]:
+    """The options of this run, for the script of a dry run."""
+    options = []
+    if opts.offset is not None:
+        options.append("--offset=%s" % opts.offset)
+    if request.at is not None:
+        options.append("--at=%s" % request.at)
+    if request.zone is not None:
+        options.append("--zone=%s" % request.zone)
+    if opts.build_from is not None:
+        options.append("--build-from=%s" % os.path.abspath(opts.build_from))
+    options += ["--lib=%s" % os.path.abspath(path) for path in opts.lib]
+    if opts.undo:
+        options.append("--undo")
+    if request.restart:
+        options += ["--restart", "--yes"]
+    if request.step_running:
+        options.append("--step-running")
+    return [*options, "--watch=%g" % request.watch]
+
+
+def look_at_shift(
+    host: Host,
+    request: ShiftRequest,
+    libraries: List[Library],
+    target: Target,
+    container: Container,
+) -> Union[ShiftPlan, ShiftUndo, dict]:
+    """What is to be done in one container: a ShiftPlan to set, a ShiftUndo to undo, a row where
+    there is nothing to do. Raises Refused, MethodUnavailable."""
+    users = processes_of(container)
+    preloaded = None
+    if users:
+        preloaded = any(users.values())
+    shift = Shift(target, container, load_undo(host, "faketime", target.id), preloaded)
+    if request.action == "set":
+        return plan_shift(host, request, libraries, shift)
+    if request.action == "status" or not shift.undo:
+        return shift_status(host, shift, users)
+    if request.restart and container.auto_remove:
+        raise Refused(NO_STOP)
+    return ShiftUndo(target, shift, shift.undo)
+
+
+def add_new_containers_finding(report: dict, seconds: int, plans: Sequence[ShiftPlan]) -> None:
+    """Advice: how a new container gets the same shift. The library is one that is new enough for
+    that, where this run uses one."""
+    path = "LIBFAKETIME"
+    for plan in plans:
+        if plan.library and plan.library.rank < 2:
+            path = plan.library.path
+            break
+    add_finding(
+        report,
+        "faketime-new-containers",
+        "info",
+        "for a new container there is a safer way, with a libfaketime of 0.9.11 or newer (for"
+        " musl, one built with musl)",
+        RECIPE % (quote_word(path), seconds),
+    )
+
+
+def run_faketime(host: Host, opts: argparse.Namespace, report: dict) -> None:
+    """Looks, prints the script of a dry run, asks about restarts, changes, watches. A container
+    that does not do well is undone by itself."""
+    request = parse_faketime_options(opts)
+    source = {}  # type: Dict[str, bytes]
+    libraries = []  # type: List[Library]
+    if opts.build_from is not None:
+        source = build_source(opts.build_from)
+    elif request.action == "set":
+        libraries = host_libraries(opts.lib)
+    if request.action != "status":
+        refuse_half_way(host)
+    targets = choose_containers(host, opts)
+    if request.action != "status" and not opts.dry_run:
+        take_lock(host)
+        take_lock(host, True, name="undo.lock")
+        drop_undo_if_void(host, [target.id for target in list_containers(host)])
+
+    def look(target: Target, container: Container) -> Union[ShiftPlan, ShiftUndo, dict]:
+        return look_at_shift(host, request, libraries, target, container)
+
+    def shift_clock(plan: Union[ShiftPlan, ShiftUndo]) -> dict:
+        if isinstance(plan, ShiftUndo):
+            return undo_shift(host, request, plan)
+        return set_shift(host, request, source, plan)
+
+    plans = run_over_containers(host, opts, "faketime: looking", targets, look, NO_SHIFT)
+    if opts.dry_run:
+        options = format_faketime_options(opts, request)
+        plan_own_calls(opts, report, plans, options, dict(NO_SHIFT, offset=request.seconds))
+        return
+    changes = [plan for plan in plans if not isinstance(plan, dict)]
+    if request.action == "set":
+        add_new_containers_finding(report, request.seconds, changes)
+    restarts = []
+    if request.restart:
+        restarts = [plan.target.name for plan in changes if plan.shift.container.running]
+    if restarts:
+        confirm(opts, "restart %s?" % ", ".join(restarts))
+    report["results"] = run_over_targets(
+        host, opts, "faketime", targets, plans, shift_clock, NO_SHIFT
+    )
+    report["exit_code"] = exit_code(report["results"])
 
 
 ###############################################################################

@@ -354,7 +354,7 @@ def test_restart_asks_and_stops_before_it_writes(shiftable):
     run = shift(shiftable, "--offset", "+8h", "--restart")
     assert (
         run.rc == 5
-        and "restart 1 containers (web)" in run.json["errors"][0]["msg"]
+        and "restart web?" in run.json["errors"][0]["msg"]
         and records(shiftable) == []
     ), run
 
