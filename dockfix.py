@@ -5436,161 +5436,220 @@ def plan_exec(
 # 10. Time zones, clock
 ###############################################################################
 
+# Reads zone files and rules, finds the host's zone, reads the clock inside a container; `clock`
+# compares the containers' clocks and zones with the host's. It never changes anything. The commands
+# `timezone` and `faketime` build on it.
+#
+# Facts: zone files as in RFC 8536; the rules of TZ as in POSIX; where the C libraries look for the
+# zone as in tzset(3).
 
-# --- time zones
+
+# Zone files and rules
 
 ZONEINFO, LOCALTIME, TIMEZONE = "/usr/share/zoneinfo", "/etc/localtime", "/etc/timezone"
 ZONE_NAME = r"[A-Za-z0-9_+-]+(?:/[A-Za-z0-9_+-]+)*\Z"
-ZONE_MAX = 1 << 18  # the largest zone file has some 4 KiB
-POSIX_TZ = r"([A-Za-z]{3,}|<[A-Za-z0-9+-]{3,}>)([+-]?[0-9:]+)(?:([A-Za-z]{3,}|<[A-Za-z0-9+-]{3,}>)([+-]?[0-9:]+)?(?:,([^,]+),([^,]+))?)?\Z"
+ZONE_MAX = 1 << 18  # bytes; the largest zone file has some 4 KiB
+ZONE_ABBREVIATION = r"([A-Za-z]{3,}|<[A-Za-z0-9+-]{3,}>)"
+# Standard time and its offset, then summer time, its offset, its begin and its end
+POSIX_TZ = (
+    ZONE_ABBREVIATION
+    + r"([+-]?[0-9:]+)(?:"
+    + ZONE_ABBREVIATION
+    + r"([+-]?[0-9:]+)?(?:,([^,]+),([^,]+))?)?\Z"
+)
+
+
+class ZoneBlock(NamedTuple):
+    """One data block of a zone file (RFC 8536, part 3.2)."""
+
+    times: Tuple[int, ...]  # the instants at which the offset changes
+    numbers: bytes  # the type from each instant on: its place in `types`
+    types: List[Tuple[int, int, int]]  # (seconds east, is it summer time?, place in `names`)
+    names: bytes  # the abbreviations, each ended by a zero byte
+    end: int  # where the block ends in the file
 
 
 def zone_offset(data: bytes, when: int) -> Tuple[int, str]:
     """(seconds east of UTC, abbreviation) at a time in seconds since 1970, from a zone file (TZif,
-    RFC 8536, versions 1 to 4). Raises ValueError for what is none."""
+    versions 1 to 4). Raises ValueError for what is no zone file."""
     try:
-        (times, numbers, types, names), end = tzif_block(data, 0, "l")
-        footer = ""
-        if data[4:5] >= b"2":  # the same again with 64 bits, and the rule for what comes after it
-            (times, numbers, types, names), end = tzif_block(data, end, "q")
-            start, footer, _ = data[end:].decode("ascii").split("\n", 2)
+        block = parse_zone_block(data, 0, "l")
+        rule = ""
+        # From version 2 on, a second block of 64 bits follows, and the rule for later times.
+        if data[4:5] >= b"2":
+            block = parse_zone_block(data, block.end, "q")
+            start, rule, _ = data[block.end :].decode("ascii").split("\n", 2)
             if start:
                 raise ValueError("no footer")
-        if footer and (not times or when >= times[-1]):
-            return posix_offset(footer, when)
-        past = sum(one <= when for one in times)
-        east, _, name = types[numbers[past - 1] if past else 0]
-        return check_east(east), names[name : names.index(b"\0", name)].decode("ascii")
+        if rule and (not block.times or when >= block.times[-1]):
+            return posix_offset(rule, when)
+        past = sum(instant <= when for instant in block.times)
+        number = 0
+        if past:
+            number = block.numbers[past - 1]
+        east, _, place = block.types[number]
+        name = block.names[place : block.names.index(b"\0", place)]
+        return check_east(east), name.decode("ascii")
     except (struct.error, LookupError, ValueError):
         raise ValueError("not a time zone file") from None
 
 
-def tzif_block(data: bytes, at: int, form: str) -> Tuple[Tuple, int]:
-    """((times, type numbers, types, names), end) of one block, its times of struct's `form`."""
+def parse_zone_block(data: bytes, at: int, form: str) -> ZoneBlock:
+    """The block of a zone file that begins at `at`; `form` is struct's letter for its times. Raises
+    ValueError, struct.error."""
     magic, utc, std, leaps, count, kinds, chars = struct.unpack_from(">4s16x6L", data, at)
-    size, at = struct.calcsize(">" + form), at + 44
+    size = struct.calcsize(">" + form)
+    at += 44
     end = at + count * (size + 1) + kinds * 6 + chars + leaps * (size + 4) + std + utc
     if magic != b"TZif" or end > len(data):
         raise ValueError("cut short")
     times = struct.unpack_from(">%d%s" % (count, form), data, at)
     numbers = data[at + count * size : at + count * (size + 1)]
     at += count * (size + 1)
-    types = [struct.unpack_from(">lBB", data, at + 6 * number) for number in range(kinds)]
+    types = []
+    for _ in range(kinds):
+        east, is_summer, place = struct.unpack_from(">lBB", data, at)
+        types.append((east, is_summer, place))
+        at += 6
     if list(times) != sorted(times):
         raise ValueError("out of order")
-    return (times, numbers, types, data[at + 6 * kinds : at + 6 * kinds + chars]), end
+    return ZoneBlock(times, numbers, types, data[at : at + chars], end)
 
 
 def posix_offset(rule: str, when: int) -> Tuple[int, str]:
-    """The same by a rule as in TZ=CET-1CEST,M3.5.0,M10.5.0/3 (POSIX; the name of a file is none).
-    Raises ValueError."""
-    found = re.match(POSIX_TZ, rule, re.A)
-    if not found:
+    """zone_offset by a rule as in TZ=CET-1CEST,M3.5.0,M10.5.0/3 (POSIX). Raises ValueError, also
+    for the name of a zone file."""
+    match = re.match(POSIX_TZ, rule, re.A)
+    if not match:
         raise ValueError("not a rule for TZ")
-    std, west, dst, summer, begin, end = found.groups()
+    standard, west, summer, summer_west, begin, end = match.groups()
     east = check_east(-clock_seconds(west))
-    if not dst:
-        return east, std.strip("<>")
-    ahead = check_east(-clock_seconds(summer)) if summer else east + 3600
+    if not summer:
+        return east, standard.strip("<>")
+    summer_east = east + 3600
+    if summer_west:
+        summer_east = -clock_seconds(summer_west)
+    summer_east = check_east(summer_east)
     try:
         year = time.gmtime(when + east).tm_year
-        start, stop = (
-            rule_seconds(begin or "M3.2.0", year) - east,
-            rule_seconds(end or "M11.1.0", year) - ahead,
-        )
+        start = rule_seconds(begin or "M3.2.0", year) - east
+        stop = rule_seconds(end or "M11.1.0", year) - summer_east
     except (OverflowError, OSError):
         raise ValueError("no such year") from None
-    is_summer = start <= when < stop if start < stop else not stop <= when < start
-    return (ahead, dst.strip("<>")) if is_summer else (east, std.strip("<>"))
+    is_summer = start <= when < stop
+    if start >= stop:  # south of the equator, where summer spans the new year
+        is_summer = not stop <= when < start
+    if is_summer:
+        return summer_east, summer.strip("<>")
+    return east, standard.strip("<>")
 
 
 def check_east(east: int) -> int:
+    """The offset, in seconds. Raises ValueError for one that no zone has."""
     if abs(east) > 26 * 3600:
         raise ValueError("no such offset")
     return east
 
 
 def clock_seconds(text: str) -> int:
-    """'-3:30' or '167:00:00' in seconds."""
-    found = re.match(r"([+-]?)([0-9]{1,3})(?::([0-5][0-9]))?(?::([0-5][0-9]))?\Z", text, re.A)
-    if not found or int(found.group(2)) > 167:
+    """'-3:30' or '167:00:00' in seconds. Raises ValueError."""
+    match = re.match(r"([+-]?)([0-9]{1,3})(?::([0-5][0-9]))?(?::([0-5][0-9]))?\Z", text, re.A)
+    if not match or int(match.group(2)) > 167:
         raise ValueError("not a time")
-    seconds = int(found.group(2)) * 3600 + int(found.group(3) or 0) * 60 + int(found.group(4) or 0)
-    return -seconds if found.group(1) == "-" else seconds
+    sign, hours, minutes, rest = match.groups()
+    seconds = int(hours) * 3600 + int(minutes or 0) * 60 + int(rest or 0)
+    if sign == "-":
+        return -seconds
+    return seconds
 
 
 def rule_seconds(rule: str, year: int) -> int:
     """The instant of 'M3.5.0/2' (month, week, day), 'J60' (never counts 29 February) or '59'
-    (counts it), as if it were UTC."""
+    (counts it), as if it were UTC. Raises ValueError."""
     day, _, clock = rule.partition("/")
-    found = re.match(r"(?:M([1-9]|1[0-2])\.([1-5])\.([0-6])|(J?)([0-9]{1,3}))\Z", day, re.A)
-    if not found:
+    match = re.match(r"(?:M([1-9]|1[0-2])\.([1-5])\.([0-6])|(J?)([0-9]{1,3}))\Z", day, re.A)
+    if not match:
         raise ValueError("not a day")
     seconds = clock_seconds(clock or "2")
-    if found.group(1):
-        month, week = int(found.group(1)), int(found.group(2))
+    if match.group(1):
+        month, week, weekday = int(match.group(1)), int(match.group(2)), int(match.group(3))
         first, length = calendar.monthrange(year, month)  # Monday is 0 here, Sunday in the rule
-        number = (int(found.group(3)) - first - 1) % 7 + 7 * (week - 1)
-        return (
-            calendar.timegm((year, month, 1, 0, 0, 0))
-            + 86400 * (number if number < length else number - 7)
-            + seconds
-        )
-    number = int(found.group(5)) - (1 if found.group(4) else 0)
-    if not 0 <= number <= 365 - bool(found.group(4)):
+        number = (weekday - first - 1) % 7 + 7 * (week - 1)
+        if number >= length:  # week 5 is the last one
+            number -= 7
+        return calendar.timegm((year, month, 1, 0, 0, 0)) + 86400 * number + seconds
+    number, last = int(match.group(5)), 365
+    if match.group(4):
+        number, last = number - 1, 364
+    if not 0 <= number <= last:
         raise ValueError("not a day")
-    number += 1 if found.group(4) and number > 58 and calendar.isleap(year) else 0
+    if match.group(4) and number > 58 and calendar.isleap(year):
+        number += 1
     return calendar.timegm((year, 1, 1, 0, 0, 0)) + 86400 * number + seconds
 
 
 def tz_of(container: Container) -> Optional[str]:
-    """The container's variable TZ without its colon, None where the file rules (also by
-    TZ=:/etc/localtime)."""
-    found = [word[3:].lstrip(":") for word in container.env if word.startswith("TZ=")]
-    return found[-1] if found and found[-1] != LOCALTIME else None
+    """The container's variable TZ without its colon. None where the file rules, also by
+    TZ=:/etc/localtime."""
+    values = []
+    for variable in container.env:
+        if variable.startswith("TZ="):
+            values.append(variable[len("TZ=") :].lstrip(":"))
+    if not values or values[-1] == LOCALTIME:
+        return None
+    return values[-1]
 
 
 def format_span(seconds: float) -> str:
     """'8 hours', '5 h 30 min', '90 s'."""
     size = int(abs(seconds) + 0.5)
-    if size % 3600 == 0 and size:
-        return "%d hour%s" % (size // 3600, "" if size == 3600 else "s")
-    return "%d h %d min" % (size // 3600, size % 3600 // 60) if size >= 3600 else "%d s" % size
+    if size < 3600:
+        return "%d s" % size
+    if size == 3600:
+        return "1 hour"
+    if size % 3600 == 0:
+        return "%d hours" % (size // 3600)
+    return "%d h %d min" % (size // 3600, size % 3600 // 60)
 
 
 def format_utc_offset(east: Optional[int]) -> str:
     """'+0800', '?' where it is not known."""
-    return (
-        "?"
-        if east is None
-        else "%s%02d%02d" % ("-" if east < 0 else "+", abs(east) // 3600, abs(east) % 3600 // 60)
-    )
+    if east is None:
+        return "?"
+    sign = "+"
+    if east < 0:
+        sign = "-"
+    return "%s%02d%02d" % (sign, abs(east) // 3600, abs(east) % 3600 // 60)
 
 
 def zone_of_link(target: str) -> str:
     """'Asia/Tokyo' of the text of a link to its file, '' where that is none."""
-    name = re.sub(
-        r"^(?:posix|right)/", "", target.rpartition("zoneinfo/")[2] if "zoneinfo/" in target else ""
-    )
-    return name if re.match(ZONE_NAME, name, re.A) else ""
+    if "zoneinfo/" not in target:
+        return ""
+    name = re.sub(r"^(?:posix|right)/", "", target.rpartition("zoneinfo/")[2])
+    if not re.match(ZONE_NAME, name, re.A):
+        return ""
+    return name
 
 
-def same_zone(one: bytes, other: bytes, when: int) -> bool:
-    """Do two zone files agree for the year from `when` on?"""
+def same_zone(first: bytes, second: bytes, when: int) -> bool:
+    """Do two zone files agree, day by day, for the year from `when` on?"""
+    if first == second:
+        return True
     try:
-        return one == other or all(
-            zone_offset(one, at)[0] == zone_offset(other, at)[0]
-            for at in range(when, when + 366 * 86400, 86400)
-        )
+        for instant in range(when, when + 366 * 86400, 86400):
+            if zone_offset(first, instant)[0] != zone_offset(second, instant)[0]:
+                return False
     except ValueError:
         return False
+    return True
 
 
-# --- the host's time zone
+# The host's zone
 
 
 def zone_data(name: str, root: str = "") -> bytes:
-    """The host's own file of a zone. Raises UsageError where there is none by that name."""
+    """The host's own file of a zone. Raises UsageError where there is none of that name."""
     try:
         if not re.match(ZONE_NAME, name, re.A):
             raise ValueError("not a name")
@@ -5605,40 +5664,44 @@ def zone_data(name: str, root: str = "") -> bytes:
 
 
 def host_localtime(root: str = "") -> bytes:
-    """The zone file that rules the host; one for UTC where there is none (as glibc takes it)."""
+    """The zone file that rules the host; one for UTC where there is none, as glibc takes it."""
     try:
         return read_all(root + LOCALTIME, ZONE_MAX)
     except OSError:
         return b"TZif" + bytes(16) + struct.pack(">6L", 0, 0, 0, 0, 1, 4) + bytes(6) + b"UTC\0"
 
 
+def installed_zones(root: str) -> Iterator[str]:
+    """The names of all files below the host's zoneinfo folder."""
+    for folder, _, files in os.walk(root + ZONEINFO):
+        for name in sorted(files):
+            yield os.path.relpath(os.path.join(folder, name), root + ZONEINFO)
+
+
 def host_zone(root: str = "") -> str:
-    """The name of the host's zone: by the link, else by /etc/timezone or TZ where their file agrees
-    with the host's, else the zone whose file has the same bytes (one of zone.tab first:
-    Asia/Shanghai has four more names). Raises DockfixError where no name is found."""
+    """The name of the host's zone: by the link, by /etc/timezone or by TZ, where that zone agrees
+    with the host's; else the zone whose file has the same bytes, one of zone.tab first
+    (Asia/Shanghai has four more names). Raises DockfixError where no name is found."""
     now, data = int(time.time()), host_localtime(root)
-    names = [os.environ.get("TZ", "").lstrip(":")]
-    for path, take in (
-        (TIMEZONE, lambda one: host_text(one).strip()),
-        (LOCALTIME, lambda one: zone_of_link(os.readlink(one))),
-    ):
-        names.insert(0, suppress_errors(take, root + path) or "")
-    tab = re.findall(
-        r"(?m)^[A-Z]{2}\t\S+\t(\S+)",
-        suppress_errors(host_text, root + ZONEINFO + "/zone.tab") or "",
-    )
-    every = (
-        os.path.relpath(os.path.join(folder, name), root + ZONEINFO)
-        for folder, _, files in os.walk(root + ZONEINFO)
-        for name in sorted(files)
-    )
-    for certain, some in ((False, names), (True, tab), (True, every), (False, ["Etc/UTC", "UTC"])):
-        for name in some:
+    link = suppress_errors(os.readlink, root + LOCALTIME) or ""
+    text = suppress_errors(host_text, root + TIMEZONE) or ""
+    named = [zone_of_link(link), text.strip(), os.environ.get("TZ", "").lstrip(":")]
+    table = suppress_errors(host_text, root + ZONEINFO + "/zone.tab") or ""
+    listed = re.findall(r"(?m)^[A-Z]{2}\t\S+\t(\S+)", table)
+    # (candidates, must every byte be the same?)
+    sources = (
+        (named, False),
+        (listed, True),
+        (installed_zones(root), True),
+        (["Etc/UTC", "UTC"], False),
+    )  # type: Tuple[Tuple[Iterable[str], bool], ...]
+    for names, exact in sources:
+        for name in names:
             try:
-                found = zone_data(name, root)
+                candidate = zone_data(name, root)
             except UsageError:
                 continue
-            if found == data if certain else same_zone(found, data, now):
+            if candidate == data or (not exact and same_zone(candidate, data, now)):
                 return name
     raise DockfixError(
         "the name of this host's time zone is not found (%s is no file of %s)"
@@ -5647,7 +5710,7 @@ def host_zone(root: str = "") -> str:
     )
 
 
-# --- reading the clock inside a container: the same for clock and faketime
+# The clock inside a container, for clock and faketime
 
 
 class Clock(NamedTuple):
@@ -5698,33 +5761,202 @@ def read_clock(
     raise MethodUnavailable("date: " + first_line(answer))
 
 
-# --- clock: the containers' clocks and zones beside the host's
+# The zone of a container
 
 
 class Zone(NamedTuple):
-    """The zone that TZ or the files of a container name; east: seconds of UTC now, None where it is
-    not known; lost: the name has no data, so that programs fall back to UTC."""
+    """The zone that TZ or the files of a container name."""
 
     name: str
-    east: Optional[int]
-    lost: bool = False
+    east: Optional[int]  # seconds east of UTC now, None where it is not known
+    lost: bool = False  # the name has no data, so that programs fall back to UTC
 
 
+def container_zone(host: Host, container: Container) -> Zone:
+    """The zone by TZ, else by /etc/localtime, as the container's C library reads them. Raises
+    MethodUnavailable, Refused, ContainerGone."""
+    tz, now = tz_of(container), int(time.time())
+    path = LOCALTIME
+    if tz:
+        path = posixpath.join(ZONEINFO, tz)
+    member = read_member(host, container, path, ZONE_MAX, tz is not None)
+    if tz == "" or (tz is None and member.kind == "absent"):
+        return Zone("UTC", 0)
+    name = tz
+    if name is None:
+        name = zone_of_link(member.link) or member.link or "a file"
+    if member.kind == "link":
+        member = read_member(host, container, LOCALTIME, ZONE_MAX, True)
+    try:
+        return Zone(name, zone_offset(member.data, now)[0])
+    except ValueError:
+        pass
+    try:
+        return Zone(name, posix_offset(tz or "", now)[0])
+    except ValueError:
+        return Zone(name, 0, True)
+
+
+def is_faked(host: Host, container: Container) -> bool:
+    """Is libfaketime set up, by the container's variables or by its ld.so.preload?"""
+    preload = [format_bytes(read_member(host, container, "/etc/ld.so.preload").data)]
+    preload += [variable for variable in container.env if variable.startswith("LD_PRELOAD=")]
+    if any("faketime" in text for text in preload):
+        return True
+    return any(variable.startswith("FAKETIME=") for variable in container.env)
+
+
+# clock
+
+IN_SYNC, CANNOT_TELL = "in sync", "cannot tell"
 NO_CLOCK = {
-    "verdict": "cannot tell",
+    "verdict": CANNOT_TELL,
     "zone": None,
     "utc_offset": None,
     "offset": None,
     "uncertainty": None,
     "how": None,
     "remedy": "",
-}
+}  # type: Dict[str, object]
+# The %s stands for the containers' names.
 CLOCK_ADVICE = "docker inspect -f '{{.Name}} {{.State.Status}} {{.Config.Env}} {{.Mounts}}' %s"
 ZONE_ADVICE = "python3 dockfix.py timezone %s"
 
 
+class ClockVerdict(NamedTuple):
+    """What `clock` says of one container."""
+
+    verdict: str
+    remedy: str  # a command with a %s for the names, '' for none
+    msg: str
+
+
+def judge_clock(
+    host: Host,
+    container: Container,
+    clock: Optional[Clock],
+    zone: Zone,
+    behind: str,
+    max_skew: float,
+) -> ClockVerdict:
+    """The verdict of one container. `clock` is None where it could not be read; `behind` is '' for
+    the host's UTC offset; `max_skew` is in seconds."""
+    ahead = 0.0
+    # The clock is off only where no instant of the call would be within the limit.
+    if clock and (clock.least > max_skew or clock.most < -max_skew):
+        ahead = (clock.least + clock.most) / 2
+    if ahead or not clock:
+        direction = "behind"
+        if ahead > 0:
+            direction = "ahead"
+        skew = "%s %s" % (format_span(ahead), direction)
+        if is_faked(host, container):
+            msg = "by how much is not known"
+            if clock:
+                msg = skew
+            remedy = "python3 dockfix.py faketime --undo %s"
+            return ClockVerdict("shifted by libfaketime", remedy, msg)
+        if ahead:
+            msg = (
+                "its clock is %s, and nothing of libfaketime is seen: another kernel, or the engine"
+                " is on another host" % skew
+            )
+            return ClockVerdict(CANNOT_TELL, "", msg)
+    if not clock and zone.east is None:
+        return ClockVerdict(CANNOT_TELL, "", "")
+    if behind:
+        return judge_zone(tz_of(container), zone)
+    if clock:
+        return ClockVerdict(IN_SYNC, "", "")
+    return ClockVerdict(IN_SYNC, "", "by its files")
+
+
+def judge_zone(tz: Optional[str], zone: Zone) -> ClockVerdict:
+    """The verdict of a container whose UTC offset is not the host's; `tz` is from tz_of."""
+    if tz is None:
+        if zone.lost:
+            msg = "its %s leads to no zone file" % LOCALTIME
+            return ClockVerdict("no tzdata", ZONE_ADVICE, msg)
+        return ClockVerdict("other zone", ZONE_ADVICE, "")
+    known = True
+    try:
+        zone_data(tz)
+    except UsageError:
+        known = False
+    if known and zone.lost:
+        remedy = "python3 dockfix.py timezone --zone %s %%s" % tz
+        return ClockVerdict("no tzdata", remedy, "TZ=%s has no data inside" % tz)
+    remedy = CLOCK_ADVICE + "    # re-create it with -e TZ=ZONE"
+    return ClockVerdict("TZ variable wins", remedy, "TZ=%s" % tz)
+
+
+def clock_row(
+    host: Host, target: Target, container: Container, host_east: int, max_skew: float
+) -> dict:
+    """The row of one container, by one exec where `date` can run, and by the files that name the
+    zone. `host_east` is the host's UTC offset in seconds. Its `remedy` has a %s for the names."""
+    clock = None
+    reasons = []
+    try:
+        zone = container_zone(host, container)
+    except (MethodUnavailable, Refused) as err:
+        zone = Zone("unknown", None)
+        reasons.append(str(err))
+    try:
+        clock = read_clock(host, container)
+    except MethodUnavailable as err:
+        reasons.insert(0, str(err))
+    more = dict(NO_CLOCK, zone=zone.name)
+    east, more["how"] = zone.east, "files"
+    if clock:
+        east, more["how"] = clock.east, "date"
+        # + 0.0 makes 0.0 of -0.0
+        more["offset"] = round((clock.least + clock.most) / 2, 1) + 0.0
+        more["uncertainty"] = round((clock.most - clock.least) / 2, 1)
+    more["utc_offset"] = east
+    behind = format_behind(east, host_east)
+    verdict = judge_clock(host, container, clock, zone, behind, max_skew)
+    more["verdict"], more["remedy"] = verdict.verdict, verdict.remedy
+    notes = [verdict.msg, behind]
+    why = "; ".join(reason for reason in reasons if reason)
+    if why:
+        notes.append("its clock was not read: " + why)
+    status = "unchanged"
+    if verdict.verdict == CANNOT_TELL:
+        status = "unknown"
+    return row_for(target, status, "; ".join(note for note in notes if note), **more)
+
+
+def format_behind(east: Optional[int], host_east: int) -> str:
+    """'8 hours behind the host', '' where the UTC offsets (seconds) are the same or one is not
+    known."""
+    if east is None or east == host_east:
+        return ""
+    direction = "ahead of"
+    if east < host_east:
+        direction = "behind"
+    return "%s %s the host" % (format_span(east - host_east), direction)
+
+
+def add_clock_findings(report: dict, rows: List[dict]) -> None:
+    """One finding for the containers of the same verdict and remedy, which are not in sync."""
+    groups = {}  # type: Dict[Tuple[str, str], List[str]]
+    for row in rows:
+        groups.setdefault((row["verdict"], row["remedy"]), []).append(row["target"])
+    for verdict, remedy in sorted(groups):
+        names = groups[verdict, remedy]
+        add_finding(
+            report,
+            "clock-" + verdict.replace(" ", "-").lower(),
+            "warning",
+            "%s: %s" % (verdict, ", ".join(names)),
+            (remedy or CLOCK_ADVICE) % quote_line(names),
+        )
+
+
 def run_clock(host: Host, opts: argparse.Namespace, report: dict) -> None:
-    opts.max_skew = parse_number("--max-skew", opts.max_skew, 2, 0, 1e9)
+    """Compares the containers' clocks and zones with the host's."""
+    max_skew = parse_number("--max-skew", opts.max_skew, 2, 0, 1e9)
     targets = choose_containers(host, opts)
     try:
         name = host_zone()
@@ -5736,150 +5968,22 @@ def run_clock(host: Host, opts: argparse.Namespace, report: dict) -> None:
         raise EnvironmentFault(
             "this host's own %s is no time zone file" % LOCALTIME, "ls -l %s" % LOCALTIME
         ) from None
-    report["results"] = run_over_containers(
-        host, opts, "clock", targets, lambda *one: clock_row(host, opts, *one, east), NO_CLOCK
-    )
+
+    def look(target: Target, container: Container) -> dict:
+        return clock_row(host, target, container, east, max_skew)
+
+    report["results"] = run_over_containers(host, opts, "clock", targets, look, NO_CLOCK)
     report["host"] = {"zone": name, "utc_offset": east}
-    off = [
-        one
-        for one in report["results"]
-        if one["verdict"] != "in step" and one["status"] != "skipped"
-    ]
-    for verdict, remedy in sorted({(one["verdict"], one["remedy"]) for one in off}):
-        names = [
-            one["target"] for one in off if (one["verdict"], one["remedy"]) == (verdict, remedy)
-        ]
-        add_finding(
-            report,
-            "clock-" + verdict.replace(" ", "-").lower(),
-            "warning",
-            "%s: %s" % (verdict, ", ".join(names)),
-            (remedy or CLOCK_ADVICE) % quote_line(names),
-        )
-    for one in off:
-        one["remedy"] = (one["remedy"] or CLOCK_ADVICE) % quote_word(one["target"])
-    report["exit_code"] = 3 if opts.check and off else 0
-
-
-def clock_row(
-    host: Host, opts: argparse.Namespace, target: Target, container: Container, here: int
-) -> dict:
-    """One exec where `date` can run, and the files that name the zone; in the row `remedy` has a %s
-    for the names."""
-    clock, why = None, ""
-    try:
-        zone = container_zone(host, container)
-    except (MethodUnavailable, Refused) as err:
-        zone, why = Zone("unknown", None), str(err)
-    try:
-        clock = read_clock(host, container)
-    except MethodUnavailable as err:
-        why = "; ".join(word for word in (str(err), why) if word)
-    east = clock[2] if clock else zone.east
-    behind = (
-        ""
-        if east is None or east == here
-        else "%s %s the host" % (format_span(east - here), "behind" if east < here else "ahead of")
-    )
-    more = dict(NO_CLOCK, zone=zone.name, utc_offset=east, how="date" if clock else "files")
-    if clock:
-        more.update(
-            offset=round((clock[0] + clock[1]) / 2, 1) + 0.0,
-            uncertainty=round((clock[1] - clock[0]) / 2, 1),
-        )
-    more["verdict"], more["remedy"], told = judge_clock(host, opts, container, clock, zone, behind)
-    msg = "; ".join(
-        word for word in (told, behind, "its clock was not read: " + why if why else "") if word
-    )
-    return row_for(
-        target, "unknown" if more["verdict"] == "cannot tell" else "unchanged", msg, **more
-    )
-
-
-def judge_clock(
-    host: Host,
-    opts: argparse.Namespace,
-    container: Container,
-    clock: Optional[Tuple],
-    zone: Zone,
-    behind: str,
-) -> Tuple[str, str, str]:
-    """(verdict, remedy, what there is to say). A clock is off where no instant of the call can be
-    in step."""
-    ahead = (
-        0.0
-        if not clock or (clock[0] <= opts.max_skew and clock[1] >= -opts.max_skew)
-        else (clock[0] + clock[1]) / 2
-    )
-    tz = tz_of(container)
-    if ahead or not clock:
-        off = "%s %s" % (format_span(ahead), "ahead" if ahead > 0 else "behind")
-        if is_faked(host, container):
-            return (
-                "shifted by libfaketime",
-                "python3 dockfix.py faketime --undo %s",
-                off if clock else "by how much is not known",
-            )
-        if ahead:
-            why = (
-                "its clock is %s, and nothing of libfaketime is seen: another kernel, or the engine"
-                " is on another host" % off
-            )
-            return "cannot tell", "", why
-    if not clock and zone.east is None:
-        return "cannot tell", "", ""
-    if not behind:
-        return "in step", "", "" if clock else "by its files"
-    if tz is None:
-        return (
-            ("no tzdata", ZONE_ADVICE, "its %s leads to no zone file" % LOCALTIME)
-            if zone.lost
-            else ("other zone", ZONE_ADVICE, "")
-        )
-    try:
-        zone_data(tz)
-        if zone.lost:
-            return (
-                "no tzdata",
-                "python3 dockfix.py timezone --zone %s %%s" % tz,
-                "TZ=%s has no data inside" % tz,
-            )
-    except UsageError:
-        pass
-    return "TZ variable wins", CLOCK_ADVICE + "    # make it anew with -e TZ=ZONE", "TZ=%s" % tz
-
-
-def container_zone(host: Host, container: Container) -> Zone:
-    """From TZ, else /etc/localtime, as its C library would read them. Raises WayClosed, Refused,
-    Gone."""
-    tz, now = tz_of(container), int(time.time())
-    found = read_member(
-        host, container, posixpath.join(ZONEINFO, tz) if tz else LOCALTIME, ZONE_MAX, tz is not None
-    )
-    name = (
-        tz
-        if tz is not None
-        else "UTC" if found.kind == "absent" else zone_of_link(found.link) or found.link or "a file"
-    )
-    if tz == "" or (tz is None and found.kind == "absent"):
-        return Zone("UTC", 0)
-    if found.kind == "link":
-        found = read_member(host, container, LOCALTIME, ZONE_MAX, True)
-    for east, text in ((zone_offset, found.data), (posix_offset, tz or "")):
-        try:
-            return Zone(name, east(text, now)[0])
-        except ValueError:
-            pass
-    return Zone(name, 0, True)
-
-
-def is_faked(host: Host, container: Container) -> bool:
-    """Is libfaketime set up, by the variables of the container or by its ld.so.preload?"""
-    preload = [word for word in container.env if word.startswith("LD_PRELOAD=")]
-    preload.append(format_bytes(read_member(host, container, "/etc/ld.so.preload").data))
-    return any("faketime" in word for word in preload) or any(
-        word.startswith("FAKETIME=") for word in container.env
-    )
+    rows_off = []
+    for row in report["results"]:
+        if row["verdict"] != IN_SYNC and row["status"] != "skipped":
+            rows_off.append(row)
+    add_clock_findings(report, rows_off)
+    for row in rows_off:
+        row["remedy"] = (row["remedy"] or CLOCK_ADVICE) % quote_word(row["target"])
+    report["exit_code"] = 0
+    if opts.check and rows_off:
+        report["exit_code"] = 3
 
 
 ###############################################################################
@@ -17357,7 +17461,7 @@ def show_table(head: Sequence[str], rows: List[Sequence[str]], last: str, quiet:
 
 
 def show_clock(report: dict, quiet: bool) -> str:
-    rows = [one for one in report["results"] if not quiet or one["verdict"] != "in step"]
+    rows = [one for one in report["results"] if not quiet or one["verdict"] != "in sync"]
     own = report["host"]
     cells = [
         (
@@ -17736,7 +17840,7 @@ RECLAIM = (
     *CHANGE,
 )
 CLOCK = (
-    flag("--check", help="exit 3 where a container is not in step"),
+    flag("--check", help="exit 3 where a container is not in sync"),
     value(
         "--max-skew", metavar="SECONDS", default="", help="how far a clock may be off (default: 2)"
     ),
@@ -17989,7 +18093,7 @@ a secret into CMD: docker events shows it; --stdin FILE carries one.""",
   python3 dockfix.py clock --all
   python3 dockfix.py clock --all --stopped --check --json
 
-Verdicts: in step, other zone, TZ variable wins, no tzdata, shifted by libfaketime, cannot tell. Containers
+Verdicts: in sync, other zone, TZ variable wins, no tzdata, shifted by libfaketime, cannot tell. Containers
 that are stopped or have no `date` are judged by TZ and their zone file.""",
     ),
     Command(

@@ -97,7 +97,7 @@ def wait_line(lab, name, text):
 
 
 CLOCKS = {  # name: (image, options, shell text inside, verdict, how)
-    "clock-good": ("debian", [], "ln -sf %s /etc/localtime" % PATH, "in step", "date"),
+    "clock-good": ("debian", [], "ln -sf %s /etc/localtime" % PATH, "in sync", "date"),
     "clock-utc": ("debian", [], "", "other zone", "date"),
     "clock-tz": (
         "debian",
@@ -106,7 +106,7 @@ CLOCKS = {  # name: (image, options, shell text inside, verdict, how)
         "TZ variable wins",
         "date",
     ),
-    "clock-posix": ("musl", ["-e", "TZ=CST-8"], "", "in step", "date"),
+    "clock-posix": ("musl", ["-e", "TZ=CST-8"], "", "in sync", "date"),
     "clock-bare": ("musl", ["-e", "TZ=Asia/Shanghai"], "", "no tzdata", "date"),
     "clock-dangling": (
         "debian",
@@ -117,7 +117,7 @@ CLOCKS = {  # name: (image, options, shell text inside, verdict, how)
     ),
     "clock-static": ("static", [], "", "other zone", "date"),
     "clock-nodate": ("scratch", [], "", "other zone", "files"),
-    "clock-mounted": ("scratch", ["-v", PATH + ":/etc/localtime:ro"], "", "in step", "files"),
+    "clock-mounted": ("scratch", ["-v", PATH + ":/etc/localtime:ro"], "", "in sync", "files"),
     "clock-stopped": (
         "debian",
         [],
@@ -125,8 +125,8 @@ CLOCKS = {  # name: (image, options, shell text inside, verdict, how)
         "other zone",
         "files",
     ),
-    "clock-stopped-good": ("musl", ["-e", "TZ=<+08>-8"], "", "in step", "files"),
-    "clock-paused": ("debian", [], "ln -sf %s /etc/localtime" % PATH, "in step", "files"),
+    "clock-stopped-good": ("musl", ["-e", "TZ=<+08>-8"], "", "in sync", "files"),
+    "clock-paused": ("debian", [], "ln -sf %s /etc/localtime" % PATH, "in sync", "files"),
 }
 
 
@@ -153,7 +153,7 @@ def test_clock_tells_them_apart(lab, clocks, shanghai):
         name: one[3:] for name, one in CLOCKS.items()
     }, run
     for name, row in run.rows.items():
-        assert bool(row["remedy"]) is (row["verdict"] != "in step") and (row["offset"] is None) is (
+        assert bool(row["remedy"]) is (row["verdict"] != "in sync") and (row["offset"] is None) is (
             row["how"] == "files"
         ), row
         remedy = (

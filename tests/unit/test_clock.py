@@ -76,7 +76,7 @@ def street(box):
 
 
 EXPECTED = {
-    "good": ("in step", "date", ""),
+    "good": ("in sync", "date", ""),
     "utc": ("other zone", "date", "8 hours behind"),
     "tokyo": ("other zone", "date", "1 hour ahead of"),
     "tz": ("TZ variable wins", "date", "8 hours behind"),
@@ -85,11 +85,11 @@ EXPECTED = {
     "faked": ("shifted by libfaketime", "date", "8 hours ahead"),
     "preloaded": ("shifted by libfaketime", "date", "90 s behind"),
     "odd": ("cannot tell", "date", "400 s behind"),
-    "nodate": ("in step", "files", "no `date`"),
+    "nodate": ("in sync", "files", "no `date`"),
     "nodate-utc": ("other zone", "files", "8 hours behind"),
     "stopped": ("other zone", "files", "1 hour ahead"),
-    "stopped-tz": ("in step", "files", "not running"),
-    "paused": ("in step", "files", "paused"),
+    "stopped-tz": ("in sync", "files", "not running"),
+    "paused": ("in sync", "files", "paused"),
 }
 REMEDIES = {
     "other zone": "python3 dockfix.py timezone utc",
@@ -121,7 +121,7 @@ def test_each_verdict_with_its_remedy(box):
         )
         assert row["status"] == ("unknown" if verdict == "cannot tell" else "unchanged")
         assert (
-            (row["remedy"] == "") is (verdict == "in step")
+            (row["remedy"] == "") is (verdict == "in sync")
             and "%s" not in row["remedy"]
             and (not row["remedy"] or name in row["remedy"])
         )
@@ -133,7 +133,7 @@ def test_each_verdict_with_its_remedy(box):
     assert rows["bare"]["remedy"] == "python3 dockfix.py timezone --zone Asia/Tokyo bare"
     assert abs(rows["faked"]["offset"] - 8 * 3600) < 60
     findings = {one["text"].split(":")[0]: one for one in result.json["findings"]}
-    assert set(findings) == {want[0] for want in EXPECTED.values()} - {"in step"} and all(
+    assert set(findings) == {want[0] for want in EXPECTED.values()} - {"in sync"} and all(
         one["remedy"] for one in findings.values()
     )
     assert (
@@ -192,7 +192,7 @@ def test_a_slow_answer_is_not_a_skew(box):
     box.rule("exec", sleep=3.2)
     result = box.run("clock", "slow", "--json", "--max-skew", "0.1", prelude=in_shanghai)
     assert (
-        result.rows()["slow"]["verdict"] == "in step"
+        result.rows()["slow"]["verdict"] == "in sync"
         and result.rows()["slow"]["uncertainty"] >= 1.5
     )
 
@@ -281,7 +281,7 @@ def test_the_table_has_the_host_and_what_each_figure_is_worth(box):
     ]
     assert (
         re.search(
-            r"good +\w{12} +in step +Asia/Shanghai +\+0800 +[+-]\d\.\d s \(within \d\.\d\)$",
+            r"good +\w{12} +in sync +Asia/Shanghai +\+0800 +[+-]\d\.\d s \(within \d\.\d\)$",
             lines[1],
         )
         and " ?  " in lines[3]

@@ -258,7 +258,7 @@ def test_restart_asks_and_restarts_what_runs_and_was_changed(box):
     result = box.quick("timezone", "--all", "--stopped", "--restart", prelude=in_shanghai)
     assert (
         result.code == 5
-        and b"restart 1 containers (run)" in result.err
+        and b"restart run?" in result.err
         and files(box, "run") == {}
         and box.calls("restart") == []
     )
