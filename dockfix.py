@@ -5990,69 +5990,35 @@ def run_clock(host: Host, opts: argparse.Namespace, report: dict) -> None:
 # 11. timezone
 ###############################################################################
 
+# Gives containers a zone: its data below /usr/share/zoneinfo, the link /etc/localtime, the name in
+# /etc/timezone. It never writes through a mount, and it writes nothing before what was there is
+# noted on the disk, for --undo. A container whose variable TZ says another zone is refused: the
+# variable wins over every file (tzset(3)).
 
-class ZonePlan(NamedTuple):
-    """One container's part: what is written (or put back, with `undo`), what was there, whether
-    processes run that started before."""
 
-    target: Target
-    container: Container
-    members: Tuple[Member, ...]
-    former: Tuple[Member, ...]
-    undo: Optional[Undo]
+class ZoneRequest(NamedTuple):
+    """The options of one run, as typed values."""
+
+    name: str  # '' with --undo
+    data: bytes  # the host's file of that zone, b'' with --undo
+    undo: bool
     restart: bool
 
 
-def run_timezone(host: Host, opts: argparse.Namespace, report: dict) -> None:
-    """look -> (dry run: script) -> ask about restarts -> note what was there -> write -> read back
-    -> restart."""
-    if opts.undo + opts.host + (opts.zone is not None) > 1:
-        raise UsageError("say one of --zone NAME, --host (the default) and --undo")
-    name = "" if opts.undo else opts.zone if opts.zone is not None else host_zone()
-    data = b"" if opts.undo else zone_data(name)
-    refuse_half_way(host)
-    targets = choose_containers(host, opts)
-    if not opts.dry_run:
-        take_lock(host)
-        take_lock(host, True, name="undo.lock")
-    more = {"zone": name or None, "restart": "no", "lasting": lasting_lines(name) if name else []}
-    plans = run_over_containers(
-        host,
-        opts,
-        "timezone: looking",
-        targets,
-        lambda *one: plan_zone(host, opts, *one, data, more),
-        more,
-    )
-    if opts.dry_run:
-        words = ["--undo"] if opts.undo else ["--zone", name]
-        return plan_own_calls(
-            opts, report, plans, words + (["--restart", "--yes"] if opts.restart else []), more
-        )
-    restarts = [
-        one.target.name
-        for one in plans
-        if isinstance(one, ZonePlan) and one.restart and opts.restart
-    ]
-    if restarts:
-        confirm(opts, "restart %d containers (%s)?" % (len(restarts), ", ".join(restarts)))
-    report["results"] = run_over_targets(
-        host, opts, "timezone", targets, plans, lambda plan: set_zone(host, opts, plan, more), more
-    )
-    report["exit_code"] = exit_code(report["results"])
-    if os.path.isdir(os_bytes(os.path.join(host.state, "undo"))):
-        drop_undo_if_void(host, [target.id for target in list_containers(host)])
-    for line in (
-        []
-        if opts.json or opts.quiet or opts.undo
-        else ["what lasts, for new containers:"] + more["lasting"]
-    ):
-        say(line)
+class ZonePlan(NamedTuple):
+    """What is to be done in one container."""
+
+    target: Target
+    container: Container
+    members: Tuple[Member, ...]  # to be written
+    former: Tuple[Member, ...]  # what is at these paths now
+    undo: Optional[Undo]  # to be put back instead
+    running: bool  # do processes run that started before the change?
 
 
-def lasting_lines(name: str) -> List[str]:
-    """How new containers get the zone, in images without tzdata too: by docker run, or by three
-    lines of a Dockerfile."""
+def format_lasting(name: str) -> List[str]:
+    """How new containers get the zone, in images without tzdata too: by docker run, or by lines of
+    a Dockerfile."""
     path = ZONEINFO + "/" + name
     return [
         "docker run -e TZ=%s -v %s:%s:ro IMAGE" % (name, path, path),
@@ -6062,148 +6028,235 @@ def lasting_lines(name: str) -> List[str]:
     ]
 
 
+def zone_facts(request: ZoneRequest, restart: str = "no") -> dict:
+    """The fields that each row of `timezone` has; `restart` is 'no', 'needed' or 'done'."""
+    if not request.name:
+        return {"zone": None, "restart": restart, "lasting": []}
+    return {"zone": request.name, "restart": restart, "lasting": format_lasting(request.name)}
+
+
+def format_left_behind(container: Container, left: Sequence[str]) -> str:
+    """The note on folders that undo could not remove, and what would remove them."""
+    why, remedy = "it does not run", "start it and undo once more"
+    if container.running:
+        why, remedy = "only root on the engine's host can remove them", "undo once more there"
+    return "left behind, for %s: %s; %s" % (why, ", ".join(left), remedy)
+
+
+# Deciding
+
+
 def plan_zone(
-    host: Host,
-    opts: argparse.Namespace,
-    target: Target,
-    container: Container,
-    data: bytes,
-    more: dict,
-):
-    """The plan, or the row where nothing is to be done. Raises Gone, Refused, WayClosed."""
+    host: Host, request: ZoneRequest, target: Target, container: Container
+) -> Union[ZonePlan, dict]:
+    """The plan, or the row where nothing is to be done. Raises ContainerGone, Refused,
+    MethodUnavailable."""
     undo = load_undo(host, "timezone", container.id)
-    if opts.undo:
-        if not undo:
-            return row_for(target, "unchanged", "no change of its zone is recorded", **more)
-        return ZonePlan(target, container, (), (), undo, container.running)
-    members, former = zone_members(host, container, more["zone"], data)
-    early = (
-        bool(undo)
-        and container.running
-        and parse_instant(container.started) < parse_instant(undo.changed)
-    )
-    if members or (early and opts.restart):
+    if request.undo:
+        if undo:
+            return ZonePlan(target, container, (), (), undo, container.running)
+        msg = "no change of its zone is recorded"
+        return row_for(target, "unchanged", msg, **zone_facts(request))
+    members, former = zone_members(host, container, request)
+    outdated = False  # do its processes know the old zone only?
+    if undo and container.running:
+        outdated = parse_instant(container.started) < parse_instant(undo.changed)
+    if members or (outdated and request.restart):
         return ZonePlan(target, container, members, former, None, container.running)
-    msg = "its processes started before the change: --restart" if early else ""
-    return row_for(target, "unchanged", msg, **dict(more, restart="needed" if early else "no"))
+    if outdated:
+        msg = "its processes started before the change: --restart"
+        return row_for(target, "unchanged", msg, **zone_facts(request, "needed"))
+    return row_for(target, "unchanged", "", **zone_facts(request))
+
+
+def require_writable_zone(container: Container, name: str, paths: Sequence[str]) -> None:
+    """Raises Refused where the zone cannot be set by files."""
+    tz = tz_of(container)
+    # No variable wins over the files.
+    if tz is not None and tz not in (name, ZONEINFO + "/" + name):
+        raise Refused(
+            "its variable TZ=%s wins over every file, and is part of it: re-create the container"
+            " with docker run -e TZ=%s" % (tz, name)
+        )
+    # The files belong to this container alone.
+    refusal = files_refusal(container, paths)
+    if refusal:
+        raise Refused(
+            "%s: re-create the container without that, with docker run -e TZ=%s" % (refusal, name)
+        )
+    refuse_hidden_mounts(container, paths)
 
 
 def zone_members(
-    host: Host, container: Container, name: str, data: bytes
+    host: Host, container: Container, request: ZoneRequest
 ) -> Tuple[Tuple[Member, ...], Tuple[Member, ...]]:
-    """(what is to be written, what is there now) for a zone; nothing where all is well. The link
-    comes last, data and folders first. A zone file of its own that agrees with the host's for a
-    year stays. Raises Refused, WayClosed, Gone."""
-    path, now, tz = ZONEINFO + "/" + name, int(time.time()), tz_of(container)
-    if tz is not None and tz not in (name, path):
-        raise Refused(
-            "its variable TZ=%s wins over every file, and is part of it: make it anew with docker"
-            " run -e TZ=%s" % (tz, name)
-        )
-    refusal = files_refusal(container, (path, LOCALTIME, TIMEZONE))
-    if refusal:
-        raise Refused("%s: make it anew without that, with docker run -e TZ=%s" % (refusal, name))
-    refuse_hidden_mounts(container, (path, LOCALTIME, TIMEZONE))
-    found = {
-        one: read_member(host, container, one, ZONE_MAX) for one in (path, TIMEZONE, LOCALTIME)
-    }
-    for one in found.values():
-        if one.kind not in ("file", "link", "absent"):
-            raise Refused("its %s is neither file nor link" % one.path)
-    own = (
-        read_member(host, container, path, ZONE_MAX, True)
-        if found[path].kind == "link"
-        else found[path]
-    )
-    is_set = (
-        found[LOCALTIME].kind == "link"
-        and posixpath.normpath(posixpath.join("/etc", found[LOCALTIME].link)) == path
-    )
+    """(what is to be written, what is there now) for a zone; both empty where all is well. Folders
+    and data come first, the link last. A zone file of the container's own that agrees with the
+    host's for a year stays. Raises Refused, MethodUnavailable, ContainerGone."""
+    path, now = ZONEINFO + "/" + request.name, int(time.time())
+    require_writable_zone(container, request.name, (path, LOCALTIME, TIMEZONE))
+    former = {}  # type: Dict[str, Member]
+    for name in (path, TIMEZONE, LOCALTIME):
+        former[name] = read_member(host, container, name, ZONE_MAX)
+    # What is replaced can be put back.
+    for member in former.values():
+        if member.kind not in ("file", "link", "absent"):
+            raise Refused("its %s is neither file nor link" % member.path)
+    zone_file, name_file, link = former[path], former[TIMEZONE], former[LOCALTIME]
+    if zone_file.kind == "link":
+        zone_file = read_member(host, container, path, ZONE_MAX, True)
+    linked = posixpath.normpath(posixpath.join("/etc", link.link)) == path
+    is_set = link.kind == "link" and linked
     wanted = []
-    if not same_zone(own.data, data, now):
-        wanted.append(Member(path, "file", data, mode=0o644))
-    if found[TIMEZONE].data.strip() != os_bytes(name) and not (
-        is_set and found[TIMEZONE].kind == "absent"
-    ):
-        wanted.append(Member(TIMEZONE, "file", os_bytes(name) + b"\n", mode=0o644))
+    if not same_zone(zone_file.data, request.data, now):
+        wanted.append(Member(path, "file", request.data, mode=0o644))
+    # Many images have no /etc/timezone: with the right link none is added.
+    is_named = name_file.data.strip() == os_bytes(request.name)
+    if not is_named and not (is_set and name_file.kind == "absent"):
+        wanted.append(Member(TIMEZONE, "file", os_bytes(request.name) + b"\n", mode=0o644))
     if not is_set:
         wanted.append(Member(LOCALTIME, "link", link=path, mode=0o777))
     if not wanted:
         return (), ()
-    base = cp_base(host, container)
-    folders = missing_folders(host, container, [one.path for one in wanted])
+    uid, gid = cp_base(host, container)
+    folders = missing_folders(host, container, [member.path for member in wanted])
     members = [Member(folder, "dir", mode=0o755) for folder in folders] + wanted
+    before = [Member(folder, "absent") for folder in folders]
+    before += [former[member.path] for member in wanted]
     return (
-        tuple(one._replace(uid=base[0], gid=base[1], mtime=now) for one in members),
-        tuple(Member(folder, "absent") for folder in folders)
-        + tuple(found[one.path] for one in wanted),
+        tuple(member._replace(uid=uid, gid=gid, mtime=now) for member in members),
+        tuple(before),
     )
 
 
-def set_zone(host: Host, opts: argparse.Namespace, plan: ZonePlan, more: dict) -> dict:
-    container, notes = plan.container, []  # type: Container, List[str]
+# Changing
+
+
+def set_zone(host: Host, request: ZoneRequest, plan: ZonePlan) -> dict:
+    """Writes or undoes, then restarts where that is asked for. Returns the row."""
+    container = plan.container
+    notes = []
     if plan.undo:
         left = restore_undo(host, container, plan.undo)
         if left:
-            notes.append(left_behind(container, left))
+            notes.append(format_left_behind(container, left))
         else:
             drop_undo(host, "timezone", container.id)
     elif plan.members:
         write_zone(host, plan)
-    done = plan.restart and opts.restart
-    if done:
+    restart = "no"
+    if plan.running and request.restart:
         answer = change(host, ["restart", container.id])
         if answer.rc or answer.timed_out:
-            why = "no answer in %g s" % host.timeout if answer.timed_out else first_line(answer)
-            return row_for(
-                plan.target,
-                "unknown" if answer.timed_out else "failed",
-                "its files are done, but docker restart: " + why,
-                **dict(more, partial=True, restart="needed"),
-            )
+            return failed_restart_row(host, request, plan, answer)
+        restart = "done"
         notes.append("restarted")
-    elif plan.restart:
+    elif plan.running:
+        restart = "needed"
         notes.append("running programs may keep the old zone until --restart")
+    return row_for(plan.target, "changed", "; ".join(notes), **zone_facts(request, restart))
+
+
+def failed_restart_row(host: Host, request: ZoneRequest, plan: ZonePlan, answer: Answer) -> dict:
+    """The row of a container whose files are written and whose restart failed."""
+    status, why = "failed", first_line(answer)
+    if answer.timed_out:
+        status, why = "unknown", "no answer in %g s" % host.timeout
     return row_for(
         plan.target,
-        "changed",
-        "; ".join(notes),
-        **dict(more, restart="done" if done else "needed" if plan.restart else "no"),
+        status,
+        "its files are done, but docker restart: " + why,
+        **dict(zone_facts(request, "needed"), partial=True),
     )
 
 
-def left_behind(container: Container, left: Sequence[str]) -> str:
-    """A word on folders that undo could not remove, and what would."""
-    if container.running:
-        why, remedy = "only root on the engine's host can remove them", "undo once more there"
-    else:
-        why, remedy = "it does not run", "start it and undo once more"
-    return "left behind, for %s: %s; %s" % (why, ", ".join(left), remedy)
-
-
 def write_zone(host: Host, plan: ZonePlan) -> None:
-    """Writes, or leaves the container as it was. Raises WayClosed, Refused."""
-    first = load_undo(host, "timezone", plan.container.id) is None
-    undo = save_undo(host, "timezone", plan.container, plan.former)
+    """Writes, or leaves the container as it was. Raises MethodUnavailable, Refused."""
+    container = plan.container
+    is_first = load_undo(host, "timezone", container.id) is None
+    undo = save_undo(host, "timezone", container, plan.former)
     try:
-        write_members(host, plan.container, plan.members, plan.former)
+        write_members(host, container, plan.members, plan.former)
     except NoAnswer as err:
         raise NoAnswer("%s; timezone --undo puts back what was there" % err) from None
     except Refused:  # nothing was written
-        if first:
-            drop_undo(host, "timezone", plan.container.id)
+        if is_first:
+            drop_undo(host, "timezone", container.id)
         raise
     except MethodUnavailable as err:
         try:
-            left = restore_undo(host, plan.container, undo._replace(members=plan.former))
+            left = restore_undo(host, container, undo._replace(members=plan.former))
         except (Refused, MethodUnavailable):
-            left = [one.path for one in plan.former]
-        if first and not left:
-            drop_undo(host, "timezone", plan.container.id)
+            left = [member.path for member in plan.former]
+        if is_first and not left:
+            drop_undo(host, "timezone", container.id)
         end = "all is as it was"
         if left:
             end = "not put back: %s: try timezone --undo" % ", ".join(left)
         raise MethodUnavailable("%s; %s" % (err, end)) from None
+
+
+# The command
+
+
+def parse_timezone_options(opts: argparse.Namespace) -> ZoneRequest:
+    """The options as typed values. Raises UsageError for two that exclude each other."""
+    if [opts.undo, opts.host, opts.zone is not None].count(True) > 1:
+        raise UsageError("say one of --zone NAME, --host (the default) and --undo")
+    if opts.undo:
+        return ZoneRequest("", b"", True, opts.restart)
+    name = opts.zone
+    if name is None:
+        name = host_zone()
+    return ZoneRequest(name, zone_data(name), False, opts.restart)
+
+
+def format_timezone_options(request: ZoneRequest) -> List[str]:
+    """The options of this run, for the script of a dry run."""
+    options = ["--zone", request.name]
+    if request.undo:
+        options = ["--undo"]
+    if request.restart:
+        options += ["--restart", "--yes"]
+    return options
+
+
+def run_timezone(host: Host, opts: argparse.Namespace, report: dict) -> None:
+    """Looks, prints the script of a dry run, asks about restarts, notes what was there, writes,
+    reads back, restarts."""
+    request = parse_timezone_options(opts)
+    refuse_half_way(host)
+    targets = choose_containers(host, opts)
+    if not opts.dry_run:
+        take_lock(host)
+        take_lock(host, True, name="undo.lock")
+    facts = zone_facts(request)
+
+    def look(target: Target, container: Container) -> Union[ZonePlan, dict]:
+        return plan_zone(host, request, target, container)
+
+    def write(plan: ZonePlan) -> dict:
+        return set_zone(host, request, plan)
+
+    plans = run_over_containers(host, opts, "timezone: looking", targets, look, facts)
+    if opts.dry_run:
+        plan_own_calls(opts, report, plans, format_timezone_options(request), facts)
+        return
+    restarts = []
+    if request.restart:
+        changes = [plan for plan in plans if not isinstance(plan, dict)]
+        restarts = [plan.target.name for plan in changes if plan.running]
+    if restarts:
+        confirm(opts, "restart %s?" % ", ".join(restarts))
+    report["results"] = run_over_targets(host, opts, "timezone", targets, plans, write, facts)
+    report["exit_code"] = exit_code(report["results"])
+    if os.path.isdir(os_bytes(os.path.join(host.state, "undo"))):
+        drop_undo_if_void(host, [target.id for target in list_containers(host)])
+    if opts.json or opts.quiet or request.undo:
+        return
+    say("what lasts, for new containers:")
+    for line in facts["lasting"]:
+        say(line)
 
 
 ###############################################################################
