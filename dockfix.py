@@ -1830,6 +1830,8 @@ def require_names(words: Iterable[str]) -> None:
 def hide_value(word: str) -> str:
     """A word that nobody has understood, for a message: what it holds besides a name may be a
     password."""
+    if re.match(r"-[^-]..", word, re.S):  # -pSECRET
+        return word[:2] + "..."
     name, equals, _ = word.partition("=")
     return "..." if ":" in name else name + equals + ("..." if equals else "")
 
@@ -5153,11 +5155,38 @@ def etc_state(container: Container) -> Optional[EtcState]:
         os.close(etc)
 
 
+# What chpasswd and its library open beside the account files, and follow where it is a link
+# (shadow-utils lib/commonio.c, libmisc; BusyBox libbb/update_passwd.c; glibc's lckpwdf).
+ETC_COMPANIONS = (
+    *("passwd-", "passwd+", "passwd.lock", "npasswd", "shadow-", "shadow+", "shadow.lock"),
+    *("nshadow", "group", "group-", "group+", "gshadow", "gshadow-", "gshadow+", ".pwd.lock"),
+)
+
+
+def require_plain_companions(container: Container) -> None:
+    """Raises MethodUnavailable where the image's own chpasswd would follow a link in /etc, to a
+    file of the host perhaps, or wait for a fifo."""
+    etc = open_etc(container)
+    try:
+        for name in ETC_COMPANIONS:
+            try:
+                mode = os.stat(name, dir_fd=etc, follow_symlinks=False).st_mode
+            except FileNotFoundError:
+                continue
+            if not stat.S_ISREG(mode):
+                raise MethodUnavailable(
+                    "its /etc/%s is no plain file: the image's own chpasswd would follow it" % name
+                )
+    finally:
+        os.close(etc)
+
+
 def steady_etc(container: Container) -> Optional[EtcState]:
     """etc_state, before a program of the image writes there by itself: it would follow a link to a
     mount. Raises Refused where something renames what is in / right now."""
     was = etc_state(container)
     if was and leads_out(container):
+        require_plain_companions(container)
         time.sleep(STEADY_SECONDS)
         if etc_state(container) != was:
             raise Refused("something in it makes, renames or removes names in its / all the time")
@@ -5220,7 +5249,7 @@ def explain_failure(
     return "failed", "chpasswd reported success, but nothing changed"
 
 
-HIDDEN = "what it said is not shown: a part of what it was given is in it"
+HIDDEN = "what it said is not shown: a part of an account file may be in it"
 SECRET_PIECE = (
     4  # bytes in a row that two texts do not share by chance; twice as many in base64 and hex
 )
@@ -5233,6 +5262,8 @@ def hide_secrets(text: str, hashes: Dict[bytes, bytes]) -> str:
     encoded = [given.hex().encode(), given.hex().upper().encode()]
     encoded += [base64.b64encode(given[start:]).rstrip(b"=") for start in range(3)]
     said = os_bytes(text)
+    if not is_plain_speech(text):
+        return HIDDEN
     for shown in (said, re.sub(rb"[^$./0-9A-Za-z]", b"", said)):
         if re.search(rb"\$(?:[0-9a-z]{1,2}|2[abxy])\$", shown):
             return HIDDEN
@@ -5241,6 +5272,25 @@ def hide_secrets(text: str, hashes: Dict[bytes, bytes]) -> str:
         if any(shares_piece(shown, form, 2 * SECRET_PIECE) for form in encoded):
             return HIDDEN
     return text
+
+
+# A word or a path as messages have them: a hash of any kind mixes letters and digits.
+PLAIN_WORD = (
+    r"[(\"'`]*(?:[A-Z]?[a-z]{1,14}|[A-Z]{1,8}|(?:/?[a-z]{1,14}[-._/]?){1,6}(?:\(\))?|[a-z_]+\.go:[0-9]+)"
+    r"[)\"'`.,:;!?]*"
+)
+# At most two of these in a line: a short number, the id of a container.
+PLAIN_NUMBER = r"[(]?(?:[0-9]{1,4}|[0-9a-f]{12}|[0-9a-f]{64})[).,:;]*"
+
+
+def is_plain_speech(text: str) -> bool:
+    """Is a line made of plain words and paths? What else a program of an image says may be a line
+    of an account file, in whatever form."""
+    words = text.split()
+    numbers = [word for word in words if re.match(PLAIN_NUMBER + r"\Z", word, re.A)]
+    others = [word for word in words if word not in numbers]
+    plain = [word for word in others if re.match(PLAIN_WORD + r"\Z", word, re.A)]
+    return len(words) <= 40 and len(numbers) <= 2 and len(plain) == len(others)
 
 
 def shares_piece(text: bytes, secret: bytes, size: int) -> bool:
@@ -8368,6 +8418,8 @@ def is_of_this_host(pid: str) -> bool:
         if other is not None and other != own:
             return False
     status = suppress_errors(host_text, "/proc/%s/status" % pid) or ""
+    if not re.search(r"(?m)^Uid:\s*0\s", status):  # any user can call a program dockerd
+        return False
     if re.search(r"(?m)^NSpid:\s*[0-9]+\s+[0-9]", status):  # it has a number in an inner namespace
         return False
     theirs = suppress_errors(host_text, "/proc/%s/cgroup" % pid)
@@ -13214,7 +13266,7 @@ def has_value(variable: str) -> bool:
 def config_settings(config: dict, image: dict, settings: dict) -> dict:
     """settings: those of HostConfig, with NetworkMode as a recipe has it."""
     found = differing(config, image, ("User", "WorkingDir", "StopSignal", "StopTimeout"))
-    shares_name = re.match("host|container:", settings["NetworkMode"] or "")
+    shares_name = re.match(r"host\Z|container:", settings["NetworkMode"] or "")
     if not shares_name and settings.get("UTSMode") != "host":
         found["Hostname"] = config.get("Hostname")
         found["Domainname"] = config.get("Domainname")
@@ -18207,6 +18259,8 @@ exit codes: 0 done, 1 failed and nothing changed, 2 usage, 3 some targets not do
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
+        # argparse repeats the word behind --flag=WORD, which may be a password
+        message = re.sub(r"(ignored explicit argument) .*", r"\1 ...", message, flags=re.S)
         raise UsageError(
             message,
             "python3 dockfix.py %s--help" % (self.prog + " " if self.prog != "dockfix" else ""),

@@ -301,3 +301,20 @@ def test_what_an_image_says_of_a_hash_is_not_repeated(dockfix, text):
 )
 def test_what_an_image_says_without_a_hash_is_shown(dockfix, text):
     assert dockfix.hide_secrets(text, HASHES) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "existing lock file /etc/shadow.lock with an invalid PID 'root:abtwqqgwtNKFI:20787:0:9999'",
+        "root:$sha1$40000$jtNX3nZ2$hBNaIXkt4wBI2o5rsi8KejSjNqIq",
+        "_J9..rasmBYk8r9AiWNc",
+        "root:abJnggxhB.yWI:19000::",
+        " ".join(str(byte) for byte in list(HASHES.values())[0]),
+        "".join(chr(byte) + "-x-" for byte in list(HASHES.values())[0] if byte != 36),
+        list(HASHES.values())[0].decode()[::-1].replace("$", ""),
+    ],
+)
+def test_a_line_that_is_no_plain_speech_is_not_shown(dockfix, text):
+    """The old hash, a file of the host, the new hash in a form that can be turned back."""
+    assert dockfix.hide_secrets(text, HASHES) == dockfix.HIDDEN

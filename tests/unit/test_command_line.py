@@ -391,3 +391,12 @@ def test_help_is_json_too_where_json_is_asked_for(web, args):
 def test_a_usage_error_in_json_says_of_which_command(web, args, command):
     result = web.quick("--json", *args)
     assert result.rc == 2 and result.json["command"] == command
+
+
+@pytest.mark.parametrize("json", [[], ["--json"]])
+@pytest.mark.parametrize(
+    "word", ["--password-stdin=hunter22", "--generate=hunter22", "-phunter22", "--unlock=hunter22"]
+)
+def test_a_password_in_a_wrong_spelling_is_not_repeated(box, word, json):
+    result = box.quick("chpasswd", "web", word, *json)
+    assert result.rc == 2 and b"hunter22" not in result.out + result.err, result
