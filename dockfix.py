@@ -11841,7 +11841,11 @@ REMOVERS = {"logs": cut_logs, "trim": trim_layers}
 ###############################################################################
 
 
-# --- a storage change: steps as data, shown as a script, kept in a journal, carried on and undone
+# A storage change is a plan: a list of steps as data. The plan is confirmed, written to a journal,
+# and carried out step by step; a step that fails undoes all of it. The same steps make the script
+# of a dry run. This chapter never decides what to change, and it begins no step before the journal
+# that names it is on the disk: so a run that was killed can be carried on or undone, after a reboot
+# too. It rests on rename(2) and fsync(2) alone.
 
 
 class Step(NamedTuple):
@@ -12511,20 +12515,41 @@ def steps_and_undos(steps: Iterable[Step]) -> Iterable[Step]:
 def plan_script(report: dict, plan: Plan, start: int = 0, then: Sequence[Step] = ()) -> str:
     """The change from step `start` on as a POSIX script; a step that fails undoes what was done, as
     the real run would, and ends in 1 (7: the undoing failed)."""
-    lines = [script_comment(plan.goal)] + [
-        "%s() { %s; }" % (name, mode.sh) for name, mode in TESTS.items()
-    ]
-    for test in plan.facts.get("disk", ()):
-        lines.append(
-            "%s || { echo %s >&2; exit %d; }"
-            % (quote_line(test), quote_word("not mounted: " + test[1]), 7 if start else 5)
-        )
-    for test in plan.facts.get("proof", ()) if start == 0 else ():
-        why = "not the engine, or not the root, that the plan was made for: make the script anew"
-        lines.append("%s || { echo %s >&2; exit 5; }" % (quote_line(test), quote_word(why)))
+    lines = [script_comment(plan.goal)]
+    lines += ["%s() { %s; }" % (name, mode.sh) for name, mode in TESTS.items()]
+    lines += script_proofs(plan, start)
     if any(step.unmount for step in steps_and_undos(plan.steps)):
         lines += unmount_function()
-    lines += [
+    lines += put_function()
+    lines += back_function(plan)
+    for number, step in list(enumerate(plan.steps, 1))[start:]:
+        comment = script_comment("of %d: %s" % (len(plan.steps), step.title))
+        lines.append("at=%d %s" % (number, comment))
+        lines += script_step(step, "back")
+    lines.append("done=1")
+    for step in then:
+        lines += script_step(step, "bad=1")
+    return script_text(report, lines, 0)
+
+
+def script_proofs(plan: Plan, start: int) -> List[str]:
+    """The lines that end the script where it is not what the plan was made for. Once the change has
+    begun, only the disks are asked for: its engine may be down."""
+    lines = []
+    for test in plan.facts.get("disk", ()):
+        why = quote_word("not mounted: " + test[1])
+        lines.append("%s || { echo %s >&2; exit %d; }" % (quote_line(test), why, 7 if start else 5))
+    if start:
+        return lines
+    why = "not the engine, or not the root, that the plan was made for: make the script anew"
+    for test in plan.facts.get("proof", ()):
+        lines.append("%s || { echo %s >&2; exit 5; }" % (quote_line(test), quote_word(why)))
+    return lines
+
+
+def put_function() -> List[str]:
+    """`put MODE PATH DATA BEFORE` in sh: what write_setting does."""
+    return [
         (
             'differs() { [ -e "$1" ] && ! printf %s "$2" | cmp -s - "$1" && ! printf %s "$3" | cmp'
             ' -s - "$1"; }'
@@ -12535,55 +12560,54 @@ def plan_script(report: dict, plan: Plan, start: int = 0, then: Sequence[Step] =
             '(umask 077; printf %s "$3" > "$2.dockfix") && chmod "$1" "$2.dockfix" && mv'
             ' "$2.dockfix" "$2"; }'
         ),
+    ]
+
+
+def back_function(plan: Plan) -> List[str]:
+    """`back` in sh: undoes the steps from $at down to the first, and ends the script."""
+    lines = [
         'stuck() { echo "step $at failed and could not be undone" >&2; exit 7; }',
         "back() {",
         'echo "step $at failed; undoing" >&2',
     ]
     titles = [step.title for step in plan.steps]
     for number, step in reversed(list(enumerate(plan.steps, 1))):
-        before = " && [ $at -lt %d ]" % (titles.index(step.until) + 1) if step.until else ""
-        if step.undo:
-            lines.append(
-                "if [ $at -ge %d ]%s; then %s" % (number, before, script_comment(step.title))
-            )
-            lines += [line for one in step.undo for line in script_step(one, "stuck")] + ["fi"]
-    lines += ["exit 1", "}"]
-    for number, step in list(enumerate(plan.steps, 1))[start:]:
-        lines += [
-            "at=%d %s" % (number, script_comment("of %d: %s" % (len(plan.steps), step.title))),
-            *script_step(step, "back"),
-        ]
-    return script_text(
-        report, lines + ["done=1"] + [line for one in then for line in script_step(one, "bad=1")], 0
-    )
+        if not step.undo:
+            continue
+        before = ""
+        if step.until:
+            before = " && [ $at -lt %d ]" % (titles.index(step.until) + 1)
+        comment = script_comment(step.title)
+        lines.append("if [ $at -ge %d ]%s; then %s" % (number, before, comment))
+        for undo_step in step.undo:
+            lines += script_step(undo_step, "stuck")
+        lines.append("fi")
+    return [*lines, "exit 1", "}"]
 
 
 # --- the journal
 
 
 def step_data(step: Step) -> dict:
-    kept = {
-        name: value
-        for name, value in step._asdict().items()
-        if value != Step._field_defaults.get(name)
-    }
-    return dict(kept, undo=[step_data(one) for one in step.undo]) if step.undo else kept
+    """A step for JSON: only the fields that differ from their defaults."""
+    data = {}
+    for name, value in step._asdict().items():
+        if value != Step._field_defaults.get(name):
+            data[name] = value
+    if step.undo:
+        data["undo"] = [step_data(undo_step) for undo_step in step.undo]
+    return data
 
 
-def step_from(found: dict) -> Step:
-    tests = {
-        name: tuple(tuple(test) for test in found.get(name, ())) for name in ("check", "unless")
-    }
-    return Step(
-        **dict(
-            found,
-            argv=tuple(found.get("argv", ())),
-            each=tuple(found.get("each", ())),
-            each_of=tuple(found.get("each_of", ())),
-            undo=tuple(step_from(one) for one in found.get("undo", ())),
-            **tests,
-        )
-    )
+def step_from(data: dict) -> Step:
+    """The step that step_data made `data` of: JSON has lists where a step has tuples."""
+    fields = dict(data)
+    for name in ("argv", "each", "each_of"):
+        fields[name] = tuple(data.get(name, ()))
+    for name in ("check", "unless"):
+        fields[name] = tuple(tuple(test) for test in data.get(name, ()))
+    fields["undo"] = tuple(step_from(undo_data) for undo_data in data.get("undo", ()))
+    return Step(**fields)
 
 
 def write_journal(host: Host, journal: Journal) -> None:
@@ -12704,11 +12728,9 @@ def run_change(
 
 def describe_kept_length(host: Host, plan: Plan) -> str:
     """A pool that was loaded with its new length keeps it."""
-    return (
-        ", but the pool keeps its new length (a thin pool never shrinks)"
-        if failing_test(host, plan.facts.get("lengths", ()))
-        else ""
-    )
+    if failing_test(host, plan.facts.get("lengths", ())):
+        return ", but the pool keeps its new length (a thin pool never shrinks)"
+    return ""
 
 
 def report_left_copy(journal: Journal) -> None:
@@ -12745,11 +12767,11 @@ def half_way_error(host: Host, err: Optional[DockfixError]) -> HalfWay:
 
 def step_size(step: Step) -> int:
     """Bytes that will flow: the length of the file that is read, where it is there by now."""
-    return step.size or (
-        os.path.getsize(os_bytes(step.source))
-        if step.source and os.path.isfile(os_bytes(step.source))
-        else 0
-    )
+    if step.size:
+        return step.size
+    if step.source and os.path.isfile(os_bytes(step.source)):
+        return os.path.getsize(os_bytes(step.source))
+    return 0
 
 
 def run_steps_on(host: Host, journal: Journal, progress: Progress) -> None:
@@ -12791,13 +12813,11 @@ def undo_steps_back(host: Host, journal: Journal, progress: Progress) -> None:
 def kept_folder(plan: Plan, going: str) -> str:
     """The old data that is there for rollback and discard, '' where there is none. A relocate that
     was undone has its old root in use again."""
-    return (
-        plan.keeps
-        if plan.keeps
-        and os.path.isdir(os_bytes(plan.keeps))
-        and not (plan.kind == "relocate" and going in ("back", "undone"))
-        else ""
-    )
+    if plan.kind == "relocate" and going in ("back", "undone"):
+        return ""
+    if plan.keeps and os.path.isdir(os_bytes(plan.keeps)):
+        return plan.keeps
+    return ""
 
 
 def close_journal(host: Host, journal: Journal) -> None:
@@ -12879,15 +12899,13 @@ def restore_daemon_state(host: Host, journal: Journal, progress: Progress) -> No
 
 
 def print_daemon_log(host: Host, plan: Plan) -> None:
-    """After a start that failed: the daemon's own last words."""
+    """After a start that failed: the last lines of the daemon's log."""
     journal = read_journal(host)
-    if journal and plan.steps[journal.at].daemon == "up":
-        for line in (
-            query_host(host, ("journalctl", "-u", "docker", "-n", "20", "--no-pager", "-o", "cat"))
-            .out_text()
-            .split("\n")
-        ):
-            say("| " + line)
+    if not journal or plan.steps[journal.at].daemon != "up":
+        return
+    argv = ("journalctl", "-u", "docker", "-n", "20", "--no-pager", "-o", "cat")
+    for line in query_host(host, argv).out_text().split("\n"):
+        say("| " + line)
 
 
 ###############################################################################
