@@ -9736,85 +9736,77 @@ def require_engine_of(host: Host, engine: dict) -> Host:
 ###############################################################################
 # 15. storage
 ###############################################################################
+# Shows where the space goes: driver, pool, disks, images, containers, volumes, logs, build cache;
+# and findings, each with the command to type next.
+# It only looks. It never changes anything, and never prints an unknown figure as 0: what cannot be
+# read is None, and the reason stands in result["missing"].
+# It rests on `docker info`, on the files below Docker's root, on statvfs, and on dmsetup and the
+# loop files of a devicemapper pool. Each figure's source stands in result["sources"].
 
 
-def run_storage(host: Host, opts: argparse.Namespace, report: dict) -> None:
-    warning, critical = (
-        parse_number("--" + name, getattr(opts, name), default, 0, 100)
-        for name, default in (("warning", 80.0), ("critical", 90.0))
-    )
-    if warning > critical or (opts.full and opts.quick):
-        raise UsageError(
-            (
-                "--warning is above --critical"
-                if warning > critical
-                else "--full and --quick exclude each other"
-            ),
-            "python3 dockfix.py storage --help",
-        )
-    layers, sizes, devices, options = None, {}, {}, []  # type: Optional[Layers], dict, dict, list
-    if opts.docker_info == "-":
-        claim_stdin(opts, "the answer of docker info", "--docker-info FILE")
-    saved = opts.docker_info is not None
-    if saved:
-        info = parse_info(decode_saved(read_input(opts.docker_info, 1 << 24, "--docker-info")))
-    else:
-        info = engine_info_or_finding(host, report) if opts.root is None else None
-    one = new_storage(info or {})
-    if saved or (info and runs_elsewhere(info)):
-        where = (
-            "from a saved docker info"
-            if saved
-            else "the engine runs on another host, %s" % info["Name"]
-        )
-        one["msg"] = "%s: what only files and devices tell is unknown" % where
-    else:
-        note_fact(
-            one,
-            "root",
-            opts.root or (configured_root() if not info else None),
-            "configuration" if opts.root is None else "--root",
-        )
-        root = one["root"]
-        options = engine_options(root)
-        one["disks"] = collect_disks(root, one)
-        try:
-            layers = read_layers(root, follow=True)
-            confirm_orphans(host, root, layers, info)
-            add_lost_records(layers, report)
-            one["missing"] += ["%s: %s" % pair for pair in sorted(layers.unread.items())[:20]]
-        except EnvironmentFault as err:
-            if not info and not one["disk"]:
-                raise
-            one["missing"].append(err.msg)
-        collect_driver(one, layers, options)
-        if one["driver"] == "devicemapper":
-            devices = collect_pool(host, root, one, layers)
-        sizes = collect_sizes(opts, root, one, layers, devices) if layers else {}
-    add_usage(one, layers, sizes, info or {})
-    one["driver_options"] = dict(
-        text.partition("=")[::2]
-        for source in options
-        if source.used
-        for name, text in source.options
-        if name == "storage-opt"
-    )
-    one["options"] = [
-        {"option": name, "value": text, "where": source.where(), "used": source.used}
-        for source in options
-        for name, text in source.options
-    ]
-    report["results"].append(one)
-    storage_findings(one, options, warning, critical, report)
-    if opts.check and any(finding["severity"] != "info" for finding in report["findings"]):
-        report["exit_code"] = 3
+class StorageFinding(NamedTuple):
+    """One finding, in the order of arguments that add_finding takes."""
+
+    name: str
+    severity: str  # "critical", "warning" or "info"
+    text: str
+    remedy: str  # a line that can be pasted
 
 
-def new_storage(info: Dict[str, object]) -> dict:
-    """The result with what docker info says; everything else is filled in where it is known. Bytes,
-    or None."""
+class Measured(NamedTuple):
+    """A measured size. size: allocated bytes, None where unknown; reason: why it is not the whole
+    size, '' where it is."""
+
+    size: Optional[int]
+    reason: str
+
+
+class StorageFacts(NamedTuple):
+    """What the files of this host tell. layers: None where they are not readable. sizes: keys are
+    (kind, name), such as ("container", ID) or ("volume", NAME)."""
+
+    layers: Optional[Layers]
+    sizes: Dict[Tuple, Measured]
+    options: List[OptionSource]
+
+
+NO_FACTS = StorageFacts(None, {}, [])
+UNKNOWN_SIZE = Measured(None, "unknown")
+POOL_KEYS = [
+    *POOL_WORDS.values(),
+    *POOL_SIZES.values(),
+    "mode",
+    "mode_why",
+    "state",
+    "needs_check",
+    "failed",
+    "data_allocated",
+    "metadata_allocated",
+    "data_disk_free",
+    "metadata_disk_free",
+]
+USAGE_KINDS = (
+    "containers",
+    "stopped_containers",
+    "logs",
+    "volumes",
+    "unused_volumes",
+    "build_cache",
+    "orphans",
+    "images",
+    "unused_images",
+    "dangling_images",
+)
+
+
+# The result and its facts
+
+
+def new_storage(info: dict) -> dict:
+    """The result row with what docker info says. Everything else is filled in where it is known.
+    Sizes are bytes, or None."""
     status = info.get("DriverStatus") or {}
-    one = {
+    result = {
         "driver": None,
         "server_version": None,
         "root": None,
@@ -9830,400 +9822,442 @@ def new_storage(info: Dict[str, object]) -> dict:
         "sources": {},
         "missing": [],
         "msg": "",
-    }
-    for name, key in (
-        ("driver", "Driver"),
-        ("server_version", "ServerVersion"),
-        ("root", "DockerRootDir"),
-    ):
-        note_fact(one, name, info.get(key), "docker info")
-    if status.get("driver-type") or info.get("Driver") in GRAPH_DRIVERS:
-        note_fact(
-            one,
-            "image_store",
-            "containerd" if status.get("driver-type") else "graphdriver",
-            "docker info",
-        )
+    }  # type: dict
+    note_fact(result, "driver", info.get("Driver"), "docker info")
+    note_fact(result, "server_version", info.get("ServerVersion"), "docker info")
+    note_fact(result, "root", info.get("DockerRootDir"), "docker info")
+    if status.get("driver-type"):
+        note_fact(result, "image_store", "containerd", "docker info")
+    elif info.get("Driver") in GRAPH_DRIVERS:
+        note_fact(result, "image_store", "graphdriver", "docker info")
     if any(key in POOL_SIZES or key in POOL_WORDS for key in status):
-        reported = pool_reported(status)
-        one["pool"] = dict.fromkeys(POOL_KEYS)
-        for name, found in reported.items():
-            note_fact(
-                one,
-                "pool." + name,
-                found,
-                "docker info" + (" (four digits)" if name in POOL_SIZES.values() else ""),
-            )
-    return one
+        note_reported_pool(result, status)
+    return result
 
 
-POOL_KEYS = (
-    list(POOL_WORDS.values())
-    + list(POOL_SIZES.values())
-    + [
-        "mode",
-        "mode_why",
-        "state",
-        "needs_check",
-        "failed",
-        "data_allocated",
-        "metadata_allocated",
-        "data_disk_free",
-        "metadata_disk_free",
-    ]
-)
+def note_reported_pool(result: dict, status: Dict[str, str]) -> None:
+    """The pool as docker info reports it. Its sizes are rounded to four digits."""
+    result["pool"] = dict.fromkeys(POOL_KEYS)
+    for name, value in pool_reported(status).items():
+        source = "docker info"
+        if name in POOL_SIZES.values():
+            source += " (four digits)"
+        note_fact(result, "pool." + name, value, source)
 
 
-def note_fact(one: dict, key: str, found: object, source: str, better: bool = False) -> None:
-    """Sets a fact that is not known yet, or one that is known from a less trusted source (better),
-    with its source."""
-    place, name = (one["pool"], key[len("pool.") :]) if key.startswith("pool.") else (one, key)
-    if found is not None and (better or place.get(name) is None):
-        place[name], one["sources"][key] = found, source
-
-
-def engine_options(root: str) -> List[OptionSource]:
-    """Where the options of the daemon with this root are set: the host's settings, where they name
-    it; else its own command line and the daemon.json that this names."""
-    own = without_remap(root)
-    listed = option_sources()
-    running = []
-    for daemon in running_daemons():
-        named = dict(daemon.options).get("config-file") or "/etc/docker/daemon.json"
-        text, options, fault = settings_of(named, daemon_json, ())
-        if (
-            dict(daemon.options).get("data-root") or dict(options).get("data-root") or DOCKER_ROOT
-        ) == own:
-            running += [
-                daemon._replace(used=True),
-                OptionSource("daemon.json", named, "", text, options, True, fault),
-            ]
-    here = (next_options(listed).get("data-root") or DOCKER_ROOT) == own
-    return (
-        listed + [one._replace(used=False) for one in running if one.kind == "running"]
-        if here
-        else running
-    )
+def note_fact(result: dict, key: str, value: object, source: str, better: bool = False) -> None:
+    """Set a fact that is not known yet, and its source. better: replace a fact from a less trusted
+    source too. key: a key of the result, or "pool." and a key of its pool."""
+    holder, name = result, key
+    if key.startswith("pool."):
+        holder, name = result["pool"], key[len("pool.") :]
+    if value is None:
+        return
+    if better or holder.get(name) is None:
+        holder[name] = value
+        result["sources"][key] = source
 
 
 def percent(part: Optional[int], whole: Optional[int]) -> Optional[float]:
-    return round(100.0 * part / whole, 1) if whole and part is not None else None
+    """Per cent with one digit; None where a number is unknown or the whole is 0."""
+    if not whole or part is None:
+        return None
+    return round(100.0 * part / whole, 1)
+
+
+# Reading: options, disks, drivers
+
+
+def engine_options(root: str) -> List[OptionSource]:
+    """Where the options of the daemon with this root are set. That is in the host's settings, where
+    they name this root; else in the daemon's own command line and the daemon.json that it names."""
+    own = without_remap(root)
+    configured = option_sources()
+    running = []  # type: List[OptionSource]
+    for daemon in running_daemons():
+        given = dict(daemon.options)
+        config_file = given.get("config-file") or "/etc/docker/daemon.json"
+        text, options, fault = settings_of(config_file, daemon_json, ())
+        data_root = given.get("data-root") or dict(options).get("data-root") or DOCKER_ROOT
+        if data_root == own:
+            running.append(daemon._replace(used=True))
+            running.append(OptionSource("daemon.json", config_file, "", text, options, True, fault))
+    configured_data_root = next_options(configured).get("data-root") or DOCKER_ROOT
+    if configured_data_root != own:
+        return running
+    return configured + [
+        source._replace(used=False) for source in running if source.kind == "running"
+    ]
 
 
 def read_disk(path: str, mounts: List[Mount]) -> Optional[dict]:
-    """The file system under a path as df sees it; None where it cannot be asked."""
-    found, folder = suppress_errors(os.statvfs, os_bytes(path)), suppress_errors(
-        os.stat, os_bytes(path)
-    )
-    if not found or not folder:
+    """The file system under a path, as df shows it; None where it cannot be asked."""
+    space = suppress_errors(os.statvfs, os_bytes(path))
+    folder = suppress_errors(os.stat, os_bytes(path))
+    if not space or not folder:
         return None
     mount = mount_of(real_path(path), mounts)
-    used, files = found.f_blocks - found.f_bfree, found.f_files - found.f_ffree
+    used = space.f_blocks - space.f_bfree
+    inodes_used = space.f_files - space.f_ffree
     return {
         "path": path,
         "device": folder.st_dev,
-        "total": found.f_blocks * found.f_frsize,
-        "free": found.f_bavail * found.f_frsize,
+        "total": space.f_blocks * space.f_frsize,
+        "free": space.f_bavail * space.f_frsize,
         "filesystem": mount.fstype if mount else None,
         "mount_point": mount.point if mount else None,
-        "used_percent": percent(used, used + found.f_bavail),
-        "inodes_used_percent": percent(files, files + found.f_favail),
+        "used_percent": percent(used, used + space.f_bavail),
+        "inodes_used_percent": percent(inodes_used, inodes_used + space.f_favail),
         "for": [],
     }
 
 
-def collect_disks(root: str, one: dict) -> List[dict]:
-    """Each file system that Docker's data lies on, once."""
-    mounts, disks = mounts_of(), []  # type: list, List[dict]
+def collect_disks(root: str, result: dict) -> List[dict]:
+    """Each file system that holds a part of Docker's data, once."""
+    mounts = mounts_of()
+    disks = []  # type: List[dict]
+    by_device = {}  # type: Dict[int, dict]
     places = (
         ("Docker's root", root),
         ("volumes", root + "/volumes"),
-        ("layers", "%s/%s" % (root, one["driver"])),
+        ("layers", "%s/%s" % (root, result["driver"])),
         ("pool files", root + "/devicemapper/devicemapper"),
         ("containerd's store", containerd_root(root)),
     )
-    for what, path in places:
+    for purpose, path in places:
         disk = read_disk(path, mounts)
-        same = next((other for other in disks if disk and other["device"] == disk["device"]), disk)
-        if same:
-            same["for"].append(what)
-            disks += [disk] if same is disk else []
-    note_fact(one, "disk", disks[0] if disks and disks[0]["path"] == root else None, "statvfs")
+        if not disk:
+            continue
+        if disk["device"] not in by_device:
+            by_device[disk["device"]] = disk
+            disks.append(disk)
+        by_device[disk["device"]]["for"].append(purpose)
+    if disks and disks[0]["path"] == root:
+        note_fact(result, "disk", disks[0], "statvfs")
     return disks
 
 
-def collect_driver(one: dict, layers: Optional[Layers], options: List[OptionSource]) -> None:
+def collect_driver(result: dict, layers: Optional[Layers], options: List[OptionSource]) -> None:
     """The driver where no daemon tells it, and every driver's folder below the root."""
-    there = [
-        driver for driver in LAYOUTS if os.path.isdir(os_bytes(os.path.join(one["root"], driver)))
-    ]
-    drivers = (
-        [facts["driver"] for facts in layers.containers.values() if facts["driver"]]
-        if layers
-        else []
-    )
-    of_containerd = any(driver not in LAYOUTS for driver in drivers)
-    if not of_containerd and not there:
-        of_containerd = has_rootfs(one["root"])
-    note_fact(one, "image_store", "containerd" if of_containerd else None, "the containers' files")
-    note_fact(one, "driver", next_options(options).get("storage-driver"), "configuration")
-    note_fact(
-        one, "driver", max(drivers, key=drivers.count) if drivers else None, "the containers' files"
-    )
-    note_fact(one, "driver", there[0] if len(there) == 1 else None, "the only driver's folder")
-    one["drivers_on_disk"] = [
-        {
-            "driver": driver,
-            "path": os.path.join(one["root"], driver),
-            "in_use": driver == one["driver"],
-            "size": None,
-        }
-        for driver in there
-    ]
+    root = result["root"]
+    on_disk = [driver for driver in LAYOUTS if os.path.isdir(os_bytes(os.path.join(root, driver)))]
+    of_containers = []  # type: List[str]
+    if layers:
+        for facts in layers.containers.values():
+            if facts["driver"]:
+                of_containers.append(facts["driver"])
+    in_containerd = any(driver not in LAYOUTS for driver in of_containers)
+    if not in_containerd and not on_disk:
+        in_containerd = has_rootfs(root)
+    if in_containerd:
+        note_fact(result, "image_store", "containerd", "the containers' files")
+    note_fact(result, "driver", next_options(options).get("storage-driver"), "configuration")
+    if of_containers:
+        usual = max(of_containers, key=of_containers.count)
+        note_fact(result, "driver", usual, "the containers' files")
+    if len(on_disk) == 1:
+        note_fact(result, "driver", on_disk[0], "the only driver's folder")
+    for driver in on_disk:
+        result["drivers_on_disk"].append(
+            {
+                "driver": driver,
+                "path": os.path.join(root, driver),
+                "in_use": driver == result["driver"],
+                "size": None,
+            }
+        )
 
 
-def collect_pool(host: Host, root: str, one: dict, layers: Optional[Layers]) -> Dict[str, int]:
-    """What the kernel and the loop files say of the pool, better than docker info's four digits;
-    and {device: bytes mapped} of the active ones."""
+# Reading: the devicemapper pool
+
+
+def collect_pool(host: Host, root: str, result: dict, layers: Optional[Layers]) -> Dict[str, int]:
+    """What the kernel and the loop files say of the pool: better than docker info's four digits.
+    Returns {device name: bytes mapped} of the active thin devices."""
     home = os.path.join(root, "devicemapper")
-    one["pool"] = pool = one["pool"] or dict.fromkeys(POOL_KEYS)
-    note_fact(
-        one,
-        "pool.name",
-        pool_prefix(home) + "pool" if pool_prefix(home) else None,
-        "its folder's inode",
-    )
-    said = {"table": "", "status": ""}
+    if not result["pool"]:
+        result["pool"] = dict.fromkeys(POOL_KEYS)
+    pool = result["pool"]
+    prefix = pool_prefix(home)
+    if prefix:
+        note_fact(result, "pool.name", prefix + "pool", "its folder's inode")
+    status_text = ""
     try:
-        for what in said:
-            said[what] = require_answer(
-                query_host(host, ("dmsetup", what)), "dmsetup " + what
-            ).out_text()
-        table, status = (
-            next((line for line in text.split("\n") if line.startswith("%s: " % pool["name"])), "")
-            for text in said.values()
-        )
+        table_text = read_dmsetup(host, "table")
+        status_text = read_dmsetup(host, "status")
+        table = device_line(table_text, pool["name"])
+        status = device_line(status_text, pool["name"])
         if table and status:
-            note_pool(one, parse_thin_pool(table, status))
+            note_pool(result, parse_thin_pool(table, status))
     except EnvironmentFault as err:
-        one["missing"].append(err.msg)
-    for kind in ("data", "metadata") if pool["mode"] != "direct" else ():
-        note_loop_file(
-            one, kind, str(pool[kind + "_loop_file"] or os.path.join(home, "devicemapper", kind))
-        )
-    for base in (
-        (row for row in layers.rows if row["layer"] == "base" and row["driver"] == "devicemapper")
-        if layers
-        else ()
-    ):
-        note_fact(
-            one, "pool.base_device_size", base.get("device_size"), "metadata/base", better=True
-        )
-    return {
-        name: int(sectors) * 512
-        for name, sectors in re.findall(r"^(\S+): 0 [0-9]+ thin ([0-9]+) ", said["status"], re.M)
-    }
+        result["missing"].append(err.msg)
+    if pool["mode"] != "direct":
+        for kind in ("data", "metadata"):
+            default = os.path.join(home, "devicemapper", kind)
+            note_loop_file(result, kind, str(pool[kind + "_loop_file"] or default))
+    for row in layers.rows if layers else []:
+        if row["layer"] == "base" and row["driver"] == "devicemapper":
+            size = row.get("device_size")
+            note_fact(result, "pool.base_device_size", size, "metadata/base", better=True)
+    thin_devices = re.findall(r"^(\S+): 0 [0-9]+ thin ([0-9]+) ", status_text, re.M)
+    return {name: int(sectors) * 512 for name, sectors in thin_devices}
 
 
-def note_pool(one: dict, pool: ThinPool) -> None:
-    loop = pool.data_dev.startswith("7:")
-    figures = {
+def read_dmsetup(host: Host, verb: str) -> str:
+    """The output of `dmsetup table` or `dmsetup status` for all devices."""
+    return require_answer(query_host(host, ("dmsetup", verb)), "dmsetup " + verb).out_text()
+
+
+def device_line(text: str, name: str) -> str:
+    """The line of one device in dmsetup's output, '' where there is none."""
+    for line in text.split("\n"):
+        if line.startswith("%s: " % name):
+            return line
+    return ""
+
+
+def note_pool(result: dict, pool: ThinPool) -> None:
+    """The pool as the kernel reports it."""
+    # Major number 7 is the loop driver (kernel: admin-guide/devices.txt).
+    if pool.data_dev.startswith("7:"):
+        mode, reason = "loop", "its data device is a loop device"
+    else:
+        mode, reason = "direct", "its data device is no loop device"
+    facts = {
         "block_size": pool.block,
         "state": pool.state,
         "needs_check": pool.needs_check,
         "failed": pool.state == "Fail",
-        "mode": "loop" if loop else "direct",
-        "mode_why": "its data device is %s loop device" % ("a" if loop else "no"),
-    }
+        "mode": mode,
+        "mode_why": reason,
+    }  # type: Dict[str, object]
     for kind in ("data", "metadata"):
-        used, total = getattr(pool, kind + "_used"), getattr(pool, kind + "_total")
-        figures.update(
-            {
-                kind + "_used": used,
-                kind + "_total": total,
-                kind + "_available": total - used if total is not None else None,
-            }
-        )
-    for name, found in figures.items():
-        note_fact(one, "pool." + name, found, "dmsetup", better=True)
+        used = getattr(pool, kind + "_used")
+        total = getattr(pool, kind + "_total")
+        facts[kind + "_used"] = used
+        facts[kind + "_total"] = total
+        facts[kind + "_available"] = total - used if total is not None else None
+    for name, value in facts.items():
+        note_fact(result, "pool." + name, value, "dmsetup", better=True)
 
 
-def note_loop_file(one: dict, kind: str, path: str) -> None:
-    """The file is as long as the pool unless it was made longer since; what it has allocated, and
-    the disk under it, is told by nothing else."""
-    pool, disk = one["pool"], read_disk(os.path.dirname(path), [])
+def note_loop_file(result: dict, kind: str, path: str) -> None:
+    """What a loop file says of the pool. The file is as long as the pool, unless it was made longer
+    since. Only the file tells what it has allocated, and how much room the disk under it has."""
+    pool = result["pool"]
+    sources = result["sources"]
+    disk = read_disk(os.path.dirname(path), [])
     try:
-        found = os.lstat(os_bytes(path))
+        state = os.lstat(os_bytes(path))
     except OSError as err:
-        one["missing"] += ["%s: %s" % (path, err.strerror)] if pool["mode"] == "loop" else []
+        if pool["mode"] == "loop":
+            result["missing"].append("%s: %s" % (path, err.strerror))
         return
-    if not stat.S_ISREG(found.st_mode) or not disk:
+    if not stat.S_ISREG(state.st_mode) or not disk:
         return
     if pool["mode"] in (None, "unknown"):
         pool.update(mode="loop", mode_why="there is a loop file %s" % path)
-    total, used = pool[kind + "_total"], pool[kind + "_used"]
-    exact = one["sources"].get("pool.%s_total" % kind) != "dmsetup" and (
-        total is None or abs(total - found.st_size) < total // 1000
-    )
-    note_fact(one, "pool.%s_loop_file" % kind, path, "stat")
-    note_fact(one, "pool.%s_allocated" % kind, found.st_blocks * 512, "stat")
-    note_fact(one, "pool.%s_disk_free" % kind, disk["free"], "statvfs")
-    note_fact(one, "pool.%s_total" % kind, found.st_size, "stat of the loop file", better=exact)
-    if one["sources"].get("pool.%s_used" % kind) == "dmsetup" and total is not None:
-        note_fact(
-            one,
-            "pool.%s_available" % kind,
-            max(0, min(total - used, disk["free"])),
-            "dmsetup, statvfs",
-            better=True,
-        )
+    total = pool[kind + "_total"]
+    used = pool[kind + "_used"]
+    # The file's length replaces a rounded figure that it confirms, never the kernel's own.
+    exact = False
+    if sources.get("pool.%s_total" % kind) != "dmsetup":
+        exact = total is None or abs(total - state.st_size) < total // 1000
+    note_fact(result, "pool.%s_loop_file" % kind, path, "stat")
+    note_fact(result, "pool.%s_allocated" % kind, state.st_blocks * 512, "stat")
+    note_fact(result, "pool.%s_disk_free" % kind, disk["free"], "statvfs")
+    note_fact(result, "pool.%s_total" % kind, state.st_size, "stat of the loop file", better=exact)
+    if sources.get("pool.%s_used" % kind) == "dmsetup" and total is not None:
+        available = max(0, min(total - used, disk["free"]))
+        name = "pool.%s_available" % kind
+        note_fact(result, name, available, "dmsetup, statvfs", better=True)
+
+
+# Reading: sizes
 
 
 def collect_sizes(
-    opts: argparse.Namespace, root: str, one: dict, layers: Layers, devices: Dict[str, int]
-) -> Dict[Tuple, Tuple[Optional[int], str]]:
-    """{(kind, name): (bytes, why not all)} of what has to be walked, and of logs, which only are
-    listed."""
-    folders = {}  # type: Dict[Tuple, str]
-    sizes = {}  # type: Dict[Tuple, Tuple[Optional[int], str]]
-    for row in layers.rows:
-        if row.get("device") and row["role"] == "container":
-            sizes["container", row["container"]["id"]] = (
-                devices.get(row["device"]),
-                "" if row["device"] in devices else "its device is not active",
-            )
-        walked = row["role"] in ("container", "container-init", "orphan") or row["driver"] == "vfs"
-        kind = "cache" if row["note"] == "build cache" else row["role"] if walked else ""
-        if kind and own_folder(row):
-            folders[
-                kind, row["container"]["id"] if kind.startswith("container") else row["layer"]
-            ] = own_folder(row)
-    try:
-        for name in map(os.fsdecode, sorted(os.listdir(os_bytes(root + "/volumes")))):
-            folders["volume", name] = os.path.join(root, "volumes", name)
-    except OSError as err:
-        named = any(facts["volumes"] for facts in layers.containers.values())
-        if named or not isinstance(err, FileNotFoundError):
-            layers.unread[root + "/volumes"] = err.strerror
-            one["missing"].append("%s/volumes: %s" % (root, err.strerror))
-    if one["image_store"] == "containerd":
+    opts: argparse.Namespace, root: str, result: dict, layers: Layers, devices: Dict[str, int]
+) -> Dict[Tuple, Measured]:
+    """The sizes of folders, which are walked, of thin devices, and of logs, which are only listed.
+    devices: bytes mapped in the active thin devices."""
+    sizes = device_sizes(layers, devices)
+    folders = layer_folders(layers)
+    folders.update(volume_folders(root, result, layers))
+    if result["image_store"] == "containerd":
         folders["store", ""] = containerd_root(root)
-    folders.update(
-        {
-            ("driver", there["driver"]): there["path"]
-            for there in one["drivers_on_disk"]
-            if not there["in_use"]
-        }
-    )
+    for tree in result["drivers_on_disk"]:
+        if not tree["in_use"]:
+            folders["driver", tree["driver"]] = tree["path"]
     folders = {key: path for key, path in folders.items() if os.path.isdir(os_bytes(path))}
     if opts.quick:
-        sizes.update({key: (None, "not measured (--quick)") for key in folders})
+        for key in folders:
+            sizes[key] = Measured(None, "not measured (--quick)")
     else:
         progress = Progress("storage", len(folders), opts.quiet)
-        sizes.update(measure_folders(folders, 1e9 if opts.full else WALK_SECONDS, progress.line))
+        seconds = 1e9 if opts.full else WALK_SECONDS
+        for key, pair in measure_folders(folders, seconds, progress.line).items():
+            sizes[key] = Measured(*pair)
         progress.end()
-    for key in [
-        key for key in sizes if key[0] == "container-init"
-    ]:  # it goes when the container goes; with vfs it is a whole copy
-        size, why = sizes.pop(key)
-        own, reason = sizes.get(("container", key[1]), (None, ""))
-        sizes["container", key[1]] = (
-            None if own is None or size is None else own + size,
-            reason or why,
-        )
-    partly = [
-        (path,) + sizes[key]
-        for key, path in folders.items()
-        if not opts.quick and sizes.get(key, ("", ""))[1]
-    ]
-    one["missing"] += [
-        "%s: %s%s" % (path, why, "" if size is None else ", at least %s" % format_size(size))
-        for path, size, why in partly[:20]
-    ]
+    add_init_layers(sizes)
+    if not opts.quick:
+        result["missing"] += incomplete_sizes(folders, sizes)[:20]
     for container in layers.containers:
         sizes["log", container] = log_size(root, container)
-    for there in one["drivers_on_disk"]:
-        there["size"] = sizes.get(("driver", there["driver"]), (None, ""))[0]
+    for tree in result["drivers_on_disk"]:
+        tree["size"] = sizes.get(("driver", tree["driver"]), UNKNOWN_SIZE).size
     return sizes
 
 
-def log_size(root: str, container: str) -> Tuple[Optional[int], str]:
-    """Bytes that a container's logs take, the rotated ones too."""
-    total, folder = 0, os.path.join(root, "containers", container)
+def device_sizes(layers: Layers, devices: Dict[str, int]) -> Dict[Tuple, Measured]:
+    """The containers' thin devices. Only an active device tells its size."""
+    sizes = {}  # type: Dict[Tuple, Measured]
+    for row in layers.rows:
+        device = row.get("device")
+        if not device or row["role"] != "container":
+            continue
+        reason = "" if device in devices else "its device is not active"
+        sizes["container", row["container"]["id"]] = Measured(devices.get(device), reason)
+    return sizes
+
+
+def layer_folders(layers: Layers) -> Dict[Tuple, str]:
+    """{(kind, name): folder} of the layers whose size no record tells."""
+    folders = {}  # type: Dict[Tuple, str]
+    for row in layers.rows:
+        if row["note"] == "build cache":
+            kind = "cache"
+        elif row["role"] in ("container", "container-init", "orphan") or row["driver"] == "vfs":
+            kind = row["role"]
+        else:
+            continue  # layerdb has the size of an image's layer
+        folder = own_folder(row)
+        if folder:
+            of_container = kind.startswith("container")
+            name = row["container"]["id"] if of_container else row["layer"]
+            folders[kind, name] = folder
+    return folders
+
+
+def volume_folders(root: str, result: dict, layers: Layers) -> Dict[Tuple, str]:
+    """The volumes' folders. A folder of volumes that is not readable is noted as unread; that there
+    is none is a fault only where a container has a volume."""
+    folder = root + "/volumes"
+    try:
+        names = sorted(os.listdir(os_bytes(folder)))
+    except OSError as err:
+        expected = any(facts["volumes"] for facts in layers.containers.values())
+        if expected or not isinstance(err, FileNotFoundError):
+            layers.unread[folder] = str(err.strerror)
+            result["missing"].append("%s: %s" % (folder, err.strerror))
+        return {}
+    return {("volume", name): os.path.join(folder, name) for name in map(os.fsdecode, names)}
+
+
+def add_init_layers(sizes: Dict[Tuple, Measured]) -> None:
+    """Add each container's init layer to the container: it goes when the container goes. With vfs
+    it is a whole copy."""
+    for key in [key for key in sizes if key[0] == "container-init"]:
+        init = sizes.pop(key)
+        own = sizes.get(("container", key[1]), Measured(None, ""))
+        total = None
+        if own.size is not None and init.size is not None:
+            total = own.size + init.size
+        sizes["container", key[1]] = Measured(total, own.reason or init.reason)
+
+
+def incomplete_sizes(folders: Dict[Tuple, str], sizes: Dict[Tuple, Measured]) -> List[str]:
+    """A line for each folder that was not measured as a whole."""
+    lines = []
+    for key, path in folders.items():
+        measured = sizes.get(key)
+        if not measured or not measured.reason:
+            continue
+        line = "%s: %s" % (path, measured.reason)
+        if measured.size is not None:
+            line += ", at least %s" % format_size(measured.size)
+        lines.append(line)
+    return lines
+
+
+def log_size(root: str, container: str) -> Measured:
+    """Bytes that a container's logs take, the rotated ones too. The names are those of the log
+    drivers json-file and local."""
+    total = 0
+    folder = os.path.join(root, "containers", container)
+    prefixes = (os_bytes(container) + b"-json.log", b"container.log")
     try:
         places = [folder]
         if "local-logs" in os.listdir(os_bytes(folder)):
             places.append(os.path.join(folder, "local-logs"))
         for place in places:
             for entry in os.scandir(os_bytes(place)):
-                if entry.name.startswith((os_bytes(container) + b"-json.log", b"container.log")):
+                if entry.name.startswith(prefixes):
                     total += entry.stat(follow_symlinks=False).st_blocks * 512
     except OSError as err:
-        return None, "not measured: %s" % err.strerror
-    return total, ""
+        return Measured(None, "not measured: %s" % err.strerror)
+    return Measured(total, "")
 
 
-def add_usage(one: dict, layers: Optional[Layers], sizes: dict, info: Dict[str, object]) -> None:
-    """one["usage"]: {kind: {"count", "size", "complete", "rows"}}, what could be freed too. size
-    sums up what is known, None where nothing is."""
-    usage = one["usage"]
+# Deciding: what is used, and what could be freed
+
+
+def add_usage(result: dict, layers: Optional[Layers], sizes: dict, info: dict) -> None:
+    """Fill result["usage"]: {kind: {"count", "size", "complete", "rows"}}, with what could be freed
+    as kinds of their own. size sums up what is known; it is None where nothing is."""
+    usage = result["usage"]
     readable = layers is not None and not layers.unread
     if layers:
         add_container_usage(usage, layers, sizes, readable)
-        add_layer_usage(one, layers, sizes, readable)
+        add_layer_usage(result, layers, sizes, readable)
     else:
-        usage.update({kind: usage_part([], False) for kind in USAGE_KINDS})
-    if one["image_store"] == "containerd":
-        size, why = sizes.get(("store", ""), (None, "unknown"))
-        row = {"path": containerd_root(one["root"]) if layers else "", "size": size}
-        usage["containerd_store"] = usage_part([dict(row, complete=why == "")], True)
+        for kind in USAGE_KINDS:
+            usage[kind] = usage_part([], False)
+    if result["image_store"] == "containerd":
+        store = sizes.get(("store", ""), UNKNOWN_SIZE)
+        path = containerd_root(result["root"]) if layers else ""
+        row = {"path": path, "size": store.size, "complete": store.reason == ""}
+        usage["containerd_store"] = usage_part([row], True)
     for kind, key in (
         ("containers", "Containers"),
         ("stopped_containers", "ContainersStopped"),
         ("images", "Images"),
     ):
-        if usage[kind]["count"] is None and not usage[kind]["rows"] and info.get(key):
-            usage[kind]["count"] = int(str(info[key]))
-            one["sources"]["usage.%s.count" % kind] = "docker info"
-
-
-USAGE_KINDS = (
-    "containers",
-    "stopped_containers",
-    "logs",
-    "volumes",
-    "unused_volumes",
-    "build_cache",
-    "orphans",
-    "images",
-    "unused_images",
-    "dangling_images",
-)
+        part = usage[kind]
+        if part["count"] is None and not part["rows"] and info.get(key):
+            part["count"] = int(str(info[key]))
+            result["sources"]["usage.%s.count" % kind] = "docker info"
 
 
 def usage_part(rows: List[dict], whole: bool, count: Optional[int] = None) -> dict:
-    """One kind's count (of the rows, or given), sum and rows. whole: the rows are all that there
-    are; else there may be more, and none that was found is not none there. The sum is of what is
-    known: None, never 0, where nothing is."""
+    """One kind's count, sum and rows. whole: the rows are all that there are; without it there may
+    be more, so no row does not mean that there is none. count: where it is not the number of rows.
+    The sum is of what is known: None, never 0, where nothing is."""
     known = [row["size"] for row in rows if row["size"] is not None]
     number = len(rows) if count is None else count
-    nothing_there = whole and not rows
+    size = None
+    if known or (whole and not rows):
+        size = sum(known)
     return {
         "count": number if number or whole else None,
-        "size": sum(known) if known or nothing_there else None,
+        "size": size,
         "complete": whole and all(row["complete"] for row in rows),
         "rows": largest_first(rows),
     }
 
 
+def largest_first(rows: List[dict]) -> List[dict]:
+    return sorted(rows, key=lambda row: -(row["size"] or 0))
+
+
 def sized_rows(
     sizes: dict, kind: str, names: Iterable[str], facts: Callable[[str], dict]
 ) -> List[dict]:
-    """A row of each name, with its size as it was measured."""
+    """A row for each name, with its measured size."""
     rows = []
     for name in names:
-        size, why = sizes.get((kind, name), (None, "unknown"))
-        rows.append(dict(facts(name), size=size, complete=why == ""))
+        measured = sizes.get((kind, name), UNKNOWN_SIZE)
+        rows.append(dict(facts(name), size=measured.size, complete=measured.reason == ""))
     return rows
 
 
@@ -10232,7 +10266,9 @@ def add_container_usage(usage: dict, layers: Layers, sizes: dict, readable: bool
     containers = layers.containers
     stopped = [name for name in sorted(containers) if containers[name]["running"] is False]
     states_known = all(facts["running"] is not None for facts in containers.values())
-    held = {name for facts in containers.values() for name in facts["volumes"]}
+    held = set()  # type: set
+    for facts in containers.values():
+        held.update(facts["volumes"])
     volumes = [name for kind, name in sizes if kind == "volume"]
     unused = [name for name in volumes if name not in held]
 
@@ -10258,27 +10294,33 @@ def add_container_usage(usage: dict, layers: Layers, sizes: dict, readable: bool
     usage["unused_volumes"] = usage_part(sized_rows(sizes, "volume", unused, by_name), readable)
 
 
-def add_layer_usage(one: dict, layers: Layers, sizes: dict, readable: bool) -> None:
-    """Images, build cache and orphans, which are unknown where they are in containerd's store, or
-    no records of this driver are here."""
-    usage = one["usage"]
-    here = one["driver"] in layers.trees if one["driver"] else bool(layers.trees)
-    whole = readable and here and one["image_store"] != "containerd"
+class ImageLayer(NamedTuple):
+    """A layer of images. images: the ids of those that have it; size: bytes, None if unknown."""
+
+    images: set
+    size: Optional[int]
+
+
+def add_layer_usage(result: dict, layers: Layers, sizes: dict, readable: bool) -> None:
+    """Images, build cache and orphans. They are unknown where they are in containerd's store, or
+    where there are no records of this driver."""
+    usage = result["usage"]
+    recorded = bool(layers.trees)
+    if result["driver"]:
+        recorded = result["driver"] in layers.trees
+    whole = readable and recorded and result["image_store"] != "containerd"
 
     def by_layer(name: str) -> dict:
         return {"layer": name}
 
-    for kind, measured in (("build_cache", "cache"), ("orphans", "orphan")):
-        names = [name for key, name in sizes if key == measured]
-        rows = sized_rows(sizes, measured, names, by_layer)
-        usage[kind] = usage_part(rows, whole and (kind != "orphans" or not layers.doubts))
-    weights = []
-    for row in layers.rows:
-        if row["role"] == "image" and row["images"]:
-            recorded = (layers.sizes.get(row["layer"]), "")
-            size = sizes.get(("image", row["layer"]), recorded)[0]
-            weights.append(({image["id"] for image in row["images"]}, size))
-    images = image_rows(layers, weights)
+    names = [name for kind, name in sizes if kind == "cache"]
+    usage["build_cache"] = usage_part(sized_rows(sizes, "cache", names, by_layer), whole)
+    names = [name for kind, name in sizes if kind == "orphan"]
+    rows = sized_rows(sizes, "orphan", names, by_layer)
+    usage["orphans"] = usage_part(rows, whole and not layers.doubts)
+
+    image_layers = image_layers_of(layers, sizes)
+    images = image_rows(layers, image_layers)
     unused = [row for row in images if not row["used"] and row["tags"]]
     dangling = [row for row in images if row["dangling"]]
     for kind, rows in (
@@ -10287,42 +10329,65 @@ def add_layer_usage(one: dict, layers: Layers, sizes: dict, readable: bool) -> N
         ("dangling_images", dangling),
     ):
         chosen = {row["id"] for row in rows}
-        parts = [
-            {"size": weight, "complete": weight is not None}
-            for ids, weight in weights
-            if kind == "images" or ids <= chosen
-        ]
+        parts = []
+        for layer in image_layers:
+            if kind == "images" or layer.images <= chosen:
+                parts.append({"size": layer.size, "complete": layer.size is not None})
         usage[kind] = usage_part(parts, whole, len(chosen))
         usage[kind]["rows"] = largest_first(rows)
 
 
-def largest_first(rows: List[dict]) -> List[dict]:
-    return sorted(rows, key=lambda row: -(row["size"] or 0))
+def image_layers_of(layers: Layers, sizes: dict) -> List[ImageLayer]:
+    """The layers that images have. A measured size (vfs) comes before the one in layerdb."""
+    image_layers = []
+    for row in layers.rows:
+        if row["role"] == "image" and row["images"]:
+            recorded = Measured(layers.sizes.get(row["layer"]), "")
+            measured = sizes.get(("image", row["layer"]), recorded)
+            ids = {image["id"] for image in row["images"]}
+            image_layers.append(ImageLayer(ids, measured.size))
+    return image_layers
 
 
-def image_rows(layers: Layers, weights: List[Tuple[set, Optional[int]]]) -> List[dict]:
-    """Per image: the bytes of the layers that no other image has (what deleting it would give),
-    whether a container uses it, and whether it is dangling: without a name, and not a step of
-    another image's build, which would have all its layers."""
-    used, above, own = (
-        {facts["image"] for facts in layers.containers.values()},
-        {},
-        {},
-    )  # type: set, Dict[str, set], Dict[str, list]
-    for ids, weight in weights:
-        for image in ids:
-            above[image] = above.get(image, ids) & ids
-            own.setdefault(image, []).extend([weight] if len(ids) == 1 else [])
-    return [
-        {
-            "id": image,
-            "tags": tags,
-            "size": None if None in own.get(image, [None]) else sum(own[image]),
-            "used": image in used,
-            "dangling": not tags and above.get(image) == {image} and image not in used,
-        }
-        for image, tags in layers.images.items()
-    ]
+def image_rows(layers: Layers, image_layers: List[ImageLayer]) -> List[dict]:
+    """A row for each image: the bytes of the layers that no other image has (what deleting it would
+    give), whether a container uses it, and whether it is dangling. That is an image without a name
+    that no container uses, and that is not a step of another image's build, which would have all
+    its layers."""
+    used = {facts["image"] for facts in layers.containers.values()}
+    sharers = {}  # type: Dict[str, set]
+    own_sizes = {}  # type: Dict[str, List[Optional[int]]]
+    for layer in image_layers:
+        for image in layer.images:
+            sharers[image] = sharers.get(image, layer.images) & layer.images
+            own = own_sizes.setdefault(image, [])
+            if len(layer.images) == 1:
+                own.append(layer.size)
+    rows = []
+    for image, tags in layers.images.items():
+        rows.append(
+            {
+                "id": image,
+                "tags": tags,
+                "size": add_sizes(own_sizes.get(image, [None])),
+                "used": image in used,
+                "dangling": not tags and sharers.get(image) == {image} and image not in used,
+            }
+        )
+    return rows
+
+
+def add_sizes(sizes: Iterable[Optional[int]]) -> Optional[int]:
+    """The sum of sizes; None where one is unknown."""
+    total = 0
+    for size in sizes:
+        if size is None:
+            return None
+        total += size
+    return total
+
+
+# Deciding: findings
 
 
 FREE = "python3 dockfix.py reclaim --dry-run "
@@ -10331,6 +10396,7 @@ UNION = (
     " the image has it; "
 )
 SNAPSHOTS = "a file deleted inside a container is free once no snapshot has its blocks any more; "
+# driver: (what deleting inside gives back and what not to touch, the command that tells more)
 DRIVER_FACTS = {
     "devicemapper": (
         (
@@ -10357,116 +10423,7 @@ DRIVER_FACTS = {
     ),
     "zfs": (SNAPSHOTS + "never destroy a data set by hand", "zfs list -o space"),
 }
-
-
-def storage_findings(
-    one: dict, options: List[OptionSource], warning: float, critical: float, report: dict
-) -> None:
-    """Everything that speaks out of the figures, the worst first."""
-    root = one["root"] or DOCKER_ROOT
-    found = (
-        full_findings(one, warning, critical)
-        + pool_findings(one)
-        + option_findings(one, options)
-        + usage_findings(one)
-    )
-    elsewhere = [there for there in one["drivers_on_disk"] if not there["in_use"]]
-    known = (
-        one["driver"]
-        if one["driver"] in DRIVER_FACTS
-        else "overlay2" if one["driver"] in ("overlay", "fuse-overlayfs", "overlayfs") else None
-    )
-    full = any(entry[0].startswith("full-") for entry in found)
-    if one["disk"] and one["disk"]["device"] == os.stat("/").st_dev:
-        found.append(
-            (
-                "root-on-system-disk",
-                "warning" if full else "info",
-                "Docker's root %s lies on the system disk: when it fills, the host stops with it"
-                % root,
-                "python3 dockfix.py relocate --help",
-            )
-        )
-    version = int(re.match("[0-9]{0,4}", one["server_version"] or "").group(0) or 0)
-    if version >= 25 and any(there["driver"] == "devicemapper" for there in elsewhere):
-        found.append(
-            (
-                "devicemapper-stranded",
-                "warning",
-                "%s/devicemapper is there, but engine %s has no devicemapper driver any more: "
-                "its images and containers need an engine before 25"
-                % (root, one["server_version"]),
-                "python3 dockfix.py owner",
-            )
-        )
-    if elsewhere:
-        folders = ", ".join(
-            "%s (%s)" % (there["path"], format_known_size(there["size"])) for there in elsewhere
-        )
-        found.append(
-            (
-                "other-drivers",
-                "info",
-                "left by other storage drivers: " + folders,
-                "python3 dockfix.py owner",
-            )
-        )
-    if one["image_store"] == "containerd":
-        found.append(containerd_finding(one))
-    if one["os"] == "windows" or str(one["driver"]).startswith(("windows", "lcow")):
-        found.append(
-            (
-                "windows",
-                "warning",
-                "this is a Windows engine: dockfix looks after Linux hosts only",
-                "docker system df",
-            )
-        )
-    if known:
-        fact, remedy = DRIVER_FACTS[known]
-        if one["image_store"] == "containerd":
-            remedy = "docker system df"
-        found.append(
-            (
-                "driver-" + known,
-                "info",
-                "%s: %s" % (one["driver"], fact),
-                remedy.replace("ROOT", quote_word(root)),
-            )
-        )
-    if one["missing"]:
-        found.append(
-            (
-                "not-known",
-                "info",
-                "not known: %s" % "; ".join(one["missing"]),
-                (
-                    "sudo python3 dockfix.py storage"
-                    if os.geteuid()
-                    else "python3 dockfix.py storage --full"
-                ),
-            )
-        )
-    for entry in found:
-        add_finding(report, *entry)
-    report["findings"].sort(
-        key=lambda finding: ("critical", "warning", "info").index(finding["severity"])
-    )
-
-
-def containerd_finding(one: dict) -> Tuple[str, str, str, str]:
-    """Why figures are unknown on an engine with the containerd image store, and what tells them."""
-    text = (
-        "images, build cache and the containers' own files are in %s, which dockfix does not take"
-        " apart yet: their figures are unknown"
-    )
-    where, remedy = "containerd's store", "docker system df"
-    if not one["msg"]:  # else it is another host's
-        where = store_text(one["root"])
-        remedy = store_remedy(one["root"], bool(one["server_version"]))
-    return "containerd-store", "info", text % where, remedy
-
-
+OVERLAY_DRIVERS = ("overlay", "fuse-overlayfs", "overlayfs")  # the facts of overlay2 hold for them
 MAKE_ROOM = {
     "data": (
         FREE + "--trim --containers --images; python3 dockfix.py pool grow --data +50G --dry-run"
@@ -10475,310 +10432,306 @@ MAKE_ROOM = {
 }
 
 
-def full_findings(one: dict, warning: float, critical: float) -> List[Tuple]:
-    """What is as full as --warning or --critical say; a finding too where none of it is known."""
-    pool = one["pool"] or {}
-    shares = [
-        (
-            "full-" + kind,
-            "the pool's %s space" % kind,
-            percent(pool.get(kind + "_used"), pool.get(kind + "_total")),
-            remedy,
-        )
-        for kind, remedy in MAKE_ROOM.items()
-    ]
-    for disk in one["disks"]:
-        where, remedy = (
-            "%s (%s)" % (disk["path"], ", ".join(disk["for"])),
-            FREE + "--containers --images --build-cache --logs",
-        )
-        shares.append(("full-disk", "the disk under " + where, disk["used_percent"], remedy))
-        shares.append(
-            (
-                "full-inodes",
-                "the number of files of the disk under " + where,
-                disk["inodes_used_percent"],
-                remedy,
-            )
-        )
-    found = [
-        (
-            name,
-            "critical" if share >= critical else "warning",
-            "%s is %.1f %% full" % (what, share),
-            remedy,
-        )
-        for name, what, share, remedy in shares
-        if share is not None and share >= warning
-    ]
-    if all(share is None for _, _, share, _ in shares):
-        found.append(
-            (
+def storage_findings(
+    result: dict, options: List[OptionSource], warning: float, critical: float, report: dict
+) -> None:
+    """All findings that follow from the figures, the worst first. warning, critical: per cent."""
+    findings = full_findings(result, warning, critical)
+    full = any(finding.name.startswith("full-") for finding in findings)
+    findings += pool_findings(result)
+    findings += option_findings(result, options)
+    findings += usage_findings(result)
+    findings += place_findings(result, full)
+    findings += engine_findings(result)
+    if result["missing"]:
+        remedy = "python3 dockfix.py storage --full"
+        if os.geteuid() != 0:
+            remedy = "sudo python3 dockfix.py storage"
+        text = "not known: %s" % "; ".join(result["missing"])
+        findings.append(StorageFinding("not-known", "info", text, remedy))
+    for finding in findings:
+        add_finding(report, *finding)
+    severities = ("critical", "warning", "info")
+    report["findings"].sort(key=lambda finding: severities.index(finding["severity"]))
+
+
+def full_findings(result: dict, warning: float, critical: float) -> List[StorageFinding]:
+    """What is as full as --warning or --critical say; a finding too where no fullness is known."""
+    shares = fullness_shares(result)
+    findings = []
+    for name, subject, share, remedy in shares:
+        if share is not None and share >= warning:
+            severity = "critical" if share >= critical else "warning"
+            text = "%s is %.1f %% full" % (subject, share)
+            findings.append(StorageFinding(name, severity, text, remedy))
+    if all(share.percent is None for share in shares):
+        findings.append(
+            StorageFinding(
                 "fullness-unknown",
-                "info" if one["msg"] else "warning",
+                "info" if result["msg"] else "warning",
                 "neither the disk's nor a pool's fullness is known",
                 "sudo python3 dockfix.py storage",
             )
         )
-    return found
+    return findings
 
 
-def pool_findings(one: dict) -> List[Tuple]:
-    pool = one["pool"]
+class Fullness(NamedTuple):
+    """How full something is. name: the finding's; percent: None where unknown."""
+
+    name: str
+    subject: str
+    percent: Optional[float]
+    remedy: str
+
+
+def fullness_shares(result: dict) -> List[Fullness]:
+    """The fullness of the pool's two spaces, and of each disk in bytes and in files."""
+    pool = result["pool"] or {}
+    shares = []
+    for kind, remedy in MAKE_ROOM.items():
+        share = percent(pool.get(kind + "_used"), pool.get(kind + "_total"))
+        shares.append(Fullness("full-" + kind, "the pool's %s space" % kind, share, remedy))
+    remedy = FREE + "--containers --images --build-cache --logs"
+    for disk in result["disks"]:
+        disk_name = "the disk under %s (%s)" % (disk["path"], ", ".join(disk["for"]))
+        shares.append(Fullness("full-disk", disk_name, disk["used_percent"], remedy))
+        files = "the number of files of " + disk_name
+        shares.append(Fullness("full-inodes", files, disk["inodes_used_percent"], remedy))
+    return shares
+
+
+def pool_findings(result: dict) -> List[StorageFinding]:
+    """The pool's state, and what is near the point where the driver refuses to write."""
+    pool = result["pool"]
     if not pool:
         return []
-    found, room = [], {}  # type: List[Tuple], Dict[str, int]
-    if (
-        pool["failed"]
-        or pool["state"] in ("Fail", "ro", "out_of_data_space")
-        or pool["needs_check"]
-    ):
-        state = (pool["state"] or "unknown (docker info shows zeros)") + (
-            ", needs_check" if pool["needs_check"] else ""
-        )
-        advice = (
-            "it takes no more data"
-            if pool["state"] == "out_of_data_space"
-            else "do not grow or write to it before it is checked"
-        )
-        remedy = (
-            pool_repair_line(pool["metadata_loop_file"])
-            if pool["metadata_loop_file"]
-            else "dmsetup status %s" % quote_word(pool["name"] or "")
-        )
-        found.append(
-            (
-                "pool-state",
-                "critical",
-                "the pool %s is in state %s: %s" % (pool["name"], state, advice),
-                (
-                    MAKE_ROOM["data"]
-                    if pool["state"] == "out_of_data_space" and not pool["needs_check"]
-                    else remedy
-                ),
-            )
-        )
-    shares = {
-        kind: percent(pool[kind + "_used"], pool[kind + "_total"]) for kind in ("data", "metadata")
-    }
-    if None not in shares.values() and shares["metadata"] > shares["data"]:
-        text = (
-            "the pool's metadata is fuller (%.1f %%) than its data (%.1f %%): if both go on so, it"
-            " ends first, with room left"
-        )
-        found.append(
-            (
-                "metadata-fuller",
-                "warning" if shares["metadata"] >= 50 else "info",
-                text % (shares["metadata"], shares["data"]),
-                MAKE_ROOM["metadata"],
-            )
-        )
-    stop = min_free_percent(pool, one["driver_options"].get("dm.min_free_space", ""))
+    findings = pool_state_findings(pool)
+    shares = {}  # type: Dict[str, Optional[float]]
+    for kind in ("data", "metadata"):
+        shares[kind] = percent(pool[kind + "_used"], pool[kind + "_total"])
+    findings += metadata_findings(shares["data"], shares["metadata"])
+    min_free = min_free_percent(pool, result["driver_options"].get("dm.min_free_space", ""))
+    room = {}  # type: Dict[str, int]
     for kind, share in shares.items():
-        if share is not None:
-            room[kind] = max(
-                0, int(pool[kind + "_total"] * (100 - stop) / 100) - pool[kind + "_used"]
-            )
-            if share > 95 - stop:
-                text = (
-                    "below %g %% free the driver refuses new containers and images: the pool's %s"
-                    " has %.1f %% free, %s"
-                )
-                so = (
-                    "so it refuses now"
-                    if share > 100 - stop
-                    else "%s to go" % format_size(room[kind])
-                )
-                found.append(
-                    (
-                        "min-free-" + kind,
-                        "critical" if share > 100 - stop else "warning",
-                        text % (stop, kind, 100 - share, so),
-                        MAKE_ROOM[kind],
-                    )
-                )
-    return found + ceiling_findings(pool, shares, room)
+        if share is None:
+            continue
+        usable = int(pool[kind + "_total"] * (100 - min_free) / 100)
+        room[kind] = max(0, usable - pool[kind + "_used"])
+        if share > 95 - min_free:
+            findings.append(min_free_finding(kind, share, min_free, room[kind]))
+    return findings + ceiling_findings(pool, shares["data"], room.get("data"))
+
+
+def pool_state_findings(pool: dict) -> List[StorageFinding]:
+    """A pool that failed, takes no writes, or needs a check (kernel: thin-provisioning.txt)."""
+    bad_state = pool["state"] in ("Fail", "ro", "out_of_data_space")
+    if not pool["failed"] and not bad_state and not pool["needs_check"]:
+        return []
+    state = pool["state"] or "unknown (docker info shows zeros)"
+    if pool["needs_check"]:
+        state += ", needs_check"
+    out_of_space = pool["state"] == "out_of_data_space"
+    advice = "do not grow or write to it before it is checked"
+    if out_of_space:
+        advice = "it takes no more data"
+    if out_of_space and not pool["needs_check"]:
+        remedy = MAKE_ROOM["data"]
+    elif pool["metadata_loop_file"]:
+        remedy = pool_repair_line(pool["metadata_loop_file"])
+    else:
+        remedy = "dmsetup status %s" % quote_word(pool["name"] or "")
+    text = "the pool %s is in state %s: %s" % (pool["name"], state, advice)
+    return [StorageFinding("pool-state", "critical", text, remedy)]
+
+
+def metadata_findings(data: Optional[float], metadata: Optional[float]) -> List[StorageFinding]:
+    """Metadata that is fuller than the data. Both are per cent."""
+    if data is None or metadata is None or metadata <= data:
+        return []
+    text = (
+        "the pool's metadata is fuller (%.1f %%) than its data (%.1f %%): if both go on so, it"
+        " ends first, with room left"
+    ) % (metadata, data)
+    severity = "warning" if metadata >= 50 else "info"
+    return [StorageFinding("metadata-fuller", severity, text, MAKE_ROOM["metadata"])]
+
+
+def min_free_percent(pool: dict, option: str) -> float:
+    """The driver's minimum of free space in per cent: by its option, else by docker info, else its
+    default."""
+    if re.match(r"[0-9]{1,2}%\Z", option):
+        return float(option[:-1])
+    if pool["min_free"] is not None and pool["data_total"]:
+        return round(100.0 * pool["min_free"] / pool["data_total"], 1)
+    return 10.0  # moby: daemon/graphdriver/devmapper/deviceset.go
+
+
+def min_free_finding(kind: str, share: float, min_free: float, room: int) -> StorageFinding:
+    """The pool is near the driver's minimum of free space, or beyond it. share: per cent used."""
+    refuses = share > 100 - min_free
+    state = "so it refuses now" if refuses else "%s to go" % format_size(room)
+    text = (
+        "below %g %% free the driver refuses new containers and images: the pool's %s has %.1f %%"
+        " free, %s"
+    ) % (min_free, kind, 100 - share, state)
+    severity = "critical" if refuses else "warning"
+    return StorageFinding("min-free-" + kind, severity, text, MAKE_ROOM[kind])
 
 
 def ceiling_findings(
-    pool: dict, shares: Dict[str, Optional[float]], room: Dict[str, int]
-) -> List[Tuple]:
+    pool: dict, data_share: Optional[float], data_room: Optional[int]
+) -> List[StorageFinding]:
     """Which is full first, the pool or the disk under its files; and loop files that were deleted
-    under a pool."""
-    found = []
-    free, allocated = pool["data_disk_free"], pool["data_allocated"]
-    more = less = 0  # what the pool may still take, what there is for it
-    if None not in (allocated, free):
-        more, less = pool["data_total"] - allocated, free
-    elif shares["data"] is not None:
-        more, less = pool["data_total"] - pool["data_used"], pool["data_available"]
-    if pool["mode"] == "loop" and less is not None and less < 0.98 * more:
+    under a pool. data_room: bytes until the driver refuses."""
+    findings = []
+    disk_room = pool["data_disk_free"]
+    growth = 0  # bytes that the pool may still take
+    available = None  # bytes that there are for it
+    if pool["data_allocated"] is not None and disk_room is not None:
+        growth = pool["data_total"] - pool["data_allocated"]
+        available = disk_room
+    elif data_share is not None:
+        growth = pool["data_total"] - pool["data_used"]
+        available = pool["data_available"]
+    if pool["mode"] == "loop" and available is not None and available < 0.98 * growth:
         text = "the pool may still take %s, but the disk under it has %s: the disk fills first" % (
-            format_size(more),
-            format_size(less),
+            format_size(growth),
+            format_size(available),
         )
-        found.append(("ceiling-beyond-disk", "warning", text, "python3 dockfix.py relocate --help"))
-    if free is not None and "data" in room:
-        first = min(
-            ("the disk under the pool files", free),
-            ("the pool's data space", room["data"]),
-            key=lambda pair: pair[1],
-        )
-        found.append(
-            (
-                "next-ceiling",
-                "info",
-                "next to be full: %s, in %s" % (first[0], format_size(first[1])),
-                FREE.strip(),
-            )
-        )
+        remedy = "python3 dockfix.py relocate --help"
+        findings.append(StorageFinding("ceiling-beyond-disk", "warning", text, remedy))
+    if disk_room is not None and data_room is not None:
+        subject, room = "the disk under the pool files", disk_room
+        if data_room < disk_room:
+            subject, room = "the pool's data space", data_room
+        text = "next to be full: %s, in %s" % (subject, format_size(room))
+        findings.append(StorageFinding("next-ceiling", "info", text, FREE.strip()))
     for device, path in loop_files():
         if re.search(r"/devicemapper/(meta)?data \(deleted\)\Z", path):
             text = (
                 "%s still holds %s: its space comes back, and its content is lost, when the pool"
-                " goes down" % (device, path)
-            )
-            found.append(("loop-deleted", "critical", text, "losetup -l %s" % device))
-    return found
+                " goes down"
+            ) % (device, path)
+            remedy = "losetup -l %s" % device
+            findings.append(StorageFinding("loop-deleted", "critical", text, remedy))
+    return findings
 
 
-def min_free_percent(pool: dict, named: str) -> float:
-    """The driver's minimum of free space in per cent: by its option, else by docker info, else its
-    default."""
-    if re.match(r"[0-9]{1,2}%\Z", named):
-        return float(named[:-1])
+def option_findings(result: dict, options: List[OptionSource]) -> List[StorageFinding]:
+    """What is wrong with the options that the daemon is given."""
     return (
-        round(100.0 * pool["min_free"] / pool["data_total"], 1)
-        if pool["min_free"] is not None and pool["data_total"]
-        else 10.0
+        conflict_findings(options)
+        + option_place_findings(options)
+        + waiting_findings(result, options)
+        + size_option_findings(result)
     )
 
 
-PLACES = "grep -rns %s /etc/docker /etc/sysconfig /etc/default /etc/systemd/system"
-
-
-def option_findings(one: dict, options: List[OptionSource]) -> List[Tuple]:
-    found = []  # type: List[Tuple]
+def conflict_findings(options: List[OptionSource]) -> List[StorageFinding]:
+    """Options that are set in two places."""
+    findings = []
     for name, places in option_conflicts(options):
         text = (
             "%s is set in more than one place (%s): with one in daemon.json the daemon does not"
             " start, else the last one wins"
-        )
+        ) % (name, ", ".join(places))
         files = " ".join(quote_word(place.split(" (")[0]) for place in places)
-        found.append(
-            (
-                "option-twice",
-                "critical",
-                text % (name, ", ".join(places)),
-                "grep -n %s %s" % (quote_word(name.split(" ")[0]), files),
-            )
-        )
-    for source in [source for source in options if source.fault]:
-        found.append(
-            (
-                "option-place",
-                "critical" if source.kind == "daemon.json" else "warning",
-                "%s %s" % (source.path, source.fault),
-                "cat %s" % quote_word(source.path),
-            )
-        )
-    for source in [
-        source
-        for source in options
-        if not source.used and source.options and source.kind == "environment"
-    ]:
-        text = "%s is set in %s, which no unit reads" % (source.options[0][0], source.where())
-        found.append(("option-unread", "info", text, "systemctl cat docker"))
-    running = {pair for source in options if source.kind == "running" for pair in source.options}
-    given = [
-        pair
-        for source in options
-        if source.used and source.kind in ("unit", "environment")
-        for pair in source.options
-    ]
-    kinds = ("data", "metadata") if one["pool"] else ()
-    grown = {
-        ("dm.loop%ssize" % kind, one["pool"][kind + "_total"]) for kind in kinds
-    }  # in place: the running pool has it
-    waiting = [
-        pair
-        for pair in given
-        if running
-        and pair not in running
-        and (pair[1].split("=")[0], option_bytes(pair[1].partition("=")[2])) not in grown
-    ]
-    if waiting:
-        found.append(
-            (
-                "option-waiting",
-                "warning",
-                "%s %s is set, but the running daemon was started without it" % waiting[0],
-                "systemctl daemon-reload; systemctl restart docker",
-            )
-        )
-    sizes = one["driver_options"]
-    metadata, base = (
-        option_bytes(sizes.get(name, "")) for name in ("dm.loopmetadatasize", "dm.basesize")
-    )
+        remedy = "grep -n %s %s" % (quote_word(name.split(" ")[0]), files)
+        findings.append(StorageFinding("option-twice", "critical", text, remedy))
+    return findings
+
+
+def option_place_findings(options: List[OptionSource]) -> List[StorageFinding]:
+    """Places that cannot be read, and settings that no unit reads."""
+    findings = []
+    for source in options:
+        if source.fault:
+            severity = "critical" if source.kind == "daemon.json" else "warning"
+            text = "%s %s" % (source.path, source.fault)
+            remedy = "cat %s" % quote_word(source.path)
+            findings.append(StorageFinding("option-place", severity, text, remedy))
+    for source in options:
+        if source.kind == "environment" and source.options and not source.used:
+            text = "%s is set in %s, which no unit reads" % (source.options[0][0], source.where())
+            findings.append(StorageFinding("option-unread", "info", text, "systemctl cat docker"))
+    return findings
+
+
+def waiting_findings(result: dict, options: List[OptionSource]) -> List[StorageFinding]:
+    """An option that the running daemon was started without. A pool that was grown in place already
+    has the new size."""
+    running = set()  # type: set
+    given = []  # type: List[Tuple[str, str]]
+    for source in options:
+        if source.kind == "running":
+            running.update(source.options)
+        if source.used and source.kind in ("unit", "environment"):
+            given.extend(source.options)
+    if not running:
+        return []
+    grown = set()
+    if result["pool"]:
+        for kind in ("data", "metadata"):
+            grown.add(("dm.loop%ssize" % kind, result["pool"][kind + "_total"]))
+    for name, value in given:
+        setting, _, size = value.partition("=")
+        if (name, value) in running or (setting, option_bytes(size)) in grown:
+            continue
+        text = "%s %s is set, but the running daemon was started without it" % (name, value)
+        remedy = "systemctl daemon-reload; systemctl restart docker"
+        return [StorageFinding("option-waiting", "warning", text, remedy)]
+    return []
+
+
+def size_option_findings(result: dict) -> List[StorageFinding]:
+    """Sizes in the driver's options that do nothing, or that keep the daemon from starting."""
+    findings = []
+    options = result["driver_options"]
+    search = "grep -rns %s /etc/docker /etc/sysconfig /etc/default /etc/systemd/system"
+    metadata = option_bytes(options.get("dm.loopmetadatasize", ""))
     if metadata and metadata > METADATA_MAX:
         text = (
             "dm.loopmetadatasize=%s: more than 15.88 GiB of metadata is never used"
-            % sizes["dm.loopmetadatasize"]
+            % options["dm.loopmetadatasize"]
         )
-        found.append(
-            (
-                "metadata-useless",
-                "info",
-                text,
-                PLACES % "dm.loopmetadatasize" + "  # it does no harm",
-            )
-        )
-    if (
-        base
-        and one["pool"]
-        and one["sources"].get("pool.base_device_size") == "metadata/base"
-        and base < one["pool"]["base_device_size"]
-    ):
+        remedy = search % "dm.loopmetadatasize" + "  # it does no harm"
+        findings.append(StorageFinding("metadata-useless", "info", text, remedy))
+    base = option_bytes(options.get("dm.basesize", ""))
+    measured = result["sources"].get("pool.base_device_size") == "metadata/base"
+    if base and result["pool"] and measured and base < result["pool"]["base_device_size"]:
+        present = format_size(result["pool"]["base_device_size"])
         text = (
             "dm.basesize=%s is smaller than the pool's base device (%s): the daemon does not start"
             " with it"
-        )
-        found.append(
-            (
-                "base-size-smaller",
-                "critical",
-                text % (sizes["dm.basesize"], format_size(one["pool"]["base_device_size"])),
-                PLACES % "dm.basesize"
-                + "  # make it %s or more" % format_size(one["pool"]["base_device_size"]),
-            )
-        )
-    return found
+        ) % (options["dm.basesize"], present)
+        remedy = search % "dm.basesize" + "  # make it %s or more" % present
+        findings.append(StorageFinding("base-size-smaller", "critical", text, remedy))
+    return findings
 
 
 def option_bytes(text: str) -> Optional[int]:
-    """Bytes of a size as the driver's options take it: 8G, 500GB, 10GiB, all binary."""
-    found = re.match(r"([0-9]{1,12})(?:([kKmMgGtT])(?:i?[bB])?)?\Z", text)
-    return (
-        int(found.group(1)) << 10 * " KMGT".index((found.group(2) or " ").upper())
-        if found
-        else None
-    )
+    """Bytes of a size as the driver's options take it: 8G, 500GB, 10GiB, all binary. None where the
+    text is no such size."""
+    match = re.match(r"([0-9]{1,12})(?:([kKmMgGtT])(?:i?[bB])?)?\Z", text)
+    if not match:
+        return None
+    unit = (match.group(2) or " ").upper()
+    return int(match.group(1)) << 10 * " KMGT".index(unit)
 
 
-def usage_findings(one: dict) -> List[Tuple]:
-    usage, found = one["usage"], []
-    for row in [
-        row
-        for row in usage["logs"]["rows"]
-        if (row["size"] or 0) > LOG_LARGE and not row["rotated"]
-    ]:
-        text = "the log of container %s has %s and grows without end (no max-size)" % (
-            row["name"] or row["id"][:12],
-            format_size(row["size"]),
-        )
-        found.append(("log-large", "warning", text, FREE + "--logs"))
-    for kind, text, options in (
+def usage_findings(result: dict) -> List[StorageFinding]:
+    """Large logs, and what reclaim could remove."""
+    usage = result["usage"]
+    findings = []
+    for row in usage["logs"]["rows"]:
+        if (row["size"] or 0) > LOG_LARGE and not row["rotated"]:
+            text = "the log of container %s has %s and grows without end (no max-size)" % (
+                row["name"] or row["id"][:12],
+                format_size(row["size"]),
+            )
+            findings.append(StorageFinding("log-large", "warning", text, FREE + "--logs"))
+    for kind, subject, options in (
         ("stopped_containers", "stopped containers", "--containers"),
         ("dangling_images", "images without a name that nothing uses", "--images"),
         ("unused_images", "images that no container uses", "--images --unused"),
@@ -10787,26 +10740,177 @@ def usage_findings(one: dict) -> List[Tuple]:
         ("orphans", "layers that nothing has", ""),
     ):
         part = usage[kind]
-        if part["count"]:
-            options += (
-                "".join(" " + quote_word(row["name"]) for row in part["rows"][:20])
-                if kind == "unused_volumes"
-                else ""
+        if not part["count"]:
+            continue
+        remedy = FREE + options
+        if kind == "orphans":
+            remedy = "python3 dockfix.py owner --orphans"
+        elif kind == "unused_volumes":
+            remedy += "".join(" " + quote_word(row["name"]) for row in part["rows"][:20])
+        size = format_known_size(part["size"], part["complete"])
+        text = "%s: %d (size %s)" % (subject, part["count"], size)
+        findings.append(StorageFinding(kind.replace("_", "-"), "info", text, remedy))
+    return findings
+
+
+def place_findings(result: dict, full: bool) -> List[StorageFinding]:
+    """Where the data lies: on the system disk, or left by other drivers. full: a disk or the pool is
+    nearly full."""
+    findings = []
+    root = result["root"] or DOCKER_ROOT
+    if result["disk"] and result["disk"]["device"] == os.stat("/").st_dev:
+        text = (
+            "Docker's root %s lies on the system disk: when it fills, the host stops with it" % root
+        )
+        severity = "warning" if full else "info"
+        remedy = "python3 dockfix.py relocate --help"
+        findings.append(StorageFinding("root-on-system-disk", severity, text, remedy))
+    others = [tree for tree in result["drivers_on_disk"] if not tree["in_use"]]
+    # Engine 25 has no devicemapper driver any more (moby#43637).
+    version = re.match("[0-9]{1,4}", result["server_version"] or "")
+    stranded = any(tree["driver"] == "devicemapper" for tree in others)
+    if stranded and version and int(version.group(0)) >= 25:
+        text = (
+            "%s/devicemapper is there, but engine %s has no devicemapper driver any more: its"
+            " images and containers need an engine before 25"
+        ) % (root, result["server_version"])
+        remedy = "python3 dockfix.py owner"
+        findings.append(StorageFinding("devicemapper-stranded", "warning", text, remedy))
+    if others:
+        folders = ", ".join(
+            "%s (%s)" % (tree["path"], format_known_size(tree["size"])) for tree in others
+        )
+        text = "left by other storage drivers: " + folders
+        findings.append(StorageFinding("other-drivers", "info", text, "python3 dockfix.py owner"))
+    return findings
+
+
+def engine_findings(result: dict) -> List[StorageFinding]:
+    """What holds for an engine of this kind."""
+    findings = []
+    in_containerd = result["image_store"] == "containerd"
+    if in_containerd:
+        findings.append(containerd_finding(result))
+    driver = result["driver"]
+    if result["os"] == "windows" or str(driver).startswith(("windows", "lcow")):
+        text = "this is a Windows engine: dockfix looks after Linux hosts only"
+        findings.append(StorageFinding("windows", "warning", text, "docker system df"))
+    known = "overlay2" if driver in OVERLAY_DRIVERS else driver
+    if known in DRIVER_FACTS:
+        fact, remedy = DRIVER_FACTS[known]
+        if in_containerd:
+            remedy = "docker system df"
+        remedy = remedy.replace("ROOT", quote_word(result["root"] or DOCKER_ROOT))
+        text = "%s: %s" % (driver, fact)
+        findings.append(StorageFinding("driver-" + known, "info", text, remedy))
+    return findings
+
+
+def containerd_finding(result: dict) -> StorageFinding:
+    """Why figures are unknown on an engine with the containerd image store, and what tells them."""
+    place, remedy = "containerd's store", "docker system df"
+    if not result["msg"]:  # else it is another host's
+        place = store_text(result["root"])
+        remedy = store_remedy(result["root"], bool(result["server_version"]))
+    text = (
+        "images, build cache and the containers' own files are in %s, which dockfix does not take"
+        " apart yet: their figures are unknown"
+    ) % place
+    return StorageFinding("containerd-store", "info", text, remedy)
+
+
+# The command
+
+
+def run_storage(host: Host, opts: argparse.Namespace, report: dict) -> None:
+    warning = parse_number("--warning", opts.warning, 80.0, 0, 100)
+    critical = parse_number("--critical", opts.critical, 90.0, 0, 100)
+    if warning > critical:
+        raise UsageError("--warning is above --critical", "python3 dockfix.py storage --help")
+    if opts.full and opts.quick:
+        raise UsageError(
+            "--full and --quick exclude each other", "python3 dockfix.py storage --help"
+        )
+    info = read_storage_info(host, opts, report)
+    result = new_storage(info or {})
+    facts = NO_FACTS
+    reason = why_no_files(opts, info)
+    if reason:
+        result["msg"] = "%s: what only files and devices tell is unknown" % reason
+    else:
+        facts = collect_files(host, opts, info, result, report)
+    add_usage(result, facts.layers, facts.sizes, info or {})
+    add_options(result, facts.options)
+    report["results"].append(result)
+    storage_findings(result, facts.options, warning, critical, report)
+    if opts.check and any(finding["severity"] != "info" for finding in report["findings"]):
+        report["exit_code"] = 3
+
+
+def read_storage_info(host: Host, opts: argparse.Namespace, report: dict) -> Optional[dict]:
+    """docker info: a saved one, or the engine's. None with --root, and where no daemon answers."""
+    if opts.docker_info is not None:
+        if opts.docker_info == "-":
+            claim_stdin(opts, "the answer of docker info", "--docker-info FILE")
+        return parse_info(decode_saved(read_input(opts.docker_info, 1 << 24, "--docker-info")))
+    if opts.root is not None:
+        return None
+    return engine_info_or_finding(host, report)
+
+
+def why_no_files(opts: argparse.Namespace, info: Optional[dict]) -> str:
+    """Why the files of this host tell nothing of the engine, '' where they do."""
+    if opts.docker_info is not None:
+        return "from a saved docker info"
+    if info and runs_elsewhere(info):
+        return "the engine runs on another host, %s" % info["Name"]
+    return ""
+
+
+def collect_files(
+    host: Host, opts: argparse.Namespace, info: Optional[dict], result: dict, report: dict
+) -> StorageFacts:
+    """Everything that the files and devices of this host tell. Raises EnvironmentFault where there
+    is nothing to look at: no daemon answers, and there is no root."""
+    if opts.root is not None:
+        note_fact(result, "root", opts.root, "--root")
+    elif not info:
+        note_fact(result, "root", configured_root(), "configuration")
+    root = result["root"]
+    options = engine_options(root)
+    result["disks"] = collect_disks(root, result)
+    layers = None
+    try:
+        layers = read_layers(root, follow=True)
+        confirm_orphans(host, root, layers, info)
+        add_lost_records(layers, report)
+        unread = sorted(layers.unread.items())[:20]
+        result["missing"] += ["%s: %s" % (path, reason) for path, reason in unread]
+    except EnvironmentFault as err:
+        if not info and not result["disk"]:
+            raise
+        result["missing"].append(err.msg)
+    collect_driver(result, layers, options)
+    devices = {}  # type: Dict[str, int]
+    if result["driver"] == "devicemapper":
+        devices = collect_pool(host, root, result, layers)
+    sizes = {}  # type: Dict[Tuple, Measured]
+    if layers:
+        sizes = collect_sizes(opts, root, result, layers, devices)
+    return StorageFacts(layers, sizes, options)
+
+
+def add_options(result: dict, options: List[OptionSource]) -> None:
+    """Fill result["options"], and result["driver_options"] with the storage options in force."""
+    result["driver_options"] = {}
+    for source in options:
+        for name, value in source.options:
+            result["options"].append(
+                {"option": name, "value": value, "where": source.where(), "used": source.used}
             )
-            text = "%s: %d (size %s)" % (
-                text,
-                part["count"],
-                format_known_size(part["size"], part["complete"]),
-            )
-            found.append(
-                (
-                    kind.replace("_", "-"),
-                    "info",
-                    text,
-                    FREE + options if options else "python3 dockfix.py owner --orphans",
-                )
-            )
-    return found
+            if source.used and name == "storage-opt":
+                key, _, setting = value.partition("=")
+                result["driver_options"][key] = setting
 
 
 ###############################################################################
@@ -11170,7 +11274,7 @@ def run_reclaim(host: Host, opts: argparse.Namespace, report: dict) -> None:
     if chosen:
         refuse_half_way(host)
     goods = collect_inventory(host, chosen)
-    spoils = []  # type: List[Spoil]
+    spoils = []  # type: List[Candidate]
     for name in chosen or CATEGORIES:
         spoils += parse_answer(goods, lambda goods: COLLECTORS[name](host, opts, goods))
     report.update(root=goods.root, promised=estimate_gain(goods, spoils))
@@ -11665,11 +11769,6 @@ def removal_status(spoil: Candidate, said: str) -> Tuple[str, str]:
         if in_use
         else ("failed", lines[0].strip())
     )
-
-
-def add_sizes(sizes: Iterable[Optional[int]]) -> Optional[int]:
-    known = list(sizes)
-    return None if None in known else sum(known)
 
 
 def layer_size(goods: Inventory, row: dict) -> Optional[int]:
