@@ -10754,8 +10754,8 @@ def usage_findings(result: dict) -> List[StorageFinding]:
 
 
 def place_findings(result: dict, full: bool) -> List[StorageFinding]:
-    """Where the data lies: on the system disk, or left by other drivers. full: a disk or the pool is
-    nearly full."""
+    """Where the data lies: on the system disk, or left by other drivers. full: a disk or the
+    pool is nearly full."""
     findings = []
     root = result["root"] or DOCKER_ROOT
     if result["disk"] and result["disk"]["device"] == os.stat("/").st_dev:
@@ -10916,205 +10916,14 @@ def add_options(result: dict, options: List[OptionSource]) -> None:
 ###############################################################################
 # 16. owner
 ###############################################################################
-
-
-def run_owner(host: Host, opts: argparse.Namespace, report: dict) -> None:
-    if opts.orphans and opts.words:
-        raise UsageError("--orphans takes no words", "python3 dockfix.py owner --orphans")
-    info = None if opts.root is not None else engine_info_or_finding(host, report)
-    if info:
-        require_same_host(info, "its layers")
-    root = opts.root
-    if root is None:
-        root = str(info["DockerRootDir"]) if info else configured_root()
-    layers = read_layers(root, follow=opts.root is None)
-    inspected = confirm_orphans(host, root, layers, info)
-    rows = owners_of(layers, opts, report)
-    if opts.orphans:
-        measure_orphans(rows)
-    report["results"] += rows
-    if info and not opts.orphans:
-        compare_with_docker(host, layers, rows, opts, inspected, report)
-    owner_findings(root, layers, rows, opts, info, report)
-    if opts.orphans:
-        add_orphan_doubts(layers, rows, report)
-    if (
-        is_containerd_store(root, layers, info)
-        and not opts.words
-        and (opts.orphans or not layers.rows)
-    ):
-        text = "the layers are in %s, which dockfix cannot read yet" % store_text(root)
-        add_error(report, EnvironmentFault(text, store_remedy(root, bool(info))))
-        if rows:
-            report["exit_code"] = 3
-
-
-def add_orphan_doubts(layers: Layers, rows: List[dict], report: dict) -> None:
-    """An error for what keeps layers from being proved orphans: none that was found is not none
-    there."""
-    if not layers.doubts:
-        return
-    unreadable = [doubt for doubt in layers.doubts if doubt.unreadable]
-    reasons = sorted({doubt.reason for doubt in unreadable or layers.doubts})
-    text = "whether there are %sorphans cannot be told: %s" % (
-        "more " if rows else "",
-        "; ".join(reasons[:3]),
-    )
-    hint = (
-        "the findings say what is missing" if os.geteuid() == 0 else "sudo python3 dockfix.py ..."
-    )
-    add_error(report, EnvironmentFault(text, hint))
-    if rows or not unreadable:
-        report["exit_code"] = 3
-
-
-def is_containerd_store(root: str, layers: Layers, info: Optional[Dict[str, object]]) -> bool:
-    """Whether images and layers of this root are in containerd's store."""
-    if info:
-        return has_containerd_store(info)
-    if layers.trees:
-        return bool(containers_elsewhere(layers))
-    return bool(containers_elsewhere(layers)) or has_rootfs(root)
-
-
-def containers_elsewhere(layers: Layers) -> List[dict]:
-    """The containers whose layers are not below Docker's root."""
-    owned = {row["container"]["id"] for row in layers.rows if row["container"]}
-    return [
-        facts
-        for one, facts in layers.containers.items()
-        if one not in owned and facts["driver"] and facts["driver"] not in LAYOUTS
-    ]
-
-
-def owners_of(layers: Layers, opts: argparse.Namespace, report: dict) -> List[dict]:
-    """The rows asked for, each once, in the order asked; a word that means none is an error of its
-    own."""
-    if not opts.words:
-        return [row for row in layers.rows if not opts.orphans or row["role"] == "orphan"]
-    numbers = []  # type: List[int]
-    for word in opts.words:
-        found = next(
-            (rows for rows in (find_rows(layers, name) for name in other_names(word)) if rows), []
-        )
-        numbers += [number for number in found if number not in numbers]
-        if not found:
-            add_error(report, no_owner_error(layers, word))
-    report["exit_code"] = 3 if report["errors"] and numbers else report["exit_code"]
-    return [layers.rows[number] for number in numbers]
-
-
-def other_names(word: str) -> List[str]:
-    """The word, and what this host knows it by: the device-mapper name of a dm-N, the real path of
-    a path."""
-    found, node = [word], re.match(
-        r"(?:/dev/)?(dm-[0-9]+)\Z", real_path(word) if word.startswith("/dev/") else word
-    )
-    name = (
-        suppress_errors(host_text, "%s/%s/dm/name" % (SYS_BLOCK, node.group(1))) if node else None
-    )
-    return (
-        found
-        + ([name.strip()] if name is not None else [])
-        + ([real_path(word)] if "/" in word or os.path.lexists(os_bytes(word)) else [])
-    )
-
-
-def no_owner_error(layers: Layers, word: str) -> DockfixError:
-    bare = word.lstrip("/")
-    layerless = [
-        (one, facts)
-        for one, facts in layers.containers.items()
-        if bare and (facts["name"] == bare or one.startswith(bare))
-    ]
-    if layerless and layerless[0][0] in layers.lost:
-        lost = layers.lost[layerless[0][0]]
-        return EnvironmentFault(
-            "container %s has no layer record, so its layer is unknown: %s is missing"
-            % (lost.name or layerless[0][0][:12], lost.missing),
-            "python3 dockfix.py owner lists the layers of which one is its own, as unknown",
-        )
-    if layerless:
-        one, facts = layerless[0]
-        text = "container %s (%s) is there, but its layer is not below Docker's root (driver %s)"
-        text %= (facts["name"], one[:12], facts["driver"] or "unknown")
-        return EnvironmentFault(text, "docker inspect %s" % one[:12])
-    if re.search(r"docker-[0-9]+:[0-9]+-[0-9]+-pool\Z", word):
-        return UsageError("%s is the pool of all layers" % word, "python3 dockfix.py storage")
-    unread = ", or what would tell could not be read" if layers.unread else ""
-    return UsageError(
-        "%s: no layer, device, container or image is called so%s" % (word, unread),
-        "a hash or its beginning, a path, l/LINK, a device name, dm-N, a device id, a container's"
-        " name, an image's tag; all of them: python3 dockfix.py owner",
-    )
+# Says which container, image or volume a layer, folder, snapshot or device belongs to.
+# It only looks, and works with the daemon down. It never guesses: "orphan" is a layer for which
+# every record was readable and none names it; everything else that cannot be told is "unknown".
+# It rests on the records below Docker's root (see "Docker storage on disk"), on /sys/block for
+# device names, and on `docker inspect`, against which the records are checked.
 
 
 SYS_BLOCK = "/sys/block"  # kernel: dm-N/dm/name
-
-
-def measure_orphans(rows: List[dict]) -> None:
-    """Adds "size", allocated bytes or None, within ten seconds in all."""
-    folders = {}
-    for row in rows:
-        # the overlay drivers keep all of a layer in one folder, and all of it would be given back
-        wholes = [
-            path
-            for path in row["paths"]
-            if path.endswith("/" + row["layer"]) and LAYOUTS[row["driver"]][0] == "."
-        ]
-        folder = wholes[0] if wholes else own_folder(row)
-        if folder:
-            folders[row["driver"], row["layer"]] = folder
-    sizes = measure_folders(folders, WALK_SECONDS, lambda text: None)
-    for row in rows:
-        row["size"], why = sizes.get(
-            (row["driver"], row["layer"]), (None, "its size is not in files")
-        )
-        row["note"] = join_notes(row["note"], why)
-
-
-def compare_with_docker(
-    host: Host,
-    layers: Layers,
-    rows: List[dict],
-    opts: argparse.Namespace,
-    inspected: Optional[Dict[str, Container]],
-    report: dict,
-) -> None:
-    """What `docker inspect` says, one call for all containers (none where it is known already),
-    against the files."""
-    own = {row["container"]["id"]: row for row in rows if row["role"] == "container"}
-    try:
-        if inspected is None:
-            listed = set() if opts.words else {one.id for one in list_containers(host)}
-            inspected = inspect_containers(host, sorted(listed | set(own))) if listed or own else {}
-        elif opts.words:
-            inspected = {one: facts for one, facts in inspected.items() if one in own}
-    except EnvironmentFault as err:
-        return add_finding(
-            report,
-            "owner-unchecked",
-            "info",
-            "not checked against docker inspect: %s" % err.msg,
-            err.hint,
-        )
-    told = [
-        (row["container"]["name"] or one[:12], inspect_differences(row, inspected.get(one)))
-        for one, row in own.items()
-    ]
-    different = ["%s: %s" % pair for pair in told if pair[1]]
-    different += [
-        "%s: it has no layer by the files" % one.name
-        for one in inspected.values()
-        if one.id not in own and one.driver in LAYOUTS
-    ]
-    if different:
-        text = "files and docker inspect differ (made or removed just now?): %s" % "; ".join(
-            different[:10]
-        )
-        add_finding(report, "owner-differs", "warning", text, "python3 dockfix.py owner")
-
-
 DELETE_WARNING = (
     "never delete below %s from the host while the container is there: it is left with a file that"
     " ls does not show and writes that vanish; delete inside the container, or below its merged"
@@ -11131,6 +10940,209 @@ DRIVER_ADVICE = {
 }
 
 
+# Reading
+
+
+def other_names(word: str) -> List[str]:
+    """The word, and what this host knows it by: the device-mapper name of a dm-N, the real path of
+    a path."""
+    names = [word]
+    device = real_path(word) if word.startswith("/dev/") else word
+    node = re.match(r"(?:/dev/)?(dm-[0-9]+)\Z", device)
+    if node:
+        name = suppress_errors(host_text, "%s/%s/dm/name" % (SYS_BLOCK, node.group(1)))
+        if name is not None:
+            names.append(name.strip())
+    if "/" in word or os.path.lexists(os_bytes(word)):
+        names.append(real_path(word))
+    return names
+
+
+def measure_orphans(rows: List[dict]) -> None:
+    """Add "size" to each row: allocated bytes, or None. WALK_SECONDS is the time for all rows."""
+    folders = {}  # type: Dict[Tuple, str]
+    for row in rows:
+        folder = orphan_folder(row)
+        if folder:
+            folders[row["driver"], row["layer"]] = folder
+    sizes = measure_folders(folders, WALK_SECONDS, lambda text: None)
+    for row in rows:
+        key = (row["driver"], row["layer"])
+        row["size"], reason = sizes.get(key, (None, "its size is not in files"))
+        row["note"] = join_notes(row["note"], reason)
+
+
+def orphan_folder(row: dict) -> str:
+    """The folder that removing a layer gives back. The overlay drivers keep all of a layer in one
+    folder, and all of it would be given back."""
+    if row["driver"] in LAYOUTS and LAYOUTS[row["driver"]][0] == ".":
+        for path in row["paths"]:
+            if path.endswith("/" + row["layer"]):
+                return path
+    return own_folder(row)
+
+
+# Deciding
+
+
+def is_containerd_store(root: str, layers: Layers, info: Optional[dict]) -> bool:
+    """Whether images and layers of this root are in containerd's store."""
+    if info:
+        return has_containerd_store(info)
+    if containers_elsewhere(layers):
+        return True
+    return not layers.trees and has_rootfs(root)
+
+
+def containers_elsewhere(layers: Layers) -> List[dict]:
+    """The containers whose layers are not below Docker's root."""
+    with_layer = {row["container"]["id"] for row in layers.rows if row["container"]}
+    elsewhere = []
+    for ident, facts in layers.containers.items():
+        other_driver = facts["driver"] and facts["driver"] not in LAYOUTS
+        if other_driver and ident not in with_layer:
+            elsewhere.append(facts)
+    return elsewhere
+
+
+def owners_of(layers: Layers, opts: argparse.Namespace, report: dict) -> List[dict]:
+    """The rows asked for, each once, in the order asked. A word that means none is an error of its
+    own."""
+    if opts.orphans and not opts.words:
+        return [row for row in layers.rows if row["role"] == "orphan"]
+    if not opts.words:
+        return list(layers.rows)
+    chosen = []  # type: List[int]
+    for word in opts.words:
+        numbers = find_rows_of(layers, word)
+        for number in numbers:
+            if number not in chosen:
+                chosen.append(number)
+        if not numbers:
+            add_error(report, no_owner_error(layers, word))
+    if report["errors"] and chosen:
+        report["exit_code"] = 3
+    return [layers.rows[number] for number in chosen]
+
+
+def find_rows_of(layers: Layers, word: str) -> List[int]:
+    """Numbers of the rows that a word means by the first of its names that means any."""
+    for name in other_names(word):
+        numbers = find_rows(layers, name)
+        if numbers:
+            return numbers
+    return []
+
+
+def no_owner_error(layers: Layers, word: str) -> DockfixError:
+    """Why a word means no layer, and what to do."""
+    bare = word.lstrip("/")
+    for ident, facts in layers.containers.items():
+        if bare and (facts["name"] == bare or ident.startswith(bare)):
+            return no_layer_error(layers, ident)
+    if re.search(r"docker-[0-9]+:[0-9]+-[0-9]+-pool\Z", word):
+        return UsageError("%s is the pool of all layers" % word, "python3 dockfix.py storage")
+    text = "%s: not found among the layers, devices, containers and images" % word
+    if layers.unread:
+        text += ", or its record could not be read"
+    return UsageError(
+        text,
+        "a hash or its beginning, a path, l/LINK, a device name, dm-N, a device id, a container's"
+        " name, an image's tag; all of them: python3 dockfix.py owner",
+    )
+
+
+def no_layer_error(layers: Layers, ident: str) -> EnvironmentFault:
+    """Why a container that is there has no layer below Docker's root."""
+    facts = layers.containers[ident]
+    if ident in layers.lost:
+        lost = layers.lost[ident]
+        return EnvironmentFault(
+            "container %s has no layer record, so its layer is unknown: %s is missing"
+            % (lost.name or ident[:12], lost.missing),
+            "python3 dockfix.py owner lists the layers of which one is its own, as unknown",
+        )
+    text = "container %s (%s) is there, but its layer is not below Docker's root (driver %s)" % (
+        facts["name"],
+        ident[:12],
+        facts["driver"] or "unknown",
+    )
+    return EnvironmentFault(text, "docker inspect %s" % ident[:12])
+
+
+# What is wrong: errors and findings
+
+
+def add_orphan_doubts(layers: Layers, rows: List[dict], report: dict) -> None:
+    """An error for what keeps layers from being proved orphans: that none was found does not mean
+    that there is none."""
+    if not layers.doubts:
+        return
+    unreadable = [doubt for doubt in layers.doubts if doubt.unreadable]
+    reasons = sorted({doubt.reason for doubt in unreadable or layers.doubts})
+    subject = "more orphans" if rows else "orphans"
+    text = "whether there are %s cannot be told: %s" % (subject, "; ".join(reasons[:3]))
+    hint = "sudo python3 dockfix.py ..."
+    if os.geteuid() == 0:
+        hint = "the findings say what is missing"
+    add_error(report, EnvironmentFault(text, hint))
+    if rows or not unreadable:
+        report["exit_code"] = 3
+
+
+def add_containerd_error(root: str, answers: bool, rows: List[dict], report: dict) -> None:
+    """An error for layers in containerd's store. answers: whether the daemon does."""
+    text = "the layers are in %s, which dockfix cannot read yet" % store_text(root)
+    add_error(report, EnvironmentFault(text, store_remedy(root, answers)))
+    if rows:
+        report["exit_code"] = 3
+
+
+def compare_with_docker(
+    host: Host,
+    layers: Layers,
+    rows: List[dict],
+    opts: argparse.Namespace,
+    inspected: Optional[Dict[str, Container]],
+    report: dict,
+) -> None:
+    """What `docker inspect` says, one call for all containers, against the files. inspected: its
+    answer where it is known already."""
+    own = {row["container"]["id"]: row for row in rows if row["role"] == "container"}
+    if inspected is None:
+        try:
+            inspected = inspect_own(host, list(own), not opts.words)
+        except EnvironmentFault as err:
+            text = "not checked against docker inspect: %s" % err.msg
+            add_finding(report, "owner-unchecked", "info", text, err.hint)
+            return
+    elif opts.words:
+        inspected = {ident: facts for ident, facts in inspected.items() if ident in own}
+    different = []
+    for ident, row in own.items():
+        difference = inspect_differences(row, inspected.get(ident))
+        if difference:
+            different.append("%s: %s" % (row["container"]["name"] or ident[:12], difference))
+    for container in inspected.values():
+        if container.id not in own and container.driver in LAYOUTS:
+            different.append("%s: it has no layer by the files" % container.name)
+    if different:
+        text = "files and docker inspect differ (made or removed just now?): %s" % "; ".join(
+            different[:10]
+        )
+        add_finding(report, "owner-differs", "warning", text, "python3 dockfix.py owner")
+
+
+def inspect_own(host: Host, idents: List[str], add_listed: bool) -> Dict[str, Container]:
+    """docker inspect of these containers; add_listed: and of all that docker lists."""
+    wanted = set(idents)
+    if add_listed:
+        wanted.update(container.id for container in list_containers(host))
+    if not wanted:
+        return {}
+    return inspect_containers(host, sorted(wanted))
+
+
 def owner_findings(
     root: str,
     layers: Layers,
@@ -11139,76 +11151,104 @@ def owner_findings(
     info: Optional[dict],
     report: dict,
 ) -> None:
-    for driver, advice in DRIVER_ADVICE.items():
-        row = next(
-            (
-                one
-                for one in rows
-                if opts.words
-                and one["driver"] == driver
-                and one["role"] == "container"
-                and one["paths"]
-            ),
-            None,
-        )
-        if row:
-            add_finding(
-                report,
-                "owner-" + driver,
-                "info",
-                advice % (own_folder(row) or row["paths"][0]),
-                "docker exec %s rm FILE"
-                % quote_word(row["container"]["name"] or row["container"]["id"]),
-            )
+    """What to know about the rows, and what could not be read."""
+    if opts.words:
+        add_driver_advice(rows, report)
     if is_containerd_store(root, layers, info) or containers_elsewhere(layers):
-        text = "images and containers of the containerd store are not in Docker's root but in %s"
         place = containerd_root(root) or CONTAINERD_ROOT
+        text = "images and containers of the containerd store are not in Docker's root but in %s"
         remedy = store_remedy(root, bool(info))
         add_finding(report, "owner-containerd", "info", text % place, remedy)
-    orphans, untold = (
-        [row for row in layers.rows if row["role"] == role] for role in ("orphan", UNKNOWN)
-    )
+    orphans = [row for row in layers.rows if row["role"] == "orphan"]
+    unknown = [row for row in layers.rows if row["role"] == UNKNOWN]
     add_lost_records(layers, report)
-    add_unproved(layers, untold, report)
+    add_unproved(layers, unknown, report)
     if orphans and not opts.words:
         text = (
-            "nothing has %d of the layers; a pull or build that runs now makes such ones, so look"
-            " again when none does; nothing is deleted here"
-        )
-        add_finding(
-            report,
-            "owner-orphans",
-            "info",
-            text % len(orphans),
-            "python3 dockfix.py owner --orphans",
-        )
+            "layers that nothing has: %d; a pull or build that runs now makes such layers too, so"
+            " look again when none runs; nothing is deleted here"
+        ) % len(orphans)
+        remedy = "python3 dockfix.py owner --orphans"
+        add_finding(report, "owner-orphans", "info", text, remedy)
     if layers.unread:
-        text = "not readable, or missing: " + "; ".join(
-            "%s: %s" % one for one in list(layers.unread.items())[:5]
-        )
-        text += " and %d more" % (len(layers.unread) - 5) if len(layers.unread) > 5 else ""
-        text += "; so of %d layers it cannot be told whose they are" % len(untold) if untold else ""
-        remedy = (
-            "sudo python3 dockfix.py owner"
-            if os.geteuid()
-            else "ls -la %s" % quote_word(nearest_folder(list(layers.unread)[0]))
-        )
-        add_finding(report, "owner-unread", "warning", text, remedy)
+        add_unread(layers, len(unknown), report)
 
 
-def add_unproved(layers: Layers, untold: List[dict], report: dict) -> None:
-    """A finding on layers that cannot be told, where no record that is missing or not readable
-    explains it."""
-    if not untold or layers.unread or layers.lost:
+def add_driver_advice(rows: List[dict], report: dict) -> None:
+    """For each driver, what to know before a container's folder is touched."""
+    for driver, advice in DRIVER_ADVICE.items():
+        for row in rows:
+            if row["driver"] == driver and row["role"] == "container" and row["paths"]:
+                name = row["container"]["name"] or row["container"]["id"]
+                text = advice % (own_folder(row) or row["paths"][0])
+                remedy = "docker exec %s rm FILE" % quote_word(name)
+                add_finding(report, "owner-" + driver, "info", text, remedy)
+                break
+
+
+def add_unproved(layers: Layers, unknown: List[dict], report: dict) -> None:
+    """A finding on layers whose owner cannot be told, where no record that is missing or not
+    readable explains it."""
+    if not unknown or layers.unread or layers.lost:
         return
     reasons = sorted({doubt.reason for doubt in layers.doubts})
-    text = "of %d layers it is unknown whose they are: %s" % (len(untold), "; ".join(reasons[:3]))
+    text = "of %d layers it is unknown whose they are: %s" % (len(unknown), "; ".join(reasons[:3]))
     add_finding(report, "owner-unknown", "warning", text, "python3 dockfix.py owner")
+
+
+def add_unread(layers: Layers, unknown: int, report: dict) -> None:
+    """A finding on records that could not be read. unknown: the number of layers without owner."""
+    unread = list(layers.unread.items())
+    text = "not readable, or missing: " + "; ".join("%s: %s" % pair for pair in unread[:5])
+    if len(unread) > 5:
+        text += " and %d more" % (len(unread) - 5)
+    if unknown:
+        text += "; so of %d layers it cannot be told whose they are" % unknown
+    remedy = "sudo python3 dockfix.py owner"
+    if os.geteuid() == 0:
+        remedy = "ls -la %s" % quote_word(nearest_folder(unread[0][0]))
+    add_finding(report, "owner-unread", "warning", text, remedy)
+
+
+# The command
+
+
+def run_owner(host: Host, opts: argparse.Namespace, report: dict) -> None:
+    if opts.orphans and opts.words:
+        raise UsageError("--orphans takes no words", "python3 dockfix.py owner --orphans")
+    info = None
+    root = opts.root
+    if root is None:
+        info = engine_info_or_finding(host, report)
+        if info:
+            # The files looked at must be those of the engine that answers.
+            require_same_host(info, "its layers")
+        root = str(info["DockerRootDir"]) if info else configured_root()
+    layers = read_layers(root, follow=opts.root is None)
+    inspected = confirm_orphans(host, root, layers, info)
+    rows = owners_of(layers, opts, report)
+    if opts.orphans:
+        measure_orphans(rows)
+    report["results"] += rows
+    if info and not opts.orphans:
+        compare_with_docker(host, layers, rows, opts, inspected, report)
+    owner_findings(root, layers, rows, opts, info, report)
+    if opts.orphans:
+        add_orphan_doubts(layers, rows, report)
+    all_asked = not opts.words and (opts.orphans or not layers.rows)
+    if all_asked and is_containerd_store(root, layers, info):
+        add_containerd_error(root, bool(info), rows, report)
 
 
 ###############################################################################
 # 17. reclaim
 ###############################################################################
+# Gives space back: logs, trim, containers, images, build cache, volumes.
+# It lists what it would remove, asks, and removes nothing that it did not list. Without a category
+# it only lists. It never uses force: docker refuses what came into use meanwhile. Volumes go only
+# when they are named.
+# It rests on `docker inspect` (what is used), on the layer table (what removing gives back), and
+# afterwards on what is gone and on statvfs: the gain is measured, not added up.
 
 
 class Candidate(NamedTuple):
@@ -11225,7 +11265,7 @@ class Candidate(NamedTuple):
 
 
 class Inventory(NamedTuple):
-    """What reclaim chooses from, looked at once: Docker's root, whole inspect objects, the layer
+    """What reclaim chooses from, read once: Docker's root, whole inspect objects, and the layer
     table (None where it cannot be read). store: where containerd keeps images and layers, '' where
     they are below Docker's root. absent: why the root is no folder of this host, '' where it is
     one. faults: what could not be looked at, and why; it grows while the candidates are listed."""
@@ -11244,8 +11284,8 @@ class Inventory(NamedTuple):
     sizes: Dict[str, Optional[int]]  # of layers, as far as they were asked for
 
 
-# docker's words, in the order of work: logs need no daemon and a trim no space; images can go only
-# after their containers
+# {category: docker's words}, in the order of work. Logs need no daemon and a trim needs no space;
+# images can go only after their containers.
 CATEGORIES = {
     "logs": (),
     "trim": (),
@@ -11253,83 +11293,28 @@ CATEGORIES = {
     "images": ("rmi",),
     "build-cache": ("builder", "prune", "-a", "-f"),
     "volumes": ("volume", "rm"),
-}
-REMOVED_ALONG = (("older_than", "containers"), ("unused", "images"), ("max_log", "logs"))
+}  # type: Dict[str, Tuple[str, ...]]
+# (option, the category that it needs)
+NARROWING_OPTIONS = (("older_than", "containers"), ("unused", "images"), ("max_log", "logs"))
+KEEP_LOGS_SHORT = (
+    "dockfix: to keep them short from now on, in /etc/docker/daemon.json (for containers created"
+    ' afterwards): "log-driver": "json-file", "log-opts": {"max-size": "100m", "max-file": "3"}'
+)
 
 
-def run_reclaim(host: Host, opts: argparse.Namespace, report: dict) -> None:
-    """look -> list -> question -> remove -> look again: what is gone is judged by the state
-    afterwards, what was gained by statvfs. Without a category it only lists."""
-    chosen = [name for name in CATEGORIES if getattr(opts, "take_" + name)]
-    for option, category in REMOVED_ALONG:
-        if getattr(opts, option) and chosen and category not in chosen:
-            name = option.replace("_", "-")
-            raise UsageError(
-                "--%s goes with --%s" % (name, category),
-                "python3 dockfix.py reclaim --%s --%s" % (category, name),
-            )
-    parse_age(opts.older_than or "0s"), parse_size(
-        opts.max_log or "100M"
-    )  # a slip is told before anything is looked at
-    if chosen:
-        refuse_half_way(host)
-    goods = collect_inventory(host, chosen)
-    spoils = []  # type: List[Candidate]
-    for name in chosen or CATEGORIES:
-        spoils += parse_answer(goods, lambda goods: COLLECTORS[name](host, opts, goods))
-    report.update(root=goods.root, promised=estimate_gain(goods, spoils))
-    for fault in goods.faults:
-        add_error(report, fault)
-    if goods.faults and not spoils:
-        return  # nothing was found, but not all was looked at: exit 6 with the reasons
-    report["exit_code"] = 3 if goods.faults else 0
-    if not chosen or opts.dry_run:
-        report["results"] = [
-            candidate_row(one, "changed" if chosen else "unchanged", one.lost) for one in spoils
-        ]
-        if opts.dry_run:
-            plan_reclaim(host, report, goods, spoils if chosen else [])
-        return
-    for fault in goods.faults:
-        say("dockfix: warning: %s" % fault.msg)
-    for one in spoils:
-        say(
-            "  %-11s %10s  %s: %s" % (one.category, format_known_size(one.size), one.name, one.lost)
-        )
-    if spoils:
-        confirm(opts, "remove these %d for good?" % len(spoils))
-    try:
-        take_lock(host)
-    except (
-        EnvironmentFault
-    ) as err:  # not a byte is free: logs are what a full disk is cured with first
-        if chosen != ["logs"] or os.path.exists(
-            os.path.join(os_bytes(host.state), os_bytes(JOURNAL))
-        ):
-            raise
-        say("dockfix: warning: %s; going on without the lock" % err.msg)
-    report["before"] = space_now(host, goods)
-    for name in [name for name in CATEGORIES if name in chosen]:
-        report["results"] += REMOVERS.get(name, remove_candidates)(
-            host, goods, [one for one in spoils if one.category == name]
-        )
-    report_gain(
-        host,
-        report,
-        goods,
-        [one for one, done in zip(spoils, report["results"]) if done["status"] == "changed"],
-    )
-    report["exit_code"] = exit_code(report["results"]) or (3 if goods.faults else 0)
+# Reading: the inventory and its sizes
 
 
 def collect_inventory(host: Host, chosen: Sequence[str]) -> Inventory:
-    """Raises EnvironmentFault with the daemon down, except for logs: they are what a full disk is
-    cured with first."""
-    info = None  # type: Optional[Dict[str, object]]
-    containers, images = [], []  # type: List[dict], List[dict]
+    """Raises EnvironmentFault with the daemon down, except for logs: a full disk is cured with them
+    first."""
+    info = None  # type: Optional[dict]
+    containers = []  # type: List[dict]
+    images = []  # type: List[dict]
     try:
         info = engine_info(host)
-        containers = inspect_objects(host, "container", [one.id for one in list_containers(host)])
+        idents = [container.id for container in list_containers(host)]
+        containers = inspect_objects(host, "container", idents)
         answer = require_answer(query(host, "images", "-q", "-a", "--no-trunc"), "docker images")
         images = inspect_objects(host, "image", sorted(set(answer.out_text().split())))
     except EnvironmentFault as err:
@@ -11342,25 +11327,39 @@ def collect_inventory(host: Host, chosen: Sequence[str]) -> Inventory:
         info = None
     root = str(info["DockerRootDir"]) if info else configured_root()
     absent = why_absent(info, root)
-    there = os.path.isdir(os_bytes(root))
-    if there and ("logs" in chosen or "trim" in chosen) and os.geteuid() == 0:
+    is_folder = os.path.isdir(os_bytes(root))
+    writes_below_root = "logs" in chosen or "trim" in chosen
+    if is_folder and writes_below_root and os.geteuid() == 0:
         require_root_of_engine(host, info, root)
-    layers = None
-    try:
-        layers = None if absent else read_layers(root, follow=True)
-    except EnvironmentFault:  # not root: only what needs the files is not looked at
-        pass
     store = ""
     if not absent and info and has_containerd_store(info):
         store = containerd_root(root)
-    driver = str((info or {}).get("Driver") or "")
-    until, points = time.monotonic() + 6 * WALK_SECONDS, points_of_others(mounts_of())
     return Inventory(
-        host, root, driver, store, absent, containers, images, layers, [], until, points, {}
+        host=host,
+        root=root,
+        driver=str((info or {}).get("Driver") or ""),
+        store=store,
+        absent=absent,
+        containers=containers,
+        images=images,
+        layers=None if absent else layers_if_readable(root),
+        faults=[],
+        until=time.monotonic() + 6 * WALK_SECONDS,
+        points=points_of_others(mounts_of()),
+        sizes={},
     )
 
 
-def why_absent(info: Optional[Dict[str, object]], root: str) -> str:
+def layers_if_readable(root: str) -> Optional[Layers]:
+    """The layer table; None without the rights to read it: then only what needs the files is not
+    looked at."""
+    try:
+        return read_layers(root, follow=True)
+    except EnvironmentFault:
+        return None
+
+
+def why_absent(info: Optional[dict], root: str) -> str:
     """Why the files of the engine that was asked are not on this host, '' where they are."""
     if info and runs_elsewhere(info):
         return "the engine runs on another host, %s" % info["Name"]
@@ -11369,507 +11368,482 @@ def why_absent(info: Optional[Dict[str, object]], root: str) -> str:
     return ""
 
 
-def require_container_files(goods: Inventory, subject: str) -> None:
+def path_bytes(inventory: Inventory, path: str) -> Optional[int]:
+    """Allocated bytes below a path; None where they are not all known."""
+    if inventory.absent:
+        return None  # a folder of that name here is another engine's
+    size, reason = disk_usage(path, inventory.until, inventory.points)
+    if reason:
+        return None
+    return size
+
+
+def layer_size(inventory: Inventory, row: dict) -> Optional[int]:
+    """Allocated bytes of one layer. A thin device tells its mapped sectors, and only while it is
+    active."""
+    layer = row["layer"]
+    if layer not in inventory.sizes:
+        if row["driver"] == "devicemapper":
+            size = thin_device_size(inventory.host, row.get("device") or "none")
+        else:
+            size = path_bytes(inventory, own_folder(row))
+        inventory.sizes[layer] = size
+    return inventory.sizes[layer]
+
+
+def thin_device_size(host: Host, device: str) -> Optional[int]:
+    """Bytes mapped in a thin device, None where it is not active."""
+    answer = query_host(host, ("dmsetup", "status", device))
+    if answer.rc != 0:
+        return None
+    match = re.match(rb"0 [0-9]+ thin ([0-9]+) ", answer.out)
+    if not match:
+        return None
+    return int(match.group(1)) * 512
+
+
+def container_size(inventory: Inventory, ident: str) -> Optional[int]:
+    """Bytes of a container's own layers; None where no record says which they are."""
+    own = []
+    for row in inventory.layers.rows if inventory.layers else []:
+        if row["container"] and row["container"]["id"] == ident:
+            own.append(row)
+    if not any(row["role"] == "container" for row in own):
+        return None
+    return add_sizes([layer_size(inventory, row) for row in own])
+
+
+def image_size(inventory: Inventory, image: dict) -> Optional[int]:
+    """Bytes of the layers that only this image has; None where its layers are not all known."""
+    ident = bare_id(image["Id"])
+    if not inventory.layers or ident not in inventory.layers.images:
+        return None
+    layers = 0
+    own = []
+    for row in inventory.layers.rows:
+        if row["role"] != "image":
+            continue
+        users = [user["id"] for user in row["images"]]
+        if ident in users:
+            layers += 1
+        if users == [ident]:
+            own.append(row)
+    if "RootFS" in image and layers != len(image["RootFS"].get("Layers") or ()):
+        return None
+    return add_sizes([layer_size(inventory, row) for row in own])
+
+
+def disk_free(inventory: Inventory) -> Optional[int]:
+    """Bytes free under Docker's root, and under containerd's store where that is on another disk;
+    None where that is not this host's."""
+    free = None if inventory.absent else free_bytes(inventory.root)
+    root = suppress_errors(os.stat, os_bytes(inventory.root))
+    store = suppress_errors(os.stat, os_bytes(inventory.store or inventory.root))
+    if root is None or store is None or root.st_dev == store.st_dev:
+        return free
+    return add_sizes((free, free_bytes(inventory.store)))
+
+
+def space_now(host: Host, inventory: Inventory) -> Dict[str, Optional[int]]:
+    """Bytes: free on the disk of Docker's root; with devicemapper, used in the pool and allocated
+    by its loop file. None where unknown."""
+    space = {"disk_free": disk_free(inventory)}  # type: Dict[str, Optional[int]]
+    if inventory.driver == "devicemapper":
+        info = engine_info(host)  # type: dict
+        pool = pool_reported(info["DriverStatus"])
+        space["pool_data_used"] = None
+        space["loop_file_allocated"] = None
+        try:
+            space["pool_data_used"] = thin_pool(host, str(pool["name"])).data_used
+            state = os.lstat(os_bytes(str(pool["data_loop_file"] or "")))
+            space["loop_file_allocated"] = state.st_blocks * 512
+        except (OSError, EnvironmentFault):
+            pass  # not root, or a pool on a device of its own
+    return space
+
+
+# Deciding: the candidates of each category
+
+
+def container_name(inspected: dict) -> str:
+    return inspected["Name"].lstrip("/")
+
+
+def container_candidates(
+    host: Host, opts: argparse.Namespace, inventory: Inventory
+) -> List[Candidate]:
+    """Stopped containers. docker rm, without -f, refuses one that was started meanwhile."""
+    candidates = []
+    least_age = parse_age(opts.older_than or "0s")
+    for inspected in inventory.containers:
+        state = inspected["State"]
+        finished = parse_instant(state.get("FinishedAt"))
+        ended = max(finished, parse_instant(inspected.get("Created")))
+        if state.get("Running") or state.get("Paused") or state.get("Restarting"):
+            continue
+        if time.time() - ended < least_age:
+            continue
+        ident = inspected["Id"]
+        folder = os.path.join(inventory.root, "containers", ident)
+        size = add_sizes((container_size(inventory, ident), path_bytes(inventory, folder)))
+        age = "an unknown time"
+        if ended:
+            age = "%d days" % ((time.time() - ended) // 86400)
+        lost = "its own files and its log; stopped for %s" % age
+        candidates.append(
+            Candidate("containers", container_name(inspected), ident, (ident,), size, lost)
+        )
+    return candidates
+
+
+def image_candidates(host: Host, opts: argparse.Namespace, inventory: Inventory) -> List[Candidate]:
+    """Dangling images; with --unused every image that no container was created from. docker rmi,
+    without -f, refuses what is in use."""
+    used = {inspected.get("Image") for inspected in inventory.containers}
+    parents = {image.get("Parent") for image in inventory.images}
+    candidates = []
+    for image in inventory.images:
+        ident = image["Id"]
+        tags = without_none(image.get("RepoTags"))
+        digests = [] if tags else without_none(image.get("RepoDigests"))
+        if ident in used:
+            continue
+        if not tags and ident in parents:
+            continue  # a step of another image's build
+        if (tags or digests) and not opts.unused:
+            continue  # pulled by its digest: that is a name too
+        lost = "an image without a name"
+        if tags or digests:
+            lost = "the image; a host without network cannot pull it again"
+        candidates.append(
+            Candidate(
+                "images",
+                ", ".join(tags) or ident[:19],
+                ident,
+                tuple(tags or digests or [ident]),
+                image_size(inventory, image),
+                lost,
+            )
+        )
+    return candidates
+
+
+def without_none(names: Optional[List[str]]) -> List[str]:
+    """The names of an image; docker shows '<none>' for one that has none."""
+    return [name for name in names or [] if not name.startswith("<none>")]
+
+
+def build_cache_candidates(
+    host: Host, opts: argparse.Namespace, inventory: Inventory
+) -> List[Candidate]:
+    """All of BuildKit's cache. Where its records cannot be read there may be one: docker removes it
+    all the same."""
+    name = "BuildKit's cache"
+    lost = "the next builds begin from nothing"
+    if not cache_is_known(inventory):
+        return [Candidate("build-cache", name, "", (), None, "if there is any: " + lost)]
+    rows = []
+    for row in inventory.layers.rows if inventory.layers else []:
+        if row["note"] == "build cache":
+            rows.append(row)
+    if not rows:
+        return []
+    size = add_sizes([layer_size(inventory, row) for row in rows])
+    lost = "%d layers; %s" % (len(rows), lost)
+    return [Candidate("build-cache", name, "", (), size, lost)]
+
+
+def cache_is_known(inventory: Inventory) -> bool:
+    """Whether the records below Docker's root tell of all the build cache."""
+    if not inventory.layers or inventory.driver not in inventory.layers.trees:
+        return False
+    unread = inventory.layers.unread
+    return not any(path.endswith("/buildkit/snapshots.db") for path in unread)
+
+
+def volume_candidates(
+    host: Host, opts: argparse.Namespace, inventory: Inventory
+) -> List[Candidate]:
+    """The volumes that were named; without a category, those that no container has. Raises
+    UsageError and Refused before anything is removed."""
+    users = volume_users(inventory)
+    names = opts.take_volumes
+    if not names:
+        answer = require_answer(query(host, "volume", "ls", "-q"), "docker volume ls")
+        names = answer.out_text().split()
+    volumes = {volume["Name"]: volume for volume in inspect_objects(host, "volume", names)}
+    # Every volume that was named is there.
+    unknown = [name for name in names if name not in volumes]
+    if unknown:
+        raise UsageError("no such volume: %s" % ", ".join(unknown), "docker volume ls")
+    # No container has a volume that was named.
+    for name in opts.take_volumes:
+        if name in users:
+            raise Refused(
+                "volume %s is used by container %s; nothing was removed" % (name, users[name]),
+                "docker rm %s, if that container is not needed any more" % quote_word(users[name]),
+            )
+    candidates = []
+    for name in names:
+        if name in users:
+            continue
+        lost = "ALL DATA in it"
+        if not opts.take_volumes:
+            lost += " (goes only when named: --volumes %s)" % name
+        size = path_bytes(inventory, volumes[name].get("Mountpoint") or "")
+        candidates.append(Candidate("volumes", name, name, (name,), size, lost))
+    return candidates
+
+
+def volume_users(inventory: Inventory) -> Dict[str, str]:
+    """{volume: a container that has it}."""
+    users = {}  # type: Dict[str, str]
+    for inspected in inventory.containers:
+        for mount in inspected.get("Mounts") or []:
+            if mount.get("Type", "volume") == "volume":
+                users[mount.get("Name")] = container_name(inspected)
+    return users
+
+
+def log_candidates(host: Host, opts: argparse.Namespace, inventory: Inventory) -> List[Candidate]:
+    """json logs longer than --max-log, by Docker's own layout: a path from inspect could name
+    anything."""
+    names = {inspected["Id"]: container_name(inspected) for inspected in inventory.containers}
+    try:
+        require_container_files(inventory, "the logs")
+    except EnvironmentFault as err:
+        inventory.faults.append(err)
+        return []
+    if not names and inventory.layers:
+        names = {ident: facts["name"] for ident, facts in inventory.layers.containers.items()}
+    candidates = []
+    limit = parse_size(opts.max_log or "100M")
+    for ident, name in sorted(names.items(), key=lambda item: item[1]):
+        path = os.path.join(inventory.root, "containers", ident, ident + "-json.log")
+        state = suppress_errors(os.lstat, os_bytes(path))
+        if state and stat.S_ISREG(state.st_mode) and state.st_size > limit:
+            lost = "its log so far, %s; it goes on from here" % format_size(state.st_size)
+            size = state.st_blocks * 512
+            candidates.append(Candidate("logs", name, ident, (path,), size, lost))
+    return candidates
+
+
+def require_container_files(inventory: Inventory, subject: str) -> None:
     """Raises EnvironmentFault where the containers' folders below Docker's root cannot be looked
     at, or are not those of this engine."""
-    folder = os.path.join(goods.root, "containers")
-    reason, hint = goods.absent, "findmnt -T %s; on the engine's own host it works" % goods.root
+    cannot = "%s cannot be read: " % subject
+    if inventory.absent:
+        hint = "findmnt -T %s; on the engine's own host it works" % inventory.root
+        raise EnvironmentFault(cannot + inventory.absent, hint)
+    folder = os.path.join(inventory.root, "containers")
+    idents = [inspected["Id"] for inspected in inventory.containers]
     try:
-        names = set(os.listdir(os_bytes(folder))) if not reason else set()
-        ids = [one["Id"] for one in goods.containers]
-        if ids and not reason and not any(os_bytes(ident) in names for ident in ids):
-            reason = "none of docker's containers has a folder in %s" % folder
-        for ident in ids:
-            if os_bytes(ident) in names:
-                quietly_gone(os.listdir, os_bytes(os.path.join(folder, ident)))
+        names = set(os.listdir(os_bytes(folder)))
+        own = [ident for ident in idents if os_bytes(ident) in names]
+        for ident in own:
+            require_listable(os.path.join(folder, ident))
     except OSError as err:
         reason = "%s: %s" % (os_text(os.fsencode(err.filename)), err.strerror)
         hint = "ls -la %s" % quote_word(nearest_folder(folder))
         if os.geteuid() != 0:
             hint = "sudo python3 dockfix.py reclaim --logs"
-    if reason:
-        raise EnvironmentFault("%s cannot be read: %s" % (subject, reason), hint)
+        raise EnvironmentFault(cannot + reason, hint) from None
+    if idents and not own:
+        reason = "none of docker's containers has a folder in %s" % folder
+        hint = "findmnt -T %s; on the engine's own host it works" % inventory.root
+        raise EnvironmentFault(cannot + reason, hint)
 
 
-def quietly_gone(deed: Callable, *args):
-    """A deed on what may be removed meanwhile; every other failure is raised."""
+def require_listable(folder: str) -> None:
+    """Raises OSError where a folder is not readable; not where it was removed meanwhile."""
     try:
-        return deed(*args)
+        os.listdir(os_bytes(folder))
     except FileNotFoundError:
-        return None
+        return
 
 
-def container_candidates(host: Host, opts: argparse.Namespace, goods: Inventory) -> List[Candidate]:
-    """Stopped containers. docker rm, without -f, refuses one that was started meanwhile."""
-    found, least = [], parse_age(opts.older_than or "0s")
-    for one in goods.containers:
-        state = one["State"]
-        ended = max(parse_instant(state.get("FinishedAt")), parse_instant(one.get("Created")))
-        if (
-            not (state.get("Running") or state.get("Paused") or state.get("Restarting"))
-            and time.time() - ended >= least
-        ):
-            folder = os.path.join(goods.root, "containers", one["Id"])
-            size = add_sizes((container_size(goods, one["Id"]), path_bytes(goods, folder)))
-            age = "%d days" % ((time.time() - ended) // 86400) if ended else "an unknown time"
-            found.append(
-                Candidate(
-                    "containers",
-                    one["Name"].lstrip("/"),
-                    one["Id"],
-                    (one["Id"],),
-                    size,
-                    "its own files and its log; stopped for %s" % age,
-                )
-            )
-    return found
-
-
-def container_size(goods: Inventory, ident: str) -> Optional[int]:
-    """Bytes of a container's own layers; None where no record says which they are."""
-    rows = [
-        row
-        for row in (goods.layers.rows if goods.layers else [])
-        if row["container"] and row["container"]["id"] == ident
-    ]
-    if not any(row["role"] == "container" for row in rows):
-        return None
-    return add_sizes(layer_size(goods, row) for row in rows)
-
-
-def image_size(goods: Inventory, image: dict) -> Optional[int]:
-    """Bytes of the layers that only this image has; None where its layers are not all known."""
-    ident = bare_id(image["Id"])
-    if not goods.layers or ident not in goods.layers.images:
-        return None
-    users = [
-        (row, [one["id"] for one in row["images"]])
-        for row in goods.layers.rows
-        if row["role"] == "image"
-    ]
-    own = [row for row, images in users if ident in images]
-    if "RootFS" in image and len(own) != len(image["RootFS"].get("Layers") or ()):
-        return None
-    return add_sizes(layer_size(goods, row) for row, images in users if images == [ident])
-
-
-def image_candidates(host: Host, opts: argparse.Namespace, goods: Inventory) -> List[Candidate]:
-    """Dangling images; with --unused every image that no container was made from. docker rmi,
-    without -f, refuses what is in use."""
-    used = {one.get("Image") for one in goods.containers}
-    parents = {one.get("Parent") for one in goods.images}
-    found = []
-    for one in goods.images:
-        tags = [tag for tag in one.get("RepoTags") or [] if not tag.startswith("<none>")]
-        if one["Id"] in used or (tags and not opts.unused) or (not tags and one["Id"] in parents):
-            continue
-        digests = (
-            []
-            if tags
-            else [ref for ref in one.get("RepoDigests") or [] if not ref.startswith("<none>")]
-        )
-        if digests and not opts.unused:
-            continue  # pulled by its digest: that is a name too
-        size = image_size(goods, one)
-        found.append(
-            Candidate(
-                "images",
-                ", ".join(tags) or one["Id"][:19],
-                one["Id"],
-                tuple(tags or digests or [one["Id"]]),
-                size,
-                (
-                    "the image; a host without network cannot pull it again"
-                    if tags or digests
-                    else "an image without a name"
-                ),
-            )
-        )
-    return found
-
-
-def build_cache_candidates(
-    host: Host, opts: argparse.Namespace, goods: Inventory
-) -> List[Candidate]:
-    """BuildKit's cache, as one. Where its records cannot be read it may be there: docker removes it
-    all the same."""
-    lost = "the next builds begin from nothing"
-    if not cache_is_known(goods):
-        lost = "if there is any: " + lost
-        return [Candidate("build-cache", "BuildKit's cache", "", (), None, lost)]
-    layers = goods.layers.rows if goods.layers else []
-    rows = [row for row in layers if row["note"] == "build cache"]
-    if not rows:
-        return []
-    size = add_sizes(layer_size(goods, row) for row in rows)
-    return [
-        Candidate(
-            "build-cache",
-            "BuildKit's cache",
-            "",
-            (),
-            size,
-            "%d layers; %s" % (len(rows), lost),
-        )
-    ]
-
-
-def cache_is_known(goods: Inventory) -> bool:
-    """Whether the records below Docker's root tell of all the build cache."""
-    if not goods.layers or goods.driver not in goods.layers.trees:
-        return False
-    unread = goods.layers.unread
-    return not any(path.endswith("/buildkit/snapshots.db") for path in unread)
-
-
-def volume_candidates(host: Host, opts: argparse.Namespace, goods: Inventory) -> List[Candidate]:
-    """The volumes that were named; without a category, those that no container has. Raises
-    UsageError and Refused before anything is removed."""
-    using = {}  # type: Dict[str, str]
-    for one in goods.containers:
-        using.update(
-            (mount.get("Name"), one["Name"].lstrip("/"))
-            for mount in one.get("Mounts") or []
-            if mount.get("Type", "volume") == "volume"
-        )
-    names = (
-        opts.take_volumes
-        or require_answer(query(host, "volume", "ls", "-q"), "docker volume ls").out_text().split()
-    )
-    there = {one["Name"]: one for one in inspect_objects(host, "volume", names)}
-    unknown = [name for name in names if name not in there]
-    if unknown:
-        raise UsageError("no such volume: %s" % ", ".join(unknown), "docker volume ls")
-    taken = [name for name in opts.take_volumes if name in using]
-    if taken:
-        raise Refused(
-            "volume %s is used by container %s; nothing was removed" % (taken[0], using[taken[0]]),
-            "docker rm %s, if that container is not needed any more" % quote_word(using[taken[0]]),
-        )
-    lost = (
-        "ALL DATA in it"
-        if opts.take_volumes
-        else "ALL DATA in it (goes only when named: --volumes %s)"
-    )
-    return [
-        Candidate(
-            "volumes",
-            name,
-            name,
-            (name,),
-            path_bytes(goods, there[name].get("Mountpoint") or ""),
-            lost.replace("%s", name),
-        )
-        for name in names
-        if name not in using
-    ]
-
-
-def log_candidates(host: Host, opts: argparse.Namespace, goods: Inventory) -> List[Candidate]:
-    """json logs longer than --max-log, by Docker's own layout: a path from inspect could name
-    anything."""
-    names = {one["Id"]: one["Name"].lstrip("/") for one in goods.containers}
-    try:
-        require_container_files(goods, "the logs")
-    except EnvironmentFault as err:
-        goods.faults.append(err)
-        return []
-    if not names and goods.layers:
-        names = {ident: one["name"] for ident, one in goods.layers.containers.items()}
-    found, limit = [], parse_size(opts.max_log or "100M")
-    for ident, name in sorted(names.items(), key=lambda one: one[1]):
-        path = os.path.join(goods.root, "containers", ident, ident + "-json.log")
-        seen = suppress_errors(os.lstat, os_bytes(path))
-        if seen and stat.S_ISREG(seen.st_mode) and seen.st_size > limit:
-            found.append(
-                Candidate(
-                    "logs",
-                    name,
-                    ident,
-                    (path,),
-                    seen.st_blocks * 512,
-                    "its log so far, %s; it goes on from here" % format_size(seen.st_size),
-                )
-            )
-    return found
-
-
-def cut_logs(host: Host, goods: Inventory, spoils: List[Candidate]) -> List[dict]:
-    rows = [attempt(one, truncate_file, one.refs[0]) for one in spoils]
-    if rows:
-        say(
-            "dockfix: to keep them short from now on, in /etc/docker/daemon.json (for containers"
-            ' made afterwards): "log-driver": "json-file", "log-opts": {"max-size": "100m",'
-            ' "max-file": "3"}'
-        )
-    return rows
-
-
-def trim_candidates(host: Host, opts: argparse.Namespace, goods: Inventory) -> List[Candidate]:
+def trim_candidates(host: Host, opts: argparse.Namespace, inventory: Inventory) -> List[Candidate]:
     """Running containers of devicemapper, by their mounts in dockerd's own view. Never by `fstrim
-    /proc/PID/root`: it resolves that link to / and trims the host (measured)."""
-    if opts.take_trim and goods.driver != "devicemapper":
-        say(
-            "dockfix: nothing to trim: with %s what is deleted in a container is free at once"
-            % goods.driver
-        )
-    running = [one for one in goods.containers if one["State"].get("Running")]
-    if goods.driver != "devicemapper" or not running:
+    /proc/PID/root`: fstrim resolves that link to / and trims the host (seen to do)."""
+    if inventory.driver != "devicemapper":
+        if opts.take_trim:
+            say(
+                "dockfix: nothing to trim: with %s what is deleted in a container is free at once"
+                % inventory.driver
+            )
         return []
-    if os.geteuid() != 0 or goods.absent:
+    running = [item for item in inventory.containers if item["State"].get("Running")]
+    if not running:
+        return []
+    if os.geteuid() != 0 or inventory.absent:
         reason = "only root can trim"
-        if goods.absent:
-            reason = "the containers' file systems cannot be trimmed: %s" % goods.absent
-        goods.faults.append(EnvironmentFault(reason, "sudo python3 dockfix.py reclaim --trim"))
+        if inventory.absent:
+            reason = "the containers' file systems cannot be trimmed: %s" % inventory.absent
+        fault = EnvironmentFault(reason, "sudo python3 dockfix.py reclaim --trim")
+        inventory.faults.append(fault)
         return []
-    found, wanted = [], {one["GraphDriver"]["Data"]["DeviceName"]: one for one in running}
-    for pid in [one.variable for one in running_daemons()]:
+    candidates = []
+    wanted = {item["GraphDriver"]["Data"]["DeviceName"]: item for item in running}
+    lost = "nothing; what its deleted files still hold goes back to the pool"
+    for daemon in running_daemons():
+        pid = daemon.variable
         for mount in mounts_of(pid):
-            if not mount.point.startswith(goods.root + "/devicemapper/mnt/"):
+            if not mount.point.startswith(inventory.root + "/devicemapper/mnt/"):
                 continue
-            one = wanted.pop(mount.source[len("/dev/mapper/") :], None)
-            if one:
-                found.append(
-                    Candidate(
-                        "trim",
-                        one["Name"].lstrip("/"),
-                        one["Id"],
-                        (pid, mount.point, mount.dev),
-                        None,
-                        "nothing; what its deleted files still hold goes back to the pool",
-                    )
-                )
+            item = wanted.pop(mount.source[len("/dev/mapper/") :], None)
+            if item:
+                refs = (pid, mount.point, mount.dev)
+                name = container_name(item)
+                candidates.append(Candidate("trim", name, item["Id"], refs, None, lost))
     if wanted:
-        missing = ", ".join(sorted(one["Name"].lstrip("/") for one in wanted.values()))
+        missing = ", ".join(sorted(container_name(item) for item in wanted.values()))
         fault = EnvironmentFault(
             "not trimmed: %s: no daemon of this host has it mounted" % missing,
             "python3 dockfix.py storage",
         )
-        goods.faults.append(fault)
-    return found
+        inventory.faults.append(fault)
+    return candidates
 
 
-def trim_layers(host: Host, goods: Inventory, spoils: List[Candidate]) -> List[dict]:
-    def trim(spoil: Candidate) -> str:
-        before = space_now(host, goods).get("pool_data_used")
-        trim_mount(*spoil.refs)
-        after = space_now(host, goods).get("pool_data_used")
-        return (
-            ""
-            if before is None or after is None
-            else "%s handed back to the pool" % format_size(max(0, before - after))
-        )
-
-    return [attempt(one, trim, one) for one in spoils]
-
-
-def disk_free(goods: Inventory) -> Optional[int]:
-    """Bytes free under Docker's root, and under containerd's store where that is on another disk;
-    None where that is not this host's."""
-    free = None if goods.absent else free_bytes(goods.root)
-    found = [
-        suppress_errors(os.stat, os_bytes(path)) for path in (goods.root, goods.store or goods.root)
-    ]
-    if None in found or found[0].st_dev == found[1].st_dev:
-        return free
-    return add_sizes((free, free_bytes(goods.store)))
-
-
-def space_now(host: Host, goods: Inventory) -> Dict[str, Optional[int]]:
-    """Bytes: free on the disk of Docker's root; with devicemapper, used in the pool and allocated
-    by its loop file. None where unknown."""
-    found = {"disk_free": disk_free(goods)}  # type: Dict[str, Optional[int]]
-    if goods.driver == "devicemapper":
-        pool = pool_reported(engine_info(host)["DriverStatus"])
-        try:
-            found.update(pool_data_used=None, loop_file_allocated=None)
-            found["pool_data_used"] = thin_pool(host, str(pool["name"])).data_used
-            found["loop_file_allocated"] = (
-                os.lstat(os_bytes(str(pool["data_loop_file"] or ""))).st_blocks * 512
-            )
-        except (OSError, EnvironmentFault):
-            pass  # not root, or a pool on a device of its own
-    return found
-
-
-def attempt(spoil: Candidate, deed: Callable, *words) -> dict:
-    """The row of a deed that raises OSError or DockfixError where it fails, and returns a
-    remark."""
-    try:
-        return candidate_row(spoil, "changed", deed(*words) or spoil.lost)
-    except FileNotFoundError:
-        return candidate_row(spoil, "skipped", "gone")
-    except (OSError, DockfixError) as err:
-        return candidate_row(spoil, "failed", getattr(err, "strerror", None) or str(err))
-
-
-def remove_candidates(host: Host, goods: Inventory, spoils: List[Candidate]) -> List[dict]:
-    """docker rm, rmi and volume rm, some at a time; what is gone afterwards is what was removed."""
-    said = ""
-    if not spoils:
-        return []
-    category = spoils[0].category
-    for start in range(0, len(spoils), 20):
-        refs = [ref for one in left_in_place(host, spoils[start : start + 20]) for ref in one.refs]
-        if not host.stop.is_set() and (refs or category == "build-cache"):
-            said += change_host(
-                host,
-                host.docker + CATEGORIES[category] + tuple(refs),
-                seconds=max(host.timeout, 600),
-            ).text()
-    if category == "build-cache" and re.search(
-        r"(?m)^Total(?: reclaimed space)?:\s+0\s?B\s*$", said
-    ):
-        return [candidate_row(spoils[0], "unchanged", "there is none")]
-    if category == "build-cache":
-        left = {""} if re.search(r"(?i)error|unknown|not a docker command", said) else set()
-    elif category == "containers":
-        left = {one.id for one in list_containers(host)}
-    else:
-        left = {
-            one["Id" if category == "images" else "Name"]
-            for one in inspect_objects(host, category[:-1], [one.id for one in spoils])
-        }
-    return [
-        (
-            candidate_row(one, *removal_status(one, said))
-            if one.id in left
-            else candidate_row(one, "changed", one.lost)
-        )
-        for one in spoils
-    ]
-
-
-def left_in_place(host: Host, spoils: List[Candidate]) -> List[Candidate]:
-    """Without the images whose tags were given to another one since the look: rmi goes by the
-    tag."""
-    if spoils[0].category != "images":
-        return spoils
-    images = inspect_objects(host, "image", [one.id for one in spoils])
-    now = {
-        one["Id"]: {one["Id"], *(one.get("RepoTags") or []), *(one.get("RepoDigests") or [])}
-        for one in images
-    }
-    return [one for one in spoils if set(one.refs) <= now.get(one.id, set())]
-
-
-def removal_status(spoil: Candidate, said: str) -> Tuple[str, str]:
-    """(status, msg) of what is still there, by docker's words about it."""
-    names = (*spoil.refs, spoil.id[:12], spoil.id[7:19])
-    lines = [line for line in said.split("\n") if any(word in line for word in names)] or [
-        "docker said nothing of it"
-    ]
-    in_use = re.search(
-        r"in use|is using|running container|is being used|stop the container|conflict|dependent"
-        r" child",
-        " ".join(lines),
-    )
-    return (
-        ("skipped", "in use meanwhile: " + lines[0].strip())
-        if in_use
-        else ("failed", lines[0].strip())
-    )
-
-
-def layer_size(goods: Inventory, row: dict) -> Optional[int]:
-    """Allocated bytes of one layer. A thin device tells only while it is active: its mapped
-    sectors."""
-    if row["layer"] not in goods.sizes:
-        if row["driver"] == "devicemapper":
-            answer = query_host(goods.host, ("dmsetup", "status", row.get("device") or "none"))
-            mapped = re.match(rb"0 [0-9]+ thin ([0-9]+) ", answer.out) if answer.rc == 0 else None
-            goods.sizes[row["layer"]] = int(mapped.group(1)) * 512 if mapped else None
-        else:
-            goods.sizes[row["layer"]] = path_bytes(goods, own_folder(row))
-    return goods.sizes[row["layer"]]
-
-
-def path_bytes(goods: Inventory, path: str) -> Optional[int]:
-    if goods.absent:
-        return None  # a folder of that name here is another engine's
-    size, why = disk_usage(path, goods.until, goods.points)
-    return None if why else size
-
-
-def estimate_gain(goods: Inventory, spoils: List[Candidate]) -> Optional[int]:
+def estimate_gain(inventory: Inventory, candidates: List[Candidate]) -> Optional[int]:
     """What all of it together gives back: layers that only images on the list share count too. None
     where a part is unknown."""
-    images = {bare_id(one.id) for one in spoils if one.category == "images"}
-    if any(one.size is None for one in spoils):
+    if any(candidate.size is None for candidate in candidates):
         return None
-    shared = []  # type: List[Optional[int]]
-    for row in goods.layers.rows if goods.layers and images else ():
-        users = {image["id"] for image in row["images"]}
-        if row["role"] == "image" and users and users <= images:
-            shared.append(layer_size(goods, row))
-    return add_sizes([one.size for one in spoils if one.category != "images"] + shared)
+    images = set()
+    sizes = []  # type: List[Optional[int]]
+    for candidate in candidates:
+        if candidate.category == "images":
+            images.add(bare_id(candidate.id))
+        else:
+            sizes.append(candidate.size)
+    if inventory.layers and images:
+        for row in inventory.layers.rows:
+            users = {image["id"] for image in row["images"]}
+            if row["role"] == "image" and users and users <= images:
+                sizes.append(layer_size(inventory, row))
+    return add_sizes(sizes)
 
 
-def report_gain(host: Host, report: dict, goods: Inventory, done: List[Candidate]) -> None:
-    """Measured on the disk; the file system may need a moment."""
-    before, wanted, end = (
-        report["before"]["disk_free"],
-        estimate_gain(goods, done),
-        time.monotonic() + 5,
-    )
-    after = disk_free(goods)
-    while None not in (before, after) and wanted and time.monotonic() < end:
-        if after - before >= 0.95 * wanted:
-            break
-        time.sleep(0.2)
-        after = disk_free(goods)
-    report["after"] = dict(space_now(host, goods), disk_free=after)
-    report["freed"] = None if before is None or after is None else after - before
-    if (
-        wanted
-        and report["freed"] is not None
-        and abs(report["freed"] - wanted) > 0.05 * wanted + (1 << 20)
-    ):
-        text = (
-            "%s were to be freed, the disk has %s more: other programs wrote or deleted meanwhile,"
-            " or a process still holds a deleted file open"
-        )
-        add_finding(
-            report,
-            "reclaim-differs",
-            "info",
-            text % (format_size(wanted), format_size(report["freed"])),
-            "lsof +L1 %s" % goods.root,
-        )
+# Changing
 
 
-def candidate_row(spoil: Candidate, status: str, msg: str) -> dict:
+def candidate_row(candidate: Candidate, status: str, msg: str) -> dict:
     return {
-        "target": spoil.name,
-        "id": spoil.id,
+        "target": candidate.name,
+        "id": candidate.id,
         "status": status,
         "msg": msg,
-        "category": spoil.category,
-        "size": spoil.size,
+        "category": candidate.category,
+        "size": candidate.size,
     }
 
 
-def plan_reclaim(host: Host, report: dict, goods: Inventory, spoils: List[Candidate]) -> None:
-    lines = [script_comment("not looked at: " + fault.msg) for fault in goods.faults]
-    for one in spoils:
-        first = ""
-        if one.category == "trim":
-            inside = ("nsenter", "-t", one.refs[0], "-m", "--")
-            first, argv = quote_line((*inside, "mountpoint", "-q", one.refs[1])) + " && ", (
-                *inside,
-                "fstrim",
-                "-v",
-                one.refs[1],
-            )
-        elif one.category == "logs":
-            argv = ("truncate", "-s", "0", "--", *one.refs)
-        else:
-            argv = host.docker + CATEGORIES[one.category] + one.refs
-        lines += [
-            script_comment("%s %s: %s" % (one.category, one.name, one.lost)),
-            first + "run " + quote_line(argv),
-        ]
-    report["script"] = script_text(report, lines, len(goods.faults))
+def attempt(candidate: Candidate, action: Callable[[Candidate], str]) -> dict:
+    """The result row of an action. It raises OSError or DockfixError where it fails, and returns a
+    remark, or ''."""
+    try:
+        return candidate_row(candidate, "changed", action(candidate) or candidate.lost)
+    except FileNotFoundError:
+        return candidate_row(candidate, "skipped", "gone")
+    except (OSError, DockfixError) as err:
+        return candidate_row(candidate, "failed", getattr(err, "strerror", None) or str(err))
+
+
+def cut_logs(host: Host, inventory: Inventory, candidates: List[Candidate]) -> List[dict]:
+    def cut(candidate: Candidate) -> str:
+        truncate_file(candidate.refs[0])
+        return ""
+
+    rows = [attempt(candidate, cut) for candidate in candidates]
+    if rows:
+        say(KEEP_LOGS_SHORT)
+    return rows
+
+
+def trim_layers(host: Host, inventory: Inventory, candidates: List[Candidate]) -> List[dict]:
+    def trim(candidate: Candidate) -> str:
+        before = space_now(host, inventory).get("pool_data_used")
+        pid, point, device = candidate.refs
+        trim_mount(pid, point, device)
+        after = space_now(host, inventory).get("pool_data_used")
+        if before is None or after is None:
+            return ""
+        return "%s handed back to the pool" % format_size(max(0, before - after))
+
+    return [attempt(candidate, trim) for candidate in candidates]
+
+
+def remove_candidates(host: Host, inventory: Inventory, candidates: List[Candidate]) -> List[dict]:
+    """docker rm, rmi and volume rm, 20 at a time. What is gone afterwards is what was removed."""
+    if not candidates:
+        return []
+    category = candidates[0].category
+    output = ""
+    for start in range(0, len(candidates), 20):
+        refs = []  # type: List[str]
+        for candidate in left_in_place(host, candidates[start : start + 20]):
+            refs.extend(candidate.refs)
+        if not host.stop.is_set() and (refs or category == "build-cache"):
+            argv = host.docker + CATEGORIES[category] + tuple(refs)
+            output += change_host(host, argv, seconds=max(host.timeout, 600)).text()
+    empty_cache = r"(?m)^Total(?: reclaimed space)?:\s+0\s?B\s*$"
+    if category == "build-cache" and re.search(empty_cache, output):
+        return [candidate_row(candidates[0], "unchanged", "there is none")]
+    remaining = remaining_ids(host, candidates, output)
+    rows = []
+    for candidate in candidates:
+        status, msg = "changed", candidate.lost
+        if candidate.id in remaining:
+            status, msg = removal_status(candidate, output)
+        rows.append(candidate_row(candidate, status, msg))
+    return rows
+
+
+def left_in_place(host: Host, candidates: List[Candidate]) -> List[Candidate]:
+    """Without the images whose tags were given to another one since the look: rmi goes by the
+    tag."""
+    if candidates[0].category != "images":
+        return candidates
+    names = {}  # type: Dict[str, set]
+    for image in inspect_objects(host, "image", [candidate.id for candidate in candidates]):
+        tags = image.get("RepoTags") or []
+        digests = image.get("RepoDigests") or []
+        names[image["Id"]] = {image["Id"], *tags, *digests}
+    return [item for item in candidates if set(item.refs) <= names.get(item.id, set())]
+
+
+def remaining_ids(host: Host, candidates: List[Candidate], output: str) -> set:
+    """The ids that are still there. The build cache has the id '', and only docker's output tells
+    whether it was removed."""
+    category = candidates[0].category
+    if category == "build-cache":
+        failed = re.search(r"(?i)error|unknown|not a docker command", output)
+        return {""} if failed else set()
+    if category == "containers":
+        return {container.id for container in list_containers(host)}
+    kind = category[:-1]  # docker's word: image, volume
+    key = "Id" if category == "images" else "Name"
+    objects = inspect_objects(host, kind, [candidate.id for candidate in candidates])
+    return {inspected[key] for inspected in objects}
+
+
+def removal_status(candidate: Candidate, output: str) -> Tuple[str, str]:
+    """(status, msg) of what is still there, by docker's words about it."""
+    names = (*candidate.refs, candidate.id[:12], candidate.id[7:19])
+    lines = []
+    for line in output.split("\n"):
+        if any(name in line for name in names):
+            lines.append(line)
+    if not lines:
+        lines = ["docker said nothing of it"]
+    in_use = (
+        r"in use|is using|running container|is being used|stop the container|conflict|dependent"
+        r" child"
+    )
+    if re.search(in_use, " ".join(lines)):
+        return "skipped", "in use meanwhile: " + lines[0].strip()
+    return "failed", lines[0].strip()
 
 
 COLLECTORS = {
@@ -11880,7 +11854,156 @@ COLLECTORS = {
     "build-cache": build_cache_candidates,
     "volumes": volume_candidates,
 }
-REMOVERS = {"logs": cut_logs, "trim": trim_layers}
+REMOVERS = {
+    "logs": cut_logs,
+    "trim": trim_layers,
+    "containers": remove_candidates,
+    "images": remove_candidates,
+    "build-cache": remove_candidates,
+    "volumes": remove_candidates,
+}
+
+
+# The command
+
+
+def run_reclaim(host: Host, opts: argparse.Namespace, report: dict) -> None:
+    """Read, list, ask, remove, read again: what is gone is judged by the state afterwards, and the
+    gain by statvfs. Without a category it only lists."""
+    chosen = [name for name in CATEGORIES if getattr(opts, "take_" + name)]
+    require_reclaim_options(opts, chosen)
+    if chosen:
+        refuse_half_way(host)
+    inventory = collect_inventory(host, chosen)
+    candidates = []  # type: List[Candidate]
+    for name in chosen or CATEGORIES:
+        candidates += collect_candidates(host, opts, inventory, name)
+    report.update(root=inventory.root, promised=estimate_gain(inventory, candidates))
+    for fault in inventory.faults:
+        add_error(report, fault)
+    if inventory.faults and not candidates:
+        return  # nothing was found, but not all was looked at: exit 6 with the reasons
+    report["exit_code"] = 3 if inventory.faults else 0
+    if not chosen or opts.dry_run:
+        status = "changed" if chosen else "unchanged"
+        report["results"] = [candidate_row(item, status, item.lost) for item in candidates]
+        if opts.dry_run:
+            format_reclaim_script(host, report, inventory, candidates if chosen else [])
+        return
+    confirm_reclaim(opts, inventory, candidates)
+    lock_reclaim(host, chosen)
+    report["before"] = space_now(host, inventory)
+    for name in chosen:
+        in_category = [item for item in candidates if item.category == name]
+        report["results"] += REMOVERS[name](host, inventory, in_category)
+    removed = []
+    for candidate, row in zip(candidates, report["results"]):
+        if row["status"] == "changed":
+            removed.append(candidate)
+    report_gain(host, report, inventory, removed)
+    report["exit_code"] = exit_code(report["results"])
+    if report["exit_code"] == 0 and inventory.faults:
+        report["exit_code"] = 3
+
+
+def collect_candidates(
+    host: Host, opts: argparse.Namespace, inventory: Inventory, category: str
+) -> List[Candidate]:
+    """One category's candidates. Raises EnvironmentFault if docker's answer is not understood."""
+    collect = COLLECTORS[category]
+    return parse_answer(inventory, lambda answer: collect(host, opts, answer))
+
+
+def require_reclaim_options(opts: argparse.Namespace, chosen: Sequence[str]) -> None:
+    """Raises UsageError before anything is looked at."""
+    # An option that narrows a category stands with that category.
+    for option, category in NARROWING_OPTIONS:
+        if getattr(opts, option) and chosen and category not in chosen:
+            name = option.replace("_", "-")
+            raise UsageError(
+                "--%s goes with --%s" % (name, category),
+                "python3 dockfix.py reclaim --%s --%s" % (category, name),
+            )
+    # The age and the size are readable.
+    parse_age(opts.older_than or "0s")
+    parse_size(opts.max_log or "100M")
+
+
+def confirm_reclaim(
+    opts: argparse.Namespace, inventory: Inventory, candidates: List[Candidate]
+) -> None:
+    """Show what would be removed, and ask."""
+    for fault in inventory.faults:
+        say("dockfix: warning: %s" % fault.msg)
+    for candidate in candidates:
+        size = format_known_size(candidate.size)
+        line = (candidate.category, size, candidate.name, candidate.lost)
+        say("  %-11s %10s  %s: %s" % line)
+    if candidates:
+        confirm(opts, "remove for good what is listed (%d)?" % len(candidates))
+
+
+def lock_reclaim(host: Host, chosen: Sequence[str]) -> None:
+    """Take the lock. On a disk without a free byte logs are cut without it: a full disk is cured
+    with them first. Not while a storage change stands half-way."""
+    try:
+        take_lock(host)
+    except EnvironmentFault as err:
+        journal = os.path.join(os_bytes(host.state), os_bytes(JOURNAL))
+        if list(chosen) != ["logs"] or os.path.exists(journal):
+            raise
+        say("dockfix: warning: %s; going on without the lock" % err.msg)
+
+
+def report_gain(host: Host, report: dict, inventory: Inventory, removed: List[Candidate]) -> None:
+    """What the disk has more than before, measured. The file system may need a moment."""
+    before = report["before"]["disk_free"]
+    estimated = estimate_gain(inventory, removed)
+    end = time.monotonic() + 5
+    after = disk_free(inventory)
+    while estimated and before is not None and after is not None and time.monotonic() < end:
+        if after - before >= 0.95 * estimated:
+            break
+        time.sleep(0.2)
+        after = disk_free(inventory)
+    report["after"] = dict(space_now(host, inventory), disk_free=after)
+    report["freed"] = None
+    if before is None or after is None:
+        return
+    freed = after - before
+    report["freed"] = freed
+    if estimated and abs(freed - estimated) > 0.05 * estimated + (1 << 20):
+        text = (
+            "%s were to be freed, the disk has %s more: other programs wrote or deleted meanwhile,"
+            " or a process still holds a deleted file open"
+        ) % (format_size(estimated), format_size(freed))
+        remedy = "lsof +L1 %s" % inventory.root
+        add_finding(report, "reclaim-differs", "info", text, remedy)
+
+
+def format_reclaim_script(
+    host: Host, report: dict, inventory: Inventory, candidates: List[Candidate]
+) -> None:
+    """Fill report["script"] with the commands that do the same."""
+    lines = [script_comment("not looked at: " + fault.msg) for fault in inventory.faults]
+    for candidate in candidates:
+        title = "%s %s: %s" % (candidate.category, candidate.name, candidate.lost)
+        lines.append(script_comment(title))
+        lines.append(format_removal(host, candidate))
+    report["script"] = script_text(report, lines, len(inventory.faults))
+
+
+def format_removal(host: Host, candidate: Candidate) -> str:
+    """The line of a script that removes a candidate."""
+    if candidate.category == "trim":
+        pid, point, _ = candidate.refs
+        inside = ("nsenter", "-t", pid, "-m", "--")
+        is_mounted = quote_line((*inside, "mountpoint", "-q", point))
+        return is_mounted + " && run " + quote_line((*inside, "fstrim", "-v", point))
+    if candidate.category == "logs":
+        return "run " + quote_line(("truncate", "-s", "0", "--", *candidate.refs))
+    argv = host.docker + CATEGORIES[candidate.category] + candidate.refs
+    return "run " + quote_line(argv)
 
 
 ###############################################################################
