@@ -9736,6 +9736,7 @@ def require_engine_of(host: Host, engine: dict) -> Host:
 ###############################################################################
 # 15. storage
 ###############################################################################
+
 # Shows where the space goes: driver, pool, disks, images, containers, volumes, logs, build cache;
 # and findings, each with the command to type next.
 # It only looks. It never changes anything, and never prints an unknown figure as 0: what cannot be
@@ -10916,6 +10917,7 @@ def add_options(result: dict, options: List[OptionSource]) -> None:
 ###############################################################################
 # 16. owner
 ###############################################################################
+
 # Says which container, image or volume a layer, folder, snapshot or device belongs to.
 # It only looks, and works with the daemon down. It never guesses: "orphan" is a layer for which
 # every record was readable and none names it; everything else that cannot be told is "unknown".
@@ -11243,6 +11245,7 @@ def run_owner(host: Host, opts: argparse.Namespace, report: dict) -> None:
 ###############################################################################
 # 17. reclaim
 ###############################################################################
+
 # Gives space back: logs, trim, containers, images, build cache, volumes.
 # It lists what it would remove, asks, and removes nothing that it did not list. Without a category
 # it only lists. It never uses force: docker refuses what came into use meanwhile. Volumes go only
