@@ -9789,84 +9789,77 @@ def require_engine_of(host: Host, engine: dict) -> Host:
 # 15. storage
 ###############################################################################
 
-
-def run_storage(host: Host, opts: argparse.Namespace, report: dict) -> None:
-    warning, critical = (
-        parse_number("--" + name, getattr(opts, name), default, 0, 100)
-        for name, default in (("warning", 80.0), ("critical", 90.0))
-    )
-    if warning > critical or (opts.full and opts.quick):
-        raise UsageError(
-            (
-                "--warning is above --critical"
-                if warning > critical
-                else "--full and --quick exclude each other"
-            ),
-            "python3 dockfix.py storage --help",
-        )
-    layers, sizes, devices, options = None, {}, {}, []  # type: Optional[Layers], dict, dict, list
-    if opts.docker_info == "-":
-        claim_stdin(opts, "the answer of docker info", "--docker-info FILE")
-    saved = opts.docker_info is not None
-    if saved:
-        info = parse_info(decode_saved(read_input(opts.docker_info, 1 << 24, "--docker-info")))
-    else:
-        info = engine_info_or_finding(host, report) if opts.root is None else None
-    one = new_storage(info or {})
-    if saved or (info and runs_elsewhere(info)):
-        where = (
-            "from a saved docker info"
-            if saved
-            else "the engine runs on another host, %s" % info["Name"]
-        )
-        one["msg"] = "%s: what only files and devices tell is unknown" % where
-    else:
-        note_fact(
-            one,
-            "root",
-            opts.root or (configured_root() if not info else None),
-            "configuration" if opts.root is None else "--root",
-        )
-        root = one["root"]
-        options = engine_options(root)
-        one["disks"] = collect_disks(root, one)
-        try:
-            layers = read_layers(root, follow=True)
-            confirm_orphans(host, root, layers, info)
-            add_lost_records(layers, report)
-            one["missing"] += ["%s: %s" % pair for pair in sorted(layers.unread.items())[:20]]
-        except EnvironmentFault as err:
-            if not info and not one["disk"]:
-                raise
-            one["missing"].append(err.msg)
-        collect_driver(one, layers, options)
-        if one["driver"] == "devicemapper":
-            devices = collect_pool(host, root, one, layers)
-        sizes = collect_sizes(opts, root, one, layers, devices) if layers else {}
-    add_usage(one, layers, sizes, info or {})
-    one["driver_options"] = dict(
-        text.partition("=")[::2]
-        for source in options
-        if source.used
-        for name, text in source.options
-        if name == "storage-opt"
-    )
-    one["options"] = [
-        {"option": name, "value": text, "where": source.where(), "used": source.used}
-        for source in options
-        for name, text in source.options
-    ]
-    report["results"].append(one)
-    storage_findings(one, options, warning, critical, report)
-    if opts.check and any(finding["severity"] != "info" for finding in report["findings"]):
-        report["exit_code"] = 3
+# Shows where the space goes: driver, pool, disks, images, containers, volumes, logs, build cache;
+# and findings, each with the command to type next.
+# It only looks. It never changes anything, and never prints an unknown figure as 0: what cannot be
+# read is None, and the reason stands in result["missing"].
+# It rests on `docker info`, on the files below Docker's root, on statvfs, and on dmsetup and the
+# loop files of a devicemapper pool. Each figure's source stands in result["sources"].
 
 
-def new_storage(info: Dict[str, object]) -> dict:
-    """The result with what docker info says; everything else is filled in where it is known. Bytes,
-    or None."""
+class StorageFinding(NamedTuple):
+    """One finding, in the order of arguments that add_finding takes."""
+
+    name: str
+    severity: str  # "critical", "warning" or "info"
+    text: str
+    remedy: str  # a line that can be pasted
+
+
+class Measured(NamedTuple):
+    """A measured size. size: allocated bytes, None where unknown; reason: why it is not the whole
+    size, '' where it is."""
+
+    size: Optional[int]
+    reason: str
+
+
+class StorageFacts(NamedTuple):
+    """What the files of this host tell. layers: None where they are not readable. sizes: keys are
+    (kind, name), such as ("container", ID) or ("volume", NAME)."""
+
+    layers: Optional[Layers]
+    sizes: Dict[Tuple, Measured]
+    options: List[OptionSource]
+
+
+NO_FACTS = StorageFacts(None, {}, [])
+UNKNOWN_SIZE = Measured(None, "unknown")
+POOL_KEYS = [
+    *POOL_WORDS.values(),
+    *POOL_SIZES.values(),
+    "mode",
+    "mode_why",
+    "state",
+    "needs_check",
+    "failed",
+    "data_allocated",
+    "metadata_allocated",
+    "data_disk_free",
+    "metadata_disk_free",
+]
+USAGE_KINDS = (
+    "containers",
+    "stopped_containers",
+    "logs",
+    "volumes",
+    "unused_volumes",
+    "build_cache",
+    "orphans",
+    "images",
+    "unused_images",
+    "dangling_images",
+)
+
+
+# The result and its facts
+
+
+def new_storage(info: dict) -> dict:
+    """The result row with what docker info says. Everything else is filled in where it is known.
+    Sizes are bytes, or None."""
     status = info.get("DriverStatus") or {}
-    one = {
+    result = {
         "driver": None,
         "server_version": None,
         "root": None,
@@ -9882,400 +9875,442 @@ def new_storage(info: Dict[str, object]) -> dict:
         "sources": {},
         "missing": [],
         "msg": "",
-    }
-    for name, key in (
-        ("driver", "Driver"),
-        ("server_version", "ServerVersion"),
-        ("root", "DockerRootDir"),
-    ):
-        note_fact(one, name, info.get(key), "docker info")
-    if status.get("driver-type") or info.get("Driver") in GRAPH_DRIVERS:
-        note_fact(
-            one,
-            "image_store",
-            "containerd" if status.get("driver-type") else "graphdriver",
-            "docker info",
-        )
+    }  # type: dict
+    note_fact(result, "driver", info.get("Driver"), "docker info")
+    note_fact(result, "server_version", info.get("ServerVersion"), "docker info")
+    note_fact(result, "root", info.get("DockerRootDir"), "docker info")
+    if status.get("driver-type"):
+        note_fact(result, "image_store", "containerd", "docker info")
+    elif info.get("Driver") in GRAPH_DRIVERS:
+        note_fact(result, "image_store", "graphdriver", "docker info")
     if any(key in POOL_SIZES or key in POOL_WORDS for key in status):
-        reported = pool_reported(status)
-        one["pool"] = dict.fromkeys(POOL_KEYS)
-        for name, found in reported.items():
-            note_fact(
-                one,
-                "pool." + name,
-                found,
-                "docker info" + (" (four digits)" if name in POOL_SIZES.values() else ""),
-            )
-    return one
+        note_reported_pool(result, status)
+    return result
 
 
-POOL_KEYS = (
-    list(POOL_WORDS.values())
-    + list(POOL_SIZES.values())
-    + [
-        "mode",
-        "mode_why",
-        "state",
-        "needs_check",
-        "failed",
-        "data_allocated",
-        "metadata_allocated",
-        "data_disk_free",
-        "metadata_disk_free",
-    ]
-)
+def note_reported_pool(result: dict, status: Dict[str, str]) -> None:
+    """The pool as docker info reports it. Its sizes are rounded to four digits."""
+    result["pool"] = dict.fromkeys(POOL_KEYS)
+    for name, value in pool_reported(status).items():
+        source = "docker info"
+        if name in POOL_SIZES.values():
+            source += " (four digits)"
+        note_fact(result, "pool." + name, value, source)
 
 
-def note_fact(one: dict, key: str, found: object, source: str, better: bool = False) -> None:
-    """Sets a fact that is not known yet, or one that is known from a less trusted source (better),
-    with its source."""
-    place, name = (one["pool"], key[len("pool.") :]) if key.startswith("pool.") else (one, key)
-    if found is not None and (better or place.get(name) is None):
-        place[name], one["sources"][key] = found, source
-
-
-def engine_options(root: str) -> List[OptionSource]:
-    """Where the options of the daemon with this root are set: the host's settings, where they name
-    it; else its own command line and the daemon.json that this names."""
-    own = without_remap(root)
-    listed = option_sources()
-    running = []
-    for daemon in running_daemons():
-        named = dict(daemon.options).get("config-file") or "/etc/docker/daemon.json"
-        text, options, fault = settings_of(named, daemon_json, ())
-        if (
-            dict(daemon.options).get("data-root") or dict(options).get("data-root") or DOCKER_ROOT
-        ) == own:
-            running += [
-                daemon._replace(used=True),
-                OptionSource("daemon.json", named, "", text, options, True, fault),
-            ]
-    here = (next_options(listed).get("data-root") or DOCKER_ROOT) == own
-    return (
-        listed + [one._replace(used=False) for one in running if one.kind == "running"]
-        if here
-        else running
-    )
+def note_fact(result: dict, key: str, value: object, source: str, better: bool = False) -> None:
+    """Set a fact that is not known yet, and its source. better: replace a fact from a less trusted
+    source too. key: a key of the result, or "pool." and a key of its pool."""
+    holder, name = result, key
+    if key.startswith("pool."):
+        holder, name = result["pool"], key[len("pool.") :]
+    if value is None:
+        return
+    if better or holder.get(name) is None:
+        holder[name] = value
+        result["sources"][key] = source
 
 
 def percent(part: Optional[int], whole: Optional[int]) -> Optional[float]:
-    return round(100.0 * part / whole, 1) if whole and part is not None else None
+    """Per cent with one digit; None where a number is unknown or the whole is 0."""
+    if not whole or part is None:
+        return None
+    return round(100.0 * part / whole, 1)
+
+
+# Reading: options, disks, drivers
+
+
+def engine_options(root: str) -> List[OptionSource]:
+    """Where the options of the daemon with this root are set. That is in the host's settings, where
+    they name this root; else in the daemon's own command line and the daemon.json that it names."""
+    own = without_remap(root)
+    configured = option_sources()
+    running = []  # type: List[OptionSource]
+    for daemon in running_daemons():
+        given = dict(daemon.options)
+        config_file = given.get("config-file") or "/etc/docker/daemon.json"
+        text, options, fault = settings_of(config_file, daemon_json, ())
+        data_root = given.get("data-root") or dict(options).get("data-root") or DOCKER_ROOT
+        if data_root == own:
+            running.append(daemon._replace(used=True))
+            running.append(OptionSource("daemon.json", config_file, "", text, options, True, fault))
+    configured_data_root = next_options(configured).get("data-root") or DOCKER_ROOT
+    if configured_data_root != own:
+        return running
+    return configured + [
+        source._replace(used=False) for source in running if source.kind == "running"
+    ]
 
 
 def read_disk(path: str, mounts: List[Mount]) -> Optional[dict]:
-    """The file system under a path as df sees it; None where it cannot be asked."""
-    found, folder = suppress_errors(os.statvfs, os_bytes(path)), suppress_errors(
-        os.stat, os_bytes(path)
-    )
-    if not found or not folder:
+    """The file system under a path, as df shows it; None where it cannot be asked."""
+    space = suppress_errors(os.statvfs, os_bytes(path))
+    folder = suppress_errors(os.stat, os_bytes(path))
+    if not space or not folder:
         return None
     mount = mount_of(real_path(path), mounts)
-    used, files = found.f_blocks - found.f_bfree, found.f_files - found.f_ffree
+    used = space.f_blocks - space.f_bfree
+    inodes_used = space.f_files - space.f_ffree
     return {
         "path": path,
         "device": folder.st_dev,
-        "total": found.f_blocks * found.f_frsize,
-        "free": found.f_bavail * found.f_frsize,
+        "total": space.f_blocks * space.f_frsize,
+        "free": space.f_bavail * space.f_frsize,
         "filesystem": mount.fstype if mount else None,
         "mount_point": mount.point if mount else None,
-        "used_percent": percent(used, used + found.f_bavail),
-        "inodes_used_percent": percent(files, files + found.f_favail),
+        "used_percent": percent(used, used + space.f_bavail),
+        "inodes_used_percent": percent(inodes_used, inodes_used + space.f_favail),
         "for": [],
     }
 
 
-def collect_disks(root: str, one: dict) -> List[dict]:
-    """Each file system that Docker's data lies on, once."""
-    mounts, disks = mounts_of(), []  # type: list, List[dict]
+def collect_disks(root: str, result: dict) -> List[dict]:
+    """Each file system that holds a part of Docker's data, once."""
+    mounts = mounts_of()
+    disks = []  # type: List[dict]
+    by_device = {}  # type: Dict[int, dict]
     places = (
         ("Docker's root", root),
         ("volumes", root + "/volumes"),
-        ("layers", "%s/%s" % (root, one["driver"])),
+        ("layers", "%s/%s" % (root, result["driver"])),
         ("pool files", root + "/devicemapper/devicemapper"),
         ("containerd's store", containerd_root(root)),
     )
-    for what, path in places:
+    for purpose, path in places:
         disk = read_disk(path, mounts)
-        same = next((other for other in disks if disk and other["device"] == disk["device"]), disk)
-        if same:
-            same["for"].append(what)
-            disks += [disk] if same is disk else []
-    note_fact(one, "disk", disks[0] if disks and disks[0]["path"] == root else None, "statvfs")
+        if not disk:
+            continue
+        if disk["device"] not in by_device:
+            by_device[disk["device"]] = disk
+            disks.append(disk)
+        by_device[disk["device"]]["for"].append(purpose)
+    if disks and disks[0]["path"] == root:
+        note_fact(result, "disk", disks[0], "statvfs")
     return disks
 
 
-def collect_driver(one: dict, layers: Optional[Layers], options: List[OptionSource]) -> None:
+def collect_driver(result: dict, layers: Optional[Layers], options: List[OptionSource]) -> None:
     """The driver where no daemon tells it, and every driver's folder below the root."""
-    there = [
-        driver for driver in LAYOUTS if os.path.isdir(os_bytes(os.path.join(one["root"], driver)))
-    ]
-    drivers = (
-        [facts["driver"] for facts in layers.containers.values() if facts["driver"]]
-        if layers
-        else []
-    )
-    of_containerd = any(driver not in LAYOUTS for driver in drivers)
-    if not of_containerd and not there:
-        of_containerd = has_rootfs(one["root"])
-    note_fact(one, "image_store", "containerd" if of_containerd else None, "the containers' files")
-    note_fact(one, "driver", next_options(options).get("storage-driver"), "configuration")
-    note_fact(
-        one, "driver", max(drivers, key=drivers.count) if drivers else None, "the containers' files"
-    )
-    note_fact(one, "driver", there[0] if len(there) == 1 else None, "the only driver's folder")
-    one["drivers_on_disk"] = [
-        {
-            "driver": driver,
-            "path": os.path.join(one["root"], driver),
-            "in_use": driver == one["driver"],
-            "size": None,
-        }
-        for driver in there
-    ]
+    root = result["root"]
+    on_disk = [driver for driver in LAYOUTS if os.path.isdir(os_bytes(os.path.join(root, driver)))]
+    of_containers = []  # type: List[str]
+    if layers:
+        for facts in layers.containers.values():
+            if facts["driver"]:
+                of_containers.append(facts["driver"])
+    in_containerd = any(driver not in LAYOUTS for driver in of_containers)
+    if not in_containerd and not on_disk:
+        in_containerd = has_rootfs(root)
+    if in_containerd:
+        note_fact(result, "image_store", "containerd", "the containers' files")
+    note_fact(result, "driver", next_options(options).get("storage-driver"), "configuration")
+    if of_containers:
+        usual = max(of_containers, key=of_containers.count)
+        note_fact(result, "driver", usual, "the containers' files")
+    if len(on_disk) == 1:
+        note_fact(result, "driver", on_disk[0], "the only driver's folder")
+    for driver in on_disk:
+        result["drivers_on_disk"].append(
+            {
+                "driver": driver,
+                "path": os.path.join(root, driver),
+                "in_use": driver == result["driver"],
+                "size": None,
+            }
+        )
 
 
-def collect_pool(host: Host, root: str, one: dict, layers: Optional[Layers]) -> Dict[str, int]:
-    """What the kernel and the loop files say of the pool, better than docker info's four digits;
-    and {device: bytes mapped} of the active ones."""
+# Reading: the devicemapper pool
+
+
+def collect_pool(host: Host, root: str, result: dict, layers: Optional[Layers]) -> Dict[str, int]:
+    """What the kernel and the loop files say of the pool: better than docker info's four digits.
+    Returns {device name: bytes mapped} of the active thin devices."""
     home = os.path.join(root, "devicemapper")
-    one["pool"] = pool = one["pool"] or dict.fromkeys(POOL_KEYS)
-    note_fact(
-        one,
-        "pool.name",
-        pool_prefix(home) + "pool" if pool_prefix(home) else None,
-        "its folder's inode",
-    )
-    said = {"table": "", "status": ""}
+    if not result["pool"]:
+        result["pool"] = dict.fromkeys(POOL_KEYS)
+    pool = result["pool"]
+    prefix = pool_prefix(home)
+    if prefix:
+        note_fact(result, "pool.name", prefix + "pool", "its folder's inode")
+    status_text = ""
     try:
-        for what in said:
-            said[what] = require_answer(
-                query_host(host, ("dmsetup", what)), "dmsetup " + what
-            ).out_text()
-        table, status = (
-            next((line for line in text.split("\n") if line.startswith("%s: " % pool["name"])), "")
-            for text in said.values()
-        )
+        table_text = read_dmsetup(host, "table")
+        status_text = read_dmsetup(host, "status")
+        table = device_line(table_text, pool["name"])
+        status = device_line(status_text, pool["name"])
         if table and status:
-            note_pool(one, parse_thin_pool(table, status))
+            note_pool(result, parse_thin_pool(table, status))
     except EnvironmentFault as err:
-        one["missing"].append(err.msg)
-    for kind in ("data", "metadata") if pool["mode"] != "direct" else ():
-        note_loop_file(
-            one, kind, str(pool[kind + "_loop_file"] or os.path.join(home, "devicemapper", kind))
-        )
-    for base in (
-        (row for row in layers.rows if row["layer"] == "base" and row["driver"] == "devicemapper")
-        if layers
-        else ()
-    ):
-        note_fact(
-            one, "pool.base_device_size", base.get("device_size"), "metadata/base", better=True
-        )
-    return {
-        name: int(sectors) * 512
-        for name, sectors in re.findall(r"^(\S+): 0 [0-9]+ thin ([0-9]+) ", said["status"], re.M)
-    }
+        result["missing"].append(err.msg)
+    if pool["mode"] != "direct":
+        for kind in ("data", "metadata"):
+            default = os.path.join(home, "devicemapper", kind)
+            note_loop_file(result, kind, str(pool[kind + "_loop_file"] or default))
+    for row in layers.rows if layers else []:
+        if row["layer"] == "base" and row["driver"] == "devicemapper":
+            size = row.get("device_size")
+            note_fact(result, "pool.base_device_size", size, "metadata/base", better=True)
+    thin_devices = re.findall(r"^(\S+): 0 [0-9]+ thin ([0-9]+) ", status_text, re.M)
+    return {name: int(sectors) * 512 for name, sectors in thin_devices}
 
 
-def note_pool(one: dict, pool: ThinPool) -> None:
-    loop = pool.data_dev.startswith("7:")
-    figures = {
+def read_dmsetup(host: Host, verb: str) -> str:
+    """The output of `dmsetup table` or `dmsetup status` for all devices."""
+    return require_answer(query_host(host, ("dmsetup", verb)), "dmsetup " + verb).out_text()
+
+
+def device_line(text: str, name: str) -> str:
+    """The line of one device in dmsetup's output, '' where there is none."""
+    for line in text.split("\n"):
+        if line.startswith("%s: " % name):
+            return line
+    return ""
+
+
+def note_pool(result: dict, pool: ThinPool) -> None:
+    """The pool as the kernel reports it."""
+    # Major number 7 is the loop driver (kernel: admin-guide/devices.txt).
+    if pool.data_dev.startswith("7:"):
+        mode, reason = "loop", "its data device is a loop device"
+    else:
+        mode, reason = "direct", "its data device is no loop device"
+    facts = {
         "block_size": pool.block,
         "state": pool.state,
         "needs_check": pool.needs_check,
         "failed": pool.state == "Fail",
-        "mode": "loop" if loop else "direct",
-        "mode_why": "its data device is %s loop device" % ("a" if loop else "no"),
-    }
+        "mode": mode,
+        "mode_why": reason,
+    }  # type: Dict[str, object]
     for kind in ("data", "metadata"):
-        used, total = getattr(pool, kind + "_used"), getattr(pool, kind + "_total")
-        figures.update(
-            {
-                kind + "_used": used,
-                kind + "_total": total,
-                kind + "_available": total - used if total is not None else None,
-            }
-        )
-    for name, found in figures.items():
-        note_fact(one, "pool." + name, found, "dmsetup", better=True)
+        used = getattr(pool, kind + "_used")
+        total = getattr(pool, kind + "_total")
+        facts[kind + "_used"] = used
+        facts[kind + "_total"] = total
+        facts[kind + "_available"] = total - used if total is not None else None
+    for name, value in facts.items():
+        note_fact(result, "pool." + name, value, "dmsetup", better=True)
 
 
-def note_loop_file(one: dict, kind: str, path: str) -> None:
-    """The file is as long as the pool unless it was made longer since; what it has allocated, and
-    the disk under it, is told by nothing else."""
-    pool, disk = one["pool"], read_disk(os.path.dirname(path), [])
+def note_loop_file(result: dict, kind: str, path: str) -> None:
+    """What a loop file says of the pool. The file is as long as the pool, unless it was made longer
+    since. Only the file tells what it has allocated, and how much room the disk under it has."""
+    pool = result["pool"]
+    sources = result["sources"]
+    disk = read_disk(os.path.dirname(path), [])
     try:
-        found = os.lstat(os_bytes(path))
+        state = os.lstat(os_bytes(path))
     except OSError as err:
-        one["missing"] += ["%s: %s" % (path, err.strerror)] if pool["mode"] == "loop" else []
+        if pool["mode"] == "loop":
+            result["missing"].append("%s: %s" % (path, err.strerror))
         return
-    if not stat.S_ISREG(found.st_mode) or not disk:
+    if not stat.S_ISREG(state.st_mode) or not disk:
         return
     if pool["mode"] in (None, "unknown"):
         pool.update(mode="loop", mode_why="there is a loop file %s" % path)
-    total, used = pool[kind + "_total"], pool[kind + "_used"]
-    exact = one["sources"].get("pool.%s_total" % kind) != "dmsetup" and (
-        total is None or abs(total - found.st_size) < total // 1000
-    )
-    note_fact(one, "pool.%s_loop_file" % kind, path, "stat")
-    note_fact(one, "pool.%s_allocated" % kind, found.st_blocks * 512, "stat")
-    note_fact(one, "pool.%s_disk_free" % kind, disk["free"], "statvfs")
-    note_fact(one, "pool.%s_total" % kind, found.st_size, "stat of the loop file", better=exact)
-    if one["sources"].get("pool.%s_used" % kind) == "dmsetup" and total is not None:
-        note_fact(
-            one,
-            "pool.%s_available" % kind,
-            max(0, min(total - used, disk["free"])),
-            "dmsetup, statvfs",
-            better=True,
-        )
+    total = pool[kind + "_total"]
+    used = pool[kind + "_used"]
+    # The file's length replaces a rounded figure that it confirms, never the kernel's own.
+    exact = False
+    if sources.get("pool.%s_total" % kind) != "dmsetup":
+        exact = total is None or abs(total - state.st_size) < total // 1000
+    note_fact(result, "pool.%s_loop_file" % kind, path, "stat")
+    note_fact(result, "pool.%s_allocated" % kind, state.st_blocks * 512, "stat")
+    note_fact(result, "pool.%s_disk_free" % kind, disk["free"], "statvfs")
+    note_fact(result, "pool.%s_total" % kind, state.st_size, "stat of the loop file", better=exact)
+    if sources.get("pool.%s_used" % kind) == "dmsetup" and total is not None:
+        available = max(0, min(total - used, disk["free"]))
+        name = "pool.%s_available" % kind
+        note_fact(result, name, available, "dmsetup, statvfs", better=True)
+
+
+# Reading: sizes
 
 
 def collect_sizes(
-    opts: argparse.Namespace, root: str, one: dict, layers: Layers, devices: Dict[str, int]
-) -> Dict[Tuple, Tuple[Optional[int], str]]:
-    """{(kind, name): (bytes, why not all)} of what has to be walked, and of logs, which only are
-    listed."""
-    folders = {}  # type: Dict[Tuple, str]
-    sizes = {}  # type: Dict[Tuple, Tuple[Optional[int], str]]
-    for row in layers.rows:
-        if row.get("device") and row["role"] == "container":
-            sizes["container", row["container"]["id"]] = (
-                devices.get(row["device"]),
-                "" if row["device"] in devices else "its device is not active",
-            )
-        walked = row["role"] in ("container", "container-init", "orphan") or row["driver"] == "vfs"
-        kind = "cache" if row["note"] == "build cache" else row["role"] if walked else ""
-        if kind and own_folder(row):
-            folders[
-                kind, row["container"]["id"] if kind.startswith("container") else row["layer"]
-            ] = own_folder(row)
-    try:
-        for name in map(os.fsdecode, sorted(os.listdir(os_bytes(root + "/volumes")))):
-            folders["volume", name] = os.path.join(root, "volumes", name)
-    except OSError as err:
-        named = any(facts["volumes"] for facts in layers.containers.values())
-        if named or not isinstance(err, FileNotFoundError):
-            layers.unread[root + "/volumes"] = err.strerror
-            one["missing"].append("%s/volumes: %s" % (root, err.strerror))
-    if one["image_store"] == "containerd":
+    opts: argparse.Namespace, root: str, result: dict, layers: Layers, devices: Dict[str, int]
+) -> Dict[Tuple, Measured]:
+    """The sizes of folders, which are walked, of thin devices, and of logs, which are only listed.
+    devices: bytes mapped in the active thin devices."""
+    sizes = device_sizes(layers, devices)
+    folders = layer_folders(layers)
+    folders.update(volume_folders(root, result, layers))
+    if result["image_store"] == "containerd":
         folders["store", ""] = containerd_root(root)
-    folders.update(
-        {
-            ("driver", there["driver"]): there["path"]
-            for there in one["drivers_on_disk"]
-            if not there["in_use"]
-        }
-    )
+    for tree in result["drivers_on_disk"]:
+        if not tree["in_use"]:
+            folders["driver", tree["driver"]] = tree["path"]
     folders = {key: path for key, path in folders.items() if os.path.isdir(os_bytes(path))}
     if opts.quick:
-        sizes.update({key: (None, "not measured (--quick)") for key in folders})
+        for key in folders:
+            sizes[key] = Measured(None, "not measured (--quick)")
     else:
         progress = Progress("storage", len(folders), opts.quiet)
-        sizes.update(measure_folders(folders, 1e9 if opts.full else WALK_SECONDS, progress.line))
+        seconds = 1e9 if opts.full else WALK_SECONDS
+        for key, pair in measure_folders(folders, seconds, progress.line).items():
+            sizes[key] = Measured(*pair)
         progress.end()
-    for key in [
-        key for key in sizes if key[0] == "container-init"
-    ]:  # it goes when the container goes; with vfs it is a whole copy
-        size, why = sizes.pop(key)
-        own, reason = sizes.get(("container", key[1]), (None, ""))
-        sizes["container", key[1]] = (
-            None if own is None or size is None else own + size,
-            reason or why,
-        )
-    partly = [
-        (path,) + sizes[key]
-        for key, path in folders.items()
-        if not opts.quick and sizes.get(key, ("", ""))[1]
-    ]
-    one["missing"] += [
-        "%s: %s%s" % (path, why, "" if size is None else ", at least %s" % format_size(size))
-        for path, size, why in partly[:20]
-    ]
+    add_init_layers(sizes)
+    if not opts.quick:
+        result["missing"] += incomplete_sizes(folders, sizes)[:20]
     for container in layers.containers:
         sizes["log", container] = log_size(root, container)
-    for there in one["drivers_on_disk"]:
-        there["size"] = sizes.get(("driver", there["driver"]), (None, ""))[0]
+    for tree in result["drivers_on_disk"]:
+        tree["size"] = sizes.get(("driver", tree["driver"]), UNKNOWN_SIZE).size
     return sizes
 
 
-def log_size(root: str, container: str) -> Tuple[Optional[int], str]:
-    """Bytes that a container's logs take, the rotated ones too."""
-    total, folder = 0, os.path.join(root, "containers", container)
+def device_sizes(layers: Layers, devices: Dict[str, int]) -> Dict[Tuple, Measured]:
+    """The containers' thin devices. Only an active device tells its size."""
+    sizes = {}  # type: Dict[Tuple, Measured]
+    for row in layers.rows:
+        device = row.get("device")
+        if not device or row["role"] != "container":
+            continue
+        reason = "" if device in devices else "its device is not active"
+        sizes["container", row["container"]["id"]] = Measured(devices.get(device), reason)
+    return sizes
+
+
+def layer_folders(layers: Layers) -> Dict[Tuple, str]:
+    """{(kind, name): folder} of the layers whose size no record tells."""
+    folders = {}  # type: Dict[Tuple, str]
+    for row in layers.rows:
+        if row["note"] == "build cache":
+            kind = "cache"
+        elif row["role"] in ("container", "container-init", "orphan") or row["driver"] == "vfs":
+            kind = row["role"]
+        else:
+            continue  # layerdb has the size of an image's layer
+        folder = own_folder(row)
+        if folder:
+            of_container = kind.startswith("container")
+            name = row["container"]["id"] if of_container else row["layer"]
+            folders[kind, name] = folder
+    return folders
+
+
+def volume_folders(root: str, result: dict, layers: Layers) -> Dict[Tuple, str]:
+    """The volumes' folders. A folder of volumes that is not readable is noted as unread; that there
+    is none is a fault only where a container has a volume."""
+    folder = root + "/volumes"
+    try:
+        names = sorted(os.listdir(os_bytes(folder)))
+    except OSError as err:
+        expected = any(facts["volumes"] for facts in layers.containers.values())
+        if expected or not isinstance(err, FileNotFoundError):
+            layers.unread[folder] = str(err.strerror)
+            result["missing"].append("%s: %s" % (folder, err.strerror))
+        return {}
+    return {("volume", name): os.path.join(folder, name) for name in map(os.fsdecode, names)}
+
+
+def add_init_layers(sizes: Dict[Tuple, Measured]) -> None:
+    """Add each container's init layer to the container: it goes when the container goes. With vfs
+    it is a whole copy."""
+    for key in [key for key in sizes if key[0] == "container-init"]:
+        init = sizes.pop(key)
+        own = sizes.get(("container", key[1]), Measured(None, ""))
+        total = None
+        if own.size is not None and init.size is not None:
+            total = own.size + init.size
+        sizes["container", key[1]] = Measured(total, own.reason or init.reason)
+
+
+def incomplete_sizes(folders: Dict[Tuple, str], sizes: Dict[Tuple, Measured]) -> List[str]:
+    """A line for each folder that was not measured as a whole."""
+    lines = []
+    for key, path in folders.items():
+        measured = sizes.get(key)
+        if not measured or not measured.reason:
+            continue
+        line = "%s: %s" % (path, measured.reason)
+        if measured.size is not None:
+            line += ", at least %s" % format_size(measured.size)
+        lines.append(line)
+    return lines
+
+
+def log_size(root: str, container: str) -> Measured:
+    """Bytes that a container's logs take, the rotated ones too. The names are those of the log
+    drivers json-file and local."""
+    total = 0
+    folder = os.path.join(root, "containers", container)
+    prefixes = (os_bytes(container) + b"-json.log", b"container.log")
     try:
         places = [folder]
         if "local-logs" in os.listdir(os_bytes(folder)):
             places.append(os.path.join(folder, "local-logs"))
         for place in places:
             for entry in os.scandir(os_bytes(place)):
-                if entry.name.startswith((os_bytes(container) + b"-json.log", b"container.log")):
+                if entry.name.startswith(prefixes):
                     total += entry.stat(follow_symlinks=False).st_blocks * 512
     except OSError as err:
-        return None, "not measured: %s" % err.strerror
-    return total, ""
+        return Measured(None, "not measured: %s" % err.strerror)
+    return Measured(total, "")
 
 
-def add_usage(one: dict, layers: Optional[Layers], sizes: dict, info: Dict[str, object]) -> None:
-    """one["usage"]: {kind: {"count", "size", "complete", "rows"}}, what could be freed too. size
-    sums up what is known, None where nothing is."""
-    usage = one["usage"]
+# Deciding: what is used, and what could be freed
+
+
+def add_usage(result: dict, layers: Optional[Layers], sizes: dict, info: dict) -> None:
+    """Fill result["usage"]: {kind: {"count", "size", "complete", "rows"}}, with what could be freed
+    as kinds of their own. size sums up what is known; it is None where nothing is."""
+    usage = result["usage"]
     readable = layers is not None and not layers.unread
     if layers:
         add_container_usage(usage, layers, sizes, readable)
-        add_layer_usage(one, layers, sizes, readable)
+        add_layer_usage(result, layers, sizes, readable)
     else:
-        usage.update({kind: usage_part([], False) for kind in USAGE_KINDS})
-    if one["image_store"] == "containerd":
-        size, why = sizes.get(("store", ""), (None, "unknown"))
-        row = {"path": containerd_root(one["root"]) if layers else "", "size": size}
-        usage["containerd_store"] = usage_part([dict(row, complete=why == "")], True)
+        for kind in USAGE_KINDS:
+            usage[kind] = usage_part([], False)
+    if result["image_store"] == "containerd":
+        store = sizes.get(("store", ""), UNKNOWN_SIZE)
+        path = containerd_root(result["root"]) if layers else ""
+        row = {"path": path, "size": store.size, "complete": store.reason == ""}
+        usage["containerd_store"] = usage_part([row], True)
     for kind, key in (
         ("containers", "Containers"),
         ("stopped_containers", "ContainersStopped"),
         ("images", "Images"),
     ):
-        if usage[kind]["count"] is None and not usage[kind]["rows"] and info.get(key):
-            usage[kind]["count"] = int(str(info[key]))
-            one["sources"]["usage.%s.count" % kind] = "docker info"
-
-
-USAGE_KINDS = (
-    "containers",
-    "stopped_containers",
-    "logs",
-    "volumes",
-    "unused_volumes",
-    "build_cache",
-    "orphans",
-    "images",
-    "unused_images",
-    "dangling_images",
-)
+        part = usage[kind]
+        if part["count"] is None and not part["rows"] and info.get(key):
+            part["count"] = int(str(info[key]))
+            result["sources"]["usage.%s.count" % kind] = "docker info"
 
 
 def usage_part(rows: List[dict], whole: bool, count: Optional[int] = None) -> dict:
-    """One kind's count (of the rows, or given), sum and rows. whole: the rows are all that there
-    are; else there may be more, and none that was found is not none there. The sum is of what is
-    known: None, never 0, where nothing is."""
+    """One kind's count, sum and rows. whole: the rows are all that there are; without it there may
+    be more, so no row does not mean that there is none. count: where it is not the number of rows.
+    The sum is of what is known: None, never 0, where nothing is."""
     known = [row["size"] for row in rows if row["size"] is not None]
     number = len(rows) if count is None else count
-    nothing_there = whole and not rows
+    size = None
+    if known or (whole and not rows):
+        size = sum(known)
     return {
         "count": number if number or whole else None,
-        "size": sum(known) if known or nothing_there else None,
+        "size": size,
         "complete": whole and all(row["complete"] for row in rows),
         "rows": largest_first(rows),
     }
 
 
+def largest_first(rows: List[dict]) -> List[dict]:
+    return sorted(rows, key=lambda row: -(row["size"] or 0))
+
+
 def sized_rows(
     sizes: dict, kind: str, names: Iterable[str], facts: Callable[[str], dict]
 ) -> List[dict]:
-    """A row of each name, with its size as it was measured."""
+    """A row for each name, with its measured size."""
     rows = []
     for name in names:
-        size, why = sizes.get((kind, name), (None, "unknown"))
-        rows.append(dict(facts(name), size=size, complete=why == ""))
+        measured = sizes.get((kind, name), UNKNOWN_SIZE)
+        rows.append(dict(facts(name), size=measured.size, complete=measured.reason == ""))
     return rows
 
 
@@ -10284,7 +10319,9 @@ def add_container_usage(usage: dict, layers: Layers, sizes: dict, readable: bool
     containers = layers.containers
     stopped = [name for name in sorted(containers) if containers[name]["running"] is False]
     states_known = all(facts["running"] is not None for facts in containers.values())
-    held = {name for facts in containers.values() for name in facts["volumes"]}
+    held = set()  # type: set
+    for facts in containers.values():
+        held.update(facts["volumes"])
     volumes = [name for kind, name in sizes if kind == "volume"]
     unused = [name for name in volumes if name not in held]
 
@@ -10310,27 +10347,33 @@ def add_container_usage(usage: dict, layers: Layers, sizes: dict, readable: bool
     usage["unused_volumes"] = usage_part(sized_rows(sizes, "volume", unused, by_name), readable)
 
 
-def add_layer_usage(one: dict, layers: Layers, sizes: dict, readable: bool) -> None:
-    """Images, build cache and orphans, which are unknown where they are in containerd's store, or
-    no records of this driver are here."""
-    usage = one["usage"]
-    here = one["driver"] in layers.trees if one["driver"] else bool(layers.trees)
-    whole = readable and here and one["image_store"] != "containerd"
+class ImageLayer(NamedTuple):
+    """A layer of images. images: the ids of those that have it; size: bytes, None if unknown."""
+
+    images: set
+    size: Optional[int]
+
+
+def add_layer_usage(result: dict, layers: Layers, sizes: dict, readable: bool) -> None:
+    """Images, build cache and orphans. They are unknown where they are in containerd's store, or
+    where there are no records of this driver."""
+    usage = result["usage"]
+    recorded = bool(layers.trees)
+    if result["driver"]:
+        recorded = result["driver"] in layers.trees
+    whole = readable and recorded and result["image_store"] != "containerd"
 
     def by_layer(name: str) -> dict:
         return {"layer": name}
 
-    for kind, measured in (("build_cache", "cache"), ("orphans", "orphan")):
-        names = [name for key, name in sizes if key == measured]
-        rows = sized_rows(sizes, measured, names, by_layer)
-        usage[kind] = usage_part(rows, whole and (kind != "orphans" or not layers.doubts))
-    weights = []
-    for row in layers.rows:
-        if row["role"] == "image" and row["images"]:
-            recorded = (layers.sizes.get(row["layer"]), "")
-            size = sizes.get(("image", row["layer"]), recorded)[0]
-            weights.append(({image["id"] for image in row["images"]}, size))
-    images = image_rows(layers, weights)
+    names = [name for kind, name in sizes if kind == "cache"]
+    usage["build_cache"] = usage_part(sized_rows(sizes, "cache", names, by_layer), whole)
+    names = [name for kind, name in sizes if kind == "orphan"]
+    rows = sized_rows(sizes, "orphan", names, by_layer)
+    usage["orphans"] = usage_part(rows, whole and not layers.doubts)
+
+    image_layers = image_layers_of(layers, sizes)
+    images = image_rows(layers, image_layers)
     unused = [row for row in images if not row["used"] and row["tags"]]
     dangling = [row for row in images if row["dangling"]]
     for kind, rows in (
@@ -10339,42 +10382,65 @@ def add_layer_usage(one: dict, layers: Layers, sizes: dict, readable: bool) -> N
         ("dangling_images", dangling),
     ):
         chosen = {row["id"] for row in rows}
-        parts = [
-            {"size": weight, "complete": weight is not None}
-            for ids, weight in weights
-            if kind == "images" or ids <= chosen
-        ]
+        parts = []
+        for layer in image_layers:
+            if kind == "images" or layer.images <= chosen:
+                parts.append({"size": layer.size, "complete": layer.size is not None})
         usage[kind] = usage_part(parts, whole, len(chosen))
         usage[kind]["rows"] = largest_first(rows)
 
 
-def largest_first(rows: List[dict]) -> List[dict]:
-    return sorted(rows, key=lambda row: -(row["size"] or 0))
+def image_layers_of(layers: Layers, sizes: dict) -> List[ImageLayer]:
+    """The layers that images have. A measured size (vfs) comes before the one in layerdb."""
+    image_layers = []
+    for row in layers.rows:
+        if row["role"] == "image" and row["images"]:
+            recorded = Measured(layers.sizes.get(row["layer"]), "")
+            measured = sizes.get(("image", row["layer"]), recorded)
+            ids = {image["id"] for image in row["images"]}
+            image_layers.append(ImageLayer(ids, measured.size))
+    return image_layers
 
 
-def image_rows(layers: Layers, weights: List[Tuple[set, Optional[int]]]) -> List[dict]:
-    """Per image: the bytes of the layers that no other image has (what deleting it would give),
-    whether a container uses it, and whether it is dangling: without a name, and not a step of
-    another image's build, which would have all its layers."""
-    used, above, own = (
-        {facts["image"] for facts in layers.containers.values()},
-        {},
-        {},
-    )  # type: set, Dict[str, set], Dict[str, list]
-    for ids, weight in weights:
-        for image in ids:
-            above[image] = above.get(image, ids) & ids
-            own.setdefault(image, []).extend([weight] if len(ids) == 1 else [])
-    return [
-        {
-            "id": image,
-            "tags": tags,
-            "size": None if None in own.get(image, [None]) else sum(own[image]),
-            "used": image in used,
-            "dangling": not tags and above.get(image) == {image} and image not in used,
-        }
-        for image, tags in layers.images.items()
-    ]
+def image_rows(layers: Layers, image_layers: List[ImageLayer]) -> List[dict]:
+    """A row for each image: the bytes of the layers that no other image has (what deleting it would
+    give), whether a container uses it, and whether it is dangling. That is an image without a name
+    that no container uses, and that is not a step of another image's build, which would have all
+    its layers."""
+    used = {facts["image"] for facts in layers.containers.values()}
+    sharers = {}  # type: Dict[str, set]
+    own_sizes = {}  # type: Dict[str, List[Optional[int]]]
+    for layer in image_layers:
+        for image in layer.images:
+            sharers[image] = sharers.get(image, layer.images) & layer.images
+            own = own_sizes.setdefault(image, [])
+            if len(layer.images) == 1:
+                own.append(layer.size)
+    rows = []
+    for image, tags in layers.images.items():
+        rows.append(
+            {
+                "id": image,
+                "tags": tags,
+                "size": add_sizes(own_sizes.get(image, [None])),
+                "used": image in used,
+                "dangling": not tags and sharers.get(image) == {image} and image not in used,
+            }
+        )
+    return rows
+
+
+def add_sizes(sizes: Iterable[Optional[int]]) -> Optional[int]:
+    """The sum of sizes; None where one is unknown."""
+    total = 0
+    for size in sizes:
+        if size is None:
+            return None
+        total += size
+    return total
+
+
+# Deciding: findings
 
 
 FREE = "python3 dockfix.py reclaim --dry-run "
@@ -10383,6 +10449,7 @@ UNION = (
     " the image has it; "
 )
 SNAPSHOTS = "a file deleted inside a container is free once no snapshot has its blocks any more; "
+# driver: (what deleting inside gives back and what not to touch, the command that tells more)
 DRIVER_FACTS = {
     "devicemapper": (
         (
@@ -10409,116 +10476,7 @@ DRIVER_FACTS = {
     ),
     "zfs": (SNAPSHOTS + "never destroy a data set by hand", "zfs list -o space"),
 }
-
-
-def storage_findings(
-    one: dict, options: List[OptionSource], warning: float, critical: float, report: dict
-) -> None:
-    """Everything that speaks out of the figures, the worst first."""
-    root = one["root"] or DOCKER_ROOT
-    found = (
-        full_findings(one, warning, critical)
-        + pool_findings(one)
-        + option_findings(one, options)
-        + usage_findings(one)
-    )
-    elsewhere = [there for there in one["drivers_on_disk"] if not there["in_use"]]
-    known = (
-        one["driver"]
-        if one["driver"] in DRIVER_FACTS
-        else "overlay2" if one["driver"] in ("overlay", "fuse-overlayfs", "overlayfs") else None
-    )
-    full = any(entry[0].startswith("full-") for entry in found)
-    if one["disk"] and one["disk"]["device"] == os.stat("/").st_dev:
-        found.append(
-            (
-                "root-on-system-disk",
-                "warning" if full else "info",
-                "Docker's root %s lies on the system disk: when it fills, the host stops with it"
-                % root,
-                "python3 dockfix.py relocate --help",
-            )
-        )
-    version = int(re.match("[0-9]{0,4}", one["server_version"] or "").group(0) or 0)
-    if version >= 25 and any(there["driver"] == "devicemapper" for there in elsewhere):
-        found.append(
-            (
-                "devicemapper-stranded",
-                "warning",
-                "%s/devicemapper is there, but engine %s has no devicemapper driver any more: "
-                "its images and containers need an engine before 25"
-                % (root, one["server_version"]),
-                "python3 dockfix.py owner",
-            )
-        )
-    if elsewhere:
-        folders = ", ".join(
-            "%s (%s)" % (there["path"], format_known_size(there["size"])) for there in elsewhere
-        )
-        found.append(
-            (
-                "other-drivers",
-                "info",
-                "left by other storage drivers: " + folders,
-                "python3 dockfix.py owner",
-            )
-        )
-    if one["image_store"] == "containerd":
-        found.append(containerd_finding(one))
-    if one["os"] == "windows" or str(one["driver"]).startswith(("windows", "lcow")):
-        found.append(
-            (
-                "windows",
-                "warning",
-                "this is a Windows engine: dockfix looks after Linux hosts only",
-                "docker system df",
-            )
-        )
-    if known:
-        fact, remedy = DRIVER_FACTS[known]
-        if one["image_store"] == "containerd":
-            remedy = "docker system df"
-        found.append(
-            (
-                "driver-" + known,
-                "info",
-                "%s: %s" % (one["driver"], fact),
-                remedy.replace("ROOT", quote_word(root)),
-            )
-        )
-    if one["missing"]:
-        found.append(
-            (
-                "not-known",
-                "info",
-                "not known: %s" % "; ".join(one["missing"]),
-                (
-                    "sudo python3 dockfix.py storage"
-                    if os.geteuid()
-                    else "python3 dockfix.py storage --full"
-                ),
-            )
-        )
-    for entry in found:
-        add_finding(report, *entry)
-    report["findings"].sort(
-        key=lambda finding: ("critical", "warning", "info").index(finding["severity"])
-    )
-
-
-def containerd_finding(one: dict) -> Tuple[str, str, str, str]:
-    """Why figures are unknown on an engine with the containerd image store, and what tells them."""
-    text = (
-        "images, build cache and the containers' own files are in %s, which dockfix does not take"
-        " apart yet: their figures are unknown"
-    )
-    where, remedy = "containerd's store", "docker system df"
-    if not one["msg"]:  # else it is another host's
-        where = store_text(one["root"])
-        remedy = store_remedy(one["root"], bool(one["server_version"]))
-    return "containerd-store", "info", text % where, remedy
-
-
+OVERLAY_DRIVERS = ("overlay", "fuse-overlayfs", "overlayfs")  # the facts of overlay2 hold for them
 MAKE_ROOM = {
     "data": (
         FREE + "--trim --containers --images; python3 dockfix.py pool grow --data +50G --dry-run"
@@ -10527,310 +10485,306 @@ MAKE_ROOM = {
 }
 
 
-def full_findings(one: dict, warning: float, critical: float) -> List[Tuple]:
-    """What is as full as --warning or --critical say; a finding too where none of it is known."""
-    pool = one["pool"] or {}
-    shares = [
-        (
-            "full-" + kind,
-            "the pool's %s space" % kind,
-            percent(pool.get(kind + "_used"), pool.get(kind + "_total")),
-            remedy,
-        )
-        for kind, remedy in MAKE_ROOM.items()
-    ]
-    for disk in one["disks"]:
-        where, remedy = (
-            "%s (%s)" % (disk["path"], ", ".join(disk["for"])),
-            FREE + "--containers --images --build-cache --logs",
-        )
-        shares.append(("full-disk", "the disk under " + where, disk["used_percent"], remedy))
-        shares.append(
-            (
-                "full-inodes",
-                "the number of files of the disk under " + where,
-                disk["inodes_used_percent"],
-                remedy,
-            )
-        )
-    found = [
-        (
-            name,
-            "critical" if share >= critical else "warning",
-            "%s is %.1f %% full" % (what, share),
-            remedy,
-        )
-        for name, what, share, remedy in shares
-        if share is not None and share >= warning
-    ]
-    if all(share is None for _, _, share, _ in shares):
-        found.append(
-            (
+def storage_findings(
+    result: dict, options: List[OptionSource], warning: float, critical: float, report: dict
+) -> None:
+    """All findings that follow from the figures, the worst first. warning, critical: per cent."""
+    findings = full_findings(result, warning, critical)
+    full = any(finding.name.startswith("full-") for finding in findings)
+    findings += pool_findings(result)
+    findings += option_findings(result, options)
+    findings += usage_findings(result)
+    findings += place_findings(result, full)
+    findings += engine_findings(result)
+    if result["missing"]:
+        remedy = "python3 dockfix.py storage --full"
+        if os.geteuid() != 0:
+            remedy = "sudo python3 dockfix.py storage"
+        text = "not known: %s" % "; ".join(result["missing"])
+        findings.append(StorageFinding("not-known", "info", text, remedy))
+    for finding in findings:
+        add_finding(report, *finding)
+    severities = ("critical", "warning", "info")
+    report["findings"].sort(key=lambda finding: severities.index(finding["severity"]))
+
+
+def full_findings(result: dict, warning: float, critical: float) -> List[StorageFinding]:
+    """What is as full as --warning or --critical say; a finding too where no fullness is known."""
+    shares = fullness_shares(result)
+    findings = []
+    for name, subject, share, remedy in shares:
+        if share is not None and share >= warning:
+            severity = "critical" if share >= critical else "warning"
+            text = "%s is %.1f %% full" % (subject, share)
+            findings.append(StorageFinding(name, severity, text, remedy))
+    if all(share.percent is None for share in shares):
+        findings.append(
+            StorageFinding(
                 "fullness-unknown",
-                "info" if one["msg"] else "warning",
+                "info" if result["msg"] else "warning",
                 "neither the disk's nor a pool's fullness is known",
                 "sudo python3 dockfix.py storage",
             )
         )
-    return found
+    return findings
 
 
-def pool_findings(one: dict) -> List[Tuple]:
-    pool = one["pool"]
+class Fullness(NamedTuple):
+    """How full something is. name: the finding's; percent: None where unknown."""
+
+    name: str
+    subject: str
+    percent: Optional[float]
+    remedy: str
+
+
+def fullness_shares(result: dict) -> List[Fullness]:
+    """The fullness of the pool's two spaces, and of each disk in bytes and in files."""
+    pool = result["pool"] or {}
+    shares = []
+    for kind, remedy in MAKE_ROOM.items():
+        share = percent(pool.get(kind + "_used"), pool.get(kind + "_total"))
+        shares.append(Fullness("full-" + kind, "the pool's %s space" % kind, share, remedy))
+    remedy = FREE + "--containers --images --build-cache --logs"
+    for disk in result["disks"]:
+        disk_name = "the disk under %s (%s)" % (disk["path"], ", ".join(disk["for"]))
+        shares.append(Fullness("full-disk", disk_name, disk["used_percent"], remedy))
+        files = "the number of files of " + disk_name
+        shares.append(Fullness("full-inodes", files, disk["inodes_used_percent"], remedy))
+    return shares
+
+
+def pool_findings(result: dict) -> List[StorageFinding]:
+    """The pool's state, and what is near the point where the driver refuses to write."""
+    pool = result["pool"]
     if not pool:
         return []
-    found, room = [], {}  # type: List[Tuple], Dict[str, int]
-    if (
-        pool["failed"]
-        or pool["state"] in ("Fail", "ro", "out_of_data_space")
-        or pool["needs_check"]
-    ):
-        state = (pool["state"] or "unknown (docker info shows zeros)") + (
-            ", needs_check" if pool["needs_check"] else ""
-        )
-        advice = (
-            "it takes no more data"
-            if pool["state"] == "out_of_data_space"
-            else "do not grow or write to it before it is checked"
-        )
-        remedy = (
-            pool_repair_line(pool["metadata_loop_file"])
-            if pool["metadata_loop_file"]
-            else "dmsetup status %s" % quote_word(pool["name"] or "")
-        )
-        found.append(
-            (
-                "pool-state",
-                "critical",
-                "the pool %s is in state %s: %s" % (pool["name"], state, advice),
-                (
-                    MAKE_ROOM["data"]
-                    if pool["state"] == "out_of_data_space" and not pool["needs_check"]
-                    else remedy
-                ),
-            )
-        )
-    shares = {
-        kind: percent(pool[kind + "_used"], pool[kind + "_total"]) for kind in ("data", "metadata")
-    }
-    if None not in shares.values() and shares["metadata"] > shares["data"]:
-        text = (
-            "the pool's metadata is fuller (%.1f %%) than its data (%.1f %%): if both go on so, it"
-            " ends first, with room left"
-        )
-        found.append(
-            (
-                "metadata-fuller",
-                "warning" if shares["metadata"] >= 50 else "info",
-                text % (shares["metadata"], shares["data"]),
-                MAKE_ROOM["metadata"],
-            )
-        )
-    stop = min_free_percent(pool, one["driver_options"].get("dm.min_free_space", ""))
+    findings = pool_state_findings(pool)
+    shares = {}  # type: Dict[str, Optional[float]]
+    for kind in ("data", "metadata"):
+        shares[kind] = percent(pool[kind + "_used"], pool[kind + "_total"])
+    findings += metadata_findings(shares["data"], shares["metadata"])
+    min_free = min_free_percent(pool, result["driver_options"].get("dm.min_free_space", ""))
+    room = {}  # type: Dict[str, int]
     for kind, share in shares.items():
-        if share is not None:
-            room[kind] = max(
-                0, int(pool[kind + "_total"] * (100 - stop) / 100) - pool[kind + "_used"]
-            )
-            if share > 95 - stop:
-                text = (
-                    "below %g %% free the driver refuses new containers and images: the pool's %s"
-                    " has %.1f %% free, %s"
-                )
-                so = (
-                    "so it refuses now"
-                    if share > 100 - stop
-                    else "%s to go" % format_size(room[kind])
-                )
-                found.append(
-                    (
-                        "min-free-" + kind,
-                        "critical" if share > 100 - stop else "warning",
-                        text % (stop, kind, 100 - share, so),
-                        MAKE_ROOM[kind],
-                    )
-                )
-    return found + ceiling_findings(pool, shares, room)
+        if share is None:
+            continue
+        usable = int(pool[kind + "_total"] * (100 - min_free) / 100)
+        room[kind] = max(0, usable - pool[kind + "_used"])
+        if share > 95 - min_free:
+            findings.append(min_free_finding(kind, share, min_free, room[kind]))
+    return findings + ceiling_findings(pool, shares["data"], room.get("data"))
+
+
+def pool_state_findings(pool: dict) -> List[StorageFinding]:
+    """A pool that failed, takes no writes, or needs a check (kernel: thin-provisioning.txt)."""
+    bad_state = pool["state"] in ("Fail", "ro", "out_of_data_space")
+    if not pool["failed"] and not bad_state and not pool["needs_check"]:
+        return []
+    state = pool["state"] or "unknown (docker info shows zeros)"
+    if pool["needs_check"]:
+        state += ", needs_check"
+    out_of_space = pool["state"] == "out_of_data_space"
+    advice = "do not grow or write to it before it is checked"
+    if out_of_space:
+        advice = "it takes no more data"
+    if out_of_space and not pool["needs_check"]:
+        remedy = MAKE_ROOM["data"]
+    elif pool["metadata_loop_file"]:
+        remedy = pool_repair_line(pool["metadata_loop_file"])
+    else:
+        remedy = "dmsetup status %s" % quote_word(pool["name"] or "")
+    text = "the pool %s is in state %s: %s" % (pool["name"], state, advice)
+    return [StorageFinding("pool-state", "critical", text, remedy)]
+
+
+def metadata_findings(data: Optional[float], metadata: Optional[float]) -> List[StorageFinding]:
+    """Metadata that is fuller than the data. Both are per cent."""
+    if data is None or metadata is None or metadata <= data:
+        return []
+    text = (
+        "the pool's metadata is fuller (%.1f %%) than its data (%.1f %%): if both go on so, it"
+        " ends first, with room left"
+    ) % (metadata, data)
+    severity = "warning" if metadata >= 50 else "info"
+    return [StorageFinding("metadata-fuller", severity, text, MAKE_ROOM["metadata"])]
+
+
+def min_free_percent(pool: dict, option: str) -> float:
+    """The driver's minimum of free space in per cent: by its option, else by docker info, else its
+    default."""
+    if re.match(r"[0-9]{1,2}%\Z", option):
+        return float(option[:-1])
+    if pool["min_free"] is not None and pool["data_total"]:
+        return round(100.0 * pool["min_free"] / pool["data_total"], 1)
+    return 10.0  # moby: daemon/graphdriver/devmapper/deviceset.go
+
+
+def min_free_finding(kind: str, share: float, min_free: float, room: int) -> StorageFinding:
+    """The pool is near the driver's minimum of free space, or beyond it. share: per cent used."""
+    refuses = share > 100 - min_free
+    state = "so it refuses now" if refuses else "%s to go" % format_size(room)
+    text = (
+        "below %g %% free the driver refuses new containers and images: the pool's %s has %.1f %%"
+        " free, %s"
+    ) % (min_free, kind, 100 - share, state)
+    severity = "critical" if refuses else "warning"
+    return StorageFinding("min-free-" + kind, severity, text, MAKE_ROOM[kind])
 
 
 def ceiling_findings(
-    pool: dict, shares: Dict[str, Optional[float]], room: Dict[str, int]
-) -> List[Tuple]:
+    pool: dict, data_share: Optional[float], data_room: Optional[int]
+) -> List[StorageFinding]:
     """Which is full first, the pool or the disk under its files; and loop files that were deleted
-    under a pool."""
-    found = []
-    free, allocated = pool["data_disk_free"], pool["data_allocated"]
-    more = less = 0  # what the pool may still take, what there is for it
-    if None not in (allocated, free):
-        more, less = pool["data_total"] - allocated, free
-    elif shares["data"] is not None:
-        more, less = pool["data_total"] - pool["data_used"], pool["data_available"]
-    if pool["mode"] == "loop" and less is not None and less < 0.98 * more:
+    under a pool. data_room: bytes until the driver refuses."""
+    findings = []
+    disk_room = pool["data_disk_free"]
+    growth = 0  # bytes that the pool may still take
+    available = None  # bytes that there are for it
+    if pool["data_allocated"] is not None and disk_room is not None:
+        growth = pool["data_total"] - pool["data_allocated"]
+        available = disk_room
+    elif data_share is not None:
+        growth = pool["data_total"] - pool["data_used"]
+        available = pool["data_available"]
+    if pool["mode"] == "loop" and available is not None and available < 0.98 * growth:
         text = "the pool may still take %s, but the disk under it has %s: the disk fills first" % (
-            format_size(more),
-            format_size(less),
+            format_size(growth),
+            format_size(available),
         )
-        found.append(("ceiling-beyond-disk", "warning", text, "python3 dockfix.py relocate --help"))
-    if free is not None and "data" in room:
-        first = min(
-            ("the disk under the pool files", free),
-            ("the pool's data space", room["data"]),
-            key=lambda pair: pair[1],
-        )
-        found.append(
-            (
-                "next-ceiling",
-                "info",
-                "next to be full: %s, in %s" % (first[0], format_size(first[1])),
-                FREE.strip(),
-            )
-        )
+        remedy = "python3 dockfix.py relocate --help"
+        findings.append(StorageFinding("ceiling-beyond-disk", "warning", text, remedy))
+    if disk_room is not None and data_room is not None:
+        subject, room = "the disk under the pool files", disk_room
+        if data_room < disk_room:
+            subject, room = "the pool's data space", data_room
+        text = "next to be full: %s, in %s" % (subject, format_size(room))
+        findings.append(StorageFinding("next-ceiling", "info", text, FREE.strip()))
     for device, path in loop_files():
         if re.search(r"/devicemapper/(meta)?data \(deleted\)\Z", path):
             text = (
                 "%s still holds %s: its space comes back, and its content is lost, when the pool"
-                " goes down" % (device, path)
-            )
-            found.append(("loop-deleted", "critical", text, "losetup -l %s" % device))
-    return found
+                " goes down"
+            ) % (device, path)
+            remedy = "losetup -l %s" % device
+            findings.append(StorageFinding("loop-deleted", "critical", text, remedy))
+    return findings
 
 
-def min_free_percent(pool: dict, named: str) -> float:
-    """The driver's minimum of free space in per cent: by its option, else by docker info, else its
-    default."""
-    if re.match(r"[0-9]{1,2}%\Z", named):
-        return float(named[:-1])
+def option_findings(result: dict, options: List[OptionSource]) -> List[StorageFinding]:
+    """What is wrong with the options that the daemon is given."""
     return (
-        round(100.0 * pool["min_free"] / pool["data_total"], 1)
-        if pool["min_free"] is not None and pool["data_total"]
-        else 10.0
+        conflict_findings(options)
+        + option_place_findings(options)
+        + waiting_findings(result, options)
+        + size_option_findings(result)
     )
 
 
-PLACES = "grep -rns %s /etc/docker /etc/sysconfig /etc/default /etc/systemd/system"
-
-
-def option_findings(one: dict, options: List[OptionSource]) -> List[Tuple]:
-    found = []  # type: List[Tuple]
+def conflict_findings(options: List[OptionSource]) -> List[StorageFinding]:
+    """Options that are set in two places."""
+    findings = []
     for name, places in option_conflicts(options):
         text = (
             "%s is set in more than one place (%s): with one in daemon.json the daemon does not"
             " start, else the last one wins"
-        )
+        ) % (name, ", ".join(places))
         files = " ".join(quote_word(place.split(" (")[0]) for place in places)
-        found.append(
-            (
-                "option-twice",
-                "critical",
-                text % (name, ", ".join(places)),
-                "grep -n %s %s" % (quote_word(name.split(" ")[0]), files),
-            )
-        )
-    for source in [source for source in options if source.fault]:
-        found.append(
-            (
-                "option-place",
-                "critical" if source.kind == "daemon.json" else "warning",
-                "%s %s" % (source.path, source.fault),
-                "cat %s" % quote_word(source.path),
-            )
-        )
-    for source in [
-        source
-        for source in options
-        if not source.used and source.options and source.kind == "environment"
-    ]:
-        text = "%s is set in %s, which no unit reads" % (source.options[0][0], source.where())
-        found.append(("option-unread", "info", text, "systemctl cat docker"))
-    running = {pair for source in options if source.kind == "running" for pair in source.options}
-    given = [
-        pair
-        for source in options
-        if source.used and source.kind in ("unit", "environment")
-        for pair in source.options
-    ]
-    kinds = ("data", "metadata") if one["pool"] else ()
-    grown = {
-        ("dm.loop%ssize" % kind, one["pool"][kind + "_total"]) for kind in kinds
-    }  # in place: the running pool has it
-    waiting = [
-        pair
-        for pair in given
-        if running
-        and pair not in running
-        and (pair[1].split("=")[0], option_bytes(pair[1].partition("=")[2])) not in grown
-    ]
-    if waiting:
-        found.append(
-            (
-                "option-waiting",
-                "warning",
-                "%s %s is set, but the running daemon was started without it" % waiting[0],
-                "systemctl daemon-reload; systemctl restart docker",
-            )
-        )
-    sizes = one["driver_options"]
-    metadata, base = (
-        option_bytes(sizes.get(name, "")) for name in ("dm.loopmetadatasize", "dm.basesize")
-    )
+        remedy = "grep -n %s %s" % (quote_word(name.split(" ")[0]), files)
+        findings.append(StorageFinding("option-twice", "critical", text, remedy))
+    return findings
+
+
+def option_place_findings(options: List[OptionSource]) -> List[StorageFinding]:
+    """Places that cannot be read, and settings that no unit reads."""
+    findings = []
+    for source in options:
+        if source.fault:
+            severity = "critical" if source.kind == "daemon.json" else "warning"
+            text = "%s %s" % (source.path, source.fault)
+            remedy = "cat %s" % quote_word(source.path)
+            findings.append(StorageFinding("option-place", severity, text, remedy))
+    for source in options:
+        if source.kind == "environment" and source.options and not source.used:
+            text = "%s is set in %s, which no unit reads" % (source.options[0][0], source.where())
+            findings.append(StorageFinding("option-unread", "info", text, "systemctl cat docker"))
+    return findings
+
+
+def waiting_findings(result: dict, options: List[OptionSource]) -> List[StorageFinding]:
+    """An option that the running daemon was started without. A pool that was grown in place already
+    has the new size."""
+    running = set()  # type: set
+    given = []  # type: List[Tuple[str, str]]
+    for source in options:
+        if source.kind == "running":
+            running.update(source.options)
+        if source.used and source.kind in ("unit", "environment"):
+            given.extend(source.options)
+    if not running:
+        return []
+    grown = set()
+    if result["pool"]:
+        for kind in ("data", "metadata"):
+            grown.add(("dm.loop%ssize" % kind, result["pool"][kind + "_total"]))
+    for name, value in given:
+        setting, _, size = value.partition("=")
+        if (name, value) in running or (setting, option_bytes(size)) in grown:
+            continue
+        text = "%s %s is set, but the running daemon was started without it" % (name, value)
+        remedy = "systemctl daemon-reload; systemctl restart docker"
+        return [StorageFinding("option-waiting", "warning", text, remedy)]
+    return []
+
+
+def size_option_findings(result: dict) -> List[StorageFinding]:
+    """Sizes in the driver's options that do nothing, or that keep the daemon from starting."""
+    findings = []
+    options = result["driver_options"]
+    search = "grep -rns %s /etc/docker /etc/sysconfig /etc/default /etc/systemd/system"
+    metadata = option_bytes(options.get("dm.loopmetadatasize", ""))
     if metadata and metadata > METADATA_MAX:
         text = (
             "dm.loopmetadatasize=%s: more than 15.88 GiB of metadata is never used"
-            % sizes["dm.loopmetadatasize"]
+            % options["dm.loopmetadatasize"]
         )
-        found.append(
-            (
-                "metadata-useless",
-                "info",
-                text,
-                PLACES % "dm.loopmetadatasize" + "  # it does no harm",
-            )
-        )
-    if (
-        base
-        and one["pool"]
-        and one["sources"].get("pool.base_device_size") == "metadata/base"
-        and base < one["pool"]["base_device_size"]
-    ):
+        remedy = search % "dm.loopmetadatasize" + "  # it does no harm"
+        findings.append(StorageFinding("metadata-useless", "info", text, remedy))
+    base = option_bytes(options.get("dm.basesize", ""))
+    measured = result["sources"].get("pool.base_device_size") == "metadata/base"
+    if base and result["pool"] and measured and base < result["pool"]["base_device_size"]:
+        present = format_size(result["pool"]["base_device_size"])
         text = (
             "dm.basesize=%s is smaller than the pool's base device (%s): the daemon does not start"
             " with it"
-        )
-        found.append(
-            (
-                "base-size-smaller",
-                "critical",
-                text % (sizes["dm.basesize"], format_size(one["pool"]["base_device_size"])),
-                PLACES % "dm.basesize"
-                + "  # make it %s or more" % format_size(one["pool"]["base_device_size"]),
-            )
-        )
-    return found
+        ) % (options["dm.basesize"], present)
+        remedy = search % "dm.basesize" + "  # make it %s or more" % present
+        findings.append(StorageFinding("base-size-smaller", "critical", text, remedy))
+    return findings
 
 
 def option_bytes(text: str) -> Optional[int]:
-    """Bytes of a size as the driver's options take it: 8G, 500GB, 10GiB, all binary."""
-    found = re.match(r"([0-9]{1,12})(?:([kKmMgGtT])(?:i?[bB])?)?\Z", text)
-    return (
-        int(found.group(1)) << 10 * " KMGT".index((found.group(2) or " ").upper())
-        if found
-        else None
-    )
+    """Bytes of a size as the driver's options take it: 8G, 500GB, 10GiB, all binary. None where the
+    text is no such size."""
+    match = re.match(r"([0-9]{1,12})(?:([kKmMgGtT])(?:i?[bB])?)?\Z", text)
+    if not match:
+        return None
+    unit = (match.group(2) or " ").upper()
+    return int(match.group(1)) << 10 * " KMGT".index(unit)
 
 
-def usage_findings(one: dict) -> List[Tuple]:
-    usage, found = one["usage"], []
-    for row in [
-        row
-        for row in usage["logs"]["rows"]
-        if (row["size"] or 0) > LOG_LARGE and not row["rotated"]
-    ]:
-        text = "the log of container %s has %s and grows without end (no max-size)" % (
-            row["name"] or row["id"][:12],
-            format_size(row["size"]),
-        )
-        found.append(("log-large", "warning", text, FREE + "--logs"))
-    for kind, text, options in (
+def usage_findings(result: dict) -> List[StorageFinding]:
+    """Large logs, and what reclaim could remove."""
+    usage = result["usage"]
+    findings = []
+    for row in usage["logs"]["rows"]:
+        if (row["size"] or 0) > LOG_LARGE and not row["rotated"]:
+            text = "the log of container %s has %s and grows without end (no max-size)" % (
+                row["name"] or row["id"][:12],
+                format_size(row["size"]),
+            )
+            findings.append(StorageFinding("log-large", "warning", text, FREE + "--logs"))
+    for kind, subject, options in (
         ("stopped_containers", "stopped containers", "--containers"),
         ("dangling_images", "images without a name that nothing uses", "--images"),
         ("unused_images", "images that no container uses", "--images --unused"),
@@ -10839,230 +10793,191 @@ def usage_findings(one: dict) -> List[Tuple]:
         ("orphans", "layers that nothing has", ""),
     ):
         part = usage[kind]
-        if part["count"]:
-            options += (
-                "".join(" " + quote_word(row["name"]) for row in part["rows"][:20])
-                if kind == "unused_volumes"
-                else ""
+        if not part["count"]:
+            continue
+        remedy = FREE + options
+        if kind == "orphans":
+            remedy = "python3 dockfix.py owner --orphans"
+        elif kind == "unused_volumes":
+            remedy += "".join(" " + quote_word(row["name"]) for row in part["rows"][:20])
+        size = format_known_size(part["size"], part["complete"])
+        text = "%s: %d (size %s)" % (subject, part["count"], size)
+        findings.append(StorageFinding(kind.replace("_", "-"), "info", text, remedy))
+    return findings
+
+
+def place_findings(result: dict, full: bool) -> List[StorageFinding]:
+    """Where the data lies: on the system disk, or left by other drivers. full: a disk or the
+    pool is nearly full."""
+    findings = []
+    root = result["root"] or DOCKER_ROOT
+    if result["disk"] and result["disk"]["device"] == os.stat("/").st_dev:
+        text = (
+            "Docker's root %s lies on the system disk: when it fills, the host stops with it" % root
+        )
+        severity = "warning" if full else "info"
+        remedy = "python3 dockfix.py relocate --help"
+        findings.append(StorageFinding("root-on-system-disk", severity, text, remedy))
+    others = [tree for tree in result["drivers_on_disk"] if not tree["in_use"]]
+    # Engine 25 has no devicemapper driver any more (moby#43637).
+    version = re.match("[0-9]{1,4}", result["server_version"] or "")
+    stranded = any(tree["driver"] == "devicemapper" for tree in others)
+    if stranded and version and int(version.group(0)) >= 25:
+        text = (
+            "%s/devicemapper is there, but engine %s has no devicemapper driver any more: its"
+            " images and containers need an engine before 25"
+        ) % (root, result["server_version"])
+        remedy = "python3 dockfix.py owner"
+        findings.append(StorageFinding("devicemapper-stranded", "warning", text, remedy))
+    if others:
+        folders = ", ".join(
+            "%s (%s)" % (tree["path"], format_known_size(tree["size"])) for tree in others
+        )
+        text = "left by other storage drivers: " + folders
+        findings.append(StorageFinding("other-drivers", "info", text, "python3 dockfix.py owner"))
+    return findings
+
+
+def engine_findings(result: dict) -> List[StorageFinding]:
+    """What holds for an engine of this kind."""
+    findings = []
+    in_containerd = result["image_store"] == "containerd"
+    if in_containerd:
+        findings.append(containerd_finding(result))
+    driver = result["driver"]
+    if result["os"] == "windows" or str(driver).startswith(("windows", "lcow")):
+        text = "this is a Windows engine: dockfix looks after Linux hosts only"
+        findings.append(StorageFinding("windows", "warning", text, "docker system df"))
+    known = "overlay2" if driver in OVERLAY_DRIVERS else driver
+    if known in DRIVER_FACTS:
+        fact, remedy = DRIVER_FACTS[known]
+        if in_containerd:
+            remedy = "docker system df"
+        remedy = remedy.replace("ROOT", quote_word(result["root"] or DOCKER_ROOT))
+        text = "%s: %s" % (driver, fact)
+        findings.append(StorageFinding("driver-" + known, "info", text, remedy))
+    return findings
+
+
+def containerd_finding(result: dict) -> StorageFinding:
+    """Why figures are unknown on an engine with the containerd image store, and what tells them."""
+    place, remedy = "containerd's store", "docker system df"
+    if not result["msg"]:  # else it is another host's
+        place = store_text(result["root"])
+        remedy = store_remedy(result["root"], bool(result["server_version"]))
+    text = (
+        "images, build cache and the containers' own files are in %s, which dockfix does not take"
+        " apart yet: their figures are unknown"
+    ) % place
+    return StorageFinding("containerd-store", "info", text, remedy)
+
+
+# The command
+
+
+def run_storage(host: Host, opts: argparse.Namespace, report: dict) -> None:
+    warning = parse_number("--warning", opts.warning, 80.0, 0, 100)
+    critical = parse_number("--critical", opts.critical, 90.0, 0, 100)
+    if warning > critical:
+        raise UsageError("--warning is above --critical", "python3 dockfix.py storage --help")
+    if opts.full and opts.quick:
+        raise UsageError(
+            "--full and --quick exclude each other", "python3 dockfix.py storage --help"
+        )
+    info = read_storage_info(host, opts, report)
+    result = new_storage(info or {})
+    facts = NO_FACTS
+    reason = why_no_files(opts, info)
+    if reason:
+        result["msg"] = "%s: what only files and devices tell is unknown" % reason
+    else:
+        facts = collect_files(host, opts, info, result, report)
+    add_usage(result, facts.layers, facts.sizes, info or {})
+    add_options(result, facts.options)
+    report["results"].append(result)
+    storage_findings(result, facts.options, warning, critical, report)
+    if opts.check and any(finding["severity"] != "info" for finding in report["findings"]):
+        report["exit_code"] = 3
+
+
+def read_storage_info(host: Host, opts: argparse.Namespace, report: dict) -> Optional[dict]:
+    """docker info: a saved one, or the engine's. None with --root, and where no daemon answers."""
+    if opts.docker_info is not None:
+        if opts.docker_info == "-":
+            claim_stdin(opts, "the answer of docker info", "--docker-info FILE")
+        return parse_info(decode_saved(read_input(opts.docker_info, 1 << 24, "--docker-info")))
+    if opts.root is not None:
+        return None
+    return engine_info_or_finding(host, report)
+
+
+def why_no_files(opts: argparse.Namespace, info: Optional[dict]) -> str:
+    """Why the files of this host tell nothing of the engine, '' where they do."""
+    if opts.docker_info is not None:
+        return "from a saved docker info"
+    if info and runs_elsewhere(info):
+        return "the engine runs on another host, %s" % info["Name"]
+    return ""
+
+
+def collect_files(
+    host: Host, opts: argparse.Namespace, info: Optional[dict], result: dict, report: dict
+) -> StorageFacts:
+    """Everything that the files and devices of this host tell. Raises EnvironmentFault where there
+    is nothing to look at: no daemon answers, and there is no root."""
+    if opts.root is not None:
+        note_fact(result, "root", opts.root, "--root")
+    elif not info:
+        note_fact(result, "root", configured_root(), "configuration")
+    root = result["root"]
+    options = engine_options(root)
+    result["disks"] = collect_disks(root, result)
+    layers = None
+    try:
+        layers = read_layers(root, follow=True)
+        confirm_orphans(host, root, layers, info)
+        add_lost_records(layers, report)
+        unread = sorted(layers.unread.items())[:20]
+        result["missing"] += ["%s: %s" % (path, reason) for path, reason in unread]
+    except EnvironmentFault as err:
+        if not info and not result["disk"]:
+            raise
+        result["missing"].append(err.msg)
+    collect_driver(result, layers, options)
+    devices = {}  # type: Dict[str, int]
+    if result["driver"] == "devicemapper":
+        devices = collect_pool(host, root, result, layers)
+    sizes = {}  # type: Dict[Tuple, Measured]
+    if layers:
+        sizes = collect_sizes(opts, root, result, layers, devices)
+    return StorageFacts(layers, sizes, options)
+
+
+def add_options(result: dict, options: List[OptionSource]) -> None:
+    """Fill result["options"], and result["driver_options"] with the storage options in force."""
+    result["driver_options"] = {}
+    for source in options:
+        for name, value in source.options:
+            result["options"].append(
+                {"option": name, "value": value, "where": source.where(), "used": source.used}
             )
-            text = "%s: %d (size %s)" % (
-                text,
-                part["count"],
-                format_known_size(part["size"], part["complete"]),
-            )
-            found.append(
-                (
-                    kind.replace("_", "-"),
-                    "info",
-                    text,
-                    FREE + options if options else "python3 dockfix.py owner --orphans",
-                )
-            )
-    return found
+            if source.used and name == "storage-opt":
+                key, _, setting = value.partition("=")
+                result["driver_options"][key] = setting
 
 
 ###############################################################################
 # 16. owner
 ###############################################################################
 
-
-def run_owner(host: Host, opts: argparse.Namespace, report: dict) -> None:
-    if opts.orphans and opts.words:
-        raise UsageError("--orphans takes no words", "python3 dockfix.py owner --orphans")
-    info = None if opts.root is not None else engine_info_or_finding(host, report)
-    if info:
-        require_same_host(info, "its layers")
-    root = opts.root
-    if root is None:
-        root = str(info["DockerRootDir"]) if info else configured_root()
-    layers = read_layers(root, follow=opts.root is None)
-    inspected = confirm_orphans(host, root, layers, info)
-    rows = owners_of(layers, opts, report)
-    if opts.orphans:
-        measure_orphans(rows)
-    report["results"] += rows
-    if info and not opts.orphans:
-        compare_with_docker(host, layers, rows, opts, inspected, report)
-    owner_findings(root, layers, rows, opts, info, report)
-    if opts.orphans:
-        add_orphan_doubts(layers, rows, report)
-    if (
-        is_containerd_store(root, layers, info)
-        and not opts.words
-        and (opts.orphans or not layers.rows)
-    ):
-        text = "the layers are in %s, which dockfix cannot read yet" % store_text(root)
-        add_error(report, EnvironmentFault(text, store_remedy(root, bool(info))))
-        if rows:
-            report["exit_code"] = 3
-
-
-def add_orphan_doubts(layers: Layers, rows: List[dict], report: dict) -> None:
-    """An error for what keeps layers from being proved orphans: none that was found is not none
-    there."""
-    if not layers.doubts:
-        return
-    unreadable = [doubt for doubt in layers.doubts if doubt.unreadable]
-    reasons = sorted({doubt.reason for doubt in unreadable or layers.doubts})
-    text = "whether there are %sorphans cannot be told: %s" % (
-        "more " if rows else "",
-        "; ".join(reasons[:3]),
-    )
-    hint = (
-        "the findings say what is missing" if os.geteuid() == 0 else "sudo python3 dockfix.py ..."
-    )
-    add_error(report, EnvironmentFault(text, hint))
-    if rows or not unreadable:
-        report["exit_code"] = 3
-
-
-def is_containerd_store(root: str, layers: Layers, info: Optional[Dict[str, object]]) -> bool:
-    """Whether images and layers of this root are in containerd's store."""
-    if info:
-        return has_containerd_store(info)
-    if layers.trees:
-        return bool(containers_elsewhere(layers))
-    return bool(containers_elsewhere(layers)) or has_rootfs(root)
-
-
-def containers_elsewhere(layers: Layers) -> List[dict]:
-    """The containers whose layers are not below Docker's root."""
-    owned = {row["container"]["id"] for row in layers.rows if row["container"]}
-    return [
-        facts
-        for one, facts in layers.containers.items()
-        if one not in owned and facts["driver"] and facts["driver"] not in LAYOUTS
-    ]
-
-
-def owners_of(layers: Layers, opts: argparse.Namespace, report: dict) -> List[dict]:
-    """The rows asked for, each once, in the order asked; a word that means none is an error of its
-    own."""
-    if not opts.words:
-        return [row for row in layers.rows if not opts.orphans or row["role"] == "orphan"]
-    numbers = []  # type: List[int]
-    for word in opts.words:
-        found = next(
-            (rows for rows in (find_rows(layers, name) for name in other_names(word)) if rows), []
-        )
-        numbers += [number for number in found if number not in numbers]
-        if not found:
-            add_error(report, no_owner_error(layers, word))
-    report["exit_code"] = 3 if report["errors"] and numbers else report["exit_code"]
-    return [layers.rows[number] for number in numbers]
-
-
-def other_names(word: str) -> List[str]:
-    """The word, and what this host knows it by: the device-mapper name of a dm-N, the real path of
-    a path."""
-    found, node = [word], re.match(
-        r"(?:/dev/)?(dm-[0-9]+)\Z", real_path(word) if word.startswith("/dev/") else word
-    )
-    name = (
-        suppress_errors(host_text, "%s/%s/dm/name" % (SYS_BLOCK, node.group(1))) if node else None
-    )
-    return (
-        found
-        + ([name.strip()] if name is not None else [])
-        + ([real_path(word)] if "/" in word or os.path.lexists(os_bytes(word)) else [])
-    )
-
-
-def no_owner_error(layers: Layers, word: str) -> DockfixError:
-    bare = word.lstrip("/")
-    layerless = [
-        (one, facts)
-        for one, facts in layers.containers.items()
-        if bare and (facts["name"] == bare or one.startswith(bare))
-    ]
-    if layerless and layerless[0][0] in layers.lost:
-        lost = layers.lost[layerless[0][0]]
-        return EnvironmentFault(
-            "container %s has no layer record, so its layer is unknown: %s is missing"
-            % (lost.name or layerless[0][0][:12], lost.missing),
-            "python3 dockfix.py owner lists the layers of which one is its own, as unknown",
-        )
-    if layerless:
-        one, facts = layerless[0]
-        text = "container %s (%s) is there, but its layer is not below Docker's root (driver %s)"
-        text %= (facts["name"], one[:12], facts["driver"] or "unknown")
-        return EnvironmentFault(text, "docker inspect %s" % one[:12])
-    if re.search(r"docker-[0-9]+:[0-9]+-[0-9]+-pool\Z", word):
-        return UsageError("%s is the pool of all layers" % word, "python3 dockfix.py storage")
-    unread = ", or what would tell could not be read" if layers.unread else ""
-    return UsageError(
-        "%s: no layer, device, container or image is called so%s" % (word, unread),
-        "a hash or its beginning, a path, l/LINK, a device name, dm-N, a device id, a container's"
-        " name, an image's tag; all of them: python3 dockfix.py owner",
-    )
+# Says which container, image or volume a layer, folder, snapshot or device belongs to.
+# It only looks, and works with the daemon down. It never guesses: "orphan" is a layer for which
+# every record was readable and none names it; everything else that cannot be told is "unknown".
+# It rests on the records below Docker's root (see "Docker storage on disk"), on /sys/block for
+# device names, and on `docker inspect`, against which the records are checked.
 
 
 SYS_BLOCK = "/sys/block"  # kernel: dm-N/dm/name
-
-
-def measure_orphans(rows: List[dict]) -> None:
-    """Adds "size", allocated bytes or None, within ten seconds in all."""
-    folders = {}
-    for row in rows:
-        # the overlay drivers keep all of a layer in one folder, and all of it would be given back
-        wholes = [
-            path
-            for path in row["paths"]
-            if path.endswith("/" + row["layer"]) and LAYOUTS[row["driver"]][0] == "."
-        ]
-        folder = wholes[0] if wholes else own_folder(row)
-        if folder:
-            folders[row["driver"], row["layer"]] = folder
-    sizes = measure_folders(folders, WALK_SECONDS, lambda text: None)
-    for row in rows:
-        row["size"], why = sizes.get(
-            (row["driver"], row["layer"]), (None, "its size is not in files")
-        )
-        row["note"] = join_notes(row["note"], why)
-
-
-def compare_with_docker(
-    host: Host,
-    layers: Layers,
-    rows: List[dict],
-    opts: argparse.Namespace,
-    inspected: Optional[Dict[str, Container]],
-    report: dict,
-) -> None:
-    """What `docker inspect` says, one call for all containers (none where it is known already),
-    against the files."""
-    own = {row["container"]["id"]: row for row in rows if row["role"] == "container"}
-    try:
-        if inspected is None:
-            listed = set() if opts.words else {one.id for one in list_containers(host)}
-            inspected = inspect_containers(host, sorted(listed | set(own))) if listed or own else {}
-        elif opts.words:
-            inspected = {one: facts for one, facts in inspected.items() if one in own}
-    except EnvironmentFault as err:
-        return add_finding(
-            report,
-            "owner-unchecked",
-            "info",
-            "not checked against docker inspect: %s" % err.msg,
-            err.hint,
-        )
-    told = [
-        (row["container"]["name"] or one[:12], inspect_differences(row, inspected.get(one)))
-        for one, row in own.items()
-    ]
-    different = ["%s: %s" % pair for pair in told if pair[1]]
-    different += [
-        "%s: it has no layer by the files" % one.name
-        for one in inspected.values()
-        if one.id not in own and one.driver in LAYOUTS
-    ]
-    if different:
-        text = "files and docker inspect differ (made or removed just now?): %s" % "; ".join(
-            different[:10]
-        )
-        add_finding(report, "owner-differs", "warning", text, "python3 dockfix.py owner")
-
-
 DELETE_WARNING = (
     "never delete below %s from the host while the container is there: it is left with a file that"
     " ls does not show and writes that vanish; delete inside the container, or below its merged"
@@ -11079,6 +10994,209 @@ DRIVER_ADVICE = {
 }
 
 
+# Reading
+
+
+def other_names(word: str) -> List[str]:
+    """The word, and what this host knows it by: the device-mapper name of a dm-N, the real path of
+    a path."""
+    names = [word]
+    device = real_path(word) if word.startswith("/dev/") else word
+    node = re.match(r"(?:/dev/)?(dm-[0-9]+)\Z", device)
+    if node:
+        name = suppress_errors(host_text, "%s/%s/dm/name" % (SYS_BLOCK, node.group(1)))
+        if name is not None:
+            names.append(name.strip())
+    if "/" in word or os.path.lexists(os_bytes(word)):
+        names.append(real_path(word))
+    return names
+
+
+def measure_orphans(rows: List[dict]) -> None:
+    """Add "size" to each row: allocated bytes, or None. WALK_SECONDS is the time for all rows."""
+    folders = {}  # type: Dict[Tuple, str]
+    for row in rows:
+        folder = orphan_folder(row)
+        if folder:
+            folders[row["driver"], row["layer"]] = folder
+    sizes = measure_folders(folders, WALK_SECONDS, lambda text: None)
+    for row in rows:
+        key = (row["driver"], row["layer"])
+        row["size"], reason = sizes.get(key, (None, "its size is not in files"))
+        row["note"] = join_notes(row["note"], reason)
+
+
+def orphan_folder(row: dict) -> str:
+    """The folder that removing a layer gives back. The overlay drivers keep all of a layer in one
+    folder, and all of it would be given back."""
+    if row["driver"] in LAYOUTS and LAYOUTS[row["driver"]][0] == ".":
+        for path in row["paths"]:
+            if path.endswith("/" + row["layer"]):
+                return path
+    return own_folder(row)
+
+
+# Deciding
+
+
+def is_containerd_store(root: str, layers: Layers, info: Optional[dict]) -> bool:
+    """Whether images and layers of this root are in containerd's store."""
+    if info:
+        return has_containerd_store(info)
+    if containers_elsewhere(layers):
+        return True
+    return not layers.trees and has_rootfs(root)
+
+
+def containers_elsewhere(layers: Layers) -> List[dict]:
+    """The containers whose layers are not below Docker's root."""
+    with_layer = {row["container"]["id"] for row in layers.rows if row["container"]}
+    elsewhere = []
+    for ident, facts in layers.containers.items():
+        other_driver = facts["driver"] and facts["driver"] not in LAYOUTS
+        if other_driver and ident not in with_layer:
+            elsewhere.append(facts)
+    return elsewhere
+
+
+def owners_of(layers: Layers, opts: argparse.Namespace, report: dict) -> List[dict]:
+    """The rows asked for, each once, in the order asked. A word that means none is an error of its
+    own."""
+    if opts.orphans and not opts.words:
+        return [row for row in layers.rows if row["role"] == "orphan"]
+    if not opts.words:
+        return list(layers.rows)
+    chosen = []  # type: List[int]
+    for word in opts.words:
+        numbers = find_rows_of(layers, word)
+        for number in numbers:
+            if number not in chosen:
+                chosen.append(number)
+        if not numbers:
+            add_error(report, no_owner_error(layers, word))
+    if report["errors"] and chosen:
+        report["exit_code"] = 3
+    return [layers.rows[number] for number in chosen]
+
+
+def find_rows_of(layers: Layers, word: str) -> List[int]:
+    """Numbers of the rows that a word means by the first of its names that means any."""
+    for name in other_names(word):
+        numbers = find_rows(layers, name)
+        if numbers:
+            return numbers
+    return []
+
+
+def no_owner_error(layers: Layers, word: str) -> DockfixError:
+    """Why a word means no layer, and what to do."""
+    bare = word.lstrip("/")
+    for ident, facts in layers.containers.items():
+        if bare and (facts["name"] == bare or ident.startswith(bare)):
+            return no_layer_error(layers, ident)
+    if re.search(r"docker-[0-9]+:[0-9]+-[0-9]+-pool\Z", word):
+        return UsageError("%s is the pool of all layers" % word, "python3 dockfix.py storage")
+    text = "%s: not found among the layers, devices, containers and images" % word
+    if layers.unread:
+        text += ", or its record could not be read"
+    return UsageError(
+        text,
+        "a hash or its beginning, a path, l/LINK, a device name, dm-N, a device id, a container's"
+        " name, an image's tag; all of them: python3 dockfix.py owner",
+    )
+
+
+def no_layer_error(layers: Layers, ident: str) -> EnvironmentFault:
+    """Why a container that is there has no layer below Docker's root."""
+    facts = layers.containers[ident]
+    if ident in layers.lost:
+        lost = layers.lost[ident]
+        return EnvironmentFault(
+            "container %s has no layer record, so its layer is unknown: %s is missing"
+            % (lost.name or ident[:12], lost.missing),
+            "python3 dockfix.py owner lists the layers of which one is its own, as unknown",
+        )
+    text = "container %s (%s) is there, but its layer is not below Docker's root (driver %s)" % (
+        facts["name"],
+        ident[:12],
+        facts["driver"] or "unknown",
+    )
+    return EnvironmentFault(text, "docker inspect %s" % ident[:12])
+
+
+# What is wrong: errors and findings
+
+
+def add_orphan_doubts(layers: Layers, rows: List[dict], report: dict) -> None:
+    """An error for what keeps layers from being proved orphans: that none was found does not mean
+    that there is none."""
+    if not layers.doubts:
+        return
+    unreadable = [doubt for doubt in layers.doubts if doubt.unreadable]
+    reasons = sorted({doubt.reason for doubt in unreadable or layers.doubts})
+    subject = "more orphans" if rows else "orphans"
+    text = "whether there are %s cannot be told: %s" % (subject, "; ".join(reasons[:3]))
+    hint = "sudo python3 dockfix.py ..."
+    if os.geteuid() == 0:
+        hint = "the findings say what is missing"
+    add_error(report, EnvironmentFault(text, hint))
+    if rows or not unreadable:
+        report["exit_code"] = 3
+
+
+def add_containerd_error(root: str, answers: bool, rows: List[dict], report: dict) -> None:
+    """An error for layers in containerd's store. answers: whether the daemon does."""
+    text = "the layers are in %s, which dockfix cannot read yet" % store_text(root)
+    add_error(report, EnvironmentFault(text, store_remedy(root, answers)))
+    if rows:
+        report["exit_code"] = 3
+
+
+def compare_with_docker(
+    host: Host,
+    layers: Layers,
+    rows: List[dict],
+    opts: argparse.Namespace,
+    inspected: Optional[Dict[str, Container]],
+    report: dict,
+) -> None:
+    """What `docker inspect` says, one call for all containers, against the files. inspected: its
+    answer where it is known already."""
+    own = {row["container"]["id"]: row for row in rows if row["role"] == "container"}
+    if inspected is None:
+        try:
+            inspected = inspect_own(host, list(own), not opts.words)
+        except EnvironmentFault as err:
+            text = "not checked against docker inspect: %s" % err.msg
+            add_finding(report, "owner-unchecked", "info", text, err.hint)
+            return
+    elif opts.words:
+        inspected = {ident: facts for ident, facts in inspected.items() if ident in own}
+    different = []
+    for ident, row in own.items():
+        difference = inspect_differences(row, inspected.get(ident))
+        if difference:
+            different.append("%s: %s" % (row["container"]["name"] or ident[:12], difference))
+    for container in inspected.values():
+        if container.id not in own and container.driver in LAYOUTS:
+            different.append("%s: it has no layer by the files" % container.name)
+    if different:
+        text = "files and docker inspect differ (made or removed just now?): %s" % "; ".join(
+            different[:10]
+        )
+        add_finding(report, "owner-differs", "warning", text, "python3 dockfix.py owner")
+
+
+def inspect_own(host: Host, idents: List[str], add_listed: bool) -> Dict[str, Container]:
+    """docker inspect of these containers; add_listed: and of all that docker lists."""
+    wanted = set(idents)
+    if add_listed:
+        wanted.update(container.id for container in list_containers(host))
+    if not wanted:
+        return {}
+    return inspect_containers(host, sorted(wanted))
+
+
 def owner_findings(
     root: str,
     layers: Layers,
@@ -11087,76 +11205,105 @@ def owner_findings(
     info: Optional[dict],
     report: dict,
 ) -> None:
-    for driver, advice in DRIVER_ADVICE.items():
-        row = next(
-            (
-                one
-                for one in rows
-                if opts.words
-                and one["driver"] == driver
-                and one["role"] == "container"
-                and one["paths"]
-            ),
-            None,
-        )
-        if row:
-            add_finding(
-                report,
-                "owner-" + driver,
-                "info",
-                advice % (own_folder(row) or row["paths"][0]),
-                "docker exec %s rm FILE"
-                % quote_word(row["container"]["name"] or row["container"]["id"]),
-            )
+    """What to know about the rows, and what could not be read."""
+    if opts.words:
+        add_driver_advice(rows, report)
     if is_containerd_store(root, layers, info) or containers_elsewhere(layers):
-        text = "images and containers of the containerd store are not in Docker's root but in %s"
         place = containerd_root(root) or CONTAINERD_ROOT
+        text = "images and containers of the containerd store are not in Docker's root but in %s"
         remedy = store_remedy(root, bool(info))
         add_finding(report, "owner-containerd", "info", text % place, remedy)
-    orphans, untold = (
-        [row for row in layers.rows if row["role"] == role] for role in ("orphan", UNKNOWN)
-    )
+    orphans = [row for row in layers.rows if row["role"] == "orphan"]
+    unknown = [row for row in layers.rows if row["role"] == UNKNOWN]
     add_lost_records(layers, report)
-    add_unproved(layers, untold, report)
+    add_unproved(layers, unknown, report)
     if orphans and not opts.words:
         text = (
-            "nothing has %d of the layers; a pull or build that runs now makes such ones, so look"
-            " again when none does; nothing is deleted here"
-        )
-        add_finding(
-            report,
-            "owner-orphans",
-            "info",
-            text % len(orphans),
-            "python3 dockfix.py owner --orphans",
-        )
+            "layers that nothing has: %d; a pull or build that runs now makes such layers too, so"
+            " look again when none runs; nothing is deleted here"
+        ) % len(orphans)
+        remedy = "python3 dockfix.py owner --orphans"
+        add_finding(report, "owner-orphans", "info", text, remedy)
     if layers.unread:
-        text = "not readable, or missing: " + "; ".join(
-            "%s: %s" % one for one in list(layers.unread.items())[:5]
-        )
-        text += " and %d more" % (len(layers.unread) - 5) if len(layers.unread) > 5 else ""
-        text += "; so of %d layers it cannot be told whose they are" % len(untold) if untold else ""
-        remedy = (
-            "sudo python3 dockfix.py owner"
-            if os.geteuid()
-            else "ls -la %s" % quote_word(nearest_folder(list(layers.unread)[0]))
-        )
-        add_finding(report, "owner-unread", "warning", text, remedy)
+        add_unread(layers, len(unknown), report)
 
 
-def add_unproved(layers: Layers, untold: List[dict], report: dict) -> None:
-    """A finding on layers that cannot be told, where no record that is missing or not readable
-    explains it."""
-    if not untold or layers.unread or layers.lost:
+def add_driver_advice(rows: List[dict], report: dict) -> None:
+    """For each driver, what to know before a container's folder is touched."""
+    for driver, advice in DRIVER_ADVICE.items():
+        for row in rows:
+            if row["driver"] == driver and row["role"] == "container" and row["paths"]:
+                name = row["container"]["name"] or row["container"]["id"]
+                text = advice % (own_folder(row) or row["paths"][0])
+                remedy = "docker exec %s rm FILE" % quote_word(name)
+                add_finding(report, "owner-" + driver, "info", text, remedy)
+                break
+
+
+def add_unproved(layers: Layers, unknown: List[dict], report: dict) -> None:
+    """A finding on layers whose owner cannot be told, where no record that is missing or not
+    readable explains it."""
+    if not unknown or layers.unread or layers.lost:
         return
     reasons = sorted({doubt.reason for doubt in layers.doubts})
-    text = "of %d layers it is unknown whose they are: %s" % (len(untold), "; ".join(reasons[:3]))
+    text = "of %d layers it is unknown whose they are: %s" % (len(unknown), "; ".join(reasons[:3]))
     add_finding(report, "owner-unknown", "warning", text, "python3 dockfix.py owner")
+
+
+def add_unread(layers: Layers, unknown: int, report: dict) -> None:
+    """A finding on records that could not be read. unknown: the number of layers without owner."""
+    unread = list(layers.unread.items())
+    text = "not readable, or missing: " + "; ".join("%s: %s" % pair for pair in unread[:5])
+    if len(unread) > 5:
+        text += " and %d more" % (len(unread) - 5)
+    if unknown:
+        text += "; so of %d layers it cannot be told whose they are" % unknown
+    remedy = "sudo python3 dockfix.py owner"
+    if os.geteuid() == 0:
+        remedy = "ls -la %s" % quote_word(nearest_folder(unread[0][0]))
+    add_finding(report, "owner-unread", "warning", text, remedy)
+
+
+# The command
+
+
+def run_owner(host: Host, opts: argparse.Namespace, report: dict) -> None:
+    if opts.orphans and opts.words:
+        raise UsageError("--orphans takes no words", "python3 dockfix.py owner --orphans")
+    info = None
+    root = opts.root
+    if root is None:
+        info = engine_info_or_finding(host, report)
+        if info:
+            # The files looked at must be those of the engine that answers.
+            require_same_host(info, "its layers")
+        root = str(info["DockerRootDir"]) if info else configured_root()
+    layers = read_layers(root, follow=opts.root is None)
+    inspected = confirm_orphans(host, root, layers, info)
+    rows = owners_of(layers, opts, report)
+    if opts.orphans:
+        measure_orphans(rows)
+    report["results"] += rows
+    if info and not opts.orphans:
+        compare_with_docker(host, layers, rows, opts, inspected, report)
+    owner_findings(root, layers, rows, opts, info, report)
+    if opts.orphans:
+        add_orphan_doubts(layers, rows, report)
+    all_asked = not opts.words and (opts.orphans or not layers.rows)
+    if all_asked and is_containerd_store(root, layers, info):
+        add_containerd_error(root, bool(info), rows, report)
 
 
 ###############################################################################
 # 17. reclaim
 ###############################################################################
+
+# Gives space back: logs, trim, containers, images, build cache, volumes.
+# It lists what it would remove, asks, and removes nothing that it did not list. Without a category
+# it only lists. It never uses force: docker refuses what came into use meanwhile. Volumes go only
+# when they are named.
+# It rests on `docker inspect` (what is used), on the layer table (what removing gives back), and
+# afterwards on what is gone and on statvfs: the gain is measured, not added up.
 
 
 class Candidate(NamedTuple):
@@ -11173,7 +11320,7 @@ class Candidate(NamedTuple):
 
 
 class Inventory(NamedTuple):
-    """What reclaim chooses from, looked at once: Docker's root, whole inspect objects, the layer
+    """What reclaim chooses from, read once: Docker's root, whole inspect objects, and the layer
     table (None where it cannot be read). store: where containerd keeps images and layers, '' where
     they are below Docker's root. absent: why the root is no folder of this host, '' where it is
     one. faults: what could not be looked at, and why; it grows while the candidates are listed."""
@@ -11192,8 +11339,8 @@ class Inventory(NamedTuple):
     sizes: Dict[str, Optional[int]]  # of layers, as far as they were asked for
 
 
-# docker's words, in the order of work: logs need no daemon and a trim no space; images can go only
-# after their containers
+# {category: docker's words}, in the order of work. Logs need no daemon and a trim needs no space;
+# images can go only after their containers.
 CATEGORIES = {
     "logs": (),
     "trim": (),
@@ -11201,83 +11348,28 @@ CATEGORIES = {
     "images": ("rmi",),
     "build-cache": ("builder", "prune", "-a", "-f"),
     "volumes": ("volume", "rm"),
-}
-REMOVED_ALONG = (("older_than", "containers"), ("unused", "images"), ("max_log", "logs"))
+}  # type: Dict[str, Tuple[str, ...]]
+# (option, the category that it needs)
+NARROWING_OPTIONS = (("older_than", "containers"), ("unused", "images"), ("max_log", "logs"))
+KEEP_LOGS_SHORT = (
+    "dockfix: to keep them short from now on, in /etc/docker/daemon.json (for containers created"
+    ' afterwards): "log-driver": "json-file", "log-opts": {"max-size": "100m", "max-file": "3"}'
+)
 
 
-def run_reclaim(host: Host, opts: argparse.Namespace, report: dict) -> None:
-    """look -> list -> question -> remove -> look again: what is gone is judged by the state
-    afterwards, what was gained by statvfs. Without a category it only lists."""
-    chosen = [name for name in CATEGORIES if getattr(opts, "take_" + name)]
-    for option, category in REMOVED_ALONG:
-        if getattr(opts, option) and chosen and category not in chosen:
-            name = option.replace("_", "-")
-            raise UsageError(
-                "--%s goes with --%s" % (name, category),
-                "python3 dockfix.py reclaim --%s --%s" % (category, name),
-            )
-    parse_age(opts.older_than or "0s"), parse_size(
-        opts.max_log or "100M"
-    )  # a slip is told before anything is looked at
-    if chosen:
-        refuse_half_way(host)
-    goods = collect_inventory(host, chosen)
-    spoils = []  # type: List[Spoil]
-    for name in chosen or CATEGORIES:
-        spoils += parse_answer(goods, lambda goods: COLLECTORS[name](host, opts, goods))
-    report.update(root=goods.root, promised=estimate_gain(goods, spoils))
-    for fault in goods.faults:
-        add_error(report, fault)
-    if goods.faults and not spoils:
-        return  # nothing was found, but not all was looked at: exit 6 with the reasons
-    report["exit_code"] = 3 if goods.faults else 0
-    if not chosen or opts.dry_run:
-        report["results"] = [
-            candidate_row(one, "changed" if chosen else "unchanged", one.lost) for one in spoils
-        ]
-        if opts.dry_run:
-            plan_reclaim(host, report, goods, spoils if chosen else [])
-        return
-    for fault in goods.faults:
-        say("dockfix: warning: %s" % fault.msg)
-    for one in spoils:
-        say(
-            "  %-11s %10s  %s: %s" % (one.category, format_known_size(one.size), one.name, one.lost)
-        )
-    if spoils:
-        confirm(opts, "remove these %d for good?" % len(spoils))
-    try:
-        take_lock(host)
-    except (
-        EnvironmentFault
-    ) as err:  # not a byte is free: logs are what a full disk is cured with first
-        if chosen != ["logs"] or os.path.exists(
-            os.path.join(os_bytes(host.state), os_bytes(JOURNAL))
-        ):
-            raise
-        say("dockfix: warning: %s; going on without the lock" % err.msg)
-    report["before"] = space_now(host, goods)
-    for name in [name for name in CATEGORIES if name in chosen]:
-        report["results"] += REMOVERS.get(name, remove_candidates)(
-            host, goods, [one for one in spoils if one.category == name]
-        )
-    report_gain(
-        host,
-        report,
-        goods,
-        [one for one, done in zip(spoils, report["results"]) if done["status"] == "changed"],
-    )
-    report["exit_code"] = exit_code(report["results"]) or (3 if goods.faults else 0)
+# Reading: the inventory and its sizes
 
 
 def collect_inventory(host: Host, chosen: Sequence[str]) -> Inventory:
-    """Raises EnvironmentFault with the daemon down, except for logs: they are what a full disk is
-    cured with first."""
-    info = None  # type: Optional[Dict[str, object]]
-    containers, images = [], []  # type: List[dict], List[dict]
+    """Raises EnvironmentFault with the daemon down, except for logs: a full disk is cured with them
+    first."""
+    info = None  # type: Optional[dict]
+    containers = []  # type: List[dict]
+    images = []  # type: List[dict]
     try:
         info = engine_info(host)
-        containers = inspect_objects(host, "container", [one.id for one in list_containers(host)])
+        idents = [container.id for container in list_containers(host)]
+        containers = inspect_objects(host, "container", idents)
         answer = require_answer(query(host, "images", "-q", "-a", "--no-trunc"), "docker images")
         images = inspect_objects(host, "image", sorted(set(answer.out_text().split())))
     except EnvironmentFault as err:
@@ -11290,25 +11382,39 @@ def collect_inventory(host: Host, chosen: Sequence[str]) -> Inventory:
         info = None
     root = str(info["DockerRootDir"]) if info else configured_root()
     absent = why_absent(info, root)
-    there = os.path.isdir(os_bytes(root))
-    if there and ("logs" in chosen or "trim" in chosen) and os.geteuid() == 0:
+    is_folder = os.path.isdir(os_bytes(root))
+    writes_below_root = "logs" in chosen or "trim" in chosen
+    if is_folder and writes_below_root and os.geteuid() == 0:
         require_root_of_engine(host, info, root)
-    layers = None
-    try:
-        layers = None if absent else read_layers(root, follow=True)
-    except EnvironmentFault:  # not root: only what needs the files is not looked at
-        pass
     store = ""
     if not absent and info and has_containerd_store(info):
         store = containerd_root(root)
-    driver = str((info or {}).get("Driver") or "")
-    until, points = time.monotonic() + 6 * WALK_SECONDS, points_of_others(mounts_of())
     return Inventory(
-        host, root, driver, store, absent, containers, images, layers, [], until, points, {}
+        host=host,
+        root=root,
+        driver=str((info or {}).get("Driver") or ""),
+        store=store,
+        absent=absent,
+        containers=containers,
+        images=images,
+        layers=None if absent else layers_if_readable(root),
+        faults=[],
+        until=time.monotonic() + 6 * WALK_SECONDS,
+        points=points_of_others(mounts_of()),
+        sizes={},
     )
 
 
-def why_absent(info: Optional[Dict[str, object]], root: str) -> str:
+def layers_if_readable(root: str) -> Optional[Layers]:
+    """The layer table; None without the rights to read it: then only what needs the files is not
+    looked at."""
+    try:
+        return read_layers(root, follow=True)
+    except EnvironmentFault:
+        return None
+
+
+def why_absent(info: Optional[dict], root: str) -> str:
     """Why the files of the engine that was asked are not on this host, '' where they are."""
     if info and runs_elsewhere(info):
         return "the engine runs on another host, %s" % info["Name"]
@@ -11317,512 +11423,482 @@ def why_absent(info: Optional[Dict[str, object]], root: str) -> str:
     return ""
 
 
-def require_container_files(goods: Inventory, subject: str) -> None:
+def path_bytes(inventory: Inventory, path: str) -> Optional[int]:
+    """Allocated bytes below a path; None where they are not all known."""
+    if inventory.absent:
+        return None  # a folder of that name here is another engine's
+    size, reason = disk_usage(path, inventory.until, inventory.points)
+    if reason:
+        return None
+    return size
+
+
+def layer_size(inventory: Inventory, row: dict) -> Optional[int]:
+    """Allocated bytes of one layer. A thin device tells its mapped sectors, and only while it is
+    active."""
+    layer = row["layer"]
+    if layer not in inventory.sizes:
+        if row["driver"] == "devicemapper":
+            size = thin_device_size(inventory.host, row.get("device") or "none")
+        else:
+            size = path_bytes(inventory, own_folder(row))
+        inventory.sizes[layer] = size
+    return inventory.sizes[layer]
+
+
+def thin_device_size(host: Host, device: str) -> Optional[int]:
+    """Bytes mapped in a thin device, None where it is not active."""
+    answer = query_host(host, ("dmsetup", "status", device))
+    if answer.rc != 0:
+        return None
+    match = re.match(rb"0 [0-9]+ thin ([0-9]+) ", answer.out)
+    if not match:
+        return None
+    return int(match.group(1)) * 512
+
+
+def container_size(inventory: Inventory, ident: str) -> Optional[int]:
+    """Bytes of a container's own layers; None where no record says which they are."""
+    own = []
+    for row in inventory.layers.rows if inventory.layers else []:
+        if row["container"] and row["container"]["id"] == ident:
+            own.append(row)
+    if not any(row["role"] == "container" for row in own):
+        return None
+    return add_sizes([layer_size(inventory, row) for row in own])
+
+
+def image_size(inventory: Inventory, image: dict) -> Optional[int]:
+    """Bytes of the layers that only this image has; None where its layers are not all known."""
+    ident = bare_id(image["Id"])
+    if not inventory.layers or ident not in inventory.layers.images:
+        return None
+    layers = 0
+    own = []
+    for row in inventory.layers.rows:
+        if row["role"] != "image":
+            continue
+        users = [user["id"] for user in row["images"]]
+        if ident in users:
+            layers += 1
+        if users == [ident]:
+            own.append(row)
+    if "RootFS" in image and layers != len(image["RootFS"].get("Layers") or ()):
+        return None
+    return add_sizes([layer_size(inventory, row) for row in own])
+
+
+def disk_free(inventory: Inventory) -> Optional[int]:
+    """Bytes free under Docker's root, and under containerd's store where that is on another disk;
+    None where that is not this host's."""
+    free = None if inventory.absent else free_bytes(inventory.root)
+    root = suppress_errors(os.stat, os_bytes(inventory.root))
+    store = suppress_errors(os.stat, os_bytes(inventory.store or inventory.root))
+    if root is None or store is None or root.st_dev == store.st_dev:
+        return free
+    return add_sizes((free, free_bytes(inventory.store)))
+
+
+def space_now(host: Host, inventory: Inventory) -> Dict[str, Optional[int]]:
+    """Bytes: free on the disk of Docker's root; with devicemapper, used in the pool and allocated
+    by its loop file. None where unknown."""
+    space = {"disk_free": disk_free(inventory)}  # type: Dict[str, Optional[int]]
+    if inventory.driver == "devicemapper":
+        info = engine_info(host)  # type: dict
+        pool = pool_reported(info["DriverStatus"])
+        space["pool_data_used"] = None
+        space["loop_file_allocated"] = None
+        try:
+            space["pool_data_used"] = thin_pool(host, str(pool["name"])).data_used
+            state = os.lstat(os_bytes(str(pool["data_loop_file"] or "")))
+            space["loop_file_allocated"] = state.st_blocks * 512
+        except (OSError, EnvironmentFault):
+            pass  # not root, or a pool on a device of its own
+    return space
+
+
+# Deciding: the candidates of each category
+
+
+def container_name(inspected: dict) -> str:
+    return inspected["Name"].lstrip("/")
+
+
+def container_candidates(
+    host: Host, opts: argparse.Namespace, inventory: Inventory
+) -> List[Candidate]:
+    """Stopped containers. docker rm, without -f, refuses one that was started meanwhile."""
+    candidates = []
+    least_age = parse_age(opts.older_than or "0s")
+    for inspected in inventory.containers:
+        state = inspected["State"]
+        finished = parse_instant(state.get("FinishedAt"))
+        ended = max(finished, parse_instant(inspected.get("Created")))
+        if state.get("Running") or state.get("Paused") or state.get("Restarting"):
+            continue
+        if time.time() - ended < least_age:
+            continue
+        ident = inspected["Id"]
+        folder = os.path.join(inventory.root, "containers", ident)
+        size = add_sizes((container_size(inventory, ident), path_bytes(inventory, folder)))
+        age = "an unknown time"
+        if ended:
+            age = "%d days" % ((time.time() - ended) // 86400)
+        lost = "its own files and its log; stopped for %s" % age
+        candidates.append(
+            Candidate("containers", container_name(inspected), ident, (ident,), size, lost)
+        )
+    return candidates
+
+
+def image_candidates(host: Host, opts: argparse.Namespace, inventory: Inventory) -> List[Candidate]:
+    """Dangling images; with --unused every image that no container was created from. docker rmi,
+    without -f, refuses what is in use."""
+    used = {inspected.get("Image") for inspected in inventory.containers}
+    parents = {image.get("Parent") for image in inventory.images}
+    candidates = []
+    for image in inventory.images:
+        ident = image["Id"]
+        tags = without_none(image.get("RepoTags"))
+        digests = [] if tags else without_none(image.get("RepoDigests"))
+        if ident in used:
+            continue
+        if not tags and ident in parents:
+            continue  # a step of another image's build
+        if (tags or digests) and not opts.unused:
+            continue  # pulled by its digest: that is a name too
+        lost = "an image without a name"
+        if tags or digests:
+            lost = "the image; a host without network cannot pull it again"
+        candidates.append(
+            Candidate(
+                "images",
+                ", ".join(tags) or ident[:19],
+                ident,
+                tuple(tags or digests or [ident]),
+                image_size(inventory, image),
+                lost,
+            )
+        )
+    return candidates
+
+
+def without_none(names: Optional[List[str]]) -> List[str]:
+    """The names of an image; docker shows '<none>' for one that has none."""
+    return [name for name in names or [] if not name.startswith("<none>")]
+
+
+def build_cache_candidates(
+    host: Host, opts: argparse.Namespace, inventory: Inventory
+) -> List[Candidate]:
+    """All of BuildKit's cache. Where its records cannot be read there may be one: docker removes it
+    all the same."""
+    name = "BuildKit's cache"
+    lost = "the next builds begin from nothing"
+    if not cache_is_known(inventory):
+        return [Candidate("build-cache", name, "", (), None, "if there is any: " + lost)]
+    rows = []
+    for row in inventory.layers.rows if inventory.layers else []:
+        if row["note"] == "build cache":
+            rows.append(row)
+    if not rows:
+        return []
+    size = add_sizes([layer_size(inventory, row) for row in rows])
+    lost = "%d layers; %s" % (len(rows), lost)
+    return [Candidate("build-cache", name, "", (), size, lost)]
+
+
+def cache_is_known(inventory: Inventory) -> bool:
+    """Whether the records below Docker's root tell of all the build cache."""
+    if not inventory.layers or inventory.driver not in inventory.layers.trees:
+        return False
+    unread = inventory.layers.unread
+    return not any(path.endswith("/buildkit/snapshots.db") for path in unread)
+
+
+def volume_candidates(
+    host: Host, opts: argparse.Namespace, inventory: Inventory
+) -> List[Candidate]:
+    """The volumes that were named; without a category, those that no container has. Raises
+    UsageError and Refused before anything is removed."""
+    users = volume_users(inventory)
+    names = opts.take_volumes
+    if not names:
+        answer = require_answer(query(host, "volume", "ls", "-q"), "docker volume ls")
+        names = answer.out_text().split()
+    volumes = {volume["Name"]: volume for volume in inspect_objects(host, "volume", names)}
+    # Every volume that was named is there.
+    unknown = [name for name in names if name not in volumes]
+    if unknown:
+        raise UsageError("no such volume: %s" % ", ".join(unknown), "docker volume ls")
+    # No container has a volume that was named.
+    for name in opts.take_volumes:
+        if name in users:
+            raise Refused(
+                "volume %s is used by container %s; nothing was removed" % (name, users[name]),
+                "docker rm %s, if that container is not needed any more" % quote_word(users[name]),
+            )
+    candidates = []
+    for name in names:
+        if name in users:
+            continue
+        lost = "ALL DATA in it"
+        if not opts.take_volumes:
+            lost += " (goes only when named: --volumes %s)" % name
+        size = path_bytes(inventory, volumes[name].get("Mountpoint") or "")
+        candidates.append(Candidate("volumes", name, name, (name,), size, lost))
+    return candidates
+
+
+def volume_users(inventory: Inventory) -> Dict[str, str]:
+    """{volume: a container that has it}."""
+    users = {}  # type: Dict[str, str]
+    for inspected in inventory.containers:
+        for mount in inspected.get("Mounts") or []:
+            if mount.get("Type", "volume") == "volume":
+                users[mount.get("Name")] = container_name(inspected)
+    return users
+
+
+def log_candidates(host: Host, opts: argparse.Namespace, inventory: Inventory) -> List[Candidate]:
+    """json logs longer than --max-log, by Docker's own layout: a path from inspect could name
+    anything."""
+    names = {inspected["Id"]: container_name(inspected) for inspected in inventory.containers}
+    try:
+        require_container_files(inventory, "the logs")
+    except EnvironmentFault as err:
+        inventory.faults.append(err)
+        return []
+    if not names and inventory.layers:
+        names = {ident: facts["name"] for ident, facts in inventory.layers.containers.items()}
+    candidates = []
+    limit = parse_size(opts.max_log or "100M")
+    for ident, name in sorted(names.items(), key=lambda item: item[1]):
+        path = os.path.join(inventory.root, "containers", ident, ident + "-json.log")
+        state = suppress_errors(os.lstat, os_bytes(path))
+        if state and stat.S_ISREG(state.st_mode) and state.st_size > limit:
+            lost = "its log so far, %s; it goes on from here" % format_size(state.st_size)
+            size = state.st_blocks * 512
+            candidates.append(Candidate("logs", name, ident, (path,), size, lost))
+    return candidates
+
+
+def require_container_files(inventory: Inventory, subject: str) -> None:
     """Raises EnvironmentFault where the containers' folders below Docker's root cannot be looked
     at, or are not those of this engine."""
-    folder = os.path.join(goods.root, "containers")
-    reason, hint = goods.absent, "findmnt -T %s; on the engine's own host it works" % goods.root
+    cannot = "%s cannot be read: " % subject
+    if inventory.absent:
+        hint = "findmnt -T %s; on the engine's own host it works" % inventory.root
+        raise EnvironmentFault(cannot + inventory.absent, hint)
+    folder = os.path.join(inventory.root, "containers")
+    idents = [inspected["Id"] for inspected in inventory.containers]
     try:
-        names = set(os.listdir(os_bytes(folder))) if not reason else set()
-        ids = [one["Id"] for one in goods.containers]
-        if ids and not reason and not any(os_bytes(ident) in names for ident in ids):
-            reason = "none of docker's containers has a folder in %s" % folder
-        for ident in ids:
-            if os_bytes(ident) in names:
-                quietly_gone(os.listdir, os_bytes(os.path.join(folder, ident)))
+        names = set(os.listdir(os_bytes(folder)))
+        own = [ident for ident in idents if os_bytes(ident) in names]
+        for ident in own:
+            require_listable(os.path.join(folder, ident))
     except OSError as err:
         reason = "%s: %s" % (os_text(os.fsencode(err.filename)), err.strerror)
         hint = "ls -la %s" % quote_word(nearest_folder(folder))
         if os.geteuid() != 0:
             hint = "sudo python3 dockfix.py reclaim --logs"
-    if reason:
-        raise EnvironmentFault("%s cannot be read: %s" % (subject, reason), hint)
+        raise EnvironmentFault(cannot + reason, hint) from None
+    if idents and not own:
+        reason = "none of docker's containers has a folder in %s" % folder
+        hint = "findmnt -T %s; on the engine's own host it works" % inventory.root
+        raise EnvironmentFault(cannot + reason, hint)
 
 
-def quietly_gone(deed: Callable, *args):
-    """A deed on what may be removed meanwhile; every other failure is raised."""
+def require_listable(folder: str) -> None:
+    """Raises OSError where a folder is not readable; not where it was removed meanwhile."""
     try:
-        return deed(*args)
+        os.listdir(os_bytes(folder))
     except FileNotFoundError:
-        return None
+        return
 
 
-def container_candidates(host: Host, opts: argparse.Namespace, goods: Inventory) -> List[Candidate]:
-    """Stopped containers. docker rm, without -f, refuses one that was started meanwhile."""
-    found, least = [], parse_age(opts.older_than or "0s")
-    for one in goods.containers:
-        state = one["State"]
-        ended = max(parse_instant(state.get("FinishedAt")), parse_instant(one.get("Created")))
-        if (
-            not (state.get("Running") or state.get("Paused") or state.get("Restarting"))
-            and time.time() - ended >= least
-        ):
-            folder = os.path.join(goods.root, "containers", one["Id"])
-            size = add_sizes((container_size(goods, one["Id"]), path_bytes(goods, folder)))
-            age = "%d days" % ((time.time() - ended) // 86400) if ended else "an unknown time"
-            found.append(
-                Candidate(
-                    "containers",
-                    one["Name"].lstrip("/"),
-                    one["Id"],
-                    (one["Id"],),
-                    size,
-                    "its own files and its log; stopped for %s" % age,
-                )
-            )
-    return found
-
-
-def container_size(goods: Inventory, ident: str) -> Optional[int]:
-    """Bytes of a container's own layers; None where no record says which they are."""
-    rows = [
-        row
-        for row in (goods.layers.rows if goods.layers else [])
-        if row["container"] and row["container"]["id"] == ident
-    ]
-    if not any(row["role"] == "container" for row in rows):
-        return None
-    return add_sizes(layer_size(goods, row) for row in rows)
-
-
-def image_size(goods: Inventory, image: dict) -> Optional[int]:
-    """Bytes of the layers that only this image has; None where its layers are not all known."""
-    ident = bare_id(image["Id"])
-    if not goods.layers or ident not in goods.layers.images:
-        return None
-    users = [
-        (row, [one["id"] for one in row["images"]])
-        for row in goods.layers.rows
-        if row["role"] == "image"
-    ]
-    own = [row for row, images in users if ident in images]
-    if "RootFS" in image and len(own) != len(image["RootFS"].get("Layers") or ()):
-        return None
-    return add_sizes(layer_size(goods, row) for row, images in users if images == [ident])
-
-
-def image_candidates(host: Host, opts: argparse.Namespace, goods: Inventory) -> List[Candidate]:
-    """Dangling images; with --unused every image that no container was made from. docker rmi,
-    without -f, refuses what is in use."""
-    used = {one.get("Image") for one in goods.containers}
-    parents = {one.get("Parent") for one in goods.images}
-    found = []
-    for one in goods.images:
-        tags = [tag for tag in one.get("RepoTags") or [] if not tag.startswith("<none>")]
-        if one["Id"] in used or (tags and not opts.unused) or (not tags and one["Id"] in parents):
-            continue
-        digests = (
-            []
-            if tags
-            else [ref for ref in one.get("RepoDigests") or [] if not ref.startswith("<none>")]
-        )
-        if digests and not opts.unused:
-            continue  # pulled by its digest: that is a name too
-        size = image_size(goods, one)
-        found.append(
-            Candidate(
-                "images",
-                ", ".join(tags) or one["Id"][:19],
-                one["Id"],
-                tuple(tags or digests or [one["Id"]]),
-                size,
-                (
-                    "the image; a host without network cannot pull it again"
-                    if tags or digests
-                    else "an image without a name"
-                ),
-            )
-        )
-    return found
-
-
-def build_cache_candidates(
-    host: Host, opts: argparse.Namespace, goods: Inventory
-) -> List[Candidate]:
-    """BuildKit's cache, as one. Where its records cannot be read it may be there: docker removes it
-    all the same."""
-    lost = "the next builds begin from nothing"
-    if not cache_is_known(goods):
-        lost = "if there is any: " + lost
-        return [Candidate("build-cache", "BuildKit's cache", "", (), None, lost)]
-    layers = goods.layers.rows if goods.layers else []
-    rows = [row for row in layers if row["note"] == "build cache"]
-    if not rows:
-        return []
-    size = add_sizes(layer_size(goods, row) for row in rows)
-    return [
-        Candidate(
-            "build-cache",
-            "BuildKit's cache",
-            "",
-            (),
-            size,
-            "%d layers; %s" % (len(rows), lost),
-        )
-    ]
-
-
-def cache_is_known(goods: Inventory) -> bool:
-    """Whether the records below Docker's root tell of all the build cache."""
-    if not goods.layers or goods.driver not in goods.layers.trees:
-        return False
-    unread = goods.layers.unread
-    return not any(path.endswith("/buildkit/snapshots.db") for path in unread)
-
-
-def volume_candidates(host: Host, opts: argparse.Namespace, goods: Inventory) -> List[Candidate]:
-    """The volumes that were named; without a category, those that no container has. Raises
-    UsageError and Refused before anything is removed."""
-    using = {}  # type: Dict[str, str]
-    for one in goods.containers:
-        using.update(
-            (mount.get("Name"), one["Name"].lstrip("/"))
-            for mount in one.get("Mounts") or []
-            if mount.get("Type", "volume") == "volume"
-        )
-    names = (
-        opts.take_volumes
-        or require_answer(query(host, "volume", "ls", "-q"), "docker volume ls").out_text().split()
-    )
-    there = {one["Name"]: one for one in inspect_objects(host, "volume", names)}
-    unknown = [name for name in names if name not in there]
-    if unknown:
-        raise UsageError("no such volume: %s" % ", ".join(unknown), "docker volume ls")
-    taken = [name for name in opts.take_volumes if name in using]
-    if taken:
-        raise Refused(
-            "volume %s is used by container %s; nothing was removed" % (taken[0], using[taken[0]]),
-            "docker rm %s, if that container is not needed any more" % quote_word(using[taken[0]]),
-        )
-    lost = (
-        "ALL DATA in it"
-        if opts.take_volumes
-        else "ALL DATA in it (goes only when named: --volumes %s)"
-    )
-    return [
-        Candidate(
-            "volumes",
-            name,
-            name,
-            (name,),
-            path_bytes(goods, there[name].get("Mountpoint") or ""),
-            lost.replace("%s", name),
-        )
-        for name in names
-        if name not in using
-    ]
-
-
-def log_candidates(host: Host, opts: argparse.Namespace, goods: Inventory) -> List[Candidate]:
-    """json logs longer than --max-log, by Docker's own layout: a path from inspect could name
-    anything."""
-    names = {one["Id"]: one["Name"].lstrip("/") for one in goods.containers}
-    try:
-        require_container_files(goods, "the logs")
-    except EnvironmentFault as err:
-        goods.faults.append(err)
-        return []
-    if not names and goods.layers:
-        names = {ident: one["name"] for ident, one in goods.layers.containers.items()}
-    found, limit = [], parse_size(opts.max_log or "100M")
-    for ident, name in sorted(names.items(), key=lambda one: one[1]):
-        path = os.path.join(goods.root, "containers", ident, ident + "-json.log")
-        seen = suppress_errors(os.lstat, os_bytes(path))
-        if seen and stat.S_ISREG(seen.st_mode) and seen.st_size > limit:
-            found.append(
-                Candidate(
-                    "logs",
-                    name,
-                    ident,
-                    (path,),
-                    seen.st_blocks * 512,
-                    "its log so far, %s; it goes on from here" % format_size(seen.st_size),
-                )
-            )
-    return found
-
-
-def cut_logs(host: Host, goods: Inventory, spoils: List[Candidate]) -> List[dict]:
-    rows = [attempt(one, truncate_file, one.refs[0]) for one in spoils]
-    if rows:
-        say(
-            "dockfix: to keep them short from now on, in /etc/docker/daemon.json (for containers"
-            ' made afterwards): "log-driver": "json-file", "log-opts": {"max-size": "100m",'
-            ' "max-file": "3"}'
-        )
-    return rows
-
-
-def trim_candidates(host: Host, opts: argparse.Namespace, goods: Inventory) -> List[Candidate]:
+def trim_candidates(host: Host, opts: argparse.Namespace, inventory: Inventory) -> List[Candidate]:
     """Running containers of devicemapper, by their mounts in dockerd's own view. Never by `fstrim
-    /proc/PID/root`: it resolves that link to / and trims the host (measured)."""
-    if opts.take_trim and goods.driver != "devicemapper":
-        say(
-            "dockfix: nothing to trim: with %s what is deleted in a container is free at once"
-            % goods.driver
-        )
-    running = [one for one in goods.containers if one["State"].get("Running")]
-    if goods.driver != "devicemapper" or not running:
+    /proc/PID/root`: fstrim resolves that link to / and trims the host (seen to do)."""
+    if inventory.driver != "devicemapper":
+        if opts.take_trim:
+            say(
+                "dockfix: nothing to trim: with %s what is deleted in a container is free at once"
+                % inventory.driver
+            )
         return []
-    if os.geteuid() != 0 or goods.absent:
+    running = [item for item in inventory.containers if item["State"].get("Running")]
+    if not running:
+        return []
+    if os.geteuid() != 0 or inventory.absent:
         reason = "only root can trim"
-        if goods.absent:
-            reason = "the containers' file systems cannot be trimmed: %s" % goods.absent
-        goods.faults.append(EnvironmentFault(reason, "sudo python3 dockfix.py reclaim --trim"))
+        if inventory.absent:
+            reason = "the containers' file systems cannot be trimmed: %s" % inventory.absent
+        fault = EnvironmentFault(reason, "sudo python3 dockfix.py reclaim --trim")
+        inventory.faults.append(fault)
         return []
-    found, wanted = [], {one["GraphDriver"]["Data"]["DeviceName"]: one for one in running}
-    for pid in [one.variable for one in running_daemons()]:
+    candidates = []
+    wanted = {item["GraphDriver"]["Data"]["DeviceName"]: item for item in running}
+    lost = "nothing; what its deleted files still hold goes back to the pool"
+    for daemon in running_daemons():
+        pid = daemon.variable
         for mount in mounts_of(pid):
-            if not mount.point.startswith(goods.root + "/devicemapper/mnt/"):
+            if not mount.point.startswith(inventory.root + "/devicemapper/mnt/"):
                 continue
-            one = wanted.pop(mount.source[len("/dev/mapper/") :], None)
-            if one:
-                found.append(
-                    Candidate(
-                        "trim",
-                        one["Name"].lstrip("/"),
-                        one["Id"],
-                        (pid, mount.point, mount.dev),
-                        None,
-                        "nothing; what its deleted files still hold goes back to the pool",
-                    )
-                )
+            item = wanted.pop(mount.source[len("/dev/mapper/") :], None)
+            if item:
+                refs = (pid, mount.point, mount.dev)
+                name = container_name(item)
+                candidates.append(Candidate("trim", name, item["Id"], refs, None, lost))
     if wanted:
-        missing = ", ".join(sorted(one["Name"].lstrip("/") for one in wanted.values()))
+        missing = ", ".join(sorted(container_name(item) for item in wanted.values()))
         fault = EnvironmentFault(
             "not trimmed: %s: no daemon of this host has it mounted" % missing,
             "python3 dockfix.py storage",
         )
-        goods.faults.append(fault)
-    return found
+        inventory.faults.append(fault)
+    return candidates
 
 
-def trim_layers(host: Host, goods: Inventory, spoils: List[Candidate]) -> List[dict]:
-    def trim(spoil: Candidate) -> str:
-        before = space_now(host, goods).get("pool_data_used")
-        trim_mount(*spoil.refs)
-        after = space_now(host, goods).get("pool_data_used")
-        return (
-            ""
-            if before is None or after is None
-            else "%s handed back to the pool" % format_size(max(0, before - after))
-        )
-
-    return [attempt(one, trim, one) for one in spoils]
-
-
-def disk_free(goods: Inventory) -> Optional[int]:
-    """Bytes free under Docker's root, and under containerd's store where that is on another disk;
-    None where that is not this host's."""
-    free = None if goods.absent else free_bytes(goods.root)
-    found = [
-        suppress_errors(os.stat, os_bytes(path)) for path in (goods.root, goods.store or goods.root)
-    ]
-    if None in found or found[0].st_dev == found[1].st_dev:
-        return free
-    return add_sizes((free, free_bytes(goods.store)))
-
-
-def space_now(host: Host, goods: Inventory) -> Dict[str, Optional[int]]:
-    """Bytes: free on the disk of Docker's root; with devicemapper, used in the pool and allocated
-    by its loop file. None where unknown."""
-    found = {"disk_free": disk_free(goods)}  # type: Dict[str, Optional[int]]
-    if goods.driver == "devicemapper":
-        pool = pool_reported(engine_info(host)["DriverStatus"])
-        try:
-            found.update(pool_data_used=None, loop_file_allocated=None)
-            found["pool_data_used"] = thin_pool(host, str(pool["name"])).data_used
-            found["loop_file_allocated"] = (
-                os.lstat(os_bytes(str(pool["data_loop_file"] or ""))).st_blocks * 512
-            )
-        except (OSError, EnvironmentFault):
-            pass  # not root, or a pool on a device of its own
-    return found
-
-
-def attempt(spoil: Candidate, deed: Callable, *words) -> dict:
-    """The row of a deed that raises OSError or DockfixError where it fails, and returns a
-    remark."""
-    try:
-        return candidate_row(spoil, "changed", deed(*words) or spoil.lost)
-    except FileNotFoundError:
-        return candidate_row(spoil, "skipped", "gone")
-    except (OSError, DockfixError) as err:
-        return candidate_row(spoil, "failed", getattr(err, "strerror", None) or str(err))
-
-
-def remove_candidates(host: Host, goods: Inventory, spoils: List[Candidate]) -> List[dict]:
-    """docker rm, rmi and volume rm, some at a time; what is gone afterwards is what was removed."""
-    said = ""
-    if not spoils:
-        return []
-    category = spoils[0].category
-    for start in range(0, len(spoils), 20):
-        refs = [ref for one in left_in_place(host, spoils[start : start + 20]) for ref in one.refs]
-        if not host.stop.is_set() and (refs or category == "build-cache"):
-            said += change_host(
-                host,
-                host.docker + CATEGORIES[category] + tuple(refs),
-                seconds=max(host.timeout, 600),
-            ).text()
-    if category == "build-cache" and re.search(
-        r"(?m)^Total(?: reclaimed space)?:\s+0\s?B\s*$", said
-    ):
-        return [candidate_row(spoils[0], "unchanged", "there is none")]
-    if category == "build-cache":
-        left = {""} if re.search(r"(?i)error|unknown|not a docker command", said) else set()
-    elif category == "containers":
-        left = {one.id for one in list_containers(host)}
-    else:
-        left = {
-            one["Id" if category == "images" else "Name"]
-            for one in inspect_objects(host, category[:-1], [one.id for one in spoils])
-        }
-    return [
-        (
-            candidate_row(one, *removal_status(one, said))
-            if one.id in left
-            else candidate_row(one, "changed", one.lost)
-        )
-        for one in spoils
-    ]
-
-
-def left_in_place(host: Host, spoils: List[Candidate]) -> List[Candidate]:
-    """Without the images whose tags were given to another one since the look: rmi goes by the
-    tag."""
-    if spoils[0].category != "images":
-        return spoils
-    images = inspect_objects(host, "image", [one.id for one in spoils])
-    now = {
-        one["Id"]: {one["Id"], *(one.get("RepoTags") or []), *(one.get("RepoDigests") or [])}
-        for one in images
-    }
-    return [one for one in spoils if set(one.refs) <= now.get(one.id, set())]
-
-
-def removal_status(spoil: Candidate, said: str) -> Tuple[str, str]:
-    """(status, msg) of what is still there, by docker's words about it."""
-    names = (*spoil.refs, spoil.id[:12], spoil.id[7:19])
-    lines = [line for line in said.split("\n") if any(word in line for word in names)] or [
-        "docker said nothing of it"
-    ]
-    in_use = re.search(
-        r"in use|is using|running container|is being used|stop the container|conflict|dependent"
-        r" child",
-        " ".join(lines),
-    )
-    return (
-        ("skipped", "in use meanwhile: " + lines[0].strip())
-        if in_use
-        else ("failed", lines[0].strip())
-    )
-
-
-def add_sizes(sizes: Iterable[Optional[int]]) -> Optional[int]:
-    known = list(sizes)
-    return None if None in known else sum(known)
-
-
-def layer_size(goods: Inventory, row: dict) -> Optional[int]:
-    """Allocated bytes of one layer. A thin device tells only while it is active: its mapped
-    sectors."""
-    if row["layer"] not in goods.sizes:
-        if row["driver"] == "devicemapper":
-            answer = query_host(goods.host, ("dmsetup", "status", row.get("device") or "none"))
-            mapped = re.match(rb"0 [0-9]+ thin ([0-9]+) ", answer.out) if answer.rc == 0 else None
-            goods.sizes[row["layer"]] = int(mapped.group(1)) * 512 if mapped else None
-        else:
-            goods.sizes[row["layer"]] = path_bytes(goods, own_folder(row))
-    return goods.sizes[row["layer"]]
-
-
-def path_bytes(goods: Inventory, path: str) -> Optional[int]:
-    if goods.absent:
-        return None  # a folder of that name here is another engine's
-    size, why = disk_usage(path, goods.until, goods.points)
-    return None if why else size
-
-
-def estimate_gain(goods: Inventory, spoils: List[Candidate]) -> Optional[int]:
+def estimate_gain(inventory: Inventory, candidates: List[Candidate]) -> Optional[int]:
     """What all of it together gives back: layers that only images on the list share count too. None
     where a part is unknown."""
-    images = {bare_id(one.id) for one in spoils if one.category == "images"}
-    if any(one.size is None for one in spoils):
+    if any(candidate.size is None for candidate in candidates):
         return None
-    shared = []  # type: List[Optional[int]]
-    for row in goods.layers.rows if goods.layers and images else ():
-        users = {image["id"] for image in row["images"]}
-        if row["role"] == "image" and users and users <= images:
-            shared.append(layer_size(goods, row))
-    return add_sizes([one.size for one in spoils if one.category != "images"] + shared)
+    images = set()
+    sizes = []  # type: List[Optional[int]]
+    for candidate in candidates:
+        if candidate.category == "images":
+            images.add(bare_id(candidate.id))
+        else:
+            sizes.append(candidate.size)
+    if inventory.layers and images:
+        for row in inventory.layers.rows:
+            users = {image["id"] for image in row["images"]}
+            if row["role"] == "image" and users and users <= images:
+                sizes.append(layer_size(inventory, row))
+    return add_sizes(sizes)
 
 
-def report_gain(host: Host, report: dict, goods: Inventory, done: List[Candidate]) -> None:
-    """Measured on the disk; the file system may need a moment."""
-    before, wanted, end = (
-        report["before"]["disk_free"],
-        estimate_gain(goods, done),
-        time.monotonic() + 5,
-    )
-    after = disk_free(goods)
-    while None not in (before, after) and wanted and time.monotonic() < end:
-        if after - before >= 0.95 * wanted:
-            break
-        time.sleep(0.2)
-        after = disk_free(goods)
-    report["after"] = dict(space_now(host, goods), disk_free=after)
-    report["freed"] = None if before is None or after is None else after - before
-    if (
-        wanted
-        and report["freed"] is not None
-        and abs(report["freed"] - wanted) > 0.05 * wanted + (1 << 20)
-    ):
-        text = (
-            "%s were to be freed, the disk has %s more: other programs wrote or deleted meanwhile,"
-            " or a process still holds a deleted file open"
-        )
-        add_finding(
-            report,
-            "reclaim-differs",
-            "info",
-            text % (format_size(wanted), format_size(report["freed"])),
-            "lsof +L1 %s" % goods.root,
-        )
+# Changing
 
 
-def candidate_row(spoil: Candidate, status: str, msg: str) -> dict:
+def candidate_row(candidate: Candidate, status: str, msg: str) -> dict:
     return {
-        "target": spoil.name,
-        "id": spoil.id,
+        "target": candidate.name,
+        "id": candidate.id,
         "status": status,
         "msg": msg,
-        "category": spoil.category,
-        "size": spoil.size,
+        "category": candidate.category,
+        "size": candidate.size,
     }
 
 
-def plan_reclaim(host: Host, report: dict, goods: Inventory, spoils: List[Candidate]) -> None:
-    lines = [script_comment("not looked at: " + fault.msg) for fault in goods.faults]
-    for one in spoils:
-        first = ""
-        if one.category == "trim":
-            inside = ("nsenter", "-t", one.refs[0], "-m", "--")
-            first, argv = quote_line((*inside, "mountpoint", "-q", one.refs[1])) + " && ", (
-                *inside,
-                "fstrim",
-                "-v",
-                one.refs[1],
-            )
-        elif one.category == "logs":
-            argv = ("truncate", "-s", "0", "--", *one.refs)
-        else:
-            argv = host.docker + CATEGORIES[one.category] + one.refs
-        lines += [
-            script_comment("%s %s: %s" % (one.category, one.name, one.lost)),
-            first + "run " + quote_line(argv),
-        ]
-    report["script"] = script_text(report, lines, len(goods.faults))
+def attempt(candidate: Candidate, action: Callable[[Candidate], str]) -> dict:
+    """The result row of an action. It raises OSError or DockfixError where it fails, and returns a
+    remark, or ''."""
+    try:
+        return candidate_row(candidate, "changed", action(candidate) or candidate.lost)
+    except FileNotFoundError:
+        return candidate_row(candidate, "skipped", "gone")
+    except (OSError, DockfixError) as err:
+        return candidate_row(candidate, "failed", getattr(err, "strerror", None) or str(err))
+
+
+def cut_logs(host: Host, inventory: Inventory, candidates: List[Candidate]) -> List[dict]:
+    def cut(candidate: Candidate) -> str:
+        truncate_file(candidate.refs[0])
+        return ""
+
+    rows = [attempt(candidate, cut) for candidate in candidates]
+    if rows:
+        say(KEEP_LOGS_SHORT)
+    return rows
+
+
+def trim_layers(host: Host, inventory: Inventory, candidates: List[Candidate]) -> List[dict]:
+    def trim(candidate: Candidate) -> str:
+        before = space_now(host, inventory).get("pool_data_used")
+        pid, point, device = candidate.refs
+        trim_mount(pid, point, device)
+        after = space_now(host, inventory).get("pool_data_used")
+        if before is None or after is None:
+            return ""
+        return "%s handed back to the pool" % format_size(max(0, before - after))
+
+    return [attempt(candidate, trim) for candidate in candidates]
+
+
+def remove_candidates(host: Host, inventory: Inventory, candidates: List[Candidate]) -> List[dict]:
+    """docker rm, rmi and volume rm, 20 at a time. What is gone afterwards is what was removed."""
+    if not candidates:
+        return []
+    category = candidates[0].category
+    output = ""
+    for start in range(0, len(candidates), 20):
+        refs = []  # type: List[str]
+        for candidate in left_in_place(host, candidates[start : start + 20]):
+            refs.extend(candidate.refs)
+        if not host.stop.is_set() and (refs or category == "build-cache"):
+            argv = host.docker + CATEGORIES[category] + tuple(refs)
+            output += change_host(host, argv, seconds=max(host.timeout, 600)).text()
+    empty_cache = r"(?m)^Total(?: reclaimed space)?:\s+0\s?B\s*$"
+    if category == "build-cache" and re.search(empty_cache, output):
+        return [candidate_row(candidates[0], "unchanged", "there is none")]
+    remaining = remaining_ids(host, candidates, output)
+    rows = []
+    for candidate in candidates:
+        status, msg = "changed", candidate.lost
+        if candidate.id in remaining:
+            status, msg = removal_status(candidate, output)
+        rows.append(candidate_row(candidate, status, msg))
+    return rows
+
+
+def left_in_place(host: Host, candidates: List[Candidate]) -> List[Candidate]:
+    """Without the images whose tags were given to another one since the look: rmi goes by the
+    tag."""
+    if candidates[0].category != "images":
+        return candidates
+    names = {}  # type: Dict[str, set]
+    for image in inspect_objects(host, "image", [candidate.id for candidate in candidates]):
+        tags = image.get("RepoTags") or []
+        digests = image.get("RepoDigests") or []
+        names[image["Id"]] = {image["Id"], *tags, *digests}
+    return [item for item in candidates if set(item.refs) <= names.get(item.id, set())]
+
+
+def remaining_ids(host: Host, candidates: List[Candidate], output: str) -> set:
+    """The ids that are still there. The build cache has the id '', and only docker's output tells
+    whether it was removed."""
+    category = candidates[0].category
+    if category == "build-cache":
+        failed = re.search(r"(?i)error|unknown|not a docker command", output)
+        return {""} if failed else set()
+    if category == "containers":
+        return {container.id for container in list_containers(host)}
+    kind = category[:-1]  # docker's word: image, volume
+    key = "Id" if category == "images" else "Name"
+    objects = inspect_objects(host, kind, [candidate.id for candidate in candidates])
+    return {inspected[key] for inspected in objects}
+
+
+def removal_status(candidate: Candidate, output: str) -> Tuple[str, str]:
+    """(status, msg) of what is still there, by docker's words about it."""
+    names = (*candidate.refs, candidate.id[:12], candidate.id[7:19])
+    lines = []
+    for line in output.split("\n"):
+        if any(name in line for name in names):
+            lines.append(line)
+    if not lines:
+        lines = ["docker said nothing of it"]
+    in_use = (
+        r"in use|is using|running container|is being used|stop the container|conflict|dependent"
+        r" child"
+    )
+    if re.search(in_use, " ".join(lines)):
+        return "skipped", "in use meanwhile: " + lines[0].strip()
+    return "failed", lines[0].strip()
 
 
 COLLECTORS = {
@@ -11833,7 +11909,156 @@ COLLECTORS = {
     "build-cache": build_cache_candidates,
     "volumes": volume_candidates,
 }
-REMOVERS = {"logs": cut_logs, "trim": trim_layers}
+REMOVERS = {
+    "logs": cut_logs,
+    "trim": trim_layers,
+    "containers": remove_candidates,
+    "images": remove_candidates,
+    "build-cache": remove_candidates,
+    "volumes": remove_candidates,
+}
+
+
+# The command
+
+
+def run_reclaim(host: Host, opts: argparse.Namespace, report: dict) -> None:
+    """Read, list, ask, remove, read again: what is gone is judged by the state afterwards, and the
+    gain by statvfs. Without a category it only lists."""
+    chosen = [name for name in CATEGORIES if getattr(opts, "take_" + name)]
+    require_reclaim_options(opts, chosen)
+    if chosen:
+        refuse_half_way(host)
+    inventory = collect_inventory(host, chosen)
+    candidates = []  # type: List[Candidate]
+    for name in chosen or CATEGORIES:
+        candidates += collect_candidates(host, opts, inventory, name)
+    report.update(root=inventory.root, promised=estimate_gain(inventory, candidates))
+    for fault in inventory.faults:
+        add_error(report, fault)
+    if inventory.faults and not candidates:
+        return  # nothing was found, but not all was looked at: exit 6 with the reasons
+    report["exit_code"] = 3 if inventory.faults else 0
+    if not chosen or opts.dry_run:
+        status = "changed" if chosen else "unchanged"
+        report["results"] = [candidate_row(item, status, item.lost) for item in candidates]
+        if opts.dry_run:
+            format_reclaim_script(host, report, inventory, candidates if chosen else [])
+        return
+    confirm_reclaim(opts, inventory, candidates)
+    lock_reclaim(host, chosen)
+    report["before"] = space_now(host, inventory)
+    for name in chosen:
+        in_category = [item for item in candidates if item.category == name]
+        report["results"] += REMOVERS[name](host, inventory, in_category)
+    removed = []
+    for candidate, row in zip(candidates, report["results"]):
+        if row["status"] == "changed":
+            removed.append(candidate)
+    report_gain(host, report, inventory, removed)
+    report["exit_code"] = exit_code(report["results"])
+    if report["exit_code"] == 0 and inventory.faults:
+        report["exit_code"] = 3
+
+
+def collect_candidates(
+    host: Host, opts: argparse.Namespace, inventory: Inventory, category: str
+) -> List[Candidate]:
+    """One category's candidates. Raises EnvironmentFault if docker's answer is not understood."""
+    collect = COLLECTORS[category]
+    return parse_answer(inventory, lambda answer: collect(host, opts, answer))
+
+
+def require_reclaim_options(opts: argparse.Namespace, chosen: Sequence[str]) -> None:
+    """Raises UsageError before anything is looked at."""
+    # An option that narrows a category stands with that category.
+    for option, category in NARROWING_OPTIONS:
+        if getattr(opts, option) and chosen and category not in chosen:
+            name = option.replace("_", "-")
+            raise UsageError(
+                "--%s goes with --%s" % (name, category),
+                "python3 dockfix.py reclaim --%s --%s" % (category, name),
+            )
+    # The age and the size are readable.
+    parse_age(opts.older_than or "0s")
+    parse_size(opts.max_log or "100M")
+
+
+def confirm_reclaim(
+    opts: argparse.Namespace, inventory: Inventory, candidates: List[Candidate]
+) -> None:
+    """Show what would be removed, and ask."""
+    for fault in inventory.faults:
+        say("dockfix: warning: %s" % fault.msg)
+    for candidate in candidates:
+        size = format_known_size(candidate.size)
+        line = (candidate.category, size, candidate.name, candidate.lost)
+        say("  %-11s %10s  %s: %s" % line)
+    if candidates:
+        confirm(opts, "remove for good what is listed (%d)?" % len(candidates))
+
+
+def lock_reclaim(host: Host, chosen: Sequence[str]) -> None:
+    """Take the lock. On a disk without a free byte logs are cut without it: a full disk is cured
+    with them first. Not while a storage change stands half-way."""
+    try:
+        take_lock(host)
+    except EnvironmentFault as err:
+        journal = os.path.join(os_bytes(host.state), os_bytes(JOURNAL))
+        if list(chosen) != ["logs"] or os.path.exists(journal):
+            raise
+        say("dockfix: warning: %s; going on without the lock" % err.msg)
+
+
+def report_gain(host: Host, report: dict, inventory: Inventory, removed: List[Candidate]) -> None:
+    """What the disk has more than before, measured. The file system may need a moment."""
+    before = report["before"]["disk_free"]
+    estimated = estimate_gain(inventory, removed)
+    end = time.monotonic() + 5
+    after = disk_free(inventory)
+    while estimated and before is not None and after is not None and time.monotonic() < end:
+        if after - before >= 0.95 * estimated:
+            break
+        time.sleep(0.2)
+        after = disk_free(inventory)
+    report["after"] = dict(space_now(host, inventory), disk_free=after)
+    report["freed"] = None
+    if before is None or after is None:
+        return
+    freed = after - before
+    report["freed"] = freed
+    if estimated and abs(freed - estimated) > 0.05 * estimated + (1 << 20):
+        text = (
+            "%s were to be freed, the disk has %s more: other programs wrote or deleted meanwhile,"
+            " or a process still holds a deleted file open"
+        ) % (format_size(estimated), format_size(freed))
+        remedy = "lsof +L1 %s" % inventory.root
+        add_finding(report, "reclaim-differs", "info", text, remedy)
+
+
+def format_reclaim_script(
+    host: Host, report: dict, inventory: Inventory, candidates: List[Candidate]
+) -> None:
+    """Fill report["script"] with the commands that do the same."""
+    lines = [script_comment("not looked at: " + fault.msg) for fault in inventory.faults]
+    for candidate in candidates:
+        title = "%s %s: %s" % (candidate.category, candidate.name, candidate.lost)
+        lines.append(script_comment(title))
+        lines.append(format_removal(host, candidate))
+    report["script"] = script_text(report, lines, len(inventory.faults))
+
+
+def format_removal(host: Host, candidate: Candidate) -> str:
+    """The line of a script that removes a candidate."""
+    if candidate.category == "trim":
+        pid, point, _ = candidate.refs
+        inside = ("nsenter", "-t", pid, "-m", "--")
+        is_mounted = quote_line((*inside, "mountpoint", "-q", point))
+        return is_mounted + " && run " + quote_line((*inside, "fstrim", "-v", point))
+    if candidate.category == "logs":
+        return "run " + quote_line(("truncate", "-s", "0", "--", *candidate.refs))
+    argv = host.docker + CATEGORIES[candidate.category] + candidate.refs
+    return "run " + quote_line(argv)
 
 
 ###############################################################################
