@@ -7612,14 +7612,27 @@ def run_faketime(host: Host, opts: argparse.Namespace, report: dict) -> None:
 # 13. Docker storage on disk
 ###############################################################################
 
+# This chapter reads what a Docker root holds: which container, image or volume has which layer, the
+# thin pool, where the daemon's options are set, how large folders are. It works with the daemon
+# down, and on the disk of another host.
+#
+# It never writes, never follows a link below a foreign root, and never calls a layer an orphan
+# while a record is missing or unreadable: such a layer is "unknown".
+#
+# The facts: moby's layer/ and image/ packages (layerdb, imagedb), daemon/graphdriver (what each
+# driver writes), graph/ of engines before 1.10, the kernel's device-mapper/thin-provisioning,
+# systemd.syntax(7) and systemd.exec(5).
 
-# --- layers: whose a directory or device of the storage driver is
+
+# Layers: the records of a Docker root, and who owns a layer
 
 
 class LostRecord(NamedTuple):
-    """A container whose layer record is gone, so that no file says which layer is its own. missing:
-    the path of that record; root: the Docker root (or uid.gid folder) that it was in; known: docker
-    still has the container in memory."""
+    """A container whose layer record is gone, so that no file names its layer.
+
+    missing: the path of that record; root: the Docker root (or its uid.gid folder) that it was in;
+    known: docker still has the container in memory.
+    """
 
     name: str
     missing: str
@@ -7631,8 +7644,10 @@ LOST_REASON = "it may be of container %s, whose layer record is missing"
 
 
 class Doubt(NamedTuple):
-    """Why no layer of a driver ('' all drivers) can be proved to be an orphan. unreadable: a record
-    is there and could not be read; else one is missing."""
+    """Why no layer of a driver ('': of any driver) can be proved to be an orphan.
+
+    unreadable: a record is there and could not be read; else a record is missing.
+    """
 
     driver: str
     reason: str
@@ -7640,14 +7655,19 @@ class Doubt(NamedTuple):
 
 
 class Layers(NamedTuple):
-    """Whose the layers below a Docker root are, from its files alone. rows: {"layer", "driver",
-    "paths", "role", "container", "images", "note"}, with devicemapper "device", "device_id" and
-    "device_size" too; role "unknown": it cannot be told. words: each name of a row (full ids, tags,
-    chain and diff ids, short links, device ids) -> its numbers in rows. containers: {id: what
-    take_container makes of it}; images: {id: tags}; unread: {path: reason}. sizes: {layer: bytes of
-    the files it adds, as layerdb has it}. trees: {driver that has image records here: their
-    number}. lost: {container's id: its record that is gone}. doubts: what keeps layers from being
-    proved orphans."""
+    """The owners of the layers below a Docker root, from its files alone.
+
+    rows: {"layer", "driver", "paths", "role", "container", "images", "note"}, with devicemapper
+        also "device", "device_id" and "device_size". Role "unknown": the owner cannot be told.
+    words: each name of a row (full id, tag, chain id, diff id, short link, device id) -> the
+        numbers of its rows.
+    containers: {id: what parse_container_record returns}; images: {id: tags}.
+    unread: {path: why it could not be read, or what is wrong with it}.
+    sizes: {layer: bytes of the files that it adds, by layerdb}.
+    trees: {driver with image records here: their number}.
+    lost: {container id: its record that is gone}.
+    doubts: what keeps layers from being proved orphans.
+    """
 
     rows: List[dict]
     words: Dict[str, List[int]]
@@ -7661,19 +7681,26 @@ class Layers(NamedTuple):
 
 
 class LayerOwner(NamedTuple):
-    """Who has a layer: its role, the container's id, the images' ids, a remark, and other names of
-    it."""
+    """The owner of a layer: its role, the container's id, the images' ids, a remark, and the
+    layer's other names."""
 
     role: str
     container: str = ""
     images: Tuple[str, ...] = ()
     note: str = ""
-    words: Tuple[str, ...] = ()
+    aliases: Tuple[str, ...] = ()
 
 
 UNKNOWN = "unknown"  # the role of a layer of which it cannot be told whose it is
 BUILDKIT_NAME = 25  # characters of the layer names that BuildKit gives
 HASH = r"[0-9a-f]{64}\Z"
+
+
+def strip_algorithm(digest: str) -> str:
+    """A digest without 'sha256:' in front."""
+    if digest.startswith("sha256:"):
+        return digest[len("sha256:") :]
+    return digest
 
 
 def chain_ids(diff_ids: Sequence[str]) -> List[str]:
@@ -7690,26 +7717,33 @@ def chain_id(below: Sequence[str], diff: str) -> str:
     'sha256:' (OCI image-spec, config.md)."""
     if not below:
         return diff
-    return "sha256:" + hashlib.sha256(("%s %s" % (below[-1], diff)).encode("ascii")).hexdigest()
+    text = "%s %s" % (below[-1], diff)
+    return "sha256:" + hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def parse_word_record(files: Dict[str, bytes], name: str, form: str) -> str:
+    """The only word of a record's file, without 'sha256:'. Raises ValueError where it does not have
+    the form."""
     text = files.get(name, b"").decode("ascii", "replace").strip()
     if not re.match(form, text):
-        raise ValueError("no %s that is one" % name)
-    return text[len("sha256:") :] if text.startswith("sha256:") else text
+        raise ValueError("its %s is not valid" % name)
+    return strip_algorithm(text)
 
 
 def parse_object_record(data: Optional[bytes]) -> dict:
-    found = json.loads((data or b"").decode("utf-8", "surrogateescape"))
-    if not isinstance(found, dict):
-        raise ValueError("no JSON object")
-    return found
+    """The JSON object of a record's file. Raises ValueError where it is none."""
+    record = json.loads((data or b"").decode("utf-8", "surrogateescape"))
+    if not isinstance(record, dict):
+        raise ValueError("it is not a JSON object")
+    return record
 
 
 class ChainRecord(NamedTuple):
-    """layerdb/sha256/CHAIN: the driver's layer; parent: the chain id below it, '' for the lowest;
-    size: bytes of its files; diff: its diff id, '' where that is missing."""
+    """layerdb/sha256/CHAIN.
+
+    layer: the driver's name of the layer; parent: the chain id below it, '' for the lowest;
+    size: bytes of its files; diff: its diff id, '' where that is missing.
+    """
 
     layer: str
     parent: str
@@ -7727,8 +7761,10 @@ class MountRecord(NamedTuple):
 
 
 class DriverRecords(NamedTuple):
-    """The records of image/<driver>, by name; None: there, but not readable. tags: {image: tags};
-    metadata: the images that have any."""
+    """The records of image/<driver>, by name; None: there, but not readable.
+
+    tags: {image: its tags}; metadata: the images that have any.
+    """
 
     chains: Dict[str, Optional[ChainRecord]]
     mounts: Dict[str, Optional[MountRecord]]
@@ -7738,93 +7774,117 @@ class DriverRecords(NamedTuple):
 
 
 def parse_optional_record(files: Dict[str, bytes], name: str, form: str) -> str:
-    """As take_word, '' where the file is not there."""
-    return parse_word_record(files, name, form) if name in files else ""
+    """As parse_word_record, but '' where the file is not there."""
+    if name not in files:
+        return ""
+    return parse_word_record(files, name, form)
 
 
 def parse_chain_record(files: Dict[str, bytes]) -> ChainRecord:
     size = re.match(rb"[0-9]{1,18}\Z", files.get("size", b"").strip())
     digest = "sha256:" + HASH
     return ChainRecord(
-        parse_word_record(files, "cache-id", LAYER),
-        parse_optional_record(files, "parent", digest),
-        int(size.group(0)) if size else None,
-        parse_optional_record(files, "diff", digest),
+        layer=parse_word_record(files, "cache-id", LAYER),
+        parent=parse_optional_record(files, "parent", digest),
+        size=int(size.group(0)) if size else None,
+        diff=parse_optional_record(files, "diff", digest),
     )
 
 
 def parse_mount_record(files: Dict[str, bytes]) -> MountRecord:
     return MountRecord(
-        parse_word_record(files, "mount-id", LAYER),
-        parse_optional_record(files, "init-id", LAYER),
-        parse_optional_record(files, "parent", "sha256:" + HASH),
+        layer=parse_word_record(files, "mount-id", LAYER),
+        init=parse_optional_record(files, "init-id", LAYER),
+        parent=parse_optional_record(files, "parent", "sha256:" + HASH),
     )
 
 
 def parse_image_record(files: Dict[str, bytes]) -> List[str]:
     """The diff ids of an image's configuration."""
-    diffs = (parse_object_record(files.get("")).get("rootfs") or {}).get("diff_ids") or []
-    if not all(isinstance(diff, str) and re.match("sha256:" + HASH, diff) for diff in diffs):
-        raise ValueError("no diff ids")
-    return diffs
+    rootfs = parse_object_record(files.get("")).get("rootfs") or {}
+    diff_ids = rootfs.get("diff_ids") or []
+    for diff in diff_ids:
+        if not isinstance(diff, str) or not re.match("sha256:" + HASH, diff):
+            raise ValueError("its diff ids are not valid")
+    return diff_ids
 
 
 def parse_container_record(files: Dict[str, bytes]) -> Dict[str, object]:
-    """name, driver, image; running (None: not said), volumes (names), rotated: whether its log is
-    kept from growing without end."""
-    found = parse_object_record(files.get("config.v2.json", files.get("config.json")))
-    image, log = str(found.get("Image") or ""), {}
-    if "hostconfig.json" in files:
-        log = (
-            parse_object_record(files["hostconfig.json"]).get("LogConfig")
-            or found.get("LogConfig")
-            or {}
-        )
-    sources = [
-        str(one.get("Name") or one.get("Source") or "")
-        for one in (found.get("MountPoints") or {}).values()
-    ]
-    sources += [str(one) for one in (found.get("Volumes") or {}).values()]
+    """name, driver, image; running (None: not said), volumes (names), rotated: whether something
+    keeps the container's log from growing without end."""
+    config = parse_object_record(files.get("config.v2.json", files.get("config.json")))
     return {
-        "name": str(found.get("Name") or "").lstrip("/"),
-        "driver": str(found.get("Driver") or ""),
-        "image": image[len("sha256:") :] if image.startswith("sha256:") else image,
-        "running": (found.get("State") or {}).get("Running"),
-        "volumes": [re.sub(r".*/volumes/([^/]+)/_data\Z", r"\1", one) for one in sources],
-        "rotated": (
-            "max-size" in (log.get("Config") or {})
-            or log.get("Type") not in (None, "", "json-file")
-        ),
+        "name": str(config.get("Name") or "").lstrip("/"),
+        "driver": str(config.get("Driver") or ""),
+        "image": strip_algorithm(str(config.get("Image") or "")),
+        "running": (config.get("State") or {}).get("Running"),
+        "volumes": recorded_volumes(config),
+        "rotated": has_rotated_log(config, files),
     }
 
 
-def parse_device_record(files: Dict[str, bytes]) -> Tuple[int, bool, Optional[int]]:
-    found = parse_object_record(files.get(""))
-    if type(found.get("device_id")) is not int:
-        raise ValueError("no device_id")
-    return (
-        found["device_id"],
-        found.get("deleted") is True,
-        found["size"] if type(found.get("size")) is int else None,
-    )
+def recorded_volumes(config: dict) -> List[str]:
+    """The names of a container's volumes, and the folders that are no volumes. Engines since 1.7
+    list MountPoints, older ones Volumes."""
+    sources = []
+    for mount in (config.get("MountPoints") or {}).values():
+        sources.append(str(mount.get("Name") or mount.get("Source") or ""))
+    for source in (config.get("Volumes") or {}).values():
+        sources.append(str(source))
+    return [re.sub(r".*/volumes/([^/]+)/_data\Z", r"\1", source) for source in sources]
+
+
+def has_rotated_log(config: dict, files: Dict[str, bytes]) -> bool:
+    """Whether a container's log has a limit, or is not written by the json-file driver."""
+    if "hostconfig.json" not in files:
+        return False
+    host_config = parse_object_record(files["hostconfig.json"])
+    log = host_config.get("LogConfig") or config.get("LogConfig") or {}
+    if "max-size" in (log.get("Config") or {}):
+        return True
+    return log.get("Type") not in (None, "", "json-file")
+
+
+class DeviceRecord(NamedTuple):
+    """devicemapper/metadata/LAYER. deleted: the driver still has to delete the device; size: bytes,
+    None where the record has none."""
+
+    device_id: int
+    deleted: bool
+    size: Optional[int]
+
+
+def parse_device_record(files: Dict[str, bytes]) -> DeviceRecord:
+    record = parse_object_record(files.get(""))
+    device_id, size = record.get("device_id"), record.get("size")
+    # bool is a kind of int in Python, so isinstance is not enough
+    if type(device_id) is not int:
+        raise ValueError("it has no device_id")
+    if type(size) is not int:
+        size = None
+    return DeviceRecord(device_id, record.get("deleted") is True, size)
 
 
 def parse_repositories(files: Dict[str, bytes]) -> Dict[str, List[str]]:
     """{image id: tags and digests} of repositories.json, whose inner keys are whole references
     since 1.10 and bare tags before."""
     tags = {}  # type: Dict[str, List[str]]
-    for name, references in (parse_object_record(files.get("")).get("Repositories") or {}).items():
+    repositories = parse_object_record(files.get("")).get("Repositories") or {}
+    for name, references in repositories.items():
         for reference, image in references.items():
-            tags.setdefault(str(image).split(":")[-1], []).append(
-                reference if reference.startswith(name) else name + ":" + reference
-            )
-    return {image: sorted(found) for image, found in tags.items()}
+            tag = reference
+            if not reference.startswith(name):
+                tag = name + ":" + reference
+            tags.setdefault(bare_id(str(image)), []).append(tag)
+    return {image: sorted(image_tags) for image, image_tags in tags.items()}
 
 
 def chain_gaps(records: DriverRecords) -> Dict[str, str]:
     """{place in image/<driver>: why it must have been there} of the layer records that others name.
+
     Each chain id is a hash over the parent's and its own diff id, so a record that lost either file
-    is seen too."""
+    is seen too.
+    """
     gaps = {}  # type: Dict[str, str]
 
     def require_chain(chain: str, user: str) -> None:
@@ -7854,11 +7914,10 @@ def image_gaps(records: DriverRecords) -> Dict[str, str]:
     """{place in image/<driver>: why it must have been there} of the image records that tags or
     metadata name."""
     place = "imagedb/content/sha256/"
-    gaps = {
-        place + image: "missing, though it has metadata"
-        for image in records.metadata
-        if image not in records.images
-    }
+    gaps = {}
+    for image in records.metadata:
+        if image not in records.images:
+            gaps[place + image] = "missing, though it has metadata"
     for image, tags in records.tags.items():
         if image not in records.images:
             gaps[place + image] = "missing, though the tag %s names it" % tags[0]
@@ -7867,15 +7926,14 @@ def image_gaps(records: DriverRecords) -> Dict[str, str]:
 
 def mount_gaps(records: DriverRecords, containers: Dict[str, dict]) -> Dict[str, str]:
     """{place in image/<driver>: why it must have been there}: a container stands on its image's
-    layers, unless that has none."""
-    return {
-        "layerdb/mounts/%s/parent" % one: "missing"
-        for one, mount in records.mounts.items()
-        if mount
-        and not mount.parent
-        and one in containers
-        and records.images.get(containers[one]["image"]) != []
-    }
+    layers, unless the image has none."""
+    gaps = {}
+    for container, mount in records.mounts.items():
+        if not mount or mount.parent or container not in containers:
+            continue
+        if records.images.get(containers[container]["image"]) != []:
+            gaps["layerdb/mounts/%s/parent" % container] = "missing"
+    return gaps
 
 
 def assign_layer_owners(
@@ -7884,53 +7942,61 @@ def assign_layer_owners(
     images: Dict[str, List[str]],
     containers: Dict[str, dict],
 ) -> Dict[str, LayerOwner]:
-    """{layer: Claim} by the records of engines since 1.10. An image has the layers of its diff ids;
-    a container has its mount, and keeps the layers under it alive even where their image is
-    gone."""
-    users, diffs, standing = (
-        {},
-        {},
-        {},
-    )  # type: Dict[str, List[str]], Dict[str, str], Dict[str, str]
+    """{layer: its owner} by the records of engines since 1.10.
+
+    An image has the layers of its diff ids. A container has its mount, and keeps the layers below
+    it alive even where their image is gone.
+    """
+    users = {}  # type: Dict[str, List[str]]
+    diffs = {}  # type: Dict[str, str]
     for image, diff_ids in images.items():
         for chain, diff in zip(chain_ids(diff_ids), diff_ids):
             users.setdefault(chain, []).append(image)
             diffs[chain] = diff[len("sha256:") :]
-    for container, (_, _, chain) in mounts.items():
+    standing = chains_below_containers(chains, mounts)
+    owners = {}
+    for chain, record in chains.items():
+        role, note = "image", ""
+        if chain not in users and chain in standing:
+            note = "its image is gone; container %s stands on it" % standing[chain][:12]
+        elif chain not in users:
+            role, note = "orphan", "in layerdb, but no image has it"
+        image_ids = tuple(sorted(users.get(chain, ())))
+        aliases = (chain, diffs.get(chain, chain))
+        owners[record.layer] = LayerOwner(role, "", image_ids, note, aliases)
+    for container, mount in mounts.items():
+        role, init_role, note = "container", "container-init", ""
+        if container not in containers:
+            role = init_role = "orphan"
+            note = "of container %s, which is gone, or of a build" % container[:12]
+        owners[mount.layer] = LayerOwner(role, container, (), note)
+        if mount.init:
+            owners[mount.init] = LayerOwner(init_role, container, (), note)
+    return owners
+
+
+def chains_below_containers(
+    chains: Dict[str, ChainRecord], mounts: Dict[str, MountRecord]
+) -> Dict[str, str]:
+    """{chain id: a container that stands on it}."""
+    standing = {}  # type: Dict[str, str]
+    for container, mount in mounts.items():
+        chain = mount.parent
         while chain in chains and chain not in standing:
             standing[chain] = container
             chain = chains[chain].parent
-    claims = {}
-    for chain, record in chains.items():
-        role = "image" if chain in users or chain in standing else "orphan"
-        stands = (
-            "its image is gone; container %s stands on it" % standing[chain][:12]
-            if chain in standing
-            else ""
-        )
-        note = "" if chain in users else stands or "in layerdb, but no image has it"
-        claims[record.layer] = LayerOwner(
-            role, "", tuple(sorted(users.get(chain, ()))), note, (chain, diffs.get(chain, chain))
-        )
-    for container, (layer, init, _) in mounts.items():
-        gone = (
-            ""
-            if container in containers
-            else "of container %s, which is gone, or of a build" % container[:12]
-        )
-        claims[layer] = LayerOwner("orphan" if gone else "container", container, (), gone)
-        if init:
-            claims[init] = LayerOwner("orphan" if gone else "container-init", container, (), gone)
-    return claims
+    return standing
 
 
 def assign_graph_owners(
     parents: Dict[str, str], tagged: Dict[str, List[str]]
 ) -> Dict[str, LayerOwner]:
-    """{layer: Claim} by the records of engines before 1.10, where each layer is an image: it
+    """{layer: its owner} by the records of engines before 1.10, where each layer is an image: it
     belongs to the images above it that have a tag, or that nothing stands on."""
     users = {image: [] for image in parents}  # type: Dict[str, List[str]]
-    for top in sorted(set(parents) & set(tagged) | set(parents) - set(parents.values())):
+    with_tag = set(parents) & set(tagged)
+    topmost = set(parents) - set(parents.values())
+    for top in sorted(with_tag | topmost):
         below, seen = top, set()
         while below in parents and below not in seen:
             seen.add(below)
@@ -7942,134 +8008,148 @@ def assign_graph_owners(
 def find_rows(layers: Layers, word: str) -> List[int]:
     """Numbers of the rows that a word means: a name as it stands, else the layer of a device's
     name, else the first part of a path that is one, else the beginning of a hash. [] where it means
-    none; UsageError where it begins two."""
+    none. Raises UsageError where it is the beginning of hashes of more than one layer."""
     bare = re.sub(r"^(?:sha256:|docker\.io/(?:library/)?|/(?=[^/]+\Z))", "", word)
-    device = re.match(r"(?:/dev/mapper/)?docker-[0-9]+:[0-9]+-[0-9]+-(.+)\Z", word)
-    parts = (
-        [
-            part
-            for part in posixpath.normpath(word).split("/")
-            if re.match(LAYER + "|[0-9A-Z]{26}\\Z", part)
-        ]
-        if "/" in word
-        else []
-    )
-    known = [
-        name
-        for name in [word, bare, bare + ":latest", device.group(1) if device else "", *parts]
-        if name in layers.words
-    ]
-    if known:
-        return layers.words[known[0]]
-    stem, init = re.match(r"(.*?)(-init)?\Z", bare, re.S).groups()
-    hashes = (
-        [
-            name
-            for name in layers.words
-            if re.match(LAYER, name) and name.endswith("-init") == bool(init)
-        ]
-        if stem
-        else []
-    )
-    begun = [name for name in hashes if name.startswith(stem)]
-    if len({tuple(layers.words[name]) for name in begun}) > 1:
-        shown = [
-            "%s (%s)" % (name, format_owner(layers.rows[layers.words[name][0]]))
-            for name in sorted(begun)
-        ]
-        listed = ", ".join(shown[:6]) + (", ..." if len(shown) > 6 else "")
-        raise UsageError(
-            "%s begins %d hashes: %s" % (word, len(begun), listed), "give more of the hash"
-        )
-    return layers.words[begun[0]] if begun else []
+    for name in names_in_word(word, bare):
+        if name in layers.words:
+            return layers.words[name]
+    matches = hashes_that_begin(layers, bare)
+    if len({tuple(layers.words[name]) for name in matches}) > 1:
+        require_longer_hash(layers, word, matches)
+    if not matches:
+        return []
+    return layers.words[matches[0]]
 
 
 def join_notes(*notes: str) -> str:
     return "; ".join(note for note in notes if note)
 
 
+def names_in_word(word: str, bare: str) -> List[str]:
+    """What a word may name as a whole, the likeliest first."""
+    names = [word, bare, bare + ":latest"]
+    device = re.match(r"(?:/dev/mapper/)?docker-[0-9]+:[0-9]+-[0-9]+-(.+)\Z", word)
+    if device:
+        names.append(device.group(1))
+    if "/" in word:
+        parts = posixpath.normpath(word).split("/")
+        names += [part for part in parts if re.match(LAYER + "|[0-9A-Z]{26}\\Z", part)]
+    return names
+
+
+def hashes_that_begin(layers: Layers, text: str) -> List[str]:
+    """The hashes that begin with this text; those of init layers only where it ends in -init."""
+    is_init = text.endswith("-init")
+    stem = text[: -len("-init")] if is_init else text
+    if not stem:
+        return []
+    hashes = [name for name in layers.words if re.match(LAYER, name) and name.startswith(stem)]
+    return [name for name in hashes if name.endswith("-init") == is_init]
+
+
+def require_longer_hash(layers: Layers, word: str, matches: List[str]) -> None:
+    """Refuses the beginning of several hashes, with the owners that it may mean."""
+    meanings = []
+    for name in sorted(matches):
+        row = layers.rows[layers.words[name][0]]
+        meanings.append("%s (%s)" % (name, format_owner(row)))
+    listed = ", ".join(meanings[:6])
+    if len(meanings) > 6:
+        listed += ", ..."
+    raise UsageError(
+        "%s begins %d hashes: %s" % (word, len(matches), listed), "give more of the hash"
+    )
+
+
 def format_owner(row: dict) -> str:
-    """A row's owner in words: the container's name, else the image's tags."""
-    if row["container"]:
-        return row["container"]["name"] or "container " + row["container"]["id"][:12]
-    tags = [tag for image in row["images"] for tag in image["tags"][:1] or [image["id"][:12]]]
-    return ", ".join(tags[:3]) + (" and %d more" % (len(tags) - 3) if len(tags) > 3 else "") or "-"
+    """A row's owner in words: the container's name, else the tags of its images, '-' for none."""
+    container = row["container"]
+    if container:
+        return container["name"] or "container " + container["id"][:12]
+    names = []
+    for image in row["images"]:
+        names.append(image["tags"][0] if image["tags"] else image["id"][:12])
+    if not names:
+        return "-"
+    if len(names) > 3:
+        return "%s and %d more" % (", ".join(names[:3]), len(names) - 3)
+    return ", ".join(names)
 
 
-def inspect_differences(row: dict, one: Optional[Container]) -> str:
+def inspect_differences(row: dict, container: Optional[Container]) -> str:
     """In what `docker inspect` (None: it has no such container) differs from a container's row, ''
-    where both agree or it says nothing: aufs, btrfs and vfs tell no paths."""
-    if one is None:
+    where both agree or it says nothing: aufs, btrfs and vfs name no paths."""
+    if container is None:
         return "docker does not know it"
-    own = [
-        value for key, value in sorted(one.layer.items()) if key != "LowerDir"
-    ]  # that names the layers below
-    told = {part for value in own for part in [*value.split("/"), value.split("-", 3)[-1]]}
+    # LowerDir names the layers below
+    own = [value for key, value in sorted(container.layer.items()) if key != "LowerDir"]
+    reported = set()
+    for value in own:
+        reported.update(value.split("/"))
+        reported.add(value.split("-", 3)[-1])
+    layer = row["layer"]
+    if reported and row["layer"] not in reported:
+        layer = " ".join(own)
+    device_id = str(row.get("device_id"))
     checks = (
-        ("name", row["container"]["name"], one.name),
-        ("driver", row["driver"], one.driver or row["driver"]),
-        (
-            "layer",
-            row["layer"],
-            row["layer"] if row["layer"] in told or not told else " ".join(own),
-        ),
-        (
-            "device id",
-            str(row.get("device_id")),
-            one.layer.get("DeviceId", str(row.get("device_id"))),
-        ),
+        ("name", row["container"]["name"], container.name),
+        ("driver", row["driver"], container.driver or row["driver"]),
+        ("layer", row["layer"], layer),
+        ("device id", device_id, container.layer.get("DeviceId", device_id)),
     )
-    return "; ".join(
-        "its %s is %s by the files, %s by docker" % check
-        for check in checks
-        if check[1] != check[2]
-    )
+    differences = []
+    for title, by_files, by_docker in checks:
+        if by_files != by_docker:
+            differences.append(
+                "its %s is %s by the files, %s by docker" % (title, by_files, by_docker)
+            )
+    return "; ".join(differences)
 
 
 def find_names(data: bytes, names: set) -> set:
     """Which of these names (of 25 or 64 characters) a BuildKit database holds. Its pages are not
-    parsed: a name that stands in a page no longer used counts too, which errs on the side of
+    parsed: a name in a page that is no longer used counts too, which errs on the side of
     keeping."""
-    runs_of_letters = [run.decode("ascii") for run in re.findall(rb"[0-9a-z]{25,}", data)]
-    return {
-        word
-        for run in runs_of_letters
-        for n in range(len(run) - 24)
-        for word in (run[n : n + 25], run[n : n + 64])
-        if word in names
-    }
+    present = set()
+    for run in re.findall(rb"[0-9a-z]{25,}", data):
+        text = run.decode("ascii")
+        for start in range(len(text) - 24):
+            for end in (start + 25, start + 64):
+                if text[start:end] in names:
+                    present.add(text[start:end])
+    return present
 
 
 def is_bolt(data: bytes) -> bool:
-    """Whether this is a database of bbolt's: its magic stands in one of the first two pages (bbolt
-    internal/common/meta.go), in the byte order of the host that wrote it."""
+    """Whether this is a bbolt database: its magic number stands in one of the first two pages
+    (bbolt internal/common/meta.go), in the byte order of the host that wrote it."""
     magic = (b"\xed\xda\x0c\xed", b"\xed\x0c\xda\xed")
     pages = [0] + [4096 << power for power in range(5)]
     return any(data[page + 16 : page + 20] in magic for page in pages)
 
 
 def mark_build_cache(
-    names: List[str], claims: Dict[str, LayerOwner], database: bytes
+    names: List[str], owners: Dict[str, LayerOwner], database: bytes
 ) -> Dict[str, LayerOwner]:
-    """The claims with what nothing else has, but BuildKit's cache knows, by its name or its chain
-    id."""
-    loose = {
-        name: claims.get(name) or LayerOwner("orphan")
-        for name in names
-        if name not in claims or claims[name].role == "orphan"
-    }
-    kept = find_names(
-        database, {word for name, claim in loose.items() for word in (name, *claim.words)}
-    )
-    cached = {
-        name: LayerOwner("image", note="build cache", words=claim.words)
-        for name, claim in loose.items()
-        if kept & {name, *claim.words}
-    }
-    return dict(claims, **cached)
+    """The owners, with BuildKit's cache for layers that have no other owner and that its database
+    holds by their name or chain id."""
+    loose = {}
+    for name in names:
+        owner = owners.get(name) or LayerOwner("orphan")
+        if owner.role == "orphan":
+            loose[name] = owner
+    wanted = set()
+    for name, owner in loose.items():
+        wanted.update((name, *owner.aliases))
+    present = find_names(database, wanted)
+    marked = dict(owners)
+    for name, owner in loose.items():
+        if present & {name, *owner.aliases}:
+            marked[name] = LayerOwner("image", note="build cache", aliases=owner.aliases)
+    return marked
 
 
-# --- the thin pool, as the kernel tells (dmsetup)
+# The thin pool, as the kernel reports it (dmsetup)
 
 METADATA_MAX = 33292800 * 512  # what dm-thin can use, some 15.88 GiB
 
@@ -8098,7 +8178,8 @@ class ThinPool(NamedTuple):
 
 def parse_thin_pool(table: str, status: str) -> ThinPool:
     """From `dmsetup table POOL` and `dmsetup status POOL`; kernels since 2015 add needs_check, all
-    print metadata in blocks of 4 KiB. Raises EnvironmentFault."""
+    print metadata in blocks of 4 KiB (kernel, device-mapper/thin-provisioning). Raises
+    EnvironmentFault."""
     line = re.match(
         r"(?:\S+: )?(0 ([0-9]+) thin-pool ([0-9]+:[0-9]+) ([0-9]+:[0-9]+) ([0-9]+) .*)\Z",
         table.strip(),
@@ -8112,16 +8193,28 @@ def parse_thin_pool(table: str, status: str) -> ThinPool:
             "dmsetup table; dmsetup status",
         )
     block = int(line.group(5)) * 512
-    facts = (line.group(1), int(line.group(2)), line.group(3), line.group(4), block)
+    pool = ThinPool(
+        table=line.group(1),
+        sectors=int(line.group(2)),
+        metadata_dev=line.group(3),
+        data_dev=line.group(4),
+        block=block,
+        state="Fail",
+        needs_check=False,
+    )
     if state.group(1):
-        return ThinPool(*(*facts, "Fail", False))
-    counts = [
-        int(state.group(n)) * size for n, size in ((4, block), (5, block), (2, 4096), (3, 4096))
-    ]
-    return ThinPool(*(*facts, state.group(6), "needs_check" in state.group(7), *tuple(counts)))
+        return pool
+    return pool._replace(
+        state=state.group(6),
+        needs_check="needs_check" in state.group(7),
+        data_used=int(state.group(4)) * block,
+        data_total=int(state.group(5)) * block,
+        metadata_used=int(state.group(2)) * 4096,
+        metadata_total=int(state.group(3)) * 4096,
+    )
 
 
-# --- where the daemon's options are set
+# Where the daemon's options are set
 
 
 class OptionSource(NamedTuple):
@@ -8170,38 +8263,54 @@ def shell_words(text: str) -> List[str]:
 def daemon_flags(words: Sequence[str]) -> Tuple[Tuple[str, str], ...]:
     """(name, value) of the known options among a daemon's words, also inside `sh -c '...'`, as
     CentOS 7 had it."""
-    flat = [
-        part
-        for word in words
-        for part in (shell_words(word) if " " in word and "docker" in word else [word])
-    ]
-    found = []
+    flat = []  # type: List[str]
+    for word in words:
+        if " " in word and "docker" in word:
+            flat += shell_words(word)
+        else:
+            flat.append(word)
+    options = []
     for word, after in zip(flat, [*flat[1:], ""]):
         flag, equals, value = word.partition("=")
-        if flag in FLAGS:
-            found.append((FLAGS[flag], value if equals or flag == "--live-restore" else after))
-    return tuple(found)
+        if flag not in FLAGS:
+            continue
+        if not equals and flag != "--live-restore":
+            value = after
+        options.append((FLAGS[flag], value))
+    return tuple(options)
+
+
+# The keys of daemon.json that hold one value.
+DAEMON_JSON_KEYS = (
+    "storage-driver",
+    "data-root",
+    "graph",
+    "log-driver",
+    "live-restore",
+    "pidfile",
+)
 
 
 def daemon_json(text: str) -> Tuple[Tuple[str, str], ...]:
-    """The same of daemon.json. Raises ValueError where dockerd would not start with it."""
-    found = json.loads(text or "{}")
-    if not isinstance(found, dict):
+    """The same from daemon.json. Raises ValueError where dockerd would not start with it."""
+    settings = json.loads(text or "{}")
+    if not isinstance(settings, dict):
         raise ValueError("it is not a JSON object")
-    listed = [("storage-opt", one) for one in found.get("storage-opts") or []]
-    listed += [
-        ("data-root" if key == "graph" else key, found[key])
-        for key in ("storage-driver", "data-root", "graph", "log-driver", "live-restore", "pidfile")
-        if key in found
-    ]
-    listed += [("log-opt", "%s=%s" % one) for one in (found.get("log-opts") or {}).items()]
-    return tuple((name, str(value)) for name, value in listed)
+    options = [("storage-opt", str(value)) for value in settings.get("storage-opts") or []]
+    for key in DAEMON_JSON_KEYS:
+        if key in settings:
+            name = "data-root" if key == "graph" else key
+            options.append((name, str(settings[key])))
+    for name, value in (settings.get("log-opts") or {}).items():
+        options.append(("log-opt", "%s=%s" % (name, value)))
+    return tuple(options)
 
 
 def unit_settings(text: str) -> List[Tuple[str, str]]:
     """(key, value) of a unit's [Service] section (systemd.syntax(7)): a backslash joins lines,
     comments between joined lines are left out."""
-    section, line, found = "", "", []
+    section, line = "", ""
+    settings = []
     for part in text.split("\n"):
         if part.lstrip().startswith(("#", ";")):
             continue
@@ -8209,12 +8318,13 @@ def unit_settings(text: str) -> List[Tuple[str, str]]:
         if line.endswith("\\"):
             line = line[:-1] + " "
             continue
+        if line.strip().startswith("["):
+            section = line.strip()
         key, equals, value = line.partition("=")
-        section = line.strip() if line.strip().startswith("[") else section
         if equals and section == "[Service]":
-            found.append((key.strip(), value.strip()))
+            settings.append((key.strip(), value.strip()))
         line = ""
-    return found
+    return settings
 
 
 def environment_settings(text: str) -> Dict[str, str]:
@@ -8225,30 +8335,42 @@ def environment_settings(text: str) -> Dict[str, str]:
 
 def next_options(sources: Sequence[OptionSource]) -> Dict[str, str]:
     """The daemon's options on its next start; of one that is given twice, the last."""
-    return dict(pair for one in sources if one.used for pair in one.options)
+    options = {}  # type: Dict[str, str]
+    for source in sources:
+        if source.used:
+            options.update(source.options)
+    return options
 
 
 def option_conflicts(sources: Sequence[OptionSource]) -> List[Tuple[str, List[str]]]:
-    """(option, places) of what is set more than once for the next start. The daemon does not start
-    with one directive both as a flag and in daemon.json, even with different dm.* keys; twice on
-    the command line, the last one wins silently."""
-    places, sides = {}, {}  # type: Dict[str, List[str]], Dict[str, Dict[str, List[str]]]
+    """(option, places) of what is set more than once for the next start.
+
+    The daemon does not start with one directive both as a flag and in daemon.json, even with
+    different dm.* keys; twice on the command line, the last one wins silently.
+    """
+    places = {}  # type: Dict[str, List[str]]
+    # directive -> {whether it is in daemon.json: the places}
+    directives = {}  # type: Dict[str, Dict[bool, List[str]]]
     for source in sources:
-        for name, value in source.options if source.used else ():
-            many, side = name.endswith("-opt"), str(source.kind == "daemon.json")
-            places.setdefault(value.partition("=")[0] if many else name, []).append(source.where())
-            sides.setdefault(name + "s" if many else name, {}).setdefault(side, []).append(
-                source.where()
-            )
-    found = [(name, where) for name, where in places.items() if len(where) > 1]
-    known = {name for name, _ in found}
-    return found + [
-        (name, sorted(set(sum(both.values(), []))))
-        for name, both in sides.items()
-        if len(both) > 1
-        and name not in known
-        and not (name.endswith("-opts") and any(key.startswith("dm.") for key in known))
-    ]
+        if not source.used:
+            continue
+        for name, value in source.options:
+            option = directive = name
+            if name.endswith("-opt"):  # may be given several times, each with its own key
+                option, directive = value.partition("=")[0], name + "s"
+            places.setdefault(option, []).append(source.where())
+            sides = directives.setdefault(directive, {})
+            sides.setdefault(source.kind == "daemon.json", []).append(source.where())
+    conflicts = [(option, where) for option, where in places.items() if len(where) > 1]
+    repeated = {option for option, _ in conflicts}
+    pool_option_repeated = any(option.startswith("dm.") for option in repeated)
+    for directive, sides in directives.items():
+        if len(sides) < 2 or directive in repeated:
+            continue
+        if directive.endswith("-opts") and pool_option_repeated:
+            continue  # the key itself is in the list
+        conflicts.append((directive, sorted({*sides[True], *sides[False]})))
+    return conflicts
 
 
 UNIT_FOLDERS = (
@@ -8263,22 +8385,23 @@ SETTING_FILES = ("/etc/sysconfig/docker", "/etc/sysconfig/docker-storage", "/etc
 
 def unit_files(top: str, unit: str) -> List[str]:
     """The unit's file and its drop-ins as systemd takes them: the first folder's file of a name
-    hides the later ones'."""
-    found = next(
-        (
-            path
-            for path in (os.path.join(top, folder, unit) for folder in UNIT_FOLDERS)
-            if os.path.isfile(os_bytes(path))
-        ),
-        None,
-    )
+    hides those of later folders."""
+    files = []
+    for folder in UNIT_FOLDERS:
+        path = os.path.join(top, folder, unit)
+        if os.path.isfile(os_bytes(path)):
+            files.append(path)
+            break
     drop_ins = {}  # type: Dict[str, str]
     for folder in UNIT_FOLDERS:
         place = os.path.join(top, folder, unit + ".d")
-        for name in os.listdir(os_bytes(place)) if os.path.isdir(os_bytes(place)) else ():
-            if name.endswith(b".conf"):
-                drop_ins.setdefault(os.fsdecode(name), os.path.join(place, os.fsdecode(name)))
-    return ([found] if found else []) + [drop_ins[name] for name in sorted(drop_ins)]
+        if not os.path.isdir(os_bytes(place)):
+            continue
+        for raw_name in os.listdir(os_bytes(place)):
+            name = os.fsdecode(raw_name)
+            if name.endswith(".conf"):
+                drop_ins.setdefault(name, os.path.join(place, name))
+    return files + [drop_ins[name] for name in sorted(drop_ins)]
 
 
 def settings_of(path: str, parse: Callable, empty):
@@ -8295,87 +8418,116 @@ def settings_of(path: str, parse: Callable, empty):
         return text, empty, "is not what dockerd takes: %s" % err
 
 
+class UnitOptions(NamedTuple):
+    """What a unit says together with its drop-ins.
+
+    path, command: the file of the ExecStart in force ('': there is no unit), and its value.
+    files: the paths of EnvironmentFile=; variables: (unit file, 'NAME=value') of Environment=.
+    faults: (unit file, why it cannot be read).
+    """
+
+    path: str
+    command: str
+    files: List[str]
+    variables: List[Tuple[str, str]]
+    faults: List[Tuple[str, str]]
+
+
+def read_unit_options(top: str, unit: str) -> UnitOptions:
+    """The later file wins; an empty value takes back what was given before (systemd.exec(5))."""
+    path, command = "", ""
+    files = []  # type: List[str]
+    variables = []  # type: List[Tuple[str, str]]
+    faults = []
+    for unit_file in unit_files(top, unit):
+        _, settings, fault = settings_of(unit_file, unit_settings, [])
+        if fault:
+            faults.append((unit_file, fault))
+        for key, value in settings:
+            if key == "ExecStart":
+                path, command = unit_file, value
+            elif key == "EnvironmentFile" and not value:
+                files = []
+            elif key == "EnvironmentFile":
+                named = value.lstrip("-")  # '-': it may be missing
+                files = [other for other in files if other != named] + [named]
+            elif key == "Environment" and not value:
+                variables = []
+            elif key == "Environment":
+                variables += [(unit_file, word) for word in shell_words(value)]
+    return UnitOptions(path, command, files, variables, faults)
+
+
+class Variable(NamedTuple):
+    """A variable for the daemon. path: where it is set; given: the unit is given that file."""
+
+    path: str
+    name: str
+    value: str
+    given: bool
+
+
 def option_sources(top: str = "/", unit: str = "docker.service") -> List[OptionSource]:
     """Every place that sets options of the host's daemon, in the order in which they come to count:
     the unit's ExecStart (with drop-ins), the variables and files it takes, settings files that no
-    unit takes (used False; without any unit an init script takes them), daemon.json. The unit and
-    daemon.json are there even where they set nothing, so that an edit knows its place. top: another
-    root, for tests."""
-    command, inline, files, faults, found = (
-        ("", ""),
-        [],
-        [],
-        [],
-        [],
-    )  # type: Tuple[str, str], list, list, list, list
-    for path in unit_files(top, unit):
-        _, settings, fault = settings_of(path, unit_settings, [])
-        faults += [(path, fault)] if fault else []
-        for key, value in settings:
-            if key == "ExecStart":
-                command = (path, value)
-            elif key == "EnvironmentFile":
-                files = (
-                    [one for one in files if one != value.lstrip("-")] + [value.lstrip("-")]
-                    if value
-                    else []
-                )
-            elif key == "Environment":
-                inline = inline + [(path, word) for word in shell_words(value)] if value else []
-    flags = daemon_flags(shell_words(command[1]))
-    taken = set(re.findall(r"\$\{?(\w+)", command[1]))
-    if command[0]:
-        found.append(OptionSource("unit", command[0], "", command[1], flags, True, ""))
-    held = [(path, word.partition("=")[0], word.partition("=")[2], True) for path, word in inline]
-    for path in files + [path for path in SETTING_FILES if path not in files]:
-        _, settings, fault = settings_of(
-            os.path.join(top, path.lstrip("/")), environment_settings, {}
-        )
-        faults += [(path, fault)] if fault else []
-        held += [(path, name, value, path in files) for name, value in settings.items()]
-    for path, name, value, given in held:
+    unit takes (used False; without any unit an init script takes them), daemon.json.
+
+    The unit and daemon.json are there even where they set nothing, so that an edit knows its place.
+    top: another root, for tests.
+    """
+    in_unit = read_unit_options(top, unit)
+    faults = list(in_unit.faults)
+    sources = []
+    if in_unit.path:
+        flags = daemon_flags(shell_words(in_unit.command))
+        sources.append(OptionSource("unit", in_unit.path, "", in_unit.command, flags, True, ""))
+    variables = []
+    for path, word in in_unit.variables:
+        name, _, value = word.partition("=")
+        variables.append(Variable(path, name, value, True))
+    not_given = [path for path in SETTING_FILES if path not in in_unit.files]
+    for path in in_unit.files + not_given:
+        file = os.path.join(top, path.lstrip("/"))
+        _, settings, fault = settings_of(file, environment_settings, {})
+        if fault:
+            faults.append((path, fault))
+        for name, value in settings.items():
+            variables.append(Variable(path, name, value, path in in_unit.files))
+    names_in_command = set(re.findall(r"\$\{?(\w+)", in_unit.command))
+    for path, name, value, given in variables:
         options = daemon_flags(shell_words(value))
+        used = (given and name in names_in_command) or not in_unit.path
         if options:
-            found.append(
-                OptionSource(
-                    "environment",
-                    path,
-                    name,
-                    value,
-                    options,
-                    (given and name in taken) or not command[0],
-                    "",
-                )
-            )
-    named = [
-        value for one in found if one.used for name, value in one.options if name == "config-file"
-    ]
-    config = named[-1] if named else "/etc/docker/daemon.json"
+            sources.append(OptionSource("environment", path, name, value, options, used, ""))
+    config = next_options(sources).get("config-file", "/etc/docker/daemon.json")
     text, options, fault = settings_of(os.path.join(top, config.lstrip("/")), daemon_json, ())
-    found.append(OptionSource("daemon.json", config, "", text, options, True, fault))
-    return found + [OptionSource("unit", path, "", "", (), False, why) for path, why in faults]
+    sources.append(OptionSource("daemon.json", config, "", text, options, True, fault))
+    for path, reason in faults:
+        sources.append(OptionSource("unit", path, "", "", (), False, reason))
+    return sources
 
 
 def is_of_this_host(pid: str) -> bool:
-    """Is a process one of the host that dockfix runs on, and in no container? Anybody can call a
-    program dockerd. Other processes or users than ours, or a container's cgroup, say no; a mount
-    namespace of its own says nothing, for systemd gives the daemon one."""
+    """Whether a process belongs to the host that dockfix runs on, and to no container.
+
+    Anybody can call a program dockerd. Other processes or users than ours, or a container's cgroup,
+    say no. A mount namespace of its own says nothing, because systemd gives the daemon one.
+    """
     for kind in ("pid", "user"):
         own = suppress_errors(os.readlink, "/proc/self/ns/" + kind)
-        other = suppress_errors(
-            os.readlink, "/proc/%s/ns/%s" % (pid, kind)
-        )  # None: only root may know
+        # None: only root may read it
+        other = suppress_errors(os.readlink, "/proc/%s/ns/%s" % (pid, kind))
         if other is not None and other != own:
             return False
     status = suppress_errors(host_text, "/proc/%s/status" % pid) or ""
-    if re.search(r"(?m)^NSpid:\s*[0-9]+\s+[0-9]", status):  # it has a number in an inner namespace
+    # two numbers: it has another one in an inner namespace
+    if re.search(r"(?m)^NSpid:\s*[0-9]+\s+[0-9]", status):
         return False
     theirs = suppress_errors(host_text, "/proc/%s/cgroup" % pid)
     if theirs is None:
         return False
-    ours = (
-        suppress_errors(host_text, "/proc/self/cgroup") or ""
-    )  # dockfix may run in a container itself
+    # dockfix itself may run in a container
+    ours = suppress_errors(host_text, "/proc/self/cgroup") or ""
     return container_ids(theirs) <= container_ids(ours)
 
 
@@ -8385,33 +8537,29 @@ def container_ids(cgroup: str) -> Set[str]:
 
 
 def is_daemon_call(words: Sequence[str]) -> bool:
-    """Does a command line call Docker's daemon? dockerd, and `docker daemon` or `docker -d` of old
-    engines."""
-    name = os.path.basename(words[0]) if words else ""
+    """Whether a command line starts Docker's daemon: dockerd, and `docker daemon` or `docker -d` of
+    old engines."""
+    if not words:
+        return False
+    name = os.path.basename(words[0])
     if re.match(r"dockerd(-\w+)?\Z", name):
         return True
-    return bool(re.match(r"docker(-\w+)?\Z", name)) and words[1:2] in (["daemon"], ["-d"])
+    if not re.match(r"docker(-\w+)?\Z", name):
+        return False
+    return words[1:2] in (["daemon"], ["-d"])
 
 
 def running_daemons() -> List[OptionSource]:
     """The daemons of this host that run, by their command lines. variable: the pid."""
-    found = []
+    daemons = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
+        path = "/proc/%s/cmdline" % pid
         # no words: it ended meanwhile
-        words = (suppress_errors(host_text, "/proc/%s/cmdline" % pid) or "").split("\0")[:-1]
+        words = (suppress_errors(host_text, path) or "").split("\0")[:-1]
         if is_daemon_call(words) and is_of_this_host(pid):
-            found.append(
-                OptionSource(
-                    "running",
-                    "/proc/%s/cmdline" % pid,
-                    pid,
-                    quote_line(words),
-                    daemon_flags(words),
-                    False,
-                    "",
-                )
-            )
-    return found
+            flags = daemon_flags(words)
+            daemons.append(OptionSource("running", path, pid, quote_line(words), flags, False, ""))
+    return daemons
 
 
 # --- a Docker root's own records, by descriptors: no link is followed, and nothing is taken for
@@ -8622,7 +8770,7 @@ def read_tree(root: Root, out: Layers) -> None:
     )
     database = read_build_database(root, homes)
     out.containers.update(containers)
-    claims, recorded = {}, {}  # type: Dict[str, Dict[str, Claim]], Dict[str, set]
+    claims, recorded = {}, {}  # type: Dict[str, Dict[str, LayerOwner]], Dict[str, set]
     for driver, names in homes.items():
         claims[driver], recorded[driver] = assign_driver_owners(
             root, driver, names, graph, containers, out
@@ -8987,20 +9135,22 @@ def add_rows(
             name,
             claim.container,
             facts.get("name", ""),
-            *list(claim.words),
+            *list(claim.aliases),
             *links.get(name, []),
         ]
         words += [word for image in claim.images for word in [image, *out.images.get(image, [])]]
         if devices.get(name):
             one.update(
-                device=prefix + name, device_id=devices[name][0], device_size=devices[name][2]
+                device=prefix + name,
+                device_id=devices[name].device_id,
+                device_size=devices[name].size,
             )
             one["note"] = one["note"] or (
                 "removed; the driver deletes it later, after docker's next start at the latest"
-                if devices[name][1]
+                if devices[name].deleted
                 else ""
             )
-            words += [str(devices[name][0]), prefix + name]
+            words += [str(devices[name].device_id), prefix + name]
         for word in set(words) - {""}:
             out.words.setdefault(word, []).append(len(out.rows))
         out.rows.append(one)
