@@ -8562,13 +8562,15 @@ def running_daemons() -> List[OptionSource]:
     return daemons
 
 
-# --- a Docker root's own records, by descriptors: no link is followed, and nothing is taken for
-# granted
+# A Docker root's own records, read by descriptors: no link is followed, nothing is taken for granted
 
 
 class Root(NamedTuple):
-    """A Docker root while it is read. follow: links of its own first level are followed (the
-    daemon's own root, not a foreign disk's). doubts: why no orphan can be told."""
+    """A Docker root while it is read.
+
+    follow: links of its own first level are followed (the daemon's own root, not a foreign disk's).
+    unread: {path: what is wrong with it}; doubts: why no orphan can be proved.
+    """
 
     path: str
     fd: int
@@ -8578,12 +8580,15 @@ class Root(NamedTuple):
 
 
 def note_unreadable(root: Root, path: str, err: Exception, hides: Optional[str]) -> None:
-    odd = getattr(err, "errno", 0) in (errno.ENOTDIR, errno.ELOOP)
-    reason = (
-        "a link, or not a folder: not followed"
-        if odd
-        else getattr(err, "strerror", None) or getattr(err, "msg", None) or str(err)
-    )
+    """Notes a record that could not be read. hides: the driver whose orphans cannot be proved
+    without it, '' for all drivers, None for none."""
+    reason = str(err)
+    if getattr(err, "errno", 0) in (errno.ENOTDIR, errno.ELOOP):
+        reason = "a link, or not a folder: not followed"
+    elif getattr(err, "strerror", None):  # OSError
+        reason = str(getattr(err, "strerror", ""))
+    elif getattr(err, "msg", None):  # Refused, and the JSON parser's errors
+        reason = str(getattr(err, "msg", ""))
     root.unread[os.path.normpath(os.path.join(root.path, path))] = reason
     if hides is not None:
         root.doubts.append(Doubt(hides, "what would tell whose it is could not be read", True))
@@ -8595,11 +8600,12 @@ def open_below(root: Root, path: str, hides: Optional[str], must: bool = False) 
     at = os.dup(root.fd)
     try:
         for depth, part in enumerate(path.split("/")):
-            link = 0 if root.follow and depth == 0 else os.O_NOFOLLOW
-            old, at = at, os.open(
-                os_bytes(part), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | link, dir_fd=at
-            )
-            os.close(old)
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+            if depth > 0 or not root.follow:
+                flags |= os.O_NOFOLLOW
+            inner = os.open(os_bytes(part), flags, dir_fd=at)
+            os.close(at)
+            at = inner
         return at
     except OSError as err:
         os.close(at)
@@ -8608,92 +8614,113 @@ def open_below(root: Root, path: str, hides: Optional[str], must: bool = False) 
         return -1
 
 
+def names_of_form(folder: int, form: str) -> List[str]:
+    """The names in an open folder that have the form, sorted."""
+    names = sorted(os_text(os.fsencode(name)) for name in os.listdir(folder))
+    return [name for name in names if re.match(form, name)]
+
+
+def list_records(
+    root: Root, path: str, hides: Optional[str], form: str = HASH, must: bool = False
+) -> List[str]:
+    """The names in `path` that have the form. Where `path` is not readable, that is noted, and
+    there are none. hides, must: as for read_records."""
+    top = open_below(root, path, hides, must)
+    if top < 0:
+        return []
+    try:
+        return names_of_form(top, form)
+    except OSError as err:
+        note_unreadable(root, path, err, hides)
+        return []
+    finally:
+        os.close(top)
+
+
 def read_records(
     root: Root,
     path: str,
-    files: Optional[Sequence[str]],
-    take: Optional[Callable],
+    files: Sequence[str],
+    parse: Callable,
     hides: Optional[str],
     form: str = HASH,
     must: bool = False,
     soft: bool = False,
 ) -> dict:
-    """{name: take({file: bytes})} of every folder in `path` whose name has the form; files=(): of
-    every file there, as {'': bytes}; files=None: the names alone. None: not readable or not
-    understood, which is noted, or vanished meanwhile. hides: the driver whose orphans cannot be
-    told then ('' all, None none; soft: only where `path` itself is not readable)."""
+    """{name: parse({file: bytes})} of every folder in `path` whose name has the form; files=(): of
+    every file there, as {'': bytes}. None: not readable or not understood, which is noted, or
+    vanished meanwhile.
+
+    hides: the driver whose orphans cannot be proved then ('' all, None none; soft: only where
+    `path` itself is not readable). must: `path` has to be there.
+    """
     top = open_below(root, path, hides, must)
+    if top < 0:
+        return {}
+    records = {}
+    record_hides = None if soft else hides
     try:
-        names = sorted(os_text(os.fsencode(name)) for name in os.listdir(top)) if top >= 0 else []
-        names = [name for name in names if re.match(form, name)]
-        return {
-            name: (
-                None
-                if files is None
-                else read_record(root, top, path, name, files, take, None if soft else hides)
-            )
-            for name in names
-        }
+        for name in names_of_form(top, form):
+            place = os.path.join(path, name)
+            records[name] = read_record(root, top, place, files, parse, record_hides)
+        return records
     except OSError as err:
         note_unreadable(root, path, err, hides)
         return {}
     finally:
-        if top >= 0:
-            os.close(top)
+        os.close(top)
 
 
 def read_record(
     root: Root,
     top: int,
     path: str,
-    name: str,
     files: Sequence[str],
-    take: Callable,
+    parse: Callable,
     hides: Optional[str],
 ) -> object:
+    """One record, as read_records returns it. top: the open folder that holds it."""
+    name = os.path.basename(path)
     folder, data = top, {}
     try:
         if files:
-            folder = os.open(
-                os_bytes(name),
-                os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC,
-                dir_fd=top,
-            )
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            folder = os.open(os_bytes(name), flags, dir_fd=top)
         for file in files or (name,):
             try:
-                with os.fdopen(
-                    open_regular_at(folder, file, os.O_RDONLY, RECORD_MAX, file), "rb"
-                ) as source:
-                    data[file if files else ""] = source.read(
-                        min(RECORD_MAX, os.fstat(source.fileno()).st_size) + 1
-                    )  # a buffer of its size only
+                data[file if files else ""] = read_record_file(folder, file)
             except FileNotFoundError:
                 pass
-        return take(data)
+        return parse(data)
     except FileNotFoundError:  # the folder vanished meanwhile
         return None
     except (OSError, Refused, ValueError, TypeError, AttributeError, RecursionError) as err:
-        note_unreadable(root, os.path.join(path, name), err, hides)
+        note_unreadable(root, path, err, hides)
         return None
     finally:
         if folder != top:
             os.close(folder)
 
 
+def read_record_file(folder: int, name: str) -> bytes:
+    """The bytes of a regular file of at most RECORD_MAX bytes. The size is asked first, because
+    read() allocates a buffer of the size that it is given."""
+    fd = open_regular_at(folder, name, os.O_RDONLY, RECORD_MAX, name)
+    with os.fdopen(fd, "rb") as source:
+        size = min(RECORD_MAX, os.fstat(source.fileno()).st_size)
+        return source.read(size + 1)
+
+
 def read_layers(path: str, follow: bool = False) -> Layers:
     """The layer table of a Docker root (of its uid.gid folders too, where users are remapped), from
-    the files alone. follow: for the daemon's own root, whose first level may be links; there, what
-    is half made or half removed at the first look is looked at again, and an orphan is one at both.
-    Raises EnvironmentFault where the root itself cannot be read, or is none."""
+    the files alone.
+
+    follow: for the daemon's own root, whose first level may be links; there, what is half made or
+    half removed at the first look is looked at again, and an orphan is one at both. Raises
+    EnvironmentFault where the root itself cannot be read, or is none.
+    """
     first = read_layers_once(path, follow)
-    if not (
-        first.rows
-        or first.containers
-        or any(
-            os.path.isdir(os_bytes(os.path.join(path, name)))
-            for name in ("containers", "image", "graph")
-        )
-    ):
+    if not first.rows and not first.containers and not looks_like_root(path):
         raise EnvironmentFault(
             "%s holds nothing of Docker's: is its disk mounted?" % path,
             "findmnt -T %s" % quote_word(path),
@@ -8706,9 +8733,15 @@ def read_layers(path: str, follow: bool = False) -> Layers:
     for row in again.rows:
         if row["role"] == "orphan" and (row["driver"], row["layer"]) not in loose:
             row.update(role=UNKNOWN, note="made or removed just now")
-    for container in set(again.lost) - set(first.lost):  # it is being removed: the folder goes last
+    # docker deletes a container's folder last: one that was whole at first is being removed
+    for container in set(again.lost) - set(first.lost):
         del again.lost[container]
     return again
+
+
+def looks_like_root(path: str) -> bool:
+    names = ("containers", "image", "graph")
+    return any(os.path.isdir(os_bytes(os.path.join(path, name))) for name in names)
 
 
 def read_layers_once(path: str, follow: bool) -> Layers:
@@ -8716,29 +8749,23 @@ def read_layers_once(path: str, follow: bool) -> Layers:
     try:
         fd = os.open(os_bytes(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as err:
+        hint = "--root DIR names another"
+        if isinstance(err, PermissionError):
+            hint = "sudo python3 dockfix.py ..."
         raise EnvironmentFault(
-            "Docker's root %s cannot be read: %s" % (path, err.strerror),
-            (
-                "sudo python3 dockfix.py ..."
-                if isinstance(err, PermissionError)
-                else "--root DIR names another"
-            ),
+            "Docker's root %s cannot be read: %s" % (path, err.strerror), hint
         ) from None
     root = Root(real_path(path), fd, follow, out.unread, [])
-    for name in [".", *list(read_records(root, ".", None, None, None, form=r"[0-9]+\.[0-9]+\Z"))]:
-        tree = Root(
-            os.path.normpath(os.path.join(root.path, name)),
-            open_below(root, name, None),
-            follow,
-            out.unread,
-            [],
-        )
+    remapped = list_records(root, ".", None, form=r"[0-9]+\.[0-9]+\Z")
+    for name in [".", *remapped]:
+        tree_path = os.path.normpath(os.path.join(root.path, name))
+        tree = Root(tree_path, open_below(root, name, None), follow, out.unread, [])
         if tree.fd >= 0:
             read_tree(tree, out)
             os.close(tree.fd)
         out.doubts.extend(tree.doubts)
     os.close(fd)
-    out.doubts[:] = dict.fromkeys(out.doubts)
+    out.doubts[:] = dict.fromkeys(out.doubts)  # each doubt once
     return out
 
 
@@ -8746,66 +8773,65 @@ def read_tree(root: Root, out: Layers) -> None:
     """One tree's rows. The drivers' folders are listed before the records are read, so that a layer
     made meanwhile is in no list."""
     homes = list_driver_homes(root)
-    there = any(homes.values())
-    containers = read_records(
-        root,
-        "containers",
-        ("config.v2.json", "config.json", "hostconfig.json"),
-        parse_container_record,
-        "",
-        must=there,
-        soft=True,
-    )
-    containers = {
-        one: facts or parse_container_record({"config.json": b"{}"})
-        for one, facts in containers.items()
-    }
-    # before 1.10: each image's parent, or ''
-    graph = read_records(
-        root,
-        "graph",
-        ("json",),
-        lambda files: str(parse_object_record(files.get("json")).get("parent") or ""),
-        "",
-    )
+    containers = read_container_records(root, must=any(homes.values()))
+    graph = read_records(root, "graph", ("json",), parse_graph_parent, "")
     database = read_build_database(root, homes)
     out.containers.update(containers)
-    claims, recorded = {}, {}  # type: Dict[str, Dict[str, LayerOwner]], Dict[str, set]
+    owners = {}  # type: Dict[str, Dict[str, LayerOwner]]
+    recorded = {}  # type: Dict[str, set]
     for driver, names in homes.items():
-        claims[driver], recorded[driver] = assign_driver_owners(
+        owners[driver], recorded[driver] = assign_driver_owners(
             root, driver, names, graph, containers, out
         )
     note_lost_records(root, homes, recorded, containers, is_since_1_10(root, graph), out)
-    in_use = words_in_mounts(root, homes, claims)
+    in_use = words_in_mounts(root, homes, owners)
     for driver, names in homes.items():
-        kept = mark_build_cache(names, claims[driver], database)
-        settled = prove_orphans(root, driver, names, kept, in_use)
+        with_cache = mark_build_cache(names, owners[driver], database)
+        settled = prove_orphans(root, driver, names, with_cache, in_use)
         add_rows(root, driver, settled, containers, out)
+
+
+def read_container_records(root: Root, must: bool) -> Dict[str, dict]:
+    """{id: its facts, empty ones where its record is not readable}."""
+    files = ("config.v2.json", "config.json", "hostconfig.json")
+    containers = read_records(
+        root, "containers", files, parse_container_record, "", must=must, soft=True
+    )
+    for container, facts in containers.items():
+        if not facts:
+            containers[container] = parse_container_record({"config.json": b"{}"})
+    return containers
+
+
+def parse_graph_parent(files: Dict[str, bytes]) -> str:
+    """The parent of an image of an engine before 1.10, or ''."""
+    return str(parse_object_record(files.get("json")).get("parent") or "")
 
 
 def list_driver_homes(root: Root) -> Dict[str, List[str]]:
     """{driver: its layers' names}, [] for a driver that is not there."""
     homes = {}
     for driver, (folder, _) in LAYOUTS.items():
-        form = LAYER + "|base\\Z" if driver == "devicemapper" else LAYER
-        place = os.path.normpath(driver + "/" + folder)
-        homes[driver] = list(read_records(root, place, None, None, driver, form=form))
+        form = LAYER
+        if driver == "devicemapper":
+            form += "|base\\Z"
+        homes[driver] = list_records(root, os.path.normpath(driver + "/" + folder), driver, form)
     return homes
 
 
 def read_build_database(root: Root, homes: Dict[str, List[str]]) -> bytes:
     """BuildKit's database of the layers that it has. Where BuildKit was at work and its database is
-    gone, or is none, its layers look as if nobody had them."""
-    place, content = "buildkit/snapshots.db", None
-    held = read_records(
+    gone, or is none, its layers look as if they had no owner."""
+    place = "buildkit/snapshots.db"
+    databases = read_records(
         root, "buildkit", (), lambda files: files.get(""), "", form=r"snapshots\.db\Z"
     )
-    content = held.get("snapshots.db")
-    built = any(len(name) == BUILDKIT_NAME for names in homes.values() for name in names)
+    content = databases.get("snapshots.db")
     if content is not None and not is_bolt(content):
-        note_gap(root, place, "no database of BuildKit's", "", True)
-    elif not held and any(homes.values()) and (built or is_below(root, "buildkit")):
-        note_gap(root, place, "missing, though BuildKit was at work here", "", False)
+        note_gap(root, place, "not a BuildKit database", "", True)
+    elif not databases and any(homes.values()):
+        if has_buildkit_layer(homes) or is_below(root, "buildkit"):
+            note_gap(root, place, "missing, though BuildKit was at work here", "", False)
     return content or b""
 
 
@@ -8819,6 +8845,13 @@ def note_gap(root: Root, place: str, reason: str, driver: str, unreadable: bool)
     path = os.path.normpath(os.path.join(root.path, place))
     root.unread[path] = reason
     root.doubts.append(Doubt(driver, "%s is %s" % (path, reason), unreadable))
+
+
+def has_buildkit_layer(homes: Dict[str, List[str]]) -> bool:
+    for names in homes.values():
+        if any(len(name) == BUILDKIT_NAME for name in names):
+            return True
+    return False
 
 
 def read_driver_records(root: Root, driver: str, must: bool) -> DriverRecords:
@@ -8843,7 +8876,7 @@ def read_driver_records(root: Root, driver: str, must: bool) -> DriverRecords:
     images = read_records(
         root, place + "imagedb/content/sha256", (), parse_image_record, driver, must=must
     )
-    metadata = read_records(root, place + "imagedb/metadata/sha256", None, None, driver)
+    metadata = list_records(root, place + "imagedb/metadata/sha256", driver)
     tags = read_records(
         root, "image/" + driver, (), parse_repositories, driver, form=r"repositories\.json\Z"
     )
@@ -8851,9 +8884,7 @@ def read_driver_records(root: Root, driver: str, must: bool) -> DriverRecords:
         # the engine makes this file with the folder; without it a tag may have named an image that
         # is gone
         note_gap(root, place + "repositories.json", "missing", driver, False)
-    return DriverRecords(
-        chains, mounts, images, tags.get("repositories.json") or {}, list(metadata)
-    )
+    return DriverRecords(chains, mounts, images, tags.get("repositories.json") or {}, metadata)
 
 
 def assign_driver_owners(
@@ -8864,58 +8895,35 @@ def assign_driver_owners(
     containers: Dict[str, dict],
     out: Layers,
 ) -> Tuple[Dict[str, LayerOwner], set]:
-    """(who has which layer by the records of both kinds of engines, the containers that have a
+    """(the owner of each layer by the records of both kinds of engines, the containers that have a
     record of their layer, readable or not). An engine since 1.10 leaves graph/ where it was."""
-    listed = set(names)
     records = read_driver_records(root, driver, bool(names) and is_since_1_10(root, graph))
     gaps = dict(chain_gaps(records), **image_gaps(records))
     gaps.update(mount_gaps(records, containers))
     for place, reason in sorted(gaps.items()):
         note_gap(root, "image/%s/%s" % (driver, place), reason, driver, False)
-    old = (
-        read_records(
-            root, ".", (), parse_repositories, driver, form="repositories-%s\\Z" % re.escape(driver)
-        ).get("repositories-" + driver)
-        or {}
-    )
+    old_tags = read_old_tags(root, driver)
     if names:
-        note_graph_gaps(root, driver, graph, old)
-    claims = {
-        one: LayerOwner("container", one) for one in containers
-    }  # before 1.10 a container's layer has the container's id
-    claims.update(
-        assign_graph_owners(
-            {one: parent for one, parent in graph.items() if parent is not None}, old
-        )
-    )
-    claims = {one: claim for one, claim in claims.items() if one in listed}
-    recorded = {claim.container for claim in claims.values()} | set(records.mounts)
-    claims.update(
+        note_graph_gaps(root, driver, graph, old_tags)
+    # before 1.10 a container's layer has the container's id
+    old_owners = {container: LayerOwner("container", container) for container in containers}
+    old_owners.update(assign_graph_owners(readable(graph), old_tags))
+    listed = set(names)
+    owners = {layer: owner for layer, owner in old_owners.items() if layer in listed}
+    recorded = {owner.container for owner in owners.values()} | set(records.mounts)
+    owners.update(
         assign_layer_owners(
             readable(records.chains), readable(records.mounts), readable(records.images), containers
         )
     )
     if driver == "devicemapper" and "base" in names:
-        claims["base"] = LayerOwner(
-            "image", note="the base device: image layers are snapshots of it"
-        )
-    out.sizes.update(
-        {
-            record.layer: record.size
-            for record in records.chains.values()
-            if record and record.size is not None
-        }
-    )
-    before_1_10 = is_below(root, "graph") and is_below(root, driver)
-    if before_1_10 or is_below(root, "image/" + driver):
-        out.trees[driver] = out.trees.get(driver, 0) + len(records.images)
-    for image in list(records.images) + list(graph):
-        out.images.setdefault(image, []).extend(
-            tag
-            for tag in records.tags.get(image, []) + old.get(image, [])
-            if tag not in out.images.get(image, [])
-        )
-    return claims, recorded
+        note = "the base device: image layers are snapshots of it"
+        owners["base"] = LayerOwner("image", note=note)
+    for record in records.chains.values():
+        if record and record.size is not None:
+            out.sizes[record.layer] = record.size
+    add_images(root, driver, records, graph, old_tags, out)
+    return owners, recorded
 
 
 def readable(records: dict) -> dict:
@@ -8929,15 +8937,45 @@ def is_since_1_10(root: Root, graph: Dict[str, str]) -> bool:
     return not graph or is_below(root, "image")
 
 
+def read_old_tags(root: Root, driver: str) -> Dict[str, List[str]]:
+    """{image: its tags} of engines before 1.10."""
+    form = "repositories-%s\\Z" % re.escape(driver)
+    records = read_records(root, ".", (), parse_repositories, driver, form=form)
+    return records.get("repositories-" + driver) or {}
+
+
+def add_images(
+    root: Root,
+    driver: str,
+    records: DriverRecords,
+    graph: Dict[str, str],
+    old_tags: Dict[str, List[str]],
+    out: Layers,
+) -> None:
+    """The images of one driver with their tags, and how many records it has, where it is here."""
+    before_1_10 = is_below(root, "graph") and is_below(root, driver)
+    if before_1_10 or is_below(root, "image/" + driver):
+        out.trees[driver] = out.trees.get(driver, 0) + len(records.images)
+    for image in list(records.images) + list(graph):
+        image_tags = out.images.setdefault(image, [])
+        for tag in records.tags.get(image, []) + old_tags.get(image, []):
+            if tag not in image_tags:
+                image_tags.append(tag)
+
+
 def note_graph_gaps(
     root: Root, driver: str, graph: Dict[str, str], tagged: Dict[str, List[str]]
 ) -> None:
     """Images of engines before 1.10 that another one stands on or a tag names, and whose record is
     gone."""
-    missing = {parent: "image " + one[:12] for one, parent in graph.items() if parent}
-    missing.update({image: "the tag " + tags[0] for image, tags in tagged.items()})
-    for image in sorted(set(missing) - set(graph)):
-        reason = "missing, though %s needs it" % missing[image]
+    users = {}
+    for image, parent in graph.items():
+        if parent:
+            users[parent] = "image " + image[:12]
+    for image, tags in tagged.items():
+        users[image] = "the tag " + tags[0]
+    for image in sorted(set(users) - set(graph)):
+        reason = "missing, though %s needs it" % users[image]
         note_gap(root, "graph/" + image, reason, driver, False)
 
 
@@ -8980,15 +9018,11 @@ def note_lost_records(
 
 
 def words_in_mounts(
-    root: Root, homes: Dict[str, List[str]], claims: Dict[str, Dict[str, LayerOwner]]
+    root: Root, homes: Dict[str, List[str]], owners: Dict[str, Dict[str, LayerOwner]]
 ) -> set:
     """Every word that may be a layer's name in what is mounted, in any process's view. Looked up
     only where a layer has no owner."""
-    if all(
-        claims[driver].get(name, LayerOwner("orphan")).role != "orphan"
-        for driver, names in homes.items()
-        for name in names
-    ):
+    if not has_loose_layer(homes, owners):
         return set()
     if os.geteuid() != 0:
         root.doubts.append(Doubt("", "only root sees whether it is mounted", True))
@@ -9038,247 +9072,319 @@ def read_lower_records(root: Root, driver: str) -> Dict[str, LowerRecord]:
     return readable(read_records(root, driver, files, take_lower, driver, form=LAYER))
 
 
-def layer_owner_of(name: str, claims: Dict[str, LayerOwner]) -> LayerOwner:
-    """A layer's claim; where no record has H-init, it is of the container of H."""
-    if name in claims:
-        return claims[name]
-    base = claims.get(name[: -len("-init")]) if name.endswith("-init") else None
-    if base and base.role == "container":
-        return base._replace(role="container-init")
+def has_loose_layer(homes: Dict[str, List[str]], owners: Dict[str, Dict[str, LayerOwner]]) -> bool:
+    """Whether a layer has no owner by the records."""
+    for driver, names in homes.items():
+        for name in names:
+            if name not in owners[driver] or owners[driver][name].role == "orphan":
+                return True
+    return False
+
+
+def layer_owner_of(name: str, owners: Dict[str, LayerOwner]) -> LayerOwner:
+    """A layer's owner; where no record has H-init, it is of the container of H."""
+    if name in owners:
+        return owners[name]
+    if name.endswith("-init"):
+        base = owners.get(name[: -len("-init")])
+        if base and base.role == "container":
+            return base._replace(role="container-init")
     return LayerOwner("orphan")
 
 
 def prove_orphans(
-    root: Root, driver: str, names: List[str], claims: Dict[str, LayerOwner], in_use: set
+    root: Root, driver: str, names: List[str], owners: Dict[str, LayerOwner], in_use: set
 ) -> Dict[str, LayerOwner]:
-    """A claim for every layer that is there or that the records have. What nothing has is an orphan
-    only if every record was readable and whole, nothing has it mounted and no other layer stands on
-    it; else it is unknown. What vanished, or is being made, is left out."""
-    settled, loose = {}, []
-    for name in set(names) | set(claims):
-        claim = layer_owner_of(name, claims)
-        record = os.path.join("containers", claim.container) if claim.container else ""
-        if claim.role != "orphan":
-            settled[name] = claim
-        elif name in names and not (record and is_below(root, record)):
-            loose.append((name, claim))
+    """An owner for every layer that is there or that the records have.
+
+    What nothing has is an orphan only if every record was readable and whole, nothing has it
+    mounted and no other layer stands on it; else it is unknown. What vanished, or is being made,
+    is left out.
+    """
+    settled, loose = {}, {}
+    for name in set(names) | set(owners):
+        owner = layer_owner_of(name, owners)
+        if owner.role != "orphan":
+            settled[name] = owner
+        elif name in names and not has_container_folder(root, owner):
+            loose[name] = owner
     if not loose:
         return settled
     lowers = read_lower_records(root, driver)  # what is not readable there is one more doubt
-    doubt = next((one for one in root.doubts if one.driver in ("", driver)), None)
-    shorts = short_links(root, driver)
-
-    def all_names(name: str) -> List[str]:
-        found = [re.sub("-(?:init|removing)\\Z", "", name), *shorts.get(name, [])]
-        return [*found, lowers[name].short] if name in lowers else found
-
-    mounted = {name for name, _ in loose if in_use & set(all_names(name))}
-    stands = {
-        word: layer
-        for layer, record in lowers.items()
-        if layer in settled or layer in mounted
-        for word in record.below
-    }
-    for name, claim in loose:
-        above = [stands[word] for word in all_names(name) if word in stands]
+    doubt = next((doubt for doubt in root.doubts if doubt.driver in ("", driver)), None)
+    links = short_links(root, driver)
+    aliases = {name: names_in_use_of(name, links, lowers) for name in loose}
+    mounted = {name for name in loose if in_use & set(aliases[name])}
+    above = layers_by_lower(lowers, {*settled, *mounted})
+    for name, owner in loose.items():
+        users = [above[alias] for alias in aliases[name] if alias in above]
         if name in mounted:
             reason = "it is mounted, though no record says whose it is"
         elif doubt:
             reason = doubt.reason
-        elif above:
-            reason = "layer %s stands on it" % above[0][:12]
+        elif users:
+            reason = "layer %s stands on it" % users[0][:12]
         else:
-            settled[name] = claim
+            settled[name] = owner
             continue
-        settled[name] = claim._replace(role=UNKNOWN, note=join_notes(claim.note, reason))
+        settled[name] = owner._replace(role=UNKNOWN, note=join_notes(owner.note, reason))
     return settled
 
 
+def has_container_folder(root: Root, owner: LayerOwner) -> bool:
+    """Whether the container of a layer still has its folder: it is being made or removed."""
+    if not owner.container:
+        return False
+    return is_below(root, os.path.join("containers", owner.container))
+
+
+def names_in_use_of(
+    name: str, links: Dict[str, List[str]], lowers: Dict[str, LowerRecord]
+) -> List[str]:
+    """The names by which mounts and other layers mean a layer."""
+    names = [re.sub("-(?:init|removing)\\Z", "", name), *links.get(name, [])]
+    if name in lowers:
+        names.append(lowers[name].short)
+    return names
+
+
+def layers_by_lower(lowers: Dict[str, LowerRecord], layers: set) -> Dict[str, str]:
+    """{a name of a lower layer: one of these layers that stands on it}."""
+    above = {}
+    for layer, record in lowers.items():
+        if layer in layers:
+            above.update(dict.fromkeys(record.below, layer))
+    return above
+
+
 def add_rows(
-    root: Root, driver: str, claims: Dict[str, LayerOwner], containers: Dict[str, dict], out: Layers
+    root: Root, driver: str, owners: Dict[str, LayerOwner], containers: Dict[str, dict], out: Layers
 ) -> None:
     """The rows of one driver."""
     home = os.path.join(root.path, driver)
-    devices = (
-        read_records(
-            root, "devicemapper/metadata", (), parse_device_record, None, form=LAYER + "|base\\Z"
-        )
-        if driver == "devicemapper"
-        else {}
-    )
+    devices = {}  # type: Dict[str, Optional[DeviceRecord]]
+    if driver == "devicemapper":
+        form = LAYER + "|base\\Z"
+        devices = read_records(root, "devicemapper/metadata", (), parse_device_record, None, form)
     prefix = pool_prefix(home) if devices else ""
     links = short_links(root, driver)
-    mounted = {one.point for one in mounts_of()} if claims else set()
-    for name, claim in sorted(claims.items()):
-        paths = [
-            path
-            for path in (os.path.join(home, form % name) for form in LAYOUTS[driver][1])
-            if os.path.lexists(os_bytes(path))
-        ]
-        paths.sort(key=lambda path: path not in mounted)
-        if claim.role in ("orphan", UNKNOWN) and not paths:
+    mounted = {mount.point for mount in mounts_of()} if owners else set()
+    for name, owner in sorted(owners.items()):
+        paths = layer_paths(home, driver, name, mounted)
+        if owner.role in ("orphan", UNKNOWN) and not paths:
             continue  # it vanished
-        facts = containers.get(claim.container, {})
-        images = claim.images or ((facts["image"],) if facts.get("image") else ())
-        one = {
-            "layer": name,
-            "driver": driver,
-            "paths": paths,
-            "role": claim.role,
-            "container": (
-                {"id": claim.container, "name": facts.get("name", "")} if claim.container else None
-            ),
-            "images": [{"id": image, "tags": out.images.get(image, [])} for image in images],
-            "note": claim.note or ("" if paths or driver == "zfs" else "its folder is missing"),
-        }
-        words = [
-            name,
-            claim.container,
-            facts.get("name", ""),
-            *list(claim.aliases),
-            *links.get(name, []),
-        ]
-        words += [word for image in claim.images for word in [image, *out.images.get(image, [])]]
-        if devices.get(name):
-            one.update(
-                device=prefix + name,
-                device_id=devices[name].device_id,
-                device_size=devices[name].size,
-            )
-            one["note"] = one["note"] or (
-                "removed; the driver deletes it later, after docker's next start at the latest"
-                if devices[name].deleted
-                else ""
-            )
-            words += [str(devices[name].device_id), prefix + name]
-        for word in set(words) - {""}:
+        facts = containers.get(owner.container, {})
+        row = layer_row(driver, name, owner, paths, facts, out.images)
+        words = {name, owner.container, facts.get("name", ""), *owner.aliases}
+        words.update(links.get(name, []))
+        for image in owner.images:
+            words.update([image, *out.images.get(image, [])])
+        device = devices.get(name)
+        if device:
+            row["device"] = prefix + name
+            row["device_id"] = device.device_id
+            row["device_size"] = device.size
+            if device.deleted and not row["note"]:
+                row["note"] = (
+                    "removed; the driver deletes it later, after docker's next start at the latest"
+                )
+            words.update([str(device.device_id), prefix + name])
+        for word in words - {""}:
             out.words.setdefault(word, []).append(len(out.rows))
-        out.rows.append(one)
+        out.rows.append(row)
+
+
+def layer_paths(home: str, driver: str, name: str, mounted: set) -> List[str]:
+    """The paths of a layer that are there, those that are mount points first."""
+    paths = []
+    for form in LAYOUTS[driver][1]:
+        path = os.path.join(home, form % name)
+        if os.path.lexists(os_bytes(path)):
+            paths.append(path)
+    return sorted(paths, key=lambda path: path not in mounted)
+
+
+def layer_row(
+    driver: str,
+    name: str,
+    owner: LayerOwner,
+    paths: List[str],
+    facts: dict,
+    tags: Dict[str, List[str]],
+) -> dict:
+    """A row as Layers has it. facts: those of the owner's container, {} for none."""
+    images = owner.images
+    if not images and facts.get("image"):
+        images = (facts["image"],)
+    container = None
+    if owner.container:
+        container = {"id": owner.container, "name": facts.get("name", "")}
+    note = owner.note
+    if not note and not paths and driver != "zfs":  # zfs mounts a layer's folder only while in use
+        note = "its folder is missing"
+    return {
+        "layer": name,
+        "driver": driver,
+        "paths": paths,
+        "role": owner.role,
+        "container": container,
+        "images": [{"id": image, "tags": tags.get(image, [])} for image in images],
+        "note": note,
+    }
 
 
 def pool_prefix(home: str) -> str:
     """How the names of a pool's devices begin: the driver makes them from where its folder is, so
     they are right on this host only."""
-    found = suppress_errors(os.stat, os_bytes(home))
-    return "docker-%s-%d-" % (device_text(found.st_dev), found.st_ino) if found else ""
+    status = suppress_errors(os.stat, os_bytes(home))
+    if not status:
+        return ""
+    return "docker-%s-%d-" % (device_text(status.st_dev), status.st_ino)
+
+
+class UsageWalk:
+    """The walk of disk_usage, depth first, so that few descriptors are open.
+
+    until: the monotonic time when it stops; points: mount points that are left out; size: bytes so
+    far; failed: the number of folders that could not be read; seen: inodes with several hard links
+    that are counted; stack: (descriptor, path, names of the folders still to enter) of each open
+    folder.
+    """
+
+    FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+    def __init__(self, until: float, points: set) -> None:
+        self.until = until
+        self.points = points
+        self.device = 0
+        self.size = 0
+        self.failed = 0
+        self.seen = set()  # type: Set[int]
+        self.stack = []  # type: List[Tuple[int, bytes, List[bytes]]]
+
+    def start(self, path: str) -> None:
+        top = os.open(os_bytes(path), self.FOLDER)
+        self.device = os.fstat(top).st_dev
+        self.enter(top, os.path.realpath(os_bytes(path)))
+
+    def enter(self, fd: int, here: bytes) -> None:
+        """Counts the files of a folder and lists its folders. Counts nothing where it fails."""
+        blocks = os.fstat(fd).st_blocks
+        below = []  # type: List[bytes]
+        self.stack.append((fd, here, below))
+        for number, name in enumerate(os.listdir(fd)):
+            try:
+                status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            except FileNotFoundError:  # removed meanwhile
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                if status.st_dev == self.device:
+                    below.append(os.fsencode(name))
+            elif status.st_nlink == 1 or status.st_ino not in self.seen:
+                blocks += status.st_blocks
+                if status.st_nlink > 1:
+                    self.seen.add(status.st_ino)
+            if number % 1000 == 999 and time.monotonic() > self.until:
+                break
+        self.size += blocks * 512
+
+    def run(self) -> None:
+        """Enters every folder below, until the time is over."""
+        while self.stack:
+            fd, here, below = self.stack[-1]
+            if not below or time.monotonic() > self.until:
+                os.close(fd)
+                self.stack.pop()
+                continue
+            name = below.pop()
+            inner = os.path.join(here, name)
+            if inner in self.points:
+                continue
+            try:
+                self.enter(os.open(name, self.FOLDER, dir_fd=fd), inner)
+            except FileNotFoundError:  # removed meanwhile
+                pass
+            except OSError:
+                self.failed += 1
 
 
 def disk_usage(path: str, until: float, points: set) -> Tuple[Optional[int], str]:
     """(bytes allocated by a folder and all below it on its own device, hard links once, without
-    what lies below `points`; why that is not all of it, '' where it is). By descriptors, so that no
-    link a container makes meanwhile is followed. Stops at the monotonic time `until`: SLOW and what
-    it had by then."""
-    folder = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    total, failed, seen, stack = 0, 0, set(), []  # type: int, int, set, list
+    what lies below `points`; why that is not all of it, '' where it is).
 
-    def enter(fd: int, here: bytes) -> int:
-        size, below = os.fstat(fd).st_blocks, []
-        stack.append((fd, here, below))
-        for number, name in enumerate(os.listdir(fd)):
-            try:
-                found = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            except FileNotFoundError:  # removed meanwhile
-                continue
-            if found.st_mode & 0o170000 == 0o040000:  # a directory
-                below += [os.fsencode(name)] if found.st_dev == device else []
-            elif found.st_nlink == 1 or found.st_ino not in seen:
-                size += found.st_blocks
-                seen.update((found.st_ino,) if found.st_nlink > 1 else ())
-            if number % 1000 == 999 and time.monotonic() > until:
-                break
-        return size * 512
-
+    By descriptors, so that no link a container makes meanwhile is followed. Stops at the monotonic
+    time `until`: NOT_FINISHED, and what it had by then.
+    """
+    walk = UsageWalk(until, points)
     try:
-        top = os.open(os_bytes(path), folder)
-        device = os.fstat(top).st_dev
-        total = enter(top, os.path.realpath(os_bytes(path)))
+        walk.start(path)
     except OSError as err:
-        suppress_errors(os.close, stack[0][0]) if stack else None
+        if walk.stack:
+            suppress_errors(os.close, walk.stack[0][0])
         return None, "not measured: %s" % err.strerror
-    while stack:
-        fd, here, below = stack[-1]
-        if not below or time.monotonic() > until:
-            os.close(fd)
-            stack.pop()
-            continue
-        inner = os.path.join(here, below.pop())
-        try:
-            total += (
-                enter(os.open(os.path.basename(inner), folder, dir_fd=fd), inner)
-                if inner not in points
-                else 0
-            )
-        except OSError as err:
-            failed += not isinstance(err, FileNotFoundError)  # that one was removed meanwhile
-    return total, (
-        NOT_FINISHED
-        if time.monotonic() > until
-        else "at least: %d folders not readable" % failed if failed else ""
-    )
+    walk.run()
+    if time.monotonic() > until:
+        return walk.size, NOT_FINISHED
+    if walk.failed:
+        return walk.size, "at least: %d folders not readable" % walk.failed
+    return walk.size, ""
 
 
 def measure_folders(
     folders: Dict[Tuple, str], seconds: float, tick: Callable[[str], None]
 ) -> Dict[Tuple, Tuple[Optional[int], str]]:
     """{key: disk_usage of its folder} within `seconds` in all. Half of the time is shared out
-    evenly; the rest goes to what did not get ready, the largest so far first."""
-    end, sizes, points = (
-        time.monotonic() + seconds,
-        {},
-        points_of_others(mounts_of()),
-    )  # type: float, dict, set
+    evenly; the rest goes to what was not finished, the largest so far first."""
+    end = time.monotonic() + seconds
+    points = points_of_others(mounts_of())
+    sizes = {}  # type: Dict[Tuple, Tuple[Optional[int], str]]
     for key, path in folders.items():
         tick("measured %d of %d folders" % (len(sizes), len(folders)))
         now = time.monotonic()
-        sizes[key] = (
-            disk_usage(path, max(now, min(end, now + seconds / 2 / len(folders))), points)
-            if now < end
-            else (None, NOT_FINISHED)
-        )
-    for key in sorted(
-        (key for key in sizes if sizes[key][1] == NOT_FINISHED),
-        key=lambda key: -(sizes[key][0] or 0),
-    ):
+        sizes[key] = (None, NOT_FINISHED)
+        if now < end:
+            share = min(end, now + seconds / 2 / len(folders))
+            sizes[key] = disk_usage(path, max(now, share), points)
+    unfinished = [key for key in sizes if sizes[key][1] == NOT_FINISHED]
+    unfinished.sort(key=lambda key: sizes[key][0] or 0, reverse=True)
+    for key in unfinished:
         tick("measuring what is large: %s" % folders[key])
-        again = (
-            disk_usage(folders[key], end, points)
-            if time.monotonic() < end
-            else (None, NOT_FINISHED)
-        )
-        sizes[key] = (
-            again
-            if again[1] != NOT_FINISHED or (again[0] or 0) > (sizes[key][0] or 0)
-            else sizes[key]
-        )
+        if time.monotonic() >= end:
+            continue
+        size, fault = disk_usage(folders[key], end, points)
+        if fault != NOT_FINISHED or (size or 0) > (sizes[key][0] or 0):
+            sizes[key] = (size, fault)
     return sizes
 
 
 def loop_files() -> List[Tuple[str, str]]:
     """(device, its file) of each loop device in use; the kernel puts ' (deleted)' behind a file
     that has no name any more."""
-    names = [name for name in sorted(os.listdir("/sys/block")) if name.startswith("loop")]
-    files = [suppress_errors(host_text, "/sys/block/%s/loop/backing_file" % name) for name in names]
-    return [
-        ("/dev/" + name, path.rstrip("\n")) for name, path in zip(names, files) if path is not None
-    ]
+    files = []
+    for name in sorted(os.listdir("/sys/block")):
+        if not name.startswith("loop"):
+            continue
+        path = suppress_errors(host_text, "/sys/block/%s/loop/backing_file" % name)
+        if path is not None:
+            files.append(("/dev/" + name, path.rstrip("\n")))
+    return files
 
 
 def short_links(root: Root, driver: str) -> Dict[str, List[str]]:
     """{layer: its names below l/} of overlay2."""
-    found = {}  # type: Dict[str, List[str]]
+    links = {}  # type: Dict[str, List[str]]
     if driver not in ("overlay2", "fuse-overlayfs"):
-        return found
-    for name in read_records(root, driver + "/l", None, None, None, form="[0-9A-Z]+\\Z"):
-        target = os_text(
-            suppress_errors(os.readlink, os_bytes(os.path.join(root.path, driver, "l", name)))
-            or b""
-        ).split("/")
-        if len(target) == 3 and target[0] == "..":
-            found.setdefault(target[1], []).append(name)
-    return found
+        return links
+    for name in list_records(root, driver + "/l", None, form="[0-9A-Z]+\\Z"):
+        path = os.path.join(root.path, driver, "l", name)
+        target = os_text(suppress_errors(os.readlink, os_bytes(path)) or b"")
+        parts = target.split("/")  # ../LAYER/diff
+        if len(parts) == 3 and parts[0] == "..":
+            links.setdefault(parts[1], []).append(name)
+    return links
 
 
-# --- looking at Docker's root and pool: the same for storage, owner, reclaim and pool
+# Docker's root and pool: used by storage, owner, reclaim and pool
 
 
 def engine_info_or_finding(host: Host, report: dict) -> Optional[Dict[str, object]]:
@@ -9306,19 +9412,24 @@ def configured_root() -> str:
 
 def containerd_root(root: str) -> str:
     """The root of the containerd that keeps the images and layers of the daemon with this Docker
-    root; '' where none is found. In this order: a running container's mount names it (moby
-    daemon/containerd: ROOT/rootfs/SNAPSHOTTER/ID), dockerd's own containerd has it below Docker's
-    root (moby cmd/dockerd), containerd's settings name it, and else it is the default."""
+    root; '' where none is found.
+
+    In this order: a running container's mount names it (moby daemon/containerd:
+    ROOT/rootfs/SNAPSHOTTER/ID), dockerd's own containerd has it below Docker's root (moby
+    cmd/dockerd), containerd's settings name it, and else it is the default.
+    """
     for mount in mounts_of():
         if not mount.point.startswith(os.path.join(root, "rootfs/")):
             continue
         for option in mount.options:
-            found = re.match(r"(?:upper|lower)dir=(/.*?)/io\.containerd\.snapshotter\.", option)
-            if found:
-                return found.group(1)
+            lower = re.match(r"(?:upper|lower)dir=(/.*?)/io\.containerd\.snapshotter\.", option)
+            if lower:
+                return lower.group(1)
+    places = [os.path.join(root, "containerd/daemon"), CONTAINERD_ROOT]
     settings = suppress_errors(host_text, CONTAINERD_SETTINGS) or ""
-    named = re.search(r"(?m)\A(?:[^\[]*\n)?\s*root\s*=\s*[\"'](/[^\"'\n]*)[\"']", settings)
-    places = [os.path.join(root, "containerd/daemon"), named.group(1) if named else CONTAINERD_ROOT]
+    setting = re.search(r"(?m)\A(?:[^\[]*\n)?\s*root\s*=\s*[\"'](/[^\"'\n]*)[\"']", settings)
+    if setting:
+        places[1] = setting.group(1)
     return next((place for place in places if os.path.isdir(os_bytes(place))), "")
 
 
@@ -9345,47 +9456,41 @@ def store_remedy(root: str, answers: bool) -> str:
 def own_folder(row: dict) -> str:
     """Where a layer keeps its own files (not where it is mounted together with those below), ''
     where that is no folder."""
-    forms = LAYOUTS[row["driver"]][1] if row["driver"] != "devicemapper" else ()
-    forms = [
-        form % row["layer"]
-        for form in forms
-        if not form.startswith("mnt/") and "merged" not in form
-    ]
-    return next(
-        (
-            path
-            for form in forms
-            for path in row["paths"]
-            if path.endswith("/" + form) and os.path.isdir(os_bytes(path))
-        ),
-        "",
-    )
+    if row["driver"] == "devicemapper":
+        return ""
+    for form in LAYOUTS[row["driver"]][1]:
+        if form.startswith("mnt/") or "merged" in form:
+            continue
+        ending = "/" + form % row["layer"]
+        for path in row["paths"]:
+            if path.endswith(ending) and os.path.isdir(os_bytes(path)):
+                return path
+    return ""
 
 
 def thin_pool(host: Host, name: str) -> ThinPool:
-    return parse_thin_pool(
-        *(
-            require_answer(query_host(host, ("dmsetup", verb, name)), "dmsetup").out_text()
-            for verb in ("table", "status")
-        )
-    )
+    """The pool as the kernel reports it now. Raises EnvironmentFault."""
+    texts = []
+    for verb in ("table", "status"):
+        answer = query_host(host, ("dmsetup", verb, name))
+        texts.append(require_answer(answer, "dmsetup").out_text())
+    table, status = texts
+    return parse_thin_pool(table, status)
 
 
 def pool_repair_line(metadata: str) -> str:
     """What to type where a loop pool is ro, failed or needs a check: dm-thin's own checker, which
     wants the pool down (seen to do, 20.10)."""
-    stop, start = (
-        ("systemctl stop docker.socket docker", "systemctl start docker")
-        if os.path.isdir(SYSTEMD_MARK)
-        else ("service docker stop", "service docker start")
-    )
+    stop, start = "service docker stop", "service docker start"
+    if os.path.isdir(SYSTEMD_MARK):
+        stop, start = "systemctl stop docker.socket docker", "systemctl start docker"
     return (
         "{1}; cp --sparse=always {0} {0}.before && thin_check --clear-needs-check-flag {0} && {2} "
         " # thin_repair where it finds faults".format(quote_word(metadata), stop, start)
     )
 
 
-# --- layers that no record explains: the same for storage, owner, reclaim and backup
+# Layers that no record explains: used by storage, owner, reclaim and backup
 
 
 def nearest_folder(path: str) -> str:
@@ -9406,8 +9511,7 @@ def runs_elsewhere(info: Dict[str, object]) -> bool:
 
 
 def require_same_host(info: Dict[str, object], subject: str) -> None:
-    """Refuses to read this host's files for an engine that runs on another one: they would be those
-    of a stranger."""
+    """Refuses to read this host's files for an engine that runs on another one."""
     if runs_elsewhere(info):
         raise EnvironmentFault(
             "the engine runs on another host, %s: %s cannot be read here" % (info["Name"], subject),
@@ -9418,10 +9522,12 @@ def require_same_host(info: Dict[str, object], subject: str) -> None:
 def confirm_orphans(
     host: Host, root: str, layers: Layers, info: Optional[Dict[str, object]]
 ) -> Optional[Dict[str, Container]]:
-    """All containers as docker has them, None where it was not asked. The last part of the proof
-    that a layer is an orphan: a daemon that answers agrees. It knows containers and images whose
-    records are gone from the disk until its next start. Without it, the layer of a container whose
-    folder alone is gone stays unknown."""
+    """All containers as docker has them, None where it was not asked.
+
+    The last part of the proof that a layer is an orphan: a daemon that answers agrees. It knows
+    containers and images whose records are gone from the disk until its next start. Without it, the
+    layer of a container whose folder alone is gone stays unknown.
+    """
     orphans = [row for row in layers.rows if row["role"] == "orphan"]
     if not orphans and not layers.lost:
         return None
@@ -9431,10 +9537,10 @@ def confirm_orphans(
         return None
     driver = str(info["Driver"])
     try:
-        listed = list_containers(host)
-        inspected = inspect_containers(host, sorted({one.id for one in listed} | set(layers.lost)))
+        listed = {target.id for target in list_containers(host)}
+        inspected = inspect_containers(host, sorted(listed | set(layers.lost)))
     except EnvironmentFault as err:
-        doubt = Doubt("", "docker was not heard about it: %s" % err.msg, True)
+        doubt = Doubt("", "docker could not be asked about it: %s" % err.msg, True)
         withdraw_orphans(layers, orphans, doubt)
         return None
     others = [row for row in orphans if row["container"] and row["driver"] != driver]
