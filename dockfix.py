@@ -1687,6 +1687,14 @@ def in_parallel(host: Host, items: Sequence, work: Callable, jobs: int, progress
 # 5. Docker
 ###############################################################################
 
+# This chapter reads what docker answers: ps, inspect and info. Everything here only asks, and an
+# answer that is not understood is an EnvironmentFault, never a guess.
+#
+# It never repeats a word that may be a password, and never changes anything.
+#
+# The facts: the output of engines from 0.12 to 29, collected in tests/unit/docker_info; moby's
+# daemon/graphdriver and daemon/daemon_linux.go for the mounts that are Docker's own.
+
 
 class Target(NamedTuple):
     """One container as `docker ps` lists it. id is the full one."""
@@ -1697,7 +1705,7 @@ class Target(NamedTuple):
 
 
 class Container(NamedTuple):
-    """What chpasswd needs of one `docker inspect` object."""
+    """What dockfix needs to know of a container, from its `docker inspect` object."""
 
     id: str
     name: str
@@ -1721,12 +1729,13 @@ class Container(NamedTuple):
     home: str = ""  # Docker's root, as the paths of its own files name it
 
 
-# --- docker's answers
+# docker ps and docker inspect
 
 
 def parse_ps(text: str) -> List[Target]:
     """Rows of `docker ps --format "{{.ID}} {{.Names}} {{.Status}}"`. Raises EnvironmentFault."""
-    rows, seen = [], set()
+    targets = []
+    seen = set()  # type: Set[str]
     for line in text.split("\n"):
         if not line.strip():
             continue
@@ -1736,19 +1745,18 @@ def parse_ps(text: str) -> List[Target]:
                 "docker ps gave an answer that is not understood: %s" % line[:80],
                 "docker ps -a --no-trunc",
             )
-        if parts[0] in seen:
+        ident = parts[0]
+        if ident in seen:
             raise EnvironmentFault(
-                "docker ps lists one container twice: %s" % parts[0][:12], "docker ps -a --no-trunc"
+                "docker ps lists one container twice: %s" % ident[:12], "docker ps -a --no-trunc"
             )
-        seen.add(parts[0])
+        seen.add(ident)
         # With --no-trunc Names also lists link aliases ("other/alias").
         names = [name for name in parts[1].split(",") if name and "/" not in name]
-        rows.append(
-            Target(
-                parts[0], names[0] if names else parts[0][:12], parts[2] if len(parts) > 2 else ""
-            )
-        )
-    return rows
+        name = names[0] if names else ident[:12]
+        status = parts[2] if len(parts) > 2 else ""
+        targets.append(Target(ident, name, status))
+    return targets
 
 
 FAULTS = (
@@ -1780,37 +1788,37 @@ def is_gone(text: str) -> bool:
 
 
 def is_docker_error(rc: int, err: str, both: str) -> bool:
-    """Is the exit status of `docker exec` the daemon's or the runtime's, and not the command's? The
-    daemon speaks on stderr, runtimes on either."""
+    """Whether the exit status of `docker exec` is the daemon's or the runtime's, and not the
+    command's. The daemon speaks on stderr, runtimes on either."""
     daemon = (
         r"\s*(Error response from daemon|Error: ([Nn]o such|no) container|[Cc]annot connect to the"
         r" Docker daemon|error during connect|rpc error)"
     )
     runtime = r"OCI runtime exec failed|oci runtime error|unable to find user|rpc error: code"
-    return bool(
-        re.match(daemon, err)
-        if rc in (1, 255)
-        else re.search(runtime, both) if rc in (126, 127) else False
-    )
+    if rc in (1, 255):
+        return bool(re.match(daemon, err))
+    if rc in (126, 127):
+        return bool(re.search(runtime, both))
+    return False
 
 
 def find_by_name(listed: List[Target], name: str) -> List[Target]:
     """The containers a name means: a full id, else a name or glob, else an id prefix. Raises
     UsageError for a prefix of two."""
-    name = name[1:] if name.startswith("/") else name
-    by_id = [t for t in listed if t.id == name]
-    by_name = (
-        by_id
-        or [t for t in listed if t.name == name]
-        or [t for t in listed if fnmatch.fnmatchcase(t.name, name)]
-    )
-    if by_name:
-        return by_name
-    prefixed = [t for t in listed if name and t.id.startswith(name)]
+    if name.startswith("/"):
+        name = name[1:]
+    matches = [target for target in listed if target.id == name]
+    if not matches:
+        matches = [target for target in listed if target.name == name]
+    if not matches:
+        matches = [target for target in listed if fnmatch.fnmatchcase(target.name, name)]
+    if matches or not name:
+        return matches
+    prefixed = [target for target in listed if target.id.startswith(name)]
     if len(prefixed) > 1:
+        names = ", ".join(target.name for target in prefixed)
         raise UsageError(
-            "%s means %d containers: %s"
-            % (name, len(prefixed), ", ".join(t.name for t in prefixed)),
+            "%s means %d containers: %s" % (name, len(prefixed), names),
             "give a name or more of the id",
         )
     return prefixed
@@ -1828,10 +1836,18 @@ def require_names(words: Iterable[str]) -> None:
 
 
 def hide_value(word: str) -> str:
-    """A word that nobody has understood, for a message: what it holds besides a name may be a
+    """A word that is not understood, for a message: what it holds besides a name may be a
     password."""
     name, equals, _ = word.partition("=")
-    return "..." if ":" in name else name + equals + ("..." if equals else "")
+    if ":" in name:
+        return "..."
+    if equals:
+        return name + "=..."
+    return name
+
+
+# How the status text of running, paused and restarting containers begins, since Docker 1.0.
+UP = ("Up", "Restarting")
 
 
 def choose_targets(
@@ -1845,50 +1861,53 @@ def choose_targets(
     """The chosen containers without doubles, named ones in the order given, then --all by name, and
     the --exclude globs that met none. `filtered` are the ids a --filter let through (None: no
     filter); it narrows --all, never names."""
-    found = [find_by_name(listed, name) for name in names]
-    unknown = [name for name, targets in zip(names, found) if not targets]
+    wanted = []  # type: List[Target]
+    unknown = []
+    for name in names:
+        matches = find_by_name(listed, name)
+        wanted += matches
+        if not matches:
+            unknown.append(name)
     if unknown:
         raise UsageError("no such container: %s" % ", ".join(unknown), "docker ps -a")
-    up = (
-        "Up",
-        "Restarting",
-    )  # what the status text of running, paused and restarting ones begins with since Docker 1.0
-    ranged = [
-        t
-        for t in listed
-        if everything
-        and (stopped or t.status.startswith(up))
-        and (filtered is None or t.id in filtered)
-    ]
-    wanted = [target for targets in found for target in targets] + sorted(
-        ranged, key=lambda target: target.name
-    )
-    out = {
-        glob: [
-            t.id
-            for t in listed
-            if fnmatch.fnmatchcase(t.name, glob) or (len(glob) >= 4 and t.id.startswith(glob))
-        ]
-        for glob in exclude
-    }
-    left_out = {one for ids in out.values() for one in ids}
-    chosen = {target.id: target for target in wanted if target.id not in left_out}
-    return list(chosen.values()), [glob for glob in exclude if not out[glob]]
+    if everything:
+        for target in sorted(listed, key=lambda target: target.name):
+            if filtered is not None and target.id not in filtered:
+                continue
+            if stopped or target.status.startswith(UP):
+                wanted.append(target)
+    excluded = set()  # type: Set[str]
+    useless_globs = []
+    for glob in exclude:
+        ids = [target.id for target in listed if is_meant_by_glob(target, glob)]
+        excluded.update(ids)
+        if not ids:
+            useless_globs.append(glob)
+    chosen = {target.id: target for target in wanted if target.id not in excluded}
+    return list(chosen.values()), useless_globs
+
+
+def is_meant_by_glob(target: Target, glob: str) -> bool:
+    """Whether --exclude means a container: by its name, or by four characters of its id."""
+    if fnmatch.fnmatchcase(target.name, glob):
+        return True
+    return len(glob) >= 4 and target.id.startswith(glob)
 
 
 def parse_objects(data: bytes) -> List[dict]:
     """The objects of `docker inspect` as they are, each with an Id or a Name. Raises
     EnvironmentFault when they are none."""
 
-    def take(text: str) -> List[dict]:
-        found = json.loads(text)
-        if not isinstance(found, list) or not all(
-            isinstance(one, dict) and (one.get("Id") or one.get("Name")) for one in found
-        ):
-            raise ValueError("not a list of objects")
-        return found
+    def parse_list(text: str) -> List[dict]:
+        objects = json.loads(text)
+        if not isinstance(objects, list):
+            raise ValueError("not a list")
+        for doc in objects:
+            if not isinstance(doc, dict) or not (doc.get("Id") or doc.get("Name")):
+                raise ValueError("not a list of objects")
+        return objects
 
-    return parse_answer(data.decode("utf-8", "replace"), take)
+    return parse_answer(data.decode("utf-8", "replace"), parse_list)
 
 
 def parse_answer(one: object, take: Callable):
@@ -1939,20 +1958,25 @@ def container_facts(one: dict) -> Container:
 
 def inspect_mounts(mounts: list, host: dict) -> List[Tuple[str, str]]:
     """(source, destination) of every mount in any of the places engines since 1.12 note them in."""
-    found = [(m.get("Source") or m.get("Name") or "", m["Destination"]) for m in mounts]
+    pairs = []
+    for mount in mounts:
+        pairs.append((mount.get("Source") or mount.get("Name") or "", mount["Destination"]))
     for bind in host.get("Binds") or []:
-        parts = bind.split(":")
-        found.append((parts[0], parts[1]) if len(parts) > 1 else ("", parts[0]))
-    found += [("tmpfs", path) for path in host.get("Tmpfs") or {}]
-    found += [
-        (m.get("Source") or m.get("Type") or "", m["Target"]) for m in host.get("Mounts") or []
-    ]
-    return [(str(source), posixpath.normpath("/" + target.lstrip("/"))) for source, target in found]
+        source, colon, rest = bind.partition(":")
+        if colon:
+            pairs.append((source, rest.split(":")[0]))
+        else:
+            pairs.append(("", bind))
+    for path in host.get("Tmpfs") or {}:
+        pairs.append(("tmpfs", path))
+    for mount in host.get("Mounts") or []:
+        pairs.append((mount.get("Source") or mount.get("Type") or "", mount["Target"]))
+    return [(str(source), posixpath.normpath("/" + target.lstrip("/"))) for source, target in pairs]
 
 
 def userns_base(info: Dict[str, object]) -> Tuple[int, int]:
     """First host uid and gid of a remapped engine, (0, 0) without remapping. The root then ends in
-    UID.GID (docker's own naming). Raises WayClosed where `docker cp` is unproven."""
+    UID.GID (docker's own naming). Raises MethodUnavailable where `docker cp` is unproven."""
     options = info["SecurityOptions"]
     if any("name=rootless" in option for option in options):
         raise MethodUnavailable("docker cp under a rootless engine is not proven safe")
@@ -1982,22 +2006,22 @@ def parse_age(text: str) -> int:
 def parse_instant(text: object) -> float:
     """Seconds since 1970 of Docker's '2024-01-31T12:00:00.123456789Z' (or +08:00); 0 where it is
     none, and for year 1, Docker's 'never'."""
-    found = re.match(
+    match = re.match(
         r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(?:Z|([+-])(\d\d):(\d\d))\Z",
         str(text or ""),
         re.A,
     )
-    if not found:
+    if not match:
         return 0.0
-    whole, part, sign, hours, minutes = found.groups()
+    whole, fraction, sign, hours, minutes = match.groups()
+    east = 0  # seconds
+    if sign:
+        east = int(hours) * 3600 + int(minutes) * 60
+    if sign == "-":
+        east = -east
     try:
-        east = int(sign + "1") * (int(hours) * 3600 + int(minutes) * 60) if sign else 0
-        return max(
-            0.0,
-            calendar.timegm(time.strptime(whole, "%Y-%m-%dT%H:%M:%S"))
-            - east
-            + float("0" + (part or "")),
-        )
+        seconds = calendar.timegm(time.strptime(whole, "%Y-%m-%dT%H:%M:%S"))
+        return max(0.0, seconds - east + float("0" + (fraction or "")))
     except ValueError:
         return 0.0
 
@@ -2135,7 +2159,7 @@ def root_mount(mounts: List[Mount], container: Container) -> Optional[Mount]:
     return None
 
 
-# --- docker info, of any engine from 0.12 to 29, as text or JSON
+# docker info, of any engine from 0.12 to 29, as text or JSON
 
 PATH_FORM = r"/(?:[^:]|:(?! ))*"  # no ": ", which tells that lines ran together
 INFO_KEYS = (
@@ -2401,8 +2425,7 @@ def pool_mode(pool: Dict[str, object]) -> Tuple[str, str]:
     return "unknown", "neither a loop file nor a data device is said"
 
 
-# --- a container, network or volume made again: what each field of inspect becomes on a command
-# line
+# The order of containers, and the calls that ask docker
 
 
 def title_of(doc: dict) -> str:
@@ -2412,50 +2435,59 @@ def title_of(doc: dict) -> str:
 def find_needs(doc: dict, others: Sequence[dict]) -> List[str]:
     """Ids of the containers that must be there, and up, before this one: links, shared namespaces,
     volumes-from, compose's depends_on."""
-    host, labels, compose = (
-        doc["HostConfig"],
-        doc["Config"].get("Labels") or {},
-        "com.docker.compose.",
-    )
-    refs = {
-        (host.get(key) or "")[10:]
-        for key in ("NetworkMode", "IpcMode", "PidMode")
-        if (host.get(key) or "").startswith("container:")
-    }
-    ends = (doc["NetworkSettings"].get("Networks") or {}).values()
-    links = (host.get("Links") or []) + [one for end in ends for one in end.get("Links") or []]
-    refs |= {one.split(":")[0].lstrip("/") for one in (host.get("VolumesFrom") or []) + links}
-    services = [one.split(":")[0] for one in (labels.get(compose + "depends_on") or "").split(",")]
-    found = []
-    for one in others:
-        theirs = one["Config"].get("Labels") or {}
-        project = labels.get(compose + "project")
-        same = (
-            project
-            and theirs.get(compose + "project") == project
-            and theirs.get(compose + "service") in services
-        )
-        found += [one["Id"]] * bool(
-            one is not doc
-            and (same or not refs.isdisjoint((title_of(one), one["Id"], one["Id"][:12])))
-        )
-    return found
+    references = container_references(doc)
+    needed = []
+    for other in others:
+        if other is doc:
+            continue
+        names = (title_of(other), other["Id"], other["Id"][:12])
+        if is_compose_need(doc, other) or not references.isdisjoint(names):
+            needed.append(other["Id"])
+    return needed
+
+
+def container_references(doc: dict) -> Set[str]:
+    """The names and ids by which a container's settings mean other containers."""
+    host = doc["HostConfig"]
+    references = set()
+    for key in ("NetworkMode", "IpcMode", "PidMode"):
+        mode = host.get(key) or ""
+        if mode.startswith("container:"):
+            references.add(mode[len("container:") :])
+    links = list(host.get("VolumesFrom") or []) + list(host.get("Links") or [])
+    for network in (doc["NetworkSettings"].get("Networks") or {}).values():
+        links += network.get("Links") or []
+    for link in links:
+        references.add(link.split(":")[0].lstrip("/"))
+    return references
+
+
+def is_compose_need(doc: dict, other: dict) -> bool:
+    """Whether docker compose's labels say that a container depends on the other one."""
+    compose = "com.docker.compose."
+    labels = doc["Config"].get("Labels") or {}
+    other_labels = other["Config"].get("Labels") or {}
+    project = labels.get(compose + "project")
+    if not project or other_labels.get(compose + "project") != project:
+        return False
+    depends_on = (labels.get(compose + "depends_on") or "").split(",")
+    services = [entry.split(":")[0] for entry in depends_on]
+    return other_labels.get(compose + "service") in services
 
 
 def sort_by_needs(docs: Sequence[dict]) -> List[dict]:
     """Containers so that each comes behind those it needs, otherwise as they were started; a circle
     is cut there."""
-    ordered, waiting = [], sorted(
-        docs, key=lambda one: (one["State"].get("StartedAt") or "", one["Name"])
-    )
-    after = {one["Id"]: set(find_needs(one, docs)) for one in docs}
+    waiting = sorted(docs, key=lambda doc: (doc["State"].get("StartedAt") or "", doc["Name"]))
+    needs = {doc["Id"]: set(find_needs(doc, docs)) for doc in docs}
+    ordered = []  # type: List[dict]
+    done = set()  # type: Set[str]
     while waiting:
-        one = next(
-            (one for one in waiting if not after[one["Id"]] - {done["Id"] for done in ordered}),
-            waiting[0],
-        )
-        ordered.append(one)
-        waiting.remove(one)
+        ready = [doc for doc in waiting if needs[doc["Id"]] <= done]
+        doc = ready[0] if ready else waiting[0]
+        ordered.append(doc)
+        done.add(doc["Id"])
+        waiting.remove(doc)
     return ordered
 
 
@@ -2490,12 +2522,16 @@ def list_containers(host: Host, filters: Sequence[str] = ()) -> List[Target]:
 
 def inspect_containers(host: Host, ids: Sequence[str]) -> Dict[str, Container]:
     """Facts by id, without those that are gone or being removed."""
-    found = [parse_answer(one, container_facts) for one in inspect_objects(host, "container", ids)]
-    return {one.id: one for one in found if not one.dying}
+    containers = {}
+    for doc in inspect_objects(host, "container", ids):
+        container = parse_answer(doc, container_facts)
+        if not container.dying:
+            containers[container.id] = container
+    return containers
 
 
 def inspect_running(host: Host, ident: str) -> Container:
-    """A container's facts as they are now. Raises Gone."""
+    """A container's facts as they are now. Raises ContainerGone."""
     for one in inspect_containers(host, [ident]).values():
         return one
     raise ContainerGone
@@ -2504,31 +2540,35 @@ def inspect_running(host: Host, ident: str) -> Container:
 def inspect_objects(host: Host, kind: str, names: Sequence[str]) -> List[dict]:
     """Whole objects (kind: container, image, volume, network). One call for CHUNK_IDS of them; what
     is gone is left out by docker, which then exits 1 but prints the others."""
-    found = []  # type: List[dict]
+    verb = ["inspect", "--type", kind]
+    if kind in ("volume", "network"):  # 1.12 has --type for the other two kinds only
+        verb = [kind, "inspect"]
+    objects = []  # type: List[dict]
     for start in range(0, len(names), CHUNK_IDS):
-        verb = (
-            [kind, "inspect"] if kind in ("volume", "network") else ["inspect", "--type", kind]
-        )  # 1.12 has --type for two kinds only
-        answer = query(host, *(verb + list(names[start : start + CHUNK_IDS])))
+        answer = query(host, *verb, *names[start : start + CHUNK_IDS])
         if answer.rc and not re.search(
             r"[Nn]o such (container|object|image|volume)|network .* not found", answer.text()
         ):
             require_answer(answer, "docker inspect")
-        found += parse_objects(answer.out)
-    return found
+        objects += parse_objects(answer.out)
+    return objects
 
 
 def volume_device(host: Host, source: str) -> str:
     """What a local volume (its name, or its _data folder) is a mount of, '' for another source.
     Docker mounts it only while a container runs, or for a docker cp; before that its folder does
     not look like the host's /etc."""
-    name = (
-        source
-        if "/" not in source
-        else os.path.basename(os.path.dirname(source)) if source.endswith("/_data") else ""
-    )
-    found = inspect_objects(host, "volume", [name]) if name not in ("", "tmpfs") else []
-    return str((found[0].get("Options") or {}).get("device") or "") if found else ""
+    name = source
+    if "/" in source:
+        if not source.endswith("/_data"):
+            return ""
+        name = os.path.basename(os.path.dirname(source))
+    if name in ("", "tmpfs"):
+        return ""
+    volumes = inspect_objects(host, "volume", [name])
+    if not volumes:
+        return ""
+    return str((volumes[0].get("Options") or {}).get("device") or "")
 
 
 def is_gone_now(host: Host, container: str, text: str) -> bool:
@@ -2545,9 +2585,8 @@ def engine_info(host: Host) -> Dict[str, object]:
 def read_engine_info(host: Host) -> Dict[str, object]:
     """The same, asked now. Raises EnvironmentFault."""
     answer = query(host, "info", "--format", "{{json .}}")
-    if re.search(
-        r"flag provided but not defined|unknown flag", answer.text()
-    ):  # Docker 1.12 has no info --format
+    # Docker 1.12 has no info --format
+    if re.search(r"flag provided but not defined|unknown flag", answer.text()):
         answer = query(host, "info")
     return parse_info(decode_saved(require_answer(answer, "docker info").out))
 
@@ -8138,7 +8177,7 @@ def mark_build_cache(
         owner = owners.get(name) or LayerOwner("orphan")
         if owner.role == "orphan":
             loose[name] = owner
-    wanted = set()
+    wanted = set()  # type: Set[str]
     for name, owner in loose.items():
         wanted.update((name, *owner.aliases))
     present = find_names(database, wanted)
@@ -8562,7 +8601,7 @@ def running_daemons() -> List[OptionSource]:
     return daemons
 
 
-# A Docker root's own records, read by descriptors: no link is followed, nothing is taken for granted
+# A Docker root's own records, read by descriptors: no link is followed, nothing is assumed
 
 
 class Root(NamedTuple):
@@ -8687,10 +8726,9 @@ def read_record(
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
             folder = os.open(os_bytes(name), flags, dir_fd=top)
         for file in files or (name,):
-            try:
-                data[file if files else ""] = read_record_file(folder, file)
-            except FileNotFoundError:
-                pass
+            content = read_record_file(folder, file)
+            if content is not None:
+                data[file if files else ""] = content
         return parse(data)
     except FileNotFoundError:  # the folder vanished meanwhile
         return None
@@ -8702,10 +8740,13 @@ def read_record(
             os.close(folder)
 
 
-def read_record_file(folder: int, name: str) -> bytes:
-    """The bytes of a regular file of at most RECORD_MAX bytes. The size is asked first, because
-    read() allocates a buffer of the size that it is given."""
-    fd = open_regular_at(folder, name, os.O_RDONLY, RECORD_MAX, name)
+def read_record_file(folder: int, name: str) -> Optional[bytes]:
+    """The bytes of a regular file of at most RECORD_MAX bytes, None where it is not there. The size
+    is asked first, because read() allocates a buffer of the size that it is given."""
+    try:
+        fd = open_regular_at(folder, name, os.O_RDONLY, RECORD_MAX, name)
+    except FileNotFoundError:
+        return None
     with os.fdopen(fd, "rb") as source:
         size = min(RECORD_MAX, os.fstat(source.fileno()).st_size)
         return source.read(size + 1)
@@ -8829,10 +8870,11 @@ def read_build_database(root: Root, homes: Dict[str, List[str]]) -> bytes:
     content = databases.get("snapshots.db")
     if content is not None and not is_bolt(content):
         note_gap(root, place, "not a BuildKit database", "", True)
-    elif not databases and any(homes.values()):
-        if has_buildkit_layer(homes) or is_below(root, "buildkit"):
-            note_gap(root, place, "missing, though BuildKit was at work here", "", False)
-    return content or b""
+    if databases or not any(homes.values()):
+        return content or b""
+    if has_buildkit_layer(homes) or is_below(root, "buildkit"):
+        note_gap(root, place, "missing, though BuildKit was at work here", "", False)
+    return b""
 
 
 def is_below(root: Root, name: str) -> bool:
@@ -8848,10 +8890,11 @@ def note_gap(root: Root, place: str, reason: str, driver: str, unreadable: bool)
 
 
 def has_buildkit_layer(homes: Dict[str, List[str]]) -> bool:
+    """Whether BuildKit has made one of these layers."""
+    lengths = set()  # type: Set[int]
     for names in homes.values():
-        if any(len(name) == BUILDKIT_NAME for name in names):
-            return True
-    return False
+        lengths.update(len(name) for name in names)
+    return BUILDKIT_NAME in lengths
 
 
 def read_driver_records(root: Root, driver: str, must: bool) -> DriverRecords:
@@ -9085,10 +9128,11 @@ def layer_owner_of(name: str, owners: Dict[str, LayerOwner]) -> LayerOwner:
     """A layer's owner; where no record has H-init, it is of the container of H."""
     if name in owners:
         return owners[name]
-    if name.endswith("-init"):
-        base = owners.get(name[: -len("-init")])
-        if base and base.role == "container":
-            return base._replace(role="container-init")
+    if not name.endswith("-init"):
+        return LayerOwner("orphan")
+    base = owners.get(name[: -len("-init")])
+    if base and base.role == "container":
+        return base._replace(role="container-init")
     return LayerOwner("orphan")
 
 
