@@ -8639,10 +8639,10 @@ def open_below(root: Root, path: str, hides: Optional[str], must: bool = False) 
     at = os.dup(root.fd)
     try:
         for depth, part in enumerate(path.split("/")):
-            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-            if depth > 0 or not root.follow:
-                flags |= os.O_NOFOLLOW
-            inner = os.open(os_bytes(part), flags, dir_fd=at)
+            link = 0 if root.follow and depth == 0 else os.O_NOFOLLOW
+            inner = os.open(
+                os_bytes(part), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | link, dir_fd=at
+            )
             os.close(at)
             at = inner
         return at
@@ -8651,6 +8651,11 @@ def open_below(root: Root, path: str, hides: Optional[str], must: bool = False) 
         if must or not isinstance(err, FileNotFoundError):
             note_unreadable(root, path, err, hides)
         return -1
+
+
+def open_folder_at(name: bytes, parent: Optional[int]) -> int:
+    """A descriptor of a folder in an open one (None: by its path); a link is not followed."""
+    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
 
 
 def names_of_form(folder: int, form: str) -> List[str]:
@@ -8723,8 +8728,7 @@ def read_record(
     folder, data = top, {}
     try:
         if files:
-            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-            folder = os.open(os_bytes(name), flags, dir_fd=top)
+            folder = open_folder_at(os_bytes(name), top)
         for file in files or (name,):
             content = read_record_file(folder, file)
             if content is not None:
@@ -9295,8 +9299,6 @@ class UsageWalk:
     folder.
     """
 
-    FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-
     def __init__(self, until: float, points: set) -> None:
         self.until = until
         self.points = points
@@ -9307,7 +9309,7 @@ class UsageWalk:
         self.stack = []  # type: List[Tuple[int, bytes, List[bytes]]]
 
     def start(self, path: str) -> None:
-        top = os.open(os_bytes(path), self.FOLDER)
+        top = open_folder_at(os_bytes(path), None)
         self.device = os.fstat(top).st_dev
         self.enter(top, os.path.realpath(os_bytes(path)))
 
@@ -9345,7 +9347,7 @@ class UsageWalk:
             if inner in self.points:
                 continue
             try:
-                self.enter(os.open(name, self.FOLDER, dir_fd=fd), inner)
+                self.enter(open_folder_at(name, fd), inner)
             except FileNotFoundError:  # removed meanwhile
                 pass
             except OSError:
