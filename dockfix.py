@@ -1687,6 +1687,14 @@ def in_parallel(host: Host, items: Sequence, work: Callable, jobs: int, progress
 # 5. Docker
 ###############################################################################
 
+# This chapter reads what docker answers: ps, inspect and info. Everything here only asks, and an
+# answer that is not understood is an EnvironmentFault, never a guess.
+#
+# It never repeats a word that may be a password, and never changes anything.
+#
+# The facts: the output of engines from 0.12 to 29, collected in tests/unit/docker_info; moby's
+# daemon/graphdriver and daemon/daemon_linux.go for the mounts that are Docker's own.
+
 
 class Target(NamedTuple):
     """One container as `docker ps` lists it. id is the full one."""
@@ -1697,7 +1705,7 @@ class Target(NamedTuple):
 
 
 class Container(NamedTuple):
-    """What chpasswd needs of one `docker inspect` object."""
+    """What dockfix needs to know of a container, from its `docker inspect` object."""
 
     id: str
     name: str
@@ -1721,12 +1729,13 @@ class Container(NamedTuple):
     home: str = ""  # Docker's root, as the paths of its own files name it
 
 
-# --- docker's answers
+# docker ps and docker inspect
 
 
 def parse_ps(text: str) -> List[Target]:
     """Rows of `docker ps --format "{{.ID}} {{.Names}} {{.Status}}"`. Raises EnvironmentFault."""
-    rows, seen = [], set()
+    targets = []
+    seen = set()  # type: Set[str]
     for line in text.split("\n"):
         if not line.strip():
             continue
@@ -1736,19 +1745,18 @@ def parse_ps(text: str) -> List[Target]:
                 "docker ps gave an answer that is not understood: %s" % line[:80],
                 "docker ps -a --no-trunc",
             )
-        if parts[0] in seen:
+        ident = parts[0]
+        if ident in seen:
             raise EnvironmentFault(
-                "docker ps lists one container twice: %s" % parts[0][:12], "docker ps -a --no-trunc"
+                "docker ps lists one container twice: %s" % ident[:12], "docker ps -a --no-trunc"
             )
-        seen.add(parts[0])
+        seen.add(ident)
         # With --no-trunc Names also lists link aliases ("other/alias").
         names = [name for name in parts[1].split(",") if name and "/" not in name]
-        rows.append(
-            Target(
-                parts[0], names[0] if names else parts[0][:12], parts[2] if len(parts) > 2 else ""
-            )
-        )
-    return rows
+        name = names[0] if names else ident[:12]
+        status = parts[2] if len(parts) > 2 else ""
+        targets.append(Target(ident, name, status))
+    return targets
 
 
 FAULTS = (
@@ -1780,37 +1788,37 @@ def is_gone(text: str) -> bool:
 
 
 def is_docker_error(rc: int, err: str, both: str) -> bool:
-    """Is the exit status of `docker exec` the daemon's or the runtime's, and not the command's? The
-    daemon speaks on stderr, runtimes on either."""
+    """Whether the exit status of `docker exec` is the daemon's or the runtime's, and not the
+    command's. The daemon speaks on stderr, runtimes on either."""
     daemon = (
         r"\s*(Error response from daemon|Error: ([Nn]o such|no) container|[Cc]annot connect to the"
         r" Docker daemon|error during connect|rpc error)"
     )
     runtime = r"OCI runtime exec failed|oci runtime error|unable to find user|rpc error: code"
-    return bool(
-        re.match(daemon, err)
-        if rc in (1, 255)
-        else re.search(runtime, both) if rc in (126, 127) else False
-    )
+    if rc in (1, 255):
+        return bool(re.match(daemon, err))
+    if rc in (126, 127):
+        return bool(re.search(runtime, both))
+    return False
 
 
 def find_by_name(listed: List[Target], name: str) -> List[Target]:
     """The containers a name means: a full id, else a name or glob, else an id prefix. Raises
     UsageError for a prefix of two."""
-    name = name[1:] if name.startswith("/") else name
-    by_id = [t for t in listed if t.id == name]
-    by_name = (
-        by_id
-        or [t for t in listed if t.name == name]
-        or [t for t in listed if fnmatch.fnmatchcase(t.name, name)]
-    )
-    if by_name:
-        return by_name
-    prefixed = [t for t in listed if name and t.id.startswith(name)]
+    if name.startswith("/"):
+        name = name[1:]
+    matches = [target for target in listed if target.id == name]
+    if not matches:
+        matches = [target for target in listed if target.name == name]
+    if not matches:
+        matches = [target for target in listed if fnmatch.fnmatchcase(target.name, name)]
+    if matches or not name:
+        return matches
+    prefixed = [target for target in listed if target.id.startswith(name)]
     if len(prefixed) > 1:
+        names = ", ".join(target.name for target in prefixed)
         raise UsageError(
-            "%s means %d containers: %s"
-            % (name, len(prefixed), ", ".join(t.name for t in prefixed)),
+            "%s means %d containers: %s" % (name, len(prefixed), names),
             "give a name or more of the id",
         )
     return prefixed
@@ -1828,12 +1836,20 @@ def require_names(words: Iterable[str]) -> None:
 
 
 def hide_value(word: str) -> str:
-    """A word that nobody has understood, for a message: what it holds besides a name may be a
+    """A word that is not understood, for a message: what it holds besides a name may be a
     password."""
     if re.match(r"-[^-]..", word, re.S):  # -pSECRET
         return word[:2] + "..."
     name, equals, _ = word.partition("=")
-    return "..." if ":" in name else name + equals + ("..." if equals else "")
+    if ":" in name:
+        return "..."
+    if equals:
+        return name + "=..."
+    return name
+
+
+# How the status text of running, paused and restarting containers begins, since Docker 1.0.
+UP = ("Up", "Restarting")
 
 
 def choose_targets(
@@ -1847,50 +1863,53 @@ def choose_targets(
     """The chosen containers without doubles, named ones in the order given, then --all by name, and
     the --exclude globs that met none. `filtered` are the ids a --filter let through (None: no
     filter); it narrows --all, never names."""
-    found = [find_by_name(listed, name) for name in names]
-    unknown = [name for name, targets in zip(names, found) if not targets]
+    wanted = []  # type: List[Target]
+    unknown = []
+    for name in names:
+        matches = find_by_name(listed, name)
+        wanted += matches
+        if not matches:
+            unknown.append(name)
     if unknown:
         raise UsageError("no such container: %s" % ", ".join(unknown), "docker ps -a")
-    up = (
-        "Up",
-        "Restarting",
-    )  # what the status text of running, paused and restarting ones begins with since Docker 1.0
-    ranged = [
-        t
-        for t in listed
-        if everything
-        and (stopped or t.status.startswith(up))
-        and (filtered is None or t.id in filtered)
-    ]
-    wanted = [target for targets in found for target in targets] + sorted(
-        ranged, key=lambda target: target.name
-    )
-    out = {
-        glob: [
-            t.id
-            for t in listed
-            if fnmatch.fnmatchcase(t.name, glob) or (len(glob) >= 4 and t.id.startswith(glob))
-        ]
-        for glob in exclude
-    }
-    left_out = {one for ids in out.values() for one in ids}
-    chosen = {target.id: target for target in wanted if target.id not in left_out}
-    return list(chosen.values()), [glob for glob in exclude if not out[glob]]
+    if everything:
+        for target in sorted(listed, key=lambda target: target.name):
+            if filtered is not None and target.id not in filtered:
+                continue
+            if stopped or target.status.startswith(UP):
+                wanted.append(target)
+    excluded = set()  # type: Set[str]
+    useless_globs = []
+    for glob in exclude:
+        ids = [target.id for target in listed if is_meant_by_glob(target, glob)]
+        excluded.update(ids)
+        if not ids:
+            useless_globs.append(glob)
+    chosen = {target.id: target for target in wanted if target.id not in excluded}
+    return list(chosen.values()), useless_globs
+
+
+def is_meant_by_glob(target: Target, glob: str) -> bool:
+    """Whether --exclude means a container: by its name, or by four characters of its id."""
+    if fnmatch.fnmatchcase(target.name, glob):
+        return True
+    return len(glob) >= 4 and target.id.startswith(glob)
 
 
 def parse_objects(data: bytes) -> List[dict]:
     """The objects of `docker inspect` as they are, each with an Id or a Name. Raises
     EnvironmentFault when they are none."""
 
-    def take(text: str) -> List[dict]:
-        found = json.loads(text)
-        if not isinstance(found, list) or not all(
-            isinstance(one, dict) and (one.get("Id") or one.get("Name")) for one in found
-        ):
-            raise ValueError("not a list of objects")
-        return found
+    def parse_list(text: str) -> List[dict]:
+        objects = json.loads(text)
+        if not isinstance(objects, list):
+            raise ValueError("not a list")
+        for doc in objects:
+            if not isinstance(doc, dict) or not (doc.get("Id") or doc.get("Name")):
+                raise ValueError("not a list of objects")
+        return objects
 
-    return parse_answer(data.decode("utf-8", "replace"), take)
+    return parse_answer(data.decode("utf-8", "replace"), parse_list)
 
 
 def parse_answer(one: object, take: Callable):
@@ -1941,20 +1960,25 @@ def container_facts(one: dict) -> Container:
 
 def inspect_mounts(mounts: list, host: dict) -> List[Tuple[str, str]]:
     """(source, destination) of every mount in any of the places engines since 1.12 note them in."""
-    found = [(m.get("Source") or m.get("Name") or "", m["Destination"]) for m in mounts]
+    pairs = []
+    for mount in mounts:
+        pairs.append((mount.get("Source") or mount.get("Name") or "", mount["Destination"]))
     for bind in host.get("Binds") or []:
-        parts = bind.split(":")
-        found.append((parts[0], parts[1]) if len(parts) > 1 else ("", parts[0]))
-    found += [("tmpfs", path) for path in host.get("Tmpfs") or {}]
-    found += [
-        (m.get("Source") or m.get("Type") or "", m["Target"]) for m in host.get("Mounts") or []
-    ]
-    return [(str(source), posixpath.normpath("/" + target.lstrip("/"))) for source, target in found]
+        source, colon, rest = bind.partition(":")
+        if colon:
+            pairs.append((source, rest.split(":")[0]))
+        else:
+            pairs.append(("", bind))
+    for path in host.get("Tmpfs") or {}:
+        pairs.append(("tmpfs", path))
+    for mount in host.get("Mounts") or []:
+        pairs.append((mount.get("Source") or mount.get("Type") or "", mount["Target"]))
+    return [(str(source), posixpath.normpath("/" + target.lstrip("/"))) for source, target in pairs]
 
 
 def userns_base(info: Dict[str, object]) -> Tuple[int, int]:
     """First host uid and gid of a remapped engine, (0, 0) without remapping. The root then ends in
-    UID.GID (docker's own naming). Raises WayClosed where `docker cp` is unproven."""
+    UID.GID (docker's own naming). Raises MethodUnavailable where `docker cp` is unproven."""
     options = info["SecurityOptions"]
     if any("name=rootless" in option for option in options):
         raise MethodUnavailable("docker cp under a rootless engine is not proven safe")
@@ -1984,22 +2008,22 @@ def parse_age(text: str) -> int:
 def parse_instant(text: object) -> float:
     """Seconds since 1970 of Docker's '2024-01-31T12:00:00.123456789Z' (or +08:00); 0 where it is
     none, and for year 1, Docker's 'never'."""
-    found = re.match(
+    match = re.match(
         r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(?:Z|([+-])(\d\d):(\d\d))\Z",
         str(text or ""),
         re.A,
     )
-    if not found:
+    if not match:
         return 0.0
-    whole, part, sign, hours, minutes = found.groups()
+    whole, fraction, sign, hours, minutes = match.groups()
+    east = 0  # seconds
+    if sign:
+        east = int(hours) * 3600 + int(minutes) * 60
+    if sign == "-":
+        east = -east
     try:
-        east = int(sign + "1") * (int(hours) * 3600 + int(minutes) * 60) if sign else 0
-        return max(
-            0.0,
-            calendar.timegm(time.strptime(whole, "%Y-%m-%dT%H:%M:%S"))
-            - east
-            + float("0" + (part or "")),
-        )
+        seconds = calendar.timegm(time.strptime(whole, "%Y-%m-%dT%H:%M:%S"))
+        return max(0.0, seconds - east + float("0" + (fraction or "")))
     except ValueError:
         return 0.0
 
@@ -2137,7 +2161,7 @@ def root_mount(mounts: List[Mount], container: Container) -> Optional[Mount]:
     return None
 
 
-# --- docker info, of any engine from 0.12 to 29, as text or JSON
+# docker info, of any engine from 0.12 to 29, as text or JSON
 
 PATH_FORM = r"/(?:[^:]|:(?! ))*"  # no ": ", which tells that lines ran together
 INFO_KEYS = (
@@ -2403,8 +2427,7 @@ def pool_mode(pool: Dict[str, object]) -> Tuple[str, str]:
     return "unknown", "neither a loop file nor a data device is said"
 
 
-# --- a container, network or volume made again: what each field of inspect becomes on a command
-# line
+# The order of containers, and the calls that ask docker
 
 
 def title_of(doc: dict) -> str:
@@ -2414,50 +2437,59 @@ def title_of(doc: dict) -> str:
 def find_needs(doc: dict, others: Sequence[dict]) -> List[str]:
     """Ids of the containers that must be there, and up, before this one: links, shared namespaces,
     volumes-from, compose's depends_on."""
-    host, labels, compose = (
-        doc["HostConfig"],
-        doc["Config"].get("Labels") or {},
-        "com.docker.compose.",
-    )
-    refs = {
-        (host.get(key) or "")[10:]
-        for key in ("NetworkMode", "IpcMode", "PidMode")
-        if (host.get(key) or "").startswith("container:")
-    }
-    ends = (doc["NetworkSettings"].get("Networks") or {}).values()
-    links = (host.get("Links") or []) + [one for end in ends for one in end.get("Links") or []]
-    refs |= {one.split(":")[0].lstrip("/") for one in (host.get("VolumesFrom") or []) + links}
-    services = [one.split(":")[0] for one in (labels.get(compose + "depends_on") or "").split(",")]
-    found = []
-    for one in others:
-        theirs = one["Config"].get("Labels") or {}
-        project = labels.get(compose + "project")
-        same = (
-            project
-            and theirs.get(compose + "project") == project
-            and theirs.get(compose + "service") in services
-        )
-        found += [one["Id"]] * bool(
-            one is not doc
-            and (same or not refs.isdisjoint((title_of(one), one["Id"], one["Id"][:12])))
-        )
-    return found
+    references = container_references(doc)
+    needed = []
+    for other in others:
+        if other is doc:
+            continue
+        names = (title_of(other), other["Id"], other["Id"][:12])
+        if is_compose_need(doc, other) or not references.isdisjoint(names):
+            needed.append(other["Id"])
+    return needed
+
+
+def container_references(doc: dict) -> Set[str]:
+    """The names and ids by which a container's settings mean other containers."""
+    host = doc["HostConfig"]
+    references = set()
+    for key in ("NetworkMode", "IpcMode", "PidMode"):
+        mode = host.get(key) or ""
+        if mode.startswith("container:"):
+            references.add(mode[len("container:") :])
+    links = list(host.get("VolumesFrom") or []) + list(host.get("Links") or [])
+    for network in (doc["NetworkSettings"].get("Networks") or {}).values():
+        links += network.get("Links") or []
+    for link in links:
+        references.add(link.split(":")[0].lstrip("/"))
+    return references
+
+
+def is_compose_need(doc: dict, other: dict) -> bool:
+    """Whether docker compose's labels say that a container depends on the other one."""
+    compose = "com.docker.compose."
+    labels = doc["Config"].get("Labels") or {}
+    other_labels = other["Config"].get("Labels") or {}
+    project = labels.get(compose + "project")
+    if not project or other_labels.get(compose + "project") != project:
+        return False
+    depends_on = (labels.get(compose + "depends_on") or "").split(",")
+    services = [entry.split(":")[0] for entry in depends_on]
+    return other_labels.get(compose + "service") in services
 
 
 def sort_by_needs(docs: Sequence[dict]) -> List[dict]:
     """Containers so that each comes behind those it needs, otherwise as they were started; a circle
     is cut there."""
-    ordered, waiting = [], sorted(
-        docs, key=lambda one: (one["State"].get("StartedAt") or "", one["Name"])
-    )
-    after = {one["Id"]: set(find_needs(one, docs)) for one in docs}
+    waiting = sorted(docs, key=lambda doc: (doc["State"].get("StartedAt") or "", doc["Name"]))
+    needs = {doc["Id"]: set(find_needs(doc, docs)) for doc in docs}
+    ordered = []  # type: List[dict]
+    done = set()  # type: Set[str]
     while waiting:
-        one = next(
-            (one for one in waiting if not after[one["Id"]] - {done["Id"] for done in ordered}),
-            waiting[0],
-        )
-        ordered.append(one)
-        waiting.remove(one)
+        ready = [doc for doc in waiting if needs[doc["Id"]] <= done]
+        doc = ready[0] if ready else waiting[0]
+        ordered.append(doc)
+        done.add(doc["Id"])
+        waiting.remove(doc)
     return ordered
 
 
@@ -2492,12 +2524,16 @@ def list_containers(host: Host, filters: Sequence[str] = ()) -> List[Target]:
 
 def inspect_containers(host: Host, ids: Sequence[str]) -> Dict[str, Container]:
     """Facts by id, without those that are gone or being removed."""
-    found = [parse_answer(one, container_facts) for one in inspect_objects(host, "container", ids)]
-    return {one.id: one for one in found if not one.dying}
+    containers = {}
+    for doc in inspect_objects(host, "container", ids):
+        container = parse_answer(doc, container_facts)
+        if not container.dying:
+            containers[container.id] = container
+    return containers
 
 
 def inspect_running(host: Host, ident: str) -> Container:
-    """A container's facts as they are now. Raises Gone."""
+    """A container's facts as they are now. Raises ContainerGone."""
     for one in inspect_containers(host, [ident]).values():
         return one
     raise ContainerGone
@@ -2506,31 +2542,35 @@ def inspect_running(host: Host, ident: str) -> Container:
 def inspect_objects(host: Host, kind: str, names: Sequence[str]) -> List[dict]:
     """Whole objects (kind: container, image, volume, network). One call for CHUNK_IDS of them; what
     is gone is left out by docker, which then exits 1 but prints the others."""
-    found = []  # type: List[dict]
+    verb = ["inspect", "--type", kind]
+    if kind in ("volume", "network"):  # 1.12 has --type for the other two kinds only
+        verb = [kind, "inspect"]
+    objects = []  # type: List[dict]
     for start in range(0, len(names), CHUNK_IDS):
-        verb = (
-            [kind, "inspect"] if kind in ("volume", "network") else ["inspect", "--type", kind]
-        )  # 1.12 has --type for two kinds only
-        answer = query(host, *(verb + list(names[start : start + CHUNK_IDS])))
+        answer = query(host, *verb, *names[start : start + CHUNK_IDS])
         if answer.rc and not re.search(
             r"[Nn]o such (container|object|image|volume)|network .* not found", answer.text()
         ):
             require_answer(answer, "docker inspect")
-        found += parse_objects(answer.out)
-    return found
+        objects += parse_objects(answer.out)
+    return objects
 
 
 def volume_device(host: Host, source: str) -> str:
     """What a local volume (its name, or its _data folder) is a mount of, '' for another source.
     Docker mounts it only while a container runs, or for a docker cp; before that its folder does
     not look like the host's /etc."""
-    name = (
-        source
-        if "/" not in source
-        else os.path.basename(os.path.dirname(source)) if source.endswith("/_data") else ""
-    )
-    found = inspect_objects(host, "volume", [name]) if name not in ("", "tmpfs") else []
-    return str((found[0].get("Options") or {}).get("device") or "") if found else ""
+    name = source
+    if "/" in source:
+        if not source.endswith("/_data"):
+            return ""
+        name = os.path.basename(os.path.dirname(source))
+    if name in ("", "tmpfs"):
+        return ""
+    volumes = inspect_objects(host, "volume", [name])
+    if not volumes:
+        return ""
+    return str((volumes[0].get("Options") or {}).get("device") or "")
 
 
 def is_gone_now(host: Host, container: str, text: str) -> bool:
@@ -2547,9 +2587,8 @@ def engine_info(host: Host) -> Dict[str, object]:
 def read_engine_info(host: Host) -> Dict[str, object]:
     """The same, asked now. Raises EnvironmentFault."""
     answer = query(host, "info", "--format", "{{json .}}")
-    if re.search(
-        r"flag provided but not defined|unknown flag", answer.text()
-    ):  # Docker 1.12 has no info --format
+    # Docker 1.12 has no info --format
+    if re.search(r"flag provided but not defined|unknown flag", answer.text()):
         answer = query(host, "info")
     return parse_info(decode_saved(require_answer(answer, "docker info").out))
 
@@ -7662,14 +7701,27 @@ def run_faketime(host: Host, opts: argparse.Namespace, report: dict) -> None:
 # 13. Docker storage on disk
 ###############################################################################
 
+# This chapter reads what a Docker root holds: which container, image or volume has which layer, the
+# thin pool, where the daemon's options are set, how large folders are. It works with the daemon
+# down, and on the disk of another host.
+#
+# It never writes, never follows a link below a foreign root, and never calls a layer an orphan
+# while a record is missing or unreadable: such a layer is "unknown".
+#
+# The facts: moby's layer/ and image/ packages (layerdb, imagedb), daemon/graphdriver (what each
+# driver writes), graph/ of engines before 1.10, the kernel's device-mapper/thin-provisioning,
+# systemd.syntax(7) and systemd.exec(5).
 
-# --- layers: whose a directory or device of the storage driver is
+
+# Layers: the records of a Docker root, and who owns a layer
 
 
 class LostRecord(NamedTuple):
-    """A container whose layer record is gone, so that no file says which layer is its own. missing:
-    the path of that record; root: the Docker root (or uid.gid folder) that it was in; known: docker
-    still has the container in memory."""
+    """A container whose layer record is gone, so that no file names its layer.
+
+    missing: the path of that record; root: the Docker root (or its uid.gid folder) that it was in;
+    known: docker still has the container in memory.
+    """
 
     name: str
     missing: str
@@ -7681,8 +7733,10 @@ LOST_REASON = "it may be of container %s, whose layer record is missing"
 
 
 class Doubt(NamedTuple):
-    """Why no layer of a driver ('' all drivers) can be proved to be an orphan. unreadable: a record
-    is there and could not be read; else one is missing."""
+    """Why no layer of a driver ('': of any driver) can be proved to be an orphan.
+
+    unreadable: a record is there and could not be read; else a record is missing.
+    """
 
     driver: str
     reason: str
@@ -7690,14 +7744,19 @@ class Doubt(NamedTuple):
 
 
 class Layers(NamedTuple):
-    """Whose the layers below a Docker root are, from its files alone. rows: {"layer", "driver",
-    "paths", "role", "container", "images", "note"}, with devicemapper "device", "device_id" and
-    "device_size" too; role "unknown": it cannot be told. words: each name of a row (full ids, tags,
-    chain and diff ids, short links, device ids) -> its numbers in rows. containers: {id: what
-    take_container makes of it}; images: {id: tags}; unread: {path: reason}. sizes: {layer: bytes of
-    the files it adds, as layerdb has it}. trees: {driver that has image records here: their
-    number}. lost: {container's id: its record that is gone}. doubts: what keeps layers from being
-    proved orphans."""
+    """The owners of the layers below a Docker root, from its files alone.
+
+    rows: {"layer", "driver", "paths", "role", "container", "images", "note"}, with devicemapper
+        also "device", "device_id" and "device_size". Role "unknown": the owner cannot be told.
+    words: each name of a row (full id, tag, chain id, diff id, short link, device id) -> the
+        numbers of its rows.
+    containers: {id: what parse_container_record returns}; images: {id: tags}.
+    unread: {path: why it could not be read, or what is wrong with it}.
+    sizes: {layer: bytes of the files that it adds, by layerdb}.
+    trees: {driver with image records here: their number}.
+    lost: {container id: its record that is gone}.
+    doubts: what keeps layers from being proved orphans.
+    """
 
     rows: List[dict]
     words: Dict[str, List[int]]
@@ -7711,19 +7770,26 @@ class Layers(NamedTuple):
 
 
 class LayerOwner(NamedTuple):
-    """Who has a layer: its role, the container's id, the images' ids, a remark, and other names of
-    it."""
+    """The owner of a layer: its role, the container's id, the images' ids, a remark, and the
+    layer's other names."""
 
     role: str
     container: str = ""
     images: Tuple[str, ...] = ()
     note: str = ""
-    words: Tuple[str, ...] = ()
+    aliases: Tuple[str, ...] = ()
 
 
 UNKNOWN = "unknown"  # the role of a layer of which it cannot be told whose it is
 BUILDKIT_NAME = 25  # characters of the layer names that BuildKit gives
 HASH = r"[0-9a-f]{64}\Z"
+
+
+def strip_algorithm(digest: str) -> str:
+    """A digest without 'sha256:' in front."""
+    if digest.startswith("sha256:"):
+        return digest[len("sha256:") :]
+    return digest
 
 
 def chain_ids(diff_ids: Sequence[str]) -> List[str]:
@@ -7740,26 +7806,33 @@ def chain_id(below: Sequence[str], diff: str) -> str:
     'sha256:' (OCI image-spec, config.md)."""
     if not below:
         return diff
-    return "sha256:" + hashlib.sha256(("%s %s" % (below[-1], diff)).encode("ascii")).hexdigest()
+    text = "%s %s" % (below[-1], diff)
+    return "sha256:" + hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def parse_word_record(files: Dict[str, bytes], name: str, form: str) -> str:
+    """The only word of a record's file, without 'sha256:'. Raises ValueError where it does not have
+    the form."""
     text = files.get(name, b"").decode("ascii", "replace").strip()
     if not re.match(form, text):
-        raise ValueError("no %s that is one" % name)
-    return text[len("sha256:") :] if text.startswith("sha256:") else text
+        raise ValueError("its %s is not valid" % name)
+    return strip_algorithm(text)
 
 
 def parse_object_record(data: Optional[bytes]) -> dict:
-    found = json.loads((data or b"").decode("utf-8", "surrogateescape"))
-    if not isinstance(found, dict):
-        raise ValueError("no JSON object")
-    return found
+    """The JSON object of a record's file. Raises ValueError where it is none."""
+    record = json.loads((data or b"").decode("utf-8", "surrogateescape"))
+    if not isinstance(record, dict):
+        raise ValueError("it is not a JSON object")
+    return record
 
 
 class ChainRecord(NamedTuple):
-    """layerdb/sha256/CHAIN: the driver's layer; parent: the chain id below it, '' for the lowest;
-    size: bytes of its files; diff: its diff id, '' where that is missing."""
+    """layerdb/sha256/CHAIN.
+
+    layer: the driver's name of the layer; parent: the chain id below it, '' for the lowest;
+    size: bytes of its files; diff: its diff id, '' where that is missing.
+    """
 
     layer: str
     parent: str
@@ -7777,8 +7850,10 @@ class MountRecord(NamedTuple):
 
 
 class DriverRecords(NamedTuple):
-    """The records of image/<driver>, by name; None: there, but not readable. tags: {image: tags};
-    metadata: the images that have any."""
+    """The records of image/<driver>, by name; None: there, but not readable.
+
+    tags: {image: its tags}; metadata: the images that have any.
+    """
 
     chains: Dict[str, Optional[ChainRecord]]
     mounts: Dict[str, Optional[MountRecord]]
@@ -7788,93 +7863,117 @@ class DriverRecords(NamedTuple):
 
 
 def parse_optional_record(files: Dict[str, bytes], name: str, form: str) -> str:
-    """As take_word, '' where the file is not there."""
-    return parse_word_record(files, name, form) if name in files else ""
+    """As parse_word_record, but '' where the file is not there."""
+    if name not in files:
+        return ""
+    return parse_word_record(files, name, form)
 
 
 def parse_chain_record(files: Dict[str, bytes]) -> ChainRecord:
     size = re.match(rb"[0-9]{1,18}\Z", files.get("size", b"").strip())
     digest = "sha256:" + HASH
     return ChainRecord(
-        parse_word_record(files, "cache-id", LAYER),
-        parse_optional_record(files, "parent", digest),
-        int(size.group(0)) if size else None,
-        parse_optional_record(files, "diff", digest),
+        layer=parse_word_record(files, "cache-id", LAYER),
+        parent=parse_optional_record(files, "parent", digest),
+        size=int(size.group(0)) if size else None,
+        diff=parse_optional_record(files, "diff", digest),
     )
 
 
 def parse_mount_record(files: Dict[str, bytes]) -> MountRecord:
     return MountRecord(
-        parse_word_record(files, "mount-id", LAYER),
-        parse_optional_record(files, "init-id", LAYER),
-        parse_optional_record(files, "parent", "sha256:" + HASH),
+        layer=parse_word_record(files, "mount-id", LAYER),
+        init=parse_optional_record(files, "init-id", LAYER),
+        parent=parse_optional_record(files, "parent", "sha256:" + HASH),
     )
 
 
 def parse_image_record(files: Dict[str, bytes]) -> List[str]:
     """The diff ids of an image's configuration."""
-    diffs = (parse_object_record(files.get("")).get("rootfs") or {}).get("diff_ids") or []
-    if not all(isinstance(diff, str) and re.match("sha256:" + HASH, diff) for diff in diffs):
-        raise ValueError("no diff ids")
-    return diffs
+    rootfs = parse_object_record(files.get("")).get("rootfs") or {}
+    diff_ids = rootfs.get("diff_ids") or []
+    for diff in diff_ids:
+        if not isinstance(diff, str) or not re.match("sha256:" + HASH, diff):
+            raise ValueError("its diff ids are not valid")
+    return diff_ids
 
 
 def parse_container_record(files: Dict[str, bytes]) -> Dict[str, object]:
-    """name, driver, image; running (None: not said), volumes (names), rotated: whether its log is
-    kept from growing without end."""
-    found = parse_object_record(files.get("config.v2.json", files.get("config.json")))
-    image, log = str(found.get("Image") or ""), {}
-    if "hostconfig.json" in files:
-        log = (
-            parse_object_record(files["hostconfig.json"]).get("LogConfig")
-            or found.get("LogConfig")
-            or {}
-        )
-    sources = [
-        str(one.get("Name") or one.get("Source") or "")
-        for one in (found.get("MountPoints") or {}).values()
-    ]
-    sources += [str(one) for one in (found.get("Volumes") or {}).values()]
+    """name, driver, image; running (None: not said), volumes (names), rotated: whether something
+    keeps the container's log from growing without end."""
+    config = parse_object_record(files.get("config.v2.json", files.get("config.json")))
     return {
-        "name": str(found.get("Name") or "").lstrip("/"),
-        "driver": str(found.get("Driver") or ""),
-        "image": image[len("sha256:") :] if image.startswith("sha256:") else image,
-        "running": (found.get("State") or {}).get("Running"),
-        "volumes": [re.sub(r".*/volumes/([^/]+)/_data\Z", r"\1", one) for one in sources],
-        "rotated": (
-            "max-size" in (log.get("Config") or {})
-            or log.get("Type") not in (None, "", "json-file")
-        ),
+        "name": str(config.get("Name") or "").lstrip("/"),
+        "driver": str(config.get("Driver") or ""),
+        "image": strip_algorithm(str(config.get("Image") or "")),
+        "running": (config.get("State") or {}).get("Running"),
+        "volumes": recorded_volumes(config),
+        "rotated": has_rotated_log(config, files),
     }
 
 
-def parse_device_record(files: Dict[str, bytes]) -> Tuple[int, bool, Optional[int]]:
-    found = parse_object_record(files.get(""))
-    if type(found.get("device_id")) is not int:
-        raise ValueError("no device_id")
-    return (
-        found["device_id"],
-        found.get("deleted") is True,
-        found["size"] if type(found.get("size")) is int else None,
-    )
+def recorded_volumes(config: dict) -> List[str]:
+    """The names of a container's volumes, and the folders that are no volumes. Engines since 1.7
+    list MountPoints, older ones Volumes."""
+    sources = []
+    for mount in (config.get("MountPoints") or {}).values():
+        sources.append(str(mount.get("Name") or mount.get("Source") or ""))
+    for source in (config.get("Volumes") or {}).values():
+        sources.append(str(source))
+    return [re.sub(r".*/volumes/([^/]+)/_data\Z", r"\1", source) for source in sources]
+
+
+def has_rotated_log(config: dict, files: Dict[str, bytes]) -> bool:
+    """Whether a container's log has a limit, or is not written by the json-file driver."""
+    if "hostconfig.json" not in files:
+        return False
+    host_config = parse_object_record(files["hostconfig.json"])
+    log = host_config.get("LogConfig") or config.get("LogConfig") or {}
+    if "max-size" in (log.get("Config") or {}):
+        return True
+    return log.get("Type") not in (None, "", "json-file")
+
+
+class DeviceRecord(NamedTuple):
+    """devicemapper/metadata/LAYER. deleted: the driver still has to delete the device; size: bytes,
+    None where the record has none."""
+
+    device_id: int
+    deleted: bool
+    size: Optional[int]
+
+
+def parse_device_record(files: Dict[str, bytes]) -> DeviceRecord:
+    record = parse_object_record(files.get(""))
+    device_id, size = record.get("device_id"), record.get("size")
+    # bool is a kind of int in Python, so isinstance is not enough
+    if type(device_id) is not int:
+        raise ValueError("it has no device_id")
+    if type(size) is not int:
+        size = None
+    return DeviceRecord(device_id, record.get("deleted") is True, size)
 
 
 def parse_repositories(files: Dict[str, bytes]) -> Dict[str, List[str]]:
     """{image id: tags and digests} of repositories.json, whose inner keys are whole references
     since 1.10 and bare tags before."""
     tags = {}  # type: Dict[str, List[str]]
-    for name, references in (parse_object_record(files.get("")).get("Repositories") or {}).items():
+    repositories = parse_object_record(files.get("")).get("Repositories") or {}
+    for name, references in repositories.items():
         for reference, image in references.items():
-            tags.setdefault(str(image).split(":")[-1], []).append(
-                reference if reference.startswith(name) else name + ":" + reference
-            )
-    return {image: sorted(found) for image, found in tags.items()}
+            tag = reference
+            if not reference.startswith(name):
+                tag = name + ":" + reference
+            tags.setdefault(bare_id(str(image)), []).append(tag)
+    return {image: sorted(image_tags) for image, image_tags in tags.items()}
 
 
 def chain_gaps(records: DriverRecords) -> Dict[str, str]:
     """{place in image/<driver>: why it must have been there} of the layer records that others name.
+
     Each chain id is a hash over the parent's and its own diff id, so a record that lost either file
-    is seen too."""
+    is seen too.
+    """
     gaps = {}  # type: Dict[str, str]
 
     def require_chain(chain: str, user: str) -> None:
@@ -7904,11 +8003,10 @@ def image_gaps(records: DriverRecords) -> Dict[str, str]:
     """{place in image/<driver>: why it must have been there} of the image records that tags or
     metadata name."""
     place = "imagedb/content/sha256/"
-    gaps = {
-        place + image: "missing, though it has metadata"
-        for image in records.metadata
-        if image not in records.images
-    }
+    gaps = {}
+    for image in records.metadata:
+        if image not in records.images:
+            gaps[place + image] = "missing, though it has metadata"
     for image, tags in records.tags.items():
         if image not in records.images:
             gaps[place + image] = "missing, though the tag %s names it" % tags[0]
@@ -7917,15 +8015,14 @@ def image_gaps(records: DriverRecords) -> Dict[str, str]:
 
 def mount_gaps(records: DriverRecords, containers: Dict[str, dict]) -> Dict[str, str]:
     """{place in image/<driver>: why it must have been there}: a container stands on its image's
-    layers, unless that has none."""
-    return {
-        "layerdb/mounts/%s/parent" % one: "missing"
-        for one, mount in records.mounts.items()
-        if mount
-        and not mount.parent
-        and one in containers
-        and records.images.get(containers[one]["image"]) != []
-    }
+    layers, unless the image has none."""
+    gaps = {}
+    for container, mount in records.mounts.items():
+        if not mount or mount.parent or container not in containers:
+            continue
+        if records.images.get(containers[container]["image"]) != []:
+            gaps["layerdb/mounts/%s/parent" % container] = "missing"
+    return gaps
 
 
 def assign_layer_owners(
@@ -7934,53 +8031,61 @@ def assign_layer_owners(
     images: Dict[str, List[str]],
     containers: Dict[str, dict],
 ) -> Dict[str, LayerOwner]:
-    """{layer: Claim} by the records of engines since 1.10. An image has the layers of its diff ids;
-    a container has its mount, and keeps the layers under it alive even where their image is
-    gone."""
-    users, diffs, standing = (
-        {},
-        {},
-        {},
-    )  # type: Dict[str, List[str]], Dict[str, str], Dict[str, str]
+    """{layer: its owner} by the records of engines since 1.10.
+
+    An image has the layers of its diff ids. A container has its mount, and keeps the layers below
+    it alive even where their image is gone.
+    """
+    users = {}  # type: Dict[str, List[str]]
+    diffs = {}  # type: Dict[str, str]
     for image, diff_ids in images.items():
         for chain, diff in zip(chain_ids(diff_ids), diff_ids):
             users.setdefault(chain, []).append(image)
             diffs[chain] = diff[len("sha256:") :]
-    for container, (_, _, chain) in mounts.items():
+    standing = chains_below_containers(chains, mounts)
+    owners = {}
+    for chain, record in chains.items():
+        role, note = "image", ""
+        if chain not in users and chain in standing:
+            note = "its image is gone; container %s stands on it" % standing[chain][:12]
+        elif chain not in users:
+            role, note = "orphan", "in layerdb, but no image has it"
+        image_ids = tuple(sorted(users.get(chain, ())))
+        aliases = (chain, diffs.get(chain, chain))
+        owners[record.layer] = LayerOwner(role, "", image_ids, note, aliases)
+    for container, mount in mounts.items():
+        role, init_role, note = "container", "container-init", ""
+        if container not in containers:
+            role = init_role = "orphan"
+            note = "of container %s, which is gone, or of a build" % container[:12]
+        owners[mount.layer] = LayerOwner(role, container, (), note)
+        if mount.init:
+            owners[mount.init] = LayerOwner(init_role, container, (), note)
+    return owners
+
+
+def chains_below_containers(
+    chains: Dict[str, ChainRecord], mounts: Dict[str, MountRecord]
+) -> Dict[str, str]:
+    """{chain id: a container that stands on it}."""
+    standing = {}  # type: Dict[str, str]
+    for container, mount in mounts.items():
+        chain = mount.parent
         while chain in chains and chain not in standing:
             standing[chain] = container
             chain = chains[chain].parent
-    claims = {}
-    for chain, record in chains.items():
-        role = "image" if chain in users or chain in standing else "orphan"
-        stands = (
-            "its image is gone; container %s stands on it" % standing[chain][:12]
-            if chain in standing
-            else ""
-        )
-        note = "" if chain in users else stands or "in layerdb, but no image has it"
-        claims[record.layer] = LayerOwner(
-            role, "", tuple(sorted(users.get(chain, ()))), note, (chain, diffs.get(chain, chain))
-        )
-    for container, (layer, init, _) in mounts.items():
-        gone = (
-            ""
-            if container in containers
-            else "of container %s, which is gone, or of a build" % container[:12]
-        )
-        claims[layer] = LayerOwner("orphan" if gone else "container", container, (), gone)
-        if init:
-            claims[init] = LayerOwner("orphan" if gone else "container-init", container, (), gone)
-    return claims
+    return standing
 
 
 def assign_graph_owners(
     parents: Dict[str, str], tagged: Dict[str, List[str]]
 ) -> Dict[str, LayerOwner]:
-    """{layer: Claim} by the records of engines before 1.10, where each layer is an image: it
+    """{layer: its owner} by the records of engines before 1.10, where each layer is an image: it
     belongs to the images above it that have a tag, or that nothing stands on."""
     users = {image: [] for image in parents}  # type: Dict[str, List[str]]
-    for top in sorted(set(parents) & set(tagged) | set(parents) - set(parents.values())):
+    with_tag = set(parents) & set(tagged)
+    topmost = set(parents) - set(parents.values())
+    for top in sorted(with_tag | topmost):
         below, seen = top, set()
         while below in parents and below not in seen:
             seen.add(below)
@@ -7992,134 +8097,148 @@ def assign_graph_owners(
 def find_rows(layers: Layers, word: str) -> List[int]:
     """Numbers of the rows that a word means: a name as it stands, else the layer of a device's
     name, else the first part of a path that is one, else the beginning of a hash. [] where it means
-    none; UsageError where it begins two."""
+    none. Raises UsageError where it is the beginning of hashes of more than one layer."""
     bare = re.sub(r"^(?:sha256:|docker\.io/(?:library/)?|/(?=[^/]+\Z))", "", word)
-    device = re.match(r"(?:/dev/mapper/)?docker-[0-9]+:[0-9]+-[0-9]+-(.+)\Z", word)
-    parts = (
-        [
-            part
-            for part in posixpath.normpath(word).split("/")
-            if re.match(LAYER + "|[0-9A-Z]{26}\\Z", part)
-        ]
-        if "/" in word
-        else []
-    )
-    known = [
-        name
-        for name in [word, bare, bare + ":latest", device.group(1) if device else "", *parts]
-        if name in layers.words
-    ]
-    if known:
-        return layers.words[known[0]]
-    stem, init = re.match(r"(.*?)(-init)?\Z", bare, re.S).groups()
-    hashes = (
-        [
-            name
-            for name in layers.words
-            if re.match(LAYER, name) and name.endswith("-init") == bool(init)
-        ]
-        if stem
-        else []
-    )
-    begun = [name for name in hashes if name.startswith(stem)]
-    if len({tuple(layers.words[name]) for name in begun}) > 1:
-        shown = [
-            "%s (%s)" % (name, format_owner(layers.rows[layers.words[name][0]]))
-            for name in sorted(begun)
-        ]
-        listed = ", ".join(shown[:6]) + (", ..." if len(shown) > 6 else "")
-        raise UsageError(
-            "%s begins %d hashes: %s" % (word, len(begun), listed), "give more of the hash"
-        )
-    return layers.words[begun[0]] if begun else []
+    for name in names_in_word(word, bare):
+        if name in layers.words:
+            return layers.words[name]
+    matches = hashes_that_begin(layers, bare)
+    if len({tuple(layers.words[name]) for name in matches}) > 1:
+        require_longer_hash(layers, word, matches)
+    if not matches:
+        return []
+    return layers.words[matches[0]]
 
 
 def join_notes(*notes: str) -> str:
     return "; ".join(note for note in notes if note)
 
 
+def names_in_word(word: str, bare: str) -> List[str]:
+    """What a word may name as a whole, the likeliest first."""
+    names = [word, bare, bare + ":latest"]
+    device = re.match(r"(?:/dev/mapper/)?docker-[0-9]+:[0-9]+-[0-9]+-(.+)\Z", word)
+    if device:
+        names.append(device.group(1))
+    if "/" in word:
+        parts = posixpath.normpath(word).split("/")
+        names += [part for part in parts if re.match(LAYER + "|[0-9A-Z]{26}\\Z", part)]
+    return names
+
+
+def hashes_that_begin(layers: Layers, text: str) -> List[str]:
+    """The hashes that begin with this text; those of init layers only where it ends in -init."""
+    is_init = text.endswith("-init")
+    stem = text[: -len("-init")] if is_init else text
+    if not stem:
+        return []
+    hashes = [name for name in layers.words if re.match(LAYER, name) and name.startswith(stem)]
+    return [name for name in hashes if name.endswith("-init") == is_init]
+
+
+def require_longer_hash(layers: Layers, word: str, matches: List[str]) -> None:
+    """Refuses the beginning of several hashes, with the owners that it may mean."""
+    meanings = []
+    for name in sorted(matches):
+        row = layers.rows[layers.words[name][0]]
+        meanings.append("%s (%s)" % (name, format_owner(row)))
+    listed = ", ".join(meanings[:6])
+    if len(meanings) > 6:
+        listed += ", ..."
+    raise UsageError(
+        "%s begins %d hashes: %s" % (word, len(matches), listed), "give more of the hash"
+    )
+
+
 def format_owner(row: dict) -> str:
-    """A row's owner in words: the container's name, else the image's tags."""
-    if row["container"]:
-        return row["container"]["name"] or "container " + row["container"]["id"][:12]
-    tags = [tag for image in row["images"] for tag in image["tags"][:1] or [image["id"][:12]]]
-    return ", ".join(tags[:3]) + (" and %d more" % (len(tags) - 3) if len(tags) > 3 else "") or "-"
+    """A row's owner in words: the container's name, else the tags of its images, '-' for none."""
+    container = row["container"]
+    if container:
+        return container["name"] or "container " + container["id"][:12]
+    names = []
+    for image in row["images"]:
+        names.append(image["tags"][0] if image["tags"] else image["id"][:12])
+    if not names:
+        return "-"
+    if len(names) > 3:
+        return "%s and %d more" % (", ".join(names[:3]), len(names) - 3)
+    return ", ".join(names)
 
 
-def inspect_differences(row: dict, one: Optional[Container]) -> str:
+def inspect_differences(row: dict, container: Optional[Container]) -> str:
     """In what `docker inspect` (None: it has no such container) differs from a container's row, ''
-    where both agree or it says nothing: aufs, btrfs and vfs tell no paths."""
-    if one is None:
+    where both agree or it says nothing: aufs, btrfs and vfs name no paths."""
+    if container is None:
         return "docker does not know it"
-    own = [
-        value for key, value in sorted(one.layer.items()) if key != "LowerDir"
-    ]  # that names the layers below
-    told = {part for value in own for part in [*value.split("/"), value.split("-", 3)[-1]]}
+    # LowerDir names the layers below
+    own = [value for key, value in sorted(container.layer.items()) if key != "LowerDir"]
+    reported = set()
+    for value in own:
+        reported.update(value.split("/"))
+        reported.add(value.split("-", 3)[-1])
+    layer = row["layer"]
+    if reported and row["layer"] not in reported:
+        layer = " ".join(own)
+    device_id = str(row.get("device_id"))
     checks = (
-        ("name", row["container"]["name"], one.name),
-        ("driver", row["driver"], one.driver or row["driver"]),
-        (
-            "layer",
-            row["layer"],
-            row["layer"] if row["layer"] in told or not told else " ".join(own),
-        ),
-        (
-            "device id",
-            str(row.get("device_id")),
-            one.layer.get("DeviceId", str(row.get("device_id"))),
-        ),
+        ("name", row["container"]["name"], container.name),
+        ("driver", row["driver"], container.driver or row["driver"]),
+        ("layer", row["layer"], layer),
+        ("device id", device_id, container.layer.get("DeviceId", device_id)),
     )
-    return "; ".join(
-        "its %s is %s by the files, %s by docker" % check
-        for check in checks
-        if check[1] != check[2]
-    )
+    differences = []
+    for title, by_files, by_docker in checks:
+        if by_files != by_docker:
+            differences.append(
+                "its %s is %s by the files, %s by docker" % (title, by_files, by_docker)
+            )
+    return "; ".join(differences)
 
 
 def find_names(data: bytes, names: set) -> set:
     """Which of these names (of 25 or 64 characters) a BuildKit database holds. Its pages are not
-    parsed: a name that stands in a page no longer used counts too, which errs on the side of
+    parsed: a name in a page that is no longer used counts too, which errs on the side of
     keeping."""
-    runs_of_letters = [run.decode("ascii") for run in re.findall(rb"[0-9a-z]{25,}", data)]
-    return {
-        word
-        for run in runs_of_letters
-        for n in range(len(run) - 24)
-        for word in (run[n : n + 25], run[n : n + 64])
-        if word in names
-    }
+    present = set()
+    for run in re.findall(rb"[0-9a-z]{25,}", data):
+        text = run.decode("ascii")
+        for start in range(len(text) - 24):
+            for end in (start + 25, start + 64):
+                if text[start:end] in names:
+                    present.add(text[start:end])
+    return present
 
 
 def is_bolt(data: bytes) -> bool:
-    """Whether this is a database of bbolt's: its magic stands in one of the first two pages (bbolt
-    internal/common/meta.go), in the byte order of the host that wrote it."""
+    """Whether this is a bbolt database: its magic number stands in one of the first two pages
+    (bbolt internal/common/meta.go), in the byte order of the host that wrote it."""
     magic = (b"\xed\xda\x0c\xed", b"\xed\x0c\xda\xed")
     pages = [0] + [4096 << power for power in range(5)]
     return any(data[page + 16 : page + 20] in magic for page in pages)
 
 
 def mark_build_cache(
-    names: List[str], claims: Dict[str, LayerOwner], database: bytes
+    names: List[str], owners: Dict[str, LayerOwner], database: bytes
 ) -> Dict[str, LayerOwner]:
-    """The claims with what nothing else has, but BuildKit's cache knows, by its name or its chain
-    id."""
-    loose = {
-        name: claims.get(name) or LayerOwner("orphan")
-        for name in names
-        if name not in claims or claims[name].role == "orphan"
-    }
-    kept = find_names(
-        database, {word for name, claim in loose.items() for word in (name, *claim.words)}
-    )
-    cached = {
-        name: LayerOwner("image", note="build cache", words=claim.words)
-        for name, claim in loose.items()
-        if kept & {name, *claim.words}
-    }
-    return dict(claims, **cached)
+    """The owners, with BuildKit's cache for layers that have no other owner and that its database
+    holds by their name or chain id."""
+    loose = {}
+    for name in names:
+        owner = owners.get(name) or LayerOwner("orphan")
+        if owner.role == "orphan":
+            loose[name] = owner
+    wanted = set()  # type: Set[str]
+    for name, owner in loose.items():
+        wanted.update((name, *owner.aliases))
+    present = find_names(database, wanted)
+    marked = dict(owners)
+    for name, owner in loose.items():
+        if present & {name, *owner.aliases}:
+            marked[name] = LayerOwner("image", note="build cache", aliases=owner.aliases)
+    return marked
 
 
-# --- the thin pool, as the kernel tells (dmsetup)
+# The thin pool, as the kernel reports it (dmsetup)
 
 METADATA_MAX = 33292800 * 512  # what dm-thin can use, some 15.88 GiB
 
@@ -8148,7 +8267,8 @@ class ThinPool(NamedTuple):
 
 def parse_thin_pool(table: str, status: str) -> ThinPool:
     """From `dmsetup table POOL` and `dmsetup status POOL`; kernels since 2015 add needs_check, all
-    print metadata in blocks of 4 KiB. Raises EnvironmentFault."""
+    print metadata in blocks of 4 KiB (kernel, device-mapper/thin-provisioning). Raises
+    EnvironmentFault."""
     line = re.match(
         r"(?:\S+: )?(0 ([0-9]+) thin-pool ([0-9]+:[0-9]+) ([0-9]+:[0-9]+) ([0-9]+) .*)\Z",
         table.strip(),
@@ -8162,16 +8282,28 @@ def parse_thin_pool(table: str, status: str) -> ThinPool:
             "dmsetup table; dmsetup status",
         )
     block = int(line.group(5)) * 512
-    facts = (line.group(1), int(line.group(2)), line.group(3), line.group(4), block)
+    pool = ThinPool(
+        table=line.group(1),
+        sectors=int(line.group(2)),
+        metadata_dev=line.group(3),
+        data_dev=line.group(4),
+        block=block,
+        state="Fail",
+        needs_check=False,
+    )
     if state.group(1):
-        return ThinPool(*(*facts, "Fail", False))
-    counts = [
-        int(state.group(n)) * size for n, size in ((4, block), (5, block), (2, 4096), (3, 4096))
-    ]
-    return ThinPool(*(*facts, state.group(6), "needs_check" in state.group(7), *tuple(counts)))
+        return pool
+    return pool._replace(
+        state=state.group(6),
+        needs_check="needs_check" in state.group(7),
+        data_used=int(state.group(4)) * block,
+        data_total=int(state.group(5)) * block,
+        metadata_used=int(state.group(2)) * 4096,
+        metadata_total=int(state.group(3)) * 4096,
+    )
 
 
-# --- where the daemon's options are set
+# Where the daemon's options are set
 
 
 class OptionSource(NamedTuple):
@@ -8220,38 +8352,54 @@ def shell_words(text: str) -> List[str]:
 def daemon_flags(words: Sequence[str]) -> Tuple[Tuple[str, str], ...]:
     """(name, value) of the known options among a daemon's words, also inside `sh -c '...'`, as
     CentOS 7 had it."""
-    flat = [
-        part
-        for word in words
-        for part in (shell_words(word) if " " in word and "docker" in word else [word])
-    ]
-    found = []
+    flat = []  # type: List[str]
+    for word in words:
+        if " " in word and "docker" in word:
+            flat += shell_words(word)
+        else:
+            flat.append(word)
+    options = []
     for word, after in zip(flat, [*flat[1:], ""]):
         flag, equals, value = word.partition("=")
-        if flag in FLAGS:
-            found.append((FLAGS[flag], value if equals or flag == "--live-restore" else after))
-    return tuple(found)
+        if flag not in FLAGS:
+            continue
+        if not equals and flag != "--live-restore":
+            value = after
+        options.append((FLAGS[flag], value))
+    return tuple(options)
+
+
+# The keys of daemon.json that hold one value.
+DAEMON_JSON_KEYS = (
+    "storage-driver",
+    "data-root",
+    "graph",
+    "log-driver",
+    "live-restore",
+    "pidfile",
+)
 
 
 def daemon_json(text: str) -> Tuple[Tuple[str, str], ...]:
-    """The same of daemon.json. Raises ValueError where dockerd would not start with it."""
-    found = json.loads(text or "{}")
-    if not isinstance(found, dict):
+    """The same from daemon.json. Raises ValueError where dockerd would not start with it."""
+    settings = json.loads(text or "{}")
+    if not isinstance(settings, dict):
         raise ValueError("it is not a JSON object")
-    listed = [("storage-opt", one) for one in found.get("storage-opts") or []]
-    listed += [
-        ("data-root" if key == "graph" else key, found[key])
-        for key in ("storage-driver", "data-root", "graph", "log-driver", "live-restore", "pidfile")
-        if key in found
-    ]
-    listed += [("log-opt", "%s=%s" % one) for one in (found.get("log-opts") or {}).items()]
-    return tuple((name, str(value)) for name, value in listed)
+    options = [("storage-opt", str(value)) for value in settings.get("storage-opts") or []]
+    for key in DAEMON_JSON_KEYS:
+        if key in settings:
+            name = "data-root" if key == "graph" else key
+            options.append((name, str(settings[key])))
+    for name, value in (settings.get("log-opts") or {}).items():
+        options.append(("log-opt", "%s=%s" % (name, value)))
+    return tuple(options)
 
 
 def unit_settings(text: str) -> List[Tuple[str, str]]:
     """(key, value) of a unit's [Service] section (systemd.syntax(7)): a backslash joins lines,
     comments between joined lines are left out."""
-    section, line, found = "", "", []
+    section, line = "", ""
+    settings = []
     for part in text.split("\n"):
         if part.lstrip().startswith(("#", ";")):
             continue
@@ -8259,12 +8407,13 @@ def unit_settings(text: str) -> List[Tuple[str, str]]:
         if line.endswith("\\"):
             line = line[:-1] + " "
             continue
+        if line.strip().startswith("["):
+            section = line.strip()
         key, equals, value = line.partition("=")
-        section = line.strip() if line.strip().startswith("[") else section
         if equals and section == "[Service]":
-            found.append((key.strip(), value.strip()))
+            settings.append((key.strip(), value.strip()))
         line = ""
-    return found
+    return settings
 
 
 def environment_settings(text: str) -> Dict[str, str]:
@@ -8275,30 +8424,42 @@ def environment_settings(text: str) -> Dict[str, str]:
 
 def next_options(sources: Sequence[OptionSource]) -> Dict[str, str]:
     """The daemon's options on its next start; of one that is given twice, the last."""
-    return dict(pair for one in sources if one.used for pair in one.options)
+    options = {}  # type: Dict[str, str]
+    for source in sources:
+        if source.used:
+            options.update(source.options)
+    return options
 
 
 def option_conflicts(sources: Sequence[OptionSource]) -> List[Tuple[str, List[str]]]:
-    """(option, places) of what is set more than once for the next start. The daemon does not start
-    with one directive both as a flag and in daemon.json, even with different dm.* keys; twice on
-    the command line, the last one wins silently."""
-    places, sides = {}, {}  # type: Dict[str, List[str]], Dict[str, Dict[str, List[str]]]
+    """(option, places) of what is set more than once for the next start.
+
+    The daemon does not start with one directive both as a flag and in daemon.json, even with
+    different dm.* keys; twice on the command line, the last one wins silently.
+    """
+    places = {}  # type: Dict[str, List[str]]
+    # directive -> {whether it is in daemon.json: the places}
+    directives = {}  # type: Dict[str, Dict[bool, List[str]]]
     for source in sources:
-        for name, value in source.options if source.used else ():
-            many, side = name.endswith("-opt"), str(source.kind == "daemon.json")
-            places.setdefault(value.partition("=")[0] if many else name, []).append(source.where())
-            sides.setdefault(name + "s" if many else name, {}).setdefault(side, []).append(
-                source.where()
-            )
-    found = [(name, where) for name, where in places.items() if len(where) > 1]
-    known = {name for name, _ in found}
-    return found + [
-        (name, sorted(set(sum(both.values(), []))))
-        for name, both in sides.items()
-        if len(both) > 1
-        and name not in known
-        and not (name.endswith("-opts") and any(key.startswith("dm.") for key in known))
-    ]
+        if not source.used:
+            continue
+        for name, value in source.options:
+            option = directive = name
+            if name.endswith("-opt"):  # may be given several times, each with its own key
+                option, directive = value.partition("=")[0], name + "s"
+            places.setdefault(option, []).append(source.where())
+            sides = directives.setdefault(directive, {})
+            sides.setdefault(source.kind == "daemon.json", []).append(source.where())
+    conflicts = [(option, where) for option, where in places.items() if len(where) > 1]
+    repeated = {option for option, _ in conflicts}
+    pool_option_repeated = any(option.startswith("dm.") for option in repeated)
+    for directive, sides in directives.items():
+        if len(sides) < 2 or directive in repeated:
+            continue
+        if directive.endswith("-opts") and pool_option_repeated:
+            continue  # the key itself is in the list
+        conflicts.append((directive, sorted({*sides[True], *sides[False]})))
+    return conflicts
 
 
 UNIT_FOLDERS = (
@@ -8313,22 +8474,23 @@ SETTING_FILES = ("/etc/sysconfig/docker", "/etc/sysconfig/docker-storage", "/etc
 
 def unit_files(top: str, unit: str) -> List[str]:
     """The unit's file and its drop-ins as systemd takes them: the first folder's file of a name
-    hides the later ones'."""
-    found = next(
-        (
-            path
-            for path in (os.path.join(top, folder, unit) for folder in UNIT_FOLDERS)
-            if os.path.isfile(os_bytes(path))
-        ),
-        None,
-    )
+    hides those of later folders."""
+    files = []
+    for folder in UNIT_FOLDERS:
+        path = os.path.join(top, folder, unit)
+        if os.path.isfile(os_bytes(path)):
+            files.append(path)
+            break
     drop_ins = {}  # type: Dict[str, str]
     for folder in UNIT_FOLDERS:
         place = os.path.join(top, folder, unit + ".d")
-        for name in os.listdir(os_bytes(place)) if os.path.isdir(os_bytes(place)) else ():
-            if name.endswith(b".conf"):
-                drop_ins.setdefault(os.fsdecode(name), os.path.join(place, os.fsdecode(name)))
-    return ([found] if found else []) + [drop_ins[name] for name in sorted(drop_ins)]
+        if not os.path.isdir(os_bytes(place)):
+            continue
+        for raw_name in os.listdir(os_bytes(place)):
+            name = os.fsdecode(raw_name)
+            if name.endswith(".conf"):
+                drop_ins.setdefault(name, os.path.join(place, name))
+    return files + [drop_ins[name] for name in sorted(drop_ins)]
 
 
 def settings_of(path: str, parse: Callable, empty):
@@ -8345,89 +8507,118 @@ def settings_of(path: str, parse: Callable, empty):
         return text, empty, "is not what dockerd takes: %s" % err
 
 
+class UnitOptions(NamedTuple):
+    """What a unit says together with its drop-ins.
+
+    path, command: the file of the ExecStart in force ('': there is no unit), and its value.
+    files: the paths of EnvironmentFile=; variables: (unit file, 'NAME=value') of Environment=.
+    faults: (unit file, why it cannot be read).
+    """
+
+    path: str
+    command: str
+    files: List[str]
+    variables: List[Tuple[str, str]]
+    faults: List[Tuple[str, str]]
+
+
+def read_unit_options(top: str, unit: str) -> UnitOptions:
+    """The later file wins; an empty value takes back what was given before (systemd.exec(5))."""
+    path, command = "", ""
+    files = []  # type: List[str]
+    variables = []  # type: List[Tuple[str, str]]
+    faults = []
+    for unit_file in unit_files(top, unit):
+        _, settings, fault = settings_of(unit_file, unit_settings, [])
+        if fault:
+            faults.append((unit_file, fault))
+        for key, value in settings:
+            if key == "ExecStart":
+                path, command = unit_file, value
+            elif key == "EnvironmentFile" and not value:
+                files = []
+            elif key == "EnvironmentFile":
+                named = value.lstrip("-")  # '-': it may be missing
+                files = [other for other in files if other != named] + [named]
+            elif key == "Environment" and not value:
+                variables = []
+            elif key == "Environment":
+                variables += [(unit_file, word) for word in shell_words(value)]
+    return UnitOptions(path, command, files, variables, faults)
+
+
+class Variable(NamedTuple):
+    """A variable for the daemon. path: where it is set; given: the unit is given that file."""
+
+    path: str
+    name: str
+    value: str
+    given: bool
+
+
 def option_sources(top: str = "/", unit: str = "docker.service") -> List[OptionSource]:
     """Every place that sets options of the host's daemon, in the order in which they come to count:
     the unit's ExecStart (with drop-ins), the variables and files it takes, settings files that no
-    unit takes (used False; without any unit an init script takes them), daemon.json. The unit and
-    daemon.json are there even where they set nothing, so that an edit knows its place. top: another
-    root, for tests."""
-    command, inline, files, faults, found = (
-        ("", ""),
-        [],
-        [],
-        [],
-        [],
-    )  # type: Tuple[str, str], list, list, list, list
-    for path in unit_files(top, unit):
-        _, settings, fault = settings_of(path, unit_settings, [])
-        faults += [(path, fault)] if fault else []
-        for key, value in settings:
-            if key == "ExecStart":
-                command = (path, value)
-            elif key == "EnvironmentFile":
-                files = (
-                    [one for one in files if one != value.lstrip("-")] + [value.lstrip("-")]
-                    if value
-                    else []
-                )
-            elif key == "Environment":
-                inline = inline + [(path, word) for word in shell_words(value)] if value else []
-    flags = daemon_flags(shell_words(command[1]))
-    taken = set(re.findall(r"\$\{?(\w+)", command[1]))
-    if command[0]:
-        found.append(OptionSource("unit", command[0], "", command[1], flags, True, ""))
-    held = [(path, word.partition("=")[0], word.partition("=")[2], True) for path, word in inline]
-    for path in files + [path for path in SETTING_FILES if path not in files]:
-        _, settings, fault = settings_of(
-            os.path.join(top, path.lstrip("/")), environment_settings, {}
-        )
-        faults += [(path, fault)] if fault else []
-        held += [(path, name, value, path in files) for name, value in settings.items()]
-    for path, name, value, given in held:
+    unit takes (used False; without any unit an init script takes them), daemon.json.
+
+    The unit and daemon.json are there even where they set nothing, so that an edit knows its place.
+    top: another root, for tests.
+    """
+    in_unit = read_unit_options(top, unit)
+    faults = list(in_unit.faults)
+    sources = []
+    if in_unit.path:
+        flags = daemon_flags(shell_words(in_unit.command))
+        sources.append(OptionSource("unit", in_unit.path, "", in_unit.command, flags, True, ""))
+    variables = []
+    for path, word in in_unit.variables:
+        name, _, value = word.partition("=")
+        variables.append(Variable(path, name, value, True))
+    not_given = [path for path in SETTING_FILES if path not in in_unit.files]
+    for path in in_unit.files + not_given:
+        file = os.path.join(top, path.lstrip("/"))
+        _, settings, fault = settings_of(file, environment_settings, {})
+        if fault:
+            faults.append((path, fault))
+        for name, value in settings.items():
+            variables.append(Variable(path, name, value, path in in_unit.files))
+    names_in_command = set(re.findall(r"\$\{?(\w+)", in_unit.command))
+    for path, name, value, given in variables:
         options = daemon_flags(shell_words(value))
+        used = (given and name in names_in_command) or not in_unit.path
         if options:
-            found.append(
-                OptionSource(
-                    "environment",
-                    path,
-                    name,
-                    value,
-                    options,
-                    (given and name in taken) or not command[0],
-                    "",
-                )
-            )
-    named = [
-        value for one in found if one.used for name, value in one.options if name == "config-file"
-    ]
-    config = named[-1] if named else "/etc/docker/daemon.json"
+            sources.append(OptionSource("environment", path, name, value, options, used, ""))
+    config = next_options(sources).get("config-file", "/etc/docker/daemon.json")
     text, options, fault = settings_of(os.path.join(top, config.lstrip("/")), daemon_json, ())
-    found.append(OptionSource("daemon.json", config, "", text, options, True, fault))
-    return found + [OptionSource("unit", path, "", "", (), False, why) for path, why in faults]
+    sources.append(OptionSource("daemon.json", config, "", text, options, True, fault))
+    for path, reason in faults:
+        sources.append(OptionSource("unit", path, "", "", (), False, reason))
+    return sources
 
 
 def is_of_this_host(pid: str) -> bool:
-    """Is a process one of the host that dockfix runs on, and in no container? Anybody can call a
-    program dockerd. Other processes or users than ours, or a container's cgroup, say no; a mount
-    namespace of its own says nothing, for systemd gives the daemon one."""
+    """Whether a process belongs to the host that dockfix runs on, and to no container.
+
+    Anybody can call a program dockerd. Other processes or users than ours, or a container's cgroup,
+    say no. A mount namespace of its own says nothing, because systemd gives the daemon one.
+    """
     for kind in ("pid", "user"):
         own = suppress_errors(os.readlink, "/proc/self/ns/" + kind)
-        other = suppress_errors(
-            os.readlink, "/proc/%s/ns/%s" % (pid, kind)
-        )  # None: only root may know
+        # None: only root may read it
+        other = suppress_errors(os.readlink, "/proc/%s/ns/%s" % (pid, kind))
         if other is not None and other != own:
             return False
     status = suppress_errors(host_text, "/proc/%s/status" % pid) or ""
     if not re.search(r"(?m)^Uid:\s*0\s", status):  # any user can call a program dockerd
         return False
-    if re.search(r"(?m)^NSpid:\s*[0-9]+\s+[0-9]", status):  # it has a number in an inner namespace
+    # two numbers: it has another one in an inner namespace
+    if re.search(r"(?m)^NSpid:\s*[0-9]+\s+[0-9]", status):
         return False
     theirs = suppress_errors(host_text, "/proc/%s/cgroup" % pid)
     if theirs is None:
         return False
-    ours = (
-        suppress_errors(host_text, "/proc/self/cgroup") or ""
-    )  # dockfix may run in a container itself
+    # dockfix itself may run in a container
+    ours = suppress_errors(host_text, "/proc/self/cgroup") or ""
     return container_ids(theirs) <= container_ids(ours)
 
 
@@ -8437,42 +8628,40 @@ def container_ids(cgroup: str) -> Set[str]:
 
 
 def is_daemon_call(words: Sequence[str]) -> bool:
-    """Does a command line call Docker's daemon? dockerd, and `docker daemon` or `docker -d` of old
-    engines."""
-    name = os.path.basename(words[0]) if words else ""
+    """Whether a command line starts Docker's daemon: dockerd, and `docker daemon` or `docker -d` of
+    old engines."""
+    if not words:
+        return False
+    name = os.path.basename(words[0])
     if re.match(r"dockerd(-\w+)?\Z", name):
         return True
-    return bool(re.match(r"docker(-\w+)?\Z", name)) and words[1:2] in (["daemon"], ["-d"])
+    if not re.match(r"docker(-\w+)?\Z", name):
+        return False
+    return words[1:2] in (["daemon"], ["-d"])
 
 
 def running_daemons() -> List[OptionSource]:
     """The daemons of this host that run, by their command lines. variable: the pid."""
-    found = []
+    daemons = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
+        path = "/proc/%s/cmdline" % pid
         # no words: it ended meanwhile
-        words = (suppress_errors(host_text, "/proc/%s/cmdline" % pid) or "").split("\0")[:-1]
+        words = (suppress_errors(host_text, path) or "").split("\0")[:-1]
         if is_daemon_call(words) and is_of_this_host(pid):
-            found.append(
-                OptionSource(
-                    "running",
-                    "/proc/%s/cmdline" % pid,
-                    pid,
-                    quote_line(words),
-                    daemon_flags(words),
-                    False,
-                    "",
-                )
-            )
-    return found
+            flags = daemon_flags(words)
+            daemons.append(OptionSource("running", path, pid, quote_line(words), flags, False, ""))
+    return daemons
 
 
-# --- a Docker root's own records, by descriptors: no link is followed, and nothing is taken for
-# granted
+# A Docker root's own records, read by descriptors: no link is followed, nothing is assumed
 
 
 class Root(NamedTuple):
-    """A Docker root while it is read. follow: links of its own first level are followed (the
-    daemon's own root, not a foreign disk's). doubts: why no orphan can be told."""
+    """A Docker root while it is read.
+
+    follow: links of its own first level are followed (the daemon's own root, not a foreign disk's).
+    unread: {path: what is wrong with it}; doubts: why no orphan can be proved.
+    """
 
     path: str
     fd: int
@@ -8482,12 +8671,15 @@ class Root(NamedTuple):
 
 
 def note_unreadable(root: Root, path: str, err: Exception, hides: Optional[str]) -> None:
-    odd = getattr(err, "errno", 0) in (errno.ENOTDIR, errno.ELOOP)
-    reason = (
-        "a link, or not a folder: not followed"
-        if odd
-        else getattr(err, "strerror", None) or getattr(err, "msg", None) or str(err)
-    )
+    """Notes a record that could not be read. hides: the driver whose orphans cannot be proved
+    without it, '' for all drivers, None for none."""
+    reason = str(err)
+    if getattr(err, "errno", 0) in (errno.ENOTDIR, errno.ELOOP):
+        reason = "a link, or not a folder: not followed"
+    elif getattr(err, "strerror", None):  # OSError
+        reason = str(getattr(err, "strerror", ""))
+    elif getattr(err, "msg", None):  # Refused, and the JSON parser's errors
+        reason = str(getattr(err, "msg", ""))
     root.unread[os.path.normpath(os.path.join(root.path, path))] = reason
     if hides is not None:
         root.doubts.append(Doubt(hides, "what would tell whose it is could not be read", True))
@@ -8500,10 +8692,11 @@ def open_below(root: Root, path: str, hides: Optional[str], must: bool = False) 
     try:
         for depth, part in enumerate(path.split("/")):
             link = 0 if root.follow and depth == 0 else os.O_NOFOLLOW
-            old, at = at, os.open(
+            inner = os.open(
                 os_bytes(part), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | link, dir_fd=at
             )
-            os.close(old)
+            os.close(at)
+            at = inner
         return at
     except OSError as err:
         os.close(at)
@@ -8512,92 +8705,119 @@ def open_below(root: Root, path: str, hides: Optional[str], must: bool = False) 
         return -1
 
 
+def open_folder_at(name: bytes, parent: Optional[int]) -> int:
+    """A descriptor of a folder in an open one (None: by its path); a link is not followed."""
+    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+
+
+def names_of_form(folder: int, form: str) -> List[str]:
+    """The names in an open folder that have the form, sorted."""
+    names = sorted(os_text(os.fsencode(name)) for name in os.listdir(folder))
+    return [name for name in names if re.match(form, name)]
+
+
+def list_records(
+    root: Root, path: str, hides: Optional[str], form: str = HASH, must: bool = False
+) -> List[str]:
+    """The names in `path` that have the form. Where `path` is not readable, that is noted, and
+    there are none. hides, must: as for read_records."""
+    top = open_below(root, path, hides, must)
+    if top < 0:
+        return []
+    try:
+        return names_of_form(top, form)
+    except OSError as err:
+        note_unreadable(root, path, err, hides)
+        return []
+    finally:
+        os.close(top)
+
+
 def read_records(
     root: Root,
     path: str,
-    files: Optional[Sequence[str]],
-    take: Optional[Callable],
+    files: Sequence[str],
+    parse: Callable,
     hides: Optional[str],
     form: str = HASH,
     must: bool = False,
     soft: bool = False,
 ) -> dict:
-    """{name: take({file: bytes})} of every folder in `path` whose name has the form; files=(): of
-    every file there, as {'': bytes}; files=None: the names alone. None: not readable or not
-    understood, which is noted, or vanished meanwhile. hides: the driver whose orphans cannot be
-    told then ('' all, None none; soft: only where `path` itself is not readable)."""
+    """{name: parse({file: bytes})} of every folder in `path` whose name has the form; files=(): of
+    every file there, as {'': bytes}. None: not readable or not understood, which is noted, or
+    vanished meanwhile.
+
+    hides: the driver whose orphans cannot be proved then ('' all, None none; soft: only where
+    `path` itself is not readable). must: `path` has to be there.
+    """
     top = open_below(root, path, hides, must)
+    if top < 0:
+        return {}
+    records = {}
+    record_hides = None if soft else hides
     try:
-        names = sorted(os_text(os.fsencode(name)) for name in os.listdir(top)) if top >= 0 else []
-        names = [name for name in names if re.match(form, name)]
-        return {
-            name: (
-                None
-                if files is None
-                else read_record(root, top, path, name, files, take, None if soft else hides)
-            )
-            for name in names
-        }
+        for name in names_of_form(top, form):
+            place = os.path.join(path, name)
+            records[name] = read_record(root, top, place, files, parse, record_hides)
+        return records
     except OSError as err:
         note_unreadable(root, path, err, hides)
         return {}
     finally:
-        if top >= 0:
-            os.close(top)
+        os.close(top)
 
 
 def read_record(
     root: Root,
     top: int,
     path: str,
-    name: str,
     files: Sequence[str],
-    take: Callable,
+    parse: Callable,
     hides: Optional[str],
 ) -> object:
+    """One record, as read_records returns it. top: the open folder that holds it."""
+    name = os.path.basename(path)
     folder, data = top, {}
     try:
         if files:
-            folder = os.open(
-                os_bytes(name),
-                os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC,
-                dir_fd=top,
-            )
+            folder = open_folder_at(os_bytes(name), top)
         for file in files or (name,):
-            try:
-                with os.fdopen(
-                    open_regular_at(folder, file, os.O_RDONLY, RECORD_MAX, file), "rb"
-                ) as source:
-                    data[file if files else ""] = source.read(
-                        min(RECORD_MAX, os.fstat(source.fileno()).st_size) + 1
-                    )  # a buffer of its size only
-            except FileNotFoundError:
-                pass
-        return take(data)
+            content = read_record_file(folder, file)
+            if content is not None:
+                data[file if files else ""] = content
+        return parse(data)
     except FileNotFoundError:  # the folder vanished meanwhile
         return None
     except (OSError, Refused, ValueError, TypeError, AttributeError, RecursionError) as err:
-        note_unreadable(root, os.path.join(path, name), err, hides)
+        note_unreadable(root, path, err, hides)
         return None
     finally:
         if folder != top:
             os.close(folder)
 
 
+def read_record_file(folder: int, name: str) -> Optional[bytes]:
+    """The bytes of a regular file of at most RECORD_MAX bytes, None where it is not there. The size
+    is asked first, because read() allocates a buffer of the size that it is given."""
+    try:
+        fd = open_regular_at(folder, name, os.O_RDONLY, RECORD_MAX, name)
+    except FileNotFoundError:
+        return None
+    with os.fdopen(fd, "rb") as source:
+        size = min(RECORD_MAX, os.fstat(source.fileno()).st_size)
+        return source.read(size + 1)
+
+
 def read_layers(path: str, follow: bool = False) -> Layers:
     """The layer table of a Docker root (of its uid.gid folders too, where users are remapped), from
-    the files alone. follow: for the daemon's own root, whose first level may be links; there, what
-    is half made or half removed at the first look is looked at again, and an orphan is one at both.
-    Raises EnvironmentFault where the root itself cannot be read, or is none."""
+    the files alone.
+
+    follow: for the daemon's own root, whose first level may be links; there, what is half made or
+    half removed at the first look is looked at again, and an orphan is one at both. Raises
+    EnvironmentFault where the root itself cannot be read, or is none.
+    """
     first = read_layers_once(path, follow)
-    if not (
-        first.rows
-        or first.containers
-        or any(
-            os.path.isdir(os_bytes(os.path.join(path, name)))
-            for name in ("containers", "image", "graph")
-        )
-    ):
+    if not first.rows and not first.containers and not looks_like_root(path):
         raise EnvironmentFault(
             "%s holds nothing of Docker's: is its disk mounted?" % path,
             "findmnt -T %s" % quote_word(path),
@@ -8610,9 +8830,15 @@ def read_layers(path: str, follow: bool = False) -> Layers:
     for row in again.rows:
         if row["role"] == "orphan" and (row["driver"], row["layer"]) not in loose:
             row.update(role=UNKNOWN, note="made or removed just now")
-    for container in set(again.lost) - set(first.lost):  # it is being removed: the folder goes last
+    # docker deletes a container's folder last: one that was whole at first is being removed
+    for container in set(again.lost) - set(first.lost):
         del again.lost[container]
     return again
+
+
+def looks_like_root(path: str) -> bool:
+    names = ("containers", "image", "graph")
+    return any(os.path.isdir(os_bytes(os.path.join(path, name))) for name in names)
 
 
 def read_layers_once(path: str, follow: bool) -> Layers:
@@ -8620,29 +8846,23 @@ def read_layers_once(path: str, follow: bool) -> Layers:
     try:
         fd = os.open(os_bytes(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as err:
+        hint = "--root DIR names another"
+        if isinstance(err, PermissionError):
+            hint = "sudo python3 dockfix.py ..."
         raise EnvironmentFault(
-            "Docker's root %s cannot be read: %s" % (path, err.strerror),
-            (
-                "sudo python3 dockfix.py ..."
-                if isinstance(err, PermissionError)
-                else "--root DIR names another"
-            ),
+            "Docker's root %s cannot be read: %s" % (path, err.strerror), hint
         ) from None
     root = Root(real_path(path), fd, follow, out.unread, [])
-    for name in [".", *list(read_records(root, ".", None, None, None, form=r"[0-9]+\.[0-9]+\Z"))]:
-        tree = Root(
-            os.path.normpath(os.path.join(root.path, name)),
-            open_below(root, name, None),
-            follow,
-            out.unread,
-            [],
-        )
+    remapped = list_records(root, ".", None, form=r"[0-9]+\.[0-9]+\Z")
+    for name in [".", *remapped]:
+        tree_path = os.path.normpath(os.path.join(root.path, name))
+        tree = Root(tree_path, open_below(root, name, None), follow, out.unread, [])
         if tree.fd >= 0:
             read_tree(tree, out)
             os.close(tree.fd)
         out.doubts.extend(tree.doubts)
     os.close(fd)
-    out.doubts[:] = dict.fromkeys(out.doubts)
+    out.doubts[:] = dict.fromkeys(out.doubts)  # each doubt once
     return out
 
 
@@ -8650,67 +8870,67 @@ def read_tree(root: Root, out: Layers) -> None:
     """One tree's rows. The drivers' folders are listed before the records are read, so that a layer
     made meanwhile is in no list."""
     homes = list_driver_homes(root)
-    there = any(homes.values())
-    containers = read_records(
-        root,
-        "containers",
-        ("config.v2.json", "config.json", "hostconfig.json"),
-        parse_container_record,
-        "",
-        must=there,
-        soft=True,
-    )
-    containers = {
-        one: facts or parse_container_record({"config.json": b"{}"})
-        for one, facts in containers.items()
-    }
-    # before 1.10: each image's parent, or ''
-    graph = read_records(
-        root,
-        "graph",
-        ("json",),
-        lambda files: str(parse_object_record(files.get("json")).get("parent") or ""),
-        "",
-    )
+    containers = read_container_records(root, must=any(homes.values()))
+    graph = read_records(root, "graph", ("json",), parse_graph_parent, "")
     database = read_build_database(root, homes)
     out.containers.update(containers)
-    claims, recorded = {}, {}  # type: Dict[str, Dict[str, Claim]], Dict[str, set]
+    owners = {}  # type: Dict[str, Dict[str, LayerOwner]]
+    recorded = {}  # type: Dict[str, set]
     for driver, names in homes.items():
-        claims[driver], recorded[driver] = assign_driver_owners(
+        owners[driver], recorded[driver] = assign_driver_owners(
             root, driver, names, graph, containers, out
         )
     note_lost_records(root, homes, recorded, containers, is_since_1_10(root, graph), out)
-    in_use = words_in_mounts(root, homes, claims)
+    in_use = words_in_mounts(root, homes, owners)
     for driver, names in homes.items():
-        kept = mark_build_cache(names, claims[driver], database)
-        settled = prove_orphans(root, driver, names, kept, in_use)
+        with_cache = mark_build_cache(names, owners[driver], database)
+        settled = prove_orphans(root, driver, names, with_cache, in_use)
         add_rows(root, driver, settled, containers, out)
+
+
+def read_container_records(root: Root, must: bool) -> Dict[str, dict]:
+    """{id: its facts, empty ones where its record is not readable}."""
+    files = ("config.v2.json", "config.json", "hostconfig.json")
+    containers = read_records(
+        root, "containers", files, parse_container_record, "", must=must, soft=True
+    )
+    for container, facts in containers.items():
+        if not facts:
+            containers[container] = parse_container_record({"config.json": b"{}"})
+    return containers
+
+
+def parse_graph_parent(files: Dict[str, bytes]) -> str:
+    """The parent of an image of an engine before 1.10, or ''."""
+    return str(parse_object_record(files.get("json")).get("parent") or "")
 
 
 def list_driver_homes(root: Root) -> Dict[str, List[str]]:
     """{driver: its layers' names}, [] for a driver that is not there."""
     homes = {}
     for driver, (folder, _) in LAYOUTS.items():
-        form = LAYER + "|base\\Z" if driver == "devicemapper" else LAYER
-        place = os.path.normpath(driver + "/" + folder)
-        homes[driver] = list(read_records(root, place, None, None, driver, form=form))
+        form = LAYER
+        if driver == "devicemapper":
+            form += "|base\\Z"
+        homes[driver] = list_records(root, os.path.normpath(driver + "/" + folder), driver, form)
     return homes
 
 
 def read_build_database(root: Root, homes: Dict[str, List[str]]) -> bytes:
     """BuildKit's database of the layers that it has. Where BuildKit was at work and its database is
-    gone, or is none, its layers look as if nobody had them."""
-    place, content = "buildkit/snapshots.db", None
-    held = read_records(
+    gone, or is none, its layers look as if they had no owner."""
+    place = "buildkit/snapshots.db"
+    databases = read_records(
         root, "buildkit", (), lambda files: files.get(""), "", form=r"snapshots\.db\Z"
     )
-    content = held.get("snapshots.db")
-    built = any(len(name) == BUILDKIT_NAME for names in homes.values() for name in names)
+    content = databases.get("snapshots.db")
     if content is not None and not is_bolt(content):
-        note_gap(root, place, "no database of BuildKit's", "", True)
-    elif not held and any(homes.values()) and (built or is_below(root, "buildkit")):
+        note_gap(root, place, "not a BuildKit database", "", True)
+    if databases or not any(homes.values()):
+        return content or b""
+    if has_buildkit_layer(homes) or is_below(root, "buildkit"):
         note_gap(root, place, "missing, though BuildKit was at work here", "", False)
-    return content or b""
+    return b""
 
 
 def is_below(root: Root, name: str) -> bool:
@@ -8723,6 +8943,14 @@ def note_gap(root: Root, place: str, reason: str, driver: str, unreadable: bool)
     path = os.path.normpath(os.path.join(root.path, place))
     root.unread[path] = reason
     root.doubts.append(Doubt(driver, "%s is %s" % (path, reason), unreadable))
+
+
+def has_buildkit_layer(homes: Dict[str, List[str]]) -> bool:
+    """Whether BuildKit has made one of these layers."""
+    lengths = set()  # type: Set[int]
+    for names in homes.values():
+        lengths.update(len(name) for name in names)
+    return BUILDKIT_NAME in lengths
 
 
 def read_driver_records(root: Root, driver: str, must: bool) -> DriverRecords:
@@ -8747,7 +8975,7 @@ def read_driver_records(root: Root, driver: str, must: bool) -> DriverRecords:
     images = read_records(
         root, place + "imagedb/content/sha256", (), parse_image_record, driver, must=must
     )
-    metadata = read_records(root, place + "imagedb/metadata/sha256", None, None, driver)
+    metadata = list_records(root, place + "imagedb/metadata/sha256", driver)
     tags = read_records(
         root, "image/" + driver, (), parse_repositories, driver, form=r"repositories\.json\Z"
     )
@@ -8755,9 +8983,7 @@ def read_driver_records(root: Root, driver: str, must: bool) -> DriverRecords:
         # the engine makes this file with the folder; without it a tag may have named an image that
         # is gone
         note_gap(root, place + "repositories.json", "missing", driver, False)
-    return DriverRecords(
-        chains, mounts, images, tags.get("repositories.json") or {}, list(metadata)
-    )
+    return DriverRecords(chains, mounts, images, tags.get("repositories.json") or {}, metadata)
 
 
 def assign_driver_owners(
@@ -8768,58 +8994,35 @@ def assign_driver_owners(
     containers: Dict[str, dict],
     out: Layers,
 ) -> Tuple[Dict[str, LayerOwner], set]:
-    """(who has which layer by the records of both kinds of engines, the containers that have a
+    """(the owner of each layer by the records of both kinds of engines, the containers that have a
     record of their layer, readable or not). An engine since 1.10 leaves graph/ where it was."""
-    listed = set(names)
     records = read_driver_records(root, driver, bool(names) and is_since_1_10(root, graph))
     gaps = dict(chain_gaps(records), **image_gaps(records))
     gaps.update(mount_gaps(records, containers))
     for place, reason in sorted(gaps.items()):
         note_gap(root, "image/%s/%s" % (driver, place), reason, driver, False)
-    old = (
-        read_records(
-            root, ".", (), parse_repositories, driver, form="repositories-%s\\Z" % re.escape(driver)
-        ).get("repositories-" + driver)
-        or {}
-    )
+    old_tags = read_old_tags(root, driver)
     if names:
-        note_graph_gaps(root, driver, graph, old)
-    claims = {
-        one: LayerOwner("container", one) for one in containers
-    }  # before 1.10 a container's layer has the container's id
-    claims.update(
-        assign_graph_owners(
-            {one: parent for one, parent in graph.items() if parent is not None}, old
-        )
-    )
-    claims = {one: claim for one, claim in claims.items() if one in listed}
-    recorded = {claim.container for claim in claims.values()} | set(records.mounts)
-    claims.update(
+        note_graph_gaps(root, driver, graph, old_tags)
+    # before 1.10 a container's layer has the container's id
+    old_owners = {container: LayerOwner("container", container) for container in containers}
+    old_owners.update(assign_graph_owners(readable(graph), old_tags))
+    listed = set(names)
+    owners = {layer: owner for layer, owner in old_owners.items() if layer in listed}
+    recorded = {owner.container for owner in owners.values()} | set(records.mounts)
+    owners.update(
         assign_layer_owners(
             readable(records.chains), readable(records.mounts), readable(records.images), containers
         )
     )
     if driver == "devicemapper" and "base" in names:
-        claims["base"] = LayerOwner(
-            "image", note="the base device: image layers are snapshots of it"
-        )
-    out.sizes.update(
-        {
-            record.layer: record.size
-            for record in records.chains.values()
-            if record and record.size is not None
-        }
-    )
-    before_1_10 = is_below(root, "graph") and is_below(root, driver)
-    if before_1_10 or is_below(root, "image/" + driver):
-        out.trees[driver] = out.trees.get(driver, 0) + len(records.images)
-    for image in list(records.images) + list(graph):
-        out.images.setdefault(image, []).extend(
-            tag
-            for tag in records.tags.get(image, []) + old.get(image, [])
-            if tag not in out.images.get(image, [])
-        )
-    return claims, recorded
+        note = "the base device: image layers are snapshots of it"
+        owners["base"] = LayerOwner("image", note=note)
+    for record in records.chains.values():
+        if record and record.size is not None:
+            out.sizes[record.layer] = record.size
+    add_images(root, driver, records, graph, old_tags, out)
+    return owners, recorded
 
 
 def readable(records: dict) -> dict:
@@ -8833,15 +9036,45 @@ def is_since_1_10(root: Root, graph: Dict[str, str]) -> bool:
     return not graph or is_below(root, "image")
 
 
+def read_old_tags(root: Root, driver: str) -> Dict[str, List[str]]:
+    """{image: its tags} of engines before 1.10."""
+    form = "repositories-%s\\Z" % re.escape(driver)
+    records = read_records(root, ".", (), parse_repositories, driver, form=form)
+    return records.get("repositories-" + driver) or {}
+
+
+def add_images(
+    root: Root,
+    driver: str,
+    records: DriverRecords,
+    graph: Dict[str, str],
+    old_tags: Dict[str, List[str]],
+    out: Layers,
+) -> None:
+    """The images of one driver with their tags, and how many records it has, where it is here."""
+    before_1_10 = is_below(root, "graph") and is_below(root, driver)
+    if before_1_10 or is_below(root, "image/" + driver):
+        out.trees[driver] = out.trees.get(driver, 0) + len(records.images)
+    for image in list(records.images) + list(graph):
+        image_tags = out.images.setdefault(image, [])
+        for tag in records.tags.get(image, []) + old_tags.get(image, []):
+            if tag not in image_tags:
+                image_tags.append(tag)
+
+
 def note_graph_gaps(
     root: Root, driver: str, graph: Dict[str, str], tagged: Dict[str, List[str]]
 ) -> None:
     """Images of engines before 1.10 that another one stands on or a tag names, and whose record is
     gone."""
-    missing = {parent: "image " + one[:12] for one, parent in graph.items() if parent}
-    missing.update({image: "the tag " + tags[0] for image, tags in tagged.items()})
-    for image in sorted(set(missing) - set(graph)):
-        reason = "missing, though %s needs it" % missing[image]
+    users = {}
+    for image, parent in graph.items():
+        if parent:
+            users[parent] = "image " + image[:12]
+    for image, tags in tagged.items():
+        users[image] = "the tag " + tags[0]
+    for image in sorted(set(users) - set(graph)):
+        reason = "missing, though %s needs it" % users[image]
         note_gap(root, "graph/" + image, reason, driver, False)
 
 
@@ -8884,15 +9117,11 @@ def note_lost_records(
 
 
 def words_in_mounts(
-    root: Root, homes: Dict[str, List[str]], claims: Dict[str, Dict[str, LayerOwner]]
+    root: Root, homes: Dict[str, List[str]], owners: Dict[str, Dict[str, LayerOwner]]
 ) -> set:
     """Every word that may be a layer's name in what is mounted, in any process's view. Looked up
     only where a layer has no owner."""
-    if all(
-        claims[driver].get(name, LayerOwner("orphan")).role != "orphan"
-        for driver, names in homes.items()
-        for name in names
-    ):
+    if not has_loose_layer(homes, owners):
         return set()
     if os.geteuid() != 0:
         root.doubts.append(Doubt("", "only root sees whether it is mounted", True))
@@ -8942,245 +9171,318 @@ def read_lower_records(root: Root, driver: str) -> Dict[str, LowerRecord]:
     return readable(read_records(root, driver, files, take_lower, driver, form=LAYER))
 
 
-def layer_owner_of(name: str, claims: Dict[str, LayerOwner]) -> LayerOwner:
-    """A layer's claim; where no record has H-init, it is of the container of H."""
-    if name in claims:
-        return claims[name]
-    base = claims.get(name[: -len("-init")]) if name.endswith("-init") else None
+def has_loose_layer(homes: Dict[str, List[str]], owners: Dict[str, Dict[str, LayerOwner]]) -> bool:
+    """Whether a layer has no owner by the records."""
+    for driver, names in homes.items():
+        for name in names:
+            if name not in owners[driver] or owners[driver][name].role == "orphan":
+                return True
+    return False
+
+
+def layer_owner_of(name: str, owners: Dict[str, LayerOwner]) -> LayerOwner:
+    """A layer's owner; where no record has H-init, it is of the container of H."""
+    if name in owners:
+        return owners[name]
+    if not name.endswith("-init"):
+        return LayerOwner("orphan")
+    base = owners.get(name[: -len("-init")])
     if base and base.role == "container":
         return base._replace(role="container-init")
     return LayerOwner("orphan")
 
 
 def prove_orphans(
-    root: Root, driver: str, names: List[str], claims: Dict[str, LayerOwner], in_use: set
+    root: Root, driver: str, names: List[str], owners: Dict[str, LayerOwner], in_use: set
 ) -> Dict[str, LayerOwner]:
-    """A claim for every layer that is there or that the records have. What nothing has is an orphan
-    only if every record was readable and whole, nothing has it mounted and no other layer stands on
-    it; else it is unknown. What vanished, or is being made, is left out."""
-    settled, loose = {}, []
-    for name in set(names) | set(claims):
-        claim = layer_owner_of(name, claims)
-        record = os.path.join("containers", claim.container) if claim.container else ""
-        if claim.role != "orphan":
-            settled[name] = claim
-        elif name in names and not (record and is_below(root, record)):
-            loose.append((name, claim))
+    """An owner for every layer that is there or that the records have.
+
+    What nothing has is an orphan only if every record was readable and whole, nothing has it
+    mounted and no other layer stands on it; else it is unknown. What vanished, or is being made,
+    is left out.
+    """
+    settled, loose = {}, {}
+    for name in set(names) | set(owners):
+        owner = layer_owner_of(name, owners)
+        if owner.role != "orphan":
+            settled[name] = owner
+        elif name in names and not has_container_folder(root, owner):
+            loose[name] = owner
     if not loose:
         return settled
     lowers = read_lower_records(root, driver)  # what is not readable there is one more doubt
-    doubt = next((one for one in root.doubts if one.driver in ("", driver)), None)
-    shorts = short_links(root, driver)
-
-    def all_names(name: str) -> List[str]:
-        found = [re.sub("-(?:init|removing)\\Z", "", name), *shorts.get(name, [])]
-        return [*found, lowers[name].short] if name in lowers else found
-
-    mounted = {name for name, _ in loose if in_use & set(all_names(name))}
-    stands = {
-        word: layer
-        for layer, record in lowers.items()
-        if layer in settled or layer in mounted
-        for word in record.below
-    }
-    for name, claim in loose:
-        above = [stands[word] for word in all_names(name) if word in stands]
+    doubt = next((doubt for doubt in root.doubts if doubt.driver in ("", driver)), None)
+    links = short_links(root, driver)
+    aliases = {name: names_in_use_of(name, links, lowers) for name in loose}
+    mounted = {name for name in loose if in_use & set(aliases[name])}
+    above = layers_by_lower(lowers, {*settled, *mounted})
+    for name, owner in loose.items():
+        users = [above[alias] for alias in aliases[name] if alias in above]
         if name in mounted:
             reason = "it is mounted, though no record says whose it is"
         elif doubt:
             reason = doubt.reason
-        elif above:
-            reason = "layer %s stands on it" % above[0][:12]
+        elif users:
+            reason = "layer %s stands on it" % users[0][:12]
         else:
-            settled[name] = claim
+            settled[name] = owner
             continue
-        settled[name] = claim._replace(role=UNKNOWN, note=join_notes(claim.note, reason))
+        settled[name] = owner._replace(role=UNKNOWN, note=join_notes(owner.note, reason))
     return settled
 
 
+def has_container_folder(root: Root, owner: LayerOwner) -> bool:
+    """Whether the container of a layer still has its folder: it is being made or removed."""
+    if not owner.container:
+        return False
+    return is_below(root, os.path.join("containers", owner.container))
+
+
+def names_in_use_of(
+    name: str, links: Dict[str, List[str]], lowers: Dict[str, LowerRecord]
+) -> List[str]:
+    """The names by which mounts and other layers mean a layer."""
+    names = [re.sub("-(?:init|removing)\\Z", "", name), *links.get(name, [])]
+    if name in lowers:
+        names.append(lowers[name].short)
+    return names
+
+
+def layers_by_lower(lowers: Dict[str, LowerRecord], layers: set) -> Dict[str, str]:
+    """{a name of a lower layer: one of these layers that stands on it}."""
+    above = {}
+    for layer, record in lowers.items():
+        if layer in layers:
+            above.update(dict.fromkeys(record.below, layer))
+    return above
+
+
 def add_rows(
-    root: Root, driver: str, claims: Dict[str, LayerOwner], containers: Dict[str, dict], out: Layers
+    root: Root, driver: str, owners: Dict[str, LayerOwner], containers: Dict[str, dict], out: Layers
 ) -> None:
     """The rows of one driver."""
     home = os.path.join(root.path, driver)
-    devices = (
-        read_records(
-            root, "devicemapper/metadata", (), parse_device_record, None, form=LAYER + "|base\\Z"
-        )
-        if driver == "devicemapper"
-        else {}
-    )
+    devices = {}  # type: Dict[str, Optional[DeviceRecord]]
+    if driver == "devicemapper":
+        form = LAYER + "|base\\Z"
+        devices = read_records(root, "devicemapper/metadata", (), parse_device_record, None, form)
     prefix = pool_prefix(home) if devices else ""
     links = short_links(root, driver)
-    mounted = {one.point for one in mounts_of()} if claims else set()
-    for name, claim in sorted(claims.items()):
-        paths = [
-            path
-            for path in (os.path.join(home, form % name) for form in LAYOUTS[driver][1])
-            if os.path.lexists(os_bytes(path))
-        ]
-        paths.sort(key=lambda path: path not in mounted)
-        if claim.role in ("orphan", UNKNOWN) and not paths:
+    mounted = {mount.point for mount in mounts_of()} if owners else set()
+    for name, owner in sorted(owners.items()):
+        paths = layer_paths(home, driver, name, mounted)
+        if owner.role in ("orphan", UNKNOWN) and not paths:
             continue  # it vanished
-        facts = containers.get(claim.container, {})
-        images = claim.images or ((facts["image"],) if facts.get("image") else ())
-        one = {
-            "layer": name,
-            "driver": driver,
-            "paths": paths,
-            "role": claim.role,
-            "container": (
-                {"id": claim.container, "name": facts.get("name", "")} if claim.container else None
-            ),
-            "images": [{"id": image, "tags": out.images.get(image, [])} for image in images],
-            "note": claim.note or ("" if paths or driver == "zfs" else "its folder is missing"),
-        }
-        words = [
-            name,
-            claim.container,
-            facts.get("name", ""),
-            *list(claim.words),
-            *links.get(name, []),
-        ]
-        words += [word for image in claim.images for word in [image, *out.images.get(image, [])]]
-        if devices.get(name):
-            one.update(
-                device=prefix + name, device_id=devices[name][0], device_size=devices[name][2]
-            )
-            one["note"] = one["note"] or (
-                "removed; the driver deletes it later, after docker's next start at the latest"
-                if devices[name][1]
-                else ""
-            )
-            words += [str(devices[name][0]), prefix + name]
-        for word in set(words) - {""}:
+        facts = containers.get(owner.container, {})
+        row = layer_row(driver, name, owner, paths, facts, out.images)
+        words = {name, owner.container, facts.get("name", ""), *owner.aliases}
+        words.update(links.get(name, []))
+        for image in owner.images:
+            words.update([image, *out.images.get(image, [])])
+        device = devices.get(name)
+        if device:
+            row["device"] = prefix + name
+            row["device_id"] = device.device_id
+            row["device_size"] = device.size
+            if device.deleted and not row["note"]:
+                row["note"] = (
+                    "removed; the driver deletes it later, after docker's next start at the latest"
+                )
+            words.update([str(device.device_id), prefix + name])
+        for word in words - {""}:
             out.words.setdefault(word, []).append(len(out.rows))
-        out.rows.append(one)
+        out.rows.append(row)
+
+
+def layer_paths(home: str, driver: str, name: str, mounted: set) -> List[str]:
+    """The paths of a layer that are there, those that are mount points first."""
+    paths = []
+    for form in LAYOUTS[driver][1]:
+        path = os.path.join(home, form % name)
+        if os.path.lexists(os_bytes(path)):
+            paths.append(path)
+    return sorted(paths, key=lambda path: path not in mounted)
+
+
+def layer_row(
+    driver: str,
+    name: str,
+    owner: LayerOwner,
+    paths: List[str],
+    facts: dict,
+    tags: Dict[str, List[str]],
+) -> dict:
+    """A row as Layers has it. facts: those of the owner's container, {} for none."""
+    images = owner.images
+    if not images and facts.get("image"):
+        images = (facts["image"],)
+    container = None
+    if owner.container:
+        container = {"id": owner.container, "name": facts.get("name", "")}
+    note = owner.note
+    if not note and not paths and driver != "zfs":  # zfs mounts a layer's folder only while in use
+        note = "its folder is missing"
+    return {
+        "layer": name,
+        "driver": driver,
+        "paths": paths,
+        "role": owner.role,
+        "container": container,
+        "images": [{"id": image, "tags": tags.get(image, [])} for image in images],
+        "note": note,
+    }
 
 
 def pool_prefix(home: str) -> str:
     """How the names of a pool's devices begin: the driver makes them from where its folder is, so
     they are right on this host only."""
-    found = suppress_errors(os.stat, os_bytes(home))
-    return "docker-%s-%d-" % (device_text(found.st_dev), found.st_ino) if found else ""
+    status = suppress_errors(os.stat, os_bytes(home))
+    if not status:
+        return ""
+    return "docker-%s-%d-" % (device_text(status.st_dev), status.st_ino)
+
+
+class UsageWalk:
+    """The walk of disk_usage, depth first, so that few descriptors are open.
+
+    until: the monotonic time when it stops; points: mount points that are left out; size: bytes so
+    far; failed: the number of folders that could not be read; seen: inodes with several hard links
+    that are counted; stack: (descriptor, path, names of the folders still to enter) of each open
+    folder.
+    """
+
+    def __init__(self, until: float, points: set) -> None:
+        self.until = until
+        self.points = points
+        self.device = 0
+        self.size = 0
+        self.failed = 0
+        self.seen = set()  # type: Set[int]
+        self.stack = []  # type: List[Tuple[int, bytes, List[bytes]]]
+
+    def start(self, path: str) -> None:
+        top = open_folder_at(os_bytes(path), None)
+        self.device = os.fstat(top).st_dev
+        self.enter(top, os.path.realpath(os_bytes(path)))
+
+    def enter(self, fd: int, here: bytes) -> None:
+        """Counts the files of a folder and lists its folders. Counts nothing where it fails."""
+        blocks = os.fstat(fd).st_blocks
+        below = []  # type: List[bytes]
+        self.stack.append((fd, here, below))
+        for number, name in enumerate(os.listdir(fd)):
+            try:
+                status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            except FileNotFoundError:  # removed meanwhile
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                if status.st_dev == self.device:
+                    below.append(os.fsencode(name))
+            elif status.st_nlink == 1 or status.st_ino not in self.seen:
+                blocks += status.st_blocks
+                if status.st_nlink > 1:
+                    self.seen.add(status.st_ino)
+            if number % 1000 == 999 and time.monotonic() > self.until:
+                break
+        self.size += blocks * 512
+
+    def run(self) -> None:
+        """Enters every folder below, until the time is over."""
+        while self.stack:
+            fd, here, below = self.stack[-1]
+            if not below or time.monotonic() > self.until:
+                os.close(fd)
+                self.stack.pop()
+                continue
+            name = below.pop()
+            inner = os.path.join(here, name)
+            if inner in self.points:
+                continue
+            try:
+                self.enter(open_folder_at(name, fd), inner)
+            except FileNotFoundError:  # removed meanwhile
+                pass
+            except OSError:
+                self.failed += 1
 
 
 def disk_usage(path: str, until: float, points: set) -> Tuple[Optional[int], str]:
     """(bytes allocated by a folder and all below it on its own device, hard links once, without
-    what lies below `points`; why that is not all of it, '' where it is). By descriptors, so that no
-    link a container makes meanwhile is followed. Stops at the monotonic time `until`: SLOW and what
-    it had by then."""
-    folder = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    total, failed, seen, stack = 0, 0, set(), []  # type: int, int, set, list
+    what lies below `points`; why that is not all of it, '' where it is).
 
-    def enter(fd: int, here: bytes) -> int:
-        size, below = os.fstat(fd).st_blocks, []
-        stack.append((fd, here, below))
-        for number, name in enumerate(os.listdir(fd)):
-            try:
-                found = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            except FileNotFoundError:  # removed meanwhile
-                continue
-            if found.st_mode & 0o170000 == 0o040000:  # a directory
-                below += [os.fsencode(name)] if found.st_dev == device else []
-            elif found.st_nlink == 1 or found.st_ino not in seen:
-                size += found.st_blocks
-                seen.update((found.st_ino,) if found.st_nlink > 1 else ())
-            if number % 1000 == 999 and time.monotonic() > until:
-                break
-        return size * 512
-
+    By descriptors, so that no link a container makes meanwhile is followed. Stops at the monotonic
+    time `until`: NOT_FINISHED, and what it had by then.
+    """
+    walk = UsageWalk(until, points)
     try:
-        top = os.open(os_bytes(path), folder)
-        device = os.fstat(top).st_dev
-        total = enter(top, os.path.realpath(os_bytes(path)))
+        walk.start(path)
     except OSError as err:
-        suppress_errors(os.close, stack[0][0]) if stack else None
+        if walk.stack:
+            suppress_errors(os.close, walk.stack[0][0])
         return None, "not measured: %s" % err.strerror
-    while stack:
-        fd, here, below = stack[-1]
-        if not below or time.monotonic() > until:
-            os.close(fd)
-            stack.pop()
-            continue
-        inner = os.path.join(here, below.pop())
-        try:
-            total += (
-                enter(os.open(os.path.basename(inner), folder, dir_fd=fd), inner)
-                if inner not in points
-                else 0
-            )
-        except OSError as err:
-            failed += not isinstance(err, FileNotFoundError)  # that one was removed meanwhile
-    return total, (
-        NOT_FINISHED
-        if time.monotonic() > until
-        else "at least: %d folders not readable" % failed if failed else ""
-    )
+    walk.run()
+    if time.monotonic() > until:
+        return walk.size, NOT_FINISHED
+    if walk.failed:
+        return walk.size, "at least: %d folders not readable" % walk.failed
+    return walk.size, ""
 
 
 def measure_folders(
     folders: Dict[Tuple, str], seconds: float, tick: Callable[[str], None]
 ) -> Dict[Tuple, Tuple[Optional[int], str]]:
     """{key: disk_usage of its folder} within `seconds` in all. Half of the time is shared out
-    evenly; the rest goes to what did not get ready, the largest so far first."""
-    end, sizes, points = (
-        time.monotonic() + seconds,
-        {},
-        points_of_others(mounts_of()),
-    )  # type: float, dict, set
+    evenly; the rest goes to what was not finished, the largest so far first."""
+    end = time.monotonic() + seconds
+    points = points_of_others(mounts_of())
+    sizes = {}  # type: Dict[Tuple, Tuple[Optional[int], str]]
     for key, path in folders.items():
         tick("measured %d of %d folders" % (len(sizes), len(folders)))
         now = time.monotonic()
-        sizes[key] = (
-            disk_usage(path, max(now, min(end, now + seconds / 2 / len(folders))), points)
-            if now < end
-            else (None, NOT_FINISHED)
-        )
-    for key in sorted(
-        (key for key in sizes if sizes[key][1] == NOT_FINISHED),
-        key=lambda key: -(sizes[key][0] or 0),
-    ):
+        sizes[key] = (None, NOT_FINISHED)
+        if now < end:
+            share = min(end, now + seconds / 2 / len(folders))
+            sizes[key] = disk_usage(path, max(now, share), points)
+    unfinished = [key for key in sizes if sizes[key][1] == NOT_FINISHED]
+    unfinished.sort(key=lambda key: sizes[key][0] or 0, reverse=True)
+    for key in unfinished:
         tick("measuring what is large: %s" % folders[key])
-        again = (
-            disk_usage(folders[key], end, points)
-            if time.monotonic() < end
-            else (None, NOT_FINISHED)
-        )
-        sizes[key] = (
-            again
-            if again[1] != NOT_FINISHED or (again[0] or 0) > (sizes[key][0] or 0)
-            else sizes[key]
-        )
+        if time.monotonic() >= end:
+            continue
+        size, fault = disk_usage(folders[key], end, points)
+        if fault != NOT_FINISHED or (size or 0) > (sizes[key][0] or 0):
+            sizes[key] = (size, fault)
     return sizes
 
 
 def loop_files() -> List[Tuple[str, str]]:
     """(device, its file) of each loop device in use; the kernel puts ' (deleted)' behind a file
     that has no name any more."""
-    names = [name for name in sorted(os.listdir("/sys/block")) if name.startswith("loop")]
-    files = [suppress_errors(host_text, "/sys/block/%s/loop/backing_file" % name) for name in names]
-    return [
-        ("/dev/" + name, path.rstrip("\n")) for name, path in zip(names, files) if path is not None
-    ]
+    files = []
+    for name in sorted(os.listdir("/sys/block")):
+        if not name.startswith("loop"):
+            continue
+        path = suppress_errors(host_text, "/sys/block/%s/loop/backing_file" % name)
+        if path is not None:
+            files.append(("/dev/" + name, path.rstrip("\n")))
+    return files
 
 
 def short_links(root: Root, driver: str) -> Dict[str, List[str]]:
     """{layer: its names below l/} of overlay2."""
-    found = {}  # type: Dict[str, List[str]]
+    links = {}  # type: Dict[str, List[str]]
     if driver not in ("overlay2", "fuse-overlayfs"):
-        return found
-    for name in read_records(root, driver + "/l", None, None, None, form="[0-9A-Z]+\\Z"):
-        target = os_text(
-            suppress_errors(os.readlink, os_bytes(os.path.join(root.path, driver, "l", name)))
-            or b""
-        ).split("/")
-        if len(target) == 3 and target[0] == "..":
-            found.setdefault(target[1], []).append(name)
-    return found
+        return links
+    for name in list_records(root, driver + "/l", None, form="[0-9A-Z]+\\Z"):
+        path = os.path.join(root.path, driver, "l", name)
+        target = os_text(suppress_errors(os.readlink, os_bytes(path)) or b"")
+        parts = target.split("/")  # ../LAYER/diff
+        if len(parts) == 3 and parts[0] == "..":
+            links.setdefault(parts[1], []).append(name)
+    return links
 
 
-# --- looking at Docker's root and pool: the same for storage, owner, reclaim and pool
+# Docker's root and pool: used by storage, owner, reclaim and pool
 
 
 def engine_info_or_finding(host: Host, report: dict) -> Optional[Dict[str, object]]:
@@ -9208,19 +9510,24 @@ def configured_root() -> str:
 
 def containerd_root(root: str) -> str:
     """The root of the containerd that keeps the images and layers of the daemon with this Docker
-    root; '' where none is found. In this order: a running container's mount names it (moby
-    daemon/containerd: ROOT/rootfs/SNAPSHOTTER/ID), dockerd's own containerd has it below Docker's
-    root (moby cmd/dockerd), containerd's settings name it, and else it is the default."""
+    root; '' where none is found.
+
+    In this order: a running container's mount names it (moby daemon/containerd:
+    ROOT/rootfs/SNAPSHOTTER/ID), dockerd's own containerd has it below Docker's root (moby
+    cmd/dockerd), containerd's settings name it, and else it is the default.
+    """
     for mount in mounts_of():
         if not mount.point.startswith(os.path.join(root, "rootfs/")):
             continue
         for option in mount.options:
-            found = re.match(r"(?:upper|lower)dir=(/.*?)/io\.containerd\.snapshotter\.", option)
-            if found:
-                return found.group(1)
+            lower = re.match(r"(?:upper|lower)dir=(/.*?)/io\.containerd\.snapshotter\.", option)
+            if lower:
+                return lower.group(1)
+    places = [os.path.join(root, "containerd/daemon"), CONTAINERD_ROOT]
     settings = suppress_errors(host_text, CONTAINERD_SETTINGS) or ""
-    named = re.search(r"(?m)\A(?:[^\[]*\n)?\s*root\s*=\s*[\"'](/[^\"'\n]*)[\"']", settings)
-    places = [os.path.join(root, "containerd/daemon"), named.group(1) if named else CONTAINERD_ROOT]
+    setting = re.search(r"(?m)\A(?:[^\[]*\n)?\s*root\s*=\s*[\"'](/[^\"'\n]*)[\"']", settings)
+    if setting:
+        places[1] = setting.group(1)
     return next((place for place in places if os.path.isdir(os_bytes(place))), "")
 
 
@@ -9247,47 +9554,41 @@ def store_remedy(root: str, answers: bool) -> str:
 def own_folder(row: dict) -> str:
     """Where a layer keeps its own files (not where it is mounted together with those below), ''
     where that is no folder."""
-    forms = LAYOUTS[row["driver"]][1] if row["driver"] != "devicemapper" else ()
-    forms = [
-        form % row["layer"]
-        for form in forms
-        if not form.startswith("mnt/") and "merged" not in form
-    ]
-    return next(
-        (
-            path
-            for form in forms
-            for path in row["paths"]
-            if path.endswith("/" + form) and os.path.isdir(os_bytes(path))
-        ),
-        "",
-    )
+    if row["driver"] == "devicemapper":
+        return ""
+    for form in LAYOUTS[row["driver"]][1]:
+        if form.startswith("mnt/") or "merged" in form:
+            continue
+        ending = "/" + form % row["layer"]
+        for path in row["paths"]:
+            if path.endswith(ending) and os.path.isdir(os_bytes(path)):
+                return path
+    return ""
 
 
 def thin_pool(host: Host, name: str) -> ThinPool:
-    return parse_thin_pool(
-        *(
-            require_answer(query_host(host, ("dmsetup", verb, name)), "dmsetup").out_text()
-            for verb in ("table", "status")
-        )
-    )
+    """The pool as the kernel reports it now. Raises EnvironmentFault."""
+    texts = []
+    for verb in ("table", "status"):
+        answer = query_host(host, ("dmsetup", verb, name))
+        texts.append(require_answer(answer, "dmsetup").out_text())
+    table, status = texts
+    return parse_thin_pool(table, status)
 
 
 def pool_repair_line(metadata: str) -> str:
     """What to type where a loop pool is ro, failed or needs a check: dm-thin's own checker, which
     wants the pool down (seen to do, 20.10)."""
-    stop, start = (
-        ("systemctl stop docker.socket docker", "systemctl start docker")
-        if os.path.isdir(SYSTEMD_MARK)
-        else ("service docker stop", "service docker start")
-    )
+    stop, start = "service docker stop", "service docker start"
+    if os.path.isdir(SYSTEMD_MARK):
+        stop, start = "systemctl stop docker.socket docker", "systemctl start docker"
     return (
         "{1}; cp --sparse=always {0} {0}.before && thin_check --clear-needs-check-flag {0} && {2} "
         " # thin_repair where it finds faults".format(quote_word(metadata), stop, start)
     )
 
 
-# --- layers that no record explains: the same for storage, owner, reclaim and backup
+# Layers that no record explains: used by storage, owner, reclaim and backup
 
 
 def nearest_folder(path: str) -> str:
@@ -9308,8 +9609,7 @@ def runs_elsewhere(info: Dict[str, object]) -> bool:
 
 
 def require_same_host(info: Dict[str, object], subject: str) -> None:
-    """Refuses to read this host's files for an engine that runs on another one: they would be those
-    of a stranger."""
+    """Refuses to read this host's files for an engine that runs on another one."""
     if runs_elsewhere(info):
         raise EnvironmentFault(
             "the engine runs on another host, %s: %s cannot be read here" % (info["Name"], subject),
@@ -9320,10 +9620,12 @@ def require_same_host(info: Dict[str, object], subject: str) -> None:
 def confirm_orphans(
     host: Host, root: str, layers: Layers, info: Optional[Dict[str, object]]
 ) -> Optional[Dict[str, Container]]:
-    """All containers as docker has them, None where it was not asked. The last part of the proof
-    that a layer is an orphan: a daemon that answers agrees. It knows containers and images whose
-    records are gone from the disk until its next start. Without it, the layer of a container whose
-    folder alone is gone stays unknown."""
+    """All containers as docker has them, None where it was not asked.
+
+    The last part of the proof that a layer is an orphan: a daemon that answers agrees. It knows
+    containers and images whose records are gone from the disk until its next start. Without it, the
+    layer of a container whose folder alone is gone stays unknown.
+    """
     orphans = [row for row in layers.rows if row["role"] == "orphan"]
     if not orphans and not layers.lost:
         return None
@@ -9333,10 +9635,10 @@ def confirm_orphans(
         return None
     driver = str(info["Driver"])
     try:
-        listed = list_containers(host)
-        inspected = inspect_containers(host, sorted({one.id for one in listed} | set(layers.lost)))
+        listed = {target.id for target in list_containers(host)}
+        inspected = inspect_containers(host, sorted(listed | set(layers.lost)))
     except EnvironmentFault as err:
-        doubt = Doubt("", "docker was not heard about it: %s" % err.msg, True)
+        doubt = Doubt("", "docker could not be asked about it: %s" % err.msg, True)
         withdraw_orphans(layers, orphans, doubt)
         return None
     others = [row for row in orphans if row["container"] and row["driver"] != driver]
