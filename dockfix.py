@@ -249,8 +249,14 @@ LAYER = (  # BuildKit's names have 25 characters
 # 2. Text, sizes, times
 ###############################################################################
 
+# Pure functions on text, sizes and tar streams; nothing here starts a process, opens a file or
+# knows of Docker. What comes from a container is never trusted: it is escaped before it reaches a
+# terminal, quoted before it reaches a script, and a tar is read as a stream in which every size is
+# bounded and no name is followed. Facts: the format of tar and pax headers is that of POSIX.1-2001
+# (pax, "ustar Interchange Format") with GNU tar's long names.
 
-# --- text for terminals and shells
+
+# Text for terminals and shells.
 
 
 def escape_controls(text: str) -> str:
@@ -260,6 +266,7 @@ def escape_controls(text: str) -> str:
 
 
 def escape_character(ch: str) -> str:
+    """As a Python string literal would have it: \\x1b, \\n, \\u202e."""
     code = ord(ch)
     if 0xDC80 <= code <= 0xDCFF:  # a byte that was no UTF-8 (surrogateescape)
         return "\\x%02x" % (code - 0xDC00)
@@ -271,13 +278,14 @@ def os_bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def format_bytes(data: bytes) -> str:
-    return data.decode("utf-8", "backslashreplace")
-
-
 def os_text(data: bytes) -> str:
-    """The reverse of raw."""
+    """The reverse of os_bytes."""
     return data.decode("utf-8", "surrogateescape")
+
+
+def format_bytes(data: bytes) -> str:
+    """Text for messages; what is no UTF-8 is escaped."""
+    return data.decode("utf-8", "backslashreplace")
 
 
 def quote_word(text: str) -> str:
@@ -286,46 +294,72 @@ def quote_word(text: str) -> str:
     if text.isprintable():
         return shlex.quote(text)
     head = text.rstrip("\n")
-    plain = [
-        32 <= b < 127 and b not in b"%\\'" and (n or b != 45) for n, b in enumerate(os_bytes(head))
-    ]  # no '-' first: an option
-    body = "".join(chr(b) if fits else "\\%03o" % b for fits, b in zip(plain, os_bytes(head)))
-    return '"%s%s"' % (
-        "$(printf '%s')" % body if head else "",
-        "${IFS#??}" * (len(text) - len(head)),
-    )
+    quoted = ""
+    if head:
+        quoted = "$(printf '%s')" % quote_printf_format(os_bytes(head))
+    newlines = len(text) - len(head)
+    return '"%s%s"' % (quoted, "${IFS#??}" * newlines)
+
+
+def quote_printf_format(data: bytes) -> str:
+    """A format of printf(1) that prints these bytes, for use between single quotes."""
+    out = ""
+    for number, byte in enumerate(data):
+        is_plain = 32 <= byte < 127 and byte not in b"%\\'"
+        if number == 0 and byte == ord("-"):  # printf would take it for an option
+            is_plain = False
+        out += chr(byte) if is_plain else "\\%03o" % byte
+    return out
 
 
 def quote_line(argv: Sequence[str]) -> str:
     return " ".join(quote_word(word) for word in argv)
 
 
+# Numbers and sizes.
+
+
 def parse_size(text: str, now: Optional[int] = None) -> int:
     """Bytes of '500', '64K', '1.5M', '20MiB': K, M, G, T and KiB... are binary. 'GB' is refused
-    (UsageError). With `now` also '+100G': so much more."""
+    (UsageError). With `now`, in bytes, also '+100G': so much more."""
     if now is not None and text.startswith("+"):
         return now + parse_size(text[1:])
-    found = re.match(r"^([0-9]{1,15})(\.[0-9]{1,3})?(?:([KkMmGgTt])(iB)?)?\Z", text, re.A)
-    if found and (found.group(3) or not found.group(2)):
-        unit = 1 << 10 * " KMGT".index((found.group(3) or " ").upper())
-        return int(found.group(1)) * unit + int(float(found.group(2) or 0) * unit)
+    match = re.match(r"^([0-9]{1,15})(\.[0-9]{1,3})?(?:([KkMmGgTt])(iB)?)?\Z", text, re.A)
+    if match:
+        whole, fraction, letter = match.group(1), match.group(2), match.group(3)
+        if letter:
+            unit = 1 << 10 * " KMGT".index(letter.upper())
+            return int(whole) * unit + int(float(fraction or 0) * unit)
+        if not fraction:
+            return int(whole)
+    hint = "such as 500M or 20GiB"
     decimal = re.match(r"^([0-9.]+)([KMGTkmgt])[bB]\Z", text, re.A)
-    hint = (
-        "write {0}{1} or {0}{1}iB, both binary".format(decimal.group(1), decimal.group(2).upper())
-        if decimal
-        else "such as 500M or 20GiB"
-    )
+    if decimal:
+        size = decimal.group(1) + decimal.group(2).upper()
+        hint = "write %s or %siB, both binary" % (size, size)
     raise UsageError("not a size: %s" % text, hint)
 
 
 def parse_number(name: str, text: Optional[str], default: float, low: float, high: float) -> float:
-    try:
-        number = float(text) if text else default
-    except ValueError:
-        number = -1
+    """The number of the option `name`, the default where it is not given. Raises UsageError."""
+    number = default
+    if text:
+        try:
+            number = float(text)
+        except ValueError:
+            number = -1  # of no option's range
     if not low <= number <= high:
         raise UsageError("%s takes a number from %g to %g, not %s" % (name, low, high, text))
     return number
+
+
+def last_number(text: str) -> int:
+    """The number at the end of what `systemctl show -p MainPID` or a pid file says; 0 where there
+    is none."""
+    match = re.search(r"([0-9]+)\s*\Z", text)
+    if not match:
+        return 0
+    return int(match.group(1))
 
 
 def format_size(size: float) -> str:
@@ -334,114 +368,21 @@ def format_size(size: float) -> str:
         if abs(size) < 1024 or unit == "TiB":
             break
         size /= 1024
-    return "%d B" % size if unit == "B" else "%.1f %s" % (size, unit)
+    if unit == "B":
+        return "%d B" % size
+    return "%.1f %s" % (size, unit)
 
 
-# --- tar files, read as a stream: nothing is unpacked, no name is followed
+def format_known_size(size: Optional[int], complete: bool = True) -> str:
+    """'unknown' for None; 'at least ...' where a part of it is unknown."""
+    if size is None:
+        return "unknown"
+    if not complete:
+        return "at least " + format_size(size)
+    return format_size(size)
 
 
-class TarReader:
-    """The members of a tar, one after the other, from a stream that cannot be wound back.
-
-    A volume and an image come from a container, an archive from a stick: all sizes are bounded, and
-    what is cut off or malformed raises ArchiveError. `told` hears how many bytes were read so far.
-    """
-
-    def __init__(self, stream: BinaryIO, told: Callable[[int], None] = lambda done: None) -> None:
-        self.stream, self.told = stream, told
-        self.offset = 0  # bytes read
-        self.left = self.padding = 0  # of the member whose header was read last
-
-    def __iter__(self) -> Iterator[tarfile.TarInfo]:
-        while True:
-            for _ in self.data():
-                pass
-            member = self.header()
-            if member is None:
-                return
-            yield member
-
-    def take(self, size: int) -> bytes:
-        found = self.stream.read(size)
-        while len(found) < size:  # a pipe gives what it has
-            piece = self.stream.read(size - len(found))
-            if not piece:
-                break
-            found += piece
-        self.offset += len(found)
-        self.told(self.offset)
-        return found
-
-    def must(self, size: int) -> bytes:
-        found = self.take(size)
-        if len(found) != size:
-            raise ArchiveError("the tar is cut off")
-        return found
-
-    def data(self) -> Iterator[bytes]:
-        """The content of the member whose header was read last, as far as it was not read yet."""
-        while self.left:
-            piece = self.must(min(self.left, TAR_CHUNK))
-            self.left -= len(piece)
-            yield piece
-        self.must(self.padding)
-        self.padding = 0
-
-    def drain(self) -> None:
-        """Reads what stands behind the last member, so that who writes the tar is not cut off."""
-        while self.stream.read(TAR_CHUNK):
-            pass
-
-    def header(self) -> Optional[tarfile.TarInfo]:
-        """The next member's header, with what its extended headers say; None at the end."""
-        extra, size = {}, 0  # type: Dict[str, str], int
-        while True:
-            block = self.take(TAR_BLOCK)
-            at_end = not block.strip(
-                b"\0"
-            )  # docker always writes an end: without one it is cut off
-            if len(block) < TAR_BLOCK or (at_end and extra):
-                raise ArchiveError("the tar is cut off")
-            if at_end:
-                return None
-            member = self.parsed(block)
-            if member.type not in TAR_EXTENDED:
-                return self.opened(member, extra)
-            size += member.size + TAR_BLOCK
-            if size > TAR_EXTRA_MAX:
-                raise ArchiveError("a tar header is longer than %d bytes" % TAR_EXTRA_MAX)
-            content = self.must(member.size + -member.size % TAR_BLOCK)[: member.size]
-            if member.type in TAR_LONG:
-                text = content.split(b"\0")[0].decode("utf-8", "surrogateescape")
-                extra.setdefault(TAR_LONG[member.type], text)
-            elif member.type != tarfile.XGLTYPE:
-                extra.update(parse_pax(content))
-
-    @staticmethod
-    def parsed(block: bytes) -> tarfile.TarInfo:
-        try:
-            member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-        except (tarfile.TarError, ValueError):
-            raise ArchiveError("a tar header is not understood") from None
-        if member.size < 0 or member.type == tarfile.GNUTYPE_SPARSE:
-            raise ArchiveError("a tar header is not understood")
-        return member
-
-    def opened(self, member: tarfile.TarInfo, extra: Dict[str, str]) -> tarfile.TarInfo:
-        try:
-            for key in ("uid", "gid", "size", "mtime"):
-                setattr(member, key, int(float(extra.get(key, getattr(member, key)))))
-        except (ValueError, OverflowError):
-            raise ArchiveError("a tar header is not understood") from None
-        member.name = extra.get("path", member.name)
-        member.linkname = extra.get("linkpath", member.linkname)
-        member.pax_headers = {key: extra[key] for key in extra if key.startswith(TAR_XATTR)}
-        if member.size < 0 or any(key.startswith("GNU.sparse") for key in extra):
-            raise ArchiveError("a tar header is not understood")
-        if member.type in TAR_HEADER_ONLY:
-            member.size = 0
-        self.left, self.padding = member.size, -member.size % TAR_BLOCK
-        return member
+# Tar files, read as a stream: nothing is unpacked, no name is followed.
 
 
 TAR_XATTR = "SCHILY.xattr."
@@ -457,23 +398,138 @@ TAR_HEADER_ONLY = (
 )
 
 
+class TarReader:
+    """The members of a tar, one after the other, from a stream that cannot be wound back.
+
+    A volume and an image come from a container, an archive from a stick: all sizes are bounded, and
+    what is cut off or malformed raises ArchiveError. `progress` is called with the number of bytes
+    that were read so far.
+    """
+
+    def __init__(
+        self, stream: BinaryIO, progress: Callable[[int], None] = lambda done: None
+    ) -> None:
+        self.stream, self.progress = stream, progress
+        self.offset = 0  # bytes read
+        self.left = self.padding = 0  # of the member whose header was read last
+
+    def __iter__(self) -> Iterator[tarfile.TarInfo]:
+        while True:
+            for _ in self.data():
+                pass
+            member = self.header()
+            if member is None:
+                return
+            yield member
+
+    def read_up_to(self, size: int) -> bytes:
+        """So many bytes, fewer only where the stream ends: a pipe gives what it has."""
+        data = self.stream.read(size)
+        while len(data) < size:
+            piece = self.stream.read(size - len(data))
+            if not piece:
+                break
+            data += piece
+        self.offset += len(data)
+        self.progress(self.offset)
+        return data
+
+    def read_exactly(self, size: int) -> bytes:
+        data = self.read_up_to(size)
+        if len(data) != size:
+            raise ArchiveError("the tar is cut off")
+        return data
+
+    def data(self) -> Iterator[bytes]:
+        """The content of the member whose header was read last, as far as it was not read yet."""
+        while self.left:
+            piece = self.read_exactly(min(self.left, TAR_CHUNK))
+            self.left -= len(piece)
+            yield piece
+        self.read_exactly(self.padding)
+        self.padding = 0
+
+    def drain(self) -> None:
+        """Reads what stands behind the last member, so that who writes the tar is not cut off."""
+        while self.stream.read(TAR_CHUNK):
+            pass
+
+    def header(self) -> Optional[tarfile.TarInfo]:
+        """The next member's header, with what its extended headers say; None at the end."""
+        extra = {}  # type: Dict[str, str]
+        extra_size = 0
+        while True:
+            block = self.read_up_to(TAR_BLOCK)
+            at_end = not block.strip(b"\0")
+            # docker always writes a block of zeros at the end: without one the tar is cut off
+            if len(block) < TAR_BLOCK or (at_end and extra):
+                raise ArchiveError("the tar is cut off")
+            if at_end:
+                return None
+            member = parse_tar_header(block)
+            if member.type not in TAR_EXTENDED:
+                apply_extended_headers(member, extra)
+                self.left, self.padding = member.size, -member.size % TAR_BLOCK
+                return member
+            extra_size += member.size + TAR_BLOCK
+            if extra_size > TAR_EXTRA_MAX:
+                raise ArchiveError("a tar header is longer than %d bytes" % TAR_EXTRA_MAX)
+            content = self.read_exactly(member.size + -member.size % TAR_BLOCK)[: member.size]
+            if member.type in TAR_LONG:
+                extra.setdefault(TAR_LONG[member.type], os_text(content.split(b"\0")[0]))
+            elif member.type != tarfile.XGLTYPE:
+                extra.update(parse_pax(content))
+
+
+def parse_tar_header(block: bytes) -> tarfile.TarInfo:
+    """Raises ArchiveError."""
+    try:
+        member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except (tarfile.TarError, ValueError):
+        raise ArchiveError("a tar header is not understood") from None
+    if member.size < 0 or member.type == tarfile.GNUTYPE_SPARSE:
+        raise ArchiveError("a tar header is not understood")
+    return member
+
+
 def parse_pax(data: bytes) -> Dict[str, str]:
     """The records of a pax header, "LENGTH KEY=VALUE" and a newline each. Raises ArchiveError."""
-    found, at, record = {}, 0, re.compile(rb"([0-9]{1,8}) ([^=\n\0]+)=")
+    records, at = {}, 0
+    start_of_record = re.compile(rb"([0-9]{1,8}) ([^=\n\0]+)=")
     while at < len(data):
-        start = record.match(data, at)
-        end = at + int(start.group(1)) if start else 0
-        if not start or not start.end() < end <= len(data) or data[end - 1 : end] != b"\n":
+        start = start_of_record.match(data, at)
+        if not start:
             raise ArchiveError("a tar header is not understood")
-        key, value = start.group(2), data[start.end() : end - 1]
-        found[key.decode("utf-8", "surrogateescape")] = value.decode("utf-8", "surrogateescape")
+        end = at + int(start.group(1))
+        if not start.end() < end <= len(data) or data[end - 1 : end] != b"\n":
+            raise ArchiveError("a tar header is not understood")
+        records[os_text(start.group(2))] = os_text(data[start.end() : end - 1])
         at = end
-    return found
+    return records
+
+
+def apply_extended_headers(member: tarfile.TarInfo, extra: Dict[str, str]) -> None:
+    """Writes into the member what its pax headers and GNU long names say. Raises ArchiveError."""
+    try:
+        for key in ("uid", "gid", "size", "mtime"):
+            setattr(member, key, int(float(extra.get(key, getattr(member, key)))))
+    except (ValueError, OverflowError):
+        raise ArchiveError("a tar header is not understood") from None
+    member.name = extra.get("path", member.name)
+    member.linkname = extra.get("linkpath", member.linkname)
+    member.pax_headers = {key: extra[key] for key in extra if key.startswith(TAR_XATTR)}
+    if member.size < 0 or any(key.startswith("GNU.sparse") for key in extra):
+        raise ArchiveError("a tar header is not understood")
+    if member.type in TAR_HEADER_ONLY:
+        member.size = 0
+
+
+# The content of a volume, as `docker cp CONTAINER:/some/volume -` sends it.
 
 
 def within_volume(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    """A member of `docker cp C:/some/volume -` as it is called inside the volume: without the first
-    folder, which is the volume's own ('.'). Raises ArchiveError for a name that leads out of it."""
+    """The member with its names as they are inside the volume: without the first folder, which is
+    the volume's own ('.'). Raises ArchiveError for a name that leads out of it."""
     member.name = below_first(member.name)
     if member.islnk():
         member.linkname = below_first(member.linkname)
@@ -489,8 +545,8 @@ def below_first(name: str) -> str:
 
 class VolumeEntry(NamedTuple):
     """What has to be equal of a member of a volume. Not the time: docker before 1.13 cannot set
-    that of the volume's own folder. device: of a device node; attributes: those that docker cp
-    carries."""
+    that of the volume's own folder. link: where a link leads. digest: sha256 of a file's content.
+    device: of a device node. attributes: those that docker cp carries."""
 
     kind: bytes
     mode: int
@@ -509,17 +565,25 @@ def volume_entries(reader: TarReader) -> Iterator[Tuple[str, VolumeEntry]]:
         for piece in reader.data():
             digest.update(piece)
         member = within_volume(member)
-        is_file, is_node = member.isreg(), member.ischr() or member.isblk()
-        yield member.name, VolumeEntry(
-            tarfile.REGTYPE if is_file else member.type,
-            0 if member.issym() else member.mode & 0o7777,  # a link's mode means nothing
-            (member.uid, member.gid),
-            member.linkname if member.issym() or member.islnk() else "",
-            member.size,
-            digest.hexdigest() if is_file else "",
-            (member.devmajor, member.devminor) if is_node else (0, 0),
-            tuple(sorted(member.pax_headers.items())),
-        )
+        yield member.name, volume_entry(member, digest.hexdigest())
+
+
+def volume_entry(member: tarfile.TarInfo, digest: str) -> VolumeEntry:
+    """What means nothing for the kind of the member is empty: a link's mode, a folder's digest."""
+    kind, mode, link, device = member.type, member.mode & 0o7777, "", (0, 0)
+    if member.isreg():
+        kind = tarfile.REGTYPE
+    else:
+        digest = ""
+    if member.issym():
+        mode = 0
+    if member.issym() or member.islnk():
+        link = member.linkname
+    if member.ischr() or member.isblk():
+        device = (member.devmajor, member.devminor)
+    attributes = tuple(sorted(member.pax_headers.items()))
+    owner = (member.uid, member.gid)
+    return VolumeEntry(kind, mode, owner, link, member.size, digest, device, attributes)
 
 
 class VolumeDifferences:
@@ -527,137 +591,78 @@ class VolumeDifferences:
     of their names, so that of each side only what the other side has not sent yet is remembered."""
 
     def __init__(self) -> None:
-        self.wanted, self.found = {}, {}  # type: Dict[str, VolumeEntry], Dict[str, VolumeEntry]
-        self.differing = {}  # type: Dict[str, Tuple[VolumeEntry, VolumeEntry]]
+        self.wanted = {}  # type: Dict[str, VolumeEntry]
+        self.actual = {}  # type: Dict[str, VolumeEntry]
+        self.differing = {}  # type: Dict[str, Tuple[VolumeEntry, VolumeEntry]]  # wanted, actual
 
-    def add(self, wanted: Iterator[Tuple], found: Iterator[Tuple]) -> None:
-        """Reads both to their end."""
-        more = True
-        while more:
-            more = False
-            for entries, own, other in (
-                (wanted, self.wanted, self.found),
-                (found, self.found, self.wanted),
-            ):
-                name, entry = next(entries, (None, None))
-                if name is None:
-                    continue
-                more = True
-                if name not in other:
-                    own[name] = entry
-                    continue
-                partner = other.pop(name)
-                if partner != entry:
-                    pair = (entry, partner) if own is self.wanted else (partner, entry)
-                    self.differing[name] = pair
+    def add(
+        self,
+        wanted: Iterator[Tuple[str, VolumeEntry]],
+        actual: Iterator[Tuple[str, VolumeEntry]],
+    ) -> None:
+        """Reads both to their end, in turn."""
+        unfinished = True
+        while unfinished:
+            unfinished = self.add_next(wanted, self.wanted, self.actual)
+            if self.add_next(actual, self.actual, self.wanted):
+                unfinished = True
+
+    def add_next(
+        self,
+        entries: Iterator[Tuple[str, VolumeEntry]],
+        own: Dict[str, VolumeEntry],
+        other: Dict[str, VolumeEntry],
+    ) -> bool:
+        """Reads one member: compares it where the other side has sent it, else remembers it. False
+        at the end."""
+        member = next(entries, None)
+        if member is None:
+            return False
+        name, entry = member
+        if name not in other:
+            own[name] = entry
+            return True
+        partner = other.pop(name)
+        if partner != entry:
+            pair = (partner, entry)
+            if own is self.wanted:
+                pair = (entry, partner)
+            self.differing[name] = pair
+        return True
 
     def texts(self) -> List[str]:
         """In words; [] where the volumes are equal."""
         out = []
         for verb, names in (
-            ("is missing", self.wanted),
-            ("was not in the backup", self.found),
-            ("differs", self.differing),
+            ("is missing", sorted(self.wanted)),
+            ("was not in the backup", sorted(self.actual)),
+            ("differs", sorted(self.differing)),
         ):
-            shown = ", ".join(escape_controls(name) for name in sorted(names)[:3])
-            if names:
-                more = " and %d more" % (len(names) - 3) if len(names) > 3 else ""
-                out.append("%s%s %s" % (shown, more, verb))
+            if not names:
+                continue
+            shown = ", ".join(escape_controls(name) for name in names[:3])
+            if len(names) > 3:
+                shown += " and %d more" % (len(names) - 3)
+            out.append("%s %s" % (shown, verb))
         return out
-
-
-# --- a storage change: steps as data, shown as a script, kept in a journal, carried on and undone
-
-
-def last_number(text: str) -> int:
-    """The number at the end of what `systemctl show -p MainPID` or a pid file says; 0 where there
-    is none."""
-    found = re.search(r"([0-9]+)\s*\Z", text)
-    return int(found.group(1)) if found else 0
-
-
-def format_known_size(size: Optional[int], complete: bool = True) -> str:
-    return "unknown" if size is None else ("" if complete else "at least ") + format_size(size)
 
 
 ###############################################################################
 # 3. What a run knows and reports
 ###############################################################################
 
-
-def exit_code(rows: List[dict], dry_exit: bool = False) -> int:
-    """The exit code of a container command, from its rows' statuses (DESIGN part 2)."""
-    found = {one["status"] for one in rows} | {"changed" for one in rows if one.get("partial")}
-    if dry_exit and "changed" in found:
-        return 4
-    if found <= {"changed", "unchanged", "skipped"}:
-        return 0
-    if not found & {"changed", "unknown"}:
-        return 5 if found == {"refused"} else 1
-    return 3
+# The report of a run, which becomes its JSON document or its text, and the script of a dry run.
+# Nothing here looks at Docker or changes anything. The exit codes and the keys of the report are a
+# promise to the scripts that call dockfix: they never change their meaning. No secret may enter a
+# report or a script.
 
 
-def docker_environment() -> Dict[str, str]:
-    """What in the environment says which engine is spoken to, and how."""
-    names = (
-        "DOCKER_HOST",
-        "DOCKER_CONTEXT",
-        "DOCKER_CONFIG",
-        "DOCKER_TLS_VERIFY",
-        "DOCKER_CERT_PATH",
-        "DOCKER_API_VERSION",
-    )
-    return {name: os_text(os.fsencode(os.environ[name])) for name in names if os.environ.get(name)}
-
-
-def script_text(report: dict, lines: List[str], refused: int) -> str:
-    """A POSIX script of `lines` (commands, or comments that start with #). It ends as the real run
-    would: 0, 1, 3, or 5 where there is nothing but refusals."""
-    head = ["#!/bin/sh", "# dockfix %s --dry-run: %s" % (VERSION, report["command"])]
-    commands = [line for line in lines if not line.startswith("#")]
-    if refused and not commands:
-        return "\n".join(head + lines + ["exit %d" % (exit_code(report["results"]) or 5)]) + "\n"
-    head += [
-        "%s=%s; export %s" % (name, quote_word(text), name)
-        for name, text in docker_environment().items()
-    ]
-    head += [
-        "done=0 bad=%d" % (1 if refused else 0),
-        'run() { if "$@"; then done=1; else bad=1; fi; }',
-    ]
-    tail = ["[ $bad = 0 ] && exit 0", "[ $done = 1 ] && exit 3", "exit 1"]
-    return "\n".join(head + lines + tail) + "\n"
-
-
-def script_comment(text: str) -> str:
-    """A script's comment: escaped like terminal text, so that no newline in a label ends it."""
-    return "# " + escape_controls(text)
-
-
-def program_path() -> str:
-    """How a script calls this very program; 'dockfix.py' where it was read from standard input."""
-    path = globals().get("__file__") or ""
-    if os.path.basename(path) == "__main__.py" and os.path.isfile(os.path.dirname(path)):
-        path = os.path.dirname(path)  # inside dockfix.pyz
-    return (
-        os.path.abspath(path)
-        if path and os.path.isfile(path) and not was_read_from_stdin()
-        else "dockfix.py"
-    )
-
-
-def was_read_from_stdin() -> bool:
-    """Was this program read from standard input (`python3 - ... < dockfix.py`)? Python then says
-    that __file__ is "<stdin>"."""
-    try:
-        return os.path.samestat(os.stat(globals().get("__file__") or ""), os.fstat(0))
-    except OSError:
-        return not os.path.isfile(
-            os.path.dirname(globals().get("__file__") or "")
-        )  # inside dockfix.pyz
+# The report.
 
 
 def new_report(command: Optional[str], dry_run: bool) -> dict:
+    """What a run reports: `results` rows for what it worked on, `findings` for what it noticed,
+    `errors` for why it ended."""
     return {
         "schema": SCHEMA,
         "command": command,
@@ -672,19 +677,99 @@ def new_report(command: Optional[str], dry_run: bool) -> dict:
 
 
 def add_finding(report: dict, name: str, severity: str, text: str, remedy: str) -> None:
+    """severity: info, warning or critical. remedy: a command that can be pasted."""
     report["findings"].append({"id": name, "severity": severity, "text": text, "remedy": remedy})
 
 
 def add_error(report: dict, err: DockfixError) -> None:
-    help_of = "python3 dockfix.py %s--help" % (report["command"] + " " if report["command"] else "")
-    report["errors"].append(
-        {
-            "msg": err.msg,
-            "hint": err.hint or (help_of if err.code == UsageError.code else ""),
-            "code": err.code,
-        }
-    )
+    """The error, and its exit code. A usage error without a hint gets the line for --help."""
+    hint = err.hint
+    if not hint and err.code == UsageError.code:
+        command = ""
+        if report["command"]:
+            command = report["command"] + " "
+        hint = "python3 dockfix.py %s--help" % command
+    report["errors"].append({"msg": err.msg, "hint": hint, "code": err.code})
     report["exit_code"] = err.code
+
+
+def exit_code(rows: List[dict], dry_exit: bool = False) -> int:
+    """The exit code of a container command, from its rows' statuses. dry_exit: a dry run with
+    --exit-code, which tells by 4 that there is something to do."""
+    statuses = {row["status"] for row in rows}
+    if any(row.get("partial") for row in rows):  # something of a failed row was changed
+        statuses.add("changed")
+    if dry_exit and "changed" in statuses:
+        return 4
+    if statuses <= {"changed", "unchanged", "skipped"}:
+        return 0
+    if statuses & {"changed", "unknown"}:
+        return 3
+    if statuses == {"refused"}:
+        return 5
+    return 1
+
+
+# The script of a dry run.
+
+
+def was_read_from_stdin() -> bool:
+    """Was this program read from standard input (`python3 - ... < dockfix.py`)? Python then says
+    that __file__ is "<stdin>"."""
+    path = globals().get("__file__") or ""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(0))
+    except OSError:
+        return not os.path.isfile(os.path.dirname(path))  # a file: this is inside dockfix.pyz
+
+
+def program_path() -> str:
+    """How a script calls this very program; 'dockfix.py' where it was read from standard input."""
+    path = globals().get("__file__") or ""
+    if os.path.basename(path) == "__main__.py" and os.path.isfile(os.path.dirname(path)):
+        path = os.path.dirname(path)  # inside dockfix.pyz
+    if not os.path.isfile(path) or was_read_from_stdin():
+        return "dockfix.py"
+    return os.path.abspath(path)
+
+
+def docker_environment() -> Dict[str, str]:
+    """What in the environment says which engine is spoken to, and how (docker(1), ENVIRONMENT)."""
+    values = {}
+    for name in (
+        "DOCKER_HOST",
+        "DOCKER_CONTEXT",
+        "DOCKER_CONFIG",
+        "DOCKER_TLS_VERIFY",
+        "DOCKER_CERT_PATH",
+        "DOCKER_API_VERSION",
+    ):
+        if os.environ.get(name):
+            values[name] = os_text(os.fsencode(os.environ[name]))
+    return values
+
+
+def script_comment(text: str) -> str:
+    """A script's comment: escaped like terminal text, so that no newline in a label ends it."""
+    return "# " + escape_controls(text)
+
+
+def script_text(report: dict, lines: List[str], refused: int) -> str:
+    """A POSIX script of `lines` (commands, or comments that start with #). refused: how many
+    targets are refused. The script ends as the real run would: 0, 1, 3, or 5 where there is nothing but
+    refusals."""
+    head = ["#!/bin/sh", "# dockfix %s --dry-run: %s" % (VERSION, report["command"])]
+    commands = [line for line in lines if not line.startswith("#")]
+    if refused and not commands:
+        end = "exit %d" % (exit_code(report["results"]) or 5)
+        return "\n".join([*head, *lines, end]) + "\n"
+    for name, value in docker_environment().items():
+        head.append("%s=%s; export %s" % (name, quote_word(value), name))
+    bad = 1 if refused else 0
+    head.append("done=0 bad=%d" % bad)
+    head.append('run() { if "$@"; then done=1; else bad=1; fi; }')
+    tail = ["[ $bad = 0 ] && exit 0", "[ $done = 1 ] && exit 3", "exit 1"]
+    return "\n".join(head + lines + tail) + "\n"
 
 
 ###############################################################################
