@@ -17923,9 +17923,9 @@ def emit(report: dict, opts: argparse.Namespace, command: Optional["Command"]) -
 # COMMANDS says everything about each command: its options, its function, how its results are shown,
 # its examples. The parser and every help text are made from it, so that they cannot differ.
 #
-# Two traps of argparse, both seen with Python 3.6 to 3.13: a default of an option that a subparser
-# shares overwrites the value that stood before the command, so there are no subparsers; and a value
-# such as -1.5d is taken for an option. A command line is refused (UsageError) before anything is
+# Two traps of argparse: in a subparser, the default of a shared option overwrites the value that
+# stood before the command, so there are no subparsers; and a value such as -1.5d is taken for an
+# option. A command line is refused (UsageError) before anything is
 # looked at, and a word that may be a password is never repeated in the message.
 
 
@@ -18505,7 +18505,7 @@ pending (--dry-run --exit-code), 5 refused, 6 environment (docker, daemon, permi
 
 class Parser(argparse.ArgumentParser):
     # Without annotations: typing has NoReturn only since Python 3.6.2.
-    def error(self, message):  # type: ignore
+    def error(self, message):
         """Raises UsageError, where argparse would print and exit."""
         command = ""
         if self.prog != "dockfix":
