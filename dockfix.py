@@ -756,8 +756,8 @@ def script_comment(text: str) -> str:
 
 def script_text(report: dict, lines: List[str], refused: int) -> str:
     """A POSIX script of `lines` (commands, or comments that start with #). refused: how many
-    targets are refused. The script ends as the real run would: 0, 1, 3, or 5 where there is nothing but
-    refusals."""
+    targets are refused. The script ends as the real run would: 0, 1, 3, or 5 where there is nothing
+    but refusals."""
     head = ["#!/bin/sh", "# dockfix %s --dry-run: %s" % (VERSION, report["command"])]
     commands = [line for line in lines if not line.startswith("#")]
     if refused and not commands:
