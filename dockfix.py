@@ -17680,8 +17680,7 @@ def is_done(row: dict) -> bool:
 
 
 def is_in_sync(row: dict) -> bool:
-    """`clock` prints a remedy for every other verdict."""
-    return not row["remedy"] and row["status"] != "skipped"
+    return row["verdict"] == "in sync"
 
 
 def count_statuses(report: dict) -> str:
