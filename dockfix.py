@@ -249,8 +249,14 @@ LAYER = (  # BuildKit's names have 25 characters
 # 2. Text, sizes, times
 ###############################################################################
 
+# Pure functions on text, sizes and tar streams; nothing here starts a process, opens a file or
+# knows of Docker. What comes from a container is never trusted: it is escaped before it reaches a
+# terminal, quoted before it reaches a script, and a tar is read as a stream in which every size is
+# bounded and no name is followed. Facts: the format of tar and pax headers is that of POSIX.1-2001
+# (pax, "ustar Interchange Format") with GNU tar's long names.
 
-# --- text for terminals and shells
+
+# Text for terminals and shells.
 
 
 def escape_controls(text: str) -> str:
@@ -260,6 +266,7 @@ def escape_controls(text: str) -> str:
 
 
 def escape_character(ch: str) -> str:
+    """As a Python string literal would have it: \\x1b, \\n, \\u202e."""
     code = ord(ch)
     if 0xDC80 <= code <= 0xDCFF:  # a byte that was no UTF-8 (surrogateescape)
         return "\\x%02x" % (code - 0xDC00)
@@ -271,13 +278,14 @@ def os_bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def format_bytes(data: bytes) -> str:
-    return data.decode("utf-8", "backslashreplace")
-
-
 def os_text(data: bytes) -> str:
-    """The reverse of raw."""
+    """The reverse of os_bytes."""
     return data.decode("utf-8", "surrogateescape")
+
+
+def format_bytes(data: bytes) -> str:
+    """Text for messages; what is no UTF-8 is escaped."""
+    return data.decode("utf-8", "backslashreplace")
 
 
 def quote_word(text: str) -> str:
@@ -286,46 +294,72 @@ def quote_word(text: str) -> str:
     if text.isprintable():
         return shlex.quote(text)
     head = text.rstrip("\n")
-    plain = [
-        32 <= b < 127 and b not in b"%\\'" and (n or b != 45) for n, b in enumerate(os_bytes(head))
-    ]  # no '-' first: an option
-    body = "".join(chr(b) if fits else "\\%03o" % b for fits, b in zip(plain, os_bytes(head)))
-    return '"%s%s"' % (
-        "$(printf '%s')" % body if head else "",
-        "${IFS#??}" * (len(text) - len(head)),
-    )
+    quoted = ""
+    if head:
+        quoted = "$(printf '%s')" % quote_printf_format(os_bytes(head))
+    newlines = len(text) - len(head)
+    return '"%s%s"' % (quoted, "${IFS#??}" * newlines)
+
+
+def quote_printf_format(data: bytes) -> str:
+    """A format of printf(1) that prints these bytes, for use between single quotes."""
+    out = ""
+    for number, byte in enumerate(data):
+        is_plain = 32 <= byte < 127 and byte not in b"%\\'"
+        if number == 0 and byte == ord("-"):  # printf would take it for an option
+            is_plain = False
+        out += chr(byte) if is_plain else "\\%03o" % byte
+    return out
 
 
 def quote_line(argv: Sequence[str]) -> str:
     return " ".join(quote_word(word) for word in argv)
 
 
+# Numbers and sizes.
+
+
 def parse_size(text: str, now: Optional[int] = None) -> int:
     """Bytes of '500', '64K', '1.5M', '20MiB': K, M, G, T and KiB... are binary. 'GB' is refused
-    (UsageError). With `now` also '+100G': so much more."""
+    (UsageError). With `now`, in bytes, also '+100G': so much more."""
     if now is not None and text.startswith("+"):
         return now + parse_size(text[1:])
-    found = re.match(r"^([0-9]{1,15})(\.[0-9]{1,3})?(?:([KkMmGgTt])(iB)?)?\Z", text, re.A)
-    if found and (found.group(3) or not found.group(2)):
-        unit = 1 << 10 * " KMGT".index((found.group(3) or " ").upper())
-        return int(found.group(1)) * unit + int(float(found.group(2) or 0) * unit)
+    match = re.match(r"^([0-9]{1,15})(\.[0-9]{1,3})?(?:([KkMmGgTt])(iB)?)?\Z", text, re.A)
+    if match:
+        whole, fraction, letter = match.group(1), match.group(2), match.group(3)
+        if letter:
+            unit = 1 << 10 * " KMGT".index(letter.upper())
+            return int(whole) * unit + int(float(fraction or 0) * unit)
+        if not fraction:
+            return int(whole)
+    hint = "such as 500M or 20GiB"
     decimal = re.match(r"^([0-9.]+)([KMGTkmgt])[bB]\Z", text, re.A)
-    hint = (
-        "write {0}{1} or {0}{1}iB, both binary".format(decimal.group(1), decimal.group(2).upper())
-        if decimal
-        else "such as 500M or 20GiB"
-    )
+    if decimal:
+        size = decimal.group(1) + decimal.group(2).upper()
+        hint = "write %s or %siB, both binary" % (size, size)
     raise UsageError("not a size: %s" % text, hint)
 
 
 def parse_number(name: str, text: Optional[str], default: float, low: float, high: float) -> float:
-    try:
-        number = float(text) if text else default
-    except ValueError:
-        number = -1
+    """The number of the option `name`, the default where it is not given. Raises UsageError."""
+    number = default
+    if text:
+        try:
+            number = float(text)
+        except ValueError:
+            number = -1  # of no option's range
     if not low <= number <= high:
         raise UsageError("%s takes a number from %g to %g, not %s" % (name, low, high, text))
     return number
+
+
+def last_number(text: str) -> int:
+    """The number at the end of what `systemctl show -p MainPID` or a pid file says; 0 where there
+    is none."""
+    match = re.search(r"([0-9]+)\s*\Z", text)
+    if not match:
+        return 0
+    return int(match.group(1))
 
 
 def format_size(size: float) -> str:
@@ -334,114 +368,21 @@ def format_size(size: float) -> str:
         if abs(size) < 1024 or unit == "TiB":
             break
         size /= 1024
-    return "%d B" % size if unit == "B" else "%.1f %s" % (size, unit)
+    if unit == "B":
+        return "%d B" % size
+    return "%.1f %s" % (size, unit)
 
 
-# --- tar files, read as a stream: nothing is unpacked, no name is followed
+def format_known_size(size: Optional[int], complete: bool = True) -> str:
+    """'unknown' for None; 'at least ...' where a part of it is unknown."""
+    if size is None:
+        return "unknown"
+    if not complete:
+        return "at least " + format_size(size)
+    return format_size(size)
 
 
-class TarReader:
-    """The members of a tar, one after the other, from a stream that cannot be wound back.
-
-    A volume and an image come from a container, an archive from a stick: all sizes are bounded, and
-    what is cut off or malformed raises ArchiveError. `told` hears how many bytes were read so far.
-    """
-
-    def __init__(self, stream: BinaryIO, told: Callable[[int], None] = lambda done: None) -> None:
-        self.stream, self.told = stream, told
-        self.offset = 0  # bytes read
-        self.left = self.padding = 0  # of the member whose header was read last
-
-    def __iter__(self) -> Iterator[tarfile.TarInfo]:
-        while True:
-            for _ in self.data():
-                pass
-            member = self.header()
-            if member is None:
-                return
-            yield member
-
-    def take(self, size: int) -> bytes:
-        found = self.stream.read(size)
-        while len(found) < size:  # a pipe gives what it has
-            piece = self.stream.read(size - len(found))
-            if not piece:
-                break
-            found += piece
-        self.offset += len(found)
-        self.told(self.offset)
-        return found
-
-    def must(self, size: int) -> bytes:
-        found = self.take(size)
-        if len(found) != size:
-            raise ArchiveError("the tar is cut off")
-        return found
-
-    def data(self) -> Iterator[bytes]:
-        """The content of the member whose header was read last, as far as it was not read yet."""
-        while self.left:
-            piece = self.must(min(self.left, TAR_CHUNK))
-            self.left -= len(piece)
-            yield piece
-        self.must(self.padding)
-        self.padding = 0
-
-    def drain(self) -> None:
-        """Reads what stands behind the last member, so that who writes the tar is not cut off."""
-        while self.stream.read(TAR_CHUNK):
-            pass
-
-    def header(self) -> Optional[tarfile.TarInfo]:
-        """The next member's header, with what its extended headers say; None at the end."""
-        extra, size = {}, 0  # type: Dict[str, str], int
-        while True:
-            block = self.take(TAR_BLOCK)
-            at_end = not block.strip(
-                b"\0"
-            )  # docker always writes an end: without one it is cut off
-            if len(block) < TAR_BLOCK or (at_end and extra):
-                raise ArchiveError("the tar is cut off")
-            if at_end:
-                return None
-            member = self.parsed(block)
-            if member.type not in TAR_EXTENDED:
-                return self.opened(member, extra)
-            size += member.size + TAR_BLOCK
-            if size > TAR_EXTRA_MAX:
-                raise ArchiveError("a tar header is longer than %d bytes" % TAR_EXTRA_MAX)
-            content = self.must(member.size + -member.size % TAR_BLOCK)[: member.size]
-            if member.type in TAR_LONG:
-                text = content.split(b"\0")[0].decode("utf-8", "surrogateescape")
-                extra.setdefault(TAR_LONG[member.type], text)
-            elif member.type != tarfile.XGLTYPE:
-                extra.update(parse_pax(content))
-
-    @staticmethod
-    def parsed(block: bytes) -> tarfile.TarInfo:
-        try:
-            member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-        except (tarfile.TarError, ValueError):
-            raise ArchiveError("a tar header is not understood") from None
-        if member.size < 0 or member.type == tarfile.GNUTYPE_SPARSE:
-            raise ArchiveError("a tar header is not understood")
-        return member
-
-    def opened(self, member: tarfile.TarInfo, extra: Dict[str, str]) -> tarfile.TarInfo:
-        try:
-            for key in ("uid", "gid", "size", "mtime"):
-                setattr(member, key, int(float(extra.get(key, getattr(member, key)))))
-        except (ValueError, OverflowError):
-            raise ArchiveError("a tar header is not understood") from None
-        member.name = extra.get("path", member.name)
-        member.linkname = extra.get("linkpath", member.linkname)
-        member.pax_headers = {key: extra[key] for key in extra if key.startswith(TAR_XATTR)}
-        if member.size < 0 or any(key.startswith("GNU.sparse") for key in extra):
-            raise ArchiveError("a tar header is not understood")
-        if member.type in TAR_HEADER_ONLY:
-            member.size = 0
-        self.left, self.padding = member.size, -member.size % TAR_BLOCK
-        return member
+# Tar files, read as a stream: nothing is unpacked, no name is followed.
 
 
 TAR_XATTR = "SCHILY.xattr."
@@ -457,23 +398,138 @@ TAR_HEADER_ONLY = (
 )
 
 
+class TarReader:
+    """The members of a tar, one after the other, from a stream that cannot be wound back.
+
+    A volume and an image come from a container, an archive from a stick: all sizes are bounded, and
+    what is cut off or malformed raises ArchiveError. `progress` is called with the number of bytes
+    that were read so far.
+    """
+
+    def __init__(
+        self, stream: BinaryIO, progress: Callable[[int], None] = lambda done: None
+    ) -> None:
+        self.stream, self.progress = stream, progress
+        self.offset = 0  # bytes read
+        self.left = self.padding = 0  # of the member whose header was read last
+
+    def __iter__(self) -> Iterator[tarfile.TarInfo]:
+        while True:
+            for _ in self.data():
+                pass
+            member = self.header()
+            if member is None:
+                return
+            yield member
+
+    def read_up_to(self, size: int) -> bytes:
+        """So many bytes, fewer only where the stream ends: a pipe gives what it has."""
+        data = self.stream.read(size)
+        while len(data) < size:
+            piece = self.stream.read(size - len(data))
+            if not piece:
+                break
+            data += piece
+        self.offset += len(data)
+        self.progress(self.offset)
+        return data
+
+    def read_exactly(self, size: int) -> bytes:
+        data = self.read_up_to(size)
+        if len(data) != size:
+            raise ArchiveError("the tar is cut off")
+        return data
+
+    def data(self) -> Iterator[bytes]:
+        """The content of the member whose header was read last, as far as it was not read yet."""
+        while self.left:
+            piece = self.read_exactly(min(self.left, TAR_CHUNK))
+            self.left -= len(piece)
+            yield piece
+        self.read_exactly(self.padding)
+        self.padding = 0
+
+    def drain(self) -> None:
+        """Reads what stands behind the last member, so that who writes the tar is not cut off."""
+        while self.stream.read(TAR_CHUNK):
+            pass
+
+    def header(self) -> Optional[tarfile.TarInfo]:
+        """The next member's header, with what its extended headers say; None at the end."""
+        extra = {}  # type: Dict[str, str]
+        extra_size = 0
+        while True:
+            block = self.read_up_to(TAR_BLOCK)
+            at_end = not block.strip(b"\0")
+            # docker always writes a block of zeros at the end: without one the tar is cut off
+            if len(block) < TAR_BLOCK or (at_end and extra):
+                raise ArchiveError("the tar is cut off")
+            if at_end:
+                return None
+            member = parse_tar_header(block)
+            if member.type not in TAR_EXTENDED:
+                apply_extended_headers(member, extra)
+                self.left, self.padding = member.size, -member.size % TAR_BLOCK
+                return member
+            extra_size += member.size + TAR_BLOCK
+            if extra_size > TAR_EXTRA_MAX:
+                raise ArchiveError("a tar header is longer than %d bytes" % TAR_EXTRA_MAX)
+            content = self.read_exactly(member.size + -member.size % TAR_BLOCK)[: member.size]
+            if member.type in TAR_LONG:
+                extra.setdefault(TAR_LONG[member.type], os_text(content.split(b"\0")[0]))
+            elif member.type != tarfile.XGLTYPE:
+                extra.update(parse_pax(content))
+
+
+def parse_tar_header(block: bytes) -> tarfile.TarInfo:
+    """Raises ArchiveError."""
+    try:
+        member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except (tarfile.TarError, ValueError):
+        raise ArchiveError("a tar header is not understood") from None
+    if member.size < 0 or member.type == tarfile.GNUTYPE_SPARSE:
+        raise ArchiveError("a tar header is not understood")
+    return member
+
+
 def parse_pax(data: bytes) -> Dict[str, str]:
     """The records of a pax header, "LENGTH KEY=VALUE" and a newline each. Raises ArchiveError."""
-    found, at, record = {}, 0, re.compile(rb"([0-9]{1,8}) ([^=\n\0]+)=")
+    records, at = {}, 0
+    start_of_record = re.compile(rb"([0-9]{1,8}) ([^=\n\0]+)=")
     while at < len(data):
-        start = record.match(data, at)
-        end = at + int(start.group(1)) if start else 0
-        if not start or not start.end() < end <= len(data) or data[end - 1 : end] != b"\n":
+        start = start_of_record.match(data, at)
+        if not start:
             raise ArchiveError("a tar header is not understood")
-        key, value = start.group(2), data[start.end() : end - 1]
-        found[key.decode("utf-8", "surrogateescape")] = value.decode("utf-8", "surrogateescape")
+        end = at + int(start.group(1))
+        if not start.end() < end <= len(data) or data[end - 1 : end] != b"\n":
+            raise ArchiveError("a tar header is not understood")
+        records[os_text(start.group(2))] = os_text(data[start.end() : end - 1])
         at = end
-    return found
+    return records
+
+
+def apply_extended_headers(member: tarfile.TarInfo, extra: Dict[str, str]) -> None:
+    """Writes into the member what its pax headers and GNU long names say. Raises ArchiveError."""
+    try:
+        for key in ("uid", "gid", "size", "mtime"):
+            setattr(member, key, int(float(extra.get(key, getattr(member, key)))))
+    except (ValueError, OverflowError):
+        raise ArchiveError("a tar header is not understood") from None
+    member.name = extra.get("path", member.name)
+    member.linkname = extra.get("linkpath", member.linkname)
+    member.pax_headers = {key: extra[key] for key in extra if key.startswith(TAR_XATTR)}
+    if member.size < 0 or any(key.startswith("GNU.sparse") for key in extra):
+        raise ArchiveError("a tar header is not understood")
+    if member.type in TAR_HEADER_ONLY:
+        member.size = 0
+
+
+# The content of a volume, as `docker cp CONTAINER:/some/volume -` sends it.
 
 
 def within_volume(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    """A member of `docker cp C:/some/volume -` as it is called inside the volume: without the first
-    folder, which is the volume's own ('.'). Raises ArchiveError for a name that leads out of it."""
+    """The member with its names as they are inside the volume: without the first folder, which is
+    the volume's own ('.'). Raises ArchiveError for a name that leads out of it."""
     member.name = below_first(member.name)
     if member.islnk():
         member.linkname = below_first(member.linkname)
@@ -489,8 +545,8 @@ def below_first(name: str) -> str:
 
 class VolumeEntry(NamedTuple):
     """What has to be equal of a member of a volume. Not the time: docker before 1.13 cannot set
-    that of the volume's own folder. device: of a device node; attributes: those that docker cp
-    carries."""
+    that of the volume's own folder. link: where a link leads. digest: sha256 of a file's content.
+    device: of a device node. attributes: those that docker cp carries."""
 
     kind: bytes
     mode: int
@@ -509,17 +565,25 @@ def volume_entries(reader: TarReader) -> Iterator[Tuple[str, VolumeEntry]]:
         for piece in reader.data():
             digest.update(piece)
         member = within_volume(member)
-        is_file, is_node = member.isreg(), member.ischr() or member.isblk()
-        yield member.name, VolumeEntry(
-            tarfile.REGTYPE if is_file else member.type,
-            0 if member.issym() else member.mode & 0o7777,  # a link's mode means nothing
-            (member.uid, member.gid),
-            member.linkname if member.issym() or member.islnk() else "",
-            member.size,
-            digest.hexdigest() if is_file else "",
-            (member.devmajor, member.devminor) if is_node else (0, 0),
-            tuple(sorted(member.pax_headers.items())),
-        )
+        yield member.name, volume_entry(member, digest.hexdigest())
+
+
+def volume_entry(member: tarfile.TarInfo, digest: str) -> VolumeEntry:
+    """What means nothing for the kind of the member is empty: a link's mode, a folder's digest."""
+    kind, mode, link, device = member.type, member.mode & 0o7777, "", (0, 0)
+    if member.isreg():
+        kind = tarfile.REGTYPE
+    else:
+        digest = ""
+    if member.issym():
+        mode = 0
+    if member.issym() or member.islnk():
+        link = member.linkname
+    if member.ischr() or member.isblk():
+        device = (member.devmajor, member.devminor)
+    attributes = tuple(sorted(member.pax_headers.items()))
+    owner = (member.uid, member.gid)
+    return VolumeEntry(kind, mode, owner, link, member.size, digest, device, attributes)
 
 
 class VolumeDifferences:
@@ -527,137 +591,78 @@ class VolumeDifferences:
     of their names, so that of each side only what the other side has not sent yet is remembered."""
 
     def __init__(self) -> None:
-        self.wanted, self.found = {}, {}  # type: Dict[str, VolumeEntry], Dict[str, VolumeEntry]
-        self.differing = {}  # type: Dict[str, Tuple[VolumeEntry, VolumeEntry]]
+        self.wanted = {}  # type: Dict[str, VolumeEntry]
+        self.actual = {}  # type: Dict[str, VolumeEntry]
+        self.differing = {}  # type: Dict[str, Tuple[VolumeEntry, VolumeEntry]]  # wanted, actual
 
-    def add(self, wanted: Iterator[Tuple], found: Iterator[Tuple]) -> None:
-        """Reads both to their end."""
-        more = True
-        while more:
-            more = False
-            for entries, own, other in (
-                (wanted, self.wanted, self.found),
-                (found, self.found, self.wanted),
-            ):
-                name, entry = next(entries, (None, None))
-                if name is None:
-                    continue
-                more = True
-                if name not in other:
-                    own[name] = entry
-                    continue
-                partner = other.pop(name)
-                if partner != entry:
-                    pair = (entry, partner) if own is self.wanted else (partner, entry)
-                    self.differing[name] = pair
+    def add(
+        self,
+        wanted: Iterator[Tuple[str, VolumeEntry]],
+        actual: Iterator[Tuple[str, VolumeEntry]],
+    ) -> None:
+        """Reads both to their end, in turn."""
+        unfinished = True
+        while unfinished:
+            unfinished = self.add_next(wanted, self.wanted, self.actual)
+            if self.add_next(actual, self.actual, self.wanted):
+                unfinished = True
+
+    def add_next(
+        self,
+        entries: Iterator[Tuple[str, VolumeEntry]],
+        own: Dict[str, VolumeEntry],
+        other: Dict[str, VolumeEntry],
+    ) -> bool:
+        """Reads one member: compares it where the other side has sent it, else remembers it. False
+        at the end."""
+        member = next(entries, None)
+        if member is None:
+            return False
+        name, entry = member
+        if name not in other:
+            own[name] = entry
+            return True
+        partner = other.pop(name)
+        if partner != entry:
+            pair = (partner, entry)
+            if own is self.wanted:
+                pair = (entry, partner)
+            self.differing[name] = pair
+        return True
 
     def texts(self) -> List[str]:
         """In words; [] where the volumes are equal."""
         out = []
         for verb, names in (
-            ("is missing", self.wanted),
-            ("was not in the backup", self.found),
-            ("differs", self.differing),
+            ("is missing", sorted(self.wanted)),
+            ("was not in the backup", sorted(self.actual)),
+            ("differs", sorted(self.differing)),
         ):
-            shown = ", ".join(escape_controls(name) for name in sorted(names)[:3])
-            if names:
-                more = " and %d more" % (len(names) - 3) if len(names) > 3 else ""
-                out.append("%s%s %s" % (shown, more, verb))
+            if not names:
+                continue
+            shown = ", ".join(escape_controls(name) for name in names[:3])
+            if len(names) > 3:
+                shown += " and %d more" % (len(names) - 3)
+            out.append("%s %s" % (shown, verb))
         return out
-
-
-# --- a storage change: steps as data, shown as a script, kept in a journal, carried on and undone
-
-
-def last_number(text: str) -> int:
-    """The number at the end of what `systemctl show -p MainPID` or a pid file says; 0 where there
-    is none."""
-    found = re.search(r"([0-9]+)\s*\Z", text)
-    return int(found.group(1)) if found else 0
-
-
-def format_known_size(size: Optional[int], complete: bool = True) -> str:
-    return "unknown" if size is None else ("" if complete else "at least ") + format_size(size)
 
 
 ###############################################################################
 # 3. What a run knows and reports
 ###############################################################################
 
-
-def exit_code(rows: List[dict], dry_exit: bool = False) -> int:
-    """The exit code of a container command, from its rows' statuses (DESIGN part 2)."""
-    found = {one["status"] for one in rows} | {"changed" for one in rows if one.get("partial")}
-    if dry_exit and "changed" in found:
-        return 4
-    if found <= {"changed", "unchanged", "skipped"}:
-        return 0
-    if not found & {"changed", "unknown"}:
-        return 5 if found == {"refused"} else 1
-    return 3
+# The report of a run, which becomes its JSON document or its text, and the script of a dry run.
+# Nothing here looks at Docker or changes anything. The exit codes and the keys of the report are a
+# promise to the scripts that call dockfix: they never change their meaning. No secret may enter a
+# report or a script.
 
 
-def docker_environment() -> Dict[str, str]:
-    """What in the environment says which engine is spoken to, and how."""
-    names = (
-        "DOCKER_HOST",
-        "DOCKER_CONTEXT",
-        "DOCKER_CONFIG",
-        "DOCKER_TLS_VERIFY",
-        "DOCKER_CERT_PATH",
-        "DOCKER_API_VERSION",
-    )
-    return {name: os_text(os.fsencode(os.environ[name])) for name in names if os.environ.get(name)}
-
-
-def script_text(report: dict, lines: List[str], refused: int) -> str:
-    """A POSIX script of `lines` (commands, or comments that start with #). It ends as the real run
-    would: 0, 1, 3, or 5 where there is nothing but refusals."""
-    head = ["#!/bin/sh", "# dockfix %s --dry-run: %s" % (VERSION, report["command"])]
-    commands = [line for line in lines if not line.startswith("#")]
-    if refused and not commands:
-        return "\n".join(head + lines + ["exit %d" % (exit_code(report["results"]) or 5)]) + "\n"
-    head += [
-        "%s=%s; export %s" % (name, quote_word(text), name)
-        for name, text in docker_environment().items()
-    ]
-    head += [
-        "done=0 bad=%d" % (1 if refused else 0),
-        'run() { if "$@"; then done=1; else bad=1; fi; }',
-    ]
-    tail = ["[ $bad = 0 ] && exit 0", "[ $done = 1 ] && exit 3", "exit 1"]
-    return "\n".join(head + lines + tail) + "\n"
-
-
-def script_comment(text: str) -> str:
-    """A script's comment: escaped like terminal text, so that no newline in a label ends it."""
-    return "# " + escape_controls(text)
-
-
-def program_path() -> str:
-    """How a script calls this very program; 'dockfix.py' where it was read from standard input."""
-    path = globals().get("__file__") or ""
-    if os.path.basename(path) == "__main__.py" and os.path.isfile(os.path.dirname(path)):
-        path = os.path.dirname(path)  # inside dockfix.pyz
-    return (
-        os.path.abspath(path)
-        if path and os.path.isfile(path) and not was_read_from_stdin()
-        else "dockfix.py"
-    )
-
-
-def was_read_from_stdin() -> bool:
-    """Was this program read from standard input (`python3 - ... < dockfix.py`)? Python then says
-    that __file__ is "<stdin>"."""
-    try:
-        return os.path.samestat(os.stat(globals().get("__file__") or ""), os.fstat(0))
-    except OSError:
-        return not os.path.isfile(
-            os.path.dirname(globals().get("__file__") or "")
-        )  # inside dockfix.pyz
+# The report.
 
 
 def new_report(command: Optional[str], dry_run: bool) -> dict:
+    """What a run reports: `results` rows for what it worked on, `findings` for what it noticed,
+    `errors` for why it ended."""
     return {
         "schema": SCHEMA,
         "command": command,
@@ -672,19 +677,99 @@ def new_report(command: Optional[str], dry_run: bool) -> dict:
 
 
 def add_finding(report: dict, name: str, severity: str, text: str, remedy: str) -> None:
+    """severity: info, warning or critical. remedy: a command that can be pasted."""
     report["findings"].append({"id": name, "severity": severity, "text": text, "remedy": remedy})
 
 
 def add_error(report: dict, err: DockfixError) -> None:
-    help_of = "python3 dockfix.py %s--help" % (report["command"] + " " if report["command"] else "")
-    report["errors"].append(
-        {
-            "msg": err.msg,
-            "hint": err.hint or (help_of if err.code == UsageError.code else ""),
-            "code": err.code,
-        }
-    )
+    """The error, and its exit code. A usage error without a hint gets the line for --help."""
+    hint = err.hint
+    if not hint and err.code == UsageError.code:
+        command = ""
+        if report["command"]:
+            command = report["command"] + " "
+        hint = "python3 dockfix.py %s--help" % command
+    report["errors"].append({"msg": err.msg, "hint": hint, "code": err.code})
     report["exit_code"] = err.code
+
+
+def exit_code(rows: List[dict], dry_exit: bool = False) -> int:
+    """The exit code of a container command, from its rows' statuses. dry_exit: a dry run with
+    --exit-code, which tells by 4 that there is something to do."""
+    statuses = {row["status"] for row in rows}
+    if any(row.get("partial") for row in rows):  # something of a failed row was changed
+        statuses.add("changed")
+    if dry_exit and "changed" in statuses:
+        return 4
+    if statuses <= {"changed", "unchanged", "skipped"}:
+        return 0
+    if statuses & {"changed", "unknown"}:
+        return 3
+    if statuses == {"refused"}:
+        return 5
+    return 1
+
+
+# The script of a dry run.
+
+
+def was_read_from_stdin() -> bool:
+    """Was this program read from standard input (`python3 - ... < dockfix.py`)? Python then says
+    that __file__ is "<stdin>"."""
+    path = globals().get("__file__") or ""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(0))
+    except OSError:
+        return not os.path.isfile(os.path.dirname(path))  # a file: this is inside dockfix.pyz
+
+
+def program_path() -> str:
+    """How a script calls this very program; 'dockfix.py' where it was read from standard input."""
+    path = globals().get("__file__") or ""
+    if os.path.basename(path) == "__main__.py" and os.path.isfile(os.path.dirname(path)):
+        path = os.path.dirname(path)  # inside dockfix.pyz
+    if not os.path.isfile(path) or was_read_from_stdin():
+        return "dockfix.py"
+    return os.path.abspath(path)
+
+
+def docker_environment() -> Dict[str, str]:
+    """What in the environment says which engine is spoken to, and how (docker(1), ENVIRONMENT)."""
+    values = {}
+    for name in (
+        "DOCKER_HOST",
+        "DOCKER_CONTEXT",
+        "DOCKER_CONFIG",
+        "DOCKER_TLS_VERIFY",
+        "DOCKER_CERT_PATH",
+        "DOCKER_API_VERSION",
+    ):
+        if os.environ.get(name):
+            values[name] = os_text(os.fsencode(os.environ[name]))
+    return values
+
+
+def script_comment(text: str) -> str:
+    """A script's comment: escaped like terminal text, so that no newline in a label ends it."""
+    return "# " + escape_controls(text)
+
+
+def script_text(report: dict, lines: List[str], refused: int) -> str:
+    """A POSIX script of `lines` (commands, or comments that start with #). refused: how many
+    targets are refused. The script ends as the real run would: 0, 1, 3, or 5 where there is nothing
+    but refusals."""
+    head = ["#!/bin/sh", "# dockfix %s --dry-run: %s" % (VERSION, report["command"])]
+    commands = [line for line in lines if not line.startswith("#")]
+    if refused and not commands:
+        end = "exit %d" % (exit_code(report["results"]) or 5)
+        return "\n".join([*head, *lines, end]) + "\n"
+    for name, value in docker_environment().items():
+        head.append("%s=%s; export %s" % (name, quote_word(value), name))
+    bad = 1 if refused else 0
+    head.append("done=0 bad=%d" % bad)
+    head.append('run() { if "$@"; then done=1; else bad=1; fi; }')
+    tail = ["[ $bad = 0 ] && exit 0", "[ $done = 1 ] && exit 3", "exit 1"]
+    return "\n".join(head + lines + tail) + "\n"
 
 
 ###############################################################################
@@ -17919,368 +18004,509 @@ def run_discard(host: Host, opts: argparse.Namespace, report: dict) -> None:
 # 25. Output
 ###############################################################################
 
+# What a run reports becomes text here: one JSON document, or tables for people. Nothing is decided
+# here and no figure is made here: an unknown figure is printed as "unknown", never as 0. Names,
+# messages and output come from containers, so control characters are escaped before they are
+# printed. The product goes to stdout, warnings and errors go to stderr. A table is a tuple of
+# columns below; a command whose results are one table has a row in LISTINGS.
+
+
+class Column(NamedTuple):
+    """One column of a table: its title, and the text of its cell for a row. only_with: the column
+    is left out where no row has this key."""
+
+    title: str
+    cell: Callable[[dict], str]
+    only_with: str = ""
+
+
+def text_of(key: str) -> Callable[[dict], str]:
+    """The cell that is the row's own text."""
+
+    def cell(row: dict) -> str:
+        return row[key]
+
+    return cell
+
+
+def size_of(key: str) -> Callable[[dict], str]:
+    """The cell of a size in bytes; without the key, and for None, it is unknown."""
+
+    def cell(row: dict) -> str:
+        return format_known_size(row.get(key))
+
+    return cell
+
+
+def short_id(row: dict) -> str:
+    return row["id"][:12]
+
+
+def format_count(number: int, noun: str) -> str:
+    """'1 layer', '2 layers'."""
+    if number == 1:
+        return "1 " + noun
+    return "%d %ss" % (number, noun)
+
+
+def format_tally(values: List[str], order: Sequence[str]) -> str:
+    """'2 changed, 1 failed' of statuses or roles: how often each value of `order` occurs."""
+    parts = ["%d %s" % (values.count(value), value) for value in order if value in values]
+    return ", ".join(parts)
+
 
 def render_json(report: dict) -> bytes:
-    """One ASCII document: no locale can break it, no terminal is steered by it."""
+    """One ASCII document: no locale can break it, and no terminal obeys it."""
     return (json.dumps(report, indent=1, ensure_ascii=True) + "\n").encode("ascii")
 
 
-def render_table(head: Sequence[str], rows: List[Sequence[str]]) -> str:
-    """Aligned columns, nothing cut; the last column is free text."""
-    shown = [head] + [[escape_controls(cell) for cell in one] for one in rows]
-    widths = [max(len(one[n]) for one in shown) for n in range(len(head) - 1)]
-    return "".join(
-        ("  ".join(cell.ljust(width) for cell, width in zip(one, widths)) + "  " + one[-1]).rstrip()
-        + "\n"
-        for one in shown
-    )
+def render_table(columns: Sequence[Column], rows: Sequence[dict]) -> str:
+    """A line of titles and a line for each row, aligned; nothing is cut. The last column is free
+    text, so it is not padded."""
+    present = []
+    for column in columns:
+        if not column.only_with or any(column.only_with in row for row in rows):
+            present.append(column)
+    lines = [[column.title for column in present]]
+    for row in rows:
+        lines.append([escape_controls(column.cell(row)) for column in present])
+    widths = []
+    for number in range(len(present) - 1):
+        widths.append(max(len(line[number]) for line in lines))
+    out = []
+    for line in lines:
+        padded = [cell.ljust(width) for cell, width in zip(line, widths)]
+        out.append("  ".join([*padded, line[-1]]).rstrip() + "\n")
+    return "".join(out)
 
 
-def format_counts(rows: List[dict]) -> str:
-    order = ("changed", "unchanged", "skipped", "refused", "failed", "unknown")
-    found = [one["status"] for one in rows]
-    return (
-        ", ".join("%d %s" % (found.count(status), status) for status in order if status in found)
-        or "no containers"
-    )
+# The report of `storage`: findings, the driver and its ceilings, and where the space goes.
+
+
+def cell_used_percent(disk: dict) -> str:
+    if disk["used_percent"] is None:
+        return "unknown"
+    return "%s %%" % disk["used_percent"]
+
+
+def cell_number(usage: dict) -> str:
+    if usage["count"] is None:
+        return "unknown"
+    return str(usage["count"])
+
+
+def cell_usage_size(usage: dict) -> str:
+    """'at least' where a part of it is unknown."""
+    return format_known_size(usage["size"], usage.get("complete", True))
+
+
+def cell_object_name(row: dict) -> str:
+    """A container's or volume's name, or an image's tags; the id where it has none."""
+    return row.get("name") or ", ".join(row.get("tags", ())) or short_id(row)
+
+
+def cell_set_in(option: dict) -> str:
+    if option["used"]:
+        return option["where"]
+    return option["where"] + " (not for the next start)"
+
+
+POOL_COLUMNS = (
+    Column("POOL", text_of("title")),
+    Column("DATA", size_of("data")),
+    Column("METADATA", size_of("metadata")),
+)
+POOL_ROWS = (  # the title, and what follows data_ and metadata_ in the pool's facts
+    ("ceiling", "total"),
+    ("allocated on disk", "allocated"),
+    ("free on that disk", "disk_free"),
+    ("used", "used"),
+    ("available", "available"),
+)
+DISK_COLUMNS = (
+    Column("DISK", text_of("path")),
+    Column("SIZE", lambda disk: format_size(disk["total"])),
+    Column("FREE", lambda disk: format_size(disk["free"])),
+    Column("USED", cell_used_percent),
+    Column("FILE SYSTEM", lambda disk: disk["filesystem"] or "unknown"),
+    Column("FOR", lambda disk: ", ".join(disk["for"])),
+)
+USAGE_COLUMNS = (
+    Column("USED BY", text_of("title")),
+    Column("NUMBER", cell_number),
+    Column("SIZE", cell_usage_size),
+)
+OPTION_COLUMNS = (
+    Column("OPTION", text_of("option")),
+    Column("VALUE", text_of("value")),
+    Column("SET IN", cell_set_in),
+)
+LARGEST_ROWS = 10  # of each kind
 
 
 def show_storage(report: dict, quiet: bool) -> str:
     """The report for people: what is wrong first, then the ceilings, then where the space went."""
-    out = []
-    for finding in report["findings"]:
-        if not quiet or finding["severity"] != "info":
-            out.append(
-                "%-8s  %s\n          -> %s\n"
-                % (
-                    finding["severity"],
-                    escape_controls(finding["text"]),
-                    escape_controls(finding["remedy"]),
-                )
-            )
+    out = show_findings(report["findings"], quiet)
     if quiet or not report["results"]:
-        return "".join(out)
-    one = report["results"][0]
-    driver, engine, root = (
-        escape_controls(one[key] or "unknown") for key in ("driver", "server_version", "root")
-    )
-    driver = driver if one["driver"] else "driver unknown"
-    out.append(
-        "\n%s, engine %s, root %s\n%s"
-        % (driver, engine, root, one["msg"] + "\n" if one["msg"] else "")
-    )
-    pool = one["pool"]
-    if pool:
-        out.append(
-            "\npool %s: %s (%s), state %s, base size %s\n"
-            % (
-                escape_controls(pool["name"] or "unknown"),
-                pool["mode"],
-                escape_controls(pool["mode_why"] or ""),
-                pool["state"] or "unknown",
-                format_known_size(pool["base_device_size"]),
-            )
-        )
-        lines = (
-            ("ceiling", "total"),
-            ("allocated on disk", "allocated"),
-            ("free on that disk", "disk_free"),
-            ("used", "used"),
-            ("available", "available"),
-        )
-        rows = [
-            (
-                title,
-                *tuple(
-                    format_known_size(pool.get("%s_%s" % (kind, key)))
-                    for kind in ("data", "metadata")
-                ),
-            )
-            for title, key in lines
-        ]
-        out.append(render_table(("POOL", "DATA", "METADATA"), rows))
-    if one["disks"]:
-        rows = [
-            (
-                disk["path"],
-                format_size(disk["total"]),
-                format_size(disk["free"]),
-                "unknown" if disk["used_percent"] is None else "%s %%" % disk["used_percent"],
-                disk["filesystem"] or "unknown",
-                ", ".join(disk["for"]),
-            )
-            for disk in one["disks"]
-        ]
-        out.append(
-            "\n" + render_table(("DISK", "SIZE", "FREE", "USED", "FILE SYSTEM", "FOR"), rows)
-        )
-    rows = [
-        (
-            kind.replace("_", " "),
-            "unknown" if part["count"] is None else str(part["count"]),
-            format_known_size(part["size"], part["complete"]),
-        )
-        for kind, part in one["usage"].items()
-        if not one["msg"] or part["count"] is not None
-    ]
-    out.append("\n" + render_table(("USED BY", "NUMBER", "SIZE"), rows))
-    return "".join(out) + show_largest(one) + show_options(one)
+        return out
+    facts = report["results"][0]
+    out += show_engine(facts)
+    if facts["pool"]:
+        out += show_pool(facts["pool"])
+    if facts["disks"]:
+        out += "\n" + render_table(DISK_COLUMNS, facts["disks"])
+    return out + show_usage(facts) + show_largest(facts) + show_options(facts["options"])
 
 
-def show_largest(one: dict) -> str:
+def show_findings(findings: List[dict], quiet: bool) -> str:
+    out = ""
+    for finding in findings:
+        if quiet and finding["severity"] == "info":
+            continue
+        text, remedy = escape_controls(finding["text"]), escape_controls(finding["remedy"])
+        out += "%-8s  %s\n          -> %s\n" % (finding["severity"], text, remedy)
+    return out
+
+
+def show_engine(facts: dict) -> str:
+    driver = escape_controls(facts["driver"] or "driver unknown")
+    version = escape_controls(facts["server_version"] or "unknown")
+    root = escape_controls(facts["root"] or "unknown")
+    out = "\n%s, engine %s, root %s\n" % (driver, version, root)
+    if facts["msg"]:
+        out += facts["msg"] + "\n"
+    return out
+
+
+def show_pool(pool: dict) -> str:
+    """The thin pool of devicemapper."""
+    heading = "\npool %s: %s (%s), state %s, base size %s\n" % (
+        escape_controls(pool["name"] or "unknown"),
+        pool["mode"],
+        escape_controls(pool["mode_why"] or ""),
+        pool["state"] or "unknown",
+        format_known_size(pool["base_device_size"]),
+    )
+    rows = []
+    for title, key in POOL_ROWS:
+        data, metadata = pool.get("data_" + key), pool.get("metadata_" + key)
+        rows.append({"title": title, "data": data, "metadata": metadata})
+    return heading + render_table(POOL_COLUMNS, rows)
+
+
+def show_usage(facts: dict) -> str:
+    """A row for each kind. With a message that facts are missing, only the kinds that are known."""
+    rows = []
+    for kind, usage in facts["usage"].items():
+        if not facts["msg"] or usage["count"] is not None:
+            rows.append(dict(usage, title=kind.replace("_", " ")))
+    return "\n" + render_table(USAGE_COLUMNS, rows)
+
+
+def show_largest(facts: dict) -> str:
     """The ten largest of each kind."""
-    out, own = "", "CONTAINER, WITH ITS IMAGE'S BLOCKS" if one["pool"] else "CONTAINER'S OWN FILES"
+    own = "CONTAINER'S OWN FILES"
+    if facts["pool"]:
+        own = "CONTAINER, WITH ITS IMAGE'S BLOCKS"
+    out = ""
     for kind, title in (
         ("logs", "LOG OF CONTAINER"),
         ("containers", own),
         ("volumes", "VOLUME"),
         ("images", "IMAGE, WHAT ONLY IT HAS"),
     ):
-        rows = [
-            (
-                row.get("name") or ", ".join(row.get("tags", ())) or row["id"][:12],
-                format_known_size(row["size"], row.get("complete", True)),
-            )
-            for row in [row for row in one["usage"][kind]["rows"] if row["size"]][:10]
-        ]
-        out += "\n" + render_table((title, "SIZE"), rows) if rows else ""
+        rows = [row for row in facts["usage"][kind]["rows"] if row["size"]]
+        columns = (Column(title, cell_object_name), Column("SIZE", cell_usage_size))
+        if rows:
+            out += "\n" + render_table(columns, rows[:LARGEST_ROWS])
     return out
 
 
-def show_options(one: dict) -> str:
+def show_options(options: List[dict]) -> str:
     """The daemon's options of the next start, and those that only the running daemon has."""
-    next_start = {(row["option"], row["value"]) for row in one["options"] if row["used"]}
-    rows = [
-        (
-            row["option"],
-            row["value"],
-            row["where"] + ("" if row["used"] else " (not for the next start)"),
-        )
-        for row in one["options"]
-        if row["used"] or (row["option"], row["value"]) not in next_start
-    ]
-    return "\n" + render_table(("OPTION", "VALUE", "SET IN"), rows) if rows else ""
+    next_start = {(row["option"], row["value"]) for row in options if row["used"]}
+    rows = []
+    for row in options:
+        if row["used"] or (row["option"], row["value"]) not in next_start:
+            rows.append(row)
+    if not rows:
+        return ""
+    return "\n" + render_table(OPTION_COLUMNS, rows)
 
 
-def show_owner(report: dict, quiet: bool) -> str:
-    rows = report["results"]
-    sized = any("size" in row for row in rows)
-    head = ("ROLE", "DRIVER", "OWNER", "ID") + (("SIZE",) if sized else ()) + ("PATH",)
-    cells = []
-    for row in rows:
-        ids = (
-            [row["container"]["id"]]
-            if row["container"]
-            else [image["id"] for image in row["images"]]
-        )
-        size = (format_known_size(row.get("size")),) if sized else ()
-        place = row["paths"][0] if row["paths"] else row["layer"]
-        more = ", ".join(
-            word
-            for word in (
-                "device id %d" % row["device_id"] if "device_id" in row else "",
-                row["note"],
-            )
-            if word
-        )
-        place += " (%s)" % more if more else ""
-        cells.append(
-            (
-                row["role"],
-                row["driver"],
-                format_owner(row),
-                ids[0][:12] if ids else "-",
-                *size,
-                place,
-            )
-        )
-    roles = [row["role"] for row in rows]
-    count = ", ".join(
-        "%d %s" % (roles.count(role), role)
-        for role in ("container", "container-init", "image", "orphan", UNKNOWN)
-        if role in roles
-    )
-    return show_table(
-        head, cells, "%d layers%s" % (len(rows), ": " + count if count else ""), quiet
-    )
+# Commands whose results are one table.
 
 
-def show_table(head: Sequence[str], rows: List[Sequence[str]], last: str, quiet: bool) -> str:
-    """A table where there are rows, and a last line that --quiet leaves out."""
-    return (render_table(head, rows) if rows else "") + ("" if quiet else last + "\n")
+def cell_owner_id(row: dict) -> str:
+    """The container's id, else the first image's."""
+    if row["container"]:
+        return short_id(row["container"])
+    if row["images"]:
+        return short_id(row["images"][0])
+    return "-"
 
 
-def show_clock(report: dict, quiet: bool) -> str:
-    rows = [one for one in report["results"] if not quiet or one["verdict"] != "in sync"]
+def cell_owner_path(row: dict) -> str:
+    """The first path, else the layer; then what else is known of it."""
+    notes = []
+    if "device_id" in row:
+        notes.append("device id %d" % row["device_id"])
+    if row["note"]:
+        notes.append(row["note"])
+    path = row["paths"][0] if row["paths"] else row["layer"]
+    if notes:
+        path += " (%s)" % ", ".join(notes)
+    return path
+
+
+def cell_verdict(row: dict) -> str:
+    if row["status"] == "skipped":
+        return "gone"
+    return row["verdict"]
+
+
+def cell_offset(row: dict) -> str:
+    """How far the container's clock is off; half the call's duration is the uncertainty."""
+    if row["offset"] is None:
+        return "?"
+    return "%+.1f s (within %.1f)" % (row["offset"], row["uncertainty"])
+
+
+def is_done(row: dict) -> bool:
+    return row["status"] in ("changed", "unchanged")
+
+
+def is_in_sync(row: dict) -> bool:
+    return row["verdict"] == "in sync"
+
+
+def count_statuses(report: dict) -> str:
+    statuses = [row["status"] for row in report["results"]]
+    order = ("changed", "unchanged", "skipped", "refused", "failed", "unknown")
+    return (format_tally(statuses, order) or "no containers") + "\n"
+
+
+def count_layers(report: dict) -> str:
+    roles = [row["role"] for row in report["results"]]
+    tally = format_tally(roles, ("container", "container-init", "image", "orphan", UNKNOWN))
+    count = format_count(len(roles), "layer")
+    if tally:
+        count += ": " + tally
+    return count + "\n"
+
+
+def describe_host_clock(report: dict) -> str:
+    count = format_count(len(report["results"]), "container")
     own = report["host"]
-    cells = [
-        (
-            r["target"],
-            r["id"][:12],
-            r["verdict"] if r["status"] != "skipped" else "gone",
-            r["zone"] or "?",
-            format_utc_offset(r["utc_offset"]),
-            (
-                "?"
-                if r["offset"] is None
-                else "%+.1f s (within %.1f)" % (r["offset"], r["uncertainty"])
-            ),
-            r["msg"],
-        )
-        for r in rows
-    ]
-    last = "%d containers; the host: %s %s" % (
-        len(report["results"]),
-        own["zone"],
-        format_utc_offset(own["utc_offset"]),
-    )
-    return show_table(
-        ("CONTAINER", "ID", "VERDICT", "ZONE", "UTC", "CLOCK", "MESSAGE"), cells, last, quiet
-    )
+    return "%s; the host: %s %s\n" % (count, own["zone"], format_utc_offset(own["utc_offset"]))
 
 
-def show_rows(report: dict, quiet: bool) -> str:
-    """The rows, with --quiet only those of what is not done; those of chpasswd name the way that
-    was taken."""
-    told = [
-        one
-        for one in report["results"]
-        if not quiet or one["status"] not in ("changed", "unchanged")
-    ]
-    way = ("VIA",) if report["command"] == "chpasswd" else ()
-    rows = [
-        (
-            one["target"],
-            one["id"][:12],
-            one["status"],
-            *tuple(one["via"] or "-" for _ in way),
-            one["msg"],
-        )
-        for one in told
-    ]
-    return show_table(
-        ("CONTAINER", "ID", "STATUS", *way, "MESSAGE"),
-        rows,
-        format_counts(report["results"]),
-        quiet,
-    )
-
-
-def show_exec(report: dict, quiet: bool) -> str:
-    out = []
-    for one in report["results"]:
-        end = "exit %d" % one["rc"] if one["rc"] is not None else one["status"]
-        why = ": " + escape_controls(one["msg"]) if one["msg"] and one["rc"] is None else ""
-        name = escape_controls(one["target"])
-        out.append("== %s: %s, %.1f s%s\n" % (name, end, one["seconds"], why))
-        for mark, stream in (("|", "stdout"), ("!", "stderr")):
-            lines = one[stream].split("\n")
-            for line in lines[:-1] if not lines[-1] else lines:  # tabs stay, they steer nothing
-                out.append(
-                    "%s %s %s\n"
-                    % (name, mark, "\t".join(escape_controls(part) for part in line.split("\t")))
-                )
-            if one.get("cut", {}).get(stream):
-                out.append(
-                    "%s %s [cut: %d more bytes of %s]\n" % (name, mark, one["cut"][stream], stream)
-                )
-    return "".join(out) + ("" if quiet else format_counts(report["results"]) + "\n")
-
-
-def least_text(report: dict) -> str:
-    """What all candidates give back; 'at least' the sum of those that are known, 'unknown' where
-    none is."""
+def format_estimate(report: dict) -> str:
+    """What all candidates give back; 'at least' the sum of the known sizes, 'unknown' where none is
+    known."""
     if report.get("promised") is not None:
         return format_size(report["promised"])
     known = sum(row["size"] for row in report["results"] if row["size"] is not None)
     return format_known_size(known or None, False)
 
 
-def show_reclaim(report: dict, quiet: bool) -> str:
-    rows = [
-        (one["category"], one["target"], format_known_size(one["size"]), one["status"], one["msg"])
-        for one in report["results"]
-        if not quiet or one["status"] != "changed"
-    ]
-    last = (
-        "all of it: %s; nothing was removed: choose categories, such as --logs --containers"
-        % least_text(report)
-    )
+def describe_gain(report: dict) -> str:
+    """What `reclaim` has freed, or would free."""
     if not report["results"]:
-        last = "there is nothing to reclaim"
-    elif "freed" in report:
-        last = "freed on the disk: %s (measured)" % format_known_size(report["freed"])
-    for key, what in (
+        return "there is nothing to reclaim\n"
+    if "freed" in report:
+        out = "freed on the disk: %s (measured)\n" % format_known_size(report["freed"])
+    else:
+        out = (
+            "all of it: %s; nothing was removed: choose categories, such as --logs --containers\n"
+            % format_estimate(report)
+        )
+    for key, title in (
         ("pool_data_used", "used in the pool"),
         ("loop_file_allocated", "the pool's loop file"),
     ):
-        if report["results"] and key in report.get("after", ()):
-            last += "\n%s: %s -> %s" % (
-                (what, *tuple(format_known_size(report[when][key]) for when in ("before", "after")))
-            )
-    return show_table(("CATEGORY", "NAME", "SIZE", "STATUS", "MESSAGE"), rows, last, quiet)
-
-
-def show_backup(report: dict, quiet: bool) -> str:
-    rows = [one for one in report["results"] if not quiet or one["status"] == "failed"]
-    table = (
-        render_table(
-            ("NAME", "STATUS", "MESSAGE"),
-            [(one["target"], one["status"], one["msg"]) for one in rows],
-        )
-        if rows
-        else ""
-    )
-    return table + "".join(
-        "not in the backup: %s\n" % escape_controls(one)
-        for one in report.get("left_out", ())
-        if not quiet
-    )
-
-
-def show_change(report: dict, quiet: bool) -> str:
-    out = ""
-    for one in report["results"]:
-        out += "%s: %s\n" % (
-            escape_controls(one["target"]),
-            escape_controls(one["msg"] or one["status"]),
-        )
-        if one.get("keeps") and not quiet and one["status"] == "changed":
-            undone, name = one["msg"].startswith("undone"), one.get("options", "") + one["id"]
-            kept, back = (
-                ("what is set aside", "")
-                if undone
-                else ("the old data", "; rollback %s goes back" % name)
-            )
-            out += "  %s\n" % escape_controls(
-                "%s is kept in %s%s; discard %s deletes it" % (kept, one["keeps"], back, name)
-            )
+        if key in report.get("after", ()):
+            before = format_known_size(report["before"][key])
+            after = format_known_size(report["after"][key])
+            out += "%s: %s -> %s\n" % (title, before, after)
     return out
 
 
-def show_errors(report: dict) -> None:
-    for finding in report["findings"]:
+def list_left_out(report: dict) -> str:
+    lines = []
+    for name in report.get("left_out", ()):
+        lines.append("not in the backup: %s\n" % escape_controls(name))
+    return "".join(lines)
+
+
+class Listing(NamedTuple):
+    """How the results of a command become one table.
+
+    expected(row): the row is as it should be, so --quiet leaves it out.
+    footer(report): the text below the table, which --quiet leaves out.
+    """
+
+    columns: Tuple[Column, ...]
+    expected: Callable[[dict], bool]
+    footer: Callable[[dict], str]
+
+
+CONTAINER_LISTING = Listing(
+    columns=(
+        Column("CONTAINER", text_of("target")),
+        Column("ID", short_id),
+        Column("STATUS", text_of("status")),
+        Column("VIA", lambda row: row["via"] or "-", only_with="via"),
+        Column("MESSAGE", text_of("msg")),
+    ),
+    expected=is_done,
+    footer=count_statuses,
+)
+BACKUP_LISTING = Listing(
+    columns=(
+        Column("NAME", text_of("target")),
+        Column("STATUS", text_of("status")),
+        Column("MESSAGE", text_of("msg")),
+    ),
+    expected=lambda row: row["status"] != "failed",
+    footer=list_left_out,
+)
+LISTINGS = {
+    "chpasswd": CONTAINER_LISTING,
+    "timezone": CONTAINER_LISTING,
+    "faketime": CONTAINER_LISTING,
+    "backup": BACKUP_LISTING,
+    "restore": BACKUP_LISTING,
+    "clock": Listing(
+        columns=(
+            Column("CONTAINER", text_of("target")),
+            Column("ID", short_id),
+            Column("VERDICT", cell_verdict),
+            Column("ZONE", lambda row: row["zone"] or "?"),
+            Column("UTC", lambda row: format_utc_offset(row["utc_offset"])),
+            Column("CLOCK", cell_offset),
+            Column("MESSAGE", text_of("msg")),
+        ),
+        expected=is_in_sync,
+        footer=describe_host_clock,
+    ),
+    "owner": Listing(
+        columns=(
+            Column("ROLE", text_of("role")),
+            Column("DRIVER", text_of("driver")),
+            Column("OWNER", format_owner),
+            Column("ID", cell_owner_id),
+            Column("SIZE", size_of("size"), only_with="size"),
+            Column("PATH", cell_owner_path),
+        ),
+        expected=lambda row: False,
+        footer=count_layers,
+    ),
+    "reclaim": Listing(
+        columns=(
+            Column("CATEGORY", text_of("category")),
+            Column("NAME", text_of("target")),
+            Column("SIZE", size_of("size")),
+            Column("STATUS", text_of("status")),
+            Column("MESSAGE", text_of("msg")),
+        ),
+        expected=lambda row: row["status"] == "changed",
+        footer=describe_gain,
+    ),
+}
+
+
+def show_listing(report: dict, quiet: bool) -> str:
+    """The table of a command's results and the text below it."""
+    listing = LISTINGS[report["command"]]
+    if quiet:
+        rows = [row for row in report["results"] if not listing.expected(row)]
+        footer = ""
+    else:
+        rows = report["results"]
+        footer = listing.footer(report)
+    if not rows:
+        return footer
+    return render_table(listing.columns, rows) + footer
+
+
+# Commands whose results are no table.
+
+
+def show_exec(report: dict, quiet: bool) -> str:
+    """A heading for each container, then its output, each line under the container's name."""
+    out = []
+    for row in report["results"]:
+        name = escape_controls(row["target"])
+        outcome, reason = row["status"], ""
+        if row["rc"] is not None:
+            outcome = "exit %d" % row["rc"]
+        elif row["msg"]:
+            reason = ": " + escape_controls(row["msg"])
+        out.append("== %s: %s, %.1f s%s\n" % (name, outcome, row["seconds"], reason))
+        for mark, stream in (("|", "stdout"), ("!", "stderr")):
+            prefix = "%s %s " % (name, mark)
+            for line in split_output(row[stream]):
+                out.append(prefix + line + "\n")
+            cut = row.get("cut", {}).get(stream)
+            if cut:
+                out.append("%s[cut: %d more bytes of %s]\n" % (prefix, cut, stream))
+    if not quiet:
+        out.append(count_statuses(report))
+    return "".join(out)
+
+
+def split_output(text: str) -> List[str]:
+    """The lines of a program's output, escaped. Tabs stay: a terminal only moves on at them."""
+    lines = text.split("\n")
+    if not lines[-1]:
+        lines.pop()
+    return ["\t".join(map(escape_controls, line.split("\t"))) for line in lines]
+
+
+def show_change(report: dict, quiet: bool) -> str:
+    """A line for each result of a storage change; where old data stays, how to get back to it and
+    how to delete it."""
+    out = ""
+    for row in report["results"]:
+        outcome = row["msg"] or row["status"]
+        out += "%s: %s\n" % (escape_controls(row["target"]), escape_controls(outcome))
+        if quiet or not row.get("keeps") or row["status"] != "changed":
+            continue
+        # the options that name the same state folder and docker command
+        name = row.get("options", "") + row["id"]
+        if row["msg"].startswith("undone"):
+            text = "what is set aside is kept in %s" % row["keeps"]
+        else:
+            text = "the old data is kept in %s; rollback %s goes back" % (row["keeps"], name)
+        out += "  %s\n" % escape_controls("%s; discard %s deletes it" % (text, name))
+    return out
+
+
+def print_errors(findings: List[dict], errors: List[dict]) -> None:
+    for finding in findings:
         say("dockfix: %s: %s" % (finding["severity"], finding["text"]))
         say("  remedy: %s" % finding["remedy"])
-    for one in report["errors"]:
-        say("dockfix: error: %s" % one["msg"])
-        if one["hint"]:
-            say("  hint: %s" % one["hint"])
+    for error in errors:
+        say("dockfix: error: %s" % error["msg"])
+        if error["hint"]:
+            say("  hint: %s" % error["hint"])
 
 
 def emit(report: dict, opts: argparse.Namespace, command: Optional["Command"]) -> None:
-    """Everything a run has to say, once: the product on stdout, the rest on stderr."""
+    """Prints all that a run reports, once: the product on stdout, the rest on stderr. Raises
+    DockfixError where stdout takes no more."""
+    any_changed = any(row.get("status") == "changed" for row in report["results"])
     report["ok"] = report["exit_code"] == 0
-    report["changed"] = (
-        any(one.get("status") == "changed" for one in report["results"]) and not report["dry_run"]
-    )
-    if not opts.json:
-        show_errors(
-            dict(report, findings=[]) if command and command.tells and report["results"] else report
-        )
+    report["changed"] = any_changed and not report["dry_run"]
     if opts.json:
         write_out(render_json(report))
-    elif "script" in report:
+        return
+    findings = report["findings"]
+    if command and command.shows_findings and report["results"]:
+        findings = []  # command.show has them
+    print_errors(findings, report["errors"])
+    if "script" in report:
         write_out(report["script"].encode("utf-8", "backslashreplace"))
     elif command and (report["results"] or not report["errors"]):
         write_out(command.show(report, opts.quiet).encode("utf-8", "backslashreplace"))
@@ -18290,44 +18516,69 @@ def emit(report: dict, opts: argparse.Namespace, command: Optional["Command"]) -
 # 26. The command table
 ###############################################################################
 
+# COMMANDS says everything about each command: its options, its function, how its results are shown,
+# its examples. The parser and every help text are made from it, so that they cannot differ.
+#
+# Two traps of argparse: in a subparser, the default of a shared option overwrites the value that
+# stood before the command, so there are no subparsers; and a value such as -1.5d is taken for an
+# option. A command line is refused (UsageError) before anything is
+# looked at, and a word that may be a password is never repeated in the message.
 
-def flag(*names: str, help: str, **more) -> Tuple:
-    return names, dict({"action": "store_true", "default": False}, help=help, **more)
+
+class Option(NamedTuple):
+    """names and settings as argparse's add_argument takes them."""
+
+    names: Tuple[str, ...]
+    settings: dict
 
 
-def value(*names: str, help: str, metavar: str, **more) -> Tuple:
-    return names, dict(more, help=help, metavar=metavar)
+def flag_option(*names: str, help: str, **settings: str) -> Option:
+    """An option without a value: True where it is given."""
+    return Option(names, dict(settings, action="store_true", default=False, help=help))
 
 
-GLOBAL = (
-    flag("--json", help="one JSON document on stdout, whatever happens"),
-    flag("-n", "--dry-run", help="change nothing; print a shell script of what would be done"),
-    flag("-y", "--yes", help="answer yes to yes/no questions"),
-    flag("-q", "--quiet", help="no progress; list only what is not done"),
-    flag("-v", "--verbose", help="show each docker call on stderr"),
-    value(
+def value_option(*names: str, help: str, metavar: str, **settings: object) -> Option:
+    """An option with a value, None where it is not given and has no default."""
+    return Option(names, dict(settings, help=help, metavar=metavar))
+
+
+GLOBAL_OPTIONS = (
+    flag_option("--json", help="one JSON document on stdout, whatever happens"),
+    flag_option(
+        "-n", "--dry-run", help="change nothing; print a shell script of what would be done"
+    ),
+    flag_option("-y", "--yes", help="answer yes to yes/no questions"),
+    flag_option("-q", "--quiet", help="no progress; list only what is not done"),
+    flag_option("-v", "--verbose", help="show each docker call on stderr"),
+    value_option(
         "--docker",
         metavar="CMD",
         help=(
             "docker command, split as a shell splits words (default: $DOCKFIX_DOCKER, else docker)"
         ),
     ),
-    value("--timeout", metavar="SECONDS", help="bound of each container's call (default: 60)"),
-    value("--state", metavar="DIR", help="lock and state folder (default: /var/lib/dockfix)"),
-    flag("--version", help="version, sha256 of this file, Python"),
+    value_option(
+        "--timeout", metavar="SECONDS", help="bound of each container's call (default: 60)"
+    ),
+    value_option(
+        "--state", metavar="DIR", help="lock and state folder (default: /var/lib/dockfix)"
+    ),
+    flag_option("--version", help="version, sha256 of this file, Python"),
 )
-CHANGE = (flag("--exit-code", help="with --dry-run: exit 4 when there is something to do"),)
-CHOOSING = (
-    flag("--all", help="all running, paused and restarting containers"),
-    flag("--stopped", help="with the stopped ones; implies --all"),
-    value(
+CHANGE_OPTIONS = (
+    flag_option("--exit-code", help="with --dry-run: exit 4 when there is something to do"),
+)
+CHOOSING_OPTIONS = (
+    flag_option("--all", help="all running, paused and restarting containers"),
+    flag_option("--stopped", help="with the stopped ones; implies --all"),
+    value_option(
         "--filter",
         metavar="K=V",
         action="append",
         default=[],
         help="as for docker ps --filter; implies --all",
     ),
-    value(
+    value_option(
         "--from",
         metavar="FILE",
         dest="from_file",
@@ -18335,76 +18586,82 @@ CHOOSING = (
         default=[],
         help="names, one a line, # comments; - is standard input",
     ),
-    value(
+    value_option(
         "--exclude",
         metavar="GLOB",
         action="append",
         default=[],
         help="leave these out, last of all",
     ),
-    flag("--allow-empty", help="--all that matches nothing is a success"),
-    value(
+    flag_option("--allow-empty", help="--all that matches nothing is a success"),
+    value_option(
         "--jobs",
         metavar="N",
         default="",
         help="containers at a time (default: 2 for each CPU, at most 8)",
     ),
-    *CHANGE,
+    *CHANGE_OPTIONS,
 )
-ROOT = value(
+ROOT_OPTION = value_option(
     "--root",
     metavar="DIR",
     help="a Docker root that is not the daemon's: another disk's, or a copy",
 )
-STORAGE = (
-    flag("--full", help="finish every walk, however long it takes (default: 10 s in all)"),
-    flag("--quick", help="no walks: what docker info, the records, stat and dmsetup tell at once"),
-    ROOT,
-    value(
+STORAGE_OPTIONS = (
+    flag_option("--full", help="finish every walk, however long it takes (default: 10 s in all)"),
+    flag_option(
+        "--quick", help="no walks: what docker info, the records, stat and dmsetup say at once"
+    ),
+    ROOT_OPTION,
+    value_option(
         "--docker-info",
         metavar="FILE",
         help="a saved docker info of another host, text or JSON; - is standard input",
     ),
-    flag("--check", help="exit 3 when a finding is a warning or worse"),
-    value(
+    flag_option("--check", help="exit 3 when a finding is a warning or worse"),
+    value_option(
         "--warning",
         metavar="PERCENT",
         help="fullness of data, metadata or disk that is a warning (default: 80)",
     ),
-    value("--critical", metavar="PERCENT", help="fullness that is critical (default: 90)"),
+    value_option("--critical", metavar="PERCENT", help="fullness that is critical (default: 90)"),
 )
-OWNER = (
-    flag("--orphans", help="only layers that nothing has, with their sizes; deletes nothing"),
-    ROOT,
+OWNER_OPTIONS = (
+    flag_option(
+        "--orphans", help="only layers that nothing uses, with their sizes; deletes nothing"
+    ),
+    ROOT_OPTION,
 )
-CHPASSWD = (
-    value("--password-file", metavar="FILE", help="one password, one line, for --user"),
-    flag("--password-stdin", help="the same from standard input"),
-    flag("--generate", help="a new password of 20 characters for each container; needs --output"),
-    value(
+CHPASSWD_OPTIONS = (
+    value_option("--password-file", metavar="FILE", help="one password, one line, for --user"),
+    flag_option("--password-stdin", help="the same from standard input"),
+    flag_option(
+        "--generate", help="a new password of 20 characters for each container; needs --output"
+    ),
+    value_option(
         "--output",
         metavar="FILE",
         help="where --generate writes NAME, ID, USER, PASSWORD; must not exist",
     ),
-    value(
+    value_option(
         "--user",
         metavar="USER",
         help="whose password (default: root); lines on standard input name their own",
     ),
-    flag("-e", "--encrypted", help="the values are hashes ($5$, $6$, $2b$, $y$) already"),
-    value(
+    flag_option("-e", "--encrypted", help="the values are hashes ($5$, $6$, $2b$, $y$) already"),
+    value_option(
         "--via",
         metavar="WAY",
         choices=("auto", "exec", "proc", "cp"),
         default="auto",
         help="auto, exec, proc or cp (default: auto, in this order)",
     ),
-    flag("--unlock", help="set a password also where an administrator locked the account"),
-    flag("--allow-shared-etc", help="also where /etc is a mount, but never the host's own"),
+    flag_option("--unlock", help="set a password also where an administrator locked the account"),
+    flag_option("--allow-shared-etc", help="also where /etc is a mount, but never the host's own"),
 )
-EXEC = (
-    value("-u", "--user", metavar="USER", help="run as this user (docker exec -u)"),
-    value(
+EXEC_OPTIONS = (
+    value_option("-u", "--user", metavar="USER", help="run as this user (docker exec -u)"),
+    value_option(
         "--script",
         metavar="FILE",
         help=(
@@ -18412,38 +18669,40 @@ EXEC = (
             " arguments"
         ),
     ),
-    value("--shell", metavar="SHELL", default="sh", help="the shell for --script (default: sh)"),
-    value(
+    value_option(
+        "--shell", metavar="SHELL", default="sh", help="the shell for --script (default: sh)"
+    ),
+    value_option(
         "--stdin",
         metavar="FILE",
         help="standard input of the command (default: empty); - is dockfix's own",
     ),
-    value(
+    value_option(
         "--max-output",
         metavar="SIZE",
         default="1M",
         help="keep so much of each stream (default: 1M)",
     ),
 )
-FAKETIME = (
-    value(
+FAKETIME_OPTIONS = (
+    value_option(
         "--offset",
         metavar="SPEC",
         help="a sign, a number, one unit of s, m, h, d, y (365 days): +8h, -1.5d",
     ),
-    value(
+    value_option(
         "--at",
         metavar="TIME",
         help="'YYYY-MM-DD HH:MM:SS': the clock stands there now, and runs on",
     ),
-    value(
+    value_option(
         "--zone",
         metavar="NAME",
         help="the zone of --at, such as Asia/Shanghai or UTC (default: the host's)",
     ),
-    flag("--undo", "--off", help="put back what was there"),
-    flag("--status", help="tell what is set"),
-    value(
+    flag_option("--undo", "--off", help="put back what was there"),
+    flag_option("--status", help="show what is set"),
+    value_option(
         "--lib",
         metavar="FILE",
         action="append",
@@ -18452,34 +18711,44 @@ FAKETIME = (
             "a libfaketime.so.1; may be repeated, the first that fits is used (default: the host's)"
         ),
     ),
-    value(
+    value_option(
         "--build-from",
         metavar="DIR",
         help="compile libfaketime's source inside the container (it needs gcc and make)",
     ),
-    flag("--restart", help="stop and start it, so that its first process follows; asks"),
-    flag("--step-running", help="step the clock of running programs that use libfaketime already"),
-    value(
+    flag_option("--restart", help="stop and start it, so that its first process follows; asks"),
+    flag_option(
+        "--step-running", help="move the clock of running programs that use libfaketime already"
+    ),
+    value_option(
         "--watch",
         metavar="SECONDS",
         default="",
-        help="look so long whether it does well, else undo (default: 10)",
+        help="watch the container for so long; undo if it fails (default: 10)",
     ),
 )
-RECLAIM = (
-    flag("--logs", dest="take_logs", help="empty the json logs longer than --max-log, in place"),
-    value("--max-log", metavar="SIZE", help="how long a log may be (default: 100M)"),
-    flag(
+RECLAIM_OPTIONS = (
+    flag_option(
+        "--logs", dest="take_logs", help="empty the json logs longer than --max-log, in place"
+    ),
+    value_option("--max-log", metavar="SIZE", help="how long a log may be (default: 100M)"),
+    flag_option(
         "--trim",
         dest="take_trim",
-        help="devicemapper: hand what running containers have deleted back to the pool and the disk",
+        help=(
+            "devicemapper: give what running containers have deleted back to the pool and the disk"
+        ),
     ),
-    flag("--containers", dest="take_containers", help="remove the stopped containers"),
-    value("--older-than", metavar="AGE", help="only those stopped for so long, such as 12h or 30d"),
-    flag("--images", dest="take_images", help="remove the dangling images (no name, no container)"),
-    flag("--unused", help="with --images: all that no container was made from"),
-    flag("--build-cache", dest="take_build-cache", help="empty BuildKit's cache"),
-    value(
+    flag_option("--containers", dest="take_containers", help="remove the stopped containers"),
+    value_option(
+        "--older-than", metavar="AGE", help="only those stopped for so long, such as 12h or 30d"
+    ),
+    flag_option(
+        "--images", dest="take_images", help="remove the dangling images (no name, no container)"
+    ),
+    flag_option("--unused", help="with --images: all that no container was made from"),
+    flag_option("--build-cache", dest="take_build-cache", help="empty BuildKit's cache"),
+    value_option(
         "--volumes",
         dest="take_volumes",
         metavar="NAME",
@@ -18487,300 +18756,327 @@ RECLAIM = (
         default=[],
         help="remove these volumes, if no container has them",
     ),
-    *CHANGE,
+    *CHANGE_OPTIONS,
 )
-CLOCK = (
-    flag("--check", help="exit 3 where a container is not in sync"),
-    value(
+CLOCK_OPTIONS = (
+    flag_option("--check", help="exit 3 where a container is not in sync"),
+    value_option(
         "--max-skew", metavar="SECONDS", default="", help="how far a clock may be off (default: 2)"
     ),
 )
-TIME_ZONE = (
-    value(
+TIMEZONE_OPTIONS = (
+    value_option(
         "--zone",
         metavar="NAME",
         help="this zone, such as Asia/Shanghai; it must be one of the host's",
     ),
-    flag("--host", help="the host's zone (the default)"),
-    flag("--restart", help="restart the running containers afterwards; asks first"),
-    flag("--undo", help="put back what was there before dockfix's first change of the zone"),
+    flag_option("--host", help="the host's zone (the default)"),
+    flag_option("--restart", help="restart the running containers afterwards; asks first"),
+    flag_option("--undo", help="put back what was there before dockfix's first change of the zone"),
 )
 
 
 class Command(NamedTuple):
-    """words: None where the command chooses containers, else (least, most) words that it takes
-    itself (opts.words). tells: its report for people has the findings in it."""
+    """A command. usage: the line of --help. run(host, opts, report) does the work, show(report,
+    quiet) returns the text for people. examples: the rest of --help.
+
+    arguments: None where the command chooses containers; else (least, most) arguments that it takes
+    itself, in opts.words. shows_findings: the text of `show` has the findings in it.
+    """
 
     name: str
-    help: str
+    summary: str
     usage: str
-    options: Tuple
+    options: Tuple[Option, ...]
     run: Callable
-    show: Callable
+    show: Callable[[dict, bool], str]
     examples: str
-    words: Optional[Tuple[int, int]] = None
-    tells: bool = False
+    arguments: Optional[Tuple[int, int]] = None
+    shows_findings: bool = False
 
-    def all_options(self) -> Tuple:
-        return self.options + (CHOOSING if self.words is None else ())
+    def all_options(self) -> Tuple[Option, ...]:
+        if self.arguments is None:
+            return self.options + CHOOSING_OPTIONS
+        return self.options
 
 
-LOSE = value(
+LOSE_OPTION = value_option(
     "--lose-autoremove",
     metavar="NAME",
     action="append",
     default=[],
     help="this --rm container may vanish when docker stops",
 )
-POOL = (
-    *CHANGE,
-    value(
+POOL_OPTIONS = (
+    *CHANGE_OPTIONS,
+    value_option(
         "--data", metavar="SIZE", help="of the data file: 500G, 20GiB, or +100G for so much more"
     ),
-    value("--metadata", metavar="SIZE", help="of the metadata file"),
-    flag("--offline", help="grow: stop docker and its containers meanwhile, and start them again"),
-    flag("--overcommit", help="also beyond what the disk can take"),
-    value("--base-size", metavar="SIZE", help="recreate: size of each container's file system"),
-    value("--driver", metavar="NAME", help="recreate: overlay2, without a pool"),
-    value("--backup", metavar="DIR", help="recreate: folder for the backup; it stays"),
-    LOSE,
+    value_option("--metadata", metavar="SIZE", help="of the metadata file"),
+    flag_option(
+        "--offline", help="grow: stop docker and its containers meanwhile, and start them again"
+    ),
+    flag_option("--overcommit", help="also beyond what the disk can take"),
+    value_option(
+        "--base-size", metavar="SIZE", help="recreate: size of each container's file system"
+    ),
+    value_option("--driver", metavar="NAME", help="recreate: overlay2, without a pool"),
+    value_option("--backup", metavar="DIR", help="recreate: folder for the backup; it stays"),
+    LOSE_OPTION,
 )
-BACKUP = (
-    *CHANGE,
-    flag("--verify", help="read the backup again: each file against its sha256, each image whole"),
-    value("--step", metavar="NAME", default="", help="for the script of a dry run: one step of it"),
+BACKUP_OPTIONS = (
+    *CHANGE_OPTIONS,
+    flag_option(
+        "--verify", help="read the backup again: each file against its sha256, each image whole"
+    ),
+    value_option(
+        "--step", metavar="NAME", default="", help="for the script of a dry run: this step only"
+    ),
 )
-RELOCATE = (*CHANGE, flag("--no-presync", help="no first copy while Docker runs"), LOSE)
+RELOCATE_OPTIONS = (
+    *CHANGE_OPTIONS,
+    flag_option("--no-presync", help="no first copy while Docker runs"),
+    LOSE_OPTION,
+)
 COMMANDS = (
     Command(
-        "storage",
-        "where the space goes, which ceiling comes next, and what to type",
-        "storage [OPTIONS]",
-        STORAGE,
-        run_storage,
-        show_storage,
-        """\
+        name="storage",
+        summary="where the space goes, which ceiling comes next, and what to type",
+        usage="storage [OPTIONS]",
+        options=STORAGE_OPTIONS,
+        run=run_storage,
+        show=show_storage,
+        examples="""\
   python3 dockfix.py storage                              the whole report
-  python3 dockfix.py storage --check --quick              for a monitor: exit 3 when something is wrong
-  python3 dockfix.py storage --docker-info saved.txt      what a saved docker info of another host tells
+  python3 dockfix.py storage --check --quick              for a monitor: exit 3 on a warning
+  python3 dockfix.py storage --docker-info saved.txt      for another host, from its docker info
 
-Nothing is changed. One docker call, however many containers; works with the daemon down, from the files.""",
-        (0, 0),
-        True,
+Nothing is changed. One docker call, however many containers; works with the daemon down, from the
+files.""",
+        arguments=(0, 0),
+        shows_findings=True,
     ),
     Command(
-        "owner",
-        "which container or image a layer's folder or device belongs to, and back",
-        "owner [OPTIONS] [HASH|PATH|DEVICE|CONTAINER|IMAGE ...]",
-        OWNER,
-        run_owner,
-        show_owner,
-        """\
+        name="owner",
+        summary="which container or image a layer's folder or device belongs to, and back",
+        usage="owner [OPTIONS] [HASH|PATH|DEVICE|CONTAINER|IMAGE ...]",
+        options=OWNER_OPTIONS,
+        run=run_owner,
+        show=show_listing,
+        examples="""\
   python3 dockfix.py owner                                all layers and whose they are
   python3 dockfix.py owner 92fd3b3e /dev/dm-3 web1        a hash's beginning, a device, a container
   python3 dockfix.py owner /var/lib/docker/overlay2/4b*   paths, and whatever is below one
   python3 dockfix.py owner --root /mnt/disk/docker        a root of another host
 
-It reads Docker's own files, so it works with the daemon down; when the daemon answers, the containers are
-checked against docker inspect. Nothing is changed.""",
-        (0, 10000),
+It reads Docker's own files, so it works with the daemon down; when the daemon answers, the
+containers are checked against docker inspect. Nothing is changed.""",
+        arguments=(0, 10000),
     ),
     Command(
-        "reclaim",
-        "give space back: logs, trim, containers, images, build cache, volumes",
-        "reclaim [OPTIONS]",
-        RECLAIM,
-        run_reclaim,
-        show_reclaim,
-        """\
-  python3 dockfix.py reclaim                              what each category would give, removing nothing
-  python3 dockfix.py reclaim --logs --max-log 500M        first, where the disk is full: needs no daemon
+        name="reclaim",
+        summary="give space back: logs, trim, containers, images, build cache, volumes",
+        usage="reclaim [OPTIONS]",
+        options=RECLAIM_OPTIONS,
+        run=run_reclaim,
+        show=show_listing,
+        examples="""\
+  python3 dockfix.py reclaim                              what each category would free
+  python3 dockfix.py reclaim --logs --max-log 500M        on a full disk: needs no daemon
   python3 dockfix.py reclaim --containers --older-than 30d --images
   python3 dockfix.py reclaim --volumes old-db             a volume goes only by its name
 
-It shows every object, its size and what will be lost, and asks. Nothing that is in use is touched.""",
-        (0, 0),
+It shows every object, its size and what will be lost, and asks. Nothing that is in use is
+touched.""",
+        arguments=(0, 0),
     ),
     Command(
-        "pool",
-        "a devicemapper loop pool, larger in place or made anew",
-        "pool grow|recreate [OPTIONS]",
-        POOL,
-        run_pool,
-        show_change,
-        """\
+        name="pool",
+        summary="a devicemapper loop pool: larger in place, or created again from a backup",
+        usage="pool grow|recreate [OPTIONS]",
+        options=POOL_OPTIONS,
+        run=run_pool,
+        show=show_change,
+        examples="""\
   python3 dockfix.py pool grow --data +100G
   python3 dockfix.py pool grow --metadata 4G --offline
   python3 dockfix.py pool recreate --data 40G --base-size 20G --backup /mnt/usb/kept
   python3 dockfix.py pool recreate --driver overlay2 --backup /mnt/usb/kept
 
-grow keeps everything, and stops nothing unless --offline is given. The option of the next start is set where it lives.
-recreate makes a full backup, stops Docker, sets the old pool aside (rollback goes back to it, discard deletes it), makes a new one, and
-brings images, containers and networks back; volumes stay where they are.""",
-        (1, 1),
+grow keeps everything, and stops nothing unless --offline is given. The daemon's options for the
+next start are changed in the file that sets them. recreate makes a full backup, stops Docker, sets
+the old pool aside (rollback goes back to it, discard deletes it), creates a new one, and brings
+images, containers and networks back; volumes stay where they are.""",
+        arguments=(1, 1),
     ),
     Command(
-        "relocate",
-        "move the Docker root to another disk",
-        "relocate [OPTIONS] NEW_ROOT",
-        RELOCATE,
-        run_relocate,
-        show_change,
-        """\
+        name="relocate",
+        summary="move the Docker root to another disk",
+        usage="relocate [OPTIONS] NEW_ROOT",
+        options=RELOCATE_OPTIONS,
+        run=run_relocate,
+        show=show_change,
+        examples="""\
   python3 dockfix.py relocate /data/docker --dry-run
   python3 dockfix.py relocate /data/docker
 
-A first copy while Docker runs, then a stop, a second copy, the option set where it lives, a start. The old root is kept until
-discard; rollback goes back at any point.""",
-        (1, 1),
+A first copy while Docker runs, then a stop, a second copy, the option changed in the file that sets
+it, a start. The old root is kept until discard; rollback goes back at any point.""",
+        arguments=(1, 1),
     ),
     Command(
-        "backup",
-        "keep images, containers, networks and volumes in a folder",
-        "backup [--verify] DIR",
-        BACKUP,
-        run_backup,
-        show_backup,
-        """\
+        name="backup",
+        summary="keep images, containers, networks and volumes in a folder",
+        usage="backup [--verify] DIR",
+        options=BACKUP_OPTIONS,
+        run=run_backup,
+        show=show_listing,
+        examples="""\
   python3 dockfix.py backup /mnt/usb/docker-backup
   python3 dockfix.py backup --verify /mnt/usb/docker-backup
 
-DIR must be new or empty. Containers go on running: a volume that is written meanwhile is kept as after a power cut.""",
-        (1, 1),
+DIR must be new or empty. Containers go on running: a volume that is written meanwhile is kept as
+after a power cut.""",
+        arguments=(1, 1),
     ),
     Command(
-        "restore",
-        "bring back what a backup holds",
-        "restore DIR",
-        CHANGE,
-        run_restore,
-        show_backup,
-        """\
+        name="restore",
+        summary="bring back what a backup holds",
+        usage="restore DIR",
+        options=CHANGE_OPTIONS,
+        run=run_restore,
+        show=show_listing,
+        examples="""\
   python3 dockfix.py restore /mnt/usb/docker-backup
 
-Nothing that exists is overwritten; what is the same already is left as it is. What ran runs again.""",
-        (1, 1),
+Nothing that exists is overwritten; what is there and equal stays as it is. What ran runs
+again.""",
+        arguments=(1, 1),
     ),
     Command(
-        "resume",
-        "finish a storage change that was interrupted",
-        "resume",
-        CHANGE,
-        run_resume,
-        show_change,
-        """\
+        name="resume",
+        summary="finish a storage change that was interrupted",
+        usage="resume",
+        options=CHANGE_OPTIONS,
+        run=run_resume,
+        show=show_change,
+        examples="""\
   python3 dockfix.py resume
 
-After a kill, a Ctrl-C or a power cut: carries on with the step that was begun, the way the change was going.""",
-        (0, 0),
+After a kill, a Ctrl-C or a power cut: goes on with the step that was begun, in the direction in
+which the change was going.""",
+        arguments=(0, 0),
     ),
     Command(
-        "rollback",
-        "undo a storage change, half-way or finished",
-        "rollback [NAME]",
-        CHANGE,
-        run_rollback,
-        show_change,
-        """\
+        name="rollback",
+        summary="undo a storage change, half-way or finished",
+        usage="rollback [NAME]",
+        options=CHANGE_OPTIONS,
+        run=run_rollback,
+        show=show_change,
+        examples="""\
   python3 dockfix.py rollback
   python3 dockfix.py rollback pool-recreate-20240131-120000
 
-Everything is as before: the old data, the old options, what ran runs. What was made since is set aside, not deleted.""",
-        (0, 1),
+Everything is as before: the old data, the old options, what ran runs. What was made since is set
+aside, not deleted.""",
+        arguments=(0, 1),
     ),
     Command(
-        "discard",
-        "delete the old data that a storage change has kept",
-        "discard NAME",
-        CHANGE,
-        run_discard,
-        show_change,
-        """\
+        name="discard",
+        summary="delete the old data that a storage change has kept",
+        usage="discard NAME",
+        options=CHANGE_OPTIONS,
+        run=run_discard,
+        show=show_change,
+        examples="""\
   python3 dockfix.py discard pool-recreate-20240131-120000
 
 Only this deletes what pool recreate, relocate and rollback have set aside.""",
-        (1, 1),
+        arguments=(1, 1),
     ),
     Command(
-        "chpasswd",
-        "set a user's password in many containers",
-        "chpasswd [OPTIONS] [CONTAINER ...]",
-        CHPASSWD,
-        run_chpasswd,
-        show_rows,
-        """\
+        name="chpasswd",
+        summary="set a user's password in many containers",
+        usage="chpasswd [OPTIONS] [CONTAINER ...]",
+        options=CHPASSWD_OPTIONS,
+        run=run_chpasswd,
+        show=show_listing,
+        examples="""\
   echo 'root:NEW' | python3 dockfix.py chpasswd --all
   python3 dockfix.py chpasswd web1 'db-*' --password-file /root/pw
   python3 dockfix.py chpasswd --all --generate --output /root/new-passwords
 
-The password is made a SHA-512 hash here; the container never sees the clear text. It comes from one
+The password becomes a SHA-512 hash here; the container never sees the clear text. It comes from one
 source: USER:PASSWORD lines on standard input, --password-file, --password-stdin, --generate, or a
 prompt on a terminal. Each change is read back; the host's own accounts are watched.""",
     ),
     Command(
-        "exec",
-        "run one command, or a script, in many containers",
-        "exec [OPTIONS] [CONTAINER ...] -- CMD [ARG ...]",
-        EXEC,
-        run_exec,
-        show_exec,
-        """\
+        name="exec",
+        summary="run one command, or a script, in many containers",
+        usage="exec [OPTIONS] [CONTAINER ...] -- CMD [ARG ...]",
+        options=EXEC_OPTIONS,
+        run=run_exec,
+        show=show_exec,
+        examples="""\
   python3 dockfix.py exec --all -- cat /etc/os-release
   python3 dockfix.py exec web1 web2 -u 1000 -- ls -n /srv
   python3 dockfix.py exec --all --script fix.sh
 
-A line of output is NAME | TEXT, of error output NAME ! TEXT; control characters are escaped. Do not put
-a secret into CMD: docker events shows it; --stdin FILE carries one.""",
+A line of output is NAME | TEXT, of error output NAME ! TEXT; control characters are escaped. Do not
+put a secret into CMD: docker events shows it; --stdin FILE carries one.""",
     ),
     Command(
-        "clock",
-        "compare the containers' clocks and zones with the host's",
-        "clock [OPTIONS] [CONTAINER ...]",
-        CLOCK,
-        run_clock,
-        show_clock,
-        """\
+        name="clock",
+        summary="compare the containers' clocks and zones with the host's",
+        usage="clock [OPTIONS] [CONTAINER ...]",
+        options=CLOCK_OPTIONS,
+        run=run_clock,
+        show=show_listing,
+        examples="""\
   python3 dockfix.py clock --all
   python3 dockfix.py clock --all --stopped --check --json
 
-Verdicts: in sync, other zone, TZ variable wins, no tzdata, shifted by libfaketime, cannot tell. Containers
-that are stopped or have no `date` are judged by TZ and their zone file.""",
+Verdicts: in sync, other zone, TZ variable wins, no tzdata, shifted by libfaketime, cannot tell.
+Containers that are stopped or have no `date` are judged by TZ and their zone file.""",
     ),
     Command(
-        "timezone",
-        "give containers the host's zone, or another",
-        "timezone [OPTIONS] [CONTAINER ...]",
-        TIME_ZONE,
-        run_timezone,
-        show_rows,
-        """\
+        name="timezone",
+        summary="give containers the host's zone, or another",
+        usage="timezone [OPTIONS] [CONTAINER ...]",
+        options=TIMEZONE_OPTIONS,
+        run=run_timezone,
+        show=show_listing,
+        examples="""\
   python3 dockfix.py timezone --all
   python3 dockfix.py timezone web1 --zone Asia/Shanghai --restart
   python3 dockfix.py timezone --all --undo
 
-Writes the zone's data, /etc/timezone and the link /etc/localtime, which glibc, musl and Java understand, also
-in images without tzdata. Refused where a TZ variable or a mount would win. What was there is kept for --undo.""",
+Writes the zone's data, /etc/timezone and the link /etc/localtime, which glibc, musl and Java
+understand, also in images without tzdata. Refused where a TZ variable or a mount would win. What
+was there is kept for --undo.""",
     ),
     Command(
-        "faketime",
-        "shift the clock of containers through libfaketime, and put it back",
-        "faketime [OPTIONS] [CONTAINER ...]",
-        FAKETIME,
-        run_faketime,
-        show_rows,
-        """\
+        name="faketime",
+        summary="shift the clock of containers through libfaketime, and put it back",
+        usage="faketime [OPTIONS] [CONTAINER ...]",
+        options=FAKETIME_OPTIONS,
+        run=run_faketime,
+        show=show_listing,
+        examples="""\
   python3 dockfix.py faketime web1 --offset +8h --restart
   python3 dockfix.py faketime web1 --at '2030-01-01 00:00:00' --zone Asia/Shanghai
   python3 dockfix.py faketime --all --status
   python3 dockfix.py faketime web1 --undo --restart
 
-For glibc containers that run. The library is tried in one exec before any file names it; a container that does not
-do well with it is put back. New processes follow at once, the first process after a restart.""",
+For glibc containers that run. The library is tried in one exec before any file names it; where a
+container does not run well with it, all is undone. New processes follow at once, the first process
+after a restart.""",
     ),
 )
 BRIEF_HELP = """\
 usage: python3 dockfix.py [GLOBAL] COMMAND [OPTIONS] [CONTAINER ...]
-commands: %s""" % ", ".join(one.name for one in COMMANDS)
+commands: %s""" % ", ".join(command.name for command in COMMANDS)
 TOP_HELP = """\
 usage: python3 dockfix.py [GLOBAL] COMMAND [OPTIONS] [CONTAINER ...]
 
@@ -18797,143 +19093,226 @@ commands (COMMAND --help tells more):
 %s
 global options, before or after the command:
 %s
-exit codes: 0 done, 1 failed and nothing changed, 2 usage, 3 some targets not done, 4 changes pending
-(--dry-run --exit-code), 5 refused, 6 environment (docker, daemon, permission), 7 half-way, 8 locked
+exit codes: 0 done, 1 failed and nothing changed, 2 usage, 3 some targets not done, 4 changes
+pending (--dry-run --exit-code), 5 refused, 6 environment (docker, daemon, permission), 7 half-way,
+8 locked
 """
 
 
 class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
+    # Without annotations: typing has NoReturn only since Python 3.6.2.
+    def error(self, message):
+        """Raises UsageError, where argparse would print and exit."""
         # argparse repeats the word behind --flag=WORD, which may be a password
         message = re.sub(r"(ignored explicit argument) .*", r"\1 ...", message, flags=re.S)
-        raise UsageError(
-            message,
-            "python3 dockfix.py %s--help" % (self.prog + " " if self.prog != "dockfix" else ""),
-        )
+        command = ""
+        if self.prog != "dockfix":
+            command = self.prog + " "
+        raise UsageError(message, "python3 dockfix.py %s--help" % command)
 
 
 def make_parser(command: Optional[Command]) -> Parser:
-    """A parser for the words of one command with the global options in it: one parser, one default
-    each (in a subparser a shared option's default would overwrite what stood before the command).
-    """
-    parser = Parser(prog=command.name if command else "dockfix", add_help=False, allow_abbrev=False)
-    for names, more in GLOBAL + (command.all_options() if command else ()):
-        parser.add_argument(*names, **more)
+    """One parser for the global options and those of the command, wherever they stand."""
+    name = "dockfix"
+    options = GLOBAL_OPTIONS  # type: Tuple[Option, ...]
+    if command:
+        name, options = command.name, GLOBAL_OPTIONS + command.all_options()
+    parser = Parser(prog=name, add_help=False, allow_abbrev=False)
+    for option in options:
+        parser.add_argument(*option.names, **option.settings)
     parser.add_argument("-h", "--help", action="store_true")
     if command:
         parser.add_argument("containers", nargs="*", metavar="CONTAINER")
     return parser
 
 
-def option_lines(options: Sequence[Tuple]) -> str:
-    left = [
-        (", ".join(names) + (" " + more["metavar"] if "metavar" in more else ""), more["help"])
-        for names, more in options
-    ]
-    return "".join("  %-24s %s\n" % one for one in left)
+HELP_COLUMN = 27  # where the text of an option starts
+HELP_WIDTH = 100
+
+
+def format_help_line(term: str, text: str) -> str:
+    """An option or a command and its text, which goes on below itself where it is long."""
+    lines = [""]
+    for word in text.split(" "):
+        if len(lines[-1]) + 1 + len(word) > HELP_WIDTH - HELP_COLUMN:
+            lines.append(word)
+        else:
+            lines[-1] = (lines[-1] + " " + word).lstrip()
+    return "  %-24s %s\n" % (term, ("\n" + " " * HELP_COLUMN).join(lines))
+
+
+def format_options(options: Sequence[Option]) -> str:
+    out = ""
+    for option in options:
+        term = ", ".join(option.names)
+        if "metavar" in option.settings:
+            term += " " + option.settings["metavar"]
+        out += format_help_line(term, option.settings["help"])
+    return out
 
 
 def help_text(command: Optional[Command]) -> str:
     if command is None:
-        return TOP_HELP % (
-            "".join("  %-24s %s\n" % (one.name, one.help) for one in COMMANDS),
-            option_lines(GLOBAL),
-        )
-    parts = [
-        ("options", command.options),
-        ("which containers", CHOOSING if command.words is None else ()),
-        ("global options", GLOBAL),
-    ]
-    return "usage: python3 dockfix.py %s\n\n%s\n\n%s\n%s" % (
+        commands = ""
+        for known in COMMANDS:
+            commands += format_help_line(known.name, known.summary)
+        return TOP_HELP % (commands, format_options(GLOBAL_OPTIONS))
+    out = "usage: python3 dockfix.py %s\n\n%s\n\n%s\n" % (
         command.usage,
-        command.help,
+        command.summary,
         command.examples,
-        "".join("\n%s:\n%s" % (title, option_lines(some)) for title, some in parts if some),
     )
+    if command.options:
+        out += "\noptions:\n" + format_options(command.options)
+    if command.arguments is None:
+        out += "\nwhich containers:\n" + format_options(CHOOSING_OPTIONS)
+    return out + "\nglobal options:\n" + format_options(GLOBAL_OPTIONS)
+
+
+# From the words of a command line to typed options.
 
 
 def split_command(words: List[str]) -> Tuple[Optional[str], List[str]]:
-    """The command's name and the other words. Global options before it keep their values."""
-    with_value = {name for names, more in GLOBAL if "metavar" in more for name in names}
-    skip = False
+    """The command's name, None where there is none, and the other words. The command is the first
+    word that is neither an option nor the value of one."""
+    with_value = set()  # type: Set[str]
+    for option in GLOBAL_OPTIONS:
+        if "metavar" in option.settings:
+            with_value.update(option.names)
+    is_value = False
     for number, word in enumerate(words):
-        if skip or word.startswith("-"):
-            skip = not skip and word in with_value
-            continue
-        return word, words[:number] + words[number + 1 :]
+        if is_value:
+            is_value = False
+        elif word.startswith("-"):
+            is_value = word in with_value
+        else:
+            return word, words[:number] + words[number + 1 :]
     return None, words
 
 
-def parse_command_line(argv: Sequence[str]) -> Tuple[Optional[Command], argparse.Namespace]:
-    """argv is split at the first -- before argparse sees it: behind it stand exec's command, or
-    names."""
-    words = list(argv)
-    cut = words.index("--") if "--" in words else len(words)
-    tail = words[cut + 1 :] if cut < len(words) else None
-    name, rest = split_command(words[:cut])
-    command = next((one for one in COMMANDS if one.name == name), None)
-    if name is not None and command is None:
-        raise UsageError(
-            "there is no command %s; there are: %s"
-            % (hide_value(name), ", ".join(one.name for one in COMMANDS)),
-            "python3 dockfix.py --help",
-        )
-    parser = make_parser(command)
-    # Names that stand between options come back as extras: argparse takes one run of them only.
-    parts = []  # -nq as -n -q: argparse before 3.8 does not, without abbreviations
-    for word in rest:
-        parts += (
-            ["-" + letter for letter in word[1:]] if re.match(r"^-[nyqve]{2,}\Z", word) else [word]
-        )
-    while "--offset" in parts[:-1]:  # argparse takes -1.5d for an option
-        at = parts.index("--offset")
-        parts[at : at + 2] = ["--offset=" + parts[at + 1]]
-    opts, extra = parser.parse_known_args(parts)
-    strange = [word for word in extra if word.startswith("-")]
-    if strange or (extra and not command):
-        parser.error("unknown option: %s" % hide_value((strange or extra)[0]))
-    opts.command, opts.stdin_for = name, ""
-    if command:
-        opts.containers += extra + (tail or [] if name != "exec" else [])
-        if command.words is None:
-            require_names(opts.containers + opts.exclude)
-        opts.words = tail if name == "exec" else opts.containers
-        if command.words and not (
-            opts.help or opts.version or command.words[0] <= len(opts.words) <= command.words[1]
-        ):
-            least, most = command.words
-            takes = (
-                "no words of its own"
-                if not most
-                else (
-                    "%d word%s" % (most, "s"[: most > 1])
-                    if least == most
-                    else "%d to %d words" % command.words
-                )
-            )
-            raise UsageError(
-                "%s takes %s: %s" % (name, takes, " ".join(opts.words) or "none is given"),
-                "python3 dockfix.py %s --help" % name,
-            )
-    return command, fill_defaults(opts)
-
-
-def fill_defaults(opts: argparse.Namespace) -> argparse.Namespace:
-    opts.docker = (
-        opts.docker if opts.docker is not None else os.environ.get("DOCKFIX_DOCKER") or "docker"
+def find_command(name: Optional[str]) -> Optional[Command]:
+    """None where no command is given; UsageError for one that does not exist."""
+    if name is None:
+        return None
+    for command in COMMANDS:
+        if command.name == name:
+            return command
+    names = ", ".join(command.name for command in COMMANDS)
+    raise UsageError(
+        "%s is not a command; the commands are: %s" % (hide_value(name), names),
+        "python3 dockfix.py --help",
     )
-    opts.state = os.path.abspath(opts.state) if opts.state else default_state()
+
+
+def adapt_to_argparse(words: List[str]) -> List[str]:
+    """The same words in the form that every argparse understands."""
+    adapted = []
+    for word in words:
+        # -nq as -n -q: before Python 3.8, argparse does not split them without abbreviations
+        if re.match(r"^-[nyqve]{2,}\Z", word):
+            adapted += ["-" + letter for letter in word[1:]]
+        else:
+            adapted.append(word)
+    # argparse takes -1.5d for an option
+    while "--offset" in adapted[:-1]:
+        at = adapted.index("--offset")
+        adapted[at : at + 2] = ["--offset=" + adapted[at + 1]]
+    return adapted
+
+
+def parse_command_line(argv: Sequence[str]) -> Tuple[Optional[Command], argparse.Namespace]:
+    """The command, None where none is given, and its options. The words are split at the first --
+    before argparse sees them: behind it stand the command of `exec`, or names of containers. Raises
+    UsageError."""
+    words, behind = list(argv), None  # type: List[str], Optional[List[str]]
+    if "--" in words:
+        cut = words.index("--")
+        words, behind = words[:cut], words[cut + 1 :]
+    name, rest = split_command(words)
+    command = find_command(name)
+    parser = make_parser(command)
+    # argparse takes names in one run only: those that stand between options come back as extras
+    opts, extras = parser.parse_known_args(adapt_to_argparse(rest))
+    unknown = [word for word in extras if word.startswith("-")]
+    if not command and not unknown:
+        unknown = extras
+    if unknown:
+        parser.error("unknown option: %s" % hide_value(unknown[0]))
+    opts.command = name
+    opts.stdin_for = ""  # the option that reads standard input: one at most
+    if command:
+        opts.containers += extras
+        set_arguments(command, opts, behind)
+    fill_defaults(opts)
+    return command, opts
+
+
+def set_arguments(command: Command, opts: argparse.Namespace, behind: Optional[List[str]]) -> None:
+    """Sets opts.words, the arguments of the command itself (of `exec` what stands behind --, None
+    without --), and requires that opts.containers are names, or that the number is right."""
+    if command.name == "exec":
+        opts.words = behind
+    else:
+        opts.containers += behind or []
+        opts.words = opts.containers
+    if command.arguments is None:
+        require_names(opts.containers + opts.exclude)
+        return
+    least, most = command.arguments
+    if opts.help or opts.version or least <= len(opts.words) <= most:
+        return
+    if most == 0:
+        takes = "no arguments"
+    elif least == most:
+        takes = format_count(most, "argument")
+    else:
+        takes = "%d to %d arguments" % (least, most)
+    raise UsageError(
+        "%s takes %s: %s" % (command.name, takes, " ".join(opts.words) or "none is given"),
+        "python3 dockfix.py %s --help" % command.name,
+    )
+
+
+def fill_defaults(opts: argparse.Namespace) -> None:
+    """Parses the options that all commands have, and sets those that are not given."""
+    if opts.docker is None:
+        opts.docker = os.environ.get("DOCKFIX_DOCKER") or "docker"
+    if opts.state:
+        opts.state = os.path.abspath(opts.state)
+    else:
+        opts.state = default_state()
     opts.timeout = parse_number("--timeout", opts.timeout, CALL_SECONDS, 0.1, 1e6)
-    if hasattr(opts, "jobs"):
-        opts.jobs = int(
-            parse_number("--jobs", opts.jobs, min(8, 2 * (os.cpu_count() or 1)), 1, 1000)
-        )
-    return opts
+    if hasattr(opts, "jobs"):  # not of commands that choose no containers
+        default = min(8, 2 * (os.cpu_count() or 1))
+        opts.jobs = int(parse_number("--jobs", opts.jobs, default, 1, 1000))
 
 
 ###############################################################################
 # 27. main
 ###############################################################################
+
+# One command line, from its words to an exit code. Nothing escapes as a traceback: whatever goes
+# wrong becomes an error of the report, with an exit code and a line to type. The first signal lets
+# the current work end in a stated way, the second kills what runs.
+
+
+class Run:
+    """One command line, as far as it got."""
+
+    def __init__(self, words: List[str]) -> None:
+        own_words = words
+        if "--" in words:
+            own_words = words[: words.index("--")]
+        name = split_command(own_words)[0]
+        if name is not None and ":" in name:
+            name = None  # no command; it may be a password
+        self.words = words
+        self.report = new_report(name, False)
+        # until the command line is parsed: enough to print why it is refused
+        self.opts = argparse.Namespace(json="--json" in own_words, quiet=False)
+        self.command = None  # type: Optional[Command]
+        self.host = None  # type: Optional[Host]
+        self.old_handlers = {}  # type: dict  # what catch_signals returned
 
 
 def make_host(opts: argparse.Namespace) -> Host:
@@ -18951,11 +19330,32 @@ def make_host(opts: argparse.Namespace) -> Host:
     )
 
 
+def version_facts() -> Dict[str, str]:
+    path, digest = program_path(), "unknown (read from standard input)"
+    if os.path.isfile(path) and not was_read_from_stdin():
+        digest = hashlib.sha256(read_all(path)).hexdigest()
+    return {"version": VERSION, "sha256": digest, "python": "%d.%d.%d" % sys.version_info[:3]}
+
+
+def print_help(command: Optional[Command], opts: argparse.Namespace) -> None:
+    """For --version and --help."""
+    if opts.version:
+        facts = version_facts()
+        text = "dockfix %(version)s sha256 %(sha256)s python %(python)s\n" % facts
+    else:
+        text = help_text(command)
+        facts = {"help": text}
+    if opts.json:
+        write_out(render_json(dict(new_report(opts.command, False), **facts)))
+    else:
+        write_out(text.encode("ascii"))
+
+
 def catch_signals(host: Host) -> dict:
     """First signal: nothing new is begun, what runs is finished; outside the work it ends at once.
     Second: what runs is killed. Returns the handlers as they were."""
 
-    def handler(number, frame) -> None:
+    def handler(number: int, frame: object) -> None:
         if host.stop.is_set():
             host.kill.set()
         host.stop.set()
@@ -18971,124 +19371,133 @@ def catch_signals(host: Host) -> dict:
     return {number: signal.signal(number, handler) for number in numbers}
 
 
-def version_line() -> Dict[str, str]:
-    path, digest = program_path(), "unknown (read from standard input)"
-    if os.path.isfile(path) and not was_read_from_stdin():
-        digest = hashlib.sha256(read_all(path)).hexdigest()
-    return {"version": VERSION, "sha256": digest, "python": "%d.%d.%d" % sys.version_info[:3]}
-
-
-def show_help(command: Optional[Command], opts: argparse.Namespace) -> bool:
-    if opts.version or opts.help:
-        facts = version_line() if opts.version else {"help": help_text(command)}
-        text = (
-            facts.get("help") or "dockfix %(version)s sha256 %(sha256)s python %(python)s\n" % facts
-        )
-        write_out(
-            render_json(dict(new_report(opts.command, False), **facts))
-            if opts.json
-            else text.encode("ascii")
-        )
-    elif command is None:
-        if not opts.json:
-            for line in BRIEF_HELP.split("\n"):
-                say(line)
-        raise UsageError("no command is given", "python3 dockfix.py --help")
-    return opts.version or opts.help
-
-
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Runs one command line (default: the process's own) and returns the exit code; 130 and 143
     stand for SIGINT and SIGTERM. Raises nothing that a user would see as a traceback."""
-    words = [os_text(os.fsencode(word)) for word in (sys.argv[1:] if argv is None else argv)]
-    head = words[: words.index("--") if "--" in words else None]
-    given = split_command(head)[0]
-    if given is not None and ":" in given:
-        given = None  # no command; it may be a password
-    report, command, host, before = new_report(given, False), None, None, {}
-    opts = argparse.Namespace(json="--json" in head, quiet=False)
+    if argv is None:
+        argv = sys.argv[1:]
+    run = Run([os_text(os.fsencode(word)) for word in argv])
     try:
-        command, opts = parse_command_line(words)
-        report.update(command=opts.command, dry_run=opts.dry_run)
-        if show_help(command, opts):
+        run.command, run.opts = parse_command_line(run.words)
+        run.report.update(command=run.opts.command, dry_run=run.opts.dry_run)
+        if run.opts.version or run.opts.help:
+            print_help(run.command, run.opts)
             return 0
-        host = make_host(opts)
-        before = catch_signals(host)
-        where = "" if opts.command in ("resume", "rollback") else half_way_text(host)
-        if where:
-            add_finding(
-                report,
-                "half-way",
-                "critical",
-                "a storage change stands half-way, or is under way: " + where,
-                "python3 dockfix.py resume",
-            )
-        command.run(host, opts, report)
+        run_command(run)
     except DockfixError as err:
-        add_error(report, err)
-        if err.code == 5 and report["dry_run"] and "script" not in report:
-            report["script"] = script_text(report, [script_comment("refused: " + err.msg)], 1)
+        add_refusal(run.report, err)
     except (Interrupted, KeyboardInterrupt) as err:
-        add_error(
-            report,
-            DockfixError(
-                "interrupted"
-                if host and host.memo.get("begun")
-                else "interrupted; nothing was changed"
-            ),
-        )
-        report["exit_code"] = 128 + (err.args[0] if err.args else signal.SIGINT)
+        add_interruption(run, err)
     except Exception as err:
-        place = sys.exc_info()[2]
-        while place.tb_next:
-            place = place.tb_next
-        text = "internal error: %s in line %d" % (type(err).__name__, place.tb_lineno)
-        add_error(report, DockfixError(text, "please report it with the output of --version"))
-    for argv, text in host.memo.get("not done", {}).items() if host else ():
+        add_internal_error(run.report, err)
+    if run.host:
+        add_unfinished(run.report, run.host)
+    complete_hints(run)
+    return finish(run)
+
+
+def run_command(run: Run) -> None:
+    if run.command is None:
+        if not run.opts.json:
+            for line in BRIEF_HELP.split("\n"):
+                say(line)
+        raise UsageError("no command is given", "python3 dockfix.py --help")
+    run.host = make_host(run.opts)
+    run.old_handlers = catch_signals(run.host)
+    if run.command.name not in ("resume", "rollback"):
+        where = half_way_text(run.host)
+        if where:
+            text = "a storage change stands half-way, or is under way: " + where
+            add_finding(run.report, "half-way", "critical", text, "python3 dockfix.py resume")
+    run.command.run(run.host, run.opts, run.report)
+
+
+def add_refusal(report: dict, err: DockfixError) -> None:
+    """The error; a dry run's script ends with the same exit code as the real run would."""
+    add_error(report, err)
+    if err.code == Refused.code and report["dry_run"] and "script" not in report:
+        report["script"] = script_text(report, [script_comment("refused: " + err.msg)], 1)
+
+
+def add_interruption(run: Run, err: BaseException) -> None:
+    text = "interrupted"
+    if not run.host or not run.host.memo.get("begun"):
+        text = "interrupted; nothing was changed"
+    add_error(run.report, DockfixError(text))
+    run.report["exit_code"] = signal_exit_code(err)
+
+
+def signal_exit_code(err: BaseException) -> int:
+    """Of Interrupted, which has the signal's number, or KeyboardInterrupt, which has none."""
+    if err.args:
+        return 128 + err.args[0]
+    return 128 + signal.SIGINT
+
+
+def add_internal_error(report: dict, err: Exception) -> None:
+    """A fault of this program. The error's own text may hold a secret: only its type and its line
+    are told."""
+    place, line = err.__traceback__, 0
+    while place is not None:
+        line = place.tb_lineno
+        place = place.tb_next
+    text = "internal error: %s in line %d" % (type(err).__name__, line)
+    add_error(report, DockfixError(text, "please report it with the output of --version"))
+
+
+def add_unfinished(report: dict, host: Host) -> None:
+    """What the run could not put back, each with the command that does it; and the signal."""
+    for argv, text in host.memo.get("not done", {}).items():
         add_finding(report, "not-done", "warning", text, quote_line(argv))
         report["exit_code"] = report["exit_code"] or 3
-    if host and host.memo.get("signal"):
+    if host.memo.get("signal"):
         report["exit_code"] = 128 + host.memo["signal"]
-    own = "".join(word + " " for word in map(quote_word, shared_words(opts))) if host else ""
-    for one in (
-        report["errors"] + report["findings"]
-    ):  # a hint that says ... means these very words; other commands take this one's options
-        for key in {"hint", "remedy"} & set(one):
-            one[key] = re.sub(
-                r"(python3 dockfix\.py )(\.\.\.)?",
-                lambda found: found.group(1) + (quote_line(words) if found.group(2) else own),
-                one[key],
-            )
-    for one in [one for one in report["results"] if own and one.get("keeps")]:
-        one["options"] = own
-    return finish(report, opts, command, host, before)
 
 
-def finish(
-    report: dict,
-    opts: argparse.Namespace,
-    command: Optional[Command],
-    host: Optional[Host],
-    before: dict,
-) -> int:
+def complete_hints(run: Run) -> None:
+    """Makes every line to type fit this run: "python3 dockfix.py ..." stands for the very words of
+    this command line, and other commands get its --docker, --timeout and --state."""
+    options = ""
+    if run.host:
+        options = "".join(quote_word(word) + " " for word in shared_words(run.opts))
+
+    def complete(match: "re.Match") -> str:
+        if match.group(2):
+            return match.group(1) + quote_line(run.words)
+        return match.group(1) + options
+
+    for row in run.report["errors"] + run.report["findings"]:
+        for key in ("hint", "remedy"):
+            if key in row:
+                row[key] = re.sub(r"(python3 dockfix\.py )(\.\.\.)?", complete, row[key])
+    for row in run.report["results"]:
+        if options and row.get("keeps"):
+            row["options"] = options  # for the commands that show_change names
+
+
+def finish(run: Run) -> int:
+    """Prints the report, puts the signals back, releases the locks. Returns the exit code."""
+    report = run.report
     try:
-        emit(report, opts, command)
+        emit(report, run.opts, run.command)
     except DockfixError as err:
-        show_errors({"findings": [], "errors": [{"msg": err.msg, "hint": err.hint}]})
+        print_errors([], [{"msg": err.msg, "hint": err.hint}])
         report["exit_code"] = report["exit_code"] or err.code
     except (Interrupted, KeyboardInterrupt) as err:  # the reader of stdout hangs
-        report["exit_code"] = 128 + (err.args[0] if err.args else signal.SIGINT)
-    for number, handler in before.items():
+        report["exit_code"] = signal_exit_code(err)
+    for number, handler in run.old_handlers.items():
         signal.signal(number, handler)
-    for lock in host.held if host else ():
-        os.close(lock)
+    if run.host:
+        for lock in run.host.held:
+            os.close(lock)
     return report["exit_code"]
 
 
 def run_as_program() -> None:
+    """Dies of the signal where one ended the run, so that a shell's loop stops too."""
     fill_standard_streams()
     code = main()
-    if code in (129, 130, 143):  # die of the signal, so that a shell's loop stops too
+    if code in (129, 130, 143):
         signal.signal(code - 128, signal.SIG_DFL)
         os.kill(os.getpid(), code - 128)
     sys.exit(code)

@@ -526,7 +526,7 @@ def test_orphans_with_sizes(box, root):
     ]
     assert "pull or build" in findings(done)["owner-orphans"]["text"]
     text = box.quick("owner", "--root", root.path, "--orphans").out.decode()
-    assert "SIZE" in text and " KiB  " in text and "1 layers: 1 orphan" in text
+    assert "SIZE" in text and " KiB  " in text and "1 layer: 1 orphan" in text
     both = ask(box, root, "--orphans", "web")
     assert both.rc == 2 and "--orphans" in both.json["errors"][0]["msg"]
 

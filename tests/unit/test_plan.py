@@ -120,7 +120,7 @@ def trial(box, dockfix):
 
             module.COMMANDS += (
                 module.Command(
-                    "trial", "", "trial", module.CHANGE, run, module.show_change, "", (0, 0)
+                    "trial", "", "trial", module.CHANGE_OPTIONS, run, module.show_change, "", (0, 0)
                 ),
             )
             die_at_step(module, kill, side)
@@ -600,7 +600,9 @@ def trial_prelude(module, box):
         module.run_change(host, opts, report, make_plan(module, box))
 
     module.COMMANDS += (
-        module.Command("trial", "", "trial", module.CHANGE, run, module.show_change, "", (0, 0)),
+        module.Command(
+            "trial", "", "trial", module.CHANGE_OPTIONS, run, module.show_change, "", (0, 0)
+        ),
     )
 
 

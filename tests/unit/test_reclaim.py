@@ -91,7 +91,7 @@ def test_what_is_still_there_is_judged_by_dockers_words(dockfix, said, status):
         (["--logs", "--max-log", "5GB"], "5G"),
         (["--images", "--older-than", "1d"], "--older-than goes with --containers"),
         (["--containers", "--unused"], "--unused goes with --images"),
-        (["stray"], "takes no words of its own: stray"),
+        (["stray"], "takes no arguments: stray"),
     ],
 )
 def test_slips_are_told_before_docker_is_asked(box, words, told):
