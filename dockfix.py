@@ -14556,10 +14556,12 @@ def policy_of(doc: dict) -> str:
 
 def with_policy(host: Host, docs: Sequence[dict]) -> List[dict]:
     """The containers whose restart policy can be held: Docker changes one from 1.11 on (`docker
-    update --restart`)."""
+    update --restart`), and not that of a container that it has failed to remove, which never
+    starts again."""
     version = re.match(r"1\.([0-9]+)\.", str(engine_info(host)["ServerVersion"] or ""))
-    too_old = version and int(version.group(1)) < 11
-    return [] if too_old else [doc for doc in docs if policy_of(doc)]
+    if version and int(version.group(1)) < 11:
+        return []
+    return [doc for doc in docs if policy_of(doc) and not doc["State"].get("Dead")]
 
 
 def policy_steps(host: Host, docs: Sequence[dict]) -> List[Step]:

@@ -857,6 +857,31 @@ def test_containers_are_stopped_side_by_side_those_first_that_need_others(dockfi
     assert all(step.soft for step in later) and not any(step.soft for step in steps)
 
 
+@pytest.mark.parametrize(
+    "version, held", [("20.10.24", "ad"), ("1.12.6", "ad"), ("1.11.2", "ad"), ("1.10.3", "")]
+)
+def test_restart_policies_are_held_where_docker_can_change_them(dockfix, version, held):
+    """Each comes back as it was; what docker failed to remove has none to hold."""
+    memo = {"info": {"ServerVersion": version}}
+    host = dockfix.Host(("docker",), 1, False, False, "", [], None, None, memo, None)
+
+    def restart(name, times=0):
+        return {"RestartPolicy": {"Name": name, "MaximumRetryCount": times}}
+
+    docs = [
+        container("web", "a", host=restart("always")),
+        container("plain", "b", host=restart("no")),
+        container("dead", "c", host=restart("always"), state={"Dead": True}),
+        container("off", "d", host=restart("on-failure", 3), state={"Running": False}),
+    ]
+    steps = dockfix.hold_policies(host, docs)
+    ids = [letter * 64 for letter in held]
+    assert [step.argv[1:] for step in steps] == [("update", "--restart=no", *ids)] * bool(held)
+    back = [("--restart=always", "a" * 64), ("--restart=on-failure:3", "d" * 64)]
+    assert [one.argv[2:] for step in steps for one in step.undo] == back[: len(held)]
+    assert [one.argv[2:] for one in dockfix.policy_steps(host, docs)] == back[: len(held)]
+
+
 def test_what_ran_is_started_in_order_and_paused_again(dockfix):
     host = dockfix.Host(("docker",), 1, False, False, "", [], None, None, {}, None)
     docs = dockfix.sort_by_needs(
