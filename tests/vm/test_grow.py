@@ -409,11 +409,12 @@ def test_killed_offline_then_started_by_somebody_then_rolled_back(ring, capsys):
     vm = ring
     vm.reset(ready)
     before = vm.docker("inspect", "-f", "{{.Id}}", "web").text
-    done = vm.kill_at(9, "after", *(*BOTH, "--offline"))
-    assert (
-        done.rc == -signal.SIGKILL
-        and vm.sh("systemctl is-active docker", check=False).text == "inactive\n"
-    ), said(done)
+    job = vm.halt_at([["after", "lengthen .*/metadata to .*"]], *BOTH, "--offline")
+    while not vm.halted():
+        assert not job.poll(1)
+    vm.sh("kill -9 %s; rm /run/halted" % vm.halted()[0])
+    assert job.wait().rc == -signal.SIGKILL
+    assert vm.sh("systemctl is-active docker", check=False).text == "inactive\n"
     assert vm.sh("stat -c %%s %sdata %smetadata" % (FILES, FILES)).text == "%d\n%d\n" % NEW
     vm.save("lengthened")
     for start, way in (
