@@ -68,16 +68,17 @@ $(FAST): fast-%: .venv/$(NEWEST)/ready
 
 half-0 = tests/engine --ignore-glob='*/test_current*' --ignore-glob='*/test_[f-z]*'
 half-1 = tests/engine --ignore-glob='*/test_[a-e]*'
-client = $(comma) client $(1),DOCKFIX_TEST_CLIENT=$(1)
+first = $(firstword $(CLIENTS))
+last  = $(lastword $(CLIENTS))
 
 $(USUAL): usual-%: .venv/$(NEWEST)/ready
-	$(call ring,$(NEWEST),$(call client,$(firstword $(CLIENTS))),$(half-$*))
+	$(call ring,$(NEWEST),$(comma) client $(first),DOCKFIX_TEST_CLIENT=$(first),$(half-$*))
 
 $(addprefix engine-oldest-,$(PARTS)): engine-oldest-%: .venv/$(OLDEST)/ready
-	$(call ring,$(OLDEST),$(call client,$(lastword $(CLIENTS))),$(half-$*))
+	$(call ring,$(OLDEST),$(comma) client $(last),DOCKFIX_TEST_CLIENT=$(last),$(half-$*))
 
 $(addprefix engine-newest-,$(PARTS)): engine-newest-%: .venv/$(NEWEST)/ready
-	$(call ring,$(NEWEST),$(call client,$(firstword $(CLIENTS))),$(half-$*))
+	$(call ring,$(NEWEST),$(comma) client $(first),DOCKFIX_TEST_CLIENT=$(first),$(half-$*))
 
 engine-current: .venv/$(NEWEST)/ready
 	$(call ring,$(NEWEST),,,$(wildcard tests/engine/test_current*.py))
