@@ -491,6 +491,8 @@ def test_a_signal_does_not_leave_a_container_paused(lab, swap_program, number):
     child = subprocess.Popen(
         [*argv, victim.name, "--zone", "Asia/Tokyo"],
         env=lab.engine.env(),
+        # the tests themselves may run under nohup, which dockfix respects
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
