@@ -15678,7 +15678,7 @@ def read_backup(folder: str) -> Backup:
     if missing:
         raise Refused(
             "%s holds no complete backup: %s is missing or broken" % (folder, ", ".join(missing)),
-            "ls -la %s; one that was interrupted is made anew" % quote_word(folder),
+            "ls -la %s; make one that was interrupted again" % quote_word(folder),
         )
     return kept
 
