@@ -8,6 +8,7 @@ destination is behind a link. Everyday runs are few; DOCKFIX_TEST_BIG=1 makes th
 
 import contextlib
 import io
+import json
 import os
 import shutil
 import signal
@@ -505,3 +506,19 @@ def test_a_signal_does_not_leave_a_container_paused(lab, swap_program, number):
     assert child.wait(60) == -number
     paused = lab.docker("inspect", "-f", "{{.State.Paused}}", victim.name).stdout
     assert paused == b"false\n"
+
+
+@pytest.mark.parametrize("name", ["shadow-", "passwd-", "shadow+", ".pwd.lock"])
+def test_the_images_own_chpasswd_follows_no_link_beside_the_account_files(lab, name):
+    """shadow-utils writes its copies and its lock through a link: to a file of the host, here."""
+    host = lab.host_dir("beside" + name, {"precious": b"the host's own\n"})
+    container = "beside" + name.replace("+", "plus")
+    lab.run(container, "-v", host + ":/mnt/host")
+    script = "rm -f /etc/%s; ln -s /mnt/host/precious /etc/%s" % (name, name)
+    lab.inside(container, script)
+    run = lab.dockfix("chpasswd", container, "--json", stdin=b"root:New-1\n")
+    row = json.loads(run.out.decode("ascii"))["results"][0]
+    assert row["via"] != "exec" and "the host's own\n" == kit.open_bytes(
+        os.path.join(host, "precious")
+    ).decode("ascii"), row
+    assert (row["status"] == "changed") is lab.opens(container, "New-1")
