@@ -325,3 +325,16 @@ def test_a_daemon_in_a_containers_cgroup_is_not_this_hosts(dockfix, monkeypatch,
     assert not dockfix.is_of_this_host(pid)
     seen["/proc/self/cgroup"] = cgroup % ("e" * 64)
     assert dockfix.is_of_this_host(pid)
+
+
+def test_a_daemon_of_another_user_is_not_this_hosts(dockfix, monkeypatch):
+    """Any user of the host can call a program dockerd."""
+    real, pid = dockfix.host_text, str(os.getpid())
+    assert dockfix.is_of_this_host(pid)
+    status = real("/proc/%s/status" % pid).replace("Uid:\t0\t", "Uid:\t65534\t")
+
+    def text(path):
+        return status if path == "/proc/%s/status" % pid else real(path)
+
+    monkeypatch.setattr(dockfix, "host_text", text)
+    assert not dockfix.is_of_this_host(pid)
