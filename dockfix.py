@@ -10,14 +10,15 @@ f"dockfix needs Python 3.6 or newer: run it as  python3 dockfix.py"
 #    3 what a run reports             17 reclaim: give space back
 #    4 the host: processes, files,    18 the change engine: step, plan, journal, script
 #      lock, terminal                 19 create recipes: inspect field to docker flag
-#    5 Docker: ps, inspect, info      20 the daemon: stop, start, options, own mounts
-#    6 choosing containers            21 backup and restore
-#    7 files of a container           22 pool: grow and recreate a devicemapper loop pool
-#    8 chpasswd                       23 relocate: move the Docker root
-#    9 exec                           24 resume, rollback, discard
-#   10 time zones, clock              25 output: tables and JSON
-#   11 timezone                       26 the command table, help
-#   12 faketime                       27 main
+#    5 Docker: ps, inspect, info,     20 the daemon: stop, start, options
+#      its own mounts                 21 backup and restore
+#    6 choosing containers            22 pool: grow and recreate a devicemapper loop pool
+#    7 files of a container           23 relocate: move the Docker root
+#    8 chpasswd                       24 resume, rollback, discard
+#    9 exec                           25 output: tables and JSON
+#   10 time zones, clock              26 the command table, help
+#   11 timezone                       27 main
+#   12 faketime
 #   13 Docker's storage on disk
 #   14 which engine answers
 #
@@ -2686,17 +2687,6 @@ def engine_userns(host: Host) -> Tuple[int, int]:
         return host.memo["userns"]
 
 
-# --- which engine: the same for every storage change
-
-#
-# `docker` speaks to whatever DOCKER_HOST, a context or a wrapper names, but `systemctl stop docker`
-# stops the service of this host. So a storage change looks which socket the docker command uses,
-# which process listens there, and whether that is the service's main process, on the root that is
-# to be changed. From then on every call names that socket, also in the script and in the journal:
-# DOCKER_HOST and contexts decide nothing any more (docker/cli, cli/command/cli.go: -H comes first).
-# The name that `docker info` tells proves nothing by itself.
-
-
 SYSTEMD_MARK = "/run/systemd/system"  # sd_booted(3)
 
 
@@ -2809,8 +2799,8 @@ def run_over_containers(
     look: Callable,
     more: dict,
 ) -> list:
-    """rows_of with look(target, container) for what is there still by docker inspect, which is
-    asked once for all."""
+    """run_over_targets with look(target, container) for what is there still by docker inspect,
+    which is asked once for all."""
     facts = inspect_containers(host, [target.id for target in targets])
 
     def look_at(target: Target):
@@ -2952,8 +2942,8 @@ def files_refusal(container: Container, paths: Sequence[str]) -> str:
 
 def members_tar(members: Sequence[Member], base: Tuple[int, int]) -> bytes:
     """The tar for `docker cp - C:/` of the members that are not absent, in their order. `base` is
-    the engine's userns_base. Raises WayClosed for an owner outside it: docker cp unlinks first and
-    fails then (moby#43698)."""
+    the engine's userns_base. Raises MethodUnavailable for an owner outside it: docker cp unlinks
+    first and fails then (moby#43698)."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as tar:
         for one in members:
@@ -3064,7 +3054,8 @@ def open_regular_at(folder: int, name: str, flags: int, limit: int, path: str) -
 
 
 def read_file_at(folder: int, name: str, limit: int, path: str) -> Tuple[bytes, os.stat_result]:
-    """The bytes of open_plain's file. Raises WayClosed for one that grows meanwhile."""
+    """The bytes of open_regular_at's file. Raises MethodUnavailable for one that grows
+    meanwhile."""
     with os.fdopen(open_regular_at(folder, name, os.O_RDONLY, limit, path), "rb") as source:
         found, data = os.fstat(source.fileno()), source.read(limit + 1)
     if len(data) != found.st_size:
@@ -3084,8 +3075,8 @@ def check_regular(path: str, kind: str, size: int, limit: int) -> None:
 
 def open_root(container: Container) -> Tuple[int, List[Mount]]:
     """A descriptor of the container's own root, through its first process, and the mounts that one
-    sees. Raises WayClosed where it is not proven that this is the container's own layer: a process
-    may have chrooted itself into a mount of the host, and a pid may have been reused."""
+    sees. Raises MethodUnavailable where it is not proven that this is the container's own layer: a
+    process may have chrooted itself into a mount of the host, and a pid may have been reused."""
     if os.geteuid() != 0 or not container.pid:
         raise MethodUnavailable(
             "it has no running process" if os.geteuid() == 0 else "only root can go through /proc"
@@ -3164,8 +3155,8 @@ CHANGED_MEANWHILE = (errno.ELOOP, errno.ENOTDIR)  # of what was a folder a momen
 
 
 def open_etc(container: Container) -> int:
-    """A descriptor of the container's own /etc. Raises WayClosed, SharedEtc where it is a mount,
-    Refused where it is a link."""
+    """A descriptor of the container's own /etc. Raises MethodUnavailable, EtcIsAMount where it is a
+    mount, Refused where it is a link."""
     root, mounts = open_root(container)
     try:
         if not stat.S_ISDIR(os.stat("etc", dir_fd=root, follow_symlinks=False).st_mode):
@@ -3220,8 +3211,8 @@ def proc_write(
     container: Container, edit: Callable[[AccountFiles], AccountFiles], stop: threading.Event
 ) -> None:
     """Replaces the account files that `edit` changes, each atomically, under their lock, keeping
-    owner, mode and xattrs. Any surprise is WayClosed, and the old files are still there (or it says
-    which is not)."""
+    owner, mode and xattrs. Any surprise is MethodUnavailable, and the old files are still there (or
+    it says which is not)."""
     etc = open_etc(container)
     try:
         lock = lock_accounts(etc, os.fstat(etc), stop)
@@ -3239,7 +3230,7 @@ def proc_write(
 def replace_account_files(
     etc: int, old: AccountFiles, new: AccountFiles, found: Dict[str, os.stat_result]
 ) -> None:
-    """All of the changed files, or none. Raises OSError, WayClosed."""
+    """All of the changed files, or none. Raises OSError, MethodUnavailable."""
     replaced = []  # type: List[str]
     for name in REPLACE_ORDER:
         data = getattr(new, name)
@@ -3340,7 +3331,7 @@ def cp_first(
     host: Host, container: Container, path: str, limit: int, follow: bool = False
 ) -> Tuple[tarfile.TarInfo, bytes]:
     """The first member docker cp sends for a path, and its content; the client is stopped once
-    `limit` bytes are here. Raises Gone, FileNotFoundError, WayClosed."""
+    `limit` bytes are here. Raises ContainerGone, FileNotFoundError, MethodUnavailable."""
     answer = query(
         host,
         "cp",
@@ -3527,8 +3518,8 @@ def read_member(
 ) -> Member:
     """What is at an absolute path of the container, in any state of it: kind 'absent' where nothing
     is. Links above the path are followed as the container would, a link at its end with `follow`
-    only. A file larger than `limit` is Refused. Raises Gone, WayClosed. The path of a member is the
-    one asked for, whatever links led there."""
+    only. A file larger than `limit` is Refused. Raises ContainerGone, MethodUnavailable. The path
+    of a member is the one asked for, whatever links led there."""
     try:
         return proc_member(container, path, limit, follow)
     except MethodUnavailable:
@@ -3584,7 +3575,7 @@ def proc_member(container: Container, path: str, limit: int, follow: bool) -> Me
 def resolve_in_container(root: int, path: str, follow: bool) -> Tuple[int, bytes, str]:
     """(descriptor of the folder, name in it, path without links) of a path below an opened root,
     each link read and walked from that root as a chroot would: none is left to the kernel. Raises
-    OSError, and WayClosed on another device (a mount)."""
+    OSError, and MethodUnavailable on another device (a mount)."""
     fds, names, links = [os.dup(root)], [], 0  # type: List[int], List[bytes], int
     todo = os_bytes(path).split(b"/")[::-1]
     try:
@@ -3654,7 +3645,7 @@ class Tree(NamedTuple):
 
 
 def open_tree(container: Container) -> Tree:
-    """Raises WayClosed where the root is not shown to be the container's own."""
+    """Raises MethodUnavailable where the root is not shown to be the container's own."""
     root, mounts = open_root(container)
     return Tree(root, {"/": root}, {one.point for one in mounts} - {"/"})
 
@@ -3696,7 +3687,7 @@ def open_folder(tree: Tree, path: str) -> int:
 def entry_in(tree: Tree, path: str, limit: int = -1) -> Member:
     """What is at a path whose folders are neither links nor mounts; a file's bytes unless limit is
     -1. Raises what open_folder raises but FileNotFoundError ('absent'), Refused for a mount or a
-    file above `limit`, WayClosed."""
+    file above `limit`, MethodUnavailable."""
     try:
         folder, name = open_folder(tree, posixpath.dirname(path)), posixpath.basename(path)
         place = os.open(os_bytes(name), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
@@ -3712,7 +3703,7 @@ def entry_in(tree: Tree, path: str, limit: int = -1) -> Member:
 
 
 def member_in(folder: int, name: bytes, path: str, limit: int) -> Member:
-    """What an opened folder has under a name. Raises OSError, Refused, WayClosed."""
+    """What an opened folder has under a name. Raises OSError, Refused, MethodUnavailable."""
     try:
         found = os.stat(name, dir_fd=folder, follow_symlinks=False)
         kind, link, data = kind_of(found.st_mode), "", b""
@@ -3816,7 +3807,7 @@ def make_folders(tree: Tree, path: str) -> int:
 
 def remove_entry(tree: Tree, path: str) -> None:
     """Removes a file, a link or an empty folder; what cannot be removed stays. Raises Refused,
-    WayClosed as entry_in does."""
+    MethodUnavailable as entry_in does."""
     kind = entry_in(tree, path).kind
     if kind == "absent":
         return
@@ -3882,8 +3873,8 @@ def change_members(
     folders; returns what could not be removed. What is so already is left alone. By descriptors
     where root is on the engine's host and a process runs, else by docker cp. Raises Refused before
     anything is changed where a part of the way is a link or a mount, or where a path is not as in
-    `former`; Moved where it became one meanwhile; Gone, WayClosed (then look at what is there),
-    Unanswered. save_undo comes first."""
+    `former`; PathMoved where it became one meanwhile; ContainerGone, MethodUnavailable (then look
+    at what is there), NoAnswer. save_undo comes first."""
     if not write and not remove:
         return []
     note_change(host)
@@ -3945,7 +3936,8 @@ def leads_out(container: Container) -> bool:
 def while_still(host: Host, container: Container, deed: Callable):
     """deed(the container as it is now) while nothing in it runs: docker cp knows paths only, and a
     link made between the look and the deed would lead it into a mount. What runs and has mounts is
-    paused meanwhile; what was paused stays so. Raises Refused where it cannot be paused, Gone."""
+    paused meanwhile; what was paused stays so. Raises Refused where it cannot be paused,
+    ContainerGone."""
     now = inspect_running(host, container.id)
     if not now.running or now.paused or not leads_out(now):
         return deed(now)
@@ -3988,7 +3980,7 @@ def unpause(host: Host, container: Container) -> None:
 
 def cp_kind(host: Host, container: Container, path: str) -> Member:
     """What is at a path, without a file's bytes: the first header that docker cp sends. Raises
-    Gone, WayClosed."""
+    ContainerGone, MethodUnavailable."""
     try:
         found, _ = cp_first(host, container, path, HEADER_BYTES)
     except FileNotFoundError:
@@ -4024,9 +4016,9 @@ def cp_resolve(look: Callable, path: str) -> str:
 
 def cp_folders(host: Host, container: Container, paths: Sequence[str]) -> Dict[str, Member]:
     """{path: what docker cp has there} of every folder above these paths, outermost first; none of
-    them is a link or a mount. Raises Refused where one is, Gone, WayClosed. docker mounts volumes
-    where their destination leads, links included (seen on 20.10), so the destinations are followed
-    too."""
+    them is a link or a mount. Raises Refused where one is, ContainerGone, MethodUnavailable. docker
+    mounts volumes where their destination leads, links included (seen on 20.10), so the
+    destinations are followed too."""
     seen = {}  # type: Dict[str, Member]
 
     def look(path: str) -> Member:
@@ -4142,8 +4134,8 @@ def raise_unlike(answer: Answer, member: Member) -> None:
 
 
 def cp_unmoved(host: Host, container: Container, paths: Sequence[str]) -> Dict[str, Member]:
-    """cp_folders once more, after the deed; Moved where a folder is none any more, or where it did
-    not stand still."""
+    """cp_folders once more, after the deed; PathMoved where a folder is none any more, or where it
+    did not stand still."""
     now = inspect_running(host, container.id)
     why = ""
     if leads_out(now) and (now.running, now.paused, now.started) != (
@@ -5224,7 +5216,7 @@ def send_hashes(
     host: Host, plan: PasswordJob, way: str, hashes: Dict[bytes, bytes]
 ) -> Tuple[Optional[Answer], Optional[AccountFiles]]:
     """Hands the hashes to a container by one way: docker's answer and what was read back, each
-    where that way has it. Raises Gone, WayClosed, Refused."""
+    where that way has it. Raises ContainerGone, MethodUnavailable, Refused."""
 
     def edit(files: AccountFiles) -> AccountFiles:
         return edit_accounts(files, hashes, int(time.time()) // 86400)
@@ -5246,7 +5238,8 @@ def send_hashes(
 
 
 def require_safe_chpasswd(files: AccountFiles, user: bytes) -> None:
-    """Raises WayClosed where the image's own chpasswd could leave the account worse than it was."""
+    """Raises MethodUnavailable where the image's own chpasswd could leave the account worse than it
+    was."""
     lines, name = login_lines(files, user), format_bytes(user)
     if not lines.same_for_all():
         # it would set the line that its own C library takes, and no other
@@ -5320,8 +5313,8 @@ def steady_etc(container: Container) -> Optional[EtcState]:
 def require_same_etc(
     container: Container, was: Optional[EtcState], hashes: Dict[bytes, bytes]
 ) -> None:
-    """Raises Moved where /etc was swapped while the image's chpasswd ran, and that did not write to
-    the /etc that is there now."""
+    """Raises PathMoved where /etc was swapped while the image's chpasswd ran, and that did not
+    write to the /etc that is there now."""
     if not was or not leads_out(container):
         return
     try:
@@ -5339,7 +5332,7 @@ def require_same_etc(
 
 
 def own_accounts(container: Container) -> AccountFiles:
-    """Its account files by descriptors. Raises WayClosed, Refused."""
+    """Its account files by descriptors. Raises MethodUnavailable, Refused."""
     etc = open_etc(container)
     try:
         return proc_accounts(etc)[0]
@@ -9835,6 +9828,13 @@ def add_lost_records_of(host: Host, report: dict) -> None:
 # 14. Which engine answers
 ###############################################################################
 
+# `docker` speaks to whatever DOCKER_HOST, a context or a wrapper names, but `systemctl stop docker`
+# stops the service of this host. So a storage change looks which socket the docker command uses,
+# which process listens there, and whether that is the service's main process, on the root that is
+# to be changed. From then on every call names that socket, also in the script and in the journal:
+# DOCKER_HOST and contexts decide nothing any more (docker/cli, cli/command/cli.go: -H comes first).
+# The name that `docker info` tells proves nothing by itself.
+
 
 DEFAULT_SOCKET = "/var/run/docker.sock"
 DEFAULT_PID_FILE = (  # dockerd's own default; Debian's init script names the same
@@ -12947,7 +12947,7 @@ def do_task(host: Host, step: Step, tick: Callable[[int], None]) -> None:
         TASKS[step.task](host, json.loads(step.data), beat)
     except OSError as err:
         raise DockfixError("%s: %s" % (step.title, err)) from None
-    if host.memo.get("working"):  # as to_disk
+    if host.memo.get("working"):  # as sync_deed
         change_host(host, ("sync",), seconds=60)
 
 
@@ -13748,7 +13748,7 @@ def create_recipe(doc: dict, image: dict, others: Sequence[dict]) -> Recipe:
     doc: its object of `docker inspect`.
     image: the Config of the image that it is to be made from; {}: as if that had none.
     others: the objects of all containers that it may refer to.
-    Raises KeyError, TypeError and the like for an object of another kind, as facts_of expects.
+    Raises KeyError, TypeError and the like for an object of another kind, as parse_answer expects.
     """
     config, host = doc["Config"], doc["HostConfig"]
     lost = unknown_settings(host, config)
@@ -14342,7 +14342,7 @@ def inspect_each(host: Host, targets: List[Target]) -> Tuple[List[dict], Dict[st
 
 def require_plain_container(doc: dict) -> None:
     """Takes of an object of `docker inspect` all that a backup and a restore take; raises as
-    facts_of expects."""
+    parse_answer expects."""
     create_recipe(doc, {}, [doc])
     sort_by_needs([doc])
     own_changes(doc, "")
@@ -14526,7 +14526,7 @@ def ids_to(host: Host, verb: str) -> Tuple[str, ...]:
 
 def start_levels(host: Host, docs: Sequence[dict], by_name: bool = False) -> List[Step]:
     """Starts what ran, side by side, those first that others need. These steps have no tests:
-    run_steps behind them tells what does not run."""
+    start_again_steps behind them tells what does not run."""
     steps = []
     for level in reversed(stop_levels([doc for doc in docs if is_running(doc)])):
         if len(level) > 1:
@@ -14703,7 +14703,8 @@ def go_again(host: Host, engine: Engine) -> Tuple[Step, ...]:
 
 def down_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
     """docker.socket first, or a poke at it starts the daemon again; what the daemon left mounted;
-    then the proof that nothing of it is left. The containers are stopped before (halt_steps)."""
+    then the proof that nothing of it is left. The containers are stopped before
+    (stop_container_steps)."""
     down = ("not", *answers_test(engine.docker)[1:])
     again = (engine.start(),)
     if engine.systemd:  # what was started often lately is refused a start
@@ -15779,9 +15780,9 @@ def image_needs(kept: Backup) -> Dict[str, str]:
 
 
 def own_steps(host: Host, kept: Backup, soft: bool) -> List[Step]:
-    """Each container's own files: an image made of it (own_refs, for save_steps), or its whole
-    tree. soft: where docker refuses a commit (the image was removed by force, it has too many
-    layers), needed_exports follow."""
+    """Each container's own files: an image made of it (own_image_references, for save_steps), or
+    its whole tree. soft: where docker refuses a commit (the image was removed by force, it has too
+    many layers), needed_exports follow."""
     steps = []
     for doc in kept.stock.containers:
         if kept.own[doc["Id"]] == "commit":
@@ -16998,8 +16999,8 @@ def run_grow(host: Host, opts: argparse.Namespace, report: dict) -> None:
 
 
 def pool_places(pool: LoopPool) -> dict:
-    """Facts for of_today: of each loop file its device; the prefix of the pool's name, in which its
-    disk's number is."""
+    """Facts for rebind_devices: of each loop file its device; the prefix of the pool's name, in
+    which its disk's number is."""
     home = os.path.dirname(os.path.dirname(pool.files["data"]))
     return {
         "loops": {
