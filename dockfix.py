@@ -26,7 +26,7 @@ f"dockfix needs Python 3.6 or newer: run it as  python3 dockfix.py"
 # OWN_MOUNTS (5) and DRIVER_FACTS (15); a finding of `storage`: storage_findings (15); a refusal of
 # chpasswd: etc_refusal and login_lines (8), of a storage change: require_stoppable (20); a setting
 # that `restore` carries over: CREATE and the *_settings functions (19); another wording of docker's
-# errors: FAULTS (5), of `docker info`: INFO_KEYS (5).
+# errors: DAEMON_FAULTS (5), of `docker info`: INFO_KEYS (5).
 
 import os
 import sys
@@ -1223,7 +1223,7 @@ def read_head(path: str, size: int) -> bytes:
         os.close(file)
 
 
-def host_text(path: str) -> str:
+def read_host_text(path: str) -> str:
     """read_all as text, at most 1 MiB."""
     return os_text(read_all(path, 1 << 20))
 
@@ -1235,7 +1235,7 @@ def settings_text(path: str) -> str:
     found = os.stat(os_bytes(path))
     if stat.S_ISREG(found.st_mode) and found.st_size == 0:
         return ""
-    return host_text(path)
+    return read_host_text(path)
 
 
 def real_path(path: str) -> str:
@@ -1519,7 +1519,7 @@ def process_and_children(pid: int) -> List[int]:
     into the pid file. None where there is no such process."""
     found = [pid] if process_is_alive(pid) else []
     for child in all_processes() if found else []:
-        status = suppress_errors(host_text, "/proc/%d/status" % child) or ""
+        status = suppress_errors(read_host_text, "/proc/%d/status" % child) or ""
         if re.search(r"(?m)^PPid:\s*%d$" % pid, status):
             found.append(child)
     return found
@@ -1527,7 +1527,7 @@ def process_and_children(pid: int) -> List[int]:
 
 def process_name(pid: int) -> str:
     """For messages: 'dockerd (pid 12)'."""
-    name = (suppress_errors(host_text, "/proc/%d/comm" % pid) or "a process").strip()
+    name = (suppress_errors(read_host_text, "/proc/%d/comm" % pid) or "a process").strip()
     return "%s (pid %d)" % (name, pid)
 
 
@@ -1845,7 +1845,7 @@ def parse_ps(text: str) -> List[Target]:
     return targets
 
 
-FAULTS = (
+DAEMON_FAULTS = (
     (
         r"permission denied",
         "no permission to speak to the Docker daemon",
@@ -2337,7 +2337,8 @@ def parse_info(text: str) -> Dict[str, object]:
         and not info["DockerRootDir"]
         and not any(key in status for key in POOL_SIZES)
     ):
-        for pattern, msg, hint in FAULTS:  # clients of 20.10 and older print these, and exit 0
+        # clients of 20.10 and older print these, and exit 0
+        for pattern, msg, hint in DAEMON_FAULTS:
             found = re.search('(?:%s)[^"\\n]{0,160}' % pattern, text)
             if found:
                 raise EnvironmentFault("%s: %s" % (msg, found.group(0).strip()), hint)
@@ -2588,7 +2589,7 @@ def require_answer(answer: Answer, what: str) -> Answer:
         )
     if answer.rc == 0:
         return answer
-    for pattern, msg, hint in FAULTS:
+    for pattern, msg, hint in DAEMON_FAULTS:
         if re.search(pattern, answer.text()):
             raise EnvironmentFault("%s: %s" % (msg, first_line(answer)), hint)
     raise EnvironmentFault(
@@ -3130,7 +3131,7 @@ def named_layer(container: Container) -> str:
     if driver not in ("vfs", "btrfs"):
         return ""
     record = "image/%s/layerdb/mounts/%s/mount-id" % (driver, container.id)
-    name = suppress_errors(host_text, os.path.join(container.home, record)) or ""
+    name = suppress_errors(read_host_text, os.path.join(container.home, record)) or ""
     if not re.match(LAYER, name.strip()):
         return ""
     return os.path.join(container.home, driver, LAYOUTS[driver][0], name.strip())
@@ -3139,7 +3140,7 @@ def named_layer(container: Container) -> str:
 def mount_id(fd: int) -> str:
     """The kernel's number of the mount that an open file is on (proc(5), fdinfo; Linux 3.15), ''
     where it does not say."""
-    text = suppress_errors(host_text, "/proc/self/fdinfo/%d" % fd) or ""
+    text = suppress_errors(read_host_text, "/proc/self/fdinfo/%d" % fd) or ""
     found = re.search(r"(?m)^mnt_id:\s*([0-9]+)", text)
     return found.group(1) if found else ""
 
@@ -5755,7 +5756,7 @@ def rule_seconds(rule: str, year: int) -> int:
     return calendar.timegm((year, 1, 1, 0, 0, 0)) + 86400 * number + seconds
 
 
-def tz_of(container: Container) -> Optional[str]:
+def read_tz(container: Container) -> Optional[str]:
     """The container's variable TZ without its colon. None where the file rules, also by
     TZ=:/etc/localtime."""
     values = []
@@ -5851,9 +5852,9 @@ def host_zone(root: str = "") -> str:
     (Asia/Shanghai has four more names). Raises DockfixError where no name is found."""
     now, data = int(time.time()), host_localtime(root)
     link = suppress_errors(os.readlink, root + LOCALTIME) or ""
-    text = suppress_errors(host_text, root + TIMEZONE) or ""
+    text = suppress_errors(read_host_text, root + TIMEZONE) or ""
     named = [zone_of_link(link), text.strip(), os.environ.get("TZ", "").lstrip(":")]
-    table = suppress_errors(host_text, root + ZONEINFO + "/zone.tab") or ""
+    table = suppress_errors(read_host_text, root + ZONEINFO + "/zone.tab") or ""
     listed = re.findall(r"(?m)^[A-Z]{2}\t\S+\t(\S+)", table)
     # (candidates, must every byte be the same?)
     sources = (
@@ -5942,7 +5943,7 @@ class Zone(NamedTuple):
 def container_zone(host: Host, container: Container) -> Zone:
     """The zone by TZ, else by /etc/localtime, as the container's C library reads them. Raises
     MethodUnavailable, Refused, ContainerGone."""
-    tz, now = tz_of(container), int(time.time())
+    tz, now = read_tz(container), int(time.time())
     path = LOCALTIME
     if tz:
         path = posixpath.join(ZONEINFO, tz)
@@ -6032,14 +6033,14 @@ def judge_clock(
     if not clock and zone.east is None:
         return ClockVerdict(CANNOT_TELL, "", "")
     if behind:
-        return judge_zone(tz_of(container), zone)
+        return judge_zone(read_tz(container), zone)
     if clock:
         return ClockVerdict(IN_SYNC, "", "")
     return ClockVerdict(IN_SYNC, "", "by its files")
 
 
 def judge_zone(tz: Optional[str], zone: Zone) -> ClockVerdict:
-    """The verdict of a container whose UTC offset is not the host's; `tz` is from tz_of."""
+    """The verdict of a container whose UTC offset is not the host's; `tz` is from read_tz."""
     if tz is None:
         if zone.lost:
             msg = "its %s leads to no zone file" % LOCALTIME
@@ -6238,7 +6239,7 @@ def plan_zone(
 
 def require_writable_zone(container: Container, name: str, paths: Sequence[str]) -> None:
     """Raises Refused where the zone cannot be set by files."""
-    tz = tz_of(container)
+    tz = read_tz(container)
     # No variable wins over the files.
     if tz is not None and tz not in (name, ZONEINFO + "/" + name):
         raise Refused(
@@ -8172,7 +8173,7 @@ def assign_graph_owners(
     return {image: LayerOwner("image", "", tuple(tops)) for image, tops in users.items()}
 
 
-def find_rows(layers: Layers, word: str) -> List[int]:
+def rows_named(layers: Layers, word: str) -> List[int]:
     """Numbers of the rows that a word means: a name as it stands, else the layer of a device's
     name, else the first part of a path that is one, else the beginning of a hash. [] where it means
     none. Raises UsageError where it is the beginning of hashes of more than one layer."""
@@ -8427,7 +8428,7 @@ def shell_words(text: str) -> List[str]:
         return text.split()
 
 
-def daemon_flags(words: Sequence[str]) -> Tuple[Tuple[str, str], ...]:
+def parse_daemon_flags(words: Sequence[str]) -> Tuple[Tuple[str, str], ...]:
     """(name, value) of the known options among a daemon's words, also inside `sh -c '...'`, as
     CentOS 7 had it."""
     flat = []  # type: List[str]
@@ -8458,7 +8459,7 @@ DAEMON_JSON_KEYS = (
 )
 
 
-def daemon_json(text: str) -> Tuple[Tuple[str, str], ...]:
+def parse_daemon_json(text: str) -> Tuple[Tuple[str, str], ...]:
     """The same from daemon.json. Raises ValueError where dockerd would not start with it."""
     settings = json.loads(text or "{}")
     if not isinstance(settings, dict):
@@ -8571,7 +8572,7 @@ def unit_files(top: str, unit: str) -> List[str]:
     return files + [drop_ins[name] for name in sorted(drop_ins)]
 
 
-def settings_of(path: str, parse: Callable, empty):
+def read_settings(path: str, parse: Callable, empty):
     """(text, parse(text), '') of a file, ('', empty, '') where there is none, and the reason in
     place of '' where it is not readable."""
     try:
@@ -8607,7 +8608,7 @@ def read_unit_options(top: str, unit: str) -> UnitOptions:
     variables = []  # type: List[Tuple[str, str]]
     faults = []
     for unit_file in unit_files(top, unit):
-        _, settings, fault = settings_of(unit_file, unit_settings, [])
+        _, settings, fault = read_settings(unit_file, unit_settings, [])
         if fault:
             faults.append((unit_file, fault))
         for key, value in settings:
@@ -8646,7 +8647,7 @@ def option_sources(top: str = "/", unit: str = "docker.service") -> List[OptionS
     faults = list(in_unit.faults)
     sources = []
     if in_unit.path:
-        flags = daemon_flags(shell_words(in_unit.command))
+        flags = parse_daemon_flags(shell_words(in_unit.command))
         sources.append(OptionSource("unit", in_unit.path, "", in_unit.command, flags, True, ""))
     variables = []
     for path, word in in_unit.variables:
@@ -8655,19 +8656,21 @@ def option_sources(top: str = "/", unit: str = "docker.service") -> List[OptionS
     not_given = [path for path in SETTING_FILES if path not in in_unit.files]
     for path in in_unit.files + not_given:
         file = os.path.join(top, path.lstrip("/"))
-        _, settings, fault = settings_of(file, environment_settings, {})
+        _, settings, fault = read_settings(file, environment_settings, {})
         if fault:
             faults.append((path, fault))
         for name, value in settings.items():
             variables.append(Variable(path, name, value, path in in_unit.files))
     names_in_command = set(re.findall(r"\$\{?(\w+)", in_unit.command))
     for path, name, value, given in variables:
-        options = daemon_flags(shell_words(value))
+        options = parse_daemon_flags(shell_words(value))
         used = (given and name in names_in_command) or not in_unit.path
         if options:
             sources.append(OptionSource("environment", path, name, value, options, used, ""))
     config = next_options(sources).get("config-file", "/etc/docker/daemon.json")
-    text, options, fault = settings_of(os.path.join(top, config.lstrip("/")), daemon_json, ())
+    text, options, fault = read_settings(
+        os.path.join(top, config.lstrip("/")), parse_daemon_json, ()
+    )
     sources.append(OptionSource("daemon.json", config, "", text, options, True, fault))
     for path, reason in faults:
         sources.append(OptionSource("unit", path, "", "", (), False, reason))
@@ -8686,17 +8689,17 @@ def is_of_this_host(pid: str) -> bool:
         other = suppress_errors(os.readlink, "/proc/%s/ns/%s" % (pid, kind))
         if other is not None and other != own:
             return False
-    status = suppress_errors(host_text, "/proc/%s/status" % pid) or ""
+    status = suppress_errors(read_host_text, "/proc/%s/status" % pid) or ""
     if not re.search(r"(?m)^Uid:\s*0\s", status):  # any user can call a program dockerd
         return False
     # two numbers: it has another one in an inner namespace
     if re.search(r"(?m)^NSpid:\s*[0-9]+\s+[0-9]", status):
         return False
-    theirs = suppress_errors(host_text, "/proc/%s/cgroup" % pid)
+    theirs = suppress_errors(read_host_text, "/proc/%s/cgroup" % pid)
     if theirs is None:
         return False
     # dockfix itself may run in a container
-    ours = suppress_errors(host_text, "/proc/self/cgroup") or ""
+    ours = suppress_errors(read_host_text, "/proc/self/cgroup") or ""
     return container_ids(theirs) <= container_ids(ours)
 
 
@@ -8724,9 +8727,9 @@ def running_daemons() -> List[OptionSource]:
     for pid in filter(str.isdigit, os.listdir("/proc")):
         path = "/proc/%s/cmdline" % pid
         # no words: it ended meanwhile
-        words = (suppress_errors(host_text, path) or "").split("\0")[:-1]
+        words = (suppress_errors(read_host_text, path) or "").split("\0")[:-1]
         if is_daemon_call(words) and is_of_this_host(pid):
-            flags = daemon_flags(words)
+            flags = parse_daemon_flags(words)
             daemons.append(OptionSource("running", path, pid, quote_line(words), flags, False, ""))
     return daemons
 
@@ -8734,7 +8737,7 @@ def running_daemons() -> List[OptionSource]:
 # A Docker root's own records, read by descriptors: no link is followed, nothing is assumed
 
 
-class Root(NamedTuple):
+class OpenRoot(NamedTuple):
     """A Docker root while it is read.
 
     follow: links of its own first level are followed (the daemon's own root, not a foreign disk's).
@@ -8748,7 +8751,7 @@ class Root(NamedTuple):
     doubts: List[Doubt]
 
 
-def note_unreadable(root: Root, path: str, err: Exception, hides: Optional[str]) -> None:
+def note_unreadable(root: OpenRoot, path: str, err: Exception, hides: Optional[str]) -> None:
     """Notes a record that could not be read. hides: the driver whose orphans cannot be proved
     without it, '' for all drivers, None for none."""
     reason = str(err)
@@ -8763,7 +8766,7 @@ def note_unreadable(root: Root, path: str, err: Exception, hides: Optional[str])
         root.doubts.append(Doubt(hides, "what would tell whose it is could not be read", True))
 
 
-def open_below(root: Root, path: str, hides: Optional[str], must: bool = False) -> int:
+def open_below(root: OpenRoot, path: str, hides: Optional[str], must: bool = False) -> int:
     """A descriptor of a folder below the root, opened part by part so that no link is followed; -1
     where it is not there, or not readable, which is noted."""
     at = os.dup(root.fd)
@@ -8795,7 +8798,7 @@ def names_of_form(folder: int, form: str) -> List[str]:
 
 
 def list_records(
-    root: Root, path: str, hides: Optional[str], form: str = HASH, must: bool = False
+    root: OpenRoot, path: str, hides: Optional[str], form: str = HASH, must: bool = False
 ) -> List[str]:
     """The names in `path` that have the form. Where `path` is not readable, that is noted, and
     there are none. hides, must: as for read_records."""
@@ -8812,7 +8815,7 @@ def list_records(
 
 
 def read_records(
-    root: Root,
+    root: OpenRoot,
     path: str,
     files: Sequence[str],
     parse: Callable,
@@ -8846,7 +8849,7 @@ def read_records(
 
 
 def read_record(
-    root: Root,
+    root: OpenRoot,
     top: int,
     path: str,
     files: Sequence[str],
@@ -8930,11 +8933,11 @@ def read_layers_once(path: str, follow: bool) -> Layers:
         raise EnvironmentFault(
             "Docker's root %s cannot be read: %s" % (path, err.strerror), hint
         ) from None
-    root = Root(real_path(path), fd, follow, out.unread, [])
+    root = OpenRoot(real_path(path), fd, follow, out.unread, [])
     remapped = list_records(root, ".", None, form=r"[0-9]+\.[0-9]+\Z")
     for name in [".", *remapped]:
         tree_path = os.path.normpath(os.path.join(root.path, name))
-        tree = Root(tree_path, open_below(root, name, None), follow, out.unread, [])
+        tree = OpenRoot(tree_path, open_below(root, name, None), follow, out.unread, [])
         if tree.fd >= 0:
             read_tree(tree, out)
             os.close(tree.fd)
@@ -8944,7 +8947,7 @@ def read_layers_once(path: str, follow: bool) -> Layers:
     return out
 
 
-def read_tree(root: Root, out: Layers) -> None:
+def read_tree(root: OpenRoot, out: Layers) -> None:
     """One tree's rows. The drivers' folders are listed before the records are read, so that a layer
     made meanwhile is in no list."""
     homes = list_driver_homes(root)
@@ -8966,7 +8969,7 @@ def read_tree(root: Root, out: Layers) -> None:
         add_rows(root, driver, settled, containers, out)
 
 
-def read_container_records(root: Root, must: bool) -> Dict[str, dict]:
+def read_container_records(root: OpenRoot, must: bool) -> Dict[str, dict]:
     """{id: its facts, empty ones where its record is not readable}."""
     files = ("config.v2.json", "config.json", "hostconfig.json")
     containers = read_records(
@@ -8983,7 +8986,7 @@ def parse_graph_parent(files: Dict[str, bytes]) -> str:
     return str(parse_object_record(files.get("json")).get("parent") or "")
 
 
-def list_driver_homes(root: Root) -> Dict[str, List[str]]:
+def list_driver_homes(root: OpenRoot) -> Dict[str, List[str]]:
     """{driver: its layers' names}, [] for a driver that is not there."""
     homes = {}
     for driver, (folder, _) in LAYOUTS.items():
@@ -8994,7 +8997,7 @@ def list_driver_homes(root: Root) -> Dict[str, List[str]]:
     return homes
 
 
-def read_build_database(root: Root, homes: Dict[str, List[str]]) -> bytes:
+def read_build_database(root: OpenRoot, homes: Dict[str, List[str]]) -> bytes:
     """BuildKit's database of the layers that it has. Where BuildKit was at work and its database is
     gone, or is none, its layers look as if they had no owner."""
     place = "buildkit/snapshots.db"
@@ -9011,11 +9014,11 @@ def read_build_database(root: Root, homes: Dict[str, List[str]]) -> bytes:
     return b""
 
 
-def is_below(root: Root, name: str) -> bool:
+def is_below(root: OpenRoot, name: str) -> bool:
     return suppress_errors(os.lstat, os_bytes(os.path.join(root.path, name))) is not None
 
 
-def note_gap(root: Root, place: str, reason: str, driver: str, unreadable: bool) -> None:
+def note_gap(root: OpenRoot, place: str, reason: str, driver: str, unreadable: bool) -> None:
     """Notes a record that is missing or makes no sense, and that no layer of the driver ('' all)
     can be proved an orphan without it."""
     path = os.path.normpath(os.path.join(root.path, place))
@@ -9031,7 +9034,7 @@ def has_buildkit_layer(homes: Dict[str, List[str]]) -> bool:
     return BUILDKIT_NAME in lengths
 
 
-def read_driver_records(root: Root, driver: str, must: bool) -> DriverRecords:
+def read_driver_records(root: OpenRoot, driver: str, must: bool) -> DriverRecords:
     """image/<driver>. must: it has to be there."""
     place = "image/%s/" % driver
     chains = read_records(
@@ -9065,7 +9068,7 @@ def read_driver_records(root: Root, driver: str, must: bool) -> DriverRecords:
 
 
 def assign_driver_owners(
-    root: Root,
+    root: OpenRoot,
     driver: str,
     names: List[str],
     graph: Dict[str, str],
@@ -9108,13 +9111,13 @@ def readable(records: dict) -> dict:
     return {name: record for name, record in records.items() if record is not None}
 
 
-def is_since_1_10(root: Root, graph: Dict[str, str]) -> bool:
+def is_since_1_10(root: OpenRoot, graph: Dict[str, str]) -> bool:
     """Whether an engine since 1.10, which keeps image/<driver>, was at work here: before, all that
     is known of images was in graph/."""
     return not graph or is_below(root, "image")
 
 
-def read_old_tags(root: Root, driver: str) -> Dict[str, List[str]]:
+def read_old_tags(root: OpenRoot, driver: str) -> Dict[str, List[str]]:
     """{image: its tags} of engines before 1.10."""
     form = "repositories-%s\\Z" % re.escape(driver)
     records = read_records(root, ".", (), parse_repositories, driver, form=form)
@@ -9122,7 +9125,7 @@ def read_old_tags(root: Root, driver: str) -> Dict[str, List[str]]:
 
 
 def add_images(
-    root: Root,
+    root: OpenRoot,
     driver: str,
     records: DriverRecords,
     graph: Dict[str, str],
@@ -9141,7 +9144,7 @@ def add_images(
 
 
 def note_graph_gaps(
-    root: Root, driver: str, graph: Dict[str, str], tagged: Dict[str, List[str]]
+    root: OpenRoot, driver: str, graph: Dict[str, str], tagged: Dict[str, List[str]]
 ) -> None:
     """Images of engines before 1.10 that another one stands on or a tag names, and whose record is
     gone."""
@@ -9161,7 +9164,7 @@ ALSO_SNAPSHOTTERS = ("btrfs", "zfs", "fuse-overlayfs")
 
 
 def note_lost_records(
-    root: Root,
+    root: OpenRoot,
     homes: Dict[str, List[str]],
     recorded: Dict[str, set],
     containers: Dict[str, dict],
@@ -9195,7 +9198,7 @@ def note_lost_records(
 
 
 def words_in_mounts(
-    root: Root, homes: Dict[str, List[str]], owners: Dict[str, Dict[str, LayerOwner]]
+    root: OpenRoot, homes: Dict[str, List[str]], owners: Dict[str, Dict[str, LayerOwner]]
 ) -> set:
     """Every word that may be a layer's name in what is mounted, in any process's view. Looked up
     only where a layer has no owner."""
@@ -9229,7 +9232,7 @@ class LowerRecord(NamedTuple):
     below: Tuple[str, ...]
 
 
-def read_lower_records(root: Root, driver: str) -> Dict[str, LowerRecord]:
+def read_lower_records(root: OpenRoot, driver: str) -> Dict[str, LowerRecord]:
     """{layer: LowerRecord} of the drivers that keep such files (moby daemon/graphdriver: overlay2's
     link and lower, overlay's lower-id, aufs' layers/)."""
 
@@ -9271,7 +9274,7 @@ def layer_owner_of(name: str, owners: Dict[str, LayerOwner]) -> LayerOwner:
 
 
 def prove_orphans(
-    root: Root, driver: str, names: List[str], owners: Dict[str, LayerOwner], in_use: set
+    root: OpenRoot, driver: str, names: List[str], owners: Dict[str, LayerOwner], in_use: set
 ) -> Dict[str, LayerOwner]:
     """An owner for every layer that is there or that the records have.
 
@@ -9309,7 +9312,7 @@ def prove_orphans(
     return settled
 
 
-def has_container_folder(root: Root, owner: LayerOwner) -> bool:
+def has_container_folder(root: OpenRoot, owner: LayerOwner) -> bool:
     """Whether the container of a layer still has its folder: it is being made or removed."""
     if not owner.container:
         return False
@@ -9336,7 +9339,11 @@ def layers_by_lower(lowers: Dict[str, LowerRecord], layers: set) -> Dict[str, st
 
 
 def add_rows(
-    root: Root, driver: str, owners: Dict[str, LayerOwner], containers: Dict[str, dict], out: Layers
+    root: OpenRoot,
+    driver: str,
+    owners: Dict[str, LayerOwner],
+    containers: Dict[str, dict],
+    out: Layers,
 ) -> None:
     """The rows of one driver."""
     home = os.path.join(root.path, driver)
@@ -9540,13 +9547,13 @@ def loop_files() -> List[Tuple[str, str]]:
     for name in sorted(os.listdir("/sys/block")):
         if not name.startswith("loop"):
             continue
-        path = suppress_errors(host_text, "/sys/block/%s/loop/backing_file" % name)
+        path = suppress_errors(read_host_text, "/sys/block/%s/loop/backing_file" % name)
         if path is not None:
             files.append(("/dev/" + name, path.rstrip("\n")))
     return files
 
 
-def short_links(root: Root, driver: str) -> Dict[str, List[str]]:
+def short_links(root: OpenRoot, driver: str) -> Dict[str, List[str]]:
     """{layer: its names below l/} of overlay2."""
     links = {}  # type: Dict[str, List[str]]
     if driver not in ("overlay2", "fuse-overlayfs"):
@@ -9602,7 +9609,7 @@ def containerd_root(root: str) -> str:
             if lower:
                 return lower.group(1)
     places = [os.path.join(root, "containerd/daemon"), CONTAINERD_ROOT]
-    settings = suppress_errors(host_text, CONTAINERD_SETTINGS) or ""
+    settings = suppress_errors(read_host_text, CONTAINERD_SETTINGS) or ""
     setting = re.search(r"(?m)\A(?:[^\[]*\n)?\s*root\s*=\s*[\"'](/[^\"'\n]*)[\"']", settings)
     if setting:
         places[1] = setting.group(1)
@@ -10099,8 +10106,10 @@ def root_by_settings(pid: int) -> str:
     """The data root of the service's next start: by the host's settings, else by the command line
     of its process of now."""
     set_here = next_options(option_sources()).get("data-root")
-    words = (suppress_errors(host_text, "/proc/%d/cmdline" % pid) or "").split("\0") if pid else []
-    return real_path(set_here or dict(daemon_flags(words)).get("data-root") or DOCKER_ROOT)
+    words = (
+        (suppress_errors(read_host_text, "/proc/%d/cmdline" % pid) or "").split("\0") if pid else []
+    )
+    return real_path(set_here or dict(parse_daemon_flags(words)).get("data-root") or DOCKER_ROOT)
 
 
 def prove_engine(host: Host) -> Tuple[Host, Service]:
@@ -10317,7 +10326,7 @@ def engine_options(root: str) -> List[OptionSource]:
     for daemon in running_daemons():
         given = dict(daemon.options)
         config_file = given.get("config-file") or "/etc/docker/daemon.json"
-        text, options, fault = settings_of(config_file, daemon_json, ())
+        text, options, fault = read_settings(config_file, parse_daemon_json, ())
         data_root = given.get("data-root") or dict(options).get("data-root") or DOCKER_ROOT
         if data_root == own:
             running.append(daemon._replace(used=True))
@@ -11391,7 +11400,7 @@ def other_names(word: str) -> List[str]:
     device = real_path(word) if word.startswith("/dev/") else word
     node = re.match(r"(?:/dev/)?(dm-[0-9]+)\Z", device)
     if node:
-        name = suppress_errors(host_text, "%s/%s/dm/name" % (SYS_BLOCK, node.group(1)))
+        name = suppress_errors(read_host_text, "%s/%s/dm/name" % (SYS_BLOCK, node.group(1)))
         if name is not None:
             names.append(name.strip())
     if "/" in word or os.path.lexists(os_bytes(word)):
@@ -11469,7 +11478,7 @@ def owners_of(layers: Layers, opts: argparse.Namespace, report: dict) -> List[di
 def find_rows_of(layers: Layers, word: str) -> List[int]:
     """Numbers of the rows that a word means by the first of its names that means any."""
     for name in other_names(word):
-        numbers = find_rows(layers, name)
+        numbers = rows_named(layers, name)
         if numbers:
             return numbers
     return []
@@ -12467,17 +12476,17 @@ class Step(NamedTuple):
     standard input `data`, or the file `source`; standard output to the file `target`), or, with
     `path`, putting `data` there with `mode`; with neither the step only waits for its tests. A test
     is (MODE, [TEXT,] WORD ...), see TESTS. `undo`: steps that are safe also where the deed never
-    began or is undone already; void once the step called `until` was begun. The whole step is void
-    where `unless` holds. `each`: the program runs once for each of these words, or (`each_of`) for
-    each that another program prints, behind its own, BESIDE of them at a time; the tests alone say
-    whether that did it. `unmount`: the deed is to unmount what Docker left mounted at and below
-    this root (see unmount_left), again and again until the tests hold. A `soft` step that fails is
-    told, and the change goes on; what does not start again is exit 3. `size`: bytes that will flow,
-    for the progress. `daemon`: 'down' or 'up', what the daemon must be from here on: made so again
-    when a reboot has changed it. What stands at `path` and is neither `data` nor `before` is
-    somebody's: it is kept beside it. With a mode of 0 the file is taken away. With `task` the deed
-    is that function of TASKS, here and now, and `argv` is what a script calls for it (task_step).
-    """
+    began or is undone already; void once the step called `undo_void_after` was begun. The whole
+    step is void where `skip_if` holds. `each`: the program runs once for each of these words, or
+    (`each_of`) for each that another program prints, behind its own, BESIDE of them at a time; the
+    tests alone say whether that did it. `unmount`: the deed is to unmount what Docker left mounted
+    at and below this root (see unmount_left), again and again until the tests hold. An `optional`
+    step that fails is told, and the change goes on; what does not start again is exit 3. `size`:
+    bytes that will flow, for the progress. `daemon`: 'down' or 'up', what the daemon must be from
+    here on: made so again when a reboot has changed it. What stands at `path` and is neither `data`
+    nor `before` is somebody's: it is kept beside it. With a mode of 0 the file is taken away. With
+    `task` the deed is that function of TASKS, here and now, and `argv` is what a script calls for
+    it (task_step)."""
 
     title: str
     argv: Tuple[str, ...] = ()
@@ -12491,11 +12500,11 @@ class Step(NamedTuple):
     source: str = ""
     target: str = ""
     size: int = 0
-    grows: str = ""  # a folder whose file system fills up meanwhile: the progress of a copy
+    progress_dir: str = ""  # a folder whose file system fills up meanwhile: the progress of a copy
     daemon: str = ""
-    until: str = ""
-    unless: Tuple[Tuple[str, ...], ...] = ()
-    soft: bool = False
+    undo_void_after: str = ""
+    skip_if: Tuple[Tuple[str, ...], ...] = ()
+    optional: bool = False
     task: str = ""
     each: Tuple[str, ...] = ()
     each_of: Tuple[str, ...] = ()
@@ -12522,7 +12531,7 @@ class Journal(NamedTuple):
     plan: Plan
     at: int = 0
     reached: int = 0
-    going: str = "on"
+    state: str = "on"
 
 
 class Test(NamedTuple):
@@ -12592,7 +12601,7 @@ def pids_in(out: bytes) -> List[str]:
 def name_processes(pids: Iterable[str]) -> str:
     """'dockerd (pid 7), perl (pid 12)': what an operator has to end. Those that ended meanwhile are
     left out."""
-    names = [(suppress_errors(host_text, "/proc/%s/comm" % pid), pid) for pid in pids]
+    names = [(suppress_errors(read_host_text, "/proc/%s/comm" % pid), pid) for pid in pids]
     return ", ".join("%s (pid %s)" % (name.strip(), pid) for name, pid in names if name is not None)
 
 
@@ -12740,12 +12749,12 @@ def do_step(host: Host, step: Step, tick: Callable[[int], None]) -> None:
     """Raises DockfixError where the step is not done afterwards."""
     missed = host.memo.setdefault("not done", {})
     missed.pop(step.argv, None)
-    if any(tests and not failing_test(host, tests) for tests in (step.unless, step.check)):
+    if any(tests and not failing_test(host, tests) for tests in (step.skip_if, step.check)):
         return sync_deed(host, step)  # a run that was killed may have done it and come no further
     try:
         run_deed(host, step, tick)
     except DockfixError as err:
-        if not step.soft or host.kill.is_set():
+        if not step.optional or host.kill.is_set():
             raise
         if starts(step):
             missed[step.argv] = err.msg
@@ -12787,13 +12796,13 @@ def write_setting(step: Step) -> None:
 
 
 def run_program(host: Host, step: Step, tick: Callable[[int], None]) -> None:
-    before = free_bytes(step.grows) if step.grows else None
+    before = free_bytes(step.progress_dir) if step.progress_dir else None
 
     def grown(done: int) -> None:
-        tick(max(0, (before or 0) - (free_bytes(step.grows) or 0)))
+        tick(max(0, (before or 0) - (free_bytes(step.progress_dir) or 0)))
 
     data = os_bytes(step.data) if step.data else None
-    flow = Flow(step.source, step.target, grown if step.grows else tick)
+    flow = Flow(step.source, step.target, grown if step.progress_dir else tick)
     answer = change_host(host, step.argv, data, flow=flow)
     if answer.rc or answer.timed_out:
         raise DockfixError("%s: %s" % (step.title, say_failed(step.argv, answer)), "")
@@ -13014,8 +13023,8 @@ def tidy_step(folder: str) -> Step:
     return Step(
         "remove " + folder,
         ("rmdir", "--ignore-fail-on-non-empty", folder),
-        unless=(("not", "test", "-e", folder),),
-        soft=True,
+        skip_if=(("not", "test", "-e", folder),),
+        optional=True,
     )
 
 
@@ -13024,7 +13033,7 @@ def tidy_step(folder: str) -> Step:
 
 def script_step(step: Step, fail: str) -> List[str]:
     """The lines that do in sh what do_step does; `fail` is a command that does not come back."""
-    if step.soft:
+    if step.optional:
         missed = "; bad=1" if starts(step) else ""
         fail = "{ echo %s >&2%s; }" % (quote_word("warning: not done: " + step.title), missed)
     tests = " && ".join(quote_line(test) for test in step.check)
@@ -13038,9 +13047,9 @@ def script_step(step: Step, fail: str) -> List[str]:
             "n=%d; until %s; do [ $((n -= 1)) -ge 0 ] || { %s; break; }; %ssleep 1; done"
             % (step.wait, tests, fail, again)
         )
-    if not step.unless:
+    if not step.skip_if:
         return lines
-    void = " && ".join(quote_line(test) for test in step.unless)
+    void = " && ".join(quote_line(test) for test in step.skip_if)
     return ["if ! { %s; }; then" % void, *lines, "fi"]
 
 
@@ -13187,8 +13196,8 @@ def back_function(plan: Plan) -> List[str]:
         if not step.undo:
             continue
         before = ""
-        if step.until:
-            before = " && [ $at -lt %d ]" % (titles.index(step.until) + 1)
+        if step.undo_void_after:
+            before = " && [ $at -lt %d ]" % (titles.index(step.undo_void_after) + 1)
         comment = script_comment(step.title)
         lines.append("if [ $at -ge %d ]%s; then %s" % (number, before, comment))
         for undo_step in step.undo:
@@ -13216,7 +13225,7 @@ def step_from(data: dict) -> Step:
     fields = dict(data)
     for name in ("argv", "each", "each_of"):
         fields[name] = tuple(data.get(name, ()))
-    for name in ("check", "unless"):
+    for name in ("check", "skip_if"):
         fields[name] = tuple(tuple(test) for test in data.get(name, ()))
     fields["undo"] = tuple(step_from(undo_data) for undo_data in data.get("undo", ()))
     return Step(**fields)
@@ -13233,12 +13242,12 @@ def write_journal(host: Host, journal: Journal) -> None:
             )
     text = '{"dockfix": "%s", "going": "%s", "at": %d, "reached": %d, "plan": %s}\n' % (
         VERSION,
-        journal.going,
+        journal.state,
         journal.at,
         journal.reached,
         host.memo["plan"][1],
     )
-    name = JOURNAL if journal.going in ("on", "back") else plan.name + ".json"
+    name = JOURNAL if journal.state in ("on", "back") else plan.name + ".json"
     replace_file(os.path.join(host.state, name), text.encode("ascii"))
 
 
@@ -13413,7 +13422,9 @@ def undo_steps_back(host: Host, journal: Journal, progress: Progress) -> None:
             raise half_way_error(host, None)
         step = plan.steps[number]
         for one in (
-            step.undo if not step.until or titles.index(step.until) > journal.reached else ()
+            step.undo
+            if not step.undo_void_after or titles.index(step.undo_void_after) > journal.reached
+            else ()
         ):
             try:
                 do_step(host, one, progress.step(number + 1, one.title, one.size))
@@ -13438,14 +13449,14 @@ def close_journal(host: Host, journal: Journal) -> None:
     the journal."""
     record = os.path.join(host.state, journal.plan.name + ".json")
     try:
-        if kept_folder(journal.plan, journal.going):
+        if kept_folder(journal.plan, journal.state):
             write_journal(host, journal)
         elif os.path.exists(record):
             remove_file(record)
         if os.path.exists(os.path.join(host.state, JOURNAL)):
             remove_file(os.path.join(host.state, JOURNAL))
     except OSError as err:
-        back = journal.going == "undone"
+        back = journal.state == "undone"
         raise HalfWay(
             "all steps are %s, but the journal in %s cannot be closed: %s"
             % ("undone" if back else "done", host.state, err.strerror),
@@ -13456,7 +13467,7 @@ def close_journal(host: Host, journal: Journal) -> None:
 def closing_steps(host: Host, journal: Journal) -> List[Step]:
     """close_journal for a script that goes on with a change: run again, it or `resume` must not
     begin where that change once stood."""
-    plan, back = journal.plan, journal.going == "back"
+    plan, back = journal.plan, journal.state == "back"
     now, record = os.path.join(host.state, JOURNAL), os.path.join(host.state, plan.name + ".json")
     keeps = "" if back and plan.kind == "relocate" else plan.keeps
     ends = (
@@ -13475,9 +13486,9 @@ def closing_steps(host: Host, journal: Journal) -> List[Step]:
             Step(
                 "keep the journal as the change's record",
                 ("mv", "-f", now, record),
-                unless=(("not", "test", "-d", keeps, "-a", "-e", now),),
+                skip_if=(("not", "test", "-d", keeps, "-a", "-e", now),),
             ),
-            Step("note the end in it", noted, unless=(("not", "test", "-d", keeps),)),
+            Step("note the end in it", noted, skip_if=(("not", "test", "-d", keeps),)),
         ]
         if keeps
         else []
@@ -13487,7 +13498,7 @@ def closing_steps(host: Host, journal: Journal) -> List[Step]:
         Step(
             "close the journal",
             ("rm", "-f", now, record),
-            unless=(("ok", "test", "-d", keeps),) if keeps else (),
+            skip_if=(("ok", "test", "-d", keeps),) if keeps else (),
         ),
     ]
 
@@ -13504,7 +13515,7 @@ def restore_daemon_state(host: Host, journal: Journal, progress: Progress) -> No
     first = again and not any(step.daemon == "down" for step in journal.plan.steps[: journal.at])
     for step in (
         reversed(again)
-        if again and (journal.going == "on" or first or again[0].daemon == "down")
+        if again and (journal.state == "on" or first or again[0].daemon == "down")
         else ()
     ):
         do_step(host, step, progress.step(journal.at + 1, step.title, 0))
@@ -14515,7 +14526,7 @@ def halt_step(host: Host, verb: str, docs: Sequence[dict], again: bool) -> Step:
         ask += ("--filter", "name=^/?%s$" % re.escape(name) if again else "id=" + name)
     check = (("silent" if again else "none", *ask),)
     title = "%s %s" % (verb, some_names(docs))
-    return docker_step(host, title, (verb,), each=tuple(names), check=check, soft=again)
+    return docker_step(host, title, (verb,), each=tuple(names), check=check, optional=again)
 
 
 def ids_to(host: Host, verb: str) -> Tuple[str, ...]:
@@ -14545,7 +14556,7 @@ def halt_the_rest(host: Host) -> List[Step]:
         step = docker_step(
             host, "%s what else %s" % (verb, state), (verb,), check=(("silent", *ask),)
         )
-        steps.append(step._replace(each_of=ask, soft=True, daemon="down"))
+        steps.append(step._replace(each_of=ask, optional=True, daemon="down"))
     return steps
 
 
@@ -14573,7 +14584,7 @@ def policy_steps(host: Host, docs: Sequence[dict]) -> List[Step]:
             answers_test(host.docker),
         )
         words = ("update", "--restart=" + policy_of(doc), doc["Id"])
-        steps.append(docker_step(host, "restart policy of %s" % title_of(doc), words, unless=gone))
+        steps.append(docker_step(host, "restart policy of %s" % title_of(doc), words, skip_if=gone))
     return steps
 
 
@@ -14677,7 +14688,7 @@ def run_again(engine: Engine) -> Tuple[Step, ...]:
     for doc in docs:
         started = state_test(engine, doc["Id"], ".State.Running", "true")
         steps += start_again_steps(engine, [doc], doc["Id"], started)
-    return tuple(step._replace(soft=True, wait=30, daemon="up") for step in steps)
+    return tuple(step._replace(optional=True, wait=30, daemon="up") for step in steps)
 
 
 def answers_step(engine: Engine) -> Step:
@@ -14698,7 +14709,7 @@ def go_again(host: Host, engine: Engine) -> Tuple[Step, ...]:
     """What ran runs, and every container has its restart policy: nothing of it is worth undoing the
     change for."""
     policies = policy_steps(host, engine.containers)
-    return run_again(engine) + tuple(step._replace(soft=True) for step in policies)
+    return run_again(engine) + tuple(step._replace(optional=True) for step in policies)
 
 
 def down_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
@@ -14710,7 +14721,9 @@ def down_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
     if engine.systemd:  # what was started often lately is refused a start
         again = (
             Step(
-                "clear earlier failures", ("systemctl", "reset-failed", "docker.service"), soft=True
+                "clear earlier failures",
+                ("systemctl", "reset-failed", "docker.service"),
+                optional=True,
             ),
             *again,
         )
@@ -14809,7 +14822,7 @@ def pool_down(engine: Engine, pool: str) -> Tuple[Step, ...]:
         Step(
             "take down the containers' devices that outlived the daemon",
             ("find", MAPPER, "-name", pool[: -len("pool")] + "*", "!", "-name", "*-pool", *remove),
-            soft=True,
+            optional=True,
         ),
         Step(
             "take the pool down if it outlived the daemon",
@@ -14963,7 +14976,9 @@ def option_steps(
     for source in sources:
         text = new.get(source, source.raw)
         told += (
-            daemon_json(text) if source.kind == "daemon.json" else daemon_flags(shell_words(text))
+            parse_daemon_json(text)
+            if source.kind == "daemon.json"
+            else parse_daemon_flags(shell_words(text))
         )
     for name, key, value in wanted:
         now = [
@@ -14989,7 +15004,7 @@ def option_edit(source: OptionSource, text: str) -> Tuple[Step, ...]:
         return (folder_step(os.path.dirname(DROP_IN)), step._replace(undo=(*step.undo, RELOAD)))
     if source.kind == "daemon.json":
         return (put_file("set the options in " + path, path, text),)
-    whole = host_text(path)
+    whole = read_host_text(path)
     lines = list(
         re.finditer(
             r"(?m)^[ \t]*(?:export[ \t]+)?%s=((?:.*\\\n)*.*)" % re.escape(source.variable), whole
@@ -15713,8 +15728,8 @@ def settings_steps(host: Host, kept: Backup) -> List[Step]:
             Step(
                 "open %s again" % folder,
                 ("chmod", mode, folder),
-                unless=(("not", "test", "-e", folder),),
-                soft=True,
+                skip_if=(("not", "test", "-e", folder),),
+                optional=True,
             ),
         )
     steps = [
@@ -15765,7 +15780,7 @@ def save_steps(
     none_saved = (("not", "test", "-e", path),)
     return [
         saved._replace(target="", undo=(*saved.undo, tidy)),
-        summed._replace(unless=() if strict else none_saved),
+        summed._replace(skip_if=() if strict else none_saved),
     ]
 
 
@@ -15779,26 +15794,30 @@ def image_needs(kept: Backup) -> Dict[str, str]:
     return needs
 
 
-def own_steps(host: Host, kept: Backup, soft: bool) -> List[Step]:
+def own_steps(host: Host, kept: Backup, optional: bool) -> List[Step]:
     """Each container's own files: an image made of it (own_image_references, for save_steps), or
-    its whole tree. soft: where docker refuses a commit (the image was removed by force, it has too
-    many layers), needed_exports follow."""
+    its whole tree. optional: where docker refuses a commit (the image was removed by force, it has
+    too many layers), needed_exports follow."""
     steps = []
     for doc in kept.stock.containers:
         if kept.own[doc["Id"]] == "commit":
             ref = own_image_reference(kept, doc)
-            steps.append(create_step(host, "image", ref, ("commit", doc["Id"], ref), soft=soft))
+            steps.append(
+                create_step(host, "image", ref, ("commit", doc["Id"], ref), optional=optional)
+            )
         elif kept.own[doc["Id"]] == "export":
-            steps += export_steps(host, kept, doc, soft)
+            steps += export_steps(host, kept, doc, optional)
     return steps
 
 
-def export_steps(host: Host, kept: Backup, doc: dict, soft: bool) -> List[Step]:
-    """soft: a container that cannot be read is `lost`, and the others stay."""
+def export_steps(host: Host, kept: Backup, doc: dict, optional: bool) -> List[Step]:
+    """optional: a container that cannot be read is `lost`, and the others stay."""
     path = kept.path("export-%s.tar" % doc["Id"])
-    step = docker_step(host, "own files of %s" % title_of(doc), ("export", doc["Id"]), soft=soft)
+    step = docker_step(
+        host, "own files of %s" % title_of(doc), ("export", doc["Id"]), optional=optional
+    )
     exported, summed = kept_file(step, path)
-    return [exported, summed._replace(unless=(("not", "test", "-e", path),) if soft else ())]
+    return [exported, summed._replace(skip_if=(("not", "test", "-e", path),) if optional else ())]
 
 
 def needed_exports(host: Host, kept: Backup) -> List[Step]:
@@ -15809,8 +15828,8 @@ def needed_exports(host: Host, kept: Backup) -> List[Step]:
         if kept.own[doc["Id"]] != "export":
             whole = ("lacks", doc["Id"], "cat", kept.path(LACKING_FILE))
             steps += [
-                step._replace(unless=step.unless or (whole,))
-                for step in export_steps(host, kept, doc, soft=True)
+                step._replace(skip_if=step.skip_if or (whole,))
+                for step in export_steps(host, kept, doc, optional=True)
             ]
     return steps
 
@@ -16426,9 +16445,9 @@ def create_steps(host: Host, name: str, ref: str, recipe: Recipe) -> List[Step]:
     there = Step(
         "see that image %s is there" % ref,
         check=(exists_test(host, "image", ref),),
-        unless=(exists_test(host, "container", name),),
+        skip_if=(exists_test(host, "container", name),),
     )
-    return [there, created._replace(unless=(exists_test(host, "image", ref, False),))]
+    return [there, created._replace(skip_if=(exists_test(host, "image", ref, False),))]
 
 
 def find_lost_settings(
@@ -16538,7 +16557,7 @@ def run_backup(host: Host, opts: argparse.Namespace, report: dict) -> None:
     require_backup_folder(host, folder, backup_size(host, stock))
     kept = plan_backup(host, folder, stock, ["images.tar"] if stock.images else [])
     wanted = wanted_images(stock) + wanted_commits(kept)
-    steps = settings_steps(host, kept) + own_steps(host, kept, soft=True)
+    steps = settings_steps(host, kept) + own_steps(host, kept, optional=True)
     steps += save_steps(host, kept, "images.tar", wanted, 0, strict=False)
     steps += [
         remove_step(host, "image", ref) for ref in own_image_references(kept)
@@ -17046,12 +17065,12 @@ def lengthen_steps(pool: LoopPool, sizes: Dict[str, int]) -> Tuple[Step, ...]:
                 "cut %s back" % path,
                 ("truncate", "-s", str(old), path),
                 (("says", str(old), "stat", "-c", "%s", path),),
-                unless=(superblock_test("lacks", pool, kind),),
+                skip_if=(superblock_test("lacks", pool, kind),),
             ),
             Step(
                 "tell %s" % pool.loops[kind],
                 ("losetup", "-c", pool.loops[kind]),  # after a reboot it may be another's, or none
-                unless=(("lacks", pool.loops[kind] + ":", "losetup", "-j", path),),
+                skip_if=(("lacks", pool.loops[kind] + ":", "losetup", "-j", path),),
             ),
         )
         if new > old:
@@ -17091,23 +17110,23 @@ def grow_online(pool: LoopPool, sizes: Dict[str, int]) -> Tuple[Step, ...]:
             "/sys/block/%s/size" % os.path.basename(loop),
         )
         steps += (
-            Step("tell %s the new length" % loop, ("losetup", "-c", loop), (seen,), unless=grown),
+            Step("tell %s the new length" % loop, ("losetup", "-c", loop), (seen,), skip_if=grown),
         )
     load, switch = ("dmsetup", "reload", pool.name, "--table"), ("dmsetup", "resume", pool.name)
     frozen = (("lacks", "SUSPENDED", *live[2:]),)
     forget = Step(
-        "forget the new table", ("dmsetup", "clear", pool.name), unless=(("not", *live[2:]),)
+        "forget the new table", ("dmsetup", "clear", pool.name), skip_if=(("not", *live[2:]),)
     )
     undo = (
-        Step("load the pool's old table", (*load, table), unless=frozen),
-        Step("switch the pool to it", switch, unless=frozen),
+        Step("load the pool's old table", (*load, table), skip_if=frozen),
+        Step("switch the pool to it", switch, skip_if=frozen),
     )
     return (
         *steps,
         Step(
             "load the pool's new table beside the old one",
             (*load, pool.thin.longer(sectors)),
-            unless=grown,
+            skip_if=grown,
             undo=(forget,),
         ),
         Step("switch the pool to its new length", switch, grown, undo),
@@ -17249,7 +17268,7 @@ def require_recreate(
 def require_overlay(host: Host, root: str) -> None:
     """overlay2 needs the kernel's overlay, and a file system that it works on."""
     if (
-        "\toverlay\n" not in host_text("/proc/filesystems")
+        "\toverlay\n" not in read_host_text("/proc/filesystems")
         and query_host(host, ("modprobe", "-n", "overlay")).rc
     ):
         raise Refused(
@@ -17286,7 +17305,7 @@ def plan_recreate(
         host, kept, "images.tar", wanted_images(stock), size, strict=True
     )
     own = (
-        own_steps(host, kept, soft=False)
+        own_steps(host, kept, optional=False)
         + save_steps(host, kept, "own.tar", wanted_commits(kept), 0, strict=True)
         + volume_steps(host, kept)
     )
@@ -17300,9 +17319,12 @@ def plan_recreate(
         started += start_again_steps(
             host, [doc], title, state_test(host, title, ".State.Running", "true")
         )
-    started = [step._replace(soft=True, wait=5, daemon="up") for step in started]
+    started = [step._replace(optional=True, wait=5, daemon="up") for step in started]
     backup, own = (
-        [step._replace(until=sealed.title) if step.target or step.task else step for step in some]
+        [
+            step._replace(undo_void_after=sealed.title) if step.target or step.task else step
+            for step in some
+        ]
         for some in (backup, own)
     )
     steps = [answers_step(engine), *backup]
@@ -17639,9 +17661,9 @@ def move_steps(
         move.new + "/lost+found",
         "-delete",
     )
-    empty = (Step("empty " + move.new, delete, (is_empty,), unless=away),)
+    empty = (Step("empty " + move.new, delete, (is_empty,), skip_if=away),)
     tidy = Step(
-        "remove " + move.new, ("rmdir", move.new), (("not", "test", "-e", move.new),), unless=away
+        "remove " + move.new, ("rmdir", move.new), (("not", "test", "-e", move.new),), skip_if=away
     )
     steps = (
         Step(
@@ -17649,7 +17671,7 @@ def move_steps(
             ("mkdir", "-m", "711", move.new),
             (("ok", "test", "-d", move.new),),
             () if move.made else (tidy,),
-            until=start,
+            undo_void_after=start,
         ),
     )
     if twice:
@@ -17658,10 +17680,10 @@ def move_steps(
                 "copy while Docker runs",
                 first,
                 undo=empty,
-                until=start,
-                soft=True,
+                undo_void_after=start,
+                optional=True,
                 size=move.size,
-                grows=move.new,
+                progress_dir=move.new,
             ),
         )
     steps += stop_steps(host, engine, old_pool)
@@ -17689,9 +17711,9 @@ def move_steps(
             "copy what is left" if twice else "copy",
             second,
             undo=empty,
-            until=start,
+            undo_void_after=start,
             size=move.size,
-            grows=move.new,
+            progress_dir=move.new,
         ),
     )
     # Docker keeps absolute paths of named volumes in its records and fails at them ("error
@@ -17793,7 +17815,7 @@ def carry_change_on(
     """A change that stands half-way (or is to be undone) to its end, the way it was going. then:
     what comes after it, for the script."""
     journal = journal._replace(plan=rebind_devices(host, journal.plan))
-    plan, back = journal.plan, journal.going == "back"
+    plan, back = journal.plan, journal.state == "back"
     msg = "undone: %s" % plan.goal if back else plan.goal
     disk = plan.facts.get("disk", ())
     wrong = "" if back else failing_test(host, disk)  # the way back needs none
@@ -17830,7 +17852,7 @@ def carry_change_on(
         host.memo["working"] = False
     change_row(
         report,
-        plan._replace(keeps=kept_folder(plan, journal.going)),
+        plan._replace(keeps=kept_folder(plan, journal.state)),
         "changed",
         msg + (describe_kept_length(host, plan) if back else ""),
     )
@@ -17844,7 +17866,7 @@ def run_resume(host: Host, opts: argparse.Namespace, report: dict) -> None:
     if not journal:
         return say("dockfix: no storage change stands half-way; there is nothing to resume")
     host = require_same_engine(host, opts, journal)
-    if journal.going == "on" and "restores" in journal.plan.facts:
+    if journal.state == "on" and "restores" in journal.plan.facts:
         resume_restore(host, opts, report, journal)
     else:
         carry_change_on(host, opts, report, journal)
@@ -17870,16 +17892,16 @@ def run_rollback(host: Host, opts: argparse.Namespace, report: dict) -> None:
         raise HalfWay("%s stands half-way; that one comes first" % journal.plan.name, HALF_WAY_HINT)
     journal = journal or finished_change(host, name)
     host = require_same_engine(host, opts, journal)
-    if journal.going == "undone":
+    if journal.state == "undone":
         msg = "undone already; discard %s deletes what was set aside" % journal.plan.name
         return change_row(report, journal.plan, "unchanged", msg)
-    if journal.going == "discarding":
+    if journal.state == "discarding":
         raise Refused(
             "a discard of %s was interrupted: what it left of the old data is no way back"
             % journal.plan.name,
             "python3 dockfix.py discard " + journal.plan.name,
         )
-    if journal.going == "done":
+    if journal.state == "done":
         require_kept_data(journal.plan, True)
         for line in list_made_since(host, journal.plan.facts):
             say("dockfix: made since, kept aside: " + line)
@@ -17889,7 +17911,7 @@ def run_rollback(host: Host, opts: argparse.Namespace, report: dict) -> None:
         host,
         opts,
         report,
-        journal._replace(going="back", at=min(journal.at, len(journal.plan.steps) - 1)),
+        journal._replace(state="back", at=min(journal.at, len(journal.plan.steps) - 1)),
     )
 
 
@@ -17990,7 +18012,7 @@ def run_discard(host: Host, opts: argparse.Namespace, report: dict) -> None:
         for number, step in enumerate(steps, 1):
             if number == len(steps):
                 save_journal(
-                    host, journal._replace(going="discarding")
+                    host, journal._replace(state="discarding")
                 )  # a half-deleted tree is nothing to go back to
             do_step(host, step, progress.step(number, step.title, 0))
         progress.end()

@@ -854,7 +854,7 @@ def test_containers_are_stopped_side_by_side_those_first_that_need_others(dockfi
     ]
     later = dockfix.stop_container_steps(host, docs, again=True)
     assert [set(step.each) for step in later[2:]] == [{"web"}, {"web2", "cache"}, {"db", "alone"}]
-    assert all(step.soft for step in later) and not any(step.soft for step in steps)
+    assert all(step.optional for step in later) and not any(step.optional for step in steps)
 
 
 @pytest.mark.parametrize(

@@ -353,9 +353,7 @@ def test_a_clock_of_32_bits_ends_in_2038(shiftable):
 def test_restart_asks_and_stops_before_it_writes(shiftable):
     run = shift(shiftable, "--offset", "+8h", "--restart")
     assert (
-        run.rc == 5
-        and "restart web?" in run.json["errors"][0]["msg"]
-        and records(shiftable) == []
+        run.rc == 5 and "restart web?" in run.json["errors"][0]["msg"] and records(shiftable) == []
     ), run
 
 

@@ -220,7 +220,7 @@ def test_what_cannot_be_read_is_said(dockfix, top):
     ],
 )
 def test_words_of_a_daemon(dockfix, words, options):
-    assert dockfix.daemon_flags(words) == options
+    assert dockfix.parse_daemon_flags(words) == options
 
 
 def test_running_daemons_are_told_by_their_words(dockfix, tmp_path):
@@ -313,12 +313,12 @@ def named(pid, name):
 def test_a_daemon_in_a_containers_cgroup_is_not_this_hosts(dockfix, monkeypatch, cgroup):
     """With --pid host it has the host's process numbers and users. Where dockfix runs in the same
     container, the daemon there is its own."""
-    real, seen = dockfix.host_text, {}
+    real, seen = dockfix.read_host_text, {}
 
     def text(path):
         return seen.get(path) or real(path)
 
-    monkeypatch.setattr(dockfix, "host_text", text)
+    monkeypatch.setattr(dockfix, "read_host_text", text)
     pid = str(os.getpid())
     assert dockfix.is_of_this_host(pid)
     seen["/proc/%s/cgroup" % pid] = cgroup % ("e" * 64)
@@ -329,12 +329,12 @@ def test_a_daemon_in_a_containers_cgroup_is_not_this_hosts(dockfix, monkeypatch,
 
 def test_a_daemon_of_another_user_is_not_this_hosts(dockfix, monkeypatch):
     """Any user of the host can call a program dockerd."""
-    real, pid = dockfix.host_text, str(os.getpid())
+    real, pid = dockfix.read_host_text, str(os.getpid())
     assert dockfix.is_of_this_host(pid)
     status = real("/proc/%s/status" % pid).replace("Uid:\t0\t", "Uid:\t65534\t")
 
     def text(path):
         return status if path == "/proc/%s/status" % pid else real(path)
 
-    monkeypatch.setattr(dockfix, "host_text", text)
+    monkeypatch.setattr(dockfix, "read_host_text", text)
     assert not dockfix.is_of_this_host(pid)

@@ -95,7 +95,7 @@ def run_until_closed(host, child, *more):
 
 def save_journal(host, journal):
     global at
-    at = "%s %d" % (journal.going, journal.at + 1)
+    at = "%s %d" % (journal.state, journal.at + 1)
     return real["save_journal"](host, journal)
 
 

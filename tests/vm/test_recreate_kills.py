@@ -211,8 +211,8 @@ def test_an_orphan_of_a_killed_run_is_waited_for(ring):
     before = look(ring)
     ring.put(
         "/root/slow",
-        b'#!/bin/sh\n[ "$1" != save ] || { touch /run/begun; until [ -e /run/go ]; do sleep 0.1;'
-        b' done; }\nexec docker "$@"\n',
+        b'#!/bin/sh\ncase " $* " in *" save "*) touch /run/begun;'
+        b' until [ -e /run/go ]; do sleep 0.1; done ;; esac\nexec docker "$@"\n',
         0o755,
     )
     job = ring.start_job(
