@@ -383,6 +383,16 @@ def format_known_size(size: Optional[int], complete: bool = True) -> str:
     return format_size(size)
 
 
+def add_sizes(sizes: Iterable[Optional[int]]) -> Optional[int]:
+    """The sum of sizes; None where one is unknown."""
+    total = 0
+    for size in sizes:
+        if size is None:
+            return None
+        total += size
+    return total
+
+
 # Tar files, read as a stream: nothing is unpacked, no name is followed.
 
 
@@ -677,9 +687,22 @@ def new_report(command: Optional[str], dry_run: bool) -> dict:
     }
 
 
-def add_finding(report: dict, name: str, severity: str, text: str, remedy: str) -> None:
-    """severity: info, warning or critical. remedy: a command that can be pasted."""
-    report["findings"].append({"id": name, "severity": severity, "text": text, "remedy": remedy})
+class Finding(NamedTuple):
+    """Something that a run noticed, and what to type next.
+
+    id: what JSON calls it; it never changes its meaning.
+    severity: "critical", "warning" or "info".
+    remedy: a line that can be pasted.
+    """
+
+    id: str
+    severity: str
+    text: str
+    remedy: str
+
+
+def add_finding(report: dict, finding: Finding) -> None:
+    report["findings"].append(dict(finding._asdict()))
 
 
 def add_error(report: dict, err: DockfixError) -> None:
@@ -4955,10 +4978,12 @@ def check_host_accounts(report: dict, before: Dict[str, Tuple]) -> None:
         )
         add_finding(
             report,
-            "host-accounts-changed",
-            "critical",
-            text % " and ".join(moved),
-            "ls -l --time-style=full-iso %s" % " ".join(moved),
+            Finding(
+                "host-accounts-changed",
+                "critical",
+                text % " and ".join(moved),
+                "ls -l --time-style=full-iso %s" % " ".join(moved),
+            ),
         )
         report["exit_code"] = 3
 
@@ -6115,10 +6140,12 @@ def add_clock_findings(report: dict, rows: List[dict]) -> None:
         names = groups[verdict, remedy]
         add_finding(
             report,
-            "clock-" + verdict.replace(" ", "-").lower(),
-            "warning",
-            "%s: %s" % (verdict, ", ".join(names)),
-            (remedy or CLOCK_ADVICE) % quote_line(names),
+            Finding(
+                "clock-" + verdict.replace(" ", "-").lower(),
+                "warning",
+                "%s: %s" % (verdict, ", ".join(names)),
+                (remedy or CLOCK_ADVICE) % quote_line(names),
+            ),
         )
 
 
@@ -7723,11 +7750,13 @@ def add_new_containers_finding(report: dict, seconds: int, plans: Sequence[Shift
             break
     add_finding(
         report,
-        "faketime-new-containers",
-        "info",
-        "for a new container there is a safer way, with a libfaketime of 0.9.11 or newer (for"
-        " musl, one built with musl)",
-        RECIPE % (quote_word(path), seconds),
+        Finding(
+            "faketime-new-containers",
+            "info",
+            "for a new container there is a safer way, with a libfaketime of 0.9.11 or newer (for"
+            " musl, one built with musl)",
+            RECIPE % (quote_word(path), seconds),
+        ),
     )
 
 
@@ -9579,10 +9608,12 @@ def engine_info_or_finding(host: Host, report: dict) -> Optional[Dict[str, objec
     except EnvironmentFault as err:
         add_finding(
             report,
-            "engine-silent",
-            "info",
-            "from the files alone, unchecked: %s" % err.msg,
-            err.hint,
+            Finding(
+                "engine-silent",
+                "info",
+                "from the files alone, unchecked: %s" % err.msg,
+                err.hint,
+            ),
         )
         return None
 
@@ -9814,7 +9845,7 @@ def add_lost_records(layers: Layers, report: dict) -> None:
             remedy = "python3 dockfix.py owner --root %s" % quote_word(lost.root)
         if untold:
             text += "; of %d layers it is unknown whose they are: delete none of them" % untold
-        add_finding(report, "layer-record-lost", "warning", text, remedy)
+        add_finding(report, Finding("layer-record-lost", "warning", text, remedy))
 
 
 def add_lost_records_of(host: Host, report: dict) -> None:
@@ -10191,15 +10222,6 @@ def require_engine_of(host: Host, engine: dict) -> Host:
 # read is None, and the reason stands in result["missing"].
 # It rests on `docker info`, on the files below Docker's root, on statvfs, and on dmsetup and the
 # loop files of a devicemapper pool. Each figure's source stands in result["sources"].
-
-
-class StorageFinding(NamedTuple):
-    """One finding, in the order of arguments that add_finding takes."""
-
-    name: str
-    severity: str  # "critical", "warning" or "info"
-    text: str
-    remedy: str  # a line that can be pasted
 
 
 class Measured(NamedTuple):
@@ -10826,16 +10848,6 @@ def image_rows(layers: Layers, image_layers: List[ImageLayer]) -> List[dict]:
     return rows
 
 
-def add_sizes(sizes: Iterable[Optional[int]]) -> Optional[int]:
-    """The sum of sizes; None where one is unknown."""
-    total = 0
-    for size in sizes:
-        if size is None:
-            return None
-        total += size
-    return total
-
-
 # Deciding: findings
 
 
@@ -10886,7 +10898,7 @@ def storage_findings(
 ) -> None:
     """All findings that follow from the figures, the worst first. warning, critical: per cent."""
     findings = full_findings(result, warning, critical)
-    full = any(finding.name.startswith("full-") for finding in findings)
+    full = any(finding.id.startswith("full-") for finding in findings)
     findings += pool_findings(result)
     findings += option_findings(result, options)
     findings += usage_findings(result)
@@ -10897,14 +10909,14 @@ def storage_findings(
         if os.geteuid() != 0:
             remedy = "sudo python3 dockfix.py storage"
         text = "not known: %s" % "; ".join(result["missing"])
-        findings.append(StorageFinding("not-known", "info", text, remedy))
+        findings.append(Finding("not-known", "info", text, remedy))
     for finding in findings:
-        add_finding(report, *finding)
+        add_finding(report, finding)
     severities = ("critical", "warning", "info")
     report["findings"].sort(key=lambda finding: severities.index(finding["severity"]))
 
 
-def full_findings(result: dict, warning: float, critical: float) -> List[StorageFinding]:
+def full_findings(result: dict, warning: float, critical: float) -> List[Finding]:
     """What is as full as --warning or --critical say; a finding too where no fullness is known."""
     shares = fullness_shares(result)
     findings = []
@@ -10912,10 +10924,10 @@ def full_findings(result: dict, warning: float, critical: float) -> List[Storage
         if share is not None and share >= warning:
             severity = "critical" if share >= critical else "warning"
             text = "%s is %.1f %% full" % (subject, share)
-            findings.append(StorageFinding(name, severity, text, remedy))
+            findings.append(Finding(name, severity, text, remedy))
     if all(share.percent is None for share in shares):
         findings.append(
-            StorageFinding(
+            Finding(
                 "fullness-unknown",
                 "info" if result["msg"] else "warning",
                 "neither the disk's nor a pool's fullness is known",
@@ -10950,7 +10962,7 @@ def fullness_shares(result: dict) -> List[Fullness]:
     return shares
 
 
-def pool_findings(result: dict) -> List[StorageFinding]:
+def pool_findings(result: dict) -> List[Finding]:
     """The pool's state, and what is near the point where the driver refuses to write."""
     pool = result["pool"]
     if not pool:
@@ -10972,7 +10984,7 @@ def pool_findings(result: dict) -> List[StorageFinding]:
     return findings + ceiling_findings(pool, shares["data"], room.get("data"))
 
 
-def pool_state_findings(pool: dict) -> List[StorageFinding]:
+def pool_state_findings(pool: dict) -> List[Finding]:
     """A pool that failed, takes no writes, or needs a check (kernel: thin-provisioning.txt)."""
     bad_state = pool["state"] in ("Fail", "ro", "out_of_data_space")
     if not pool["failed"] and not bad_state and not pool["needs_check"]:
@@ -10991,10 +11003,10 @@ def pool_state_findings(pool: dict) -> List[StorageFinding]:
     else:
         remedy = "dmsetup status %s" % quote_word(pool["name"] or "")
     text = "the pool %s is in state %s: %s" % (pool["name"], state, advice)
-    return [StorageFinding("pool-state", "critical", text, remedy)]
+    return [Finding("pool-state", "critical", text, remedy)]
 
 
-def metadata_findings(data: Optional[float], metadata: Optional[float]) -> List[StorageFinding]:
+def metadata_findings(data: Optional[float], metadata: Optional[float]) -> List[Finding]:
     """Metadata that is fuller than the data. Both are per cent."""
     if data is None or metadata is None or metadata <= data:
         return []
@@ -11003,7 +11015,7 @@ def metadata_findings(data: Optional[float], metadata: Optional[float]) -> List[
         " ends first, with room left"
     ) % (metadata, data)
     severity = "warning" if metadata >= 50 else "info"
-    return [StorageFinding("metadata-fuller", severity, text, MAKE_ROOM["metadata"])]
+    return [Finding("metadata-fuller", severity, text, MAKE_ROOM["metadata"])]
 
 
 def min_free_percent(pool: dict, option: str) -> float:
@@ -11016,7 +11028,7 @@ def min_free_percent(pool: dict, option: str) -> float:
     return 10.0  # moby: daemon/graphdriver/devmapper/deviceset.go
 
 
-def min_free_finding(kind: str, share: float, min_free: float, room: int) -> StorageFinding:
+def min_free_finding(kind: str, share: float, min_free: float, room: int) -> Finding:
     """The pool is near the driver's minimum of free space, or beyond it. share: per cent used."""
     refuses = share > 100 - min_free
     state = "so it refuses now" if refuses else "%s to go" % format_size(room)
@@ -11025,12 +11037,12 @@ def min_free_finding(kind: str, share: float, min_free: float, room: int) -> Sto
         " free, %s"
     ) % (min_free, kind, 100 - share, state)
     severity = "critical" if refuses else "warning"
-    return StorageFinding("min-free-" + kind, severity, text, MAKE_ROOM[kind])
+    return Finding("min-free-" + kind, severity, text, MAKE_ROOM[kind])
 
 
 def ceiling_findings(
     pool: dict, data_share: Optional[float], data_room: Optional[int]
-) -> List[StorageFinding]:
+) -> List[Finding]:
     """Which is full first, the pool or the disk under its files; and loop files that were deleted
     under a pool. data_room: bytes until the driver refuses."""
     findings = []
@@ -11049,13 +11061,13 @@ def ceiling_findings(
             format_size(available),
         )
         remedy = "python3 dockfix.py relocate --help"
-        findings.append(StorageFinding("ceiling-beyond-disk", "warning", text, remedy))
+        findings.append(Finding("ceiling-beyond-disk", "warning", text, remedy))
     if disk_room is not None and data_room is not None:
         subject, room = "the disk under the pool files", disk_room
         if data_room < disk_room:
             subject, room = "the pool's data space", data_room
         text = "next to be full: %s, in %s" % (subject, format_size(room))
-        findings.append(StorageFinding("next-ceiling", "info", text, FREE.strip()))
+        findings.append(Finding("next-ceiling", "info", text, FREE.strip()))
     for device, path in loop_files():
         if re.search(r"/devicemapper/(meta)?data \(deleted\)\Z", path):
             text = (
@@ -11063,11 +11075,11 @@ def ceiling_findings(
                 " goes down"
             ) % (device, path)
             remedy = "losetup -l %s" % device
-            findings.append(StorageFinding("loop-deleted", "critical", text, remedy))
+            findings.append(Finding("loop-deleted", "critical", text, remedy))
     return findings
 
 
-def option_findings(result: dict, options: List[OptionSource]) -> List[StorageFinding]:
+def option_findings(result: dict, options: List[OptionSource]) -> List[Finding]:
     """What is wrong with the options that the daemon is given."""
     return (
         conflict_findings(options)
@@ -11077,7 +11089,7 @@ def option_findings(result: dict, options: List[OptionSource]) -> List[StorageFi
     )
 
 
-def conflict_findings(options: List[OptionSource]) -> List[StorageFinding]:
+def conflict_findings(options: List[OptionSource]) -> List[Finding]:
     """Options that are set in two places."""
     findings = []
     for name, places in option_conflicts(options):
@@ -11087,11 +11099,11 @@ def conflict_findings(options: List[OptionSource]) -> List[StorageFinding]:
         ) % (name, ", ".join(places))
         files = " ".join(quote_word(place.split(" (")[0]) for place in places)
         remedy = "grep -n %s %s" % (quote_word(name.split(" ")[0]), files)
-        findings.append(StorageFinding("option-twice", "critical", text, remedy))
+        findings.append(Finding("option-twice", "critical", text, remedy))
     return findings
 
 
-def option_place_findings(options: List[OptionSource]) -> List[StorageFinding]:
+def option_place_findings(options: List[OptionSource]) -> List[Finding]:
     """Places that cannot be read, and settings that no unit reads."""
     findings = []
     for source in options:
@@ -11099,15 +11111,15 @@ def option_place_findings(options: List[OptionSource]) -> List[StorageFinding]:
             severity = "critical" if source.kind == "daemon.json" else "warning"
             text = "%s %s" % (source.path, source.fault)
             remedy = "cat %s" % quote_word(source.path)
-            findings.append(StorageFinding("option-place", severity, text, remedy))
+            findings.append(Finding("option-place", severity, text, remedy))
     for source in options:
         if source.kind == "environment" and source.options and not source.used:
             text = "%s is set in %s, which no unit reads" % (source.options[0][0], source.where())
-            findings.append(StorageFinding("option-unread", "info", text, "systemctl cat docker"))
+            findings.append(Finding("option-unread", "info", text, "systemctl cat docker"))
     return findings
 
 
-def waiting_findings(result: dict, options: List[OptionSource]) -> List[StorageFinding]:
+def waiting_findings(result: dict, options: List[OptionSource]) -> List[Finding]:
     """An option that the running daemon was started without. A pool that was grown in place already
     has the new size."""
     running = set()  # type: set
@@ -11129,11 +11141,11 @@ def waiting_findings(result: dict, options: List[OptionSource]) -> List[StorageF
             continue
         text = "%s %s is set, but the running daemon was started without it" % (name, value)
         remedy = "systemctl daemon-reload; systemctl restart docker"
-        return [StorageFinding("option-waiting", "warning", text, remedy)]
+        return [Finding("option-waiting", "warning", text, remedy)]
     return []
 
 
-def size_option_findings(result: dict) -> List[StorageFinding]:
+def size_option_findings(result: dict) -> List[Finding]:
     """Sizes in the driver's options that do nothing, or that keep the daemon from starting."""
     findings = []
     options = result["driver_options"]
@@ -11145,7 +11157,7 @@ def size_option_findings(result: dict) -> List[StorageFinding]:
             % options["dm.loopmetadatasize"]
         )
         remedy = search % "dm.loopmetadatasize" + "  # it does no harm"
-        findings.append(StorageFinding("metadata-useless", "info", text, remedy))
+        findings.append(Finding("metadata-useless", "info", text, remedy))
     base = option_bytes(options.get("dm.basesize", ""))
     measured = result["sources"].get("pool.base_device_size") == "metadata/base"
     if base and result["pool"] and measured and base < result["pool"]["base_device_size"]:
@@ -11155,7 +11167,7 @@ def size_option_findings(result: dict) -> List[StorageFinding]:
             " with it"
         ) % (options["dm.basesize"], present)
         remedy = search % "dm.basesize" + "  # make it %s or more" % present
-        findings.append(StorageFinding("base-size-smaller", "critical", text, remedy))
+        findings.append(Finding("base-size-smaller", "critical", text, remedy))
     return findings
 
 
@@ -11169,7 +11181,7 @@ def option_bytes(text: str) -> Optional[int]:
     return int(match.group(1)) << 10 * " KMGT".index(unit)
 
 
-def usage_findings(result: dict) -> List[StorageFinding]:
+def usage_findings(result: dict) -> List[Finding]:
     """Large logs, and what reclaim could remove."""
     usage = result["usage"]
     findings = []
@@ -11179,7 +11191,7 @@ def usage_findings(result: dict) -> List[StorageFinding]:
                 row["name"] or row["id"][:12],
                 format_size(row["size"]),
             )
-            findings.append(StorageFinding("log-large", "warning", text, FREE + "--logs"))
+            findings.append(Finding("log-large", "warning", text, FREE + "--logs"))
     for kind, subject, options in (
         ("stopped_containers", "stopped containers", "--containers"),
         ("dangling_images", "images without a name that nothing uses", "--images"),
@@ -11198,11 +11210,11 @@ def usage_findings(result: dict) -> List[StorageFinding]:
             remedy += "".join(" " + quote_word(row["name"]) for row in part["rows"][:20])
         size = format_known_size(part["size"], part["complete"])
         text = "%s: %d (size %s)" % (subject, part["count"], size)
-        findings.append(StorageFinding(kind.replace("_", "-"), "info", text, remedy))
+        findings.append(Finding(kind.replace("_", "-"), "info", text, remedy))
     return findings
 
 
-def place_findings(result: dict, full: bool) -> List[StorageFinding]:
+def place_findings(result: dict, full: bool) -> List[Finding]:
     """Where the data lies: on the system disk, or left by other drivers. full: a disk or the
     pool is nearly full."""
     findings = []
@@ -11213,7 +11225,7 @@ def place_findings(result: dict, full: bool) -> List[StorageFinding]:
         )
         severity = "warning" if full else "info"
         remedy = "python3 dockfix.py relocate --help"
-        findings.append(StorageFinding("root-on-system-disk", severity, text, remedy))
+        findings.append(Finding("root-on-system-disk", severity, text, remedy))
     others = [tree for tree in result["drivers_on_disk"] if not tree["in_use"]]
     # Engine 25 has no devicemapper driver any more (moby#43637).
     version = re.match("[0-9]{1,4}", result["server_version"] or "")
@@ -11224,17 +11236,17 @@ def place_findings(result: dict, full: bool) -> List[StorageFinding]:
             " images and containers need an engine before 25"
         ) % (root, result["server_version"])
         remedy = "python3 dockfix.py owner"
-        findings.append(StorageFinding("devicemapper-stranded", "warning", text, remedy))
+        findings.append(Finding("devicemapper-stranded", "warning", text, remedy))
     if others:
         folders = ", ".join(
             "%s (%s)" % (tree["path"], format_known_size(tree["size"])) for tree in others
         )
         text = "left by other storage drivers: " + folders
-        findings.append(StorageFinding("other-drivers", "info", text, "python3 dockfix.py owner"))
+        findings.append(Finding("other-drivers", "info", text, "python3 dockfix.py owner"))
     return findings
 
 
-def engine_findings(result: dict) -> List[StorageFinding]:
+def engine_findings(result: dict) -> List[Finding]:
     """What holds for an engine of this kind."""
     findings = []
     in_containerd = result["image_store"] == "containerd"
@@ -11243,7 +11255,7 @@ def engine_findings(result: dict) -> List[StorageFinding]:
     driver = result["driver"]
     if result["os"] == "windows" or str(driver).startswith(("windows", "lcow")):
         text = "this is a Windows engine: dockfix looks after Linux hosts only"
-        findings.append(StorageFinding("windows", "warning", text, "docker system df"))
+        findings.append(Finding("windows", "warning", text, "docker system df"))
     known = "overlay2" if driver in OVERLAY_DRIVERS else driver
     if known in DRIVER_FACTS:
         fact, remedy = DRIVER_FACTS[known]
@@ -11251,11 +11263,11 @@ def engine_findings(result: dict) -> List[StorageFinding]:
             remedy = "docker system df"
         remedy = remedy.replace("ROOT", quote_word(result["root"] or DOCKER_ROOT))
         text = "%s: %s" % (driver, fact)
-        findings.append(StorageFinding("driver-" + known, "info", text, remedy))
+        findings.append(Finding("driver-" + known, "info", text, remedy))
     return findings
 
 
-def containerd_finding(result: dict) -> StorageFinding:
+def containerd_finding(result: dict) -> Finding:
     """Why figures are unknown on an engine with the containerd image store, and what tells them."""
     place, remedy = "containerd's store", "docker system df"
     if not result["msg"]:  # else it is another host's
@@ -11265,7 +11277,7 @@ def containerd_finding(result: dict) -> StorageFinding:
         "images, build cache and the containers' own files are in %s, which dockfix does not take"
         " apart yet: their figures are unknown"
     ) % place
-    return StorageFinding("containerd-store", "info", text, remedy)
+    return Finding("containerd-store", "info", text, remedy)
 
 
 # The command
@@ -11564,7 +11576,7 @@ def compare_with_docker(
             inspected = inspect_own(host, list(own), not opts.words)
         except EnvironmentFault as err:
             text = "not checked against docker inspect: %s" % err.msg
-            add_finding(report, "owner-unchecked", "info", text, err.hint)
+            add_finding(report, Finding("owner-unchecked", "info", text, err.hint))
             return
     elif opts.words:
         inspected = {ident: facts for ident, facts in inspected.items() if ident in own}
@@ -11580,7 +11592,7 @@ def compare_with_docker(
         text = "files and docker inspect differ (made or removed just now?): %s" % "; ".join(
             different[:10]
         )
-        add_finding(report, "owner-differs", "warning", text, "python3 dockfix.py owner")
+        add_finding(report, Finding("owner-differs", "warning", text, "python3 dockfix.py owner"))
 
 
 def inspect_own(host: Host, idents: List[str], add_listed: bool) -> Dict[str, Container]:
@@ -11608,7 +11620,7 @@ def owner_findings(
         place = containerd_root(root) or CONTAINERD_ROOT
         text = "images and containers of the containerd store are not in Docker's root but in %s"
         remedy = store_remedy(root, bool(info))
-        add_finding(report, "owner-containerd", "info", text % place, remedy)
+        add_finding(report, Finding("owner-containerd", "info", text % place, remedy))
     orphans = [row for row in layers.rows if row["role"] == "orphan"]
     unknown = [row for row in layers.rows if row["role"] == UNKNOWN]
     add_lost_records(layers, report)
@@ -11619,7 +11631,7 @@ def owner_findings(
             " look again when none runs; nothing is deleted here"
         ) % len(orphans)
         remedy = "python3 dockfix.py owner --orphans"
-        add_finding(report, "owner-orphans", "info", text, remedy)
+        add_finding(report, Finding("owner-orphans", "info", text, remedy))
     if layers.unread:
         add_unread(layers, len(unknown), report)
 
@@ -11632,7 +11644,7 @@ def add_driver_advice(rows: List[dict], report: dict) -> None:
                 name = row["container"]["name"] or row["container"]["id"]
                 text = advice % (own_folder(row) or row["paths"][0])
                 remedy = "docker exec %s rm FILE" % quote_word(name)
-                add_finding(report, "owner-" + driver, "info", text, remedy)
+                add_finding(report, Finding("owner-" + driver, "info", text, remedy))
                 break
 
 
@@ -11643,7 +11655,7 @@ def add_unproved(layers: Layers, unknown: List[dict], report: dict) -> None:
         return
     reasons = sorted({doubt.reason for doubt in layers.doubts})
     text = "of %d layers it is unknown whose they are: %s" % (len(unknown), "; ".join(reasons[:3]))
-    add_finding(report, "owner-unknown", "warning", text, "python3 dockfix.py owner")
+    add_finding(report, Finding("owner-unknown", "warning", text, "python3 dockfix.py owner"))
 
 
 def add_unread(layers: Layers, unknown: int, report: dict) -> None:
@@ -11657,7 +11669,7 @@ def add_unread(layers: Layers, unknown: int, report: dict) -> None:
     remedy = "sudo python3 dockfix.py owner"
     if os.geteuid() == 0:
         remedy = "ls -la %s" % quote_word(nearest_folder(unread[0][0]))
-    add_finding(report, "owner-unread", "warning", text, remedy)
+    add_finding(report, Finding("owner-unread", "warning", text, remedy))
 
 
 # The command
@@ -12429,7 +12441,7 @@ def report_gain(host: Host, report: dict, inventory: Inventory, removed: List[Ca
             " or a process still holds a deleted file open"
         ) % (format_size(estimated), format_size(freed))
         remedy = "lsof +L1 %s" % inventory.root
-        add_finding(report, "reclaim-differs", "info", text, remedy)
+        add_finding(report, Finding("reclaim-differs", "info", text, remedy))
 
 
 def format_reclaim_script(
@@ -17583,7 +17595,7 @@ def report_what_stays(host: Host, root: str, report: dict) -> None:
     )
     say("dockfix: warning: " + text)
     remedy = "docker system df; to move it by hand, stop both, copy it, and set `root` in %s"
-    add_finding(report, "containerd-stays", "warning", text, remedy % CONTAINERD_SETTINGS)
+    add_finding(report, Finding("containerd-stays", "warning", text, remedy % CONTAINERD_SETTINGS))
 
 
 def require_no_volume_mounts(host: Host, folder: str) -> None:
@@ -19433,7 +19445,9 @@ def run_command(run: Run) -> None:
         where = half_way_text(run.host)
         if where:
             text = "a storage change stands half-way, or is under way: " + where
-            add_finding(run.report, "half-way", "critical", text, "python3 dockfix.py resume")
+            add_finding(
+                run.report, Finding("half-way", "critical", text, "python3 dockfix.py resume")
+            )
     run.command.run(run.host, run.opts, run.report)
 
 
@@ -19473,7 +19487,7 @@ def add_internal_error(report: dict, err: Exception) -> None:
 def add_unfinished(report: dict, host: Host) -> None:
     """What the run could not put back, each with the command that does it; and the signal."""
     for argv, text in host.memo.get("not done", {}).items():
-        add_finding(report, "not-done", "warning", text, quote_line(argv))
+        add_finding(report, Finding("not-done", "warning", text, quote_line(argv)))
         report["exit_code"] = report["exit_code"] or 3
     if host.memo.get("signal"):
         report["exit_code"] = 128 + host.memo["signal"]
