@@ -668,6 +668,46 @@ class VolumeDifferences:
 # report or a script.
 
 
+class NotDone(NamedTuple):
+    """Something that a run could not put back, or could not start again."""
+
+    argv: Tuple[str, ...]  # the command that does it
+    text: str  # what is wrong, for people
+
+
+class RunState:
+    """What one run has done, and what it has learned and need not ask again.
+
+    Worker threads share it: where two of them would ask the same at the same time, Host.guard is
+    held meanwhile.
+    """
+
+    def __init__(self) -> None:
+        # Something may have been changed. note_change sets it; without it, a run that is
+        # interrupted says that nothing was changed.
+        self.begun = False
+        # Work is under way that a signal lets come to its end, and that is synced to the disk step
+        # by step. in_parallel and what carries out a storage change set it; the signal handler and
+        # the steps read it.
+        self.working = False
+        # The number of the last signal, 0 for none. The signal handler sets it; main makes the exit
+        # code of it.
+        self.signal_number = 0
+        # What is to be done by hand, by a key of its own: set, and taken away again, by unpause and
+        # by the steps of a storage change; main makes a finding of each.
+        self.not_done = {}  # type: Dict[str, NotDone]
+        # What engine_info made of `docker info`; None before it is asked.
+        self.engine_info = None  # type: Optional[Dict[str, object]]
+        # The first uid and gid of the engine's user namespace (engine_userns); None before.
+        self.engine_userns = None  # type: Optional[Tuple[int, int]]
+        # Does `docker create` know --pull (create_words)? None before it is asked.
+        self.create_knows_pull = None  # type: Optional[bool]
+        # The plan that write_journal made text of last, and the text: a plan never changes, and
+        # may be long.
+        self.journal_plan = None  # type: Optional[object]
+        self.journal_plan_text = ""
+
+
 # The report.
 
 
@@ -873,19 +913,39 @@ class Answer(NamedTuple):
 
 
 class Host(NamedTuple):
-    """Everything a call needs to know of this run. `held` keeps the lock's descriptor, `stop` is
-    set by the first signal and `kill` by the second, `memo` holds what is looked up once."""
+    """Everything that a call needs to know of this run. make_host builds one."""
 
-    docker: Tuple[str, ...]
-    timeout: float
+    docker: Tuple[str, ...]  # the words of the docker command
+    timeout: float  # seconds that a call for one container may take
     dry_run: bool
-    verbose: bool
-    state: str
-    held: List[int]
-    stop: threading.Event
-    kill: threading.Event
-    memo: dict
-    guard: threading.Lock
+    verbose: bool  # show each call on stderr
+    state: str  # path of the state folder: lock, journals, undo records
+    held: List[int]  # descriptors of the locks; changing children inherit them
+    stop: threading.Event  # set by the first signal: begin nothing new
+    kill: threading.Event  # set by the second: end what runs
+    known: RunState
+    guard: threading.Lock  # for what threads look up once, in `known`
+
+
+def make_host(
+    docker: Sequence[str] = ("docker",),
+    timeout: float = CALL_SECONDS,
+    dry_run: bool = False,
+    verbose: bool = False,
+    state: str = "",
+) -> Host:
+    return Host(
+        docker=tuple(docker),
+        timeout=timeout,
+        dry_run=dry_run,
+        verbose=verbose,
+        state=state,
+        held=[],
+        stop=threading.Event(),
+        kill=threading.Event(),
+        known=RunState(),
+        guard=threading.Lock(),
+    )
 
 
 class Flow(NamedTuple):
@@ -1201,7 +1261,7 @@ def note_change(host: Host) -> None:
     was."""
     if host.dry_run:
         raise DockfixError("internal error: a change was asked for in a dry run")
-    host.memo["begun"] = True
+    host.known.begun = True
 
 
 # --- the host's files
@@ -1767,7 +1827,7 @@ def in_parallel(host: Host, items: Sequence, work: Callable, jobs: int, progress
     results = [None] * len(items)  # type: list
     todo = iter(range(len(items)))
     guard = threading.Lock()
-    host.memo["working"] = True
+    host.known.working = True
 
     def worker() -> None:
         while not host.stop.is_set():
@@ -1788,7 +1848,7 @@ def in_parallel(host: Host, items: Sequence, work: Callable, jobs: int, progress
             thread.join(0.1)
             progress.tick(sum(result is not None for result in results))
     progress.end()
-    host.memo["working"] = False
+    host.known.working = False
     return results
 
 
@@ -2689,9 +2749,9 @@ def is_gone_now(host: Host, container: str, text: str) -> bool:
 
 def engine_info(host: Host) -> Dict[str, object]:
     """What parse_info makes of this engine's `docker info`; asked once. Raises EnvironmentFault."""
-    if "info" not in host.memo:
-        host.memo["info"] = read_engine_info(host)
-    return host.memo["info"]
+    if host.known.engine_info is None:
+        host.known.engine_info = read_engine_info(host)
+    return host.known.engine_info
 
 
 def read_engine_info(host: Host) -> Dict[str, object]:
@@ -2706,9 +2766,9 @@ def read_engine_info(host: Host) -> Dict[str, object]:
 def engine_userns(host: Host) -> Tuple[int, int]:
     """First host uid and gid of the engine's remapping; looked up once, and only for docker cp."""
     with host.guard:
-        if "userns" not in host.memo:
-            host.memo["userns"] = userns_base(engine_info(host))
-        return host.memo["userns"]
+        if host.known.engine_userns is None:
+            host.known.engine_userns = userns_base(engine_info(host))
+        return host.known.engine_userns
 
 
 SYSTEMD_MARK = "/run/systemd/system"  # sd_booted(3)
@@ -3999,7 +4059,7 @@ def unpause(host: Host, container: Container) -> None:
         time.sleep(0.5)
     argv = (*host.docker, "unpause", container.id)
     text = "container %s is still paused: %s" % (container.name, first_line(answer))
-    host.memo.setdefault("not done", {})[argv] = text
+    host.known.not_done["unpause " + container.id] = NotDone(argv, text)
 
 
 def cp_kind(host: Host, container: Container, path: str) -> Member:
@@ -12759,8 +12819,8 @@ TESTS = {
 
 def do_step(host: Host, step: Step, tick: Callable[[int], None]) -> None:
     """Raises DockfixError where the step is not done afterwards."""
-    missed = host.memo.setdefault("not done", {})
-    missed.pop(step.argv, None)
+    step_line = quote_line(step.argv)
+    host.known.not_done.pop(step_line, None)
     if any(tests and not failing_test(host, tests) for tests in (step.skip_if, step.check)):
         return sync_deed(host, step)  # a run that was killed may have done it and come no further
     try:
@@ -12769,7 +12829,7 @@ def do_step(host: Host, step: Step, tick: Callable[[int], None]) -> None:
         if not step.optional or host.kill.is_set():
             raise
         if starts(step):
-            missed[step.argv] = err.msg
+            host.known.not_done[step_line] = NotDone(step.argv, err.msg)
         say("dockfix: warning: " + err.msg)
 
 
@@ -12968,7 +13028,7 @@ def do_task(host: Host, step: Step, tick: Callable[[int], None]) -> None:
         TASKS[step.task](host, json.loads(step.data), beat)
     except OSError as err:
         raise DockfixError("%s: %s" % (step.title, err)) from None
-    if host.memo.get("working"):  # as sync_deed
+    if host.known.working:  # as sync_deed
         change_host(host, ("sync",), seconds=60)
 
 
@@ -12986,7 +13046,7 @@ def back_up_foreign_edit(step: Step) -> None:
 def sync_deed(host: Host, step: Step) -> None:
     """Before the journal says that a step is done: a power cut must not take it back, on whichever
     file system it lies."""
-    if host.memo.get("working") and SYNCED.intersection(step.argv[:6]):
+    if host.known.working and SYNCED.intersection(step.argv[:6]):
         change_host(host, ("sync",), seconds=60)
 
 
@@ -13247,17 +13307,16 @@ def write_journal(host: Host, journal: Journal) -> None:
     """On the disk before this returns. Raises OSError."""
     plan = journal.plan
     with host.guard:  # the plan never changes: made text once
-        if host.memo.get("plan", (None,))[0] is not plan:
-            host.memo["plan"] = (
-                plan,
-                json.dumps(dict(plan._asdict(), steps=[step_data(step) for step in plan.steps])),
-            )
+        if host.known.journal_plan is not plan:
+            steps = [step_data(step) for step in plan.steps]
+            host.known.journal_plan_text = json.dumps(dict(plan._asdict(), steps=steps))
+            host.known.journal_plan = plan
     text = '{"dockfix": "%s", "going": "%s", "at": %d, "reached": %d, "plan": %s}\n' % (
         VERSION,
         journal.state,
         journal.at,
         journal.reached,
-        host.memo["plan"][1],
+        host.known.journal_plan_text,
     )
     name = JOURNAL if journal.state in ("on", "back") else plan.name + ".json"
     replace_file(os.path.join(host.state, name), text.encode("ascii"))
@@ -13336,7 +13395,7 @@ def run_change(
         raise Refused("it is not the engine any more that dockfix looked at: " + moved)
     plan = plan._replace(facts=dict(plan.facts, docker=docker_environment()))
     save_journal(host, Journal(plan))
-    host.memo["working"] = True
+    host.known.working = True
     progress = Progress(plan.kind, len(plan.steps), opts.quiet)
     try:
         run_steps_on(host, Journal(plan), progress)
@@ -13355,7 +13414,7 @@ def run_change(
         ) from None
     finally:
         progress.end()
-        host.memo["working"] = False
+        host.known.working = False
     change_row(report, plan, "changed", plan.goal)
 
 
@@ -16074,10 +16133,10 @@ def with_helper(
 def create_words(host: Host) -> List[str]:
     """`docker create` that never asks a registry: --pull came with the client 20.10."""
     with host.guard:
-        if "pull" not in host.memo:
+        if host.known.create_knows_pull is None:
             answer = query(host, "create", "--help")
-            host.memo["pull"] = bool(re.search(r"--pull\b", answer.out_text()))
-    return ["create", "--pull=never"] if host.memo["pull"] else ["create"]
+            host.known.create_knows_pull = bool(re.search(r"--pull\b", answer.out_text()))
+    return ["create", "--pull=never"] if host.known.create_knows_pull else ["create"]
 
 
 def volume_steps(host: Host, kept: Backup) -> List[Step]:
@@ -17850,7 +17909,7 @@ def carry_change_on(
         )
         return change_row(report, plan, "changed", "would: " + msg)
     save_journal(host, journal)
-    host.memo["working"] = True
+    host.known.working = True
     progress = Progress(opts.command, len(plan.steps), opts.quiet)
     try:
         restore_daemon_state(host, journal, progress)
@@ -17861,7 +17920,7 @@ def carry_change_on(
         raise err if isinstance(err, HalfWay) else half_way_error(host, err) from None
     finally:
         progress.end()
-        host.memo["working"] = False
+        host.known.working = False
     change_row(
         report,
         plan._replace(keeps=kept_folder(plan, journal.state)),
@@ -19352,21 +19411,6 @@ class Run:
         self.old_handlers = {}  # type: dict  # what catch_signals returned
 
 
-def make_host(opts: argparse.Namespace) -> Host:
-    return Host(
-        tuple(split_option("--docker", opts.docker)),
-        opts.timeout,
-        opts.dry_run,
-        opts.verbose,
-        opts.state,
-        held=[],
-        stop=threading.Event(),
-        kill=threading.Event(),
-        memo={},
-        guard=threading.Lock(),
-    )
-
-
 def version_facts() -> Dict[str, str]:
     path, digest = program_path(), "unknown (read from standard input)"
     if os.path.isfile(path) and not was_read_from_stdin():
@@ -19396,8 +19440,8 @@ def catch_signals(host: Host) -> dict:
         if host.stop.is_set():
             host.kill.set()
         host.stop.set()
-        host.memo["signal"] = number
-        if not host.memo.get("working"):
+        host.known.signal_number = number
+        if not host.known.working:
             raise Interrupted(number)
 
     if threading.current_thread() is not threading.main_thread():
@@ -19433,13 +19477,18 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     return finish(run)
 
 
+def host_of(opts: argparse.Namespace) -> Host:
+    docker = split_option("--docker", opts.docker)
+    return make_host(docker, opts.timeout, opts.dry_run, opts.verbose, opts.state)
+
+
 def run_command(run: Run) -> None:
     if run.command is None:
         if not run.opts.json:
             for line in BRIEF_HELP.split("\n"):
                 say(line)
         raise UsageError("no command is given", "python3 dockfix.py --help")
-    run.host = make_host(run.opts)
+    run.host = host_of(run.opts)
     run.old_handlers = catch_signals(run.host)
     if run.command.name not in ("resume", "rollback"):
         where = half_way_text(run.host)
@@ -19460,7 +19509,7 @@ def add_refusal(report: dict, err: DockfixError) -> None:
 
 def add_interruption(run: Run, err: BaseException) -> None:
     text = "interrupted"
-    if not run.host or not run.host.memo.get("begun"):
+    if not run.host or not run.host.known.begun:
         text = "interrupted; nothing was changed"
     add_error(run.report, DockfixError(text))
     run.report["exit_code"] = signal_exit_code(err)
@@ -19486,11 +19535,12 @@ def add_internal_error(report: dict, err: Exception) -> None:
 
 def add_unfinished(report: dict, host: Host) -> None:
     """What the run could not put back, each with the command that does it; and the signal."""
-    for argv, text in host.memo.get("not done", {}).items():
-        add_finding(report, Finding("not-done", "warning", text, quote_line(argv)))
-        report["exit_code"] = report["exit_code"] or 3
-    if host.memo.get("signal"):
-        report["exit_code"] = 128 + host.memo["signal"]
+    for entry in host.known.not_done.values():
+        add_finding(report, Finding("not-done", "warning", entry.text, quote_line(entry.argv)))
+        if report["exit_code"] == 0:
+            report["exit_code"] = 3
+    if host.known.signal_number:
+        report["exit_code"] = 128 + host.known.signal_number
 
 
 def complete_hints(run: Run) -> None:

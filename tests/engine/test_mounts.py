@@ -45,7 +45,7 @@ PYTHON = r"""
 import sys
 sys.path.insert(0, sys.argv[1])
 import dockfix
-host, root = dockfix.make_host(dockfix.parse_command_line(["storage"])[1]), sys.argv[2]
+host, root = dockfix.make_host(), sys.argv[2]
 """
 
 

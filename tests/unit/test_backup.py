@@ -10,7 +10,6 @@ import os
 import re
 import subprocess
 import tarfile
-import threading
 
 import fake_engine
 import make_archive
@@ -826,7 +825,7 @@ def test_images_are_saved_by_all_their_tags(dockfix):
 
 def test_containers_are_stopped_side_by_side_those_first_that_need_others(dockfix):
     """Two webs need the cache and the database; what is paused serves nobody and goes first."""
-    host = dockfix.Host(("docker",), 1, False, False, "", [], None, None, {}, None)
+    host = dockfix.make_host()
     docs = dockfix.sort_by_needs(
         [
             container("web", "a", host={"Links": ["/cache:/web/c"]}),
@@ -862,8 +861,8 @@ def test_containers_are_stopped_side_by_side_those_first_that_need_others(dockfi
 )
 def test_restart_policies_are_held_where_docker_can_change_them(dockfix, version, held):
     """Each comes back as it was; what docker failed to remove has none to hold."""
-    memo = {"info": {"ServerVersion": version}}
-    host = dockfix.Host(("docker",), 1, False, False, "", [], None, None, memo, None)
+    host = dockfix.make_host()
+    host.known.engine_info = {"ServerVersion": version}
 
     def restart(name, times=0):
         return {"RestartPolicy": {"Name": name, "MaximumRetryCount": times}}
@@ -883,7 +882,7 @@ def test_restart_policies_are_held_where_docker_can_change_them(dockfix, version
 
 
 def test_what_ran_is_started_in_order_and_paused_again(dockfix):
-    host = dockfix.Host(("docker",), 1, False, False, "", [], None, None, {}, None)
+    host = dockfix.make_host()
     docs = dockfix.sort_by_needs(
         [
             container("web", "a", host={"Links": ["/db:/web/d"]}),
@@ -901,7 +900,7 @@ def test_what_ran_is_started_in_order_and_paused_again(dockfix):
 def test_a_volume_is_not_taken_for_the_network_of_its_name(dockfix):
     """compose and hands alike give both one name; a volume that is taken to be there already would
     come back empty."""
-    host = dockfix.Host(("docker",), 1, False, False, "", [], None, None, {}, threading.Lock())
+    host = dockfix.make_host()
     network = {"Name": "web", "Driver": "bridge", "Scope": "local", "Id": "n"}
     stock = dockfix.Stock(
         [],
@@ -918,7 +917,7 @@ def test_a_volume_is_not_taken_for_the_network_of_its_name(dockfix):
         [],
         "2024-01-01T00:00:00Z",
     )
-    host.memo["pull"] = True  # what the client knows
+    host.known.create_knows_pull = True  # what the client knows
     titles = [
         [step.title for step in dockfix.restore_steps(host, kept, dockfix.Stock([], [], *have))]
         for have in (([network], []), ([], stock.volumes))
@@ -978,7 +977,7 @@ def folder(box, dockfix):
 
 
 def seal(dockfix, kept):
-    host = dockfix.Host(("docker",), 1, False, False, "", [], None, None, {}, None)
+    host = dockfix.make_host()
     step = dockfix.seal_step(host, kept, lossy=True)
     dockfix.TASKS[step.task](host, json.loads(step.data), lambda done: None)
 

@@ -3,7 +3,6 @@
 import json
 import os
 import stat
-import threading
 
 import pytest
 
@@ -75,18 +74,7 @@ def test_links_are_walked_from_the_containers_own_root(walked, tmp_path):
 
 
 def make_host(dockfix, box, dry_run=False):
-    host = dockfix.Host(
-        ("docker",),
-        20.0,
-        dry_run,
-        False,
-        box.state,
-        [],
-        threading.Event(),
-        threading.Event(),
-        {},
-        threading.Lock(),
-    )
+    host = dockfix.make_host(timeout=20.0, dry_run=dry_run, state=box.state)
     box.write_world()
     return host
 
@@ -196,9 +184,9 @@ def test_records_are_tidied_for_containers_that_this_engine_had(dockfix, box, se
     host, container = seam
     box.world["info_json"] = json.dumps({"DockerRootDir": "/var/lib/docker", "ID": "ENGINE-1"})
     for number, engine in ((1, "ENGINE-1"), (2, "ENGINE-2"), (3, ""), (4, "ENGINE-1")):
-        host.memo["info"] = {"ID": engine}
+        host.known.engine_info = {"ID": engine}
         dockfix.save_undo(host, "test", container._replace(id="%064x" % number), [])
-    host.memo.clear()
+    host.known.engine_info = None
     dockfix.drop_undo_if_void(host, ["%064x" % 4])
     assert sorted(os.listdir(os.path.join(box.state, "undo"))) == [
         "test-%064x.json" % number for number in (2, 3, 4)
@@ -370,8 +358,8 @@ def test_one_that_stays_paused_is_named_with_the_line_that_helps(dockfix, box, h
     box.write_world()
     dockfix.while_still(host, container, lambda now: None)
     assert commands(box).count("unpause") == dockfix.UNPAUSE_TRIES
-    (found,) = host.memo["not done"].items()
-    assert found[0][1:] == ("unpause", container.id) and "still paused" in found[1]
+    (found,) = host.known.not_done.values()
+    assert found.argv[1:] == ("unpause", container.id) and "still paused" in found.text
 
 
 @pytest.mark.parametrize("part", ["/usr", "/usr/share", "/usr/share/zoneinfo"])

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import threading
 
 import pytest
 
@@ -341,18 +340,7 @@ def test_the_scripts_tests_hold_where_the_runs_do(trial, dockfix, test, says, ho
     trial.program("asked", SAID[says])
     test = tuple(word.replace("HERE", trial.path) for word in test)
     kept_open = open(trial.at("setting"))  # what a daemon has of its root
-    host = dockfix.Host(
-        ("docker",),
-        60,
-        False,
-        False,
-        trial.state,
-        [],
-        threading.Event(),
-        threading.Event(),
-        {},
-        threading.Lock(),
-    )
+    host = dockfix.make_host(state=trial.state)
     words = (*test, trial.at("bin", "asked"))
     assert (dockfix.failing_test(host, (words,)) == "") is holds
     script = (
@@ -431,7 +419,7 @@ def test_what_somebody_wrote_into_the_settings_meanwhile_is_kept(trial, script):
 def test_a_settings_file_that_was_not_there_is_taken_away_but_for_what_is_somebodys(trial, dockfix):
     path = trial.at("other")
     step = dockfix.put_file("t", path, "ours\n")
-    host = dockfix.Host(("docker",), 9, False, False, trial.state, [], None, None, {}, None)
+    host = dockfix.make_host(state=trial.state)
     for there in (b"ours\n", b"theirs\n"):
         dockfix.do_step(host, step, None)
         assert trial.read("other") == b"ours\n" and not os.path.exists(path + ".dockfix-kept")
@@ -784,7 +772,8 @@ def test_relocate_says_that_containerds_store_stays(
     monkeypatch.setattr(dockfix, "CONTAINERD_ROOT", str(tmp_path / "containerd"))
     monkeypatch.setattr(dockfix, "CONTAINERD_SETTINGS", str(tmp_path / "config.toml"))
     info = {"Driver": "overlayfs" if driver_status else "overlay2", "DriverStatus": driver_status}
-    host = dockfix.Host(("docker",), 1, False, False, "", [], None, None, {"info": info}, None)
+    host = dockfix.make_host()
+    host.known.engine_info = info
     report = {"findings": []}
     dockfix.report_what_stays(host, old, report)
     said = capfd.readouterr().err

@@ -82,7 +82,7 @@ def run_until_closed(host, child, *more):
     if mode == "during" and title and which in title:
         os.kill(os.getpid(), signal.SIGKILL)
     if (
-        host.memo.get("working")
+        host.known.working
         and {b"save", b"load", b"cp"}.intersection(child.args[:2])
         and any(where == "in" for where, _ in halts)
     ):
