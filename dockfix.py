@@ -320,25 +320,82 @@ def quote_line(argv: Sequence[str]) -> str:
 # Numbers and sizes.
 
 
+def parse_byte_count(text: str, kilo: int) -> Optional[int]:
+    """Bytes of '500', '64K', '1.5 GB' or '20MiB', rounded to a whole byte; None for anything else.
+
+    Every size that is text is read here. kilo: what K and KB stand for, 1000 or 1024; KiB is 1024
+    in any case. The callers differ in what else they demand of the text.
+    """
+    form = r"([0-9]{1,15})(?:\.([0-9]{1,3}))? ?(?:([KMGT])(iB|B)?|B)?\Z"
+    match = re.match(form, text, re.A | re.I)
+    if not match:
+        return None
+    whole, fraction, letter, suffix = match.groups(default="")
+    if suffix.lower() == "ib":
+        kilo = 1024
+    unit = kilo ** " KMGT".index(letter.upper() or " ")
+    thousandths = int(whole) * 1000 + int(fraction.ljust(3, "0"))
+    return (thousandths * unit + 500) // 1000
+
+
 def parse_size(text: str, now: Optional[int] = None) -> int:
-    """Bytes of '500', '64K', '1.5M', '20MiB': K, M, G, T and KiB... are binary. 'GB' is refused
-    (UsageError). With `now`, in bytes, also '+100G': so much more."""
+    """Bytes of a size on the command line: '500', '64K', '1.5M', '20MiB', all binary.
+
+    'GB' is refused (UsageError), because it means 1000 to some and 1024 to others. With `now`, in
+    bytes, '+100G' is that much more.
+    """
     if now is not None and text.startswith("+"):
         return now + parse_size(text[1:])
-    match = re.match(r"^([0-9]{1,15})(\.[0-9]{1,3})?(?:([KkMmGgTt])(iB)?)?\Z", text, re.A)
-    if match:
-        whole, fraction, letter = match.group(1), match.group(2), match.group(3)
-        if letter:
-            unit = 1 << 10 * " KMGT".index(letter.upper())
-            return int(whole) * unit + int(float(fraction or 0) * unit)
-        if not fraction:
-            return int(whole)
+    size = None
+    if re.match(r"([0-9]+|[0-9.]+[KMGT](iB)?)\Z", text, re.A | re.I):
+        size = parse_byte_count(text, 1024)
+    if size is not None:
+        return size
     hint = "such as 500M or 20GiB"
-    decimal = re.match(r"^([0-9.]+)([KMGTkmgt])[bB]\Z", text, re.A)
+    decimal = re.match(r"([0-9.]+)([KMGT])B\Z", text, re.A | re.I)
     if decimal:
-        size = decimal.group(1) + decimal.group(2).upper()
-        hint = "write %s or %siB, both binary" % (size, size)
+        number = decimal.group(1) + decimal.group(2).upper()
+        hint = "write %s or %siB, both binary" % (number, number)
     raise UsageError("not a size: %s" % text, hint)
+
+
+def parse_option_size(text: str) -> Optional[int]:
+    """Bytes of a size as Docker's options take it: 8G, 500GB, 10GiB, all binary (RAMInBytes in
+    docker/go-units, size.go). None where the text is no such size."""
+    if not re.match(r"[0-9]+([KMGT](i?B)?)?\Z", text, re.A | re.I):
+        return None
+    return parse_byte_count(text, 1024)
+
+
+def format_option_size(size: int) -> str:
+    """A size as Docker's options take it: '500G', '1536M', plain bytes where nothing larger is
+    exact."""
+    letter = ""
+    for larger in "KMGT":
+        if not size or size % 1024:
+            break
+        size //= 1024
+        letter = larger
+    return "%d%s" % (size, letter)
+
+
+def parse_docker_size(text: str) -> Optional[int]:
+    """Bytes of a size as docker prints it ('107.4 GB', '65.54kB', '0 B', '1.5GiB'), exact within
+    what is printed; a remark may follow. None for anything else.
+
+    HumanSize and BytesSize in docker/go-units, size.go, print at most four digits, and a unit that
+    keeps the number below 1000 or 1024: a text of another form is damaged.
+    """
+    match = re.match(r"([0-9]{1,4})(\.[0-9]{1,3})? ?(B|[kKMGT]B|[KMGT]iB)(?= |\Z)", text, re.A)
+    if not match:
+        return None
+    whole, fraction, unit = match.groups(default="")
+    if len(whole + fraction.lstrip(".")) > 4 or re.match("0[0-9]", whole):
+        return None
+    largest = 1023 if unit.endswith("iB") else 1000  # 999.96 is printed as 1000
+    if int(whole) > largest:
+        return None
+    return parse_byte_count(match.group(), 1000)
 
 
 def parse_number(name: str, text: Optional[str], default: float, low: float, high: float) -> float:
@@ -1325,17 +1382,38 @@ def real_path(path: str) -> str:
     return os_text(os.path.realpath(os_bytes(path)))
 
 
-def require_free_bytes(path: str) -> int:
-    """Bytes that the file system under a path can still take from anybody (free_bytes has root's
-    reserve in it). Raises OSError."""
+class DiskRoom(NamedTuple):
+    """The room on a file system, as statvfs(3) tells it. Blocks are in bytes.
+
+    total: its size. free: what nothing uses, root's reserve included: deleting makes it grow at
+    once, also on a full disk. available: what anybody can still write.
+    """
+
+    total: int
+    free: int
+    available: int
+    inodes_total: int
+    inodes_free: int
+    inodes_available: int
+
+
+def read_disk_room(path: str) -> DiskRoom:
+    """The room on the file system under a path. Raises OSError."""
     found = os.statvfs(os_bytes(path))
-    return found.f_bavail * found.f_frsize
+    return DiskRoom(
+        total=found.f_blocks * found.f_frsize,
+        free=found.f_bfree * found.f_frsize,
+        available=found.f_bavail * found.f_frsize,
+        inodes_total=found.f_files,
+        inodes_free=found.f_ffree,
+        inodes_available=found.f_favail,
+    )
 
 
 def free_bytes(path: str) -> Optional[int]:
-    """Free bytes of the file system under a path; None where there is no such path."""
-    found = suppress_errors(os.statvfs, os_bytes(path))
-    return found.f_bfree * found.f_frsize if found else None
+    """DiskRoom.free of the file system under a path; None where there is no such path."""
+    room = suppress_errors(read_disk_room, path)
+    return room.free if room else None
 
 
 def has_program(name: str) -> bool:
@@ -2491,7 +2569,7 @@ def info_from_text(text: str) -> Tuple[Dict[str, str], Dict[str, str], List[str]
     for number, line in enumerate(lines, 1):
         key, colon, value = line.rstrip("\r").partition(":")
         value = re.split(r"\t|  +|\s+(?:<-|#)|\s*WARNING:", value.lstrip(" \t"))[0].rstrip(" ")
-        if colon and (number < len(lines) or parse_reported(value) is not None):
+        if colon and (number < len(lines) or parse_docker_size(value) is not None):
             seen.append((key, value))
     block = re.search(r"^ *Security Options:(.*(?:\n {2,}.*|\n [a-z].*)*)", text, re.M)
     return (*info_facts(seen), ["name=" + word for word in block.group(1).split()] if block else [])
@@ -2524,46 +2602,29 @@ def info_facts(seen: List[Tuple[str, str]]) -> Tuple[Dict[str, str], Dict[str, s
     return facts, {key: value for key, value in once.items() if key not in INFO_KEYS}
 
 
-def parse_reported(text: str) -> Optional[int]:
-    """Bytes of a size as docker prints it ('107.4 GB', '65.54kB', '0 B': decimal, at most four
-    digits), exact within what is printed; a remark may follow. None for anything else."""
-    found = re.match(r"([0-9]{1,4})(?:\.([0-9]{1,3}))? ?(B|[kKMGT]B|[KMGT]iB)(?= |\Z)", text, re.A)
-    if not found:
+def parse_old_pool_size(text: str) -> Optional[int]:
+    """Bytes of a pool's size as engines up to 1.2 print it: MiB as '204800.0 Mb', KiB as '64 Kb'
+    (daemon/graphdriver/devmapper/driver.go). None for anything else."""
+    if not re.match(r"[0-9]{1,9}(\.[0-9] Mb| Kb)\Z", text, re.A):
         return None
-    whole, part, unit = found.group(1), found.group(2) or "", found.group(3)
-    if (
-        len(whole + part) > 4
-        or (len(whole) > 1 and whole[0] == "0")
-        or int(whole) > (1023 if "i" in unit else 1000)
-    ):
-        return None
-    factor = (1024 if "i" in unit else 1000) ** " KMGT".index(
-        unit[0].upper() if unit != "B" else " "
-    )
-    return (int(whole + part) * factor * 2 // 10 ** len(part) + 1) // 2
+    return parse_byte_count(text, 1024)
 
 
 def pool_reported(status: Dict[str, str]) -> Dict[str, object]:
     """The pool as docker info's DriverStatus has it: bytes and text, None where it is not said, ''
     where it is said to be empty. Engines up to 1.2 print MiB as 'Mb', KiB as 'Kb'. All zeros is how
     the driver prints a pool whose state it cannot read: None."""
-    mebis = {
-        key: re.match(r"([0-9]{1,9})(?:\.([0-9]) (Mb)| Kb)\Z", status[key], re.A)
-        for key in POOL_SIZES
-        if key in status
+    sizes_of_old = {
+        name: parse_old_pool_size(status[key]) for key, name in POOL_SIZES.items() if key in status
     }
     pool = {name: status.get(key) for key, name in POOL_WORDS.items()}  # type: Dict[str, object]
     forms = {name: r"[\w:.+-]+\Z" if name == "name" else PATH_FORM + r"\Z" for name in pool}
     pool.update(
         {name: None for name, said in pool.items() if said and not re.match(forms[name], str(said))}
     )
-    pool.update({name: parse_reported(status.get(key, "")) for key, name in POOL_SIZES.items()})
-    if all(mebis.values()):
-        tenths = {
-            key: int(found.group(1) + (found.group(2) or "0")) << (20 if found.group(3) else 10)
-            for key, found in mebis.items()
-        }
-        pool.update({POOL_SIZES[key]: (size + 5) // 10 for key, size in tenths.items()})
+    pool.update({name: parse_docker_size(status.get(key, "")) for key, name in POOL_SIZES.items()})
+    if None not in sizes_of_old.values():
+        pool.update(sizes_of_old)
     for kind in ("data", "metadata"):
         used, total = pool[kind + "_used"], pool[kind + "_total"]
         if (
@@ -2571,7 +2632,7 @@ def pool_reported(status: Dict[str, str]) -> Dict[str, object]:
         ):  # the two are printed together: one alone is damage
             pool.update({kind + tail: None for tail in ("_used", "_total", "_available")})
     pool["failed"] = any(
-        parse_reported(status.get(key, "")) == 0
+        parse_docker_size(status.get(key, "")) == 0
         for key in ("Data Space Total", "Metadata Space Total", "Pool Blocksize")
     )
     if pool["min_free"] == 0 and pool["data_total"] is None:
@@ -10423,22 +10484,22 @@ def engine_options(root: str) -> List[OptionSource]:
 
 def read_disk(path: str, mounts: List[Mount]) -> Optional[dict]:
     """The file system under a path, as df shows it; None where it cannot be asked."""
-    space = suppress_errors(os.statvfs, os_bytes(path))
+    space = suppress_errors(read_disk_room, path)
     folder = suppress_errors(os.stat, os_bytes(path))
     if not space or not folder:
         return None
     mount = mount_of(real_path(path), mounts)
-    used = space.f_blocks - space.f_bfree
-    inodes_used = space.f_files - space.f_ffree
+    used = space.total - space.free
+    inodes_used = space.inodes_total - space.inodes_free
     return {
         "path": path,
         "device": folder.st_dev,
-        "total": space.f_blocks * space.f_frsize,
-        "free": space.f_bavail * space.f_frsize,
+        "total": space.total,
+        "free": space.available,
         "filesystem": mount.fstype if mount else None,
         "mount_point": mount.point if mount else None,
-        "used_percent": percent(used, used + space.f_bavail),
-        "inodes_used_percent": percent(inodes_used, inodes_used + space.f_favail),
+        "used_percent": percent(used, used + space.available),
+        "inodes_used_percent": percent(inodes_used, inodes_used + space.inodes_available),
         "for": [],
     }
 
@@ -11197,7 +11258,7 @@ def waiting_findings(result: dict, options: List[OptionSource]) -> List[Finding]
             grown.add(("dm.loop%ssize" % kind, result["pool"][kind + "_total"]))
     for name, value in given:
         setting, _, size = value.partition("=")
-        if (name, value) in running or (setting, option_bytes(size)) in grown:
+        if (name, value) in running or (setting, parse_option_size(size)) in grown:
             continue
         text = "%s %s is set, but the running daemon was started without it" % (name, value)
         remedy = "systemctl daemon-reload; systemctl restart docker"
@@ -11210,7 +11271,7 @@ def size_option_findings(result: dict) -> List[Finding]:
     findings = []
     options = result["driver_options"]
     search = "grep -rns %s /etc/docker /etc/sysconfig /etc/default /etc/systemd/system"
-    metadata = option_bytes(options.get("dm.loopmetadatasize", ""))
+    metadata = parse_option_size(options.get("dm.loopmetadatasize", ""))
     if metadata and metadata > METADATA_MAX:
         text = (
             "dm.loopmetadatasize=%s: more than 15.88 GiB of metadata is never used"
@@ -11218,7 +11279,7 @@ def size_option_findings(result: dict) -> List[Finding]:
         )
         remedy = search % "dm.loopmetadatasize" + "  # it does no harm"
         findings.append(Finding("metadata-useless", "info", text, remedy))
-    base = option_bytes(options.get("dm.basesize", ""))
+    base = parse_option_size(options.get("dm.basesize", ""))
     measured = result["sources"].get("pool.base_device_size") == "metadata/base"
     if base and result["pool"] and measured and base < result["pool"]["base_device_size"]:
         present = format_size(result["pool"]["base_device_size"])
@@ -11229,16 +11290,6 @@ def size_option_findings(result: dict) -> List[Finding]:
         remedy = search % "dm.basesize" + "  # make it %s or more" % present
         findings.append(Finding("base-size-smaller", "critical", text, remedy))
     return findings
-
-
-def option_bytes(text: str) -> Optional[int]:
-    """Bytes of a size as the driver's options take it: 8G, 500GB, 10GiB, all binary. None where the
-    text is no such size."""
-    match = re.match(r"([0-9]{1,12})(?:([kKmMgGtT])(?:i?[bB])?)?\Z", text)
-    if not match:
-        return None
-    unit = (match.group(2) or " ").upper()
-    return int(match.group(1)) << 10 * " KMGT".index(unit)
 
 
 def usage_findings(result: dict) -> List[Finding]:
@@ -14351,13 +14402,6 @@ def edit_daemon_json(text: str, name: str, key: str, value: Optional[str]) -> st
     )
 
 
-def size_word(size: int) -> str:
-    """A size as Docker's options take it: '500G', '1536M', plain bytes where nothing larger is
-    exact."""
-    unit = next(unit for unit in (40, 30, 20, 10, 0) if size % (1 << unit) == 0)
-    return "%d%s" % (size >> unit, " KMGT"[unit // 10].strip())
-
-
 # --- what docker holds, and the steps that make and remove it: the same for every storage change
 
 REMOVE = {
@@ -15568,7 +15612,7 @@ def plan_backup(
     them."""
     info = engine_info(host)["DriverStatus"]
     total, used, least = (
-        parse_reported(info.get(key) or "")
+        parse_docker_size(info.get(key) or "")
         for key in ("Data Space Total", "Data Space Used", "Thin Pool Minimum Free Space")
     )
     tight = None not in (total, used, least) and total - used < least + (1 << 26)
@@ -15675,7 +15719,7 @@ def backup_size(host: Host, stock: Stock) -> int:
     lines = query(host, "system", "df", "--format", "{{.Type}}\t{{.Size}}").out_text().split("\n")
     found = dict(line.split("\t", 1) for line in lines if "\t" in line)
     sizes = [
-        parse_reported(found.get(kind) or "") or 0
+        parse_docker_size(found.get(kind) or "") or 0
         for kind in ("Images", "Containers", "Local Volumes")
     ]
     if not found:
@@ -15703,7 +15747,7 @@ def require_backup_folder(host: Host, folder: str, size: int) -> None:
                 "name a folder that does not exist yet",
             )
         place = folder if os.path.isdir(os_bytes(folder)) else os.path.dirname(folder)
-        room = require_free_bytes(place)
+        room = read_disk_room(place).available
     except OSError as err:
         raise Refused(
             "%s cannot be a backup's folder: %s" % (folder, err.strerror),
@@ -16820,7 +16864,7 @@ def run_restore(host: Host, opts: argparse.Namespace, report: dict) -> None:
     size, root = sum(os.stat(os_bytes(kept.path(name))).st_size for name in kept.files()), str(
         engine_info(host)["DockerRootDir"] or ""
     )
-    if os.path.isdir(os_bytes(root)) and size > require_free_bytes(root):
+    if os.path.isdir(os_bytes(root)) and size > read_disk_room(root).available:
         raise Refused(
             "the backup has %s, and the disk of Docker's root has less free" % format_size(size),
             "make room, or move the root: python3 dockfix.py relocate",
@@ -16970,7 +17014,9 @@ def collect_loop_pool(host: Host, engine: Engine) -> LoopPool:
                 "losetup -a; dmsetup table %s" % name,
             )
         lengths[kind], taken = found.st_size, taken + found.st_blocks * 512
-    return LoopPool(name, thin, files, loops, lengths, require_free_bytes(files["data"]) + taken)
+    return LoopPool(
+        name, thin, files, loops, lengths, read_disk_room(files["data"]).available + taken
+    )
 
 
 def require_healthy_pool(pool: LoopPool) -> None:
@@ -17034,7 +17080,7 @@ def run_grow(host: Host, opts: argparse.Namespace, report: dict) -> None:
                 "%s has %s already, and a thin pool never shrinks"
                 % (kind, format_size(pool.lengths[kind])),
                 "python3 dockfix.py pool recreate --%s %s --backup DIR"
-                % (kind, size_word(sizes[kind])),
+                % (kind, format_option_size(sizes[kind])),
             )
     require_healthy_pool(pool)
     require_sizes(pool, sizes, opts.overcommit)
@@ -17045,7 +17091,7 @@ def run_grow(host: Host, opts: argparse.Namespace, report: dict) -> None:
     )  # a file may be longer than what the pool has of it
     larger = [kind for kind in sizes if sizes[kind] // 512 > now[kind] // 512]
     wanted = [
-        ("storage-opt", "dm.loop%ssize" % kind, size_word(sizes[kind]))
+        ("storage-opt", "dm.loop%ssize" % kind, format_option_size(sizes[kind]))
         for kind in sizes
         if getattr(opts, kind)
     ]
@@ -17062,7 +17108,8 @@ def run_grow(host: Host, opts: argparse.Namespace, report: dict) -> None:
     already = "as large as that already" + (", and from now on by its options" if options else "")
     goal = (
         ", ".join(
-            "%s %s -> %s" % (kind, size_word(now[kind]), size_word(sizes[kind])) for kind in larger
+            "%s %s -> %s" % (kind, format_option_size(now[kind]), format_option_size(sizes[kind]))
+            for kind in larger
         )
         or already
     )
@@ -17147,7 +17194,7 @@ def lengthen_steps(pool: LoopPool, sizes: Dict[str, int]) -> Tuple[Step, ...]:
         if new > old:
             steps.append(
                 Step(
-                    "lengthen %s to %s" % (path, size_word(new)),
+                    "lengthen %s to %s" % (path, format_option_size(new)),
                     ("truncate", "-s", str(new), path),
                     (("says", str(new), "stat", "-c", "%s", path),),
                     undo,
@@ -17320,7 +17367,7 @@ def require_recreate(
         require_sizes(pool, sizes, opts.overcommit)
     require_stoppable(host, engine, opts.lose_autoremove)
     require_no_foreign_pool(host, every_pool(pool.name), pool.name)
-    size, room = backup_size(host, stock), require_free_bytes(engine.root)
+    size, room = backup_size(host, stock), read_disk_room(engine.root).available
     same = (
         os.stat(os_bytes(os.path.dirname(folder))).st_dev == os.stat(os_bytes(engine.root)).st_dev
         if os.path.isdir(os.path.dirname(folder))
@@ -17455,10 +17502,11 @@ def new_options(
             )
         ]
     wanted += [
-        ("storage-opt", "dm.loop%ssize" % kind, size_word(size)) for kind, size in sizes.items()
+        ("storage-opt", "dm.loop%ssize" % kind, format_option_size(size))
+        for kind, size in sizes.items()
     ]
     return wanted + (
-        [("storage-opt", "dm.basesize", size_word(parse_size(opts.base_size)))]
+        [("storage-opt", "dm.basesize", format_option_size(parse_size(opts.base_size)))]
         if opts.base_size
         else []
     )
@@ -17623,7 +17671,7 @@ def collect_move(host: Host, engine: Engine, word: str) -> Move:
         )
     require_no_volume_mounts(host, engine.root + "/volumes/")
     size, why = disk_usage(old, float("inf"), points_of_others(mounts_of()))
-    room = require_free_bytes(where)
+    room = read_disk_room(where).available
     if size is None or size * 1.02 > room:
         raise Refused(
             "%s holds %s, the disk of %s has %s free%s"

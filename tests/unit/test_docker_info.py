@@ -268,7 +268,7 @@ def test_what_else_is_read(dockfix):
     ],
 )
 def test_sizes_as_docker_prints_them(dockfix, text, size):
-    assert dockfix.parse_reported(text) == size
+    assert dockfix.parse_docker_size(text) == size
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,7 @@ def test_sizes_as_docker_prints_them(dockfix, text, size):
     ],
 )
 def test_what_is_no_size(dockfix, text):
-    assert dockfix.parse_reported(text) is None
+    assert dockfix.parse_docker_size(text) is None
 
 
 @pytest.mark.parametrize(

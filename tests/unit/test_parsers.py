@@ -741,6 +741,9 @@ def test_plain_words_are_not_quoted(dockfix):
         ("3G", 3 << 30),
         ("2T", 2 << 40),
         ("1.5M", 3 << 19),
+        ("1.5m", 3 << 19),
+        ("20MiB", 20 << 20),
+        ("0.001T", 1099511628),
     ],
 )
 def test_parse_size(dockfix, text, size):
@@ -765,12 +768,49 @@ def test_parse_size(dockfix, text, size):
         "--",
         "1MM",
         "1.2.3M",
+        "1.5",
+        "1 M",
+        "5GB",
+        "5B",
         "\n1",
     ],
 )
 def test_parse_size_garbage(dockfix, text):
     with pytest.raises(dockfix.DockfixError):
         dockfix.parse_size(text)
+
+
+@pytest.mark.parametrize(
+    "text, size",
+    [
+        ("8G", 8 << 30),
+        ("500GB", 500 << 30),
+        ("10GiB", 10 << 30),
+        ("64k", 1 << 16),
+        ("7", 7),
+        ("1.5G", None),
+        ("10 GB", None),
+        ("7B", None),
+        ("", None),
+    ],
+)
+def test_sizes_in_dockers_options(dockfix, text, size):
+    assert dockfix.parse_option_size(text) == size
+
+
+@pytest.mark.parametrize(
+    "text, size",
+    [
+        ("204800.0 Mb", 204800 << 20),
+        ("0.5 Mb", 1 << 19),
+        ("64 Kb", 1 << 16),
+        ("64.0 Kb", None),
+        ("5 Mb", None),
+        ("64 kB", None),
+    ],
+)
+def test_sizes_of_a_pool_under_engines_up_to_1_2(dockfix, text, size):
+    assert dockfix.parse_old_pool_size(text) == size
 
 
 # ---- speed, as far as it is a promise not to hang

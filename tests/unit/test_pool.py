@@ -737,10 +737,11 @@ def test_daemon_json_keeps_its_other_keys_and_their_order(dockfix):
 
 
 @pytest.mark.parametrize(
-    "size,word", [(1 << 30, "1G"), (3 << 29, "1536M"), (5, "5"), (1 << 40, "1T"), (2048, "2K")]
+    "size,word",
+    [(1 << 30, "1G"), (3 << 29, "1536M"), (5, "5"), (1 << 40, "1T"), (2048, "2K"), (0, "0")],
 )
 def test_sizes_as_docker_takes_them(dockfix, size, word):
-    assert dockfix.size_word(size) == word
+    assert dockfix.format_option_size(size) == word
 
 
 def test_a_plan_in_the_names_of_after_a_reboot(dockfix, monkeypatch):
