@@ -9720,23 +9720,24 @@ def short_links(root: OpenRoot, driver: str) -> Dict[str, List[str]]:
 # Docker's root and pool: used by storage, owner, reclaim and pool
 
 
-def engine_info_or_finding(host: Host, report: dict) -> Optional[Dict[str, object]]:
-    """docker info, or None and a finding where the daemon does not answer: the files tell as
-    much."""
+class EngineAnswer(NamedTuple):
+    """What the daemon answers to docker info. info: None where it does not answer; findings: why
+    everything is then told from the files alone."""
+
+    info: Optional[Dict[str, object]]
+    findings: List[Finding]
+
+
+def ask_engine(host: Host) -> EngineAnswer:
+    """For the commands that work with the daemon down: the files tell as much."""
     try:
         info = engine_info(host)
-        return info if info.get("DockerRootDir") else None
     except EnvironmentFault as err:
-        add_finding(
-            report,
-            Finding(
-                "engine-silent",
-                "info",
-                "from the files alone, unchecked: %s" % err.msg,
-                err.hint,
-            ),
-        )
-        return None
+        text = "from the files alone, unchecked: %s" % err.msg
+        return EngineAnswer(None, [Finding("engine-silent", "info", text, err.hint)])
+    if not info.get("DockerRootDir"):
+        return EngineAnswer(None, [])
+    return EngineAnswer(info, [])
 
 
 def configured_root() -> str:
@@ -9948,10 +9949,11 @@ def note_layers_of(layers: Layers, container: Container) -> None:
             layers.words.setdefault(word, []).append(number)
 
 
-def add_lost_records(layers: Layers, report: dict) -> None:
+def lost_record_findings(layers: Layers) -> List[Finding]:
     """A finding for each container whose layer record is gone: docker forgets it at its next start,
     and nothing else leads to its files."""
     untold = sum(row["role"] == UNKNOWN for row in layers.rows)
+    findings = []
     for container, lost in sorted(layers.lost.items()):
         short = container[:12]
         text = "container %s has no layer record: %s is missing" % (
@@ -9966,11 +9968,12 @@ def add_lost_records(layers: Layers, report: dict) -> None:
             remedy = "python3 dockfix.py owner --root %s" % quote_word(lost.root)
         if untold:
             text += "; of %d layers it is unknown whose they are: delete none of them" % untold
-        add_finding(report, Finding("layer-record-lost", "warning", text, remedy))
+        findings.append(Finding("layer-record-lost", "warning", text, remedy))
+    return findings
 
 
-def add_lost_records_of(host: Host, report: dict) -> None:
-    """add_lost_records for a command that does not read the layers itself; nothing where this
+def read_lost_record_findings(host: Host) -> List[Finding]:
+    """lost_record_findings for a command that does not read the layers itself; none where this
     host's files cannot be read, or are not the engine's."""
     try:
         info = engine_info(host)
@@ -9979,8 +9982,8 @@ def add_lost_records_of(host: Host, report: dict) -> None:
         layers = read_layers(root, follow=True)
         confirm_orphans(host, root, layers, info)
     except EnvironmentFault:
-        return
-    add_lost_records(layers, report)
+        return []
+    return lost_record_findings(layers)
 
 
 ###############################################################################
@@ -11427,7 +11430,10 @@ def read_storage_info(host: Host, opts: argparse.Namespace, report: dict) -> Opt
         return parse_info(decode_saved(read_input(opts.docker_info, 1 << 24, "--docker-info")))
     if opts.root is not None:
         return None
-    return engine_info_or_finding(host, report)
+    answer = ask_engine(host)
+    for finding in answer.findings:
+        add_finding(report, finding)
+    return answer.info
 
 
 def why_no_files(opts: argparse.Namespace, info: Optional[dict]) -> str:
@@ -11455,7 +11461,8 @@ def collect_files(
     try:
         layers = read_layers(root, follow=True)
         confirm_orphans(host, root, layers, info)
-        add_lost_records(layers, report)
+        for finding in lost_record_findings(layers):
+            add_finding(report, finding)
         unread = sorted(layers.unread.items())[:20]
         result["missing"] += ["%s: %s" % (path, reason) for path, reason in unread]
     except EnvironmentFault as err:
@@ -11734,7 +11741,8 @@ def owner_findings(
         add_finding(report, Finding("owner-containerd", "info", text % place, remedy))
     orphans = [row for row in layers.rows if row["role"] == "orphan"]
     unknown = [row for row in layers.rows if row["role"] == UNKNOWN]
-    add_lost_records(layers, report)
+    for finding in lost_record_findings(layers):
+        add_finding(report, finding)
     add_unproved(layers, unknown, report)
     if orphans and not opts.words:
         text = (
@@ -11792,7 +11800,10 @@ def run_owner(host: Host, opts: argparse.Namespace, report: dict) -> None:
     info = None
     root = opts.root
     if root is None:
-        info = engine_info_or_finding(host, report)
+        answer = ask_engine(host)
+        info = answer.info
+        for finding in answer.findings:
+            add_finding(report, finding)
         if info:
             # The files looked at must be those of the engine that answers.
             require_same_host(info, "its layers")
@@ -16666,7 +16677,8 @@ def run_backup(host: Host, opts: argparse.Namespace, report: dict) -> None:
     if opts.verify:
         return verify_backup(host, opts, report, read_backup(folder))
     lock_storage(host, opts)
-    add_lost_records_of(host, report)
+    for finding in read_lost_record_findings(host):
+        add_finding(report, finding)
     containers, odd = look_each_container(host)
     stock = collect_stock(host, containers)
     require_backup_folder(host, folder, backup_size(host, stock))
@@ -18089,7 +18101,10 @@ def run_discard(host: Host, opts: argparse.Namespace, report: dict) -> None:
     there = os.path.lexists(os_bytes(plan.keeps))
     if there:
         require_kept_data(plan, False)
-    info = engine_info_or_finding(host, report)
+    answer = ask_engine(host)
+    info = answer.info
+    for finding in answer.findings:
+        add_finding(report, finding)
     roots = [configured_root()] + ([str(info["DockerRootDir"])] if info else [])
     in_use = any((real_path(root) + "/").startswith(plan.keeps + "/") for root in roots)
     users = [pid for pid in all_processes() if process_uses(pid, plan.keeps)]
