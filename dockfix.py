@@ -15239,12 +15239,40 @@ def own_changes(doc: dict, diff: str) -> bool:
 ###############################################################################
 
 
-# --- what docker save has written
+# `backup` writes images, containers, networks and volumes into a folder; `restore` makes of it what
+# an engine lacks; `pool recreate` uses the same steps. None of them may overwrite what exists, ask
+# a registry, unpack an archive onto the host by itself, or call a backup complete that is not.
+#
+# Docker does the carrying: `docker save`, `commit`, `export` and `cp` out of it; `load`, `import`,
+# `create` and `cp` into it. But docker save can leave layers out and exit 0 (moby#49784), so each
+# archive is read back. How archives and tars are made is read from moby (image/tarexport,
+# pkg/archive, distribution/reference) and containerd (core/images/archive).
+
+
+# Reading an archive of docker save.
+
+NAME_NOTE = "io.containerd.image.name"
+REF_NOTE = "org.opencontainers.image.ref.name"
+PACKED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")  # how gzip and zstd begin
+TOO_MANY_NAMES = "its JSON names more than %d things" % ARCHIVE_STEPS_MAX
+
+
+class Platform(NamedTuple):
+    """What an image runs on, in the words of Go (linux, arm, v7); '' where nothing is said."""
+
+    system: str = ""
+    processor: str = ""
+    variant: str = ""
 
 
 class Blob(NamedTuple):
-    """A member of an archive. digest: sha256 in hex ('': there twice, with different bytes); head:
-    its first bytes; link: where it leads, of a link."""
+    """A member of an archive.
+
+    offset, size: where its bytes are in the archive, and how many.
+    digest: their sha256 in hex; '' where the archive has the name twice, with different bytes.
+    head: its first bytes.
+    link: of a link, the name that it leads to; else ''.
+    """
 
     offset: int
     size: int
@@ -15254,52 +15282,34 @@ class Blob(NamedTuple):
 
 
 class WantedImage(NamedTuple):
-    """An image that an archive must hold whole. key: how the caller knows it; refs: its tags, or
-    its id; platform: system, processor, variant as inspect says; manifests: digests of those that
-    containers use."""
+    """An image that an archive must hold whole.
+
+    key: how the caller knows it: its id, or the tag of an image made of a container.
+    refs: its tags, or its id.
+    platform: what the engine has it for.
+    manifests: the digests of those manifests that containers use.
+    """
 
     key: str
     refs: Tuple[str, ...]
-    platform: Tuple[str, str, str] = ("", "", "")
+    platform: Tuple[str, str, str] = Platform()
     manifests: Tuple[str, ...] = ()
 
 
-class Leaf(NamedTuple):
-    """An image for one platform, as an index of the archive names it; faults: what it lacks, in
-    words."""
+class PlatformImage(NamedTuple):
+    """An image for one platform, as an index of an archive names it.
+
+    digest: of its manifest. config: the digest of its config.
+    faults: what it lacks, in words.
+    """
 
     digest: str
-    platform: Tuple[str, str, str]
+    platform: Platform
     config: str
     faults: Tuple[str, ...]
 
 
-def index_archive(reader: TarReader) -> Dict[str, Blob]:
-    """Every file and link of an archive of docker save, each hashed. Raises ArchiveError."""
-    found = {}  # type: Dict[str, Blob]
-    for member in reader:
-        name = member.name[2:] if member.name.startswith("./") else member.name
-        if not is_inside(name) or not (member.isreg() or member.issym() or member.islnk()):
-            continue
-        if len(found) >= ARCHIVE_NAMES_MAX:
-            raise ArchiveError("more than %d files: no archive of docker save" % ARCHIVE_NAMES_MAX)
-        offset, digest, head = reader.offset, hashlib.sha256(), b""
-        for piece in reader.data():
-            head = head or piece[:8]
-            digest.update(piece)
-        link = ""
-        if member.issym():
-            link = posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname))
-        elif member.islnk():
-            link = posixpath.normpath(member.linkname)
-        blob = Blob(offset, member.size, digest.hexdigest(), head, link)
-        if name in found and (found[name].digest, found[name].link) != (blob.digest, link):
-            blob = blob._replace(digest="", link="")
-        found[name] = blob
-    return found
-
-
-def is_inside(name: str) -> bool:
+def is_inside_archive(name: str) -> bool:
     """Is it a path that stays in the archive, and not an endless one?"""
     return 0 < len(name) <= 1024 and not name.startswith("/") and ".." not in name.split("/")
 
@@ -15307,203 +15317,16 @@ def is_inside(name: str) -> bool:
 def full_name(ref: str) -> str:
     """An image's name with everything that docker leaves out (distribution/reference,
     ParseNormalizedNamed)."""
-    domain, slash, rest = ref.partition("/")
-    if not slash or not (set(".:") & set(domain) or domain == "localhost"):
-        domain, rest = "docker.io", ref if slash else "library/" + ref
+    domain, slash, path = ref.partition("/")
+    if not slash:
+        domain, path = "docker.io", "library/" + ref
+    elif "." not in domain and ":" not in domain and domain != "localhost":
+        domain, path = "docker.io", ref
     if domain == "index.docker.io":
         domain = "docker.io"
-    return domain + "/" + rest + ("" if ":" in rest or "@" in rest else ":latest")
-
-
-class SavedArchive:
-    """The images in an archive of docker save: what its JSON names, and whether the bytes are
-    there.
-
-    Two forms (moby image/tarexport, containerd core/images/archive): manifest.json with a config
-    and layers for each image (from 1.10 on; a layer may be a link to another's), and index.json, an
-    OCI index of manifests, or of indexes with one manifest for each platform. Newer engines write
-    both."""
-
-    def __init__(self, blobs: Dict[str, Blob], read: Callable[[int, int], bytes]) -> None:
-        self.blobs, self.read = blobs, read
-        self.steps = 0
-        self.leaves = {}  # type: Dict[str, List[Leaf]]
-        self.index = self.entries("index.json", lambda found: found["manifests"])
-        self.images = self.entries("manifest.json", lambda found: found)
-        if not self.index and not self.images:
-            raise ArchiveError("it names no image: neither index.json nor manifest.json is in it")
-
-    def entries(self, name: str, take: Callable) -> List[dict]:
-        if name not in self.blobs:
-            return []
-        found = self.parsed(name)
-        try:
-            found = take(found)
-        except (TypeError, KeyError):
-            found = {}
-        if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
-            raise ArchiveError("%s is not understood" % name)
-        return found
-
-    def step(self) -> None:
-        self.steps += 1
-        if self.steps > ARCHIVE_STEPS_MAX:
-            raise ArchiveError("its JSON names more than %d things" % ARCHIVE_STEPS_MAX)
-
-    def resolved(self, name: object) -> Optional[Blob]:
-        """The file of that name, links followed inside the archive; None where there is none."""
-        self.step()
-        for _ in range(ARCHIVE_DEPTH_MAX):
-            if not isinstance(name, str) or not is_inside(name):
-                return None
-            blob = self.blobs.get(posixpath.normpath(name))
-            if blob is None or not blob.link:
-                return blob
-            name = blob.link
-        return None
-
-    def parsed(self, name: str) -> object:
-        """Raises ArchiveError."""
-        blob = self.resolved(name)
-        if blob is None or not blob.digest or blob.size > RECORD_MAX:
-            raise ArchiveError("%s is missing, there twice, or too long" % escape_controls(name))
-        try:
-            return json.loads(self.read(blob.offset, blob.size).decode("utf-8"))
-        except (ValueError, RecursionError):
-            raise ArchiveError("%s is not understood" % escape_controls(name)) from None
-
-    def blob_fault(self, descriptor: object, kind: str) -> str:
-        """What is wrong with what a descriptor names; '' where its bytes are those that it
-        names."""
-        digest = descriptor.get("digest") if isinstance(descriptor, dict) else None
-        if not isinstance(digest, str) or not re.match(r"sha256:[0-9a-f]{64}\Z", digest):
-            return "the name of a %s is no sha256 digest" % kind
-        blob = self.resolved(blob_path(digest))
-        if blob is None:
-            return "%s %s is missing" % (kind, digest)
-        size = descriptor.get("size")
-        if blob.digest != digest[7:] or (isinstance(size, int) and size != blob.size):
-            return "%s %s has other bytes than its name says" % (kind, digest)
-        return ""
-
-    # ---- index.json
-
-    def leaves_of(self, descriptor: dict, depth: int = 0) -> List[Leaf]:
-        """The images for one platform each that a descriptor leads to, without attestations."""
-        self.step()
-        platform = platform_of(descriptor.get("platform"))
-        fault = self.blob_fault(descriptor, "manifest")
-        digest = str(descriptor.get("digest"))
-        if fault or depth > ARCHIVE_DEPTH_MAX:
-            return [Leaf(digest, platform, "", (fault or "indexes in indexes without end",))]
-        if digest in self.leaves:
-            return self.leaves[digest]
-        try:
-            found = self.parsed(blob_path(digest))
-            if isinstance(found["manifests"] if "manifests" in found else None, list):
-                leaves = self.index_leaves(found["manifests"], depth)
-            else:
-                config = str(found["config"]["digest"])
-                leaves = [Leaf(digest, platform, config, self.manifest_faults(found))]
-        except (TypeError, KeyError, AttributeError):
-            leaves = [Leaf(digest, platform, "", ("manifest %s is not understood" % digest,))]
-        except ArchiveError as err:
-            leaves = [Leaf(digest, platform, "", (err.msg,))]
-        self.leaves[digest] = leaves
-        return leaves
-
-    def index_leaves(self, children: List[dict], depth: int) -> List[Leaf]:
-        leaves = []  # type: List[Leaf]
-        for child in children:
-            if not is_attestation(child):
-                leaves += self.leaves_of(child, depth + 1)
-            if len(leaves) > ARCHIVE_STEPS_MAX:
-                raise ArchiveError("its JSON names more than %d things" % ARCHIVE_STEPS_MAX)
-        return leaves
-
-    def manifest_faults(self, manifest: dict) -> Tuple[str, ...]:
-        faults = [self.blob_fault(manifest["config"], "config")]
-        faults += [self.blob_fault(one, "layer") for one in manifest["layers"]]
-        return tuple(fault for fault in faults if fault)
-
-    def index_faults(self, descriptor: dict, image: WantedImage) -> List[str]:
-        """Whole is an index with all of the image for the platform that the engine has; other
-        platforms, which were never pulled, may be missing."""
-        leaves = self.leaves_of(descriptor)
-        faults = [
-            fault for leaf in leaves if leaf.digest in image.manifests for fault in leaf.faults
-        ]
-        fitting = [leaf for leaf in leaves if same_platform(leaf.platform, image.platform)]
-        if not fitting:
-            return [*faults, "nothing in it is for %s" % "/".join(filter(None, image.platform))]
-        if all(leaf.faults for leaf in fitting):
-            faults += fitting[0].faults
-        return faults
-
-    # ---- manifest.json
-
-    def image_faults(self, image: dict) -> List[str]:
-        """One entry of manifest.json: its config, and each layer by the digest in the config."""
-        name, layers = image.get("Config"), image.get("Layers") or []
-        blob = self.resolved(name)
-        if blob is None:
-            return ["config %s is missing" % escape_controls(str(name))]
-        if blob.digest != config_digest(image):
-            return ["config %s has other bytes than its name says" % name]
-        try:
-            wanted = list((self.parsed(name).get("rootfs") or {}).get("diff_ids") or [])
-        except ArchiveError as err:
-            return [err.msg]
-        if not isinstance(layers, list) or len(layers) != len(wanted):
-            return ["it lists %d layers, its config %d" % (len(layers), len(wanted))]
-        faults = [self.layer_fault(layer, diff_id) for layer, diff_id in zip(layers, wanted)]
-        return [fault for fault in faults if fault]
-
-    def layer_fault(self, name: object, diff_id: object) -> str:
-        blob = self.resolved(name)
-        if blob is None:
-            return "layer %s is missing" % escape_controls(str(name))
-        packed = blob.head.startswith(PACKED) and name == blob_path("sha256:" + blob.digest)
-        if "sha256:" + blob.digest == diff_id or packed:
-            return ""
-        return "layer %s has other bytes than the config says" % escape_controls(str(name))
-
-    # ---- both
-
-    def faults(self, image: WantedImage) -> List[str]:
-        """What the archive lacks of an image; [] where all of it is there."""
-        faults = []  # type: List[str]
-        self.steps = 0
-        try:
-            for ref in image.refs:
-                inside = [one for one in self.index if self.is_named(one, ref)]
-                listed = [one for one in self.images if is_listed(one, ref)]
-                if not inside and ("index.json" in self.blobs or not listed):
-                    faults.append("%s is not in the archive" % ref)
-                for one in inside:
-                    faults += self.index_faults(one, image)
-                for one in listed:
-                    faults += self.image_faults(one)
-        except ArchiveError as err:
-            faults.append(err.msg)
-        except (TypeError, AttributeError, KeyError, ValueError, RecursionError):
-            faults.append("its JSON is not understood")
-        return list(dict.fromkeys(faults))
-
-    def is_named(self, descriptor: dict, ref: str) -> bool:
-        """Is it the image of that tag, or of that id (of an index, a manifest or a config)?"""
-        if not ref.startswith("sha256:"):
-            notes = descriptor.get("annotations") or {}
-            name = notes.get(NAME_NOTE) or notes.get(REF_NOTE)
-            return isinstance(name, str) and full_name(name) == full_name(ref)
-        leaves = self.leaves_of(descriptor)
-        known = {leaf.digest for leaf in leaves} | {leaf.config for leaf in leaves}
-        return ref in known | {descriptor.get("digest")}
-
-
-NAME_NOTE = "io.containerd.image.name"
-REF_NOTE = "org.opencontainers.image.ref.name"
-PACKED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")  # gzip, zstd
+    if ":" not in path and "@" not in path:
+        path += ":latest"
+    return domain + "/" + path
 
 
 def blob_path(digest: str) -> str:
@@ -15512,8 +15335,30 @@ def blob_path(digest: str) -> str:
 
 def config_digest(image: dict) -> str:
     """Of an entry of manifest.json: HEX.json (1.10 to 24), or blobs/sha256/HEX."""
-    found = re.match(r"(?:blobs/sha256/)?([0-9a-f]{64})(?:\.json)?\Z", str(image.get("Config")))
-    return found.group(1) if found else "no digest"
+    name = str(image.get("Config"))
+    match = re.match(r"(?:blobs/sha256/)?([0-9a-f]{64})(?:\.json)?\Z", name)
+    if not match:
+        return "no digest"
+    return match.group(1)
+
+
+def parse_platform(facts: object) -> Platform:
+    """Of a descriptor's "platform". It may be anything: the archive came from elsewhere."""
+    if not isinstance(facts, dict):
+        return Platform()
+    return Platform(
+        system=str(facts.get("os") or ""),
+        processor=str(facts.get("architecture") or ""),
+        variant=str(facts.get("variant") or ""),
+    )
+
+
+def is_same_platform(first: Sequence[str], second: Sequence[str]) -> bool:
+    """What one of them does not say is no difference."""
+    for name, other_name in zip(first, second):
+        if name and other_name and name != other_name:
+            return False
+    return True
 
 
 def is_listed(image: dict, ref: str) -> bool:
@@ -15524,26 +15369,272 @@ def is_listed(image: dict, ref: str) -> bool:
 
 
 def is_attestation(descriptor: dict) -> bool:
-    """What BuildKit adds to an index; a pull leaves it behind, and nothing needs it."""
+    """What BuildKit adds to an index. A pull leaves it behind, and nothing needs it."""
     notes = descriptor.get("annotations") or {}
-    return (
-        notes.get("vnd.docker.reference.type") == "attestation-manifest"
-        or platform_of(descriptor.get("platform"))[1] == "unknown"
-    )
+    if notes.get("vnd.docker.reference.type") == "attestation-manifest":
+        return True
+    return parse_platform(descriptor.get("platform")).processor == "unknown"
 
 
-def platform_of(found: object) -> Tuple[str, str, str]:
-    """System, processor and variant of a descriptor; '' where it does not say."""
-    facts = found if isinstance(found, dict) else {}
-    system, processor, variant = (
-        str(facts.get(key) or "") for key in ("os", "architecture", "variant")
-    )
-    return system, processor, variant
+def index_archive(reader: TarReader) -> Dict[str, Blob]:
+    """Every file and link of an archive of docker save, each hashed. Raises ArchiveError."""
+    blobs = {}  # type: Dict[str, Blob]
+    for member in reader:
+        name = member.name
+        if name.startswith("./"):
+            name = name[2:]
+        if not is_inside_archive(name):
+            continue
+        if not member.isreg() and not member.issym() and not member.islnk():
+            continue
+        if len(blobs) >= ARCHIVE_NAMES_MAX:
+            raise ArchiveError("more than %d files: no archive of docker save" % ARCHIVE_NAMES_MAX)
+        blob = read_blob(reader, member, name)
+        before = blobs.get(name)
+        if before and (before.digest, before.link) != (blob.digest, blob.link):
+            # docker load may take either
+            blob = Blob(blob.offset, blob.size, digest="", head=blob.head, link="")
+        blobs[name] = blob
+    return blobs
 
 
-def same_platform(one: Tuple[str, str, str], other: Tuple[str, str, str]) -> bool:
-    """What one of them does not say is no difference."""
-    return all(not a or not b or a == b for a, b in zip(one, other))
+def read_blob(reader: TarReader, member: tarfile.TarInfo, name: str) -> Blob:
+    """Reads the member whose header was read last. Raises ArchiveError."""
+    offset = reader.offset
+    content_hash = hashlib.sha256()
+    head = b""
+    for piece in reader.data():
+        if not head:
+            head = piece[:8]
+        content_hash.update(piece)
+    link = ""
+    if member.issym():
+        link = posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname))
+    elif member.islnk():
+        link = posixpath.normpath(member.linkname)
+    return Blob(offset, member.size, content_hash.hexdigest(), head, link)
+
+
+class SavedArchive:
+    """The images in an archive of docker save: what its JSON names, and whether the bytes are
+    there.
+
+    Two forms (moby image/tarexport, containerd core/images/archive): manifest.json with a config
+    and layers for each image (from 1.10 on; a layer may be a link to another's), and index.json, an
+    OCI index of manifests, or of indexes with one manifest for each platform. Newer engines write
+    both. The archive may be hostile: links and indexes may go round in a circle, and any value may
+    be of any kind.
+    """
+
+    def __init__(self, blobs: Dict[str, Blob], read: Callable[[int, int], bytes]) -> None:
+        """read: gives the bytes at an offset, so many. Raises ArchiveError."""
+        self.blobs = blobs
+        self.read = read
+        self.names_followed = 0
+        self.platform_images = {}  # type: Dict[str, List[PlatformImage]]  # by digest
+        self.index = []  # type: List[dict]
+        self.images = []  # type: List[dict]
+        if "index.json" in blobs:
+            index = self.parse_json("index.json")
+            manifests = index.get("manifests") if isinstance(index, dict) else None
+            self.index = self.require_objects("index.json", manifests)
+        if "manifest.json" in blobs:
+            self.images = self.require_objects("manifest.json", self.parse_json("manifest.json"))
+        if not self.index and not self.images:
+            raise ArchiveError("it names no image: neither index.json nor manifest.json is in it")
+
+    @staticmethod
+    def require_objects(name: str, entries: object) -> List[dict]:
+        """The entries, which must be a list of objects. Raises ArchiveError."""
+        if not isinstance(entries, list):
+            raise ArchiveError("%s is not understood" % name)
+        for entry in entries:
+            if not isinstance(entry, dict):
+                raise ArchiveError("%s is not understood" % name)
+        return entries
+
+    def count_name(self) -> None:
+        """Ends an archive whose JSON leads on and on. Raises ArchiveError."""
+        self.names_followed += 1
+        if self.names_followed > ARCHIVE_STEPS_MAX:
+            raise ArchiveError(TOO_MANY_NAMES)
+
+    def find_blob(self, name: object) -> Optional[Blob]:
+        """The file of that name, links followed inside the archive; None where there is none."""
+        self.count_name()
+        for _ in range(ARCHIVE_DEPTH_MAX):
+            if not isinstance(name, str) or not is_inside_archive(name):
+                return None
+            blob = self.blobs.get(posixpath.normpath(name))
+            if blob is None or not blob.link:
+                return blob
+            name = blob.link
+        return None
+
+    def parse_json(self, name: str) -> object:
+        """Raises ArchiveError."""
+        blob = self.find_blob(name)
+        if blob is None or not blob.digest or blob.size > RECORD_MAX:
+            raise ArchiveError("%s is missing, there twice, or too long" % escape_controls(name))
+        try:
+            return json.loads(self.read(blob.offset, blob.size).decode("utf-8"))
+        except (ValueError, RecursionError):
+            raise ArchiveError("%s is not understood" % escape_controls(name)) from None
+
+    def blob_fault(self, descriptor: object, kind: str) -> str:
+        """What is wrong with what a descriptor names; '' where its bytes are those that it
+        names."""
+        facts = descriptor if isinstance(descriptor, dict) else {}
+        digest = facts.get("digest")
+        if not isinstance(digest, str) or not re.match(r"sha256:[0-9a-f]{64}\Z", digest):
+            return "the name of a %s is no sha256 digest" % kind
+        blob = self.find_blob(blob_path(digest))
+        if blob is None:
+            return "%s %s is missing" % (kind, digest)
+        size = facts.get("size")
+        is_other_size = isinstance(size, int) and size != blob.size
+        if "sha256:" + blob.digest != digest or is_other_size:
+            return "%s %s has other bytes than its name says" % (kind, digest)
+        return ""
+
+    # By index.json.
+
+    def images_of(self, descriptor: dict, depth: int = 0) -> List[PlatformImage]:
+        """The images for one platform each that a descriptor leads to, without attestations."""
+        self.count_name()
+        platform = parse_platform(descriptor.get("platform"))
+        digest = str(descriptor.get("digest"))
+        fault = self.blob_fault(descriptor, "manifest")
+        if not fault and depth > ARCHIVE_DEPTH_MAX:
+            fault = "indexes in indexes without end"
+        if fault:
+            return [PlatformImage(digest, platform, "", (fault,))]
+        if digest not in self.platform_images:
+            self.platform_images[digest] = self.read_images_of(digest, platform, depth)
+        return self.platform_images[digest]
+
+    def read_images_of(self, digest: str, platform: Platform, depth: int) -> List[PlatformImage]:
+        """What the manifest, or the index, of that digest names."""
+        try:
+            manifest = self.parse_json(blob_path(digest))
+            if not isinstance(manifest, dict):
+                raise TypeError("no object")
+            if isinstance(manifest.get("manifests"), list):
+                return self.images_of_index(manifest["manifests"], depth)
+            config = str(manifest["config"]["digest"])
+            faults = self.manifest_faults(manifest)
+        except (TypeError, KeyError, AttributeError):
+            config, faults = "", ("manifest %s is not understood" % digest,)
+        except ArchiveError as err:
+            config, faults = "", (err.msg,)
+        return [PlatformImage(digest, platform, config, faults)]
+
+    def images_of_index(self, descriptors: List[dict], depth: int) -> List[PlatformImage]:
+        images = []  # type: List[PlatformImage]
+        for descriptor in descriptors:
+            if not is_attestation(descriptor):
+                images += self.images_of(descriptor, depth + 1)
+            if len(images) > ARCHIVE_STEPS_MAX:
+                raise ArchiveError(TOO_MANY_NAMES)
+        return images
+
+    def manifest_faults(self, manifest: dict) -> Tuple[str, ...]:
+        faults = [self.blob_fault(manifest["config"], "config")]
+        for layer in manifest["layers"]:
+            faults.append(self.blob_fault(layer, "layer"))
+        return tuple(filter(None, faults))
+
+    def index_faults(self, descriptor: dict, wanted: WantedImage) -> List[str]:
+        """Whole is an index with all of the image for the platform that the engine has. Other
+        platforms, which were never pulled, may be missing."""
+        faults = []  # type: List[str]
+        fitting = []
+        for image in self.images_of(descriptor):
+            if image.digest in wanted.manifests:
+                faults += image.faults
+            if is_same_platform(image.platform, wanted.platform):
+                fitting.append(image)
+        if not fitting:
+            platform = "/".join(filter(None, wanted.platform))
+            return [*faults, "nothing in it is for %s" % platform]
+        if all(image.faults for image in fitting):
+            faults += fitting[0].faults
+        return faults
+
+    # By manifest.json.
+
+    def image_faults(self, image: dict) -> List[str]:
+        """One entry of manifest.json: its config, and each layer by the digest in the config."""
+        name = image.get("Config")
+        blob = self.find_blob(name)
+        if not isinstance(name, str) or blob is None:
+            return ["config %s is missing" % escape_controls(str(name))]
+        if blob.digest != config_digest(image):
+            return ["config %s has other bytes than its name says" % name]
+        try:
+            config = self.parse_json(name)
+        except ArchiveError as err:
+            return [err.msg]
+        if not isinstance(config, dict):
+            raise TypeError("no object")
+        diff_ids = list((config.get("rootfs") or {}).get("diff_ids") or [])
+        layers = image.get("Layers") or []
+        if not isinstance(layers, list) or len(layers) != len(diff_ids):
+            return ["it lists %d layers, its config %d" % (len(layers), len(diff_ids))]
+        faults = [self.layer_fault(layer, diff_id) for layer, diff_id in zip(layers, diff_ids)]
+        return list(filter(None, faults))
+
+    def layer_fault(self, name: object, diff_id: object) -> str:
+        """'' where a layer is what the config says. A packed layer has another digest than the
+        diff id: there its name must be right."""
+        blob = self.find_blob(name)
+        if blob is None:
+            return "layer %s is missing" % escape_controls(str(name))
+        digest = "sha256:" + blob.digest
+        if digest == diff_id:
+            return ""
+        if blob.head.startswith(PACKED) and name == blob_path(digest):
+            return ""
+        return "layer %s has other bytes than the config says" % escape_controls(str(name))
+
+    # By both.
+
+    def faults(self, wanted: WantedImage) -> List[str]:
+        """What the archive lacks of an image; [] where all of it is there."""
+        faults = []  # type: List[str]
+        self.names_followed = 0
+        try:
+            for ref in wanted.refs:
+                faults += self.ref_faults(ref, wanted)
+        except ArchiveError as err:
+            faults.append(err.msg)
+        except (TypeError, AttributeError, KeyError, ValueError, RecursionError):
+            faults.append("its JSON is not understood")
+        return list(dict.fromkeys(faults))
+
+    def ref_faults(self, ref: str, wanted: WantedImage) -> List[str]:
+        """What each entry for one tag, or id, lacks."""
+        descriptors = [row for row in self.index if self.is_named(row, ref)]
+        entries = [row for row in self.images if is_listed(row, ref)]
+        faults = []  # type: List[str]
+        if not descriptors and ("index.json" in self.blobs or not entries):
+            faults.append("%s is not in the archive" % ref)
+        for descriptor in descriptors:
+            faults += self.index_faults(descriptor, wanted)
+        for entry in entries:
+            faults += self.image_faults(entry)
+        return faults
+
+    def is_named(self, descriptor: dict, ref: str) -> bool:
+        """Is it the image of that tag, or of that id (of an index, a manifest or a config)?"""
+        if not ref.startswith("sha256:"):
+            notes = descriptor.get("annotations") or {}
+            name = notes.get(NAME_NOTE) or notes.get(REF_NOTE)
+            return isinstance(name, str) and full_name(name) == full_name(ref)
+        ids = [descriptor.get("digest")]
+        for image in self.images_of(descriptor):
+            ids += [image.digest, image.config]
+        return ref in ids
 
 
 # --- what a backup holds: the same for backup, restore and pool recreate
@@ -15979,7 +16070,9 @@ def wanted_images(stock: Stock) -> List[WantedImage]:
         WantedImage(
             one["Id"],
             tuple(image_refs([one])),
-            platform_of({key.lower(): one.get(key) for key in ("Os", "Architecture", "Variant")}),
+            parse_platform(
+                {key.lower(): one.get(key) for key in ("Os", "Architecture", "Variant")}
+            ),
             tuple(used.get(one["Id"], ())),
         )
         for one in stock.images
