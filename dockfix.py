@@ -7985,6 +7985,7 @@ class Layers(NamedTuple):
     trees: {driver with image records here: their number}.
     lost: {container id: its record that is gone}.
     doubts: what keeps layers from being proved orphans.
+    parents: the images that another image's build began from.
     """
 
     rows: List[dict]
@@ -7996,6 +7997,7 @@ class Layers(NamedTuple):
     trees: Dict[str, int]
     lost: Dict[str, LostRecord]
     doubts: List[Doubt]
+    parents: Set[str]
 
 
 class LayerOwner(NamedTuple):
@@ -8081,14 +8083,15 @@ class MountRecord(NamedTuple):
 class DriverRecords(NamedTuple):
     """The records of image/<driver>, by name; None: there, but not readable.
 
-    tags: {image: its tags}; metadata: the images that have any.
+    tags: {image: its tags}; metadata: {image that has any: the image that its build began from, ''
+    where none is recorded}.
     """
 
     chains: Dict[str, Optional[ChainRecord]]
     mounts: Dict[str, Optional[MountRecord]]
     images: Dict[str, Optional[List[str]]]
     tags: Dict[str, List[str]]
-    metadata: List[str]
+    metadata: Dict[str, Optional[str]]
 
 
 def parse_optional_record(files: Dict[str, bytes], name: str, form: str) -> str:
@@ -8125,6 +8128,12 @@ def parse_image_record(files: Dict[str, bytes]) -> List[str]:
         if not isinstance(diff, str) or not re.match("sha256:" + HASH, diff):
             raise ValueError("its diff ids are not valid")
     return diff_ids
+
+
+def parse_image_parent(files: Dict[str, bytes]) -> str:
+    """The image that the build of an image began from; '' where none is recorded: it was pulled,
+    loaded, or built by BuildKit."""
+    return parse_optional_record(files, "parent", "sha256:" + HASH)
 
 
 def parse_container_record(files: Dict[str, bytes]) -> Dict[str, object]:
@@ -9073,7 +9082,7 @@ def looks_like_root(path: str) -> bool:
 
 
 def read_layers_once(path: str, follow: bool) -> Layers:
-    out = Layers([], {}, {}, {}, {}, {}, {}, {}, [])
+    out = Layers([], {}, {}, {}, {}, {}, {}, {}, [], set())
     try:
         fd = os.open(os_bytes(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as err:
@@ -9206,7 +9215,9 @@ def read_driver_records(root: OpenRoot, driver: str, must: bool) -> DriverRecord
     images = read_records(
         root, place + "imagedb/content/sha256", (), parse_image_record, driver, must=must
     )
-    metadata = list_records(root, place + "imagedb/metadata/sha256", driver)
+    metadata = read_records(
+        root, place + "imagedb/metadata/sha256", ("parent",), parse_image_parent, driver, soft=True
+    )
     tags = read_records(
         root, "image/" + driver, (), parse_repositories, driver, form=r"repositories\.json\Z"
     )
@@ -9282,10 +9293,13 @@ def add_images(
     old_tags: Dict[str, List[str]],
     out: Layers,
 ) -> None:
-    """The images of one driver with their tags, and how many records it has, where it is here."""
+    """The images of one driver with their tags and parents, and how many records it has, where it is
+    here."""
     before_1_10 = is_below(root, "graph") and is_below(root, driver)
     if before_1_10 or is_below(root, "image/" + driver):
         out.trees[driver] = out.trees.get(driver, 0) + len(records.images)
+    out.parents.update(parent for parent in records.metadata.values() if parent)
+    out.parents.update(parent for parent in graph.values() if parent)
     for image in list(records.images) + list(graph):
         image_tags = out.images.setdefault(image, [])
         for tag in records.tags.get(image, []) + old_tags.get(image, []):
@@ -9812,6 +9826,14 @@ def thin_pool(host: Host, name: str) -> ThinPool:
         texts.append(require_answer(answer, "dmsetup").out_text())
     table, status = texts
     return parse_thin_pool(table, status)
+
+
+def is_dangling(image: str, names: Sequence[str], used: Set[str], parents: Set[str]) -> bool:
+    """Whether nothing needs an image: it has no name (a tag or a digest), no container was made of
+    it, and no other image's build began from it, by docker's own record. used, parents: ids."""
+    if names or image in used:
+        return False
+    return image not in parents
 
 
 def pool_repair_line(metadata: str) -> str:
@@ -10946,15 +10968,11 @@ def image_layers_of(layers: Layers, sizes: dict) -> List[ImageLayer]:
 
 def image_rows(layers: Layers, image_layers: List[ImageLayer]) -> List[dict]:
     """A row for each image: the bytes of the layers that no other image has (what deleting it would
-    give), whether a container uses it, and whether it is dangling. That is an image without a name
-    that no container uses, and that is not a step of another image's build, which would have all
-    its layers."""
+    give), whether a container uses it, and whether it is dangling."""
     used = {facts["image"] for facts in layers.containers.values()}
-    sharers = {}  # type: Dict[str, set]
     own_sizes = {}  # type: Dict[str, List[Optional[int]]]
     for layer in image_layers:
         for image in layer.images:
-            sharers[image] = sharers.get(image, layer.images) & layer.images
             own = own_sizes.setdefault(image, [])
             if len(layer.images) == 1:
                 own.append(layer.size)
@@ -10966,7 +10984,7 @@ def image_rows(layers: Layers, image_layers: List[ImageLayer]) -> List[dict]:
                 "tags": tags,
                 "size": add_sizes(own_sizes.get(image, [None])),
                 "used": image in used,
-                "dangling": not tags and sharers.get(image) == {image} and image not in used,
+                "dangling": is_dangling(image, tags, used, layers.parents),
             }
         )
     return rows
@@ -12090,22 +12108,20 @@ def image_candidates(host: Host, opts: argparse.Namespace, inventory: Inventory)
     for image in inventory.images:
         ident = image["Id"]
         tags = without_none(image.get("RepoTags"))
-        digests = [] if tags else without_none(image.get("RepoDigests"))
-        if ident in used:
-            continue
-        if not tags and ident in parents:
-            continue  # a step of another image's build
-        if (tags or digests) and not opts.unused:
-            continue  # pulled by its digest: that is a name too
-        lost = "an image without a name"
-        if tags or digests:
+        # an image that was pulled by its digest has that for a name
+        names = tags or without_none(image.get("RepoDigests"))
+        if is_dangling(ident, names, used, parents):
+            lost = "an image without a name"
+        elif opts.unused and names and ident not in used:
             lost = "the image; a host without network cannot pull it again"
+        else:
+            continue
         candidates.append(
             Candidate(
                 "images",
                 ", ".join(tags) or ident[:19],
                 ident,
-                tuple(tags or digests or [ident]),
+                tuple(names or [ident]),
                 image_size(inventory, image),
                 lost,
             )

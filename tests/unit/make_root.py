@@ -184,6 +184,12 @@ class NewRoot(MadeRoot):
         self.write_tags()
         return image
 
+    def built_from(self, image, base):
+        """Docker's own builder records the image that a build began from; a pull, a load and
+        BuildKit do not."""
+        folder = self.at("image", self.driver, "imagedb", "metadata", "sha256", image)
+        write(os.path.join(folder, "parent"), "sha256:" + base)
+
     def container(self, name, image, **config):
         container, mount = self.next("container"), self.next("mount")
         folder = self.at("image", self.driver, "layerdb", "mounts", container)

@@ -156,20 +156,31 @@ class Engine:
             ("web", self.web, "Up 2 hours"),
         ):
             box.container(name, id=ident, status=status, inspect={"Image": "sha256:" + self.image})
-        self.images = [
-            {
-                "Id": "sha256:" + self.image,
-                "RepoTags": ["a:1"],
-                "RootFS": self.layers_of(self.image),
-            },
-            {"Id": "sha256:" + self.bare, "RepoTags": [], "RootFS": self.layers_of(self.bare)},
-        ]
-        ids = "".join("%s\n" % image["Id"] for image in self.images)
-        box.rule("images", out=ids.encode(), rc=0)
-        box.rule("inspect", has="image", out=json.dumps(self.images).encode(), rc=0)
+        self.list_images({})
         mount = {"Name": "data", "Mountpoint": self.root.at("volumes", "data", "_data")}
         box.rule("volume", has="ls", out=b"data\n", rc=0)
         box.rule("volume", has="inspect", out=json.dumps([mount]).encode(), rc=0)
+
+    def list_images(self, parents):
+        """docker's answers on the images of the root. parents: {image: the one that its build
+        began from}."""
+        documents = []
+        for image in self.root.diffs:
+            names = sorted(name for name, of in self.root.tags.items() if of == image)
+            document = {
+                "Id": "sha256:" + image,
+                "RepoTags": [name for name in names if "@" not in name],
+                "RepoDigests": [name for name in names if "@" in name],
+                "Parent": "sha256:" + parents[image] if image in parents else "",
+                "RootFS": self.layers_of(image),
+            }
+            documents.append(document)
+        ids = "".join("%s\n" % document["Id"] for document in documents)
+        rules = [rule for rule in self.box.world["rules"] if not rule.get("of_images")]
+        self.box.world["rules"] = rules
+        self.box.rule("images", out=ids.encode(), rc=0, of_images=True)
+        answer = json.dumps(documents).encode()
+        self.box.rule("inspect", has="image", out=answer, rc=0, of_images=True)
 
     def layers_of(self, image):
         return {"Type": "layers", "Layers": ["sha256:" + one for one in self.root.diffs[image]]}
@@ -212,6 +223,73 @@ def test_everything_is_measured_where_it_can_be_read(engine):
     assert done.rc == 0 and done.json["promised"] > 0
     assert {kind for kind, _ in found} == {"logs", "containers", "images", "volumes"}
     assert None not in found.values() and found["volumes", "data"] >= 50000
+
+
+def same_layers_as_a_named_image(root, image):
+    return [root.image(0, below=image)], {}
+
+
+def loaded_without_its_parent(root, image):
+    """After a backup is restored no image has a record of what its build began from."""
+    base = root.image(1)
+    root.image(1, "app:1", below=base)
+    return [base], {}
+
+
+def a_step_of_a_build(root, image):
+    base = root.image(1)
+    app = root.image(1, "app:1", below=base)
+    root.built_from(app, base)
+    return [], {app: base}
+
+
+def a_step_of_a_build_that_lost_its_name(root, image):
+    base = root.image(1)
+    app = root.image(1, below=base)
+    root.built_from(app, base)
+    return [app], {app: base}
+
+
+def used_by_a_container(root, image):
+    root.container("bare", root.image(1))
+    return [], {}
+
+
+def pulled_by_its_digest(root, image):
+    root.image(1, "app@sha256:" + "1" * 64)
+    return [], {}
+
+
+@pytest.mark.parametrize(
+    "situation",
+    [
+        same_layers_as_a_named_image,
+        loaded_without_its_parent,
+        a_step_of_a_build,
+        a_step_of_a_build_that_lost_its_name,
+        used_by_a_container,
+        pulled_by_its_digest,
+    ],
+)
+def test_storage_and_reclaim_mean_the_same_images(engine, situation):
+    dangling, parents = situation(engine.root, engine.image)
+    engine.list_images(parents)
+    for name, ident in engine.root.names.items():
+        if name == "bare":
+            image = list(engine.root.diffs)[-1]
+            document = {"Image": "sha256:" + image}
+            engine.box.container(name, id=ident, status="Up 2 hours", inspect=document)
+    wanted = {engine.bare, *dangling}
+
+    def no_options(module):
+        module.option_sources, module.running_daemons = (lambda top="/", unit="": []), list
+
+    run = engine.box.quick("storage", "--json", "--quick", prelude=no_options)
+    usage = json.loads(run.out.decode())["results"][0]["usage"]["dangling_images"]
+    assert {row["id"] for row in usage["rows"]} == wanted
+    assert usage["count"] == len(wanted)
+    listed = engine.ask("--images", "-n").json["results"]
+    assert {row["id"] for row in listed} == {"sha256:" + image for image in wanted}
 
 
 def test_on_the_containerd_store_nothing_is_0(engine):

@@ -179,7 +179,8 @@ def test_an_empty_engine_has_zeros_not_unknowns(box, make):
 def test_a_build_step_is_not_dangling(box, make):
     root = make()
     base = root.image(1)  # has no name, but the next stands on it
-    root.image(1, "app:1", below=base)
+    app = root.image(1, "app:1", below=base)
+    root.built_from(app, base)
     root.container("web", root.image(1))  # no name either, but in use
     _, one, _ = look(box)
     assert one["usage"]["images"]["count"] == 3 and one["usage"]["dangling_images"]["count"] == 0
