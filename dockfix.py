@@ -100,6 +100,7 @@ NOT_FINISHED = "not finished in time"
 DOCKER_ROOT = "/var/lib/docker"  # where nothing else is said
 CONTAINERD_ROOT = "/var/lib/containerd"  # where its settings name no other
 CONTAINERD_SETTINGS = "/etc/containerd/config.toml"
+LOG_LIMIT = 100 << 20  # bytes: reclaim empties longer logs, unless --max-log says another
 LOG_LARGE = 1 << 30  # a log without rotation that is worth a warning
 LOCK_SECONDS = 15.0  # what lckpwdf(3) waits for /etc/.pwd.lock
 DRAIN_SECONDS = 2.0  # after a kill: a grandchild may hold the pipe for ever
@@ -398,14 +399,12 @@ def parse_docker_size(text: str) -> Optional[int]:
     return parse_byte_count(match.group(), 1000)
 
 
-def parse_number(name: str, text: Optional[str], default: float, low: float, high: float) -> float:
-    """The number of the option `name`, the default where it is not given. Raises UsageError."""
-    number = default
-    if text:
-        try:
-            number = float(text)
-        except ValueError:
-            number = -1  # of no option's range
+def parse_number(name: str, text: str, low: float, high: float) -> float:
+    """The number of the option `name`. Raises UsageError."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = low - 1
     if not low <= number <= high:
         raise UsageError("%s takes a number from %g to %g, not %s" % (name, low, high, text))
     return number
@@ -725,6 +724,100 @@ class VolumeDifferences:
 # report or a script.
 
 
+class Options(NamedTuple):
+    """What the command line says, as values: sizes in bytes, durations in seconds. The command
+    table (chapter 26) parses it; nothing writes to it afterwards. A command's own options have
+    their defaults where another command runs.
+    """
+
+    # Of all commands.
+    command: str = ""  # '' where none is given
+    json: bool = False
+    dry_run: bool = False
+    yes: bool = False
+    quiet: bool = False
+    verbose: bool = False
+    version: bool = False
+    help: bool = False
+    docker: Tuple[str, ...] = ("docker",)  # the words of the docker command
+    timeout: float = CALL_SECONDS  # seconds
+    state: str = ""  # path of the state folder; never empty after parsing
+    # What a command takes itself: NAME, DIR, grow; of `exec` the command behind --.
+    arguments: Tuple[str, ...] = ()
+    # Of commands that change something.
+    exit_code: bool = False  # a dry run exits 4 where there is something to do
+    restart: bool = False
+    undo: bool = False
+    # Of commands that choose containers.
+    containers: Tuple[str, ...] = ()  # names, globs, ids
+    all: bool = False
+    stopped: bool = False
+    filter: Tuple[str, ...] = ()  # KEY=VALUE, as `docker ps --filter` takes them
+    from_file: Tuple[str, ...] = ()  # paths; - is standard input
+    exclude: Tuple[str, ...] = ()  # globs
+    allow_empty: bool = False
+    jobs: int = 1  # containers at a time
+    # storage, owner
+    full: bool = False
+    quick: bool = False
+    root: Optional[str] = None
+    docker_info: Optional[str] = None  # a path; - is standard input
+    check: bool = False  # of clock too
+    warning: float = 80.0  # percent
+    critical: float = 90.0  # percent
+    orphans: bool = False
+    # reclaim
+    take_logs: bool = False
+    max_log: Optional[int] = None  # bytes
+    take_trim: bool = False
+    take_containers: bool = False
+    older_than: Optional[int] = None  # seconds
+    take_images: bool = False
+    unused: bool = False
+    take_build_cache: bool = False
+    take_volumes: Tuple[str, ...] = ()  # names
+    # pool, relocate
+    data: Optional[str] = None
+    metadata: Optional[str] = None
+    offline: bool = False
+    overcommit: bool = False
+    base_size: Optional[str] = None
+    driver: str = ""
+    backup: str = ""  # path of a folder
+    no_presync: bool = False
+    lose_autoremove: Tuple[str, ...] = ()  # names
+    # backup
+    verify: bool = False
+    step: str = ""  # the key of TASKS that a script runs by itself
+    # chpasswd
+    password_file: Optional[str] = None
+    password_stdin: bool = False
+    generate: bool = False
+    output: str = ""  # a path
+    user: Optional[str] = None  # of exec too
+    encrypted: bool = False
+    via: str = "auto"  # auto, exec, proc or cp
+    unlock: bool = False
+    allow_shared_etc: bool = False
+    # exec
+    script: Optional[str] = None  # a path; - is standard input
+    shell: Tuple[str, ...] = ("sh",)  # the words of the shell for --script
+    stdin: Optional[str] = None  # a path; - is standard input
+    max_output: int = 1 << 20  # bytes of each stream
+    # clock
+    max_skew: float = 2.0  # seconds
+    # timezone, faketime
+    zone: Optional[str] = None
+    host: bool = False
+    offset: Optional[str] = None  # as it was given: the script of a dry run repeats it
+    at: Optional[str] = None  # local time of a zone, which is known only later
+    status: bool = False
+    lib: Tuple[str, ...] = ()  # paths
+    build_from: Optional[str] = None  # path of a folder
+    step_running: bool = False
+    watch: float = 10.0  # seconds
+
+
 class NotDone(NamedTuple):
     """Something that a run could not put back, or could not start again."""
 
@@ -747,6 +840,9 @@ class RunState:
         # by step. in_parallel and what carries out a storage change set it; the signal handler and
         # the steps read it.
         self.working = False
+        # What standard input is read for ('' for nothing): it serves one purpose per run
+        # (claim_stdin).
+        self.stdin_purpose = ""
         # The number of the last signal, 0 for none. The signal handler sets it; main makes the exit
         # code of it.
         self.signal_number = 0
@@ -1800,7 +1896,7 @@ def write_out(data: bytes) -> None:
             ) from None
 
 
-def confirm(opts: argparse.Namespace, question: str) -> None:
+def confirm(opts: Options, question: str) -> None:
     """A yes/no question on the terminal; --yes answers it. Raises Refused on no, and where there is
     no terminal."""
     if opts.yes:
@@ -2840,12 +2936,12 @@ SYSTEMD_MARK = "/run/systemd/system"  # sd_booted(3)
 ###############################################################################
 
 
-def choose_containers(host: Host, opts: argparse.Namespace) -> List[Target]:
+def choose_containers(host: Host, opts: Options) -> List[Target]:
     """The containers a command line means. One docker ps; one more where there are filters."""
     names = list(opts.containers)
     for path in opts.from_file:
         if path == "-":
-            claim_stdin(opts, "--from -", "--from FILE")
+            claim_stdin(host, "--from -", "--from FILE")
         lines = [
             line.split("#", 1)[0].strip()
             for line in os_text(read_input(path, 1 << 24, "--from")).split("\n")
@@ -2876,22 +2972,23 @@ def choose_containers(host: Host, opts: argparse.Namespace) -> List[Target]:
     return chosen
 
 
-def claim_stdin(opts: argparse.Namespace, purpose: str, hint: str) -> None:
+def claim_stdin(host: Host, purpose: str, hint: str) -> None:
     """Standard input serves one purpose per run. Raises UsageError for a second one, for a
     terminal, and where dockfix itself came that way."""
     if was_read_from_stdin():
         raise UsageError(
             "dockfix itself was read from standard input, so %s cannot be" % purpose, hint
         )
-    if opts.stdin_for:
+    if host.known.stdin_purpose:
         raise UsageError(
-            "standard input serves one purpose: %s or %s" % (opts.stdin_for, purpose), hint
+            "standard input serves one purpose: %s or %s" % (host.known.stdin_purpose, purpose),
+            hint,
         )
-    if os.isatty(0) and not opts.dry_run:
+    if os.isatty(0) and not host.dry_run:
         raise UsageError(
             "%s is to come from standard input, and that is a terminal" % purpose, hint
         )
-    opts.stdin_for = purpose
+    host.known.stdin_purpose = purpose
 
 
 def row_for(target: Target, status: str, msg: str, **more) -> dict:
@@ -2914,7 +3011,7 @@ def row_of_error(target: Target, result, more: dict) -> dict:
 
 def run_over_targets(
     host: Host,
-    opts: argparse.Namespace,
+    opts: Options,
     what: str,
     targets: List[Target],
     items: Sequence,
@@ -2938,7 +3035,7 @@ def run_over_targets(
 
 def run_over_containers(
     host: Host,
-    opts: argparse.Namespace,
+    opts: Options,
     what: str,
     targets: List[Target],
     look: Callable,
@@ -2956,14 +3053,14 @@ def run_over_containers(
     return run_over_targets(host, opts, what, targets, targets, look_at, more)
 
 
-def shared_words(opts: argparse.Namespace) -> List[str]:
+def shared_words(opts: Options) -> List[str]:
     """The options a script must repeat to do the same."""
-    words = ["--docker", opts.docker] if opts.docker != "docker" else []
+    words = ["--docker", quote_line(opts.docker)] if opts.docker != ("docker",) else []
     words += ["--timeout", "%g" % opts.timeout] if opts.timeout != CALL_SECONDS else []
     return words + (["--state", opts.state] if opts.state != default_state() else [])
 
 
-def set_script(opts: argparse.Namespace, report: dict, lines: List[str]) -> None:
+def set_script(opts: Options, report: dict, lines: List[str]) -> None:
     """What a dry run leaves: the script of these lines, and the exit code by the rows as they would
     be."""
     report["script"] = script_text(
@@ -2977,9 +3074,7 @@ def not_done_comment(one: dict) -> str:
     return script_comment("%s: %s (%s): %s" % (one["status"], one["target"], one["id"], one["msg"]))
 
 
-def plan_own_calls(
-    opts: argparse.Namespace, report: dict, plans: list, words: List[str], more: dict
-) -> None:
+def plan_own_calls(opts: Options, report: dict, plans: list, words: List[str], more: dict) -> None:
     """A dry run whose script calls dockfix for each container, because what undo needs has to be
     kept on the way."""
     report["results"] = [
@@ -4953,7 +5048,7 @@ class PasswordJob(NamedTuple):
     before: AccountFiles  # at the look
 
 
-def password_source(opts: argparse.Namespace) -> str:
+def password_source(host: Host, opts: Options) -> str:
     """'lines', 'file', 'stdin', 'generate' or 'prompt'. Raises UsageError for two or none."""
     given = [
         name
@@ -4968,7 +5063,7 @@ def password_source(opts: argparse.Namespace) -> str:
         raise UsageError(
             "the password has more than one source: --password-file, --password-stdin or --generate"
         )
-    if opts.generate != (opts.output is not None):
+    if opts.generate != bool(opts.output):
         raise UsageError("--generate and --output FILE go together")
     if opts.generate and opts.encrypted:
         raise UsageError("--generate makes passwords, not hashes: leave -e out")
@@ -4987,11 +5082,11 @@ def password_source(opts: argparse.Namespace) -> str:
         prompt = (
             "; on a terminal leave --password-stdin out to be asked" if source == "stdin" else ""
         )
-        claim_stdin(opts, "the password", "--password-file FILE" + prompt)
+        claim_stdin(host, "the password", "--password-file FILE" + prompt)
     return source
 
 
-def read_accounts(opts: argparse.Namespace, source: str, user: bytes) -> List[Account]:
+def read_accounts(opts: Options, source: str, user: bytes) -> List[Account]:
     """What is to be set in every container (not for 'generate'). Raises UsageError."""
     if source == "lines":
         data = read_input("-", 1 << 22, "standard input")
@@ -5005,7 +5100,9 @@ def read_accounts(opts: argparse.Namespace, source: str, user: bytes) -> List[Ac
     if source == "prompt":
         secret, what = ask_twice(user), "the password"
     else:
-        path = opts.password_file if source == "file" else "-"
+        path = "-"
+        if source == "file" and opts.password_file is not None:
+            path = opts.password_file
         secret, what = read_input(path, 65536, "--password-file"), (
             "--password-file" if source == "file" else "--password-stdin"
         )
@@ -5042,10 +5139,10 @@ def random_password(length: int) -> bytes:
     return word[:length].encode("ascii")
 
 
-def run_chpasswd(host: Host, opts: argparse.Namespace, report: dict) -> None:
+def run_chpasswd(host: Host, opts: Options, report: dict) -> None:
     """look -> refuse -> (dry run: script) -> write the generated passwords -> change -> read
     back."""
-    source, user = password_source(opts), os_bytes("root" if opts.user is None else opts.user)
+    source, user = password_source(host, opts), os_bytes("root" if opts.user is None else opts.user)
     check_user(user, "--user")
     accounts = (
         []
@@ -5110,7 +5207,7 @@ def check_host_accounts(report: dict, before: Dict[str, Tuple]) -> None:
 
 
 def plan_accounts(
-    host: Host, opts: argparse.Namespace, target: Target, container: Container, users: List[bytes]
+    host: Host, opts: Options, target: Target, container: Container, users: List[bytes]
 ) -> PasswordJob:
     """Everything that can be known before the first change."""
 
@@ -5202,7 +5299,7 @@ def require_shadow_lines(files: AccountFiles, users: List[bytes]) -> None:
             raise Refused(missing_line_text(files, user))
 
 
-def generate_passwords(opts: argparse.Namespace, plans: list, user: bytes) -> list:
+def generate_passwords(opts: Options, plans: list, user: bytes) -> list:
     """A password for each container that was not refused, on the disk before anything is
     changed."""
     made = [
@@ -5226,7 +5323,7 @@ def generate_passwords(opts: argparse.Namespace, plans: list, user: bytes) -> li
     return made
 
 
-def plan_chpasswd(opts: argparse.Namespace, report: dict, plans: list, more: dict) -> None:
+def plan_chpasswd(opts: Options, report: dict, plans: list, more: dict) -> None:
     """The dry run: rows as they would be, and the script."""
     words = ["python3", program_path(), "chpasswd", "--via", opts.via]
     words += [
@@ -5293,7 +5390,7 @@ def methods_for(container: Container, via: str) -> List[str]:
     )
 
 
-def set_passwords(host: Host, opts: argparse.Namespace, plan: PasswordJob) -> dict:
+def set_passwords(host: Host, opts: Options, plan: PasswordJob) -> dict:
     """The row of one container: tries the ways in order, judges by the read-back only."""
     more = {"users": [format_bytes(one.user) for one in plan.accounts], "via": None}  # type: dict
     if plan.refusal:
@@ -5328,7 +5425,7 @@ def set_passwords(host: Host, opts: argparse.Namespace, plan: PasswordJob) -> di
 
 
 def try_method(
-    host: Host, opts: argparse.Namespace, plan: PasswordJob, way: str, hashes: Dict[bytes, bytes]
+    host: Host, opts: Options, plan: PasswordJob, way: str, hashes: Dict[bytes, bytes]
 ) -> Tuple[str, str]:
     """(status, msg): 'changed', 'unchanged', 'unknown', 'failed' when the read-back shows no
     change, 'partial' when it shows some of the users, or a part of what one of them needs."""
@@ -5628,9 +5725,9 @@ def describe_odd_date(files: AccountFiles, users: Iterable[bytes]) -> str:
 ###############################################################################
 
 
-def run_exec(host: Host, opts: argparse.Namespace, report: dict) -> None:
-    words, stdin = exec_words(opts)
-    limit = parse_size(opts.max_output)
+def run_exec(host: Host, opts: Options, report: dict) -> None:
+    words, stdin = exec_words(host, opts)
+    limit = opts.max_output
     refuse_half_way(host)
     targets = choose_containers(host, opts)
     if opts.dry_run:
@@ -5651,9 +5748,9 @@ def run_exec(host: Host, opts: argparse.Namespace, report: dict) -> None:
 NO_ANSWER = {"rc": None, "stdout": "", "stderr": "", "truncated": False, "seconds": 0.0}
 
 
-def exec_words(opts: argparse.Namespace) -> Tuple[List[str], Optional[bytes]]:
+def exec_words(host: Host, opts: Options) -> Tuple[List[str], Optional[bytes]]:
     """The command inside, and what goes to its standard input (None: nothing)."""
-    command = opts.words or []
+    command = list(opts.arguments)
     if opts.script is not None and opts.stdin is not None:
         raise UsageError("standard input inside carries --script or --stdin, not both")
     if opts.script is None and not command:
@@ -5664,12 +5761,10 @@ def exec_words(opts: argparse.Namespace) -> Tuple[List[str], Optional[bytes]]:
     path = opts.script if opts.script is not None else opts.stdin
     if path == "-":
         claim_stdin(
-            opts, "the script" if opts.script else "the command's input", "put it into a file"
+            host, "the script" if opts.script else "the command's input", "put it into a file"
         )
     if opts.script is not None:
-        command = (
-            split_option("--shell", opts.shell) + ["-s"] + (["--", *command] if command else [])
-        )
+        command = [*opts.shell, "-s"] + (["--", *command] if command else [])
     if path is None:
         return command, None
     if opts.dry_run and path == "-":
@@ -5677,7 +5772,7 @@ def exec_words(opts: argparse.Namespace) -> Tuple[List[str], Optional[bytes]]:
     return command, read_input(path, 1 << 26, "--script" if opts.script is not None else "--stdin")
 
 
-def exec_argv(opts: argparse.Namespace, target: Target, words: List[str], stdin: bool) -> List[str]:
+def exec_argv(opts: Options, target: Target, words: List[str], stdin: bool) -> List[str]:
     return (
         ["exec"]
         + (["-i"] if stdin else [])
@@ -5689,7 +5784,7 @@ def exec_argv(opts: argparse.Namespace, target: Target, words: List[str], stdin:
 
 def exec_one(
     host: Host,
-    opts: argparse.Namespace,
+    opts: Options,
     target: Target,
     words: List[str],
     stdin: Optional[bytes],
@@ -5726,7 +5821,7 @@ def exec_one(
 
 
 def plan_exec(
-    host: Host, opts: argparse.Namespace, report: dict, targets: List[Target], words: List[str]
+    host: Host, opts: Options, report: dict, targets: List[Target], words: List[str]
 ) -> None:
     path = opts.script if opts.script is not None else opts.stdin
     feed_from = (
@@ -6270,9 +6365,9 @@ def add_clock_findings(report: dict, rows: List[dict]) -> None:
         )
 
 
-def run_clock(host: Host, opts: argparse.Namespace, report: dict) -> None:
+def run_clock(host: Host, opts: Options, report: dict) -> None:
     """Compares the containers' clocks and zones with the host's."""
-    max_skew = parse_number("--max-skew", opts.max_skew, 2, 0, 1e9)
+    max_skew = opts.max_skew
     targets = choose_containers(host, opts)
     try:
         name = host_zone()
@@ -6515,7 +6610,7 @@ def write_zone(host: Host, plan: ZonePlan) -> None:
 # The command
 
 
-def parse_timezone_options(opts: argparse.Namespace) -> ZoneRequest:
+def parse_timezone_options(opts: Options) -> ZoneRequest:
     """The options as typed values. Raises UsageError for two that exclude each other."""
     if [opts.undo, opts.host, opts.zone is not None].count(True) > 1:
         raise UsageError("say one of --zone NAME, --host (the default) and --undo")
@@ -6537,7 +6632,7 @@ def format_timezone_options(request: ZoneRequest) -> List[str]:
     return options
 
 
-def run_timezone(host: Host, opts: argparse.Namespace, report: dict) -> None:
+def run_timezone(host: Host, opts: Options, report: dict) -> None:
     """Looks, prints the script of a dry run, asks about restarts, notes what was there, writes,
     reads back, restarts."""
     request = parse_timezone_options(opts)
@@ -7739,7 +7834,7 @@ def format_foreign_shift(shift: Shift, preload: Member, rc: Member) -> str:
 # The command
 
 
-def parse_faketime_options(opts: argparse.Namespace) -> ShiftRequest:
+def parse_faketime_options(opts: Options) -> ShiftRequest:
     """The options as typed values. Raises UsageError for none of the four jobs, for two, and for an
     option that does not go with the job."""
     jobs = []
@@ -7756,7 +7851,7 @@ def parse_faketime_options(opts: argparse.Namespace) -> ShiftRequest:
     request = ShiftRequest(
         action="set",
         seconds=0,
-        watch=parse_number("--watch", opts.watch, 10, 0, 3600),
+        watch=opts.watch,
         at=opts.at,
         zone=None,
         restart=opts.restart,
@@ -7771,13 +7866,13 @@ def parse_faketime_options(opts: argparse.Namespace) -> ShiftRequest:
         request = request._replace(seconds=wall_instant(opts.at, zone) - now, zone=zone)
         option = "--at '%s'" % opts.at
     else:
-        request = request._replace(seconds=parse_offset(opts.offset))
+        request = request._replace(seconds=parse_offset(opts.offset or ""))
         option = "--offset %s" % opts.offset
     check_instant(now + request.seconds, option)
     return request
 
 
-def require_fitting_options(opts: argparse.Namespace, job: str) -> None:
+def require_fitting_options(opts: Options, job: str) -> None:
     """Raises UsageError for an option that does not go with the job, named by its option."""
     is_set = job in ("offset", "at")
     is_build = opts.build_from is not None
@@ -7817,7 +7912,7 @@ def wall_instant(wall_time: str, zone: str) -> int:
     )
 
 
-def format_faketime_options(opts: argparse.Namespace, request: ShiftRequest) -> List[str]:
+def format_faketime_options(opts: Options, request: ShiftRequest) -> List[str]:
     """The options of this run, for the script of a dry run."""
     options = []
     if opts.offset is not None:
@@ -7881,7 +7976,7 @@ def add_new_containers_finding(report: dict, seconds: int, plans: Sequence[Shift
     )
 
 
-def run_faketime(host: Host, opts: argparse.Namespace, report: dict) -> None:
+def run_faketime(host: Host, opts: Options, report: dict) -> None:
     """Looks, prints the script of a dry run, asks about restarts, changes, watches. A container
     that does not do well is undone by itself."""
     request = parse_faketime_options(opts)
@@ -10694,7 +10789,7 @@ def note_loop_file(result: dict, kind: str, path: str) -> None:
 
 
 def collect_sizes(
-    opts: argparse.Namespace, root: str, result: dict, layers: Layers, devices: Dict[str, int]
+    opts: Options, root: str, result: dict, layers: Layers, devices: Dict[str, int]
 ) -> Dict[Tuple, Measured]:
     """The sizes of folders, which are walked, of thin devices, and of logs, which are only listed.
     devices: bytes mapped in the active thin devices."""
@@ -11415,9 +11510,9 @@ def containerd_finding(result: dict) -> Finding:
 # The command
 
 
-def run_storage(host: Host, opts: argparse.Namespace, report: dict) -> None:
-    warning = parse_number("--warning", opts.warning, 80.0, 0, 100)
-    critical = parse_number("--critical", opts.critical, 90.0, 0, 100)
+def run_storage(host: Host, opts: Options, report: dict) -> None:
+    warning = opts.warning
+    critical = opts.critical
     if warning > critical:
         raise UsageError("--warning is above --critical", "python3 dockfix.py storage --help")
     if opts.full and opts.quick:
@@ -11440,11 +11535,11 @@ def run_storage(host: Host, opts: argparse.Namespace, report: dict) -> None:
         report["exit_code"] = 3
 
 
-def read_storage_info(host: Host, opts: argparse.Namespace, report: dict) -> Optional[dict]:
+def read_storage_info(host: Host, opts: Options, report: dict) -> Optional[dict]:
     """docker info: a saved one, or the engine's. None with --root, and where no daemon answers."""
     if opts.docker_info is not None:
         if opts.docker_info == "-":
-            claim_stdin(opts, "the answer of docker info", "--docker-info FILE")
+            claim_stdin(host, "the answer of docker info", "--docker-info FILE")
         return parse_info(decode_saved(read_input(opts.docker_info, 1 << 24, "--docker-info")))
     if opts.root is not None:
         return None
@@ -11454,7 +11549,7 @@ def read_storage_info(host: Host, opts: argparse.Namespace, report: dict) -> Opt
     return answer.info
 
 
-def why_no_files(opts: argparse.Namespace, info: Optional[dict]) -> str:
+def why_no_files(opts: Options, info: Optional[dict]) -> str:
     """Why the files of this host tell nothing of the engine, '' where they do."""
     if opts.docker_info is not None:
         return "from a saved docker info"
@@ -11464,7 +11559,7 @@ def why_no_files(opts: argparse.Namespace, info: Optional[dict]) -> str:
 
 
 def collect_files(
-    host: Host, opts: argparse.Namespace, info: Optional[dict], result: dict, report: dict
+    host: Host, opts: Options, info: Optional[dict], result: dict, report: dict
 ) -> StorageFacts:
     """Everything that the files and devices of this host tell. Raises EnvironmentFault where there
     is nothing to look at: no daemon answers, and there is no root."""
@@ -11603,15 +11698,15 @@ def containers_elsewhere(layers: Layers) -> List[dict]:
     return elsewhere
 
 
-def owners_of(layers: Layers, opts: argparse.Namespace, report: dict) -> List[dict]:
+def owners_of(layers: Layers, opts: Options, report: dict) -> List[dict]:
     """The rows asked for, each once, in the order asked. A word that means none is an error of its
     own."""
-    if opts.orphans and not opts.words:
+    if opts.orphans and not opts.arguments:
         return [row for row in layers.rows if row["role"] == "orphan"]
-    if not opts.words:
+    if not opts.arguments:
         return list(layers.rows)
     chosen = []  # type: List[int]
-    for word in opts.words:
+    for word in opts.arguments:
         numbers = find_rows_of(layers, word)
         for number in numbers:
             if number not in chosen:
@@ -11700,7 +11795,7 @@ def compare_with_docker(
     host: Host,
     layers: Layers,
     rows: List[dict],
-    opts: argparse.Namespace,
+    opts: Options,
     inspected: Optional[Dict[str, Container]],
     report: dict,
 ) -> None:
@@ -11709,12 +11804,12 @@ def compare_with_docker(
     own = {row["container"]["id"]: row for row in rows if row["role"] == "container"}
     if inspected is None:
         try:
-            inspected = inspect_own(host, list(own), not opts.words)
+            inspected = inspect_own(host, list(own), not opts.arguments)
         except EnvironmentFault as err:
             text = "not checked against docker inspect: %s" % err.msg
             add_finding(report, Finding("owner-unchecked", "info", text, err.hint))
             return
-    elif opts.words:
+    elif opts.arguments:
         inspected = {ident: facts for ident, facts in inspected.items() if ident in own}
     different = []
     for ident, row in own.items():
@@ -11745,12 +11840,12 @@ def owner_findings(
     root: str,
     layers: Layers,
     rows: List[dict],
-    opts: argparse.Namespace,
+    opts: Options,
     info: Optional[dict],
     report: dict,
 ) -> None:
     """What to know about the rows, and what could not be read."""
-    if opts.words:
+    if opts.arguments:
         add_driver_advice(rows, report)
     if is_containerd_store(root, layers, info) or containers_elsewhere(layers):
         place = containerd_root(root) or CONTAINERD_ROOT
@@ -11762,7 +11857,7 @@ def owner_findings(
     for finding in lost_record_findings(layers):
         add_finding(report, finding)
     add_unproved(layers, unknown, report)
-    if orphans and not opts.words:
+    if orphans and not opts.arguments:
         text = (
             "layers that nothing has: %d; a pull or build that runs now makes such layers too, so"
             " look again when none runs; nothing is deleted here"
@@ -11812,8 +11907,8 @@ def add_unread(layers: Layers, unknown: int, report: dict) -> None:
 # The command
 
 
-def run_owner(host: Host, opts: argparse.Namespace, report: dict) -> None:
-    if opts.orphans and opts.words:
+def run_owner(host: Host, opts: Options, report: dict) -> None:
+    if opts.orphans and opts.arguments:
         raise UsageError("--orphans takes no words", "python3 dockfix.py owner --orphans")
     info = None
     root = opts.root
@@ -11837,7 +11932,7 @@ def run_owner(host: Host, opts: argparse.Namespace, report: dict) -> None:
     owner_findings(root, layers, rows, opts, info, report)
     if opts.orphans:
         add_orphan_doubts(layers, rows, report)
-    all_asked = not opts.words and (opts.orphans or not layers.rows)
+    all_asked = not opts.arguments and (opts.orphans or not layers.rows)
     if all_asked and is_containerd_store(root, layers, info):
         add_containerd_error(root, bool(info), rows, report)
 
@@ -12072,12 +12167,10 @@ def container_name(inspected: dict) -> str:
     return inspected["Name"].lstrip("/")
 
 
-def container_candidates(
-    host: Host, opts: argparse.Namespace, inventory: Inventory
-) -> List[Candidate]:
+def container_candidates(host: Host, opts: Options, inventory: Inventory) -> List[Candidate]:
     """Stopped containers. docker rm, without -f, refuses one that was started meanwhile."""
     candidates = []
-    least_age = parse_age(opts.older_than or "0s")
+    least_age = opts.older_than or 0
     for inspected in inventory.containers:
         state = inspected["State"]
         finished = parse_instant(state.get("FinishedAt"))
@@ -12099,7 +12192,7 @@ def container_candidates(
     return candidates
 
 
-def image_candidates(host: Host, opts: argparse.Namespace, inventory: Inventory) -> List[Candidate]:
+def image_candidates(host: Host, opts: Options, inventory: Inventory) -> List[Candidate]:
     """Dangling images; with --unused every image that no container was created from. docker rmi,
     without -f, refuses what is in use."""
     used = {inspected.get("Image") for inspected in inventory.containers}
@@ -12134,9 +12227,7 @@ def without_none(names: Optional[List[str]]) -> List[str]:
     return [name for name in names or [] if not name.startswith("<none>")]
 
 
-def build_cache_candidates(
-    host: Host, opts: argparse.Namespace, inventory: Inventory
-) -> List[Candidate]:
+def build_cache_candidates(host: Host, opts: Options, inventory: Inventory) -> List[Candidate]:
     """All of BuildKit's cache. Where its records cannot be read there may be one: docker removes it
     all the same."""
     name = "BuildKit's cache"
@@ -12162,13 +12253,11 @@ def cache_is_known(inventory: Inventory) -> bool:
     return not any(path.endswith("/buildkit/snapshots.db") for path in unread)
 
 
-def volume_candidates(
-    host: Host, opts: argparse.Namespace, inventory: Inventory
-) -> List[Candidate]:
+def volume_candidates(host: Host, opts: Options, inventory: Inventory) -> List[Candidate]:
     """The volumes that were named; without a category, those that no container has. Raises
     UsageError and Refused before anything is removed."""
     users = volume_users(inventory)
-    names = opts.take_volumes
+    names = list(opts.take_volumes)
     if not names:
         answer = require_answer(query(host, "volume", "ls", "-q"), "docker volume ls")
         names = answer.out_text().split()
@@ -12206,7 +12295,7 @@ def volume_users(inventory: Inventory) -> Dict[str, str]:
     return users
 
 
-def log_candidates(host: Host, opts: argparse.Namespace, inventory: Inventory) -> List[Candidate]:
+def log_candidates(host: Host, opts: Options, inventory: Inventory) -> List[Candidate]:
     """json logs longer than --max-log, by Docker's own layout: a path from inspect could name
     anything."""
     names = {inspected["Id"]: container_name(inspected) for inspected in inventory.containers}
@@ -12218,7 +12307,7 @@ def log_candidates(host: Host, opts: argparse.Namespace, inventory: Inventory) -
     if not names and inventory.layers:
         names = {ident: facts["name"] for ident, facts in inventory.layers.containers.items()}
     candidates = []
-    limit = parse_size(opts.max_log or "100M")
+    limit = LOG_LIMIT if opts.max_log is None else opts.max_log
     for ident, name in sorted(names.items(), key=lambda item: item[1]):
         path = os.path.join(inventory.root, "containers", ident, ident + "-json.log")
         state = suppress_errors(os.lstat, os_bytes(path))
@@ -12263,7 +12352,7 @@ def require_listable(folder: str) -> None:
         return
 
 
-def trim_candidates(host: Host, opts: argparse.Namespace, inventory: Inventory) -> List[Candidate]:
+def trim_candidates(host: Host, opts: Options, inventory: Inventory) -> List[Candidate]:
     """Running containers of devicemapper, by their mounts in dockerd's own view. Never by `fstrim
     /proc/PID/root`: fstrim resolves that link to / and trims the host (seen to do)."""
     if inventory.driver != "devicemapper":
@@ -12468,10 +12557,10 @@ REMOVERS = {
 # The command
 
 
-def run_reclaim(host: Host, opts: argparse.Namespace, report: dict) -> None:
+def run_reclaim(host: Host, opts: Options, report: dict) -> None:
     """Read, list, ask, remove, read again: what is gone is judged by the state afterwards, and the
     gain by statvfs. Without a category it only lists."""
-    chosen = [name for name in CATEGORIES if getattr(opts, "take_" + name)]
+    chosen = [name for name in CATEGORIES if getattr(opts, "take_" + name.replace("-", "_"))]
     require_reclaim_options(opts, chosen)
     if chosen:
         refuse_half_way(host)
@@ -12508,31 +12597,27 @@ def run_reclaim(host: Host, opts: argparse.Namespace, report: dict) -> None:
 
 
 def collect_candidates(
-    host: Host, opts: argparse.Namespace, inventory: Inventory, category: str
+    host: Host, opts: Options, inventory: Inventory, category: str
 ) -> List[Candidate]:
     """One category's candidates. Raises EnvironmentFault if docker's answer is not understood."""
     collect = COLLECTORS[category]
     return parse_answer(inventory, lambda answer: collect(host, opts, answer))
 
 
-def require_reclaim_options(opts: argparse.Namespace, chosen: Sequence[str]) -> None:
+def require_reclaim_options(opts: Options, chosen: Sequence[str]) -> None:
     """Raises UsageError before anything is looked at."""
     # An option that narrows a category stands with that category.
     for option, category in NARROWING_OPTIONS:
-        if getattr(opts, option) and chosen and category not in chosen:
+        is_given = getattr(opts, option) != getattr(Options(), option)
+        if is_given and chosen and category not in chosen:
             name = option.replace("_", "-")
             raise UsageError(
                 "--%s goes with --%s" % (name, category),
                 "python3 dockfix.py reclaim --%s --%s" % (category, name),
             )
-    # The age and the size are readable.
-    parse_age(opts.older_than or "0s")
-    parse_size(opts.max_log or "100M")
 
 
-def confirm_reclaim(
-    opts: argparse.Namespace, inventory: Inventory, candidates: List[Candidate]
-) -> None:
+def confirm_reclaim(opts: Options, inventory: Inventory, candidates: List[Candidate]) -> None:
     """Show what would be removed, and ask."""
     for fault in inventory.faults:
         say("dockfix: warning: %s" % fault.msg)
@@ -13433,7 +13518,7 @@ def read_journal(host: Host, name: str = JOURNAL) -> Optional[Journal]:
 # --- carrying a plan out
 
 
-def lock_storage(host: Host, opts: argparse.Namespace, mending: bool = False) -> None:
+def lock_storage(host: Host, opts: Options, mending: bool = False) -> None:
     """What every storage change does before it looks: only root, one at a time, none while another
     stands half-way. A dry run needs none of it."""
     if not opts.dry_run:
@@ -13446,7 +13531,7 @@ def lock_storage(host: Host, opts: argparse.Namespace, mending: bool = False) ->
 
 def run_change(
     host: Host,
-    opts: argparse.Namespace,
+    opts: Options,
     report: dict,
     plan: Plan,
     question: str = "",
@@ -13457,7 +13542,7 @@ def run_change(
     report: the change."""
     if opts.dry_run:
         report["script"] = plan_script(report, plan, 0, then)
-        report["exit_code"] = 4 if getattr(opts, "exit_code", False) and plan.steps else 0
+        report["exit_code"] = 4 if opts.exit_code and plan.steps else 0
         return change_row(report, plan, "changed", "would: " + plan.goal)
     mount = mount_of(real_path(host.state), mounts_of())
     if mount and mount.fstype in ("tmpfs", "ramfs"):
@@ -16723,7 +16808,7 @@ def compare_containers(host: Host, kept: Backup, failed: Dict[str, str], known: 
     return rows
 
 
-def compare_stock(host: Host, opts: argparse.Namespace, report: dict, plan: Plan) -> None:
+def compare_stock(host: Host, opts: Options, report: dict, plan: Plan) -> None:
     """What came back, container by container, beside what the backup says."""
     if plan.facts.get("backup") and not opts.dry_run:
         report["results"] += compare_containers(host, read_backup(plan.facts["backup"]), {}, set())
@@ -16745,9 +16830,7 @@ def missing_containers(host: Host, kept: Backup, have: Stock) -> List[Step]:
     return steps + ([Step(lacking, ("false",))] if kept.lacks else [])
 
 
-def restore_containers(
-    host: Host, opts: argparse.Namespace, report: dict, kept: Backup, have: Stock
-) -> None:
+def restore_containers(host: Host, opts: Options, report: dict, kept: Backup, have: Stock) -> None:
     """Makes what is missing, starts what ran, and says of each container what it lacks."""
     if opts.dry_run:
         return
@@ -16779,8 +16862,8 @@ def restore_containers(
 # --- backup, restore: images, containers, networks, volumes, into a folder and back
 
 
-def run_backup(host: Host, opts: argparse.Namespace, report: dict) -> None:
-    folder = os.path.abspath(opts.words[0])
+def run_backup(host: Host, opts: Options, report: dict) -> None:
+    folder = os.path.abspath(opts.arguments[0])
     if opts.step:
         return run_script_step(host, opts)
     if opts.verify:
@@ -16862,7 +16945,7 @@ def report_incomplete(report: dict, lacks: Dict[str, str]) -> None:
     report["exit_code"] = 3
 
 
-def run_script_step(host: Host, opts: argparse.Namespace) -> None:
+def run_script_step(host: Host, opts: Options) -> None:
     """One step of a dry run's script; what it is to do comes by standard input."""
     if opts.step not in TASKS:
         raise UsageError("--step takes what a dry run's script says: %s" % ", ".join(sorted(TASKS)))
@@ -16873,7 +16956,7 @@ def run_script_step(host: Host, opts: argparse.Namespace) -> None:
         raise DockfixError("%s: %s" % (opts.step, err)) from None
 
 
-def verify_backup(host: Host, opts: argparse.Namespace, report: dict, kept: Backup) -> None:
+def verify_backup(host: Host, opts: Options, report: dict, kept: Backup) -> None:
     """Every file against its sum, then what docker save has written into it: one row each. Exit
     code 1: damaged; 3: as it was written, but it lacks something."""
     failed = verify_sums(host, opts, report, kept)
@@ -16885,7 +16968,7 @@ def verify_backup(host: Host, opts: argparse.Namespace, report: dict, kept: Back
         report["exit_code"] = 3
 
 
-def read_images_of(opts: argparse.Namespace, kept: Backup) -> Backup:
+def read_images_of(opts: Options, kept: Backup) -> Backup:
     """judge_backup, which reads some gigabytes, with its progress."""
     progress = Progress("read the images", 1, opts.quiet)
     size = sum(os.stat(os_bytes(kept.path(name))).st_size for name in kept.loads)
@@ -16895,7 +16978,7 @@ def read_images_of(opts: argparse.Namespace, kept: Backup) -> Backup:
         progress.end()
 
 
-def verify_sums(host: Host, opts: argparse.Namespace, report: dict, kept: Backup) -> List[str]:
+def verify_sums(host: Host, opts: Options, report: dict, kept: Backup) -> List[str]:
     """The files that differ from their sums."""
     progress, bad = Progress("verify", len(kept.files()), opts.quiet), []
     for number, step in enumerate(verify_steps(kept), 1):
@@ -16974,10 +17057,10 @@ def stock_for_restore(host: Host, kept: Backup, note: str) -> Stock:
     return have
 
 
-def run_restore(host: Host, opts: argparse.Namespace, report: dict) -> None:
+def run_restore(host: Host, opts: Options, report: dict) -> None:
     """Networks, volumes and images are one change, undone where it fails. Then the containers, each
     for itself: run again it goes on with those that are missing."""
-    kept = read_backup(os.path.abspath(opts.words[0]))
+    kept = read_backup(os.path.abspath(opts.arguments[0]))
     lock_storage(host, opts)
     engine = re.sub(r"\W", "", str(engine_info(host)["ID"] or ""))
     note = os.path.join(host.state, "restored-%s-%s.txt" % (kept.made.replace(":", ""), engine))
@@ -17069,10 +17152,11 @@ class LoopPool(NamedTuple):
     spare: int
 
 
-def run_pool(host: Host, opts: argparse.Namespace, report: dict) -> None:
-    if opts.words[0] not in ("grow", "recreate"):
+def run_pool(host: Host, opts: Options, report: dict) -> None:
+    if opts.arguments[0] not in ("grow", "recreate"):
         raise UsageError(
-            "pool takes grow or recreate, not %s" % opts.words[0], "python3 dockfix.py pool --help"
+            "pool takes grow or recreate, not %s" % opts.arguments[0],
+            "python3 dockfix.py pool --help",
         )
     for option, owner in (
         ("offline", "grow"),
@@ -17080,13 +17164,13 @@ def run_pool(host: Host, opts: argparse.Namespace, report: dict) -> None:
         ("driver", "recreate"),
         ("backup", "recreate"),
     ):
-        if getattr(opts, option) and owner != opts.words[0]:
+        if getattr(opts, option) and owner != opts.arguments[0]:
             raise UsageError(
                 "--%s goes with pool %s" % (option.replace("_", "-"), owner),
                 "python3 dockfix.py pool --help",
             )
     lock_storage(host, opts)
-    (run_grow if opts.words[0] == "grow" else run_recreate)(host, opts, report)
+    (run_grow if opts.arguments[0] == "grow" else run_recreate)(host, opts, report)
 
 
 def collect_loop_pool(host: Host, engine: Engine) -> LoopPool:
@@ -17171,7 +17255,7 @@ def require_sizes(pool: LoopPool, sizes: Dict[str, int], overcommit: bool) -> No
         )
 
 
-def asked_sizes(opts: argparse.Namespace, pool: LoopPool) -> Dict[str, int]:
+def asked_sizes(opts: Options, pool: LoopPool) -> Dict[str, int]:
     """Bytes by kind, whole MiB; what is not asked for is the size of now."""
     asked = {
         kind: parse_size(text, pool.lengths[kind]) if text else pool.lengths[kind]
@@ -17183,7 +17267,7 @@ def asked_sizes(opts: argparse.Namespace, pool: LoopPool) -> Dict[str, int]:
     }
 
 
-def run_grow(host: Host, opts: argparse.Namespace, report: dict) -> None:
+def run_grow(host: Host, opts: Options, report: dict) -> None:
     if not opts.data and not opts.metadata:
         raise UsageError(
             "how large? --data SIZE, --metadata SIZE, or both",
@@ -17399,7 +17483,7 @@ SET_ASIDE = (
 )  # volumes, networks and plugins stay
 
 
-def run_recreate(host: Host, opts: argparse.Namespace, report: dict) -> None:
+def run_recreate(host: Host, opts: Options, report: dict) -> None:
     driver = opts.driver or "devicemapper"
     if driver not in ("devicemapper", "overlay2") or (
         driver == "overlay2" and (opts.data or opts.metadata or opts.base_size)
@@ -17466,7 +17550,7 @@ def run_recreate(host: Host, opts: argparse.Namespace, report: dict) -> None:
 
 def require_recreate(
     host: Host,
-    opts: argparse.Namespace,
+    opts: Options,
     engine: Engine,
     stock: Stock,
     pool: LoopPool,
@@ -17518,7 +17602,7 @@ def require_overlay(host: Host, root: str) -> None:
 
 def plan_recreate(
     host: Host,
-    opts: argparse.Namespace,
+    opts: Options,
     engine: Engine,
     pool: LoopPool,
     kept: Backup,
@@ -17610,7 +17694,7 @@ def plan_recreate(
 
 
 def new_options(
-    opts: argparse.Namespace, sizes: Dict[str, int], driver: str
+    opts: Options, sizes: Dict[str, int], driver: str
 ) -> List[Tuple[str, str, Optional[str]]]:
     """The daemon's options for the new storage, for option_steps."""
     wanted = [("storage-driver", "", driver)]  # type: List[Tuple[str, str, Optional[str]]]
@@ -17726,12 +17810,12 @@ class Move(NamedTuple):
     made: bool
 
 
-def run_relocate(host: Host, opts: argparse.Namespace, report: dict) -> None:
+def run_relocate(host: Host, opts: Options, report: dict) -> None:
     lock_storage(host, opts)
     host, identity = prove_engine(host)
     engine = collect_engine(host, identity)
     require_stoppable(host, engine, opts.lose_autoremove)
-    move, name = collect_move(host, engine, opts.words[0]), new_name("relocate")
+    move, name = collect_move(host, engine, opts.arguments[0]), new_name("relocate")
     report_what_stays(host, without_remap(engine.root), report)
     aside = move.old if os.path.ismount(os_bytes(move.old)) else "%s.dockfix-%s" % (move.old, name)
     plan = Plan(
@@ -17844,7 +17928,7 @@ def require_no_volume_mounts(host: Host, folder: str) -> None:
 
 
 def move_steps(
-    host: Host, opts: argparse.Namespace, engine: Engine, move: Move, aside: str
+    host: Host, opts: Options, engine: Engine, move: Move, aside: str
 ) -> Tuple[Step, ...]:
     """A first copy while Docker runs, stop, the second copy, options, the old root aside, start,
     compare, and what ran runs."""
@@ -18022,7 +18106,7 @@ def all_there_tests(host: Host, lose: Sequence[str]) -> Tuple[Tuple[str, ...], .
 ###############################################################################
 
 
-def require_same_engine(host: Host, opts: argparse.Namespace, journal: Journal) -> Host:
+def require_same_engine(host: Host, opts: Options, journal: Journal) -> Host:
     """The host with the docker command that speaks to the engine of the change. Raises HalfWay
     (Refused for a finished change) where that is another one, or the same names would mean another
     one's things."""
@@ -18039,7 +18123,7 @@ def require_same_engine(host: Host, opts: argparse.Namespace, journal: Journal) 
             "python3",
             "dockfix.py",
             opts.command,
-            *opts.words,
+            *opts.arguments,
         ]
         raise (HalfWay if read_journal(host) else Refused)(
             "%s was begun with another engine in the environment (%s)"
@@ -18050,7 +18134,7 @@ def require_same_engine(host: Host, opts: argparse.Namespace, journal: Journal) 
 
 
 def carry_change_on(
-    host: Host, opts: argparse.Namespace, report: dict, journal: Journal, then: Sequence[Step] = ()
+    host: Host, opts: Options, report: dict, journal: Journal, then: Sequence[Step] = ()
 ) -> None:
     """A change that stands half-way (or is to be undone) to its end, the way it was going. then:
     what comes after it, for the script."""
@@ -18100,7 +18184,7 @@ def carry_change_on(
         compare_stock(host, opts, report, plan)
 
 
-def run_resume(host: Host, opts: argparse.Namespace, report: dict) -> None:
+def run_resume(host: Host, opts: Options, report: dict) -> None:
     lock_storage(host, opts, mending=True)
     journal = read_journal(host)
     if not journal:
@@ -18112,7 +18196,7 @@ def run_resume(host: Host, opts: argparse.Namespace, report: dict) -> None:
         carry_change_on(host, opts, report, journal)
 
 
-def resume_restore(host: Host, opts: argparse.Namespace, report: dict, journal: Journal) -> None:
+def resume_restore(host: Host, opts: Options, report: dict, journal: Journal) -> None:
     """The change, and then the containers, which no journal knows."""
     try:
         kept = judge_backup(read_backup(journal.plan.facts["restores"]))
@@ -18123,11 +18207,11 @@ def resume_restore(host: Host, opts: argparse.Namespace, report: dict, journal: 
     restore_containers(host, opts, report, kept, have)
 
 
-def run_rollback(host: Host, opts: argparse.Namespace, report: dict) -> None:
+def run_rollback(host: Host, opts: Options, report: dict) -> None:
     """The change that stands half-way, else the finished one that is named (or the only one)."""
     lock_storage(host, opts, mending=True)
     journal = read_journal(host)
-    name = opts.words[0] if opts.words else ""
+    name = opts.arguments[0] if opts.arguments else ""
     if journal and name not in ("", journal.plan.name):
         raise HalfWay("%s stands half-way; that one comes first" % journal.plan.name, HALF_WAY_HINT)
     journal = journal or finished_change(host, name)
@@ -18202,10 +18286,10 @@ def list_made_since(host: Host, facts: dict) -> List[str]:
     return new + (["all that is in " + facts["left"]] if facts.get("left") else [])
 
 
-def run_discard(host: Host, opts: argparse.Namespace, report: dict) -> None:
+def run_discard(host: Host, opts: Options, report: dict) -> None:
     """Deletes the old data of a finished (or undone) change; from then on there is no way back."""
     lock_storage(host, opts)
-    journal = finished_change(host, opts.words[0])
+    journal = finished_change(host, opts.arguments[0])
     plan = journal.plan
     there = os.path.lexists(os_bytes(plan.keeps))
     if there:
@@ -18761,7 +18845,7 @@ def print_errors(findings: List[dict], errors: List[dict]) -> None:
             say("  hint: %s" % error["hint"])
 
 
-def emit(report: dict, opts: argparse.Namespace, command: Optional["Command"]) -> None:
+def emit(report: dict, opts: Options, command: Optional["Command"]) -> None:
     """Prints all that a run reports, once: the product on stdout, the rest on stderr. Raises
     DockfixError where stdout takes no more."""
     any_changed = any(row.get("status") == "changed" for row in report["results"])
@@ -18794,7 +18878,8 @@ def emit(report: dict, opts: argparse.Namespace, command: Optional["Command"]) -
 
 
 class Option(NamedTuple):
-    """names and settings as argparse's add_argument takes them."""
+    """names and settings as argparse's add_argument takes them. Where an option is not given, the
+    default that Options has for it stands."""
 
     names: Tuple[str, ...]
     settings: dict
@@ -18802,12 +18887,45 @@ class Option(NamedTuple):
 
 def flag_option(*names: str, help: str, **settings: str) -> Option:
     """An option without a value: True where it is given."""
-    return Option(names, dict(settings, action="store_true", default=False, help=help))
+    return Option(names, dict(settings, action="store_true", default=argparse.SUPPRESS, help=help))
 
 
 def value_option(*names: str, help: str, metavar: str, **settings: object) -> Option:
-    """An option with a value, None where it is not given and has no default."""
-    return Option(names, dict(settings, help=help, metavar=metavar))
+    """An option with a value. type: what makes the value of its text, and raises UsageError;
+    without it the value is the text."""
+    return Option(names, dict(settings, default=argparse.SUPPRESS, help=help, metavar=metavar))
+
+
+def list_option(*names: str, help: str, metavar: str, **settings: object) -> Option:
+    """An option that may be repeated: its value is a tuple of texts."""
+    return value_option(*names, help=help, metavar=metavar, action="append", **settings)
+
+
+def number_option(
+    name: str, help: str, metavar: str, low: float, high: float, kind: type = float
+) -> Option:
+    """An option whose value is a number of this kind (float, int), from low to high."""
+
+    def parse(text: str) -> float:
+        return kind(parse_number(name, text, low, high))
+
+    return value_option(name, help=help, metavar=metavar, type=parse)
+
+
+def words_option(name: str, help: str, metavar: str) -> Option:
+    """An option whose value is the words of a command."""
+
+    def parse(text: str) -> Tuple[str, ...]:
+        return tuple(split_option(name, text))
+
+    return value_option(name, help=help, metavar=metavar, type=parse)
+
+
+def state_path(text: str) -> str:
+    """The path of --state; an empty one is as if it were not given."""
+    if not text:
+        return default_state()
+    return os.path.abspath(text)
 
 
 GLOBAL_OPTIONS = (
@@ -18818,18 +18936,25 @@ GLOBAL_OPTIONS = (
     flag_option("-y", "--yes", help="answer yes to yes/no questions"),
     flag_option("-q", "--quiet", help="no progress; list only what is not done"),
     flag_option("-v", "--verbose", help="show each docker call on stderr"),
-    value_option(
+    words_option(
         "--docker",
         metavar="CMD",
         help=(
             "docker command, split as a shell splits words (default: $DOCKFIX_DOCKER, else docker)"
         ),
     ),
-    value_option(
-        "--timeout", metavar="SECONDS", help="bound of each container's call (default: 60)"
+    number_option(
+        "--timeout",
+        metavar="SECONDS",
+        low=0.1,
+        high=1e6,
+        help="bound of each container's call (default: 60)",
     ),
     value_option(
-        "--state", metavar="DIR", help="lock and state folder (default: /var/lib/dockfix)"
+        "--state",
+        metavar="DIR",
+        type=state_path,
+        help="lock and state folder (default: /var/lib/dockfix)",
     ),
     flag_option("--version", help="version, sha256 of this file, Python"),
 )
@@ -18839,33 +18964,29 @@ CHANGE_OPTIONS = (
 CHOOSING_OPTIONS = (
     flag_option("--all", help="all running, paused and restarting containers"),
     flag_option("--stopped", help="with the stopped ones; implies --all"),
-    value_option(
+    list_option(
         "--filter",
         metavar="K=V",
-        action="append",
-        default=[],
         help="as for docker ps --filter; implies --all",
     ),
-    value_option(
+    list_option(
         "--from",
         metavar="FILE",
         dest="from_file",
-        action="append",
-        default=[],
         help="names, one a line, # comments; - is standard input",
     ),
-    value_option(
+    list_option(
         "--exclude",
         metavar="GLOB",
-        action="append",
-        default=[],
         help="leave these out, last of all",
     ),
     flag_option("--allow-empty", help="--all that matches nothing is a success"),
-    value_option(
+    number_option(
         "--jobs",
         metavar="N",
-        default="",
+        low=1,
+        high=1000,
+        kind=int,
         help="containers at a time (default: 2 for each CPU, at most 8)",
     ),
     *CHANGE_OPTIONS,
@@ -18887,12 +19008,20 @@ STORAGE_OPTIONS = (
         help="a saved docker info of another host, text or JSON; - is standard input",
     ),
     flag_option("--check", help="exit 3 when a finding is a warning or worse"),
-    value_option(
+    number_option(
         "--warning",
         metavar="PERCENT",
+        low=0,
+        high=100,
         help="fullness of data, metadata or disk that is a warning (default: 80)",
     ),
-    value_option("--critical", metavar="PERCENT", help="fullness that is critical (default: 90)"),
+    number_option(
+        "--critical",
+        metavar="PERCENT",
+        low=0,
+        high=100,
+        help="fullness that is critical (default: 90)",
+    ),
 )
 OWNER_OPTIONS = (
     flag_option(
@@ -18921,7 +19050,6 @@ CHPASSWD_OPTIONS = (
         "--via",
         metavar="WAY",
         choices=("auto", "exec", "proc", "cp"),
-        default="auto",
         help="auto, exec, proc or cp (default: auto, in this order)",
     ),
     flag_option("--unlock", help="set a password also where an administrator locked the account"),
@@ -18937,9 +19065,7 @@ EXEC_OPTIONS = (
             " arguments"
         ),
     ),
-    value_option(
-        "--shell", metavar="SHELL", default="sh", help="the shell for --script (default: sh)"
-    ),
+    words_option("--shell", metavar="SHELL", help="the shell for --script (default: sh)"),
     value_option(
         "--stdin",
         metavar="FILE",
@@ -18948,7 +19074,7 @@ EXEC_OPTIONS = (
     value_option(
         "--max-output",
         metavar="SIZE",
-        default="1M",
+        type=parse_size,
         help="keep so much of each stream (default: 1M)",
     ),
 )
@@ -18970,11 +19096,9 @@ FAKETIME_OPTIONS = (
     ),
     flag_option("--undo", "--off", help="put back what was there"),
     flag_option("--status", help="show what is set"),
-    value_option(
+    list_option(
         "--lib",
         metavar="FILE",
-        action="append",
-        default=[],
         help=(
             "a libfaketime.so.1; may be repeated, the first that fits is used (default: the host's)"
         ),
@@ -18988,10 +19112,11 @@ FAKETIME_OPTIONS = (
     flag_option(
         "--step-running", help="move the clock of running programs that use libfaketime already"
     ),
-    value_option(
+    number_option(
         "--watch",
         metavar="SECONDS",
-        default="",
+        low=0,
+        high=3600,
         help="watch the container for so long; undo if it fails (default: 10)",
     ),
 )
@@ -18999,7 +19124,9 @@ RECLAIM_OPTIONS = (
     flag_option(
         "--logs", dest="take_logs", help="empty the json logs longer than --max-log, in place"
     ),
-    value_option("--max-log", metavar="SIZE", help="how long a log may be (default: 100M)"),
+    value_option(
+        "--max-log", metavar="SIZE", type=parse_size, help="how long a log may be (default: 100M)"
+    ),
     flag_option(
         "--trim",
         dest="take_trim",
@@ -19009,27 +19136,33 @@ RECLAIM_OPTIONS = (
     ),
     flag_option("--containers", dest="take_containers", help="remove the stopped containers"),
     value_option(
-        "--older-than", metavar="AGE", help="only those stopped for so long, such as 12h or 30d"
+        "--older-than",
+        metavar="AGE",
+        type=parse_age,
+        help="only those stopped for so long, such as 12h or 30d",
     ),
     flag_option(
         "--images", dest="take_images", help="remove the dangling images (no name, no container)"
     ),
     flag_option("--unused", help="with --images: all that no container was made from"),
-    flag_option("--build-cache", dest="take_build-cache", help="empty BuildKit's cache"),
+    flag_option("--build-cache", dest="take_build_cache", help="empty BuildKit's cache"),
     value_option(
         "--volumes",
         dest="take_volumes",
         metavar="NAME",
         nargs="+",
-        default=[],
         help="remove these volumes, if no container has them",
     ),
     *CHANGE_OPTIONS,
 )
 CLOCK_OPTIONS = (
     flag_option("--check", help="exit 3 where a container is not in sync"),
-    value_option(
-        "--max-skew", metavar="SECONDS", default="", help="how far a clock may be off (default: 2)"
+    number_option(
+        "--max-skew",
+        metavar="SECONDS",
+        low=0,
+        high=1e9,
+        help="how far a clock may be off (default: 2)",
     ),
 )
 TIMEZONE_OPTIONS = (
@@ -19049,7 +19182,7 @@ class Command(NamedTuple):
     quiet) returns the text for people. examples: the rest of --help.
 
     arguments: None where the command chooses containers; else (least, most) arguments that it takes
-    itself, in opts.words. shows_findings: the text of `show` has the findings in it.
+    itself, in opts.arguments. shows_findings: the text of `show` has the findings in it.
     """
 
     name: str
@@ -19068,11 +19201,9 @@ class Command(NamedTuple):
         return self.options
 
 
-LOSE_OPTION = value_option(
+LOSE_OPTION = list_option(
     "--lose-autoremove",
     metavar="NAME",
-    action="append",
-    default=[],
     help="this --rm container may vanish when docker stops",
 )
 POOL_OPTIONS = (
@@ -19097,9 +19228,7 @@ BACKUP_OPTIONS = (
     flag_option(
         "--verify", help="read the backup again: each file against its sha256, each image whole"
     ),
-    value_option(
-        "--step", metavar="NAME", default="", help="for the script of a dry run: this step only"
-    ),
+    value_option("--step", metavar="NAME", help="for the script of a dry run: this step only"),
 )
 RELOCATE_OPTIONS = (
     *CHANGE_OPTIONS,
@@ -19388,7 +19517,7 @@ def make_parser(command: Optional[Command]) -> Parser:
     parser = Parser(prog=name, add_help=False, allow_abbrev=False)
     for option in options:
         parser.add_argument(*option.names, **option.settings)
-    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("-h", "--help", action="store_true", default=argparse.SUPPRESS)
     if command:
         parser.add_argument("containers", nargs="*", metavar="CONTAINER")
     return parser
@@ -19488,11 +19617,11 @@ def adapt_to_argparse(words: List[str]) -> List[str]:
     return adapted
 
 
-def parse_command_line(argv: Sequence[str]) -> Tuple[Optional[Command], argparse.Namespace]:
+def parse_command_line(argv: Sequence[str]) -> Tuple[Optional[Command], Options]:
     """The command, None where none is given, and its options. The words are split at the first --
     before argparse sees them: behind it stand the command of `exec`, or names of containers. Raises
     UsageError."""
-    words, behind = list(argv), None  # type: List[str], Optional[List[str]]
+    words, behind = list(argv), []  # type: List[str], List[str]
     if "--" in words:
         cut = words.index("--")
         words, behind = words[:cut], words[cut + 1 :]
@@ -19500,34 +19629,38 @@ def parse_command_line(argv: Sequence[str]) -> Tuple[Optional[Command], argparse
     command = find_command(name)
     parser = make_parser(command)
     # argparse takes names in one run only: those that stand between options come back as extras
-    opts, extras = parser.parse_known_args(adapt_to_argparse(rest))
+    parsed, extras = parser.parse_known_args(adapt_to_argparse(rest))
     unknown = [word for word in extras if word.startswith("-")]
     if not command and not unknown:
         unknown = extras
     if unknown:
         parser.error("unknown option: %s" % hide_value(unknown[0]))
-    opts.command = name
-    opts.stdin_for = ""  # the option that reads standard input: one at most
+    given = vars(parsed)
     if command:
-        opts.containers += extras
-        set_arguments(command, opts, behind)
-    fill_defaults(opts)
-    return command, opts
+        set_arguments(command, given, extras, behind)
+    values = dict(common_defaults(given), command=name or "")
+    for option, value in given.items():
+        if isinstance(value, list):
+            value = tuple(value)
+        values[option] = value
+    return command, Options(**values)
 
 
-def set_arguments(command: Command, opts: argparse.Namespace, behind: Optional[List[str]]) -> None:
-    """Sets opts.words, the arguments of the command itself (of `exec` what stands behind --, None
-    without --), and requires that opts.containers are names, or that the number is right."""
+def set_arguments(command: Command, given: dict, extras: List[str], behind: List[str]) -> None:
+    """Sets what a command works on: "containers", and "arguments" where it takes some itself (of
+    `exec` what stands behind --). Requires that the containers are names, and that the number of
+    arguments is right."""
+    given["containers"] += extras
     if command.name == "exec":
-        opts.words = behind
+        given["arguments"] = behind
     else:
-        opts.containers += behind or []
-        opts.words = opts.containers
+        given["containers"] += behind
     if command.arguments is None:
-        require_names(opts.containers + opts.exclude)
+        require_names(given["containers"] + given.get("exclude", []))
         return
+    arguments = given["arguments"] = given["containers"]
     least, most = command.arguments
-    if opts.help or opts.version or least <= len(opts.words) <= most:
+    if "help" in given or "version" in given or least <= len(arguments) <= most:
         return
     if most == 0:
         takes = "no arguments"
@@ -19536,23 +19669,18 @@ def set_arguments(command: Command, opts: argparse.Namespace, behind: Optional[L
     else:
         takes = "%d to %d arguments" % (least, most)
     raise UsageError(
-        "%s takes %s: %s" % (command.name, takes, " ".join(opts.words) or "none is given"),
+        "%s takes %s: %s" % (command.name, takes, " ".join(arguments) or "none is given"),
         "python3 dockfix.py %s --help" % command.name,
     )
 
 
-def fill_defaults(opts: argparse.Namespace) -> None:
-    """Parses the options that all commands have, and sets those that are not given."""
-    if opts.docker is None:
-        opts.docker = os.environ.get("DOCKFIX_DOCKER") or "docker"
-    if opts.state:
-        opts.state = os.path.abspath(opts.state)
-    else:
-        opts.state = default_state()
-    opts.timeout = parse_number("--timeout", opts.timeout, CALL_SECONDS, 0.1, 1e6)
-    if hasattr(opts, "jobs"):  # not of commands that choose no containers
-        default = min(8, 2 * (os.cpu_count() or 1))
-        opts.jobs = int(parse_number("--jobs", opts.jobs, default, 1, 1000))
+def common_defaults(given: dict) -> dict:
+    """The defaults that depend on this host and on the environment. Raises UsageError."""
+    values = {"state": default_state(), "jobs": min(8, 2 * (os.cpu_count() or 1))}  # type: dict
+    docker = os.environ.get("DOCKFIX_DOCKER")
+    if docker and not {"docker", "help", "version"}.intersection(given):
+        values["docker"] = tuple(split_option("--docker", docker))
+    return values
 
 
 ###############################################################################
@@ -19577,7 +19705,7 @@ class Run:
         self.words = words
         self.report = new_report(name, False)
         # until the command line is parsed: enough to print why it is refused
-        self.opts = argparse.Namespace(json="--json" in own_words, quiet=False)
+        self.opts = Options(json="--json" in own_words)
         self.command = None  # type: Optional[Command]
         self.host = None  # type: Optional[Host]
         self.old_handlers = {}  # type: dict  # what catch_signals returned
@@ -19590,7 +19718,7 @@ def version_facts() -> Dict[str, str]:
     return {"version": VERSION, "sha256": digest, "python": "%d.%d.%d" % sys.version_info[:3]}
 
 
-def print_help(command: Optional[Command], opts: argparse.Namespace) -> None:
+def print_help(command: Optional[Command], opts: Options) -> None:
     """For --version and --help."""
     if opts.version:
         facts = version_facts()
@@ -19599,7 +19727,7 @@ def print_help(command: Optional[Command], opts: argparse.Namespace) -> None:
         text = help_text(command)
         facts = {"help": text}
     if opts.json:
-        write_out(render_json(dict(new_report(opts.command, False), **facts)))
+        write_out(render_json(dict(new_report(opts.command or None, False), **facts)))
     else:
         write_out(text.encode("ascii"))
 
@@ -19632,7 +19760,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     run = Run([os_text(os.fsencode(word)) for word in argv])
     try:
         run.command, run.opts = parse_command_line(run.words)
-        run.report.update(command=run.opts.command, dry_run=run.opts.dry_run)
+        run.report["dry_run"] = run.opts.dry_run
         if run.opts.version or run.opts.help:
             print_help(run.command, run.opts)
             return 0
@@ -19649,9 +19777,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     return finish(run)
 
 
-def host_of(opts: argparse.Namespace) -> Host:
-    docker = split_option("--docker", opts.docker)
-    return make_host(docker, opts.timeout, opts.dry_run, opts.verbose, opts.state)
+def host_of(opts: Options) -> Host:
+    return make_host(opts.docker, opts.timeout, opts.dry_run, opts.verbose, opts.state)
 
 
 def run_command(run: Run) -> None:

@@ -5,7 +5,6 @@ Every container and every image layer gets a file with a name of its own, made t
 `find` then says in which layer folder it lies, and `owner`, given that path, must name the very
 container or image."""
 
-import argparse
 import importlib.util
 import json
 import os
@@ -90,7 +89,7 @@ class Storage:
         report = {"errors": [], "exit_code": 0}
         rows = self.module.owners_of(
             self.module.read_layers(self.engine.root),
-            argparse.Namespace(words=words, orphans=False),
+            dockfix.Options(arguments=tuple(words)),
             report,
         )
         assert report["errors"] == [] and rows, words

@@ -1,7 +1,6 @@
 """`owner` as a command: every way to name a layer, what it says beside the rows, and docker's
 answers against the files (test_layers.py has the table)."""
 
-import argparse
 import json
 import os
 import re
@@ -92,7 +91,7 @@ def named(dockfix):
     def ask(root, word):
         report = {"errors": [], "exit_code": 0}
         rows = dockfix.owners_of(
-            dockfix.read_layers(root.path), argparse.Namespace(words=[word], orphans=False), report
+            dockfix.read_layers(root.path), dockfix.Options(arguments=(word,)), report
         )
         return [row["layer"] for row in rows]
 

@@ -1,6 +1,5 @@
 """The seam's files and questions: replace_file and confirm."""
 
-import argparse
 import os
 import socket
 import threading
@@ -33,14 +32,14 @@ def test_replace_file_keeps_the_mode_that_is_asked_for_and_replaces_a_link(dockf
 
 
 def test_confirm_is_answered_by_yes_and_refused_without_a_terminal(dockfix, monkeypatch):
-    dockfix.confirm(argparse.Namespace(yes=True), "stop docker?")
+    dockfix.confirm(dockfix.Options(yes=True), "stop docker?")
 
     def no_terminal(*args, **more):
         raise OSError(6, "No such device or address")
 
     monkeypatch.setattr(dockfix.os, "open", no_terminal)
     with pytest.raises(dockfix.Refused) as refusal:
-        dockfix.confirm(argparse.Namespace(yes=False), "stop docker?")
+        dockfix.confirm(dockfix.Options(yes=False), "stop docker?")
     assert refusal.value.code == 5 and "--yes" in refusal.value.hint
 
 
