@@ -5,28 +5,30 @@ f"dockfix needs Python 3.6 or newer: run it as  python3 dockfix.py"
 
 # The chapters, each readable alone; a chapter uses itself and those above it:
 #
-#    1 constants, errors              15 storage: where the space goes
-#    2 text, sizes, tar streams       16 owner: whose a directory, layer or device is
-#    3 what a run reports             17 reclaim: give space back
-#    4 the host: processes, files,    18 the change engine: step, plan, journal, script
-#      lock, terminal                 19 create recipes: inspect field to docker flag
-#    5 Docker: ps, inspect, info,     20 the daemon: stop, start, options
-#      its own mounts                 21 backup and restore
-#    6 choosing containers            22 pool: grow and recreate a devicemapper loop pool
-#    7 files of a container           23 relocate: move the Docker root
-#    8 chpasswd                       24 resume, rollback, discard
-#    9 exec                           25 output: tables and JSON
-#   10 time zones, clock              26 the command table, help
-#   11 timezone                       27 main
-#   12 faketime
-#   13 Docker's storage on disk
-#   14 which engine answers
+#    1 constants, errors              17 layer owners and orphans
+#    2 text, sizes, tar streams       18 which engine answers
+#    3 what a run reports             19 storage: where the space goes
+#    4 the host: processes, files,    20 owner: whose a directory, layer or device is
+#      lock, terminal                 21 reclaim: give space back
+#    5 storage drivers: one row each  22 the change engine: step, plan, journal, script
+#    6 Docker: ps, inspect, info,     23 create recipes: inspect field to docker flag
+#      its own mounts                 24 the daemon: stop, start, options
+#    7 choosing containers            25 backup and restore
+#    8 files of a container           26 pool: grow and recreate a devicemapper loop pool
+#    9 chpasswd                       27 relocate: move the Docker root
+#   10 exec                           28 resume, rollback, discard
+#   11 time zones, clock              29 output: tables and JSON
+#   12 timezone                       30 the command table, help
+#   13 faketime                       31 main
+#   14 the daemon's options
+#   15 Docker's root: place, sizes, devicemapper's pool
+#   16 layer records: what a Docker root holds
 #
-# Where to add: a command: COMMANDS (26) and a chapter of its own; a storage driver: LAYOUTS (1),
-# OWN_MOUNTS (5) and DRIVER_FACTS (15); a finding of `storage`: storage_findings (15); a refusal of
-# chpasswd: etc_refusal and login_lines (8), of a storage change: require_stoppable (20); a setting
-# that `restore` carries over: CREATE and the *_settings functions (19); another wording of docker's
-# errors: DAEMON_FAULTS (5), of `docker info`: INFO_KEYS (5).
+# Where to add: a command: COMMANDS (30) and a chapter of its own; a storage driver: a row of
+# STORAGE_DRIVERS (5); a finding of `storage`: storage_findings (19); a refusal of chpasswd:
+# etc_refusal and login_lines (9), of a storage change: require_stoppable (24); a setting that
+# `restore` carries over: CREATE and the *_settings functions (23); another wording of docker's
+# errors: DAEMON_FAULTS (6), of `docker info`: INFO_KEYS (6).
 
 import os
 import sys
@@ -226,25 +228,6 @@ class AccountFiles(NamedTuple):
 
     passwd: Optional[bytes]
     shadow: Optional[bytes]
-
-
-# --- layers: whose a directory or device of the storage driver is
-
-# in a driver's home: the folder whose names are layers, and a layer's paths (one that is mounted
-# comes first)
-LAYOUTS = {
-    "devicemapper": ("metadata", ("mnt/%s", "metadata/%s")),
-    "overlay2": (".", ("%s/diff", "%s/merged", "%s")),
-    "fuse-overlayfs": (".", ("%s/diff", "%s/merged", "%s")),
-    "overlay": (".", ("%s/upper", "%s/root", "%s/merged", "%s")),
-    "aufs": ("diff", ("diff/%s", "mnt/%s", "layers/%s")),
-    "btrfs": ("subvolumes", ("subvolumes/%s",)),
-    "zfs": ("graph", ("graph/%s",)),
-    "vfs": ("dir", ("dir/%s",)),
-}
-LAYER = (  # BuildKit's names have 25 characters
-    r"(?:[0-9a-f]{64}|[0-9a-z]{25})(?:-init|-removing)?\Z"
-)
 
 
 ###############################################################################
@@ -2027,7 +2010,218 @@ def in_parallel(host: Host, items: Sequence, work: Callable, jobs: int, progress
 
 
 ###############################################################################
-# 5. Docker
+# 5. Storage drivers
+###############################################################################
+
+# One row for each storage driver of Docker's: where its layers are, how they are mounted, what the
+# driver needs, and what a person must know of it. A new driver goes here and nowhere else; that a
+# name is in the table says that dockfix reads its layers. Nothing here looks at the host.
+#
+# Facts: moby's daemon/graphdriver/DRIVER (folders, files and mounts), its docs/deprecated.md (which
+# engine dropped a driver), and containerd's docs/snapshotters (its own names of the same kinds).
+
+# A layer's name. BuildKit's have 25 characters, all others are hashes.
+LAYER = r"(?:[0-9a-f]{64}|[0-9a-z]{25})(?:-init|-removing)?\Z"
+UNION_DELETION = (
+    "a file deleted inside a container is free at once if the container made it, and only hidden if"
+    " the image has it; "
+)
+SNAPSHOT_DELETION = (
+    "a file deleted inside a container is free once no snapshot has its blocks any more; "
+)
+OVERLAY_DELETION = UNION_DELETION + "never delete in a diff or upper folder from the host"
+OVERLAY_ADVICE = (
+    "never delete below %s from the host while the container is there: it is left with a file that"
+    " ls does not show and writes that vanish; delete inside the container, or below its merged"
+    " folder while that is mounted"
+)
+
+
+class StorageDriver(NamedTuple):
+    """What dockfix knows of one storage driver. Its home is ROOT/NAME, below Docker's root; all
+    paths are relative to the home, and '%s' in them stands for a layer's name.
+
+    Where its layers are:
+    layer_folder: the folder whose names are the layers; '.' for the home itself, where one folder
+        has all of a layer.
+    paths: every path that a layer may have.
+    own_paths: those of them with the layer's own files, without those of the layers below; the
+        first that is there counts. () where no folder has them.
+    in_pool: a layer is a device of a thin pool, and layer_folder has a record of it.
+    full_copies: a layer holds a copy of all files below it too, so its size in layerdb, which
+        counts the files that it adds, is not what it takes.
+    hidden_at_rest: a layer's folder is there only while the layer is mounted.
+
+    How a layer names those that it stands on:
+    lower_files: files in a layer's folder.
+    lower_folder: a folder with one file for each layer, '' for none.
+    link_folder: a folder of short links to layers, by which mounts and lower_files name them.
+
+    What it mounts, each undone when the container ends:
+    mounts: places; '*' stands for one name.
+    root_is_layer: a container's root is the layer's own folder, so no mount names the layer.
+
+    What it needs:
+    file_system: the file system that the kernel must have ('': none), by its name in
+        /proc/filesystems, which is the module's name too.
+    needs_ftype: the disk must tell the type of a folder's entries (xfs with ftype=1).
+    plain_files: copying the files moves the layers.
+    removed_in: the major version of the first engine without the driver, None: all have it.
+    snapshotter: containerd has a snapshotter of the same name, so the name alone does not say that
+        layers are below Docker's root.
+
+    What to tell a person:
+    family: the driver whose name the finding of `storage` bears.
+    deletion: what deleting a file inside a container gives back, and what must not be touched.
+    remedy: the command that tells more; ROOT stands for Docker's root.
+    advice: what to know before a container's folder (%s) is touched, '' for nothing.
+    """
+
+    layer_folder: str
+    paths: Tuple[str, ...]
+    own_paths: Tuple[str, ...]
+    family: str
+    deletion: str
+    remedy: str = "python3 dockfix.py owner"
+    advice: str = ""
+    in_pool: bool = False
+    full_copies: bool = False
+    hidden_at_rest: bool = False
+    lower_files: Tuple[str, ...] = ()
+    lower_folder: str = ""
+    link_folder: str = ""
+    mounts: Tuple[str, ...] = ()
+    root_is_layer: bool = False
+    file_system: str = ""
+    needs_ftype: bool = False
+    plain_files: bool = True
+    removed_in: Optional[int] = None
+    snapshotter: bool = False
+
+
+STORAGE_DRIVERS = {
+    "devicemapper": StorageDriver(
+        layer_folder="metadata",
+        paths=("mnt/%s", "metadata/%s"),
+        own_paths=(),
+        in_pool=True,
+        mounts=("mnt/*",),
+        removed_in=25,
+        family="devicemapper",
+        deletion=(
+            "a file deleted inside a container stays allocated in the pool until fstrim or the"
+            " container's removal; never touch data, metadata or /dev/mapper by hand"
+        ),
+        remedy="python3 dockfix.py reclaim --dry-run --trim",
+    ),
+    "overlay2": StorageDriver(
+        layer_folder=".",
+        paths=("%s/diff", "%s/merged", "%s"),
+        own_paths=("%s/diff", "%s"),
+        lower_files=("link", "lower"),
+        link_folder="l",
+        mounts=("*/merged",),
+        file_system="overlay",
+        needs_ftype=True,
+        family="overlay2",
+        deletion=OVERLAY_DELETION,
+        advice=OVERLAY_ADVICE,
+    ),
+    "fuse-overlayfs": StorageDriver(
+        layer_folder=".",
+        paths=("%s/diff", "%s/merged", "%s"),
+        own_paths=("%s/diff", "%s"),
+        lower_files=("link", "lower"),
+        link_folder="l",
+        mounts=("*/merged",),
+        file_system="fuse",
+        snapshotter=True,
+        family="overlay2",
+        deletion=OVERLAY_DELETION,
+        advice=OVERLAY_ADVICE,
+    ),
+    "overlay": StorageDriver(
+        layer_folder=".",
+        paths=("%s/upper", "%s/root", "%s/merged", "%s"),
+        own_paths=("%s/upper", "%s/root", "%s"),
+        lower_files=("lower-id",),
+        mounts=("*/merged",),
+        file_system="overlay",
+        needs_ftype=True,
+        removed_in=24,
+        family="overlay2",
+        deletion=OVERLAY_DELETION,
+        advice=OVERLAY_ADVICE,
+    ),
+    "aufs": StorageDriver(
+        layer_folder="diff",
+        paths=("diff/%s", "mnt/%s", "layers/%s"),
+        own_paths=("diff/%s",),
+        lower_folder="layers",
+        mounts=("mnt/*",),
+        file_system="aufs",
+        removed_in=24,
+        family="aufs",
+        deletion=UNION_DELETION + "never delete in diff/ from the host",
+        advice=(
+            "%s has the layer's own files; below mnt is what the container sees while it runs, "
+            "below layers the list of what lies under it"
+        ),
+    ),
+    "btrfs": StorageDriver(
+        layer_folder="subvolumes",
+        paths=("subvolumes/%s",),
+        own_paths=("subvolumes/%s",),
+        mounts=("subvolumes/*",),
+        root_is_layer=True,
+        file_system="btrfs",
+        plain_files=False,
+        snapshotter=True,
+        family="btrfs",
+        deletion=SNAPSHOT_DELETION + "never delete below subvolumes/ from the host",
+        remedy="btrfs filesystem usage ROOT",
+    ),
+    "zfs": StorageDriver(
+        layer_folder="graph",
+        paths=("graph/%s",),
+        own_paths=("graph/%s",),
+        hidden_at_rest=True,
+        mounts=("graph/*",),
+        file_system="zfs",
+        plain_files=False,
+        snapshotter=True,
+        family="zfs",
+        deletion=SNAPSHOT_DELETION + "never destroy a data set by hand",
+        remedy="zfs list -o space",
+    ),
+    "vfs": StorageDriver(
+        layer_folder="dir",
+        paths=("dir/%s",),
+        own_paths=("dir/%s",),
+        full_copies=True,
+        root_is_layer=True,
+        family="vfs",
+        deletion=(
+            "every layer is a whole copy of all files below it: nothing is shared, "
+            "and a file deleted inside a container is free at once in that copy"
+        ),
+    ),
+}
+# What `docker info` names where containerd keeps the layers, beside the rows with `snapshotter`:
+# containerd's own name -> the row whose `deletion` holds for it, '' for none.
+SNAPSHOTTERS = {"overlayfs": "overlay2", "native": "", "stargz": "", "nydus": ""}
+WINDOWS_DRIVERS = ("windowsfilter", "windows", "lcow")
+REPORTED_DRIVERS = (*STORAGE_DRIVERS, *SNAPSHOTTERS, *WINDOWS_DRIVERS)
+
+
+def facts_of_driver(name: str) -> Optional[StorageDriver]:
+    """The row that holds for a driver or a snapshotter that `docker info` names; None for another
+    name."""
+    return STORAGE_DRIVERS.get(SNAPSHOTTERS.get(name, name))
+
+
+###############################################################################
+# 6. Docker
 ###############################################################################
 
 # This chapter reads what docker answers: ps, inspect and info. Everything here only asks, and an
@@ -2411,28 +2605,24 @@ class OwnMount(NamedTuple):
     kind: str
 
 
-# Sources: moby's daemon/graphdriver/*/*.go (MakePrivate of the home until 17.12; where layers are
-# mounted), daemon/daemon_linux.go (the root itself, from 18.03 on, where its parent is private),
-# container/container_unix.go, plugin/manager_linux.go, daemon/containerd (rootfs/SNAPSHOTTER/ID),
-# libnetwork's osl; buildkit's executor/runcexecutor; containers/ is bound by Red Hat's builds.
+def driver_mounts() -> Tuple[OwnMount, ...]:
+    """What storage drivers mount: each its home onto itself (until 17.12), and its layers."""
+    mounts = []
+    for name, driver in STORAGE_DRIVERS.items():
+        mounts.append(OwnMount(name, "itself"))
+        for place in driver.mounts:
+            mounts.append(OwnMount(name + "/" + place, "container"))
+    return tuple(mounts)
+
+
+# Sources, beside the table of storage drivers: moby's daemon/daemon_linux.go (the root itself, from
+# 18.03 on, where its parent is private), container/container_unix.go, plugin/manager_linux.go,
+# daemon/containerd (rootfs/SNAPSHOTTER/ID), libnetwork's osl; buildkit's executor/runcexecutor;
+# containers/ is bound by Red Hat's builds.
 OWN_MOUNTS = (
     OwnMount("", "itself"),
-    OwnMount("aufs", "itself"),
-    OwnMount("btrfs", "itself"),
     OwnMount("containers", "itself"),
-    OwnMount("devicemapper", "itself"),
-    OwnMount("fuse-overlayfs", "itself"),
-    OwnMount("overlay", "itself"),
-    OwnMount("overlay2", "itself"),
-    OwnMount("vfs", "itself"),
-    OwnMount("zfs", "itself"),
-    OwnMount("aufs/mnt/*", "container"),
-    OwnMount("btrfs/subvolumes/*", "container"),
-    OwnMount("devicemapper/mnt/*", "container"),
-    OwnMount("fuse-overlayfs/*/merged", "container"),
-    OwnMount("overlay/*/merged", "container"),
-    OwnMount("overlay2/*/merged", "container"),
-    OwnMount("zfs/graph/*", "container"),
+    *driver_mounts(),
     OwnMount("rootfs/*/*", "container"),
     OwnMount("containers/*/mqueue", "container"),
     OwnMount("containers/*/secrets", "container"),
@@ -2546,26 +2736,6 @@ STATUS_KEYS = (
     + ("Backing Filesystem", "driver-type", "Root Dir", "Parent Dataset")
 )
 MANAGER_KEYS = ("Strategy", "Filters", "Role")  # only a classic Swarm manager prints these
-GRAPH_DRIVERS = (
-    "devicemapper",
-    "overlay2",
-    "overlay",
-    "aufs",
-    "btrfs",
-    "zfs",
-    "vfs",
-    "fuse-overlayfs",
-)
-DRIVERS = (
-    *GRAPH_DRIVERS,
-    "overlayfs",
-    "native",
-    "stargz",
-    "nydus",
-    "windowsfilter",
-    "windows",
-    "lcow",
-)
 
 
 def decode_saved(data: bytes) -> str:
@@ -2607,7 +2777,7 @@ def parse_info(text: str) -> Dict[str, object]:
     return dict(
         info,
         ServerVersion=version or None,
-        Driver=driver if driver in DRIVERS or "driver-type" in status else None,
+        Driver=driver if driver in REPORTED_DRIVERS or "driver-type" in status else None,
         DriverStatus={key: status[key] for key in STATUS_KEYS if key in status},
         SecurityOptions=options,
     )
@@ -2932,7 +3102,7 @@ SYSTEMD_MARK = "/run/systemd/system"  # sd_booted(3)
 
 
 ###############################################################################
-# 6. Choosing containers
+# 7. Choosing containers
 ###############################################################################
 
 
@@ -3094,7 +3264,7 @@ def plan_own_calls(opts: Options, report: dict, plans: list, words: List[str], m
 
 
 ###############################################################################
-# 7. Files of a container
+# 8. Files of a container
 ###############################################################################
 
 
@@ -3366,14 +3536,14 @@ def is_named_root(root: int, container: Container) -> bool:
 def named_layer(container: Container) -> str:
     """The folder of a container's own layer, from its record in the layerdb; '' where there is
     none."""
-    driver = container.driver
-    if driver not in ("vfs", "btrfs"):
+    driver = STORAGE_DRIVERS.get(container.driver)
+    if not driver or not driver.root_is_layer:
         return ""
-    record = "image/%s/layerdb/mounts/%s/mount-id" % (driver, container.id)
+    record = "image/%s/layerdb/mounts/%s/mount-id" % (container.driver, container.id)
     name = suppress_errors(read_host_text, os.path.join(container.home, record)) or ""
     if not re.match(LAYER, name.strip()):
         return ""
-    return os.path.join(container.home, driver, LAYOUTS[driver][0], name.strip())
+    return os.path.join(container.home, container.driver, driver.layer_folder, name.strip())
 
 
 def mount_id(fd: int) -> str:
@@ -4569,7 +4739,7 @@ def first_process(container: Container) -> Tuple[str, bytes, int]:
 
 
 ###############################################################################
-# 8. chpasswd
+# 9. chpasswd
 ###############################################################################
 
 
@@ -5721,7 +5891,7 @@ def describe_odd_date(files: AccountFiles, users: Iterable[bytes]) -> str:
 
 
 ###############################################################################
-# 9. exec
+# 10. exec
 ###############################################################################
 
 
@@ -5842,7 +6012,7 @@ def plan_exec(
 
 
 ###############################################################################
-# 10. Time zones, clock
+# 11. Time zones, clock
 ###############################################################################
 
 # Reads zone files and rules, finds the host's zone, reads the clock inside a container; `clock`
@@ -6398,7 +6568,7 @@ def run_clock(host: Host, opts: Options, report: dict) -> None:
 
 
 ###############################################################################
-# 11. timezone
+# 12. timezone
 ###############################################################################
 
 # Gives containers a zone: its data below /usr/share/zoneinfo, the link /etc/localtime, the name in
@@ -6671,7 +6841,7 @@ def run_timezone(host: Host, opts: Options, report: dict) -> None:
 
 
 ###############################################################################
-# 12. faketime
+# 13. faketime
 ###############################################################################
 
 # Shifts the clock of containers through libfaketime. The library is copied into the container,
@@ -8022,621 +8192,17 @@ def run_faketime(host: Host, opts: Options, report: dict) -> None:
 
 
 ###############################################################################
-# 13. Docker storage on disk
+# 14. The daemon's options
 ###############################################################################
 
-# This chapter reads what a Docker root holds: which container, image or volume has which layer, the
-# thin pool, where the daemon's options are set, how large folders are. It works with the daemon
-# down, and on the disk of another host.
+# Where the options of Docker's daemon are set: the command line of its unit with drop-ins, variables
+# and files of the unit, daemon.json; and what the daemons that run were started with. It only
+# reads; a place that cannot be read is one with a fault, and never one without options.
 #
-# It never writes, never follows a link below a foreign root, and never calls a layer an orphan
-# while a record is missing or unreadable: such a layer is "unknown".
-#
-# The facts: moby's layer/ and image/ packages (layerdb, imagedb), daemon/graphdriver (what each
-# driver writes), graph/ of engines before 1.10, the kernel's device-mapper/thin-provisioning,
-# systemd.syntax(7) and systemd.exec(5).
+# Facts: systemd.syntax(7), systemd.exec(5), dockerd(8), proc(5).
 
 
-# Layers: the records of a Docker root, and who owns a layer
-
-
-class LostRecord(NamedTuple):
-    """A container whose layer record is gone, so that no file names its layer.
-
-    missing: the path of that record; root: the Docker root (or its uid.gid folder) that it was in;
-    known: docker still has the container in memory.
-    """
-
-    name: str
-    missing: str
-    root: str
-    known: bool
-
-
-LOST_REASON = "it may be of container %s, whose layer record is missing"
-
-
-class Doubt(NamedTuple):
-    """Why no layer of a driver ('': of any driver) can be proved to be an orphan.
-
-    unreadable: a record is there and could not be read; else a record is missing.
-    """
-
-    driver: str
-    reason: str
-    unreadable: bool
-
-
-class Layers(NamedTuple):
-    """The owners of the layers below a Docker root, from its files alone.
-
-    rows: {"layer", "driver", "paths", "role", "container", "images", "note"}, with devicemapper
-        also "device", "device_id" and "device_size". Role "unknown": the owner cannot be told.
-    words: each name of a row (full id, tag, chain id, diff id, short link, device id) -> the
-        numbers of its rows.
-    containers: {id: what parse_container_record returns}; images: {id: tags}.
-    unread: {path: why it could not be read, or what is wrong with it}.
-    sizes: {layer: bytes of the files that it adds, by layerdb}.
-    trees: {driver with image records here: their number}.
-    lost: {container id: its record that is gone}.
-    doubts: what keeps layers from being proved orphans.
-    parents: the images that another image's build began from.
-    """
-
-    rows: List[dict]
-    words: Dict[str, List[int]]
-    containers: Dict[str, dict]
-    images: Dict[str, List[str]]
-    unread: Dict[str, str]
-    sizes: Dict[str, int]
-    trees: Dict[str, int]
-    lost: Dict[str, LostRecord]
-    doubts: List[Doubt]
-    parents: Set[str]
-
-
-class LayerOwner(NamedTuple):
-    """The owner of a layer: its role, the container's id, the images' ids, a remark, and the
-    layer's other names."""
-
-    role: str
-    container: str = ""
-    images: Tuple[str, ...] = ()
-    note: str = ""
-    aliases: Tuple[str, ...] = ()
-
-
-UNKNOWN = "unknown"  # the role of a layer of which it cannot be told whose it is
-BUILDKIT_NAME = 25  # characters of the layer names that BuildKit gives
-HASH = r"[0-9a-f]{64}\Z"
-
-
-def strip_algorithm(digest: str) -> str:
-    """A digest without 'sha256:' in front."""
-    if digest.startswith("sha256:"):
-        return digest[len("sha256:") :]
-    return digest
-
-
-def chain_ids(diff_ids: Sequence[str]) -> List[str]:
-    """The name in layerdb of each layer of an image, lowest first: the lowest's diff id, then the
-    hash of 'PARENT DIFF'."""
-    chains = []  # type: List[str]
-    for diff in diff_ids:
-        chains.append(chain_id(chains, diff))
-    return [chain[len("sha256:") :] for chain in chains]
-
-
-def chain_id(below: Sequence[str], diff: str) -> str:
-    """The chain id of a layer, from the chain ids of those below it and its own diff id, all with
-    'sha256:' (OCI image-spec, config.md)."""
-    if not below:
-        return diff
-    text = "%s %s" % (below[-1], diff)
-    return "sha256:" + hashlib.sha256(text.encode("ascii")).hexdigest()
-
-
-def parse_word_record(files: Dict[str, bytes], name: str, form: str) -> str:
-    """The only word of a record's file, without 'sha256:'. Raises ValueError where it does not have
-    the form."""
-    text = files.get(name, b"").decode("ascii", "replace").strip()
-    if not re.match(form, text):
-        raise ValueError("its %s is not valid" % name)
-    return strip_algorithm(text)
-
-
-def parse_object_record(data: Optional[bytes]) -> dict:
-    """The JSON object of a record's file. Raises ValueError where it is none."""
-    record = json.loads((data or b"").decode("utf-8", "surrogateescape"))
-    if not isinstance(record, dict):
-        raise ValueError("it is not a JSON object")
-    return record
-
-
-class ChainRecord(NamedTuple):
-    """layerdb/sha256/CHAIN.
-
-    layer: the driver's name of the layer; parent: the chain id below it, '' for the lowest;
-    size: bytes of its files; diff: its diff id, '' where that is missing.
-    """
-
-    layer: str
-    parent: str
-    size: Optional[int]
-    diff: str
-
-
-class MountRecord(NamedTuple):
-    """layerdb/mounts/CONTAINER: the container's layer, its init layer or '', the chain id that it
-    stands on or ''."""
-
-    layer: str
-    init: str
-    parent: str
-
-
-class DriverRecords(NamedTuple):
-    """The records of image/<driver>, by name; None: there, but not readable.
-
-    tags: {image: its tags}; metadata: {image that has any: the image that its build began from, ''
-    where none is recorded}.
-    """
-
-    chains: Dict[str, Optional[ChainRecord]]
-    mounts: Dict[str, Optional[MountRecord]]
-    images: Dict[str, Optional[List[str]]]
-    tags: Dict[str, List[str]]
-    metadata: Dict[str, Optional[str]]
-
-
-def parse_optional_record(files: Dict[str, bytes], name: str, form: str) -> str:
-    """As parse_word_record, but '' where the file is not there."""
-    if name not in files:
-        return ""
-    return parse_word_record(files, name, form)
-
-
-def parse_chain_record(files: Dict[str, bytes]) -> ChainRecord:
-    size = re.match(rb"[0-9]{1,18}\Z", files.get("size", b"").strip())
-    digest = "sha256:" + HASH
-    return ChainRecord(
-        layer=parse_word_record(files, "cache-id", LAYER),
-        parent=parse_optional_record(files, "parent", digest),
-        size=int(size.group(0)) if size else None,
-        diff=parse_optional_record(files, "diff", digest),
-    )
-
-
-def parse_mount_record(files: Dict[str, bytes]) -> MountRecord:
-    return MountRecord(
-        layer=parse_word_record(files, "mount-id", LAYER),
-        init=parse_optional_record(files, "init-id", LAYER),
-        parent=parse_optional_record(files, "parent", "sha256:" + HASH),
-    )
-
-
-def parse_image_record(files: Dict[str, bytes]) -> List[str]:
-    """The diff ids of an image's configuration."""
-    rootfs = parse_object_record(files.get("")).get("rootfs") or {}
-    diff_ids = rootfs.get("diff_ids") or []
-    for diff in diff_ids:
-        if not isinstance(diff, str) or not re.match("sha256:" + HASH, diff):
-            raise ValueError("its diff ids are not valid")
-    return diff_ids
-
-
-def parse_image_parent(files: Dict[str, bytes]) -> str:
-    """The image that the build of an image began from; '' where none is recorded: it was pulled,
-    loaded, or built by BuildKit."""
-    return parse_optional_record(files, "parent", "sha256:" + HASH)
-
-
-def parse_container_record(files: Dict[str, bytes]) -> Dict[str, object]:
-    """name, driver, image; running (None: not said), volumes (names), rotated: whether something
-    keeps the container's log from growing without end."""
-    config = parse_object_record(files.get("config.v2.json", files.get("config.json")))
-    return {
-        "name": str(config.get("Name") or "").lstrip("/"),
-        "driver": str(config.get("Driver") or ""),
-        "image": strip_algorithm(str(config.get("Image") or "")),
-        "running": (config.get("State") or {}).get("Running"),
-        "volumes": recorded_volumes(config),
-        "rotated": has_rotated_log(config, files),
-    }
-
-
-def recorded_volumes(config: dict) -> List[str]:
-    """The names of a container's volumes, and the folders that are no volumes. Engines since 1.7
-    list MountPoints, older ones Volumes."""
-    sources = []
-    for mount in (config.get("MountPoints") or {}).values():
-        sources.append(str(mount.get("Name") or mount.get("Source") or ""))
-    for source in (config.get("Volumes") or {}).values():
-        sources.append(str(source))
-    return [re.sub(r".*/volumes/([^/]+)/_data\Z", r"\1", source) for source in sources]
-
-
-def has_rotated_log(config: dict, files: Dict[str, bytes]) -> bool:
-    """Whether a container's log has a limit, or is not written by the json-file driver."""
-    if "hostconfig.json" not in files:
-        return False
-    host_config = parse_object_record(files["hostconfig.json"])
-    log = host_config.get("LogConfig") or config.get("LogConfig") or {}
-    if "max-size" in (log.get("Config") or {}):
-        return True
-    return log.get("Type") not in (None, "", "json-file")
-
-
-class DeviceRecord(NamedTuple):
-    """devicemapper/metadata/LAYER. deleted: the driver still has to delete the device; size: bytes,
-    None where the record has none."""
-
-    device_id: int
-    deleted: bool
-    size: Optional[int]
-
-
-def parse_device_record(files: Dict[str, bytes]) -> DeviceRecord:
-    record = parse_object_record(files.get(""))
-    device_id, size = record.get("device_id"), record.get("size")
-    # bool is a kind of int in Python, so isinstance is not enough
-    if type(device_id) is not int:
-        raise ValueError("it has no device_id")
-    if type(size) is not int:
-        size = None
-    return DeviceRecord(device_id, record.get("deleted") is True, size)
-
-
-def parse_repositories(files: Dict[str, bytes]) -> Dict[str, List[str]]:
-    """{image id: tags and digests} of repositories.json, whose inner keys are whole references
-    since 1.10 and bare tags before."""
-    tags = {}  # type: Dict[str, List[str]]
-    repositories = parse_object_record(files.get("")).get("Repositories") or {}
-    for name, references in repositories.items():
-        for reference, image in references.items():
-            tag = reference
-            if not reference.startswith(name):
-                tag = name + ":" + reference
-            tags.setdefault(bare_id(str(image)), []).append(tag)
-    return {image: sorted(image_tags) for image, image_tags in tags.items()}
-
-
-def chain_gaps(records: DriverRecords) -> Dict[str, str]:
-    """{place in image/<driver>: why it must have been there} of the layer records that others name.
-
-    Each chain id is a hash over the parent's and its own diff id, so a record that lost either file
-    is seen too.
-    """
-    gaps = {}  # type: Dict[str, str]
-
-    def require_chain(chain: str, user: str) -> None:
-        if chain and chain not in records.chains:
-            gaps["layerdb/sha256/" + chain] = "missing, though %s needs it" % user
-
-    for image, diff_ids in records.images.items():
-        for chain in chain_ids(diff_ids or ()):
-            require_chain(chain, "image " + image[:12])
-    for container, mount in records.mounts.items():
-        if mount:
-            require_chain(mount.parent, "container " + container[:12])
-    for chain, record in records.chains.items():
-        if not record:
-            continue
-        require_chain(record.parent, "layer " + chain[:12])
-        if not record.diff:
-            gaps["layerdb/sha256/%s/diff" % chain] = "missing"
-            continue
-        below = ["sha256:" + record.parent] if record.parent else []
-        if chain_id(below, "sha256:" + record.diff) != "sha256:" + chain:
-            gaps["layerdb/sha256/%s/parent" % chain] = "missing, or not that of this layer"
-    return gaps
-
-
-def image_gaps(records: DriverRecords) -> Dict[str, str]:
-    """{place in image/<driver>: why it must have been there} of the image records that tags or
-    metadata name."""
-    place = "imagedb/content/sha256/"
-    gaps = {}
-    for image in records.metadata:
-        if image not in records.images:
-            gaps[place + image] = "missing, though it has metadata"
-    for image, tags in records.tags.items():
-        if image not in records.images:
-            gaps[place + image] = "missing, though the tag %s names it" % tags[0]
-    return gaps
-
-
-def mount_gaps(records: DriverRecords, containers: Dict[str, dict]) -> Dict[str, str]:
-    """{place in image/<driver>: why it must have been there}: a container stands on its image's
-    layers, unless the image has none."""
-    gaps = {}
-    for container, mount in records.mounts.items():
-        if not mount or mount.parent or container not in containers:
-            continue
-        if records.images.get(containers[container]["image"]) != []:
-            gaps["layerdb/mounts/%s/parent" % container] = "missing"
-    return gaps
-
-
-def assign_layer_owners(
-    chains: Dict[str, ChainRecord],
-    mounts: Dict[str, MountRecord],
-    images: Dict[str, List[str]],
-    containers: Dict[str, dict],
-) -> Dict[str, LayerOwner]:
-    """{layer: its owner} by the records of engines since 1.10.
-
-    An image has the layers of its diff ids. A container has its mount, and keeps the layers below
-    it alive even where their image is gone.
-    """
-    users = {}  # type: Dict[str, List[str]]
-    diffs = {}  # type: Dict[str, str]
-    for image, diff_ids in images.items():
-        for chain, diff in zip(chain_ids(diff_ids), diff_ids):
-            users.setdefault(chain, []).append(image)
-            diffs[chain] = diff[len("sha256:") :]
-    standing = chains_below_containers(chains, mounts)
-    owners = {}
-    for chain, record in chains.items():
-        role, note = "image", ""
-        if chain not in users and chain in standing:
-            note = "its image is gone; container %s stands on it" % standing[chain][:12]
-        elif chain not in users:
-            role, note = "orphan", "in layerdb, but no image has it"
-        image_ids = tuple(sorted(users.get(chain, ())))
-        aliases = (chain, diffs.get(chain, chain))
-        owners[record.layer] = LayerOwner(role, "", image_ids, note, aliases)
-    for container, mount in mounts.items():
-        role, init_role, note = "container", "container-init", ""
-        if container not in containers:
-            role = init_role = "orphan"
-            note = "of container %s, which is gone, or of a build" % container[:12]
-        owners[mount.layer] = LayerOwner(role, container, (), note)
-        if mount.init:
-            owners[mount.init] = LayerOwner(init_role, container, (), note)
-    return owners
-
-
-def chains_below_containers(
-    chains: Dict[str, ChainRecord], mounts: Dict[str, MountRecord]
-) -> Dict[str, str]:
-    """{chain id: a container that stands on it}."""
-    standing = {}  # type: Dict[str, str]
-    for container, mount in mounts.items():
-        chain = mount.parent
-        while chain in chains and chain not in standing:
-            standing[chain] = container
-            chain = chains[chain].parent
-    return standing
-
-
-def assign_graph_owners(
-    parents: Dict[str, str], tagged: Dict[str, List[str]]
-) -> Dict[str, LayerOwner]:
-    """{layer: its owner} by the records of engines before 1.10, where each layer is an image: it
-    belongs to the images above it that have a tag, or that nothing stands on."""
-    users = {image: [] for image in parents}  # type: Dict[str, List[str]]
-    with_tag = set(parents) & set(tagged)
-    topmost = set(parents) - set(parents.values())
-    for top in sorted(with_tag | topmost):
-        below, seen = top, set()
-        while below in parents and below not in seen:
-            seen.add(below)
-            users[below].append(top)
-            below = parents[below]
-    return {image: LayerOwner("image", "", tuple(tops)) for image, tops in users.items()}
-
-
-def rows_named(layers: Layers, word: str) -> List[int]:
-    """Numbers of the rows that a word means: a name as it stands, else the layer of a device's
-    name, else the first part of a path that is one, else the beginning of a hash. [] where it means
-    none. Raises UsageError where it is the beginning of hashes of more than one layer."""
-    bare = re.sub(r"^(?:sha256:|docker\.io/(?:library/)?|/(?=[^/]+\Z))", "", word)
-    for name in names_in_word(word, bare):
-        if name in layers.words:
-            return layers.words[name]
-    matches = hashes_that_begin(layers, bare)
-    if len({tuple(layers.words[name]) for name in matches}) > 1:
-        require_longer_hash(layers, word, matches)
-    if not matches:
-        return []
-    return layers.words[matches[0]]
-
-
-def join_notes(*notes: str) -> str:
-    return "; ".join(note for note in notes if note)
-
-
-def names_in_word(word: str, bare: str) -> List[str]:
-    """What a word may name as a whole, the likeliest first."""
-    names = [word, bare, bare + ":latest"]
-    device = re.match(r"(?:/dev/mapper/)?docker-[0-9]+:[0-9]+-[0-9]+-(.+)\Z", word)
-    if device:
-        names.append(device.group(1))
-    if "/" in word:
-        parts = posixpath.normpath(word).split("/")
-        names += [part for part in parts if re.match(LAYER + "|[0-9A-Z]{26}\\Z", part)]
-    return names
-
-
-def hashes_that_begin(layers: Layers, text: str) -> List[str]:
-    """The hashes that begin with this text; those of init layers only where it ends in -init."""
-    is_init = text.endswith("-init")
-    stem = text[: -len("-init")] if is_init else text
-    if not stem:
-        return []
-    hashes = [name for name in layers.words if re.match(LAYER, name) and name.startswith(stem)]
-    return [name for name in hashes if name.endswith("-init") == is_init]
-
-
-def require_longer_hash(layers: Layers, word: str, matches: List[str]) -> None:
-    """Refuses the beginning of several hashes, with the owners that it may mean."""
-    meanings = []
-    for name in sorted(matches):
-        row = layers.rows[layers.words[name][0]]
-        meanings.append("%s (%s)" % (name, format_owner(row)))
-    listed = ", ".join(meanings[:6])
-    if len(meanings) > 6:
-        listed += ", ..."
-    raise UsageError(
-        "%s begins %d hashes: %s" % (word, len(matches), listed), "give more of the hash"
-    )
-
-
-def format_owner(row: dict) -> str:
-    """A row's owner in words: the container's name, else the tags of its images, '-' for none."""
-    container = row["container"]
-    if container:
-        return container["name"] or "container " + container["id"][:12]
-    names = []
-    for image in row["images"]:
-        names.append(image["tags"][0] if image["tags"] else image["id"][:12])
-    if not names:
-        return "-"
-    if len(names) > 3:
-        return "%s and %d more" % (", ".join(names[:3]), len(names) - 3)
-    return ", ".join(names)
-
-
-def inspect_differences(row: dict, container: Optional[Container]) -> str:
-    """In what `docker inspect` (None: it has no such container) differs from a container's row, ''
-    where both agree or it says nothing: aufs, btrfs and vfs name no paths."""
-    if container is None:
-        return "docker does not know it"
-    # LowerDir names the layers below
-    own = [value for key, value in sorted(container.layer.items()) if key != "LowerDir"]
-    reported = set()
-    for value in own:
-        reported.update(value.split("/"))
-        reported.add(value.split("-", 3)[-1])
-    layer = row["layer"]
-    if reported and row["layer"] not in reported:
-        layer = " ".join(own)
-    device_id = str(row.get("device_id"))
-    checks = (
-        ("name", row["container"]["name"], container.name),
-        ("driver", row["driver"], container.driver or row["driver"]),
-        ("layer", row["layer"], layer),
-        ("device id", device_id, container.layer.get("DeviceId", device_id)),
-    )
-    differences = []
-    for title, by_files, by_docker in checks:
-        if by_files != by_docker:
-            differences.append(
-                "its %s is %s by the files, %s by docker" % (title, by_files, by_docker)
-            )
-    return "; ".join(differences)
-
-
-def find_names(data: bytes, names: set) -> set:
-    """Which of these names (of 25 or 64 characters) a BuildKit database holds. Its pages are not
-    parsed: a name in a page that is no longer used counts too, which errs on the side of
-    keeping."""
-    present = set()
-    for run in re.findall(rb"[0-9a-z]{25,}", data):
-        text = run.decode("ascii")
-        for start in range(len(text) - 24):
-            for end in (start + 25, start + 64):
-                if text[start:end] in names:
-                    present.add(text[start:end])
-    return present
-
-
-def is_bolt(data: bytes) -> bool:
-    """Whether this is a bbolt database: its magic number stands in one of the first two pages
-    (bbolt internal/common/meta.go), in the byte order of the host that wrote it."""
-    magic = (b"\xed\xda\x0c\xed", b"\xed\x0c\xda\xed")
-    pages = [0] + [4096 << power for power in range(5)]
-    return any(data[page + 16 : page + 20] in magic for page in pages)
-
-
-def mark_build_cache(
-    names: List[str], owners: Dict[str, LayerOwner], database: bytes
-) -> Dict[str, LayerOwner]:
-    """The owners, with BuildKit's cache for layers that have no other owner and that its database
-    holds by their name or chain id."""
-    loose = {}
-    for name in names:
-        owner = owners.get(name) or LayerOwner("orphan")
-        if owner.role == "orphan":
-            loose[name] = owner
-    wanted = set()  # type: Set[str]
-    for name, owner in loose.items():
-        wanted.update((name, *owner.aliases))
-    present = find_names(database, wanted)
-    marked = dict(owners)
-    for name, owner in loose.items():
-        if present & {name, *owner.aliases}:
-            marked[name] = LayerOwner("image", note="build cache", aliases=owner.aliases)
-    return marked
-
-
-# The thin pool, as the kernel reports it (dmsetup)
-
-METADATA_MAX = 33292800 * 512  # what dm-thin can use, some 15.88 GiB
-
-
-class ThinPool(NamedTuple):
-    """table: its line; sectors: its length, of 512 bytes each; devices as MAJOR:MINOR; block: bytes
-    of a data block; state: 'rw', 'ro', 'out_of_data_space' or 'Fail'. Used and total are bytes,
-    None in state Fail."""
-
-    table: str
-    sectors: int
-    metadata_dev: str
-    data_dev: str
-    block: int
-    state: str
-    needs_check: bool
-    data_used: Optional[int] = None
-    data_total: Optional[int] = None
-    metadata_used: Optional[int] = None
-    metadata_total: Optional[int] = None
-
-    def longer(self, sectors: int) -> str:
-        """The same table with another length."""
-        return re.sub("^0 [0-9]+ ", "0 %d " % sectors, self.table)
-
-
-def parse_thin_pool(table: str, status: str) -> ThinPool:
-    """From `dmsetup table POOL` and `dmsetup status POOL`; kernels since 2015 add needs_check, all
-    print metadata in blocks of 4 KiB (kernel, device-mapper/thin-provisioning). Raises
-    EnvironmentFault."""
-    line = re.match(
-        r"(?:\S+: )?(0 ([0-9]+) thin-pool ([0-9]+:[0-9]+) ([0-9]+:[0-9]+) ([0-9]+) .*)\Z",
-        table.strip(),
-    )
-    figures = r"[0-9]+ ([0-9]+)/([0-9]+) ([0-9]+)/([0-9]+) \S+ (rw|ro|out_of_data_space)\b(.*)"
-    state = re.match(r"(?:\S+: )?0 [0-9]+ thin-pool (?:(Fail|Error)|%s)" % figures, status.strip())
-    if not line or not state:
-        odd = (status if line else table).strip()[:200]
-        raise EnvironmentFault(
-            "dmsetup's answer about the pool is not understood: %s" % odd,
-            "dmsetup table; dmsetup status",
-        )
-    block = int(line.group(5)) * 512
-    pool = ThinPool(
-        table=line.group(1),
-        sectors=int(line.group(2)),
-        metadata_dev=line.group(3),
-        data_dev=line.group(4),
-        block=block,
-        state="Fail",
-        needs_check=False,
-    )
-    if state.group(1):
-        return pool
-    return pool._replace(
-        state=state.group(6),
-        needs_check="needs_check" in state.group(7),
-        data_used=int(state.group(4)) * block,
-        data_total=int(state.group(5)) * block,
-        metadata_used=int(state.group(2)) * 4096,
-        metadata_total=int(state.group(3)) * 4096,
-    )
-
-
-# Where the daemon's options are set
+# Parsing.
 
 
 class OptionSource(NamedTuple):
@@ -8755,45 +8321,7 @@ def environment_settings(text: str) -> Dict[str, str]:
     return {name: " ".join(shell_words(value)) for name, value in lines}
 
 
-def next_options(sources: Sequence[OptionSource]) -> Dict[str, str]:
-    """The daemon's options on its next start; of one that is given twice, the last."""
-    options = {}  # type: Dict[str, str]
-    for source in sources:
-        if source.used:
-            options.update(source.options)
-    return options
-
-
-def option_conflicts(sources: Sequence[OptionSource]) -> List[Tuple[str, List[str]]]:
-    """(option, places) of what is set more than once for the next start.
-
-    The daemon does not start with one directive both as a flag and in daemon.json, even with
-    different dm.* keys; twice on the command line, the last one wins silently.
-    """
-    places = {}  # type: Dict[str, List[str]]
-    # directive -> {whether it is in daemon.json: the places}
-    directives = {}  # type: Dict[str, Dict[bool, List[str]]]
-    for source in sources:
-        if not source.used:
-            continue
-        for name, value in source.options:
-            option = directive = name
-            if name.endswith("-opt"):  # may be given several times, each with its own key
-                option, directive = value.partition("=")[0], name + "s"
-            places.setdefault(option, []).append(source.where())
-            sides = directives.setdefault(directive, {})
-            sides.setdefault(source.kind == "daemon.json", []).append(source.where())
-    conflicts = [(option, where) for option, where in places.items() if len(where) > 1]
-    repeated = {option for option, _ in conflicts}
-    pool_option_repeated = any(option.startswith("dm.") for option in repeated)
-    for directive, sides in directives.items():
-        if len(sides) < 2 or directive in repeated:
-            continue
-        if directive.endswith("-opts") and pool_option_repeated:
-            continue  # the key itself is in the list
-        conflicts.append((directive, sorted({*sides[True], *sides[False]})))
-    return conflicts
-
+# Reading the settings of the next start.
 
 UNIT_FOLDERS = (
     "etc/systemd/system",
@@ -8931,6 +8459,81 @@ def option_sources(top: str = "/", unit: str = "docker.service") -> List[OptionS
     return sources
 
 
+def next_options(sources: Sequence[OptionSource]) -> Dict[str, str]:
+    """The daemon's options on its next start; of one that is given twice, the last."""
+    options = {}  # type: Dict[str, str]
+    for source in sources:
+        if source.used:
+            options.update(source.options)
+    return options
+
+
+def option_conflicts(sources: Sequence[OptionSource]) -> List[Tuple[str, List[str]]]:
+    """(option, places) of what is set more than once for the next start.
+
+    The daemon does not start with one directive both as a flag and in daemon.json, even with
+    different dm.* keys; twice on the command line, the last one wins silently.
+    """
+    places = {}  # type: Dict[str, List[str]]
+    # directive -> {whether it is in daemon.json: the places}
+    directives = {}  # type: Dict[str, Dict[bool, List[str]]]
+    for source in sources:
+        if not source.used:
+            continue
+        for name, value in source.options:
+            option = directive = name
+            if name.endswith("-opt"):  # may be given several times, each with its own key
+                option, directive = value.partition("=")[0], name + "s"
+            places.setdefault(option, []).append(source.where())
+            sides = directives.setdefault(directive, {})
+            sides.setdefault(source.kind == "daemon.json", []).append(source.where())
+    conflicts = [(option, where) for option, where in places.items() if len(where) > 1]
+    repeated = {option for option, _ in conflicts}
+    pool_option_repeated = any(option.startswith("dm.") for option in repeated)
+    for directive, sides in directives.items():
+        if len(sides) < 2 or directive in repeated:
+            continue
+        if directive.endswith("-opts") and pool_option_repeated:
+            continue  # the key itself is in the list
+        conflicts.append((directive, sorted({*sides[True], *sides[False]})))
+    return conflicts
+
+
+def configured_root() -> str:
+    """Docker's root where no daemon tells it: by the options of its next start, else where it
+    always was."""
+    return next_options(option_sources()).get("data-root") or DOCKER_ROOT
+
+
+# Reading the daemons that run.
+
+
+def running_daemons() -> List[OptionSource]:
+    """The daemons of this host that run, by their command lines. variable: the pid."""
+    daemons = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        path = "/proc/%s/cmdline" % pid
+        # no words: it ended meanwhile
+        words = (suppress_errors(read_host_text, path) or "").split("\0")[:-1]
+        if is_daemon_call(words) and is_of_this_host(pid):
+            flags = parse_daemon_flags(words)
+            daemons.append(OptionSource("running", path, pid, quote_line(words), flags, False, ""))
+    return daemons
+
+
+def is_daemon_call(words: Sequence[str]) -> bool:
+    """Whether a command line starts Docker's daemon: dockerd, and `docker daemon` or `docker -d` of
+    old engines."""
+    if not words:
+        return False
+    name = os.path.basename(words[0])
+    if re.match(r"dockerd(-\w+)?\Z", name):
+        return True
+    if not re.match(r"docker(-\w+)?\Z", name):
+        return False
+    return words[1:2] in (["daemon"], ["-d"])
+
+
 def is_of_this_host(pid: str) -> bool:
     """Whether a process belongs to the host that dockfix runs on, and to no container.
 
@@ -8962,728 +8565,119 @@ def container_ids(cgroup: str) -> Set[str]:
     return set(re.findall(r"[0-9a-f]{64}", cgroup))
 
 
-def is_daemon_call(words: Sequence[str]) -> bool:
-    """Whether a command line starts Docker's daemon: dockerd, and `docker daemon` or `docker -d` of
-    old engines."""
-    if not words:
-        return False
-    name = os.path.basename(words[0])
-    if re.match(r"dockerd(-\w+)?\Z", name):
-        return True
-    if not re.match(r"docker(-\w+)?\Z", name):
-        return False
-    return words[1:2] in (["daemon"], ["-d"])
+###############################################################################
+# 15. Docker's root: place, sizes, pool
+###############################################################################
+
+# Where the files of the engine that answers are, whether they are this host's, how large folders
+# are, and the state of a devicemapper pool. It only looks. A size that was not measured as a whole
+# comes with the reason, and is never taken for the whole.
+#
+# Facts: moby's daemon/containerd and cmd/dockerd (where containerd keeps layers), the kernel's
+# device-mapper/thin-provisioning document, its drivers/block/loop.c (backing_file).
 
 
-def running_daemons() -> List[OptionSource]:
-    """The daemons of this host that run, by their command lines. variable: the pid."""
-    daemons = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        path = "/proc/%s/cmdline" % pid
-        # no words: it ended meanwhile
-        words = (suppress_errors(read_host_text, path) or "").split("\0")[:-1]
-        if is_daemon_call(words) and is_of_this_host(pid):
-            flags = parse_daemon_flags(words)
-            daemons.append(OptionSource("running", path, pid, quote_line(words), flags, False, ""))
-    return daemons
+# Whose files they are.
 
 
-# A Docker root's own records, read by descriptors: no link is followed, nothing is assumed
+class EngineAnswer(NamedTuple):
+    """What the daemon answers to docker info. info: None where it does not answer; findings: why
+    everything is then told from the files alone."""
+
+    info: Optional[Dict[str, object]]
+    findings: List[Finding]
 
 
-class OpenRoot(NamedTuple):
-    """A Docker root while it is read.
-
-    follow: links of its own first level are followed (the daemon's own root, not a foreign disk's).
-    unread: {path: what is wrong with it}; doubts: why no orphan can be proved.
-    """
-
-    path: str
-    fd: int
-    follow: bool
-    unread: Dict[str, str]
-    doubts: List[Doubt]
-
-
-def note_unreadable(root: OpenRoot, path: str, err: Exception, hides: Optional[str]) -> None:
-    """Notes a record that could not be read. hides: the driver whose orphans cannot be proved
-    without it, '' for all drivers, None for none."""
-    reason = str(err)
-    if getattr(err, "errno", 0) in (errno.ENOTDIR, errno.ELOOP):
-        reason = "a link, or not a folder: not followed"
-    elif getattr(err, "strerror", None):  # OSError
-        reason = str(getattr(err, "strerror", ""))
-    elif getattr(err, "msg", None):  # Refused, and the JSON parser's errors
-        reason = str(getattr(err, "msg", ""))
-    root.unread[os.path.normpath(os.path.join(root.path, path))] = reason
-    if hides is not None:
-        root.doubts.append(Doubt(hides, "what would tell whose it is could not be read", True))
-
-
-def open_below(root: OpenRoot, path: str, hides: Optional[str], must: bool = False) -> int:
-    """A descriptor of a folder below the root, opened part by part so that no link is followed; -1
-    where it is not there, or not readable, which is noted."""
-    at = os.dup(root.fd)
+def ask_engine(host: Host) -> EngineAnswer:
+    """For the commands that work with the daemon down: the files tell as much."""
     try:
-        for depth, part in enumerate(path.split("/")):
-            link = 0 if root.follow and depth == 0 else os.O_NOFOLLOW
-            inner = os.open(
-                os_bytes(part), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | link, dir_fd=at
-            )
-            os.close(at)
-            at = inner
-        return at
-    except OSError as err:
-        os.close(at)
-        if must or not isinstance(err, FileNotFoundError):
-            note_unreadable(root, path, err, hides)
-        return -1
+        info = engine_info(host)
+    except EnvironmentFault as err:
+        text = "from the files alone, unchecked: %s" % err.msg
+        return EngineAnswer(None, [Finding("engine-silent", "info", text, err.hint)])
+    if not info.get("DockerRootDir"):
+        return EngineAnswer(None, [])
+    return EngineAnswer(info, [])
+
+
+def runs_elsewhere(info: Dict[str, object]) -> bool:
+    return bool(info["Name"]) and info["Name"] != os.uname().nodename
+
+
+def require_same_host(info: Dict[str, object], subject: str) -> None:
+    """Refuses to read this host's files for an engine that runs on another one."""
+    if runs_elsewhere(info):
+        raise EnvironmentFault(
+            "the engine runs on another host, %s: %s cannot be read here" % (info["Name"], subject),
+            "run dockfix on %s" % info["Name"],
+        )
+
+
+def nearest_folder(path: str) -> str:
+    """The path, or the first folder above it that is there: what is missing cannot be listed."""
+    while not os.path.lexists(os_bytes(path)) and os.path.dirname(path) != path:
+        path = os.path.dirname(path)
+    return path
+
+
+# The store of containerd.
+
+
+def has_containerd_store(info: Dict[str, object]) -> bool:
+    """Whether this engine keeps images and layers in containerd's store."""
+    status = info["DriverStatus"]
+    return isinstance(status, dict) and bool(status.get("driver-type"))
+
+
+def has_rootfs(root: str) -> bool:
+    """Whether the daemon keeps containers' mounts where it does with the containerd image store
+    (moby daemon/containerd)."""
+    return os.path.isdir(os_bytes(os.path.join(root, "rootfs")))
+
+
+def containerd_root(root: str) -> str:
+    """The root of the containerd that keeps the images and layers of the daemon with this Docker
+    root; '' where none is found.
+
+    In this order: a running container's mount names it (moby daemon/containerd:
+    ROOT/rootfs/SNAPSHOTTER/ID), dockerd's own containerd has it below Docker's root (moby
+    cmd/dockerd), containerd's settings name it, and else it is the default.
+    """
+    for mount in mounts_of():
+        if not mount.point.startswith(os.path.join(root, "rootfs/")):
+            continue
+        for option in mount.options:
+            lower = re.match(r"(?:upper|lower)dir=(/.*?)/io\.containerd\.snapshotter\.", option)
+            if lower:
+                return lower.group(1)
+    places = [os.path.join(root, "containerd/daemon"), CONTAINERD_ROOT]
+    settings = suppress_errors(read_host_text, CONTAINERD_SETTINGS) or ""
+    setting = re.search(r"(?m)\A(?:[^\[]*\n)?\s*root\s*=\s*[\"'](/[^\"'\n]*)[\"']", settings)
+    if setting:
+        places[1] = setting.group(1)
+    return next((place for place in places if os.path.isdir(os_bytes(place))), "")
+
+
+def store_text(root: str) -> str:
+    """Where the images of an engine with the containerd image store are, for messages."""
+    place = containerd_root(root)
+    return "containerd's store, " + (place or "of which the place is not known")
+
+
+def store_remedy(root: str, answers: bool) -> str:
+    """The command that tells the size of what is in containerd's store. answers: whether the daemon
+    does."""
+    if answers:
+        return "docker system df"
+    return "du -sxh %s" % quote_word(containerd_root(root) or root)
+
+
+# Sizes.
 
 
 def open_folder_at(name: bytes, parent: Optional[int]) -> int:
     """A descriptor of a folder in an open one (None: by its path); a link is not followed."""
     return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-
-
-def names_of_form(folder: int, form: str) -> List[str]:
-    """The names in an open folder that have the form, sorted."""
-    names = sorted(os_text(os.fsencode(name)) for name in os.listdir(folder))
-    return [name for name in names if re.match(form, name)]
-
-
-def list_records(
-    root: OpenRoot, path: str, hides: Optional[str], form: str = HASH, must: bool = False
-) -> List[str]:
-    """The names in `path` that have the form. Where `path` is not readable, that is noted, and
-    there are none. hides, must: as for read_records."""
-    top = open_below(root, path, hides, must)
-    if top < 0:
-        return []
-    try:
-        return names_of_form(top, form)
-    except OSError as err:
-        note_unreadable(root, path, err, hides)
-        return []
-    finally:
-        os.close(top)
-
-
-def read_records(
-    root: OpenRoot,
-    path: str,
-    files: Sequence[str],
-    parse: Callable,
-    hides: Optional[str],
-    form: str = HASH,
-    must: bool = False,
-    soft: bool = False,
-) -> dict:
-    """{name: parse({file: bytes})} of every folder in `path` whose name has the form; files=(): of
-    every file there, as {'': bytes}. None: not readable or not understood, which is noted, or
-    vanished meanwhile.
-
-    hides: the driver whose orphans cannot be proved then ('' all, None none; soft: only where
-    `path` itself is not readable). must: `path` has to be there.
-    """
-    top = open_below(root, path, hides, must)
-    if top < 0:
-        return {}
-    records = {}
-    record_hides = None if soft else hides
-    try:
-        for name in names_of_form(top, form):
-            place = os.path.join(path, name)
-            records[name] = read_record(root, top, place, files, parse, record_hides)
-        return records
-    except OSError as err:
-        note_unreadable(root, path, err, hides)
-        return {}
-    finally:
-        os.close(top)
-
-
-def read_record(
-    root: OpenRoot,
-    top: int,
-    path: str,
-    files: Sequence[str],
-    parse: Callable,
-    hides: Optional[str],
-) -> object:
-    """One record, as read_records returns it. top: the open folder that holds it."""
-    name = os.path.basename(path)
-    folder, data = top, {}
-    try:
-        if files:
-            folder = open_folder_at(os_bytes(name), top)
-        for file in files or (name,):
-            content = read_record_file(folder, file)
-            if content is not None:
-                data[file if files else ""] = content
-        return parse(data)
-    except FileNotFoundError:  # the folder vanished meanwhile
-        return None
-    except (OSError, Refused, ValueError, TypeError, AttributeError, RecursionError) as err:
-        note_unreadable(root, path, err, hides)
-        return None
-    finally:
-        if folder != top:
-            os.close(folder)
-
-
-def read_record_file(folder: int, name: str) -> Optional[bytes]:
-    """The bytes of a regular file of at most RECORD_MAX bytes, None where it is not there. The size
-    is asked first, because read() allocates a buffer of the size that it is given."""
-    try:
-        fd = open_regular_at(folder, name, os.O_RDONLY, RECORD_MAX, name)
-    except FileNotFoundError:
-        return None
-    with os.fdopen(fd, "rb") as source:
-        size = min(RECORD_MAX, os.fstat(source.fileno()).st_size)
-        return source.read(size + 1)
-
-
-def read_layers(path: str, follow: bool = False) -> Layers:
-    """The layer table of a Docker root (of its uid.gid folders too, where users are remapped), from
-    the files alone.
-
-    follow: for the daemon's own root, whose first level may be links; there, what is half made or
-    half removed at the first look is looked at again, and an orphan is one at both. Raises
-    EnvironmentFault where the root itself cannot be read, or is none.
-    """
-    first = read_layers_once(path, follow)
-    if not first.rows and not first.containers and not looks_like_root(path):
-        raise EnvironmentFault(
-            "%s holds nothing of Docker's: is its disk mounted?" % path,
-            "findmnt -T %s" % quote_word(path),
-        )
-    loose = {(row["driver"], row["layer"]) for row in first.rows if row["role"] == "orphan"}
-    if not follow or not (loose or first.unread or first.doubts):
-        return first
-    time.sleep(LOOK_AGAIN_SECONDS)
-    again = read_layers_once(path, follow)
-    for row in again.rows:
-        if row["role"] == "orphan" and (row["driver"], row["layer"]) not in loose:
-            row.update(role=UNKNOWN, note="made or removed just now")
-    # docker deletes a container's folder last: one that was whole at first is being removed
-    for container in set(again.lost) - set(first.lost):
-        del again.lost[container]
-    return again
-
-
-def looks_like_root(path: str) -> bool:
-    names = ("containers", "image", "graph")
-    return any(os.path.isdir(os_bytes(os.path.join(path, name))) for name in names)
-
-
-def read_layers_once(path: str, follow: bool) -> Layers:
-    out = Layers([], {}, {}, {}, {}, {}, {}, {}, [], set())
-    try:
-        fd = os.open(os_bytes(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as err:
-        hint = "--root DIR names another"
-        if isinstance(err, PermissionError):
-            hint = "sudo python3 dockfix.py ..."
-        raise EnvironmentFault(
-            "Docker's root %s cannot be read: %s" % (path, err.strerror), hint
-        ) from None
-    root = OpenRoot(real_path(path), fd, follow, out.unread, [])
-    remapped = list_records(root, ".", None, form=r"[0-9]+\.[0-9]+\Z")
-    for name in [".", *remapped]:
-        tree_path = os.path.normpath(os.path.join(root.path, name))
-        tree = OpenRoot(tree_path, open_below(root, name, None), follow, out.unread, [])
-        if tree.fd >= 0:
-            read_tree(tree, out)
-            os.close(tree.fd)
-        out.doubts.extend(tree.doubts)
-    os.close(fd)
-    out.doubts[:] = dict.fromkeys(out.doubts)  # each doubt once
-    return out
-
-
-def read_tree(root: OpenRoot, out: Layers) -> None:
-    """One tree's rows. The drivers' folders are listed before the records are read, so that a layer
-    made meanwhile is in no list."""
-    homes = list_driver_homes(root)
-    containers = read_container_records(root, must=any(homes.values()))
-    graph = read_records(root, "graph", ("json",), parse_graph_parent, "")
-    database = read_build_database(root, homes)
-    out.containers.update(containers)
-    owners = {}  # type: Dict[str, Dict[str, LayerOwner]]
-    recorded = {}  # type: Dict[str, set]
-    for driver, names in homes.items():
-        owners[driver], recorded[driver] = assign_driver_owners(
-            root, driver, names, graph, containers, out
-        )
-    note_lost_records(root, homes, recorded, containers, is_since_1_10(root, graph), out)
-    in_use = words_in_mounts(root, homes, owners)
-    for driver, names in homes.items():
-        with_cache = mark_build_cache(names, owners[driver], database)
-        settled = prove_orphans(root, driver, names, with_cache, in_use)
-        add_rows(root, driver, settled, containers, out)
-
-
-def read_container_records(root: OpenRoot, must: bool) -> Dict[str, dict]:
-    """{id: its facts, empty ones where its record is not readable}."""
-    files = ("config.v2.json", "config.json", "hostconfig.json")
-    containers = read_records(
-        root, "containers", files, parse_container_record, "", must=must, soft=True
-    )
-    for container, facts in containers.items():
-        if not facts:
-            containers[container] = parse_container_record({"config.json": b"{}"})
-    return containers
-
-
-def parse_graph_parent(files: Dict[str, bytes]) -> str:
-    """The parent of an image of an engine before 1.10, or ''."""
-    return str(parse_object_record(files.get("json")).get("parent") or "")
-
-
-def list_driver_homes(root: OpenRoot) -> Dict[str, List[str]]:
-    """{driver: its layers' names}, [] for a driver that is not there."""
-    homes = {}
-    for driver, (folder, _) in LAYOUTS.items():
-        form = LAYER
-        if driver == "devicemapper":
-            form += "|base\\Z"
-        homes[driver] = list_records(root, os.path.normpath(driver + "/" + folder), driver, form)
-    return homes
-
-
-def read_build_database(root: OpenRoot, homes: Dict[str, List[str]]) -> bytes:
-    """BuildKit's database of the layers that it has. Where BuildKit was at work and its database is
-    gone, or is none, its layers look as if they had no owner."""
-    place = "buildkit/snapshots.db"
-    databases = read_records(
-        root, "buildkit", (), lambda files: files.get(""), "", form=r"snapshots\.db\Z"
-    )
-    content = databases.get("snapshots.db")
-    if content is not None and not is_bolt(content):
-        note_gap(root, place, "not a BuildKit database", "", True)
-    if databases or not any(homes.values()):
-        return content or b""
-    if has_buildkit_layer(homes) or is_below(root, "buildkit"):
-        note_gap(root, place, "missing, though BuildKit was at work here", "", False)
-    return b""
-
-
-def is_below(root: OpenRoot, name: str) -> bool:
-    return suppress_errors(os.lstat, os_bytes(os.path.join(root.path, name))) is not None
-
-
-def note_gap(root: OpenRoot, place: str, reason: str, driver: str, unreadable: bool) -> None:
-    """Notes a record that is missing or makes no sense, and that no layer of the driver ('' all)
-    can be proved an orphan without it."""
-    path = os.path.normpath(os.path.join(root.path, place))
-    root.unread[path] = reason
-    root.doubts.append(Doubt(driver, "%s is %s" % (path, reason), unreadable))
-
-
-def has_buildkit_layer(homes: Dict[str, List[str]]) -> bool:
-    """Whether BuildKit has made one of these layers."""
-    lengths = set()  # type: Set[int]
-    for names in homes.values():
-        lengths.update(len(name) for name in names)
-    return BUILDKIT_NAME in lengths
-
-
-def read_driver_records(root: OpenRoot, driver: str, must: bool) -> DriverRecords:
-    """image/<driver>. must: it has to be there."""
-    place = "image/%s/" % driver
-    chains = read_records(
-        root,
-        place + "layerdb/sha256",
-        ("cache-id", "parent", "size", "diff"),
-        parse_chain_record,
-        driver,
-        must=must,
-    )
-    mounts = read_records(
-        root,
-        place + "layerdb/mounts",
-        ("mount-id", "init-id", "parent"),
-        parse_mount_record,
-        driver,
-        form=LAYER,
-    )
-    images = read_records(
-        root, place + "imagedb/content/sha256", (), parse_image_record, driver, must=must
-    )
-    metadata = read_records(
-        root, place + "imagedb/metadata/sha256", ("parent",), parse_image_parent, driver, soft=True
-    )
-    tags = read_records(
-        root, "image/" + driver, (), parse_repositories, driver, form=r"repositories\.json\Z"
-    )
-    if must and not tags:
-        # the engine makes this file with the folder; without it a tag may have named an image that
-        # is gone
-        note_gap(root, place + "repositories.json", "missing", driver, False)
-    return DriverRecords(chains, mounts, images, tags.get("repositories.json") or {}, metadata)
-
-
-def assign_driver_owners(
-    root: OpenRoot,
-    driver: str,
-    names: List[str],
-    graph: Dict[str, str],
-    containers: Dict[str, dict],
-    out: Layers,
-) -> Tuple[Dict[str, LayerOwner], set]:
-    """(the owner of each layer by the records of both kinds of engines, the containers that have a
-    record of their layer, readable or not). An engine since 1.10 leaves graph/ where it was."""
-    records = read_driver_records(root, driver, bool(names) and is_since_1_10(root, graph))
-    gaps = dict(chain_gaps(records), **image_gaps(records))
-    gaps.update(mount_gaps(records, containers))
-    for place, reason in sorted(gaps.items()):
-        note_gap(root, "image/%s/%s" % (driver, place), reason, driver, False)
-    old_tags = read_old_tags(root, driver)
-    if names:
-        note_graph_gaps(root, driver, graph, old_tags)
-    # before 1.10 a container's layer has the container's id
-    old_owners = {container: LayerOwner("container", container) for container in containers}
-    old_owners.update(assign_graph_owners(readable(graph), old_tags))
-    listed = set(names)
-    owners = {layer: owner for layer, owner in old_owners.items() if layer in listed}
-    recorded = {owner.container for owner in owners.values()} | set(records.mounts)
-    owners.update(
-        assign_layer_owners(
-            readable(records.chains), readable(records.mounts), readable(records.images), containers
-        )
-    )
-    if driver == "devicemapper" and "base" in names:
-        note = "the base device: image layers are snapshots of it"
-        owners["base"] = LayerOwner("image", note=note)
-    for record in records.chains.values():
-        if record and record.size is not None:
-            out.sizes[record.layer] = record.size
-    add_images(root, driver, records, graph, old_tags, out)
-    return owners, recorded
-
-
-def readable(records: dict) -> dict:
-    """Without the records that could not be read."""
-    return {name: record for name, record in records.items() if record is not None}
-
-
-def is_since_1_10(root: OpenRoot, graph: Dict[str, str]) -> bool:
-    """Whether an engine since 1.10, which keeps image/<driver>, was at work here: before, all that
-    is known of images was in graph/."""
-    return not graph or is_below(root, "image")
-
-
-def read_old_tags(root: OpenRoot, driver: str) -> Dict[str, List[str]]:
-    """{image: its tags} of engines before 1.10."""
-    form = "repositories-%s\\Z" % re.escape(driver)
-    records = read_records(root, ".", (), parse_repositories, driver, form=form)
-    return records.get("repositories-" + driver) or {}
-
-
-def add_images(
-    root: OpenRoot,
-    driver: str,
-    records: DriverRecords,
-    graph: Dict[str, str],
-    old_tags: Dict[str, List[str]],
-    out: Layers,
-) -> None:
-    """The images of one driver with their tags and parents, and how many records it has, where it is
-    here."""
-    before_1_10 = is_below(root, "graph") and is_below(root, driver)
-    if before_1_10 or is_below(root, "image/" + driver):
-        out.trees[driver] = out.trees.get(driver, 0) + len(records.images)
-    out.parents.update(parent for parent in records.metadata.values() if parent)
-    out.parents.update(parent for parent in graph.values() if parent)
-    for image in list(records.images) + list(graph):
-        image_tags = out.images.setdefault(image, [])
-        for tag in records.tags.get(image, []) + old_tags.get(image, []):
-            if tag not in image_tags:
-                image_tags.append(tag)
-
-
-def note_graph_gaps(
-    root: OpenRoot, driver: str, graph: Dict[str, str], tagged: Dict[str, List[str]]
-) -> None:
-    """Images of engines before 1.10 that another one stands on or a tag names, and whose record is
-    gone."""
-    users = {}
-    for image, parent in graph.items():
-        if parent:
-            users[parent] = "image " + image[:12]
-    for image, tags in tagged.items():
-        users[image] = "the tag " + tags[0]
-    for image in sorted(set(users) - set(graph)):
-        reason = "missing, though %s needs it" % users[image]
-        note_gap(root, "graph/" + image, reason, driver, False)
-
-
-# Names of both a storage driver and a snapshotter of containerd's.
-ALSO_SNAPSHOTTERS = ("btrfs", "zfs", "fuse-overlayfs")
-
-
-def note_lost_records(
-    root: OpenRoot,
-    homes: Dict[str, List[str]],
-    recorded: Dict[str, set],
-    containers: Dict[str, dict],
-    since_1_10: bool,
-    out: Layers,
-) -> None:
-    """Containers that no record gives a layer: any layer that nothing has may be theirs."""
-    anywhere = set().union(*recorded.values())
-    present = [
-        driver
-        for driver in homes
-        if homes[driver] or recorded[driver] or is_below(root, "image/" + driver)
-    ]
-    for container, facts in containers.items():
-        driver = facts["driver"]
-        if driver not in LAYOUTS:  # '': not known; else of containerd's store
-            lost = not driver and container not in anywhere and bool(present)
-        else:
-            elsewhere = driver in ALSO_SNAPSHOTTERS and driver not in present
-            lost = container not in recorded[driver] and not elsewhere
-        if not lost:
-            continue
-        home = driver or present[0]
-        place = "image/%s/layerdb/mounts" % home
-        if not since_1_10:
-            place = os.path.join(home, LAYOUTS[home][0])
-        path = os.path.normpath(os.path.join(root.path, place, container))
-        out.lost[container] = LostRecord(facts["name"], path, root.path, False)
-        reason = LOST_REASON % (facts["name"] or container[:12])
-        root.doubts.append(Doubt(driver, reason, False))
-
-
-def words_in_mounts(
-    root: OpenRoot, homes: Dict[str, List[str]], owners: Dict[str, Dict[str, LayerOwner]]
-) -> set:
-    """Every word that may be a layer's name in what is mounted, in any process's view. Looked up
-    only where a layer has no owner."""
-    if not has_loose_layer(homes, owners):
-        return set()
-    if os.geteuid() != 0:
-        root.doubts.append(Doubt("", "only root sees whether it is mounted", True))
-    return set(re.findall("[0-9A-Za-z]{25,}", "\n".join(mount_tables())))
-
-
-def mount_tables() -> List[str]:
-    """The text of /proc/PID/mountinfo of one process of each mount namespace; a daemon, and each
-    container, can have one of its own."""
-    seen, texts = set(), []
-    for pid in [name for name in os.listdir("/proc") if name.isdigit()]:
-        namespace = suppress_errors(os.readlink, "/proc/%s/ns/mnt" % pid)
-        if namespace is not None and namespace in seen:
-            continue
-        text = suppress_errors(read_all, "/proc/%s/mountinfo" % pid)
-        if text:
-            seen.add(namespace)
-            texts.append(os_text(text))
-    return texts
-
-
-class LowerRecord(NamedTuple):
-    """What a storage driver itself notes of a layer: its other name ('' where it has none), and the
-    names of the layers below it."""
-
-    short: str
-    below: Tuple[str, ...]
-
-
-def read_lower_records(root: OpenRoot, driver: str) -> Dict[str, LowerRecord]:
-    """{layer: LowerRecord} of the drivers that keep such files (moby daemon/graphdriver: overlay2's
-    link and lower, overlay's lower-id, aufs' layers/)."""
-
-    def words(data: bytes) -> Tuple[str, ...]:
-        return tuple(re.findall("[0-9A-Za-z]{25,}", data.decode("ascii", "replace")))
-
-    def take_lower(files: Dict[str, bytes]) -> LowerRecord:
-        short = words(files.get("link", b""))
-        below = files.get("lower", files.get("lower-id", files.get("", b"")))
-        return LowerRecord(short[0] if short else "", words(below))
-
-    if driver == "aufs":
-        return readable(read_records(root, "aufs/layers", (), take_lower, driver, form=LAYER))
-    if driver not in ("overlay2", "fuse-overlayfs", "overlay"):
-        return {}
-    files = ("link", "lower", "lower-id")
-    return readable(read_records(root, driver, files, take_lower, driver, form=LAYER))
-
-
-def has_loose_layer(homes: Dict[str, List[str]], owners: Dict[str, Dict[str, LayerOwner]]) -> bool:
-    """Whether a layer has no owner by the records."""
-    for driver, names in homes.items():
-        for name in names:
-            if name not in owners[driver] or owners[driver][name].role == "orphan":
-                return True
-    return False
-
-
-def layer_owner_of(name: str, owners: Dict[str, LayerOwner]) -> LayerOwner:
-    """A layer's owner; where no record has H-init, it is of the container of H."""
-    if name in owners:
-        return owners[name]
-    if not name.endswith("-init"):
-        return LayerOwner("orphan")
-    base = owners.get(name[: -len("-init")])
-    if base and base.role == "container":
-        return base._replace(role="container-init")
-    return LayerOwner("orphan")
-
-
-def prove_orphans(
-    root: OpenRoot, driver: str, names: List[str], owners: Dict[str, LayerOwner], in_use: set
-) -> Dict[str, LayerOwner]:
-    """An owner for every layer that is there or that the records have.
-
-    What nothing has is an orphan only if every record was readable and whole, nothing has it
-    mounted and no other layer stands on it; else it is unknown. What vanished, or is being made,
-    is left out.
-    """
-    settled, loose = {}, {}
-    for name in set(names) | set(owners):
-        owner = layer_owner_of(name, owners)
-        if owner.role != "orphan":
-            settled[name] = owner
-        elif name in names and not has_container_folder(root, owner):
-            loose[name] = owner
-    if not loose:
-        return settled
-    lowers = read_lower_records(root, driver)  # what is not readable there is one more doubt
-    doubt = next((doubt for doubt in root.doubts if doubt.driver in ("", driver)), None)
-    links = short_links(root, driver)
-    aliases = {name: names_in_use_of(name, links, lowers) for name in loose}
-    mounted = {name for name in loose if in_use & set(aliases[name])}
-    above = layers_by_lower(lowers, {*settled, *mounted})
-    for name, owner in loose.items():
-        users = [above[alias] for alias in aliases[name] if alias in above]
-        if name in mounted:
-            reason = "it is mounted, though no record says whose it is"
-        elif doubt:
-            reason = doubt.reason
-        elif users:
-            reason = "layer %s stands on it" % users[0][:12]
-        else:
-            settled[name] = owner
-            continue
-        settled[name] = owner._replace(role=UNKNOWN, note=join_notes(owner.note, reason))
-    return settled
-
-
-def has_container_folder(root: OpenRoot, owner: LayerOwner) -> bool:
-    """Whether the container of a layer still has its folder: it is being made or removed."""
-    if not owner.container:
-        return False
-    return is_below(root, os.path.join("containers", owner.container))
-
-
-def names_in_use_of(
-    name: str, links: Dict[str, List[str]], lowers: Dict[str, LowerRecord]
-) -> List[str]:
-    """The names by which mounts and other layers mean a layer."""
-    names = [re.sub("-(?:init|removing)\\Z", "", name), *links.get(name, [])]
-    if name in lowers:
-        names.append(lowers[name].short)
-    return names
-
-
-def layers_by_lower(lowers: Dict[str, LowerRecord], layers: set) -> Dict[str, str]:
-    """{a name of a lower layer: one of these layers that stands on it}."""
-    above = {}
-    for layer, record in lowers.items():
-        if layer in layers:
-            above.update(dict.fromkeys(record.below, layer))
-    return above
-
-
-def add_rows(
-    root: OpenRoot,
-    driver: str,
-    owners: Dict[str, LayerOwner],
-    containers: Dict[str, dict],
-    out: Layers,
-) -> None:
-    """The rows of one driver."""
-    home = os.path.join(root.path, driver)
-    devices = {}  # type: Dict[str, Optional[DeviceRecord]]
-    if driver == "devicemapper":
-        form = LAYER + "|base\\Z"
-        devices = read_records(root, "devicemapper/metadata", (), parse_device_record, None, form)
-    prefix = pool_prefix(home) if devices else ""
-    links = short_links(root, driver)
-    mounted = {mount.point for mount in mounts_of()} if owners else set()
-    for name, owner in sorted(owners.items()):
-        paths = layer_paths(home, driver, name, mounted)
-        if owner.role in ("orphan", UNKNOWN) and not paths:
-            continue  # it vanished
-        facts = containers.get(owner.container, {})
-        row = layer_row(driver, name, owner, paths, facts, out.images)
-        words = {name, owner.container, facts.get("name", ""), *owner.aliases}
-        words.update(links.get(name, []))
-        for image in owner.images:
-            words.update([image, *out.images.get(image, [])])
-        device = devices.get(name)
-        if device:
-            row["device"] = prefix + name
-            row["device_id"] = device.device_id
-            row["device_size"] = device.size
-            if device.deleted and not row["note"]:
-                row["note"] = (
-                    "removed; the driver deletes it later, after docker's next start at the latest"
-                )
-            words.update([str(device.device_id), prefix + name])
-        for word in words - {""}:
-            out.words.setdefault(word, []).append(len(out.rows))
-        out.rows.append(row)
-
-
-def layer_paths(home: str, driver: str, name: str, mounted: set) -> List[str]:
-    """The paths of a layer that are there, those that are mount points first."""
-    paths = []
-    for form in LAYOUTS[driver][1]:
-        path = os.path.join(home, form % name)
-        if os.path.lexists(os_bytes(path)):
-            paths.append(path)
-    return sorted(paths, key=lambda path: path not in mounted)
-
-
-def layer_row(
-    driver: str,
-    name: str,
-    owner: LayerOwner,
-    paths: List[str],
-    facts: dict,
-    tags: Dict[str, List[str]],
-) -> dict:
-    """A row as Layers has it. facts: those of the owner's container, {} for none."""
-    images = owner.images
-    if not images and facts.get("image"):
-        images = (facts["image"],)
-    container = None
-    if owner.container:
-        container = {"id": owner.container, "name": facts.get("name", "")}
-    note = owner.note
-    if not note and not paths and driver != "zfs":  # zfs mounts a layer's folder only while in use
-        note = "its folder is missing"
-    return {
-        "layer": name,
-        "driver": driver,
-        "paths": paths,
-        "role": owner.role,
-        "container": container,
-        "images": [{"id": image, "tags": tags.get(image, [])} for image in images],
-        "note": note,
-    }
-
-
-def pool_prefix(home: str) -> str:
-    """How the names of a pool's devices begin: the driver makes them from where its folder is, so
-    they are right on this host only."""
-    status = suppress_errors(os.stat, os_bytes(home))
-    if not status:
-        return ""
-    return "docker-%s-%d-" % (device_text(status.st_dev), status.st_ino)
 
 
 class UsageWalk:
@@ -9799,118 +8793,69 @@ def measure_folders(
     return sizes
 
 
-def loop_files() -> List[Tuple[str, str]]:
-    """(device, its file) of each loop device in use; the kernel puts ' (deleted)' behind a file
-    that has no name any more."""
-    files = []
-    for name in sorted(os.listdir("/sys/block")):
-        if not name.startswith("loop"):
-            continue
-        path = suppress_errors(read_host_text, "/sys/block/%s/loop/backing_file" % name)
-        if path is not None:
-            files.append(("/dev/" + name, path.rstrip("\n")))
-    return files
+# The thin pool of devicemapper.
+
+METADATA_MAX = 33292800 * 512  # what dm-thin can use, some 15.88 GiB
 
 
-def short_links(root: OpenRoot, driver: str) -> Dict[str, List[str]]:
-    """{layer: its names below l/} of overlay2."""
-    links = {}  # type: Dict[str, List[str]]
-    if driver not in ("overlay2", "fuse-overlayfs"):
-        return links
-    for name in list_records(root, driver + "/l", None, form="[0-9A-Z]+\\Z"):
-        path = os.path.join(root.path, driver, "l", name)
-        target = os_text(suppress_errors(os.readlink, os_bytes(path)) or b"")
-        parts = target.split("/")  # ../LAYER/diff
-        if len(parts) == 3 and parts[0] == "..":
-            links.setdefault(parts[1], []).append(name)
-    return links
+class ThinPool(NamedTuple):
+    """table: its line; sectors: its length, of 512 bytes each; devices as MAJOR:MINOR; block: bytes
+    of a data block; state: 'rw', 'ro', 'out_of_data_space' or 'Fail'. Used and total are bytes,
+    None in state Fail."""
+
+    table: str
+    sectors: int
+    metadata_dev: str
+    data_dev: str
+    block: int
+    state: str
+    needs_check: bool
+    data_used: Optional[int] = None
+    data_total: Optional[int] = None
+    metadata_used: Optional[int] = None
+    metadata_total: Optional[int] = None
+
+    def longer(self, sectors: int) -> str:
+        """The same table with another length."""
+        return re.sub("^0 [0-9]+ ", "0 %d " % sectors, self.table)
 
 
-# Docker's root and pool: used by storage, owner, reclaim and pool
-
-
-class EngineAnswer(NamedTuple):
-    """What the daemon answers to docker info. info: None where it does not answer; findings: why
-    everything is then told from the files alone."""
-
-    info: Optional[Dict[str, object]]
-    findings: List[Finding]
-
-
-def ask_engine(host: Host) -> EngineAnswer:
-    """For the commands that work with the daemon down: the files tell as much."""
-    try:
-        info = engine_info(host)
-    except EnvironmentFault as err:
-        text = "from the files alone, unchecked: %s" % err.msg
-        return EngineAnswer(None, [Finding("engine-silent", "info", text, err.hint)])
-    if not info.get("DockerRootDir"):
-        return EngineAnswer(None, [])
-    return EngineAnswer(info, [])
-
-
-def configured_root() -> str:
-    """Docker's root where no daemon tells it: by the options of its next start, else where it
-    always was."""
-    return next_options(option_sources()).get("data-root") or DOCKER_ROOT
-
-
-def containerd_root(root: str) -> str:
-    """The root of the containerd that keeps the images and layers of the daemon with this Docker
-    root; '' where none is found.
-
-    In this order: a running container's mount names it (moby daemon/containerd:
-    ROOT/rootfs/SNAPSHOTTER/ID), dockerd's own containerd has it below Docker's root (moby
-    cmd/dockerd), containerd's settings name it, and else it is the default.
-    """
-    for mount in mounts_of():
-        if not mount.point.startswith(os.path.join(root, "rootfs/")):
-            continue
-        for option in mount.options:
-            lower = re.match(r"(?:upper|lower)dir=(/.*?)/io\.containerd\.snapshotter\.", option)
-            if lower:
-                return lower.group(1)
-    places = [os.path.join(root, "containerd/daemon"), CONTAINERD_ROOT]
-    settings = suppress_errors(read_host_text, CONTAINERD_SETTINGS) or ""
-    setting = re.search(r"(?m)\A(?:[^\[]*\n)?\s*root\s*=\s*[\"'](/[^\"'\n]*)[\"']", settings)
-    if setting:
-        places[1] = setting.group(1)
-    return next((place for place in places if os.path.isdir(os_bytes(place))), "")
-
-
-def has_rootfs(root: str) -> bool:
-    """Whether the daemon keeps containers' mounts where it does with the containerd image store
-    (moby daemon/containerd)."""
-    return os.path.isdir(os_bytes(os.path.join(root, "rootfs")))
-
-
-def store_text(root: str) -> str:
-    """Where the images of an engine with the containerd image store are, for messages."""
-    place = containerd_root(root)
-    return "containerd's store, " + (place or "of which the place is not known")
-
-
-def store_remedy(root: str, answers: bool) -> str:
-    """The command that tells the size of what is in containerd's store. answers: whether the daemon
-    does."""
-    if answers:
-        return "docker system df"
-    return "du -sxh %s" % quote_word(containerd_root(root) or root)
-
-
-def own_folder(row: dict) -> str:
-    """Where a layer keeps its own files (not where it is mounted together with those below), ''
-    where that is no folder."""
-    if row["driver"] == "devicemapper":
-        return ""
-    for form in LAYOUTS[row["driver"]][1]:
-        if form.startswith("mnt/") or "merged" in form:
-            continue
-        ending = "/" + form % row["layer"]
-        for path in row["paths"]:
-            if path.endswith(ending) and os.path.isdir(os_bytes(path)):
-                return path
-    return ""
+def parse_thin_pool(table: str, status: str) -> ThinPool:
+    """From `dmsetup table POOL` and `dmsetup status POOL`; kernels since 2015 add needs_check, all
+    print metadata in blocks of 4 KiB (kernel, device-mapper/thin-provisioning). Raises
+    EnvironmentFault."""
+    line = re.match(
+        r"(?:\S+: )?(0 ([0-9]+) thin-pool ([0-9]+:[0-9]+) ([0-9]+:[0-9]+) ([0-9]+) .*)\Z",
+        table.strip(),
+    )
+    figures = r"[0-9]+ ([0-9]+)/([0-9]+) ([0-9]+)/([0-9]+) \S+ (rw|ro|out_of_data_space)\b(.*)"
+    state = re.match(r"(?:\S+: )?0 [0-9]+ thin-pool (?:(Fail|Error)|%s)" % figures, status.strip())
+    if not line or not state:
+        odd = (status if line else table).strip()[:200]
+        raise EnvironmentFault(
+            "dmsetup's answer about the pool is not understood: %s" % odd,
+            "dmsetup table; dmsetup status",
+        )
+    block = int(line.group(5)) * 512
+    pool = ThinPool(
+        table=line.group(1),
+        sectors=int(line.group(2)),
+        metadata_dev=line.group(3),
+        data_dev=line.group(4),
+        block=block,
+        state="Fail",
+        needs_check=False,
+    )
+    if state.group(1):
+        return pool
+    return pool._replace(
+        state=state.group(6),
+        needs_check="needs_check" in state.group(7),
+        data_used=int(state.group(4)) * block,
+        data_total=int(state.group(5)) * block,
+        metadata_used=int(state.group(2)) * 4096,
+        metadata_total=int(state.group(3)) * 4096,
+    )
 
 
 def thin_pool(host: Host, name: str) -> ThinPool:
@@ -9923,12 +8868,13 @@ def thin_pool(host: Host, name: str) -> ThinPool:
     return parse_thin_pool(table, status)
 
 
-def is_dangling(image: str, names: Sequence[str], used: Set[str], parents: Set[str]) -> bool:
-    """Whether nothing needs an image: it has no name (a tag or a digest), no container was made of
-    it, and no other image's build began from it, by docker's own record. used, parents: ids."""
-    if names or image in used:
-        return False
-    return image not in parents
+def pool_prefix(home: str) -> str:
+    """How the names of a pool's devices begin: the driver makes them from where its folder is, so
+    they are right on this host only."""
+    status = suppress_errors(os.stat, os_bytes(home))
+    if not status:
+        return ""
+    return "docker-%s-%d-" % (device_text(status.st_dev), status.st_ino)
 
 
 def pool_repair_line(metadata: str) -> str:
@@ -9943,33 +8889,1258 @@ def pool_repair_line(metadata: str) -> str:
     )
 
 
-# Layers that no record explains: used by storage, owner, reclaim and backup
+def loop_files() -> List[Tuple[str, str]]:
+    """(device, its file) of each loop device in use; the kernel puts ' (deleted)' behind a file
+    that has no name any more."""
+    files = []
+    for name in sorted(os.listdir("/sys/block")):
+        if not name.startswith("loop"):
+            continue
+        path = suppress_errors(read_host_text, "/sys/block/%s/loop/backing_file" % name)
+        if path is not None:
+            files.append(("/dev/" + name, path.rstrip("\n")))
+    return files
 
 
-def nearest_folder(path: str) -> str:
-    """The path, or the first folder above it that is there: what is missing cannot be listed."""
-    while not os.path.lexists(os_bytes(path)) and os.path.dirname(path) != path:
-        path = os.path.dirname(path)
-    return path
+###############################################################################
+# 16. Layer records
+###############################################################################
+
+# A Docker root is a folder of records: image/DRIVER/imagedb has the images, image/DRIVER/layerdb
+# the layers ("chains") that they stand on and one mount for each container, containers/ID the
+# containers, buildkit/ the build cache. Each storage driver keeps the layers themselves in its home
+# (see "Storage drivers"). Engines before 1.10 had one folder for each image and layer in graph/.
+#
+# This chapter reads those records. It never writes, never follows a link below a foreign root, and
+# reads no file larger than RECORD_MAX. A record that is missing, not readable or not understood is
+# noted: it is a doubt, for which the next chapter calls no layer an orphan.
+#
+# Facts: moby's layer/ and image/ packages (layerdb, imagedb), container/ (config.v2.json),
+# daemon/graphdriver, graph/ of engines before 1.10; OCI image-spec, config.md (chain ids).
 
 
-def has_containerd_store(info: Dict[str, object]) -> bool:
-    """Whether this engine keeps images and layers in containerd's store."""
-    status = info["DriverStatus"]
-    return isinstance(status, dict) and bool(status.get("driver-type"))
+# Parsing: the records of image/DRIVER, of engines since 1.10.
+
+HASH = r"[0-9a-f]{64}\Z"
 
 
-def runs_elsewhere(info: Dict[str, object]) -> bool:
-    return bool(info["Name"]) and info["Name"] != os.uname().nodename
+def strip_algorithm(digest: str) -> str:
+    """A digest without 'sha256:' in front."""
+    if digest.startswith("sha256:"):
+        return digest[len("sha256:") :]
+    return digest
 
 
-def require_same_host(info: Dict[str, object], subject: str) -> None:
-    """Refuses to read this host's files for an engine that runs on another one."""
-    if runs_elsewhere(info):
-        raise EnvironmentFault(
-            "the engine runs on another host, %s: %s cannot be read here" % (info["Name"], subject),
-            "run dockfix on %s" % info["Name"],
+def bare_id(ident: str) -> str:
+    return ident.split(":")[-1]
+
+
+def chain_ids(diff_ids: Sequence[str]) -> List[str]:
+    """The name in layerdb of each layer of an image, lowest first: the lowest's diff id, then the
+    hash of 'PARENT DIFF'."""
+    chains = []  # type: List[str]
+    for diff in diff_ids:
+        chains.append(chain_id(chains, diff))
+    return [chain[len("sha256:") :] for chain in chains]
+
+
+def chain_id(below: Sequence[str], diff: str) -> str:
+    """The chain id of a layer, from the chain ids of those below it and its own diff id, all with
+    'sha256:' (OCI image-spec, config.md)."""
+    if not below:
+        return diff
+    text = "%s %s" % (below[-1], diff)
+    return "sha256:" + hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+class ChainRecord(NamedTuple):
+    """layerdb/sha256/CHAIN.
+
+    layer: the driver's name of the layer; parent: the chain id below it, '' for the lowest;
+    size: bytes of its files; diff: its diff id, '' where that is missing.
+    """
+
+    layer: str
+    parent: str
+    size: Optional[int]
+    diff: str
+
+
+class MountRecord(NamedTuple):
+    """layerdb/mounts/CONTAINER: the container's layer, its init layer or '', the chain id that it
+    stands on or ''."""
+
+    layer: str
+    init: str
+    parent: str
+
+
+class DriverRecords(NamedTuple):
+    """The records of image/<driver>, by name; None: there, but not readable.
+
+    tags: {image: its tags}; metadata: {image that has any: the image that its build began from, ''
+    where none is recorded}.
+    """
+
+    chains: Dict[str, Optional[ChainRecord]]
+    mounts: Dict[str, Optional[MountRecord]]
+    images: Dict[str, Optional[List[str]]]
+    tags: Dict[str, List[str]]
+    metadata: Dict[str, Optional[str]]
+
+
+def parse_word_record(files: Dict[str, bytes], name: str, form: str) -> str:
+    """The only word of a record's file, without 'sha256:'. Raises ValueError where it does not have
+    the form."""
+    text = files.get(name, b"").decode("ascii", "replace").strip()
+    if not re.match(form, text):
+        raise ValueError("its %s is not valid" % name)
+    return strip_algorithm(text)
+
+
+def parse_optional_record(files: Dict[str, bytes], name: str, form: str) -> str:
+    """As parse_word_record, but '' where the file is not there."""
+    if name not in files:
+        return ""
+    return parse_word_record(files, name, form)
+
+
+def parse_object_record(data: Optional[bytes]) -> dict:
+    """The JSON object of a record's file. Raises ValueError where it is none."""
+    record = json.loads((data or b"").decode("utf-8", "surrogateescape"))
+    if not isinstance(record, dict):
+        raise ValueError("it is not a JSON object")
+    return record
+
+
+def parse_chain_record(files: Dict[str, bytes]) -> ChainRecord:
+    size = re.match(rb"[0-9]{1,18}\Z", files.get("size", b"").strip())
+    digest = "sha256:" + HASH
+    return ChainRecord(
+        layer=parse_word_record(files, "cache-id", LAYER),
+        parent=parse_optional_record(files, "parent", digest),
+        size=int(size.group(0)) if size else None,
+        diff=parse_optional_record(files, "diff", digest),
+    )
+
+
+def parse_mount_record(files: Dict[str, bytes]) -> MountRecord:
+    return MountRecord(
+        layer=parse_word_record(files, "mount-id", LAYER),
+        init=parse_optional_record(files, "init-id", LAYER),
+        parent=parse_optional_record(files, "parent", "sha256:" + HASH),
+    )
+
+
+def parse_image_record(files: Dict[str, bytes]) -> List[str]:
+    """The diff ids of an image's configuration."""
+    rootfs = parse_object_record(files.get("")).get("rootfs") or {}
+    diff_ids = rootfs.get("diff_ids") or []
+    for diff in diff_ids:
+        if not isinstance(diff, str) or not re.match("sha256:" + HASH, diff):
+            raise ValueError("its diff ids are not valid")
+    return diff_ids
+
+
+def parse_repositories(files: Dict[str, bytes]) -> Dict[str, List[str]]:
+    """{image id: tags and digests} of repositories.json, whose inner keys are whole references
+    since 1.10 and bare tags before."""
+    tags = {}  # type: Dict[str, List[str]]
+    repositories = parse_object_record(files.get("")).get("Repositories") or {}
+    for name, references in repositories.items():
+        for reference, image in references.items():
+            tag = reference
+            if not reference.startswith(name):
+                tag = name + ":" + reference
+            tags.setdefault(bare_id(str(image)), []).append(tag)
+    return {image: sorted(image_tags) for image, image_tags in tags.items()}
+
+
+# Parsing: the records of containers, drivers and BuildKit.
+
+
+def parse_graph_parent(files: Dict[str, bytes]) -> str:
+    """The parent of an image of an engine before 1.10, or ''."""
+    return str(parse_object_record(files.get("json")).get("parent") or "")
+
+
+def parse_image_parent(files: Dict[str, bytes]) -> str:
+    """The image that the build of an image began from; '' where none is recorded: it was pulled,
+    loaded, or built by BuildKit."""
+    return parse_optional_record(files, "parent", "sha256:" + HASH)
+
+
+def parse_container_record(files: Dict[str, bytes]) -> Dict[str, object]:
+    """name, driver, image; running (None: not said), volumes (names), rotated: whether something
+    keeps the container's log from growing without end."""
+    config = parse_object_record(files.get("config.v2.json", files.get("config.json")))
+    return {
+        "name": str(config.get("Name") or "").lstrip("/"),
+        "driver": str(config.get("Driver") or ""),
+        "image": strip_algorithm(str(config.get("Image") or "")),
+        "running": (config.get("State") or {}).get("Running"),
+        "volumes": recorded_volumes(config),
+        "rotated": has_rotated_log(config, files),
+    }
+
+
+def recorded_volumes(config: dict) -> List[str]:
+    """The names of a container's volumes, and the folders that are no volumes. Engines since 1.7
+    list MountPoints, older ones Volumes."""
+    sources = []
+    for mount in (config.get("MountPoints") or {}).values():
+        sources.append(str(mount.get("Name") or mount.get("Source") or ""))
+    for source in (config.get("Volumes") or {}).values():
+        sources.append(str(source))
+    return [re.sub(r".*/volumes/([^/]+)/_data\Z", r"\1", source) for source in sources]
+
+
+def has_rotated_log(config: dict, files: Dict[str, bytes]) -> bool:
+    """Whether a container's log has a limit, or is not written by the json-file driver."""
+    if "hostconfig.json" not in files:
+        return False
+    host_config = parse_object_record(files["hostconfig.json"])
+    log = host_config.get("LogConfig") or config.get("LogConfig") or {}
+    if "max-size" in (log.get("Config") or {}):
+        return True
+    return log.get("Type") not in (None, "", "json-file")
+
+
+class DeviceRecord(NamedTuple):
+    """devicemapper/metadata/LAYER. deleted: the driver still has to delete the device; size: bytes,
+    None where the record has none."""
+
+    device_id: int
+    deleted: bool
+    size: Optional[int]
+
+
+def parse_device_record(files: Dict[str, bytes]) -> DeviceRecord:
+    record = parse_object_record(files.get(""))
+    device_id, size = record.get("device_id"), record.get("size")
+    # bool is a kind of int in Python, so isinstance is not enough
+    if type(device_id) is not int:
+        raise ValueError("it has no device_id")
+    if type(size) is not int:
+        size = None
+    return DeviceRecord(device_id, record.get("deleted") is True, size)
+
+
+class LowerRecord(NamedTuple):
+    """What a storage driver itself notes of a layer: its other name ('' where it has none), and the
+    names of the layers below it."""
+
+    short: str
+    below: Tuple[str, ...]
+
+
+BUILDKIT_NAME = 25  # characters of the layer names that BuildKit gives
+
+
+def is_bolt(data: bytes) -> bool:
+    """Whether this is a bbolt database: its magic number stands in one of the first two pages
+    (bbolt internal/common/meta.go), in the byte order of the host that wrote it."""
+    magic = (b"\xed\xda\x0c\xed", b"\xed\x0c\xda\xed")
+    pages = [0] + [4096 << power for power in range(5)]
+    return any(data[page + 16 : page + 20] in magic for page in pages)
+
+
+def find_names(data: bytes, names: set) -> set:
+    """Which of these names (of 25 or 64 characters) a BuildKit database holds. Its pages are not
+    parsed: a name in a page that is no longer used counts too, which errs on the side of
+    keeping."""
+    present = set()
+    for run in re.findall(rb"[0-9a-z]{25,}", data):
+        text = run.decode("ascii")
+        for start in range(len(text) - 24):
+            for end in (start + 25, start + 64):
+                if text[start:end] in names:
+                    present.add(text[start:end])
+    return present
+
+
+# Which records are missing.
+
+
+def chain_gaps(records: DriverRecords) -> Dict[str, str]:
+    """{place in image/<driver>: why it must have been there} of the layer records that others name.
+
+    Each chain id is a hash over the parent's and its own diff id, so a record that lost either file
+    is seen too.
+    """
+    gaps = {}  # type: Dict[str, str]
+
+    def require_chain(chain: str, user: str) -> None:
+        if chain and chain not in records.chains:
+            gaps["layerdb/sha256/" + chain] = "missing, though %s needs it" % user
+
+    for image, diff_ids in records.images.items():
+        for chain in chain_ids(diff_ids or ()):
+            require_chain(chain, "image " + image[:12])
+    for container, mount in records.mounts.items():
+        if mount:
+            require_chain(mount.parent, "container " + container[:12])
+    for chain, record in records.chains.items():
+        if not record:
+            continue
+        require_chain(record.parent, "layer " + chain[:12])
+        if not record.diff:
+            gaps["layerdb/sha256/%s/diff" % chain] = "missing"
+            continue
+        below = ["sha256:" + record.parent] if record.parent else []
+        if chain_id(below, "sha256:" + record.diff) != "sha256:" + chain:
+            gaps["layerdb/sha256/%s/parent" % chain] = "missing, or not that of this layer"
+    return gaps
+
+
+def image_gaps(records: DriverRecords) -> Dict[str, str]:
+    """{place in image/<driver>: why it must have been there} of the image records that tags or
+    metadata name."""
+    place = "imagedb/content/sha256/"
+    gaps = {}
+    for image in records.metadata:
+        if image not in records.images:
+            gaps[place + image] = "missing, though it has metadata"
+    for image, tags in records.tags.items():
+        if image not in records.images:
+            gaps[place + image] = "missing, though the tag %s names it" % tags[0]
+    return gaps
+
+
+def mount_gaps(records: DriverRecords, containers: Dict[str, dict]) -> Dict[str, str]:
+    """{place in image/<driver>: why it must have been there}: a container stands on its image's
+    layers, unless the image has none."""
+    gaps = {}
+    for container, mount in records.mounts.items():
+        if not mount or mount.parent or container not in containers:
+            continue
+        if records.images.get(containers[container]["image"]) != []:
+            gaps["layerdb/mounts/%s/parent" % container] = "missing"
+    return gaps
+
+
+# Reading.
+
+
+class Doubt(NamedTuple):
+    """Why no layer of a driver ('': of any driver) can be proved to be an orphan.
+
+    unreadable: a record is there and could not be read; else a record is missing.
+    """
+
+    driver: str
+    reason: str
+    unreadable: bool
+
+
+class OpenRoot(NamedTuple):
+    """A Docker root while it is read.
+
+    follow: links of its own first level are followed (the daemon's own root, not a foreign disk's).
+    unread: {path: what is wrong with it}; doubts: why no orphan can be proved.
+    """
+
+    path: str
+    fd: int
+    follow: bool
+    unread: Dict[str, str]
+    doubts: List[Doubt]
+
+
+def note_unreadable(root: OpenRoot, path: str, err: Exception, hides: Optional[str]) -> None:
+    """Notes a record that could not be read. hides: the driver whose orphans cannot be proved
+    without it, '' for all drivers, None for none."""
+    reason = str(err)
+    if getattr(err, "errno", 0) in (errno.ENOTDIR, errno.ELOOP):
+        reason = "a link, or not a folder: not followed"
+    elif getattr(err, "strerror", None):  # OSError
+        reason = str(getattr(err, "strerror", ""))
+    elif getattr(err, "msg", None):  # Refused, and the JSON parser's errors
+        reason = str(getattr(err, "msg", ""))
+    root.unread[os.path.normpath(os.path.join(root.path, path))] = reason
+    if hides is not None:
+        root.doubts.append(Doubt(hides, "what would tell whose it is could not be read", True))
+
+
+def note_gap(root: OpenRoot, place: str, reason: str, driver: str, unreadable: bool) -> None:
+    """Notes a record that is missing or makes no sense, and that no layer of the driver ('' all)
+    can be proved an orphan without it."""
+    path = os.path.normpath(os.path.join(root.path, place))
+    root.unread[path] = reason
+    root.doubts.append(Doubt(driver, "%s is %s" % (path, reason), unreadable))
+
+
+def is_below(root: OpenRoot, name: str) -> bool:
+    return suppress_errors(os.lstat, os_bytes(os.path.join(root.path, name))) is not None
+
+
+def open_below(root: OpenRoot, path: str, hides: Optional[str], must: bool = False) -> int:
+    """A descriptor of a folder below the root, opened part by part so that no link is followed; -1
+    where it is not there, or not readable, which is noted."""
+    at = os.dup(root.fd)
+    try:
+        for depth, part in enumerate(path.split("/")):
+            link = 0 if root.follow and depth == 0 else os.O_NOFOLLOW
+            inner = os.open(
+                os_bytes(part), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | link, dir_fd=at
+            )
+            os.close(at)
+            at = inner
+        return at
+    except OSError as err:
+        os.close(at)
+        if must or not isinstance(err, FileNotFoundError):
+            note_unreadable(root, path, err, hides)
+        return -1
+
+
+def names_of_form(folder: int, form: str) -> List[str]:
+    """The names in an open folder that have the form, sorted."""
+    names = sorted(os_text(os.fsencode(name)) for name in os.listdir(folder))
+    return [name for name in names if re.match(form, name)]
+
+
+def list_records(
+    root: OpenRoot, path: str, hides: Optional[str], form: str = HASH, must: bool = False
+) -> List[str]:
+    """The names in `path` that have the form. Where `path` is not readable, that is noted, and
+    there are none. hides, must: as for read_records."""
+    top = open_below(root, path, hides, must)
+    if top < 0:
+        return []
+    try:
+        return names_of_form(top, form)
+    except OSError as err:
+        note_unreadable(root, path, err, hides)
+        return []
+    finally:
+        os.close(top)
+
+
+def read_records(
+    root: OpenRoot,
+    path: str,
+    files: Sequence[str],
+    parse: Callable,
+    hides: Optional[str],
+    form: str = HASH,
+    must: bool = False,
+    soft: bool = False,
+) -> dict:
+    """{name: parse({file: bytes})} of every folder in `path` whose name has the form; files=(): of
+    every file there, as {'': bytes}. None: not readable or not understood, which is noted, or
+    vanished meanwhile.
+
+    hides: the driver whose orphans cannot be proved then ('' all, None none; soft: only where
+    `path` itself is not readable). must: `path` has to be there.
+    """
+    top = open_below(root, path, hides, must)
+    if top < 0:
+        return {}
+    records = {}
+    record_hides = None if soft else hides
+    try:
+        for name in names_of_form(top, form):
+            place = os.path.join(path, name)
+            records[name] = read_record(root, top, place, files, parse, record_hides)
+        return records
+    except OSError as err:
+        note_unreadable(root, path, err, hides)
+        return {}
+    finally:
+        os.close(top)
+
+
+def read_record(
+    root: OpenRoot,
+    top: int,
+    path: str,
+    files: Sequence[str],
+    parse: Callable,
+    hides: Optional[str],
+) -> object:
+    """One record, as read_records returns it. top: the open folder that holds it."""
+    name = os.path.basename(path)
+    folder, data = top, {}
+    try:
+        if files:
+            folder = open_folder_at(os_bytes(name), top)
+        for file in files or (name,):
+            content = read_record_file(folder, file)
+            if content is not None:
+                data[file if files else ""] = content
+        return parse(data)
+    except FileNotFoundError:  # the folder vanished meanwhile
+        return None
+    except (OSError, Refused, ValueError, TypeError, AttributeError, RecursionError) as err:
+        note_unreadable(root, path, err, hides)
+        return None
+    finally:
+        if folder != top:
+            os.close(folder)
+
+
+def read_record_file(folder: int, name: str) -> Optional[bytes]:
+    """The bytes of a regular file of at most RECORD_MAX bytes, None where it is not there. The size
+    is asked first, because read() allocates a buffer of the size that it is given."""
+    try:
+        fd = open_regular_at(folder, name, os.O_RDONLY, RECORD_MAX, name)
+    except FileNotFoundError:
+        return None
+    with os.fdopen(fd, "rb") as source:
+        size = min(RECORD_MAX, os.fstat(source.fileno()).st_size)
+        return source.read(size + 1)
+
+
+def readable(records: dict) -> dict:
+    """Without the records that could not be read."""
+    return {name: record for name, record in records.items() if record is not None}
+
+
+# Reading each kind of record.
+
+
+def list_driver_homes(root: OpenRoot) -> Dict[str, List[str]]:
+    """{driver: its layers' names}, [] for a driver that is not there."""
+    homes = {}
+    for name, driver in STORAGE_DRIVERS.items():
+        folder = os.path.normpath(os.path.join(name, driver.layer_folder))
+        homes[name] = list_records(root, folder, name, layer_form(driver))
+    return homes
+
+
+def layer_form(driver: StorageDriver) -> str:
+    """The form of a layer's name. In a pool the base device, which all others are snapshots of, has
+    a record too."""
+    if driver.in_pool:
+        return LAYER + "|base\\Z"
+    return LAYER
+
+
+def read_container_records(root: OpenRoot, must: bool) -> Dict[str, dict]:
+    """{id: its facts, empty ones where its record is not readable}."""
+    files = ("config.v2.json", "config.json", "hostconfig.json")
+    containers = read_records(
+        root, "containers", files, parse_container_record, "", must=must, soft=True
+    )
+    for container, facts in containers.items():
+        if not facts:
+            containers[container] = parse_container_record({"config.json": b"{}"})
+    return containers
+
+
+def read_build_database(root: OpenRoot, homes: Dict[str, List[str]]) -> bytes:
+    """BuildKit's database of the layers that it has. Where BuildKit was at work and its database is
+    gone, or is none, its layers look as if they had no owner."""
+    place = "buildkit/snapshots.db"
+    databases = read_records(
+        root, "buildkit", (), lambda files: files.get(""), "", form=r"snapshots\.db\Z"
+    )
+    content = databases.get("snapshots.db")
+    if content is not None and not is_bolt(content):
+        note_gap(root, place, "not a BuildKit database", "", True)
+    if databases or not any(homes.values()):
+        return content or b""
+    if has_buildkit_layer(homes) or is_below(root, "buildkit"):
+        note_gap(root, place, "missing, though BuildKit was at work here", "", False)
+    return b""
+
+
+def has_buildkit_layer(homes: Dict[str, List[str]]) -> bool:
+    """Whether BuildKit has made one of these layers."""
+    lengths = set()  # type: Set[int]
+    for names in homes.values():
+        lengths.update(len(name) for name in names)
+    return BUILDKIT_NAME in lengths
+
+
+def is_since_1_10(root: OpenRoot, graph: Dict[str, str]) -> bool:
+    """Whether an engine since 1.10, which keeps image/<driver>, was at work here: before, all that
+    is known of images was in graph/."""
+    return not graph or is_below(root, "image")
+
+
+def read_driver_records(root: OpenRoot, driver: str, must: bool) -> DriverRecords:
+    """image/<driver>. must: it has to be there."""
+    place = "image/%s/" % driver
+    chains = read_records(
+        root,
+        place + "layerdb/sha256",
+        ("cache-id", "parent", "size", "diff"),
+        parse_chain_record,
+        driver,
+        must=must,
+    )
+    mounts = read_records(
+        root,
+        place + "layerdb/mounts",
+        ("mount-id", "init-id", "parent"),
+        parse_mount_record,
+        driver,
+        form=LAYER,
+    )
+    images = read_records(
+        root, place + "imagedb/content/sha256", (), parse_image_record, driver, must=must
+    )
+    metadata = read_records(
+        root, place + "imagedb/metadata/sha256", ("parent",), parse_image_parent, driver, soft=True
+    )
+    tags = read_records(
+        root, "image/" + driver, (), parse_repositories, driver, form=r"repositories\.json\Z"
+    )
+    if must and not tags:
+        # the engine makes this file with the folder; without it a tag may have named an image that
+        # is gone
+        note_gap(root, place + "repositories.json", "missing", driver, False)
+    return DriverRecords(chains, mounts, images, tags.get("repositories.json") or {}, metadata)
+
+
+def read_old_tags(root: OpenRoot, driver: str) -> Dict[str, List[str]]:
+    """{image: its tags} of engines before 1.10."""
+    form = "repositories-%s\\Z" % re.escape(driver)
+    records = read_records(root, ".", (), parse_repositories, driver, form=form)
+    return records.get("repositories-" + driver) or {}
+
+
+def note_graph_gaps(
+    root: OpenRoot, driver: str, graph: Dict[str, str], tagged: Dict[str, List[str]]
+) -> None:
+    """Images of engines before 1.10 that another one stands on or a tag names, and whose record is
+    gone."""
+    users = {}
+    for image, parent in graph.items():
+        if parent:
+            users[parent] = "image " + image[:12]
+    for image, tags in tagged.items():
+        users[image] = "the tag " + tags[0]
+    for image in sorted(set(users) - set(graph)):
+        reason = "missing, though %s needs it" % users[image]
+        note_gap(root, "graph/" + image, reason, driver, False)
+
+
+def read_lower_records(root: OpenRoot, driver: str) -> Dict[str, LowerRecord]:
+    """{layer: LowerRecord} of the drivers that keep such files (moby daemon/graphdriver: overlay2's
+    link and lower, overlay's lower-id, aufs' layers/)."""
+
+    def words(data: bytes) -> Tuple[str, ...]:
+        return tuple(re.findall("[0-9A-Za-z]{25,}", data.decode("ascii", "replace")))
+
+    def take_lower(files: Dict[str, bytes]) -> LowerRecord:
+        short = words(files.get("link", b""))
+        below = files.get("lower", files.get("lower-id", files.get("", b"")))
+        return LowerRecord(short[0] if short else "", words(below))
+
+    facts = STORAGE_DRIVERS[driver]
+    if facts.lower_folder:
+        folder = driver + "/" + facts.lower_folder
+        return readable(read_records(root, folder, (), take_lower, driver, form=LAYER))
+    if facts.lower_files:
+        files = facts.lower_files
+        return readable(read_records(root, driver, files, take_lower, driver, form=LAYER))
+    return {}
+
+
+def short_links(root: OpenRoot, driver: str) -> Dict[str, List[str]]:
+    """{layer: its short names} of a driver that keeps a folder of links."""
+    links = {}  # type: Dict[str, List[str]]
+    folder = STORAGE_DRIVERS[driver].link_folder
+    if not folder:
+        return links
+    for name in list_records(root, driver + "/" + folder, None, form="[0-9A-Z]+\\Z"):
+        path = os.path.join(root.path, driver, folder, name)
+        target = os_text(suppress_errors(os.readlink, os_bytes(path)) or b"")
+        parts = target.split("/")  # ../LAYER/diff
+        if len(parts) == 3 and parts[0] == "..":
+            links.setdefault(parts[1], []).append(name)
+    return links
+
+
+###############################################################################
+# 17. Layer owners and orphans
+###############################################################################
+
+# Whose a layer is: a container's, an image's, the build cache's, or nobody's. It works with the
+# daemon down, and on the disk of another host. Containers of engines with containerd's store have
+# no layers below Docker's root; they have no rows here.
+#
+# What must never happen: that a layer in use is called an orphan, because `reclaim --orphans` takes
+# those away. A layer is one only where every record was readable and whole, none names it, nothing has
+# it mounted, no other layer stands on it, and a daemon that answers agrees. Otherwise it is
+# "unknown".
+
+
+# What is known of the layers.
+
+
+class LostRecord(NamedTuple):
+    """A container whose layer record is gone, so that no file names its layer.
+
+    missing: the path of that record; root: the Docker root (or its uid.gid folder) that it was in;
+    known: docker still has the container in memory.
+    """
+
+    name: str
+    missing: str
+    root: str
+    known: bool
+
+
+LOST_REASON = "it may be of container %s, whose layer record is missing"
+
+
+class Layers(NamedTuple):
+    """The owners of the layers below a Docker root, from its files alone.
+
+    rows: {"layer", "driver", "paths", "role", "container", "images", "note"}, with devicemapper
+        also "device", "device_id" and "device_size". Role "unknown": the owner cannot be told.
+    words: each name of a row (full id, tag, chain id, diff id, short link, device id) -> the
+        numbers of its rows.
+    containers: {id: what parse_container_record returns}; images: {id: tags}.
+    unread: {path: why it could not be read, or what is wrong with it}.
+    sizes: {layer: bytes of the files that it adds, by layerdb}.
+    trees: {driver with image records here: their number}.
+    lost: {container id: its record that is gone}.
+    doubts: what keeps layers from being proved orphans.
+    parents: the images that another image's build began from.
+    """
+
+    rows: List[dict]
+    words: Dict[str, List[int]]
+    containers: Dict[str, dict]
+    images: Dict[str, List[str]]
+    unread: Dict[str, str]
+    sizes: Dict[str, int]
+    trees: Dict[str, int]
+    lost: Dict[str, LostRecord]
+    doubts: List[Doubt]
+    parents: Set[str]
+
+
+class LayerOwner(NamedTuple):
+    """The owner of a layer: its role, the container's id, the images' ids, a remark, and the
+    layer's other names."""
+
+    role: str
+    container: str = ""
+    images: Tuple[str, ...] = ()
+    note: str = ""
+    aliases: Tuple[str, ...] = ()
+
+
+UNKNOWN = "unknown"  # the role of a layer of which it cannot be told whose it is
+
+
+def join_notes(*notes: str) -> str:
+    return "; ".join(note for note in notes if note)
+
+
+def format_owner(row: dict) -> str:
+    """A row's owner in words: the container's name, else the tags of its images, '-' for none."""
+    container = row["container"]
+    if container:
+        return container["name"] or "container " + container["id"][:12]
+    names = []
+    for image in row["images"]:
+        names.append(image["tags"][0] if image["tags"] else image["id"][:12])
+    if not names:
+        return "-"
+    if len(names) > 3:
+        return "%s and %d more" % (", ".join(names[:3]), len(names) - 3)
+    return ", ".join(names)
+
+
+def own_folder(row: dict) -> str:
+    """Where a layer keeps its own files (not where it is mounted together with those below), ''
+    where that is no folder."""
+    for form in STORAGE_DRIVERS[row["driver"]].own_paths:
+        ending = "/" + form % row["layer"]
+        for path in row["paths"]:
+            if path.endswith(ending) and os.path.isdir(os_bytes(path)):
+                return path
+    return ""
+
+
+# Owners by the records.
+
+
+def assign_layer_owners(
+    chains: Dict[str, ChainRecord],
+    mounts: Dict[str, MountRecord],
+    images: Dict[str, List[str]],
+    containers: Dict[str, dict],
+) -> Dict[str, LayerOwner]:
+    """{layer: its owner} by the records of engines since 1.10.
+
+    An image has the layers of its diff ids. A container has its mount, and keeps the layers below
+    it alive even where their image is gone.
+    """
+    users = {}  # type: Dict[str, List[str]]
+    diffs = {}  # type: Dict[str, str]
+    for image, diff_ids in images.items():
+        for chain, diff in zip(chain_ids(diff_ids), diff_ids):
+            users.setdefault(chain, []).append(image)
+            diffs[chain] = diff[len("sha256:") :]
+    standing = chains_below_containers(chains, mounts)
+    owners = {}
+    for chain, record in chains.items():
+        role, note = "image", ""
+        if chain not in users and chain in standing:
+            note = "its image is gone; container %s stands on it" % standing[chain][:12]
+        elif chain not in users:
+            role, note = "orphan", "in layerdb, but no image has it"
+        image_ids = tuple(sorted(users.get(chain, ())))
+        aliases = (chain, diffs.get(chain, chain))
+        owners[record.layer] = LayerOwner(role, "", image_ids, note, aliases)
+    for container, mount in mounts.items():
+        role, init_role, note = "container", "container-init", ""
+        if container not in containers:
+            role = init_role = "orphan"
+            note = "of container %s, which is gone, or of a build" % container[:12]
+        owners[mount.layer] = LayerOwner(role, container, (), note)
+        if mount.init:
+            owners[mount.init] = LayerOwner(init_role, container, (), note)
+    return owners
+
+
+def chains_below_containers(
+    chains: Dict[str, ChainRecord], mounts: Dict[str, MountRecord]
+) -> Dict[str, str]:
+    """{chain id: a container that stands on it}."""
+    standing = {}  # type: Dict[str, str]
+    for container, mount in mounts.items():
+        chain = mount.parent
+        while chain in chains and chain not in standing:
+            standing[chain] = container
+            chain = chains[chain].parent
+    return standing
+
+
+def assign_graph_owners(
+    parents: Dict[str, str], tagged: Dict[str, List[str]]
+) -> Dict[str, LayerOwner]:
+    """{layer: its owner} by the records of engines before 1.10, where each layer is an image: it
+    belongs to the images above it that have a tag, or that nothing stands on."""
+    users = {image: [] for image in parents}  # type: Dict[str, List[str]]
+    with_tag = set(parents) & set(tagged)
+    topmost = set(parents) - set(parents.values())
+    for top in sorted(with_tag | topmost):
+        below, seen = top, set()
+        while below in parents and below not in seen:
+            seen.add(below)
+            users[below].append(top)
+            below = parents[below]
+    return {image: LayerOwner("image", "", tuple(tops)) for image, tops in users.items()}
+
+
+def mark_build_cache(
+    names: List[str], owners: Dict[str, LayerOwner], database: bytes
+) -> Dict[str, LayerOwner]:
+    """The owners, with BuildKit's cache for layers that have no other owner and that its database
+    holds by their name or chain id."""
+    loose = {}
+    for name in names:
+        owner = owners.get(name) or LayerOwner("orphan")
+        if owner.role == "orphan":
+            loose[name] = owner
+    wanted = set()  # type: Set[str]
+    for name, owner in loose.items():
+        wanted.update((name, *owner.aliases))
+    present = find_names(database, wanted)
+    marked = dict(owners)
+    for name, owner in loose.items():
+        if present & {name, *owner.aliases}:
+            marked[name] = LayerOwner("image", note="build cache", aliases=owner.aliases)
+    return marked
+
+
+def assign_driver_owners(
+    root: OpenRoot,
+    driver: str,
+    names: List[str],
+    graph: Dict[str, str],
+    containers: Dict[str, dict],
+    out: Layers,
+) -> Tuple[Dict[str, LayerOwner], set]:
+    """(the owner of each layer by the records of both kinds of engines, the containers that have a
+    record of their layer, readable or not). An engine since 1.10 leaves graph/ where it was."""
+    records = read_driver_records(root, driver, bool(names) and is_since_1_10(root, graph))
+    gaps = dict(chain_gaps(records), **image_gaps(records))
+    gaps.update(mount_gaps(records, containers))
+    for place, reason in sorted(gaps.items()):
+        note_gap(root, "image/%s/%s" % (driver, place), reason, driver, False)
+    old_tags = read_old_tags(root, driver)
+    if names:
+        note_graph_gaps(root, driver, graph, old_tags)
+    # before 1.10 a container's layer has the container's id
+    old_owners = {container: LayerOwner("container", container) for container in containers}
+    old_owners.update(assign_graph_owners(readable(graph), old_tags))
+    listed = set(names)
+    owners = {layer: owner for layer, owner in old_owners.items() if layer in listed}
+    recorded = {owner.container for owner in owners.values()} | set(records.mounts)
+    owners.update(
+        assign_layer_owners(
+            readable(records.chains), readable(records.mounts), readable(records.images), containers
         )
+    )
+    if STORAGE_DRIVERS[driver].in_pool and "base" in names:
+        note = "the base device: image layers are snapshots of it"
+        owners["base"] = LayerOwner("image", note=note)
+    for record in records.chains.values():
+        if record and record.size is not None:
+            out.sizes[record.layer] = record.size
+    add_images(root, driver, records, graph, old_tags, out)
+    return owners, recorded
+
+
+def add_images(
+    root: OpenRoot,
+    driver: str,
+    records: DriverRecords,
+    graph: Dict[str, str],
+    old_tags: Dict[str, List[str]],
+    out: Layers,
+) -> None:
+    """The images of one driver with their tags and parents, and how many records it has, where it is
+    here."""
+    before_1_10 = is_below(root, "graph") and is_below(root, driver)
+    if before_1_10 or is_below(root, "image/" + driver):
+        out.trees[driver] = out.trees.get(driver, 0) + len(records.images)
+    out.parents.update(parent for parent in records.metadata.values() if parent)
+    out.parents.update(parent for parent in graph.values() if parent)
+    for image in list(records.images) + list(graph):
+        image_tags = out.images.setdefault(image, [])
+        for tag in records.tags.get(image, []) + old_tags.get(image, []):
+            if tag not in image_tags:
+                image_tags.append(tag)
+
+
+def is_dangling(image: str, names: Sequence[str], used: Set[str], parents: Set[str]) -> bool:
+    """Whether nothing needs an image: it has no name (a tag or a digest), no container was made of
+    it, and no other image's build began from it, by docker's own record. used, parents: ids."""
+    if names or image in used:
+        return False
+    return image not in parents
+
+
+def note_lost_records(
+    root: OpenRoot,
+    homes: Dict[str, List[str]],
+    recorded: Dict[str, set],
+    containers: Dict[str, dict],
+    since_1_10: bool,
+    out: Layers,
+) -> None:
+    """Containers that no record gives a layer: any layer that nothing has may be theirs."""
+    anywhere = set().union(*recorded.values())
+    present = [
+        driver
+        for driver in homes
+        if homes[driver] or recorded[driver] or is_below(root, "image/" + driver)
+    ]
+    for container, facts in containers.items():
+        driver = facts["driver"]
+        if driver not in STORAGE_DRIVERS:  # '': not known; else of containerd's store
+            lost = not driver and container not in anywhere and bool(present)
+        else:
+            elsewhere = STORAGE_DRIVERS[driver].snapshotter and driver not in present
+            lost = container not in recorded[driver] and not elsewhere
+        if not lost:
+            continue
+        home = driver or present[0]
+        place = "image/%s/layerdb/mounts" % home
+        if not since_1_10:
+            place = os.path.join(home, STORAGE_DRIVERS[home].layer_folder)
+        path = os.path.normpath(os.path.join(root.path, place, container))
+        out.lost[container] = LostRecord(facts["name"], path, root.path, False)
+        reason = LOST_REASON % (facts["name"] or container[:12])
+        root.doubts.append(Doubt(driver, reason, False))
+
+
+# Orphans, and their proof by the files.
+
+
+def words_in_mounts(
+    root: OpenRoot, homes: Dict[str, List[str]], owners: Dict[str, Dict[str, LayerOwner]]
+) -> set:
+    """Every word that may be a layer's name in what is mounted, in any process's view. Looked up
+    only where a layer has no owner."""
+    if not has_loose_layer(homes, owners):
+        return set()
+    if os.geteuid() != 0:
+        root.doubts.append(Doubt("", "only root sees whether it is mounted", True))
+    return set(re.findall("[0-9A-Za-z]{25,}", "\n".join(mount_tables())))
+
+
+def has_loose_layer(homes: Dict[str, List[str]], owners: Dict[str, Dict[str, LayerOwner]]) -> bool:
+    """Whether a layer has no owner by the records."""
+    for driver, names in homes.items():
+        for name in names:
+            if name not in owners[driver] or owners[driver][name].role == "orphan":
+                return True
+    return False
+
+
+def mount_tables() -> List[str]:
+    """The text of /proc/PID/mountinfo of one process of each mount namespace; a daemon, and each
+    container, can have one of its own."""
+    seen, texts = set(), []
+    for pid in [name for name in os.listdir("/proc") if name.isdigit()]:
+        namespace = suppress_errors(os.readlink, "/proc/%s/ns/mnt" % pid)
+        if namespace is not None and namespace in seen:
+            continue
+        text = suppress_errors(read_all, "/proc/%s/mountinfo" % pid)
+        if text:
+            seen.add(namespace)
+            texts.append(os_text(text))
+    return texts
+
+
+def prove_orphans(
+    root: OpenRoot, driver: str, names: List[str], owners: Dict[str, LayerOwner], in_use: set
+) -> Dict[str, LayerOwner]:
+    """An owner for every layer that is there or that the records have.
+
+    What nothing has is an orphan only if every record was readable and whole, nothing has it
+    mounted and no other layer stands on it; else it is unknown. What vanished, or is being made,
+    is left out.
+    """
+    settled, loose = {}, {}
+    for name in set(names) | set(owners):
+        owner = layer_owner_of(name, owners)
+        if owner.role != "orphan":
+            settled[name] = owner
+        elif name in names and not has_container_folder(root, owner):
+            loose[name] = owner
+    if not loose:
+        return settled
+    lowers = read_lower_records(root, driver)  # what is not readable there is one more doubt
+    doubt = next((doubt for doubt in root.doubts if doubt.driver in ("", driver)), None)
+    links = short_links(root, driver)
+    aliases = {name: names_in_use_of(name, links, lowers) for name in loose}
+    mounted = {name for name in loose if in_use & set(aliases[name])}
+    above = layers_by_lower(lowers, {*settled, *mounted})
+    for name, owner in loose.items():
+        users = [above[alias] for alias in aliases[name] if alias in above]
+        if name in mounted:
+            reason = "it is mounted, though no record says whose it is"
+        elif doubt:
+            reason = doubt.reason
+        elif users:
+            reason = "layer %s stands on it" % users[0][:12]
+        else:
+            settled[name] = owner
+            continue
+        settled[name] = owner._replace(role=UNKNOWN, note=join_notes(owner.note, reason))
+    return settled
+
+
+def layer_owner_of(name: str, owners: Dict[str, LayerOwner]) -> LayerOwner:
+    """A layer's owner; where no record has H-init, it is of the container of H."""
+    if name in owners:
+        return owners[name]
+    if not name.endswith("-init"):
+        return LayerOwner("orphan")
+    base = owners.get(name[: -len("-init")])
+    if base and base.role == "container":
+        return base._replace(role="container-init")
+    return LayerOwner("orphan")
+
+
+def has_container_folder(root: OpenRoot, owner: LayerOwner) -> bool:
+    """Whether the container of a layer still has its folder: it is being made or removed."""
+    if not owner.container:
+        return False
+    return is_below(root, os.path.join("containers", owner.container))
+
+
+def names_in_use_of(
+    name: str, links: Dict[str, List[str]], lowers: Dict[str, LowerRecord]
+) -> List[str]:
+    """The names by which mounts and other layers mean a layer."""
+    names = [re.sub("-(?:init|removing)\\Z", "", name), *links.get(name, [])]
+    if name in lowers:
+        names.append(lowers[name].short)
+    return names
+
+
+def layers_by_lower(lowers: Dict[str, LowerRecord], layers: set) -> Dict[str, str]:
+    """{a name of a lower layer: one of these layers that stands on it}."""
+    above = {}
+    for layer, record in lowers.items():
+        if layer in layers:
+            above.update(dict.fromkeys(record.below, layer))
+    return above
+
+
+# The rows.
+
+
+def add_rows(
+    root: OpenRoot,
+    driver: str,
+    owners: Dict[str, LayerOwner],
+    containers: Dict[str, dict],
+    out: Layers,
+) -> None:
+    """The rows of one driver."""
+    home = os.path.join(root.path, driver)
+    devices = {}  # type: Dict[str, Optional[DeviceRecord]]
+    facts_of = STORAGE_DRIVERS[driver]
+    if facts_of.in_pool:
+        folder = os.path.join(driver, facts_of.layer_folder)
+        form = layer_form(facts_of)
+        devices = read_records(root, folder, (), parse_device_record, None, form)
+    prefix = pool_prefix(home) if devices else ""
+    links = short_links(root, driver)
+    mounted = {mount.point for mount in mounts_of()} if owners else set()
+    for name, owner in sorted(owners.items()):
+        paths = layer_paths(home, driver, name, mounted)
+        if owner.role in ("orphan", UNKNOWN) and not paths:
+            continue  # it vanished
+        facts = containers.get(owner.container, {})
+        row = layer_row(driver, name, owner, paths, facts, out.images)
+        words = {name, owner.container, facts.get("name", ""), *owner.aliases}
+        words.update(links.get(name, []))
+        for image in owner.images:
+            words.update([image, *out.images.get(image, [])])
+        device = devices.get(name)
+        if device:
+            row["device"] = prefix + name
+            row["device_id"] = device.device_id
+            row["device_size"] = device.size
+            if device.deleted and not row["note"]:
+                row["note"] = (
+                    "removed; the driver deletes it later, after docker's next start at the latest"
+                )
+            words.update([str(device.device_id), prefix + name])
+        for word in words - {""}:
+            out.words.setdefault(word, []).append(len(out.rows))
+        out.rows.append(row)
+
+
+def layer_paths(home: str, driver: str, name: str, mounted: set) -> List[str]:
+    """The paths of a layer that are there, those that are mount points first."""
+    paths = []
+    for form in STORAGE_DRIVERS[driver].paths:
+        path = os.path.join(home, form % name)
+        if os.path.lexists(os_bytes(path)):
+            paths.append(path)
+    return sorted(paths, key=lambda path: path not in mounted)
+
+
+def layer_row(
+    driver: str,
+    name: str,
+    owner: LayerOwner,
+    paths: List[str],
+    facts: dict,
+    tags: Dict[str, List[str]],
+) -> dict:
+    """A row as Layers has it. facts: those of the owner's container, {} for none."""
+    images = owner.images
+    if not images and facts.get("image"):
+        images = (facts["image"],)
+    container = None
+    if owner.container:
+        container = {"id": owner.container, "name": facts.get("name", "")}
+    note = owner.note
+    if not note and not paths and not STORAGE_DRIVERS[driver].hidden_at_rest:
+        note = "its folder is missing"
+    return {
+        "layer": name,
+        "driver": driver,
+        "paths": paths,
+        "role": owner.role,
+        "container": container,
+        "images": [{"id": image, "tags": tags.get(image, [])} for image in images],
+        "note": note,
+    }
+
+
+# Reading a Docker root.
+
+
+def read_layers(path: str, follow: bool = False) -> Layers:
+    """The layer table of a Docker root (of its uid.gid folders too, where users are remapped), from
+    the files alone.
+
+    follow: for the daemon's own root, whose first level may be links; there, what is half made or
+    half removed at the first look is looked at again, and an orphan is one at both. Raises
+    EnvironmentFault where the root itself cannot be read, or is none.
+    """
+    first = read_layers_once(path, follow)
+    if not first.rows and not first.containers and not looks_like_root(path):
+        raise EnvironmentFault(
+            "%s holds nothing of Docker's: is its disk mounted?" % path,
+            "findmnt -T %s" % quote_word(path),
+        )
+    loose = {(row["driver"], row["layer"]) for row in first.rows if row["role"] == "orphan"}
+    if not follow or not (loose or first.unread or first.doubts):
+        return first
+    time.sleep(LOOK_AGAIN_SECONDS)
+    again = read_layers_once(path, follow)
+    for row in again.rows:
+        if row["role"] == "orphan" and (row["driver"], row["layer"]) not in loose:
+            row.update(role=UNKNOWN, note="made or removed just now")
+    # docker deletes a container's folder last: one that was whole at first is being removed
+    for container in set(again.lost) - set(first.lost):
+        del again.lost[container]
+    return again
+
+
+def looks_like_root(path: str) -> bool:
+    names = ("containers", "image", "graph")
+    return any(os.path.isdir(os_bytes(os.path.join(path, name))) for name in names)
+
+
+def read_layers_once(path: str, follow: bool) -> Layers:
+    out = Layers([], {}, {}, {}, {}, {}, {}, {}, [], set())
+    try:
+        fd = os.open(os_bytes(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as err:
+        hint = "--root DIR names another"
+        if isinstance(err, PermissionError):
+            hint = "sudo python3 dockfix.py ..."
+        raise EnvironmentFault(
+            "Docker's root %s cannot be read: %s" % (path, err.strerror), hint
+        ) from None
+    root = OpenRoot(real_path(path), fd, follow, out.unread, [])
+    remapped = list_records(root, ".", None, form=r"[0-9]+\.[0-9]+\Z")
+    for name in [".", *remapped]:
+        tree_path = os.path.normpath(os.path.join(root.path, name))
+        tree = OpenRoot(tree_path, open_below(root, name, None), follow, out.unread, [])
+        if tree.fd >= 0:
+            read_tree(tree, out)
+            os.close(tree.fd)
+        out.doubts.extend(tree.doubts)
+    os.close(fd)
+    out.doubts[:] = dict.fromkeys(out.doubts)  # each doubt once
+    return out
+
+
+def read_tree(root: OpenRoot, out: Layers) -> None:
+    """One tree's rows. The drivers' folders are listed before the records are read, so that a layer
+    made meanwhile is in no list."""
+    homes = list_driver_homes(root)
+    containers = read_container_records(root, must=any(homes.values()))
+    graph = read_records(root, "graph", ("json",), parse_graph_parent, "")
+    database = read_build_database(root, homes)
+    out.containers.update(containers)
+    owners = {}  # type: Dict[str, Dict[str, LayerOwner]]
+    recorded = {}  # type: Dict[str, set]
+    for driver, names in homes.items():
+        owners[driver], recorded[driver] = assign_driver_owners(
+            root, driver, names, graph, containers, out
+        )
+    note_lost_records(root, homes, recorded, containers, is_since_1_10(root, graph), out)
+    in_use = words_in_mounts(root, homes, owners)
+    for driver, names in homes.items():
+        with_cache = mark_build_cache(names, owners[driver], database)
+        settled = prove_orphans(root, driver, names, with_cache, in_use)
+        add_rows(root, driver, settled, containers, out)
+
+
+# Orphans: what the daemon says.
 
 
 def confirm_orphans(
@@ -10000,7 +10171,7 @@ def confirm_orphans(
     doubt = Doubt("", "docker, which runs with another storage driver, cannot confirm it", False)
     withdraw_orphans(layers, others, doubt)
     for container in inspected.values():
-        if container.driver in LAYOUTS:
+        if container.driver in STORAGE_DRIVERS:
             compare_orphans(host, root, layers, container)
     images = int(str(info.get("Images") or 0))
     if driver in layers.trees and images > layers.trees[driver]:
@@ -10008,10 +10179,6 @@ def confirm_orphans(
         reason = "docker has %d images, but only %d are recorded" % (images, layers.trees[driver])
         withdraw_orphans(layers, own, Doubt(driver, reason, False))
     return inspected
-
-
-def bare_id(ident: str) -> str:
-    return ident.split(":")[-1]
 
 
 def withdraw_orphans(layers: Layers, orphans: List[dict], doubt: Doubt) -> None:
@@ -10066,6 +10233,9 @@ def note_layers_of(layers: Layers, container: Container) -> None:
             layers.words.setdefault(word, []).append(number)
 
 
+# Containers without a layer record.
+
+
 def lost_record_findings(layers: Layers) -> List[Finding]:
     """A finding for each container whose layer record is gone: docker forgets it at its next start,
     and nothing else leads to its files."""
@@ -10104,7 +10274,7 @@ def read_lost_record_findings(host: Host) -> List[Finding]:
 
 
 ###############################################################################
-# 14. Which engine answers
+# 18. Which engine answers
 ###############################################################################
 
 # `docker` speaks to whatever DOCKER_HOST, a context or a wrapper names, but `systemctl stop docker`
@@ -10454,7 +10624,7 @@ def require_engine_of(host: Host, engine: dict) -> Host:
 
 
 ###############################################################################
-# 15. storage
+# 19. storage
 ###############################################################################
 
 # Shows where the space goes: driver, pool, disks, images, containers, volumes, logs, build cache;
@@ -10540,7 +10710,7 @@ def new_storage(info: dict) -> dict:
     note_fact(result, "root", info.get("DockerRootDir"), "docker info")
     if status.get("driver-type"):
         note_fact(result, "image_store", "containerd", "docker info")
-    elif info.get("Driver") in GRAPH_DRIVERS:
+    elif info.get("Driver") in STORAGE_DRIVERS:
         note_fact(result, "image_store", "graphdriver", "docker info")
     if any(key in POOL_SIZES or key in POOL_WORDS for key in status):
         note_reported_pool(result, status)
@@ -10652,13 +10822,16 @@ def collect_disks(root: str, result: dict) -> List[dict]:
 def collect_driver(result: dict, layers: Optional[Layers], options: List[OptionSource]) -> None:
     """The driver where no daemon tells it, and every driver's folder below the root."""
     root = result["root"]
-    on_disk = [driver for driver in LAYOUTS if os.path.isdir(os_bytes(os.path.join(root, driver)))]
+    on_disk = []
+    for driver in STORAGE_DRIVERS:
+        if os.path.isdir(os_bytes(os.path.join(root, driver))):
+            on_disk.append(driver)
     of_containers = []  # type: List[str]
     if layers:
         for facts in layers.containers.values():
             if facts["driver"]:
                 of_containers.append(facts["driver"])
-    in_containerd = any(driver not in LAYOUTS for driver in of_containers)
+    in_containerd = any(driver not in STORAGE_DRIVERS for driver in of_containers)
     if not in_containerd and not on_disk:
         in_containerd = has_rootfs(root)
     if in_containerd:
@@ -10839,7 +11012,9 @@ def layer_folders(layers: Layers) -> Dict[Tuple, str]:
     for row in layers.rows:
         if row["note"] == "build cache":
             kind = "cache"
-        elif row["role"] in ("container", "container-init", "orphan") or row["driver"] == "vfs":
+        elif row["role"] in ("container", "container-init", "orphan"):
+            kind = row["role"]
+        elif STORAGE_DRIVERS[row["driver"]].full_copies:
             kind = row["role"]
         else:
             continue  # layerdb has the size of an image's layer
@@ -11089,39 +11264,6 @@ def image_rows(layers: Layers, image_layers: List[ImageLayer]) -> List[dict]:
 
 
 FREE = "python3 dockfix.py reclaim --dry-run "
-UNION = (
-    "a file deleted inside a container is free at once if the container made it, and only hidden if"
-    " the image has it; "
-)
-SNAPSHOTS = "a file deleted inside a container is free once no snapshot has its blocks any more; "
-# driver: (what deleting inside gives back and what not to touch, the command that tells more)
-DRIVER_FACTS = {
-    "devicemapper": (
-        (
-            "a file deleted inside a container stays allocated in the pool until fstrim or the"
-            " container's removal; never touch data, metadata or /dev/mapper by hand"
-        ),
-        FREE + "--trim",
-    ),
-    "overlay2": (
-        UNION + "never delete in a diff or upper folder from the host",
-        "python3 dockfix.py owner",
-    ),
-    "aufs": (UNION + "never delete in diff/ from the host", "python3 dockfix.py owner"),
-    "vfs": (
-        (
-            "every layer is a whole copy of all files below it: nothing is shared, "
-            "and a file deleted inside a container is free at once in that copy"
-        ),
-        "python3 dockfix.py owner",
-    ),
-    "btrfs": (
-        SNAPSHOTS + "never delete below subvolumes/ from the host",
-        "btrfs filesystem usage ROOT",
-    ),
-    "zfs": (SNAPSHOTS + "never destroy a data set by hand", "zfs list -o space"),
-}
-OVERLAY_DRIVERS = ("overlay", "fuse-overlayfs", "overlayfs")  # the facts of overlay2 hold for them
 MAKE_ROOM = {
     "data": (
         FREE + "--trim --containers --images; python3 dockfix.py pool grow --data +50G --dry-run"
@@ -11454,16 +11596,8 @@ def place_findings(result: dict, full: bool) -> List[Finding]:
         remedy = "python3 dockfix.py relocate --help"
         findings.append(Finding("root-on-system-disk", severity, text, remedy))
     others = [tree for tree in result["drivers_on_disk"] if not tree["in_use"]]
-    # Engine 25 has no devicemapper driver any more (moby#43637).
-    version = re.match("[0-9]{1,4}", result["server_version"] or "")
-    stranded = any(tree["driver"] == "devicemapper" for tree in others)
-    if stranded and version and int(version.group(0)) >= 25:
-        text = (
-            "%s/devicemapper is there, but engine %s has no devicemapper driver any more: its"
-            " images and containers need an engine before 25"
-        ) % (root, result["server_version"])
-        remedy = "python3 dockfix.py owner"
-        findings.append(Finding("devicemapper-stranded", "warning", text, remedy))
+    for tree in others:
+        findings += stranded_finding(tree, result["server_version"] or "")
     if others:
         folders = ", ".join(
             "%s (%s)" % (tree["path"], format_known_size(tree["size"])) for tree in others
@@ -11471,6 +11605,21 @@ def place_findings(result: dict, full: bool) -> List[Finding]:
         text = "left by other storage drivers: " + folders
         findings.append(Finding("other-drivers", "info", text, "python3 dockfix.py owner"))
     return findings
+
+
+def stranded_finding(tree: dict, server_version: str) -> List[Finding]:
+    """A driver's folder on an engine that has no such driver any more."""
+    name = tree["driver"]
+    removed_in = STORAGE_DRIVERS[name].removed_in
+    major = re.match("[0-9]{1,4}", server_version)
+    if not removed_in or not major or int(major.group(0)) < removed_in:
+        return []
+    text = (
+        "%s is there, but engine %s has no %s driver any more: its images and containers need an"
+        " engine before %d"
+    ) % (tree["path"], server_version, name, removed_in)
+    remedy = "python3 dockfix.py owner"
+    return [Finding(name + "-stranded", "warning", text, remedy)]
 
 
 def engine_findings(result: dict) -> List[Finding]:
@@ -11483,14 +11632,13 @@ def engine_findings(result: dict) -> List[Finding]:
     if result["os"] == "windows" or str(driver).startswith(("windows", "lcow")):
         text = "this is a Windows engine: dockfix looks after Linux hosts only"
         findings.append(Finding("windows", "warning", text, "docker system df"))
-    known = "overlay2" if driver in OVERLAY_DRIVERS else driver
-    if known in DRIVER_FACTS:
-        fact, remedy = DRIVER_FACTS[known]
+    facts = facts_of_driver(driver)
+    if facts:
+        remedy = facts.remedy.replace("ROOT", quote_word(result["root"] or DOCKER_ROOT))
         if in_containerd:
             remedy = "docker system df"
-        remedy = remedy.replace("ROOT", quote_word(result["root"] or DOCKER_ROOT))
-        text = "%s: %s" % (driver, fact)
-        findings.append(Finding("driver-" + known, "info", text, remedy))
+        text = "%s: %s" % (driver, facts.deletion)
+        findings.append(Finding("driver-" + facts.family, "info", text, remedy))
     return findings
 
 
@@ -11606,7 +11754,7 @@ def add_options(result: dict, options: List[OptionSource]) -> None:
 
 
 ###############################################################################
-# 16. owner
+# 20. owner
 ###############################################################################
 
 # Says which container, image or volume a layer, folder, snapshot or device belongs to.
@@ -11617,20 +11765,61 @@ def add_options(result: dict, options: List[OptionSource]) -> None:
 
 
 SYS_BLOCK = "/sys/block"  # kernel: dm-N/dm/name
-DELETE_WARNING = (
-    "never delete below %s from the host while the container is there: it is left with a file that"
-    " ls does not show and writes that vanish; delete inside the container, or below its merged"
-    " folder while that is mounted"
-)
-DRIVER_ADVICE = {
-    "overlay2": DELETE_WARNING,
-    "fuse-overlayfs": DELETE_WARNING,
-    "overlay": DELETE_WARNING,
-    "aufs": (
-        "%s has the layer's own files; below mnt is what the container sees while it runs, "
-        "below layers the list of what lies under it"
-    ),
-}
+
+
+# Parsing the words asked for
+
+
+def rows_named(layers: Layers, word: str) -> List[int]:
+    """Numbers of the rows that a word means: a name as it stands, else the layer of a device's
+    name, else the first part of a path that is one, else the beginning of a hash. [] where it means
+    none. Raises UsageError where it is the beginning of hashes of more than one layer."""
+    bare = re.sub(r"^(?:sha256:|docker\.io/(?:library/)?|/(?=[^/]+\Z))", "", word)
+    for name in names_in_word(word, bare):
+        if name in layers.words:
+            return layers.words[name]
+    matches = hashes_that_begin(layers, bare)
+    if len({tuple(layers.words[name]) for name in matches}) > 1:
+        require_longer_hash(layers, word, matches)
+    if not matches:
+        return []
+    return layers.words[matches[0]]
+
+
+def names_in_word(word: str, bare: str) -> List[str]:
+    """What a word may name as a whole, the likeliest first."""
+    names = [word, bare, bare + ":latest"]
+    device = re.match(r"(?:/dev/mapper/)?docker-[0-9]+:[0-9]+-[0-9]+-(.+)\Z", word)
+    if device:
+        names.append(device.group(1))
+    if "/" in word:
+        parts = posixpath.normpath(word).split("/")
+        names += [part for part in parts if re.match(LAYER + "|[0-9A-Z]{26}\\Z", part)]
+    return names
+
+
+def hashes_that_begin(layers: Layers, text: str) -> List[str]:
+    """The hashes that begin with this text; those of init layers only where it ends in -init."""
+    is_init = text.endswith("-init")
+    stem = text[: -len("-init")] if is_init else text
+    if not stem:
+        return []
+    hashes = [name for name in layers.words if re.match(LAYER, name) and name.startswith(stem)]
+    return [name for name in hashes if name.endswith("-init") == is_init]
+
+
+def require_longer_hash(layers: Layers, word: str, matches: List[str]) -> None:
+    """Refuses the beginning of several hashes, with the owners that it may mean."""
+    meanings = []
+    for name in sorted(matches):
+        row = layers.rows[layers.words[name][0]]
+        meanings.append("%s (%s)" % (name, format_owner(row)))
+    listed = ", ".join(meanings[:6])
+    if len(meanings) > 6:
+        listed += ", ..."
+    raise UsageError(
+        "%s begins %d hashes: %s" % (word, len(matches), listed), "give more of the hash"
+    )
 
 
 # Reading
@@ -11668,7 +11857,7 @@ def measure_orphans(rows: List[dict]) -> None:
 def orphan_folder(row: dict) -> str:
     """The folder that removing a layer gives back. The overlay drivers keep all of a layer in one
     folder, and all of it would be given back."""
-    if row["driver"] in LAYOUTS and LAYOUTS[row["driver"]][0] == ".":
+    if STORAGE_DRIVERS[row["driver"]].layer_folder == ".":
         for path in row["paths"]:
             if path.endswith("/" + row["layer"]):
                 return path
@@ -11692,7 +11881,7 @@ def containers_elsewhere(layers: Layers) -> List[dict]:
     with_layer = {row["container"]["id"] for row in layers.rows if row["container"]}
     elsewhere = []
     for ident, facts in layers.containers.items():
-        other_driver = facts["driver"] and facts["driver"] not in LAYOUTS
+        other_driver = facts["driver"] and facts["driver"] not in STORAGE_DRIVERS
         if other_driver and ident not in with_layer:
             elsewhere.append(facts)
     return elsewhere
@@ -11817,13 +12006,43 @@ def compare_with_docker(
         if difference:
             different.append("%s: %s" % (row["container"]["name"] or ident[:12], difference))
     for container in inspected.values():
-        if container.id not in own and container.driver in LAYOUTS:
+        if container.id not in own and container.driver in STORAGE_DRIVERS:
             different.append("%s: it has no layer by the files" % container.name)
     if different:
         text = "files and docker inspect differ (made or removed just now?): %s" % "; ".join(
             different[:10]
         )
         add_finding(report, Finding("owner-differs", "warning", text, "python3 dockfix.py owner"))
+
+
+def inspect_differences(row: dict, container: Optional[Container]) -> str:
+    """In what `docker inspect` (None: it has no such container) differs from a container's row, ''
+    where both agree or it says nothing: aufs, btrfs and vfs name no paths."""
+    if container is None:
+        return "docker does not know it"
+    # LowerDir names the layers below
+    own = [value for key, value in sorted(container.layer.items()) if key != "LowerDir"]
+    reported = set()
+    for value in own:
+        reported.update(value.split("/"))
+        reported.add(value.split("-", 3)[-1])
+    layer = row["layer"]
+    if reported and row["layer"] not in reported:
+        layer = " ".join(own)
+    device_id = str(row.get("device_id"))
+    checks = (
+        ("name", row["container"]["name"], container.name),
+        ("driver", row["driver"], container.driver or row["driver"]),
+        ("layer", row["layer"], layer),
+        ("device id", device_id, container.layer.get("DeviceId", device_id)),
+    )
+    differences = []
+    for title, by_files, by_docker in checks:
+        if by_files != by_docker:
+            differences.append(
+                "its %s is %s by the files, %s by docker" % (title, by_files, by_docker)
+            )
+    return "; ".join(differences)
 
 
 def inspect_own(host: Host, idents: List[str], add_listed: bool) -> Dict[str, Container]:
@@ -11870,14 +12089,22 @@ def owner_findings(
 
 def add_driver_advice(rows: List[dict], report: dict) -> None:
     """For each driver, what to know before a container's folder is touched."""
-    for driver, advice in DRIVER_ADVICE.items():
-        for row in rows:
-            if row["driver"] == driver and row["role"] == "container" and row["paths"]:
-                name = row["container"]["name"] or row["container"]["id"]
-                text = advice % (own_folder(row) or row["paths"][0])
-                remedy = "docker exec %s rm FILE" % quote_word(name)
-                add_finding(report, Finding("owner-" + driver, "info", text, remedy))
-                break
+    for driver, facts in STORAGE_DRIVERS.items():
+        row = first_container_row(rows, driver)
+        if not row or not facts.advice:
+            continue
+        name = row["container"]["name"] or row["container"]["id"]
+        text = facts.advice % (own_folder(row) or row["paths"][0])
+        remedy = "docker exec %s rm FILE" % quote_word(name)
+        add_finding(report, Finding("owner-" + driver, "info", text, remedy))
+
+
+def first_container_row(rows: List[dict], driver: str) -> Optional[dict]:
+    """The first row of a container whose layer of this driver is there."""
+    for row in rows:
+        if row["driver"] == driver and row["role"] == "container" and row["paths"]:
+            return row
+    return None
 
 
 def add_unproved(layers: Layers, unknown: List[dict], report: dict) -> None:
@@ -11938,7 +12165,7 @@ def run_owner(host: Host, opts: Options, report: dict) -> None:
 
 
 ###############################################################################
-# 17. reclaim
+# 21. reclaim
 ###############################################################################
 
 # Gives space back: logs, trim, containers, images, build cache, volumes.
@@ -12693,7 +12920,7 @@ def format_removal(host: Host, candidate: Candidate) -> str:
 
 
 ###############################################################################
-# 18. The change engine
+# 22. The change engine
 ###############################################################################
 
 
@@ -13766,7 +13993,7 @@ def print_daemon_log(host: Host, plan: Plan) -> None:
 
 
 ###############################################################################
-# 19. Create recipes
+# 23. Create recipes
 ###############################################################################
 
 # From `docker inspect` to the arguments of `docker create`, `docker network create` and `docker
@@ -14464,7 +14691,7 @@ def volume_recipe(doc: dict) -> List[str]:
 
 
 ###############################################################################
-# 20. The daemon
+# 24. The daemon
 ###############################################################################
 
 
@@ -15291,10 +15518,10 @@ def require_fit_disk(host: Host, driver: str, where: str) -> None:
             % (mount.point, ",".join(sorted(flags))),
             "mount -o remount,rw,exec,suid %s, and mend /etc/fstab" % quote_word(mount.point),
         )
-    overlay_on_xfs = (
-        mount.fstype == "xfs" and driver.startswith("overlay") and has_program("xfs_info")
-    )
-    if overlay_on_xfs and b"ftype=0" in query_host(host, ("xfs_info", mount.point)).out:
+    facts = facts_of_driver(driver)
+    needs_ftype = facts is not None and facts.needs_ftype
+    may_lack_ftype = mount.fstype == "xfs" and needs_ftype and has_program("xfs_info")
+    if may_lack_ftype and b"ftype=0" in query_host(host, ("xfs_info", mount.point)).out:
         raise Refused(
             "%s is an xfs without ftype: %s cannot use it" % (mount.point, driver),
             "mkfs.xfs -n ftype=1, on an empty disk",
@@ -15336,7 +15563,7 @@ def own_changes(doc: dict, diff: str) -> bool:
 
 
 ###############################################################################
-# 21. backup and restore
+# 25. backup and restore
 ###############################################################################
 
 
@@ -17136,7 +17363,7 @@ def report_restarts(have: Stock, empty: Sequence[str]) -> None:
 
 
 ###############################################################################
-# 22. pool
+# 26. pool
 ###############################################################################
 
 
@@ -17590,9 +17817,10 @@ def require_recreate(
 
 def require_overlay(host: Host, root: str) -> None:
     """overlay2 needs the kernel's overlay, and a file system that it works on."""
+    file_system = STORAGE_DRIVERS["overlay2"].file_system
     if (
-        "\toverlay\n" not in read_host_text("/proc/filesystems")
-        and query_host(host, ("modprobe", "-n", "overlay")).rc
+        "\t%s\n" % file_system not in read_host_text("/proc/filesystems")
+        and query_host(host, ("modprobe", "-n", file_system)).rc
     ):
         raise Refused(
             "this kernel has no overlay file system", "keep devicemapper: leave --driver out"
@@ -17796,7 +18024,7 @@ def make_pool_steps(engine: Engine, keeps: str, sizes: Dict[str, int]) -> Tuple[
 
 
 ###############################################################################
-# 23. relocate
+# 27. relocate
 ###############################################################################
 
 
@@ -17862,7 +18090,8 @@ def collect_move(host: Host, engine: Engine, word: str) -> Move:
             "%s is there and is not an empty folder; nothing is ever written over" % new,
             "name a folder that does not exist",
         )
-    if info["Driver"] in ("btrfs", "zfs"):
+    driver = facts_of_driver(str(info["Driver"]))
+    if driver and not driver.plain_files:
         raise Refused(
             "the layers of the %s driver are no plain files: copying does not move them"
             % info["Driver"],
@@ -18102,7 +18331,7 @@ def all_there_tests(host: Host, lose: Sequence[str]) -> Tuple[Tuple[str, ...], .
 
 
 ###############################################################################
-# 24. resume, rollback, discard
+# 28. resume, rollback, discard
 ###############################################################################
 
 
@@ -18353,7 +18582,7 @@ def run_discard(host: Host, opts: Options, report: dict) -> None:
 
 
 ###############################################################################
-# 25. Output
+# 29. Output
 ###############################################################################
 
 # What a run reports becomes text here: one JSON document, or tables for people. Nothing is decided
@@ -18865,7 +19094,7 @@ def emit(report: dict, opts: Options, command: Optional["Command"]) -> None:
 
 
 ###############################################################################
-# 26. The command table
+# 30. The command table
 ###############################################################################
 
 # COMMANDS says everything about each command: its options, its function, how its results are shown,
@@ -19684,7 +19913,7 @@ def common_defaults(given: dict) -> dict:
 
 
 ###############################################################################
-# 27. main
+# 31. main
 ###############################################################################
 
 # One command line, from its words to an exit code. Nothing escapes as a traceback: whatever goes

@@ -501,7 +501,7 @@ def test_ten_thousand_damages(dockfix):
         assert (
             info is None
             or info["Driver"] is None
-            or info["Driver"] in dockfix.DRIVERS
+            or info["Driver"] in dockfix.REPORTED_DRIVERS
             or "driver-type" in info["DriverStatus"]
         )
     assert (
