@@ -12932,13 +12932,14 @@ def format_removal(host: Host, candidate: Candidate) -> str:
 
 
 class Step(NamedTuple):
-    """One step of a storage change. It is done when every test of `check` holds: they are asked
+    """One step of a storage change. `id` is unique among the steps of a plan; `title` is for people
+    only. It is done when every test of `check` holds: they are asked
     before the deed (then there is nothing to do, as after a kill) and after it, for at most `wait`
     seconds; without tests, when the deed succeeds. The deed is a host program (`argv`, no shell;
     standard input `data`, or the file `source`; standard output to the file `target`), or, with
     `path`, putting `data` there with `mode`; with neither the step only waits for its tests. A test
     is (MODE, [TEXT,] WORD ...), see TESTS. `undo`: steps that are safe also where the deed never
-    began or is undone already; void once the step called `undo_void_after` was begun. The whole
+    began or is undone already; void once the step with the id `undo_void_after` was begun. The whole
     step is void where `skip_if` holds. `each`: the program runs once for each of these words, or
     (`each_of`) for each that another program prints, behind its own, BESIDE of them at a time; the
     tests alone say whether that did it. `unmount`: the deed is to unmount what Docker left mounted
@@ -12950,6 +12951,7 @@ class Step(NamedTuple):
     `task` the deed is that function of TASKS, here and now, and `argv` is what a script calls for
     it (task_step)."""
 
+    id: str
     title: str
     argv: Tuple[str, ...] = ()
     check: Tuple[Tuple[str, ...], ...] = ()
@@ -12986,6 +12988,35 @@ class Plan(NamedTuple):
     facts: dict = {}
 
 
+def make_plan(
+    name: str,
+    kind: str,
+    goal: str,
+    steps: Iterable[Step],
+    keeps: str = "",
+    facts: Optional[dict] = None,
+) -> Plan:
+    """Every plan is built here. Raises DockfixError, an internal error, where two steps have one id
+    or where an undo refers to a step that is not there."""
+    plan = Plan(name, kind, goal, tuple(steps), keeps, facts or {})
+    known = set()  # type: Set[str]
+    for step in plan.steps:
+        if step.id in known:
+            raise plan_error(plan, "two steps have the id %s" % step.id)
+        known.add(step.id)
+    for step in plan.steps:
+        if step.undo_void_after and step.undo_void_after not in known:
+            raise plan_error(plan, "there is no step with the id %s" % step.undo_void_after)
+    return plan
+
+
+def plan_error(plan: Plan, fault: str) -> DockfixError:
+    return DockfixError(
+        "internal error in the plan of %s: %s; nothing was changed" % (plan.kind, fault),
+        "please report it with the output of --version",
+    )
+
+
 class Journal(NamedTuple):
     """How far a plan is: step `at` (from 0) is begun, those before it are done; reached is the
     furthest one ever begun. going: 'on', 'back', 'done', 'undone' or 'discarding'."""
@@ -12994,6 +13025,11 @@ class Journal(NamedTuple):
     at: int = 0
     reached: int = 0
     state: str = "on"
+
+
+def step_index(plan: Plan, step_id: str) -> int:
+    """From 0. Raises ValueError where the plan has no such step."""
+    return [step.id for step in plan.steps].index(step_id)
 
 
 class Test(NamedTuple):
@@ -13391,7 +13427,7 @@ def is_part_of(whole: Mount, part: Mount) -> bool:
 TASKS = {}  # type: Dict[str, Callable[[Host, dict, Callable[[int], None]], None]]
 
 
-def task_step(host: Host, title: str, task: str, request: dict, **more) -> Step:
+def task_step(host: Host, step_id: str, title: str, task: str, request: dict, **more) -> Step:
     """A step that this program does itself, also as a line of a script."""
     words = (
         "python3",
@@ -13403,7 +13439,7 @@ def task_step(host: Host, title: str, task: str, request: dict, **more) -> Step:
         task,
         ".",
     )
-    return Step(title, words, task=task, data=json.dumps(request, sort_keys=True), **more)
+    return Step(step_id, title, words, task=task, data=json.dumps(request, sort_keys=True), **more)
 
 
 def do_task(host: Host, step: Step, tick: Callable[[int], None]) -> None:
@@ -13440,12 +13476,13 @@ def sync_deed(host: Host, step: Step) -> None:
         change_host(host, ("sync",), seconds=60)
 
 
-def put_file(title: str, path: str, text: str, mode: int = 0o644) -> Step:
+def put_file(step_id: str, title: str, path: str, text: str, mode: int = 0o644) -> Step:
     """A step that writes a setting of the host; its undo puts the bytes of now back, or takes the
     file away where there is none."""
     try:
         old = os_text(read_all(path))
         kept = Step(
+            "put-back",
             "put %s back" % path,
             path=path,
             data=old,
@@ -13454,24 +13491,27 @@ def put_file(title: str, path: str, text: str, mode: int = 0o644) -> Step:
         )
         mode = kept.mode
     except FileNotFoundError:
-        kept = Step("take %s away" % path, path=path, before=text, mode=0)
-    return Step(title, path=path, data=text, before=kept.data, mode=mode, undo=(kept,))
+        kept = Step("take-away", "take %s away" % path, path=path, before=text, mode=0)
+    return Step(step_id, title, path=path, data=text, before=kept.data, mode=mode, undo=(kept,))
 
 
-def move_step(title: str, old: str, new: str, stray: str = "") -> Step:
+def move_step(step_id: str, title: str, old: str, new: str, stray: str = "") -> Step:
     """A rename inside one file system, never into or over what is there. Undone, it first moves
     what stands at `old` meanwhile to `stray`."""
     aside = Step(
+        "newer-aside",
         "move the newer %s aside" % old,
         ("mv", "-T", old, stray),
         (("not", "test", "-e", old, "-a", "-e", new),),
     )
     back = Step(
+        "move-back",
         "move %s back" % old,
         ("mv", "-T", new, old),
         (("ok", "test", "-e", old, "-a", "!", "-e", new),),
     )
     return Step(
+        step_id,
         title,
         ("mv", "-T", old, new),
         (("ok", "test", "!", "-e", old, "-a", "-e", new),),
@@ -13483,6 +13523,7 @@ def tidy_step(folder: str) -> Step:
     """Undoes the making of a folder. One that is not there yet, not empty, or will not go is
     nothing to stop for on the way back."""
     return Step(
+        "remove-folder",
         "remove " + folder,
         ("rmdir", "--ignore-fail-on-non-empty", folder),
         skip_if=(("not", "test", "-e", folder),),
@@ -13653,13 +13694,12 @@ def back_function(plan: Plan) -> List[str]:
         "back() {",
         'echo "step $at failed; undoing" >&2',
     ]
-    titles = [step.title for step in plan.steps]
     for number, step in reversed(list(enumerate(plan.steps, 1))):
         if not step.undo:
             continue
         before = ""
         if step.undo_void_after:
-            before = " && [ $at -lt %d ]" % (titles.index(step.undo_void_after) + 1)
+            before = " && [ $at -lt %d ]" % (step_index(plan, step.undo_void_after) + 1)
         comment = script_comment(step.title)
         lines.append("if [ $at -ge %d ]%s; then %s" % (number, before, comment))
         for undo_step in step.undo:
@@ -13876,19 +13916,17 @@ def undo_steps_back(host: Host, journal: Journal, progress: Progress) -> None:
     """Undoes the steps from where the journal stands down to the first. Raises HalfWay where one
     cannot be."""
     plan = journal.plan
-    titles = [step.title for step in plan.steps]
-    for number in range(min(journal.at, len(titles) - 1), -1, -1):
+    for number in range(min(journal.at, len(plan.steps) - 1), -1, -1):
         save_journal(host, Journal(plan, number, journal.reached, "back"))
         if host.stop.is_set():
             raise half_way_error(host, None)
         step = plan.steps[number]
-        for one in (
-            step.undo
-            if not step.undo_void_after or titles.index(step.undo_void_after) > journal.reached
-            else ()
-        ):
+        void_after = step.undo_void_after
+        if void_after and step_index(plan, void_after) <= journal.reached:
+            continue
+        for undo in step.undo:
             try:
-                do_step(host, one, progress.step(number + 1, one.title, one.size))
+                do_step(host, undo, progress.step(number + 1, undo.title, undo.size))
             except DockfixError as err:
                 raise half_way_error(host, err) from None
     close_journal(host, Journal(plan, 0, journal.reached, "undone"))
@@ -13945,11 +13983,12 @@ def closing_steps(host: Host, journal: Journal) -> List[Step]:
     steps = (
         [
             Step(
+                "keep-record",
                 "keep the journal as the change's record",
                 ("mv", "-f", now, record),
                 skip_if=(("not", "test", "-d", keeps, "-a", "-e", now),),
             ),
-            Step("note the end in it", noted, skip_if=(("not", "test", "-d", keeps),)),
+            Step("note-end", "note the end in it", noted, skip_if=(("not", "test", "-d", keeps),)),
         ]
         if keeps
         else []
@@ -13957,6 +13996,7 @@ def closing_steps(host: Host, journal: Journal) -> List[Step]:
     return [
         *steps,
         Step(
+            "close-journal",
             "close the journal",
             ("rm", "-f", now, record),
             skip_if=(("ok", "test", "-d", keeps),) if keeps else (),
@@ -14886,8 +14926,8 @@ def state_test(host: Host, name: str, what: str, want: str) -> Tuple[str, ...]:
     return ("says", want, *host.docker, "inspect", "-f", "{{%s}}" % what, name)
 
 
-def docker_step(host: Host, title: str, words: Sequence[str], **more) -> Step:
-    return Step(title, host.docker + tuple(words), **more)
+def docker_step(host: Host, step_id: str, title: str, words: Sequence[str], **more) -> Step:
+    return Step(step_id, title, host.docker + tuple(words), **more)
 
 
 def answers_test(docker: Tuple[str, ...]) -> Tuple[str, ...]:
@@ -14899,6 +14939,7 @@ def remove_step(host: Host, kind: str, name: str) -> Step:
     gone = exists_test(host, kind, name, False)
     return docker_step(
         host,
+        "remove-%s:%s" % (kind, name),
         "remove %s %s" % (kind, name),
         REMOVE[kind] + (name,),
         check=(gone, answers_test(host.docker)),
@@ -14908,6 +14949,7 @@ def remove_step(host: Host, kind: str, name: str) -> Step:
 def create_step(host: Host, kind: str, name: str, words: Sequence[str], **more) -> Step:
     return docker_step(
         host,
+        "make-%s:%s" % (kind, name),
         "%s %s" % (kind, name),
         words,
         check=(exists_test(host, kind, name),),
@@ -14927,11 +14969,16 @@ def start_again_steps(
         started = test or state_test(
             host, who, 'eq (printf "%.4s" .State.StartedAt) "0001"', "false"
         )
-        steps.append(docker_step(host, "start %s" % title, ("start", who), check=(started,)))
+        steps.append(
+            docker_step(
+                host, "start:" + title, "start %s" % title, ("start", who), check=(started,)
+            )
+        )
         if doc["State"].get("Paused") is True:
             steps.append(
                 docker_step(
                     host,
+                    "pause:" + title,
                     "pause %s" % title,
                     ("pause", who),
                     check=(state_test(host, who, ".State.Paused", "true"),),
@@ -14966,13 +15013,15 @@ def stop_container_steps(host: Host, docs: Sequence[dict], again: bool = False) 
     paused = [doc for doc in running if doc["State"].get("Paused") is True]
     steps = []
     if paused:
-        steps += [halt_step(host, verb, paused, again) for verb in ("unpause", "stop")]
-    for level in stop_levels([doc for doc in running if doc not in paused]):
-        steps.append(halt_step(host, "stop", level, again))
+        steps.append(halt_step(host, "unpause-paused", "unpause", paused, again))
+        steps.append(halt_step(host, "stop-paused", "stop", paused, again))
+    levels = stop_levels([doc for doc in running if doc not in paused])
+    for number, level in enumerate(levels, 1):
+        steps.append(halt_step(host, "stop-level:%d" % number, "stop", level, again))
     return steps
 
 
-def halt_step(host: Host, verb: str, docs: Sequence[dict], again: bool) -> Step:
+def halt_step(host: Host, step_id: str, verb: str, docs: Sequence[dict], again: bool) -> Step:
     """verb: stop or unpause."""
     names = [title_of(doc) if again else doc["Id"] for doc in docs]
     ask = ids_to(host, verb)
@@ -14980,7 +15029,9 @@ def halt_step(host: Host, verb: str, docs: Sequence[dict], again: bool) -> Step:
         ask += ("--filter", "name=^/?%s$" % re.escape(name) if again else "id=" + name)
     check = (("silent" if again else "none", *ask),)
     title = "%s %s" % (verb, some_names(docs))
-    return docker_step(host, title, (verb,), each=tuple(names), check=check, optional=again)
+    return docker_step(
+        host, step_id, title, (verb,), each=tuple(names), check=check, optional=again
+    )
 
 
 def ids_to(host: Host, verb: str) -> Tuple[str, ...]:
@@ -14993,11 +15044,13 @@ def start_levels(host: Host, docs: Sequence[dict], by_name: bool = False) -> Lis
     """Starts what ran, side by side, those first that others need. These steps have no tests:
     start_again_steps behind them tells what does not run."""
     steps = []
-    for level in reversed(stop_levels([doc for doc in docs if is_running(doc)])):
+    levels = reversed(stop_levels([doc for doc in docs if is_running(doc)]))
+    for number, level in enumerate(levels, 1):
         if len(level) > 1:
             names = tuple(title_of(doc) if by_name else doc["Id"] for doc in level)
             title = "start %s, side by side" % some_names(level)
-            steps.append(docker_step(host, title, ("start",), each=names))
+            step_id = "start-level:%d" % number
+            steps.append(docker_step(host, step_id, title, ("start",), each=names))
     return steps
 
 
@@ -15008,7 +15061,11 @@ def halt_the_rest(host: Host) -> List[Step]:
     for verb, state in (("unpause", "is paused"), ("stop", "runs")):
         ask = ids_to(host, verb)
         step = docker_step(
-            host, "%s what else %s" % (verb, state), (verb,), check=(("silent", *ask),)
+            host,
+            "%s-others" % verb,
+            "%s what else %s" % (verb, state),
+            (verb,),
+            check=(("silent", *ask),),
         )
         steps.append(step._replace(each_of=ask, optional=True, daemon="down"))
     return steps
@@ -15038,7 +15095,10 @@ def policy_steps(host: Host, docs: Sequence[dict]) -> List[Step]:
             answers_test(host.docker),
         )
         words = ("update", "--restart=" + policy_of(doc), doc["Id"])
-        steps.append(docker_step(host, "restart policy of %s" % title_of(doc), words, skip_if=gone))
+        name = title_of(doc)
+        steps.append(
+            docker_step(host, "policy:" + name, "restart policy of " + name, words, skip_if=gone)
+        )
     return steps
 
 
@@ -15050,14 +15110,17 @@ def hold_policies(host: Host, docs: Sequence[dict]) -> List[Step]:
         return []
     words = ("update", "--restart=no", *tuple(doc["Id"] for doc in held))
     title = "no restart of %s meanwhile" % some_names(held)
-    return [docker_step(host, title, words, undo=tuple(policy_steps(host, held)))]
+    return [docker_step(host, "no-restarts", title, words, undo=tuple(policy_steps(host, held)))]
 
 
 # --- stopping and starting the daemon, and setting its options: the same for every storage change
 
 DROP_IN = "/etc/systemd/system/docker.service.d/zz-dockfix.conf"
 MASK_DROP_IN = "/etc/systemd/system/docker.service.d/zz-dockfix-hold.conf"
-RELOAD = Step("let systemd read its units again", ("systemctl", "daemon-reload"))
+
+
+def reload_step(step_id: str) -> Step:
+    return Step(step_id, "let systemd read its units again", ("systemctl", "daemon-reload"))
 
 
 class Engine(NamedTuple):
@@ -15082,10 +15145,11 @@ class Engine(NamedTuple):
     def start(self) -> Step:
         """What answers then must be the service's new main process, on this very root."""
         up = (answers_test(self.docker), ("serves", self.root, *self.identity.main))
-        return Step("start docker", self.service("start"), up, wait=120)
+        return Step("start-docker", "start docker", self.service("start"), up, wait=120)
 
     def start_socket(self) -> Step:
         return Step(
+            "start-socket",
             "start docker.socket",
             self.service("start", "docker.socket"),
             (("ok", *self.service("is-active", "docker.socket")),),
@@ -15148,7 +15212,9 @@ def run_again(engine: Engine) -> Tuple[Step, ...]:
 def answers_step(engine: Engine) -> Step:
     """The daemon is up, also after a reboot. What its undoing does comes last of all: start by name
     what ran."""
-    return engine.start()._replace(title="docker answers", undo=run_again(engine), daemon="up")
+    return engine.start()._replace(
+        id="docker-answers", title="docker answers", undo=run_again(engine), daemon="up"
+    )
 
 
 def stop_steps(host: Host, engine: Engine, pool: str = "") -> Tuple[Step, ...]:
@@ -15175,6 +15241,7 @@ def down_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
     if engine.systemd:  # what was started often lately is refused a start
         again = (
             Step(
+                "clear-failures",
                 "clear earlier failures",
                 ("systemctl", "reset-failed", "docker.service"),
                 optional=True,
@@ -15185,6 +15252,7 @@ def down_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
     if engine.socket:
         steps.append(
             Step(
+                "stop-socket",
                 "stop docker.socket",
                 engine.service("stop", "docker.socket"),
                 (("not", *engine.service("is-active", "docker.socket")),),
@@ -15199,7 +15267,15 @@ def down_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
             ("lacks", "activating", *engine.service("is-active")),
         )
     steps += [
-        Step("stop docker", engine.service("stop"), gone, undo=again, wait=120, daemon="down"),
+        Step(
+            "stop-docker",
+            "stop docker",
+            engine.service("stop"),
+            gone,
+            undo=again,
+            wait=120,
+            daemon="down",
+        ),
         *list(again[:-1]),
     ]
     databases = (
@@ -15215,7 +15291,9 @@ def down_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
         "-lname",
         os.path.join(engine.root, "*.db"),
     )
-    steps.append(Step("no daemon is left", check=(down, databases), wait=30, daemon="down"))
+    steps.append(
+        Step("no-daemon", "no daemon is left", check=(down, databases), wait=30, daemon="down")
+    )
     devices = pool and os.path.join(MAPPER, re.match("docker-[0-9:]+-|", pool).group())
     steps.append(unmount_step(engine.root, devices))
     return tuple(steps) + (pool_down(engine, pool) if pool else ())
@@ -15238,7 +15316,9 @@ def unmount_step(root: str, devices: str) -> Step:
         else:
             undo += bind_again(one)
     title = "no mount is left"
-    return Step(title, unmount=root, check=check, undo=tuple(undo), wait=30, daemon="down")
+    return Step(
+        "no-mounts", title, unmount=root, check=check, undo=tuple(undo), wait=30, daemon="down"
+    )
 
 
 def mounted_words(point: str) -> Tuple[str, ...]:
@@ -15254,10 +15334,12 @@ def bind_again(mount: Mount) -> List[Step]:
     at its end."""
     there = (("ok", *mounted_words(mount.point)),)
     bind = ("mount", "--bind", mount.point, mount.point)
-    steps = [Step("bind %s onto itself" % mount.point, bind, there)]
+    steps = [Step("bind:" + mount.point, "bind %s onto itself" % mount.point, bind, there)]
     if not mount.tags:
         private = ("mount", "--make-private", mount.point)
-        steps.append(Step("make the mount %s private" % mount.point, private))
+        steps.append(
+            Step("private:" + mount.point, "make the mount %s private" % mount.point, private)
+        )
     return steps
 
 
@@ -15274,11 +15356,13 @@ def pool_down(engine: Engine, pool: str) -> Tuple[Step, ...]:
     )
     return (
         Step(
+            "containers-devices-down",
             "take down the containers' devices that outlived the daemon",
             ("find", MAPPER, "-name", pool[: -len("pool")] + "*", "!", "-name", "*-pool", *remove),
             optional=True,
         ),
         Step(
+            "pool-down",
             "take the pool down if it outlived the daemon",
             ("find", MAPPER, "-name", pool, *remove),
             gone,
@@ -15357,9 +15441,9 @@ def unused_name(*paths: str, prefix: str = "") -> Tuple[Tuple[str, ...], ...]:
     return (("unmounted", *find, "-exec", "grep", "-l", "-s", "-F", *tuple(words), "{}", "+"),)
 
 
-def folder_step(folder: str) -> Step:
+def folder_step(step_id: str, folder: str) -> Step:
     """A folder for a file of dockfix's own among systemd's."""
-    return Step("make " + folder, ("mkdir", "-p", folder), undo=(tidy_step(folder),))
+    return Step(step_id, "make " + folder, ("mkdir", "-p", folder), undo=(tidy_step(folder),))
 
 
 def mask_unit_steps(engine: Engine, hold: bool) -> Tuple[Step, ...]:
@@ -15369,16 +15453,30 @@ def mask_unit_steps(engine: Engine, hold: bool) -> Tuple[Step, ...]:
         "# dockfix: a storage change stands half-way: python3 dockfix.py"
         " resume\n[Unit]\nConditionPathExists=!/\n"
     )
-    put = Step("hold docker down, also over a reboot", path=MASK_DROP_IN, data=unit, mode=0o644)
+    put = Step(
+        "hold-docker",
+        "hold docker down, also over a reboot",
+        path=MASK_DROP_IN,
+        data=unit,
+        mode=0o644,
+    )
     free = Step(
-        "let docker start again", ("rm", "-f", MASK_DROP_IN), (("not", "test", "-e", MASK_DROP_IN),)
+        "release-docker",
+        "let docker start again",
+        ("rm", "-f", MASK_DROP_IN),
+        (("not", "test", "-e", MASK_DROP_IN),),
     )
+    again = reload_step("reload-units")
     steps = (
-        (folder_step(os.path.dirname(MASK_DROP_IN)), put._replace(undo=(free, RELOAD)))
+        (
+            folder_step("hold-folder", os.path.dirname(MASK_DROP_IN)),
+            put._replace(undo=(free, again)),
+            reload_step("hold-reload"),
+        )
         if hold
-        else (free._replace(undo=(put, RELOAD)),)
+        else (free._replace(undo=(put, again)), reload_step("release-reload"))
     )
-    return (*steps, RELOAD) if engine.systemd else ()
+    return steps if engine.systemd else ()
 
 
 def option_steps(
@@ -15444,7 +15542,9 @@ def option_steps(
                 % (key or name, ", ".join(source.where() for source in sources)),
                 "set it there by hand",
             )
-    return steps + ((RELOAD,) if any(step.path == DROP_IN for step in steps) else ())
+    if any(step.path == DROP_IN for step in steps):
+        return (*steps, reload_step("options-reload"))
+    return steps
 
 
 def option_edit(source: OptionSource, text: str) -> Tuple[Step, ...]:
@@ -15453,11 +15553,17 @@ def option_edit(source: OptionSource, text: str) -> Tuple[Step, ...]:
     path = real_path(source.path)
     if source.kind == "unit":
         step = put_file(
-            "set the options in " + DROP_IN, DROP_IN, "[Service]\nExecStart=\nExecStart=%s\n" % text
+            "options:" + DROP_IN,
+            "set the options in " + DROP_IN,
+            DROP_IN,
+            "[Service]\nExecStart=\nExecStart=%s\n" % text,
         )
-        return (folder_step(os.path.dirname(DROP_IN)), step._replace(undo=(*step.undo, RELOAD)))
+        return (
+            folder_step("options-folder", os.path.dirname(DROP_IN)),
+            step._replace(undo=(*step.undo, reload_step("reload-units"))),
+        )
     if source.kind == "daemon.json":
-        return (put_file("set the options in " + path, path, text),)
+        return (put_file("options:" + path, "set the options in " + path, path, text),)
     whole = read_host_text(path)
     lines = list(
         re.finditer(
@@ -15469,6 +15575,7 @@ def option_edit(source: OptionSource, text: str) -> Tuple[Step, ...]:
     start, end = lines[-1].span(1)
     return (
         put_file(
+            "options:%s:%s" % (path, source.variable),
             "set the options in " + path,
             path,
             whole[:start] + whole[start:end].replace(source.raw, text) + whole[end:],
@@ -16250,13 +16357,21 @@ def read_backup(folder: str) -> Backup:
 def kept_file(step: Step, path: str, size: int = 0) -> List[Step]:
     """A step with its standard output into a file of the backup, and the sha256 beside it
     (`sha256sum -c FILE.sha256 < FILE`)."""
+    file = os.path.basename(path)
     away = Step(
+        "remove:" + file,
         "remove %s" % path,
         ("rm", "-f", "--", *tuple(path + end for end in ("", ".part", ".sha256", ".sha256.part"))),
     )
     return [
         step._replace(target=path, size=size, undo=(away,)),
-        Step("sha256 of %s" % path, ("sha256sum",), source=path, target=path + ".sha256"),
+        Step(
+            "sha256:" + file,
+            "sha256 of %s" % path,
+            ("sha256sum",),
+            source=path,
+            target=path + ".sha256",
+        ),
     ]
 
 
@@ -16271,6 +16386,7 @@ def settings_steps(host: Host, kept: Backup) -> List[Step]:
         mode = "%o" % stat.S_IMODE(os.stat(os_bytes(folder)).st_mode)
         tidy, reopen = (), (
             Step(
+                "open-folder",
                 "open %s again" % folder,
                 ("chmod", mode, folder),
                 skip_if=(("not", "test", "-e", folder),),
@@ -16278,8 +16394,8 @@ def settings_steps(host: Host, kept: Backup) -> List[Step]:
             ),
         )
     steps = [
-        Step("make %s" % folder, ("mkdir", "-m", "700", "-p", folder), undo=tidy),
-        Step("close %s to others" % folder, ("chmod", "700", folder), undo=reopen),
+        Step("backup-folder", "make %s" % folder, ("mkdir", "-m", "700", "-p", folder), undo=tidy),
+        Step("close-folder", "close %s to others" % folder, ("chmod", "700", folder), undo=reopen),
     ]
     for file, kind, docs in zip(
         STOCK_FILES, ("container", "image", "network", "volume"), kept.stock
@@ -16290,7 +16406,11 @@ def settings_steps(host: Host, kept: Backup) -> List[Step]:
             for one in docs
         )
         steps += kept_file(
-            Step("settings of %d %ss" % (len(docs), kind), words if docs else ("echo", "[]")),
+            Step(
+                "settings:" + kind,
+                "settings of %d %ss" % (len(docs), kind),
+                words if docs else ("echo", "[]"),
+            ),
             kept.path(file),
         )
     return steps
@@ -16311,7 +16431,9 @@ def save_steps(
         "needs": {} if strict else image_needs(kept),
     }
     saved, summed = kept_file(
-        task_step(host, "save %d images" % len(wanted), "save-images", request), path, size
+        task_step(host, "save:" + file, "save %d images" % len(wanted), "save-images", request),
+        path,
+        size,
     )
     away = (
         "rm",
@@ -16321,7 +16443,7 @@ def save_steps(
         path + PROBE_END,
         path + PROBE_END + ".part",
     )
-    tidy = Step("remove what was tried", away)
+    tidy = Step("remove-tried", "remove what was tried", away)
     none_saved = (("not", "test", "-e", path),)
     return [
         saved._replace(target="", undo=(*saved.undo, tidy)),
@@ -16358,8 +16480,9 @@ def own_steps(host: Host, kept: Backup, optional: bool) -> List[Step]:
 def export_steps(host: Host, kept: Backup, doc: dict, optional: bool) -> List[Step]:
     """optional: a container that cannot be read is `lost`, and the others stay."""
     path = kept.path("export-%s.tar" % doc["Id"])
+    name = title_of(doc)
     step = docker_step(
-        host, "own files of %s" % title_of(doc), ("export", doc["Id"]), optional=optional
+        host, "export:" + name, "own files of " + name, ("export", doc["Id"]), optional=optional
     )
     exported, summed = kept_file(step, path)
     return [exported, summed._replace(skip_if=(("not", "test", "-e", path),) if optional else ())]
@@ -16619,7 +16742,9 @@ def volume_steps(host: Host, kept: Backup) -> List[Step]:
     helper, reads = name_for_backup(kept, HELPER), []  # type: str, List[Step]
     for name, (file, holder, path) in sorted(kept.volumes.items()):
         words = ("cp", "%s:%s" % (helper if holder == HELPER else holder, path), "-")
-        reads += kept_file(docker_step(host, "volume %s" % name, words), kept.path(file))
+        reads += kept_file(
+            docker_step(host, "volume:" + name, "volume %s" % name, words), kept.path(file)
+        )
     binds = [  # nocopy: docker changes nothing of a volume that is read
         (name, path + ":nocopy")
         for name, (_, holder, path) in sorted(kept.volumes.items())
@@ -16797,13 +16922,20 @@ def seal_step(host: Host, kept: Backup, lossy: bool) -> Step:
         "containers": {doc["Id"]: title_of(doc) for doc in kept.stock.containers},
         "lossy": lossy,
     }
-    away = Step("remove the manifest", ("rm", "-f", kept.path("manifest.json")))
-    return task_step(host, "write the manifest", "write-manifest", request, undo=(away,))
+    away = Step("remove-manifest", "remove the manifest", ("rm", "-f", kept.path("manifest.json")))
+    return task_step(
+        host, "manifest", "write the manifest", "write-manifest", request, undo=(away,)
+    )
 
 
 def verify_steps(kept: Backup) -> List[Step]:
     return [
-        Step(name, ("sha256sum", "-c", kept.path(name + ".sha256")), source=kept.path(name))
+        Step(
+            "verify:" + name,
+            name,
+            ("sha256sum", "-c", kept.path(name + ".sha256")),
+            source=kept.path(name),
+        )
         for name in kept.files()
     ]
 
@@ -16820,11 +16952,12 @@ def restore_steps(
     had, held = (
         {title_of(one) for one in some} for some in (have.networks, have.volumes)
     )  # a network and a volume may have one name
-    networks = [
-        create_step(host, "network", one["Name"], network_recipe(one))
-        for one in carried_networks(kept.stock)
-        if one["Name"] not in had
-    ]
+    networks = []
+    for network in carried_networks(kept.stock):
+        name = network["Name"]
+        if name not in had:  # docker lets two networks have one name: the first is made
+            had.add(name)
+            networks.append(create_step(host, "network", name, network_recipe(network)))
     volumes = [
         create_step(host, "volume", one["Name"], volume_recipe(one))
         for one in kept.stock.volumes
@@ -16843,6 +16976,7 @@ def fill_steps(host: Host, kept: Backup, new: Sequence[str], empty: Sequence[str
     image, request = helper_image(kept), {"helper": helper}
     made = task_step(
         host,
+        "make-helper-image",
         "image for the helper",
         "import-mount-points",
         {
@@ -16855,6 +16989,7 @@ def fill_steps(host: Host, kept: Backup, new: Sequence[str], empty: Sequence[str
     guards = [
         task_step(
             host,
+            "empty:" + name,
             "volume %s is still empty" % name,
             "require-empty-volume",
             dict(request, volume=name, point=points[name]),
@@ -16864,6 +16999,7 @@ def fill_steps(host: Host, kept: Backup, new: Sequence[str], empty: Sequence[str
     fills = [
         task_step(
             host,
+            "fill:" + name,
             "content of volume %s" % name,
             "fill-volume",
             dict(request, volume=name, point=points[name], file=kept.path(kept.volumes[name][0])),
@@ -16874,7 +17010,7 @@ def fill_steps(host: Host, kept: Backup, new: Sequence[str], empty: Sequence[str
     idle = tuple(
         ("silent", *host.docker, "ps", "-aq", "--filter", "volume=" + name) for name in new
     )
-    unused = [Step("no container has the new volumes", check=idle)] if new else []
+    unused = [Step("volumes-unused", "no container has the new volumes", check=idle)] if new else []
     binds = [(name, points[name]) for name in names]
     return unused + with_helper(host, kept, binds, guards + fills, made)
 
@@ -16932,7 +17068,14 @@ def load_steps(host: Host, kept: Backup, have: Stock) -> List[Step]:
     ]  # all of them come along, whichever are needed
     undo = tuple(remove_step(host, "image", ref) for ref in new) + tuple(passing)
     steps = [
-        docker_step(host, "load %s" % name, ("load", "-q"), source=kept.path(name), undo=undo)
+        docker_step(
+            host,
+            "load:" + name,
+            "load %s" % name,
+            ("load", "-q"),
+            source=kept.path(name),
+            undo=undo,
+        )
         for name in loads
     ]
     for doc in own:
@@ -16972,7 +17115,8 @@ def container_steps(host: Host, kept: Backup, doc: dict) -> List[Step]:
             *host.docker,
         )
         test += ("inspect", "-f", "{{json .NetworkSettings.Networks}}", name)
-        steps.append(docker_step(host, " ".join(words[:2] + words[-2:]), words, check=(test,)))
+        short = words[:2] + words[-2:]
+        steps.append(docker_step(host, ":".join(short), " ".join(short), words, check=(test,)))
     return steps
 
 
@@ -16990,6 +17134,7 @@ def create_steps(host: Host, name: str, ref: str, recipe: Recipe) -> List[Step]:
     if len(words) > 1:
         return [created]
     there = Step(
+        "image-for:" + name,
         "see that image %s is there" % ref,
         check=(exists_test(host, "image", ref),),
         skip_if=(exists_test(host, "container", name),),
@@ -17054,7 +17199,7 @@ def missing_containers(host: Host, kept: Backup, have: Stock) -> List[Step]:
     steps = [step for doc in new for step in container_steps(host, kept, doc)]
     steps += start_again_steps(host, there)
     lacking = "not in the backup: " + ", ".join(sorted({one["target"] for one in kept.lacks}))
-    return steps + ([Step(lacking, ("false",))] if kept.lacks else [])
+    return steps + ([Step("lacking", lacking, ("false",))] if kept.lacks else [])
 
 
 def restore_containers(host: Host, opts: Options, report: dict, kept: Backup, have: Stock) -> None:
@@ -17108,7 +17253,9 @@ def run_backup(host: Host, opts: Options, report: dict) -> None:
     steps += [
         remove_step(host, "image", ref) for ref in own_image_references(kept)
     ] + needed_exports(host, kept)
-    noted = Step("remove what was noted", ("rm", "-f", "--", kept.path(LACKING_FILE)))
+    noted = Step(
+        "forget-notes", "remove what was noted", ("rm", "-f", "--", kept.path(LACKING_FILE))
+    )
     steps += [*volume_steps(host, kept), seal_step(host, kept, lossy=True), noted]
     goal = "backup of %d images, %d containers, %d networks, %d volumes in %s" % (
         len(stock.images),
@@ -17117,7 +17264,7 @@ def run_backup(host: Host, opts: Options, report: dict) -> None:
         len(kept.volumes),
         folder,
     )
-    plan = Plan(
+    plan = make_plan(
         new_name("backup"), "backup", goal, tuple(steps), facts={"disk": disk_tests(host, folder)}
     )
     report["left_out"] = kept.left_out
@@ -17134,8 +17281,14 @@ def whole_or_not(kept: Backup, odd: Dict[str, str]) -> List[Step]:
     """The end of a script: seal_backup writes what the backup lacks, or []. odd: what it cannot
     have, beforehand."""
     manifest = kept.path("manifest.json")
-    steps = [Step("the backup lacks nothing", check=(("has", '"lacks": []', "cat", manifest),))]
-    return steps + ([Step("nothing was left out", ("false",))] if odd else [])
+    steps = [
+        Step(
+            "lacks-nothing",
+            "the backup lacks nothing",
+            check=(("has", '"lacks": []', "cat", manifest),),
+        )
+    ]
+    return steps + ([Step("left-out", "nothing was left out", ("false",))] if odd else [])
 
 
 def comment_script(report: dict, odd: Dict[str, str]) -> None:
@@ -17319,10 +17472,10 @@ def run_restore(host: Host, opts: Options, report: dict) -> None:
     empty = left_empty(host, kept, have)
     report_restarts(have, empty)
     last = [
-        Step("make %s" % host.state, ("mkdir", "-m", "700", "-p", host.state)),
-        put_file("note that the volumes are filled", note, kept.folder, 0o600),
+        Step("state-folder", "make %s" % host.state, ("mkdir", "-m", "700", "-p", host.state)),
+        put_file("note-filled", "note that the volumes are filled", note, kept.folder, 0o600),
     ]
-    plan = Plan(
+    plan = make_plan(
         new_name("restore"),
         "restore",
         "restore of " + restore_goal(kept),
@@ -17545,7 +17698,7 @@ def run_grow(host: Host, opts: Options, report: dict) -> None:
         )
         or already
     )
-    plan = Plan(
+    plan = make_plan(
         new_name("pool-grow"),
         "pool grow",
         "pool %s: %s" % (pool.name, goal),
@@ -17612,12 +17765,14 @@ def lengthen_steps(pool: LoopPool, sizes: Dict[str, int]) -> Tuple[Step, ...]:
         old, new = pool.lengths[kind], sizes[kind]
         undo = (
             Step(
+                "cut-back",
                 "cut %s back" % path,
                 ("truncate", "-s", str(old), path),
                 (("says", str(old), "stat", "-c", "%s", path),),
                 skip_if=(superblock_test("lacks", pool, kind),),
             ),
             Step(
+                "tell-loop",
                 "tell %s" % pool.loops[kind],
                 ("losetup", "-c", pool.loops[kind]),  # after a reboot it may be another's, or none
                 skip_if=(("lacks", pool.loops[kind] + ":", "losetup", "-j", path),),
@@ -17626,6 +17781,7 @@ def lengthen_steps(pool: LoopPool, sizes: Dict[str, int]) -> Tuple[Step, ...]:
         if new > old:
             steps.append(
                 Step(
+                    "lengthen:" + kind,
                     "lengthen %s to %s" % (path, format_option_size(new)),
                     ("truncate", "-s", str(new), path),
                     (("says", str(new), "stat", "-c", "%s", path),),
@@ -17660,26 +17816,36 @@ def grow_online(pool: LoopPool, sizes: Dict[str, int]) -> Tuple[Step, ...]:
             "/sys/block/%s/size" % os.path.basename(loop),
         )
         steps += (
-            Step("tell %s the new length" % loop, ("losetup", "-c", loop), (seen,), skip_if=grown),
+            Step(
+                "tell-loop:" + kind,
+                "tell %s the new length" % loop,
+                ("losetup", "-c", loop),
+                (seen,),
+                skip_if=grown,
+            ),
         )
     load, switch = ("dmsetup", "reload", pool.name, "--table"), ("dmsetup", "resume", pool.name)
     frozen = (("lacks", "SUSPENDED", *live[2:]),)
     forget = Step(
-        "forget the new table", ("dmsetup", "clear", pool.name), skip_if=(("not", *live[2:]),)
+        "forget-table",
+        "forget the new table",
+        ("dmsetup", "clear", pool.name),
+        skip_if=(("not", *live[2:]),),
     )
     undo = (
-        Step("load the pool's old table", (*load, table), skip_if=frozen),
-        Step("switch the pool to it", switch, skip_if=frozen),
+        Step("load-old-table", "load the pool's old table", (*load, table), skip_if=frozen),
+        Step("switch-back", "switch the pool to it", switch, skip_if=frozen),
     )
     return (
         *steps,
         Step(
+            "load-table",
             "load the pool's new table beside the old one",
             (*load, pool.thin.longer(sectors)),
             skip_if=grown,
             undo=(forget,),
         ),
-        Step("switch the pool to its new length", switch, grown, undo),
+        Step("switch-table", "switch the pool to its new length", switch, grown, undo),
     )
 
 
@@ -17698,7 +17864,7 @@ def grow_offline(
         + options
         + up_steps(engine, pool.name)
         + go_again(host, engine)
-        + (Step("the pool has its new length", check=(grown,)),)
+        + (Step("new-length", "the pool has its new length", check=(grown,)),)
     )
 
 
@@ -17873,14 +18039,15 @@ def plan_recreate(
     started = [step._replace(optional=True, wait=5, daemon="up") for step in started]
     backup, own = (
         [
-            step._replace(undo_void_after=sealed.title) if step.target or step.task else step
+            step._replace(undo_void_after=sealed.id) if step.target or step.task else step
             for step in some
         ]
         for some in (backup, own)
     )
     steps = [answers_step(engine), *backup]
     steps += hold_policies(host, stock.containers) + stop_container_steps(host, engine.containers)
-    steps += nothing_new_steps(host, engine, stock) + own + nothing_new_steps(host, engine, stock)
+    steps += nothing_new_steps(host, engine, stock, "before")
+    steps += own + nothing_new_steps(host, engine, stock, "after")
     glob = every_pool(pool.name)  # the new one has another name, and may be up after a reboot
     steps += (
         down_steps(engine, glob)
@@ -17899,7 +18066,7 @@ def plan_recreate(
     )
     # undone as a whole: the tree is set aside
     steps += (
-        [Step("the daemon has the new storage", check=seen)]
+        [Step("new-storage", "the daemon has the new storage", check=seen)]
         + [step._replace(undo=()) for step in new]
         + started
     )
@@ -17907,7 +18074,7 @@ def plan_recreate(
     back = tuple(
         ("says", one["Id"], *ask_id, ref) for one in stock.images for ref in image_refs([one])
     )
-    steps.append(Step("every image is back under its id", check=back))
+    steps.append(Step("images-back", "every image is back under its id", check=back))
     facts = {
         "containers": [title_of(one) for one in stock.containers],
         "backup": kept.folder,
@@ -17918,7 +18085,7 @@ def plan_recreate(
         ),
     }
     facts.update(engine.identity.facts(host, engine.root))
-    return Plan(name, "pool recreate", goal, tuple(steps), keeps, facts)
+    return make_plan(name, "pool recreate", goal, tuple(steps), keeps, facts)
 
 
 def new_options(
@@ -17945,7 +18112,7 @@ def new_options(
     )
 
 
-def nothing_new_steps(host: Host, engine: Engine, stock: Stock) -> List[Step]:
+def nothing_new_steps(host: Host, engine: Engine, stock: Stock, when: str) -> List[Step]:
     """What others make, or tag anew, meanwhile would be in the old tree only. The images that
     dockfix makes itself are left out."""
     names = [
@@ -17961,6 +18128,7 @@ def nothing_new_steps(host: Host, engine: Engine, stock: Stock) -> List[Step]:
     )
     return [
         Step(
+            "nothing-new-%s:%s" % (when, what),
             "see that nobody made %s meanwhile" % what,
             check=(("among", "\n".join(sorted(known)), *host.docker, *words),),
         )
@@ -17973,6 +18141,7 @@ def set_aside_steps(engine: Engine, keeps: str, overlay: bool) -> Tuple[Step, ..
     on the way back."""
     steps = [
         Step(
+            "aside-folder",
             "make " + keeps,
             ("mkdir", "-m", "700", keeps),
             (("ok", "test", "-d", keeps),),
@@ -17982,14 +18151,19 @@ def set_aside_steps(engine: Engine, keeps: str, overlay: bool) -> Tuple[Step, ..
     for part in SET_ASIDE + ("overlay2",) * overlay:
         old, stray = os.path.join(engine.root, part), os.path.join(keeps, "newer-" + part)
         if os.path.lexists(os_bytes(old)):
-            steps.append(move_step("set %s aside" % old, old, os.path.join(keeps, part), stray))
+            steps.append(
+                move_step(
+                    "aside:" + part, "set %s aside" % old, old, os.path.join(keeps, part), stray
+                )
+            )
         else:
             newer = Step(
+                "newer-aside",
                 "move the newer %s aside" % old,
                 ("mv", "-T", old, stray),
                 (("not", "test", "-e", old),),
             )
-            steps.append(Step("there is no %s yet" % old, undo=(newer,)))
+            steps.append(Step("aside:" + part, "there is no %s yet" % old, undo=(newer,)))
     return tuple(steps)
 
 
@@ -17999,6 +18173,7 @@ def make_pool_steps(engine: Engine, keeps: str, sizes: Dict[str, int]) -> Tuple[
     made, place = os.path.join(keeps, "made"), os.path.join(engine.root, "devicemapper")
     steps = [
         Step(
+            "new-pool-folder",
             "make " + made,
             ("mkdir", "-p", "-m", "700", made + "/devicemapper"),
             (("ok", "test", "-d", made + "/devicemapper", "-o", "-d", place),),
@@ -18008,6 +18183,7 @@ def make_pool_steps(engine: Engine, keeps: str, sizes: Dict[str, int]) -> Tuple[
         path = os.path.join(made, "devicemapper", kind)
         steps.append(
             Step(
+                "new-pool:" + kind,
                 "make %s, %s" % (path, format_size(size)),
                 ("dd", "if=/dev/zero", "of=" + path, "bs=1M", "count=0", "seek=%d" % (size >> 20)),
                 (("says", str(size >> 20 << 20), "stat", "-c", "%s", path),),
@@ -18016,6 +18192,7 @@ def make_pool_steps(engine: Engine, keeps: str, sizes: Dict[str, int]) -> Tuple[
     return (
         *tuple(steps),
         Step(
+            "new-pool-in-place",
             "put it in place",
             ("mv", "-T", made, place),
             (("ok", "test", "!", "-e", made, "-a", "-d", place),),
@@ -18046,7 +18223,7 @@ def run_relocate(host: Host, opts: Options, report: dict) -> None:
     move, name = collect_move(host, engine, opts.arguments[0]), new_name("relocate")
     report_what_stays(host, without_remap(engine.root), report)
     aside = move.old if os.path.ismount(os_bytes(move.old)) else "%s.dockfix-%s" % (move.old, name)
-    plan = Plan(
+    plan = make_plan(
         name,
         "relocate",
         "move Docker's root from %s to %s" % (move.old, move.new),
@@ -18198,7 +18375,7 @@ def move_steps(
         require_no_foreign_pool(host, new_pool, old_pool)
     root = move.new + engine.root[len(move.old) :]
     up = list(up_steps(engine._replace(root=root), new_pool))
-    start = up[0].title
+    start = up[0].id
     away = tuple(
         ("lacks", *tuple(test[1:])) for test in disk_tests(host, move.new)
     )  # then what is at its place is not ours
@@ -18214,12 +18391,17 @@ def move_steps(
         move.new + "/lost+found",
         "-delete",
     )
-    empty = (Step("empty " + move.new, delete, (is_empty,), skip_if=away),)
+    empty = (Step("empty-new-root", "empty " + move.new, delete, (is_empty,), skip_if=away),)
     tidy = Step(
-        "remove " + move.new, ("rmdir", move.new), (("not", "test", "-e", move.new),), skip_if=away
+        "remove-new-root",
+        "remove " + move.new,
+        ("rmdir", move.new),
+        (("not", "test", "-e", move.new),),
+        skip_if=away,
     )
     steps = (
         Step(
+            "new-root",
             "make " + move.new,
             ("mkdir", "-m", "711", move.new),
             (("ok", "test", "-d", move.new),),
@@ -18230,6 +18412,7 @@ def move_steps(
     if twice:
         steps += (
             Step(
+                "first-copy",
                 "copy while Docker runs",
                 first,
                 undo=empty,
@@ -18256,11 +18439,12 @@ def move_steps(
         "-print",
     )
     steps += (
-        Step("no volume is mounted", check=(mounted,), wait=10),
+        Step("no-volume-mounted", "no volume is mounted", check=(mounted,), wait=10),
         *mask_unit_steps(engine, True),
     )
     steps += (
         Step(
+            "copy",
             "copy what is left" if twice else "copy",
             second,
             undo=empty,
@@ -18289,13 +18473,22 @@ def move_steps(
     )
     steps += (
         Step(
+            "records",
             "put the new place into the containers' records",
             (*records, "-exec", "sed", "-i", "-E", "-e", fields, "{}", "+"),
         ),
     )
     steps += option_steps((("data-root", "", move.new),))
     steps += (
-        (move_step("set the old root aside as " + aside, move.old, aside, aside + ".newer"),)
+        (
+            move_step(
+                "old-root-aside",
+                "set the old root aside as " + aside,
+                move.old,
+                aside,
+                aside + ".newer",
+            ),
+        )
         if aside != move.old
         else ()
     )
@@ -18303,6 +18496,7 @@ def move_steps(
         check=(*up[0].check, ("has", "Docker Root Dir: " + move.new, *engine.docker, "info"))
     )
     compare = Step(
+        "all-there",
         "every container and image is there",
         check=all_there_tests(host, opts.lose_autoremove),
         wait=10,
@@ -18555,8 +18749,8 @@ def run_discard(host: Host, opts: Options, report: dict) -> None:
     )
     idle = unused_name(plan.keeps) if whole else unused_name(prefix=plan.keeps + "/")
     steps = (
-        Step("nothing uses %s" % plan.keeps, check=idle),
-        Step("delete %s" % plan.keeps, delete, (gone,)),
+        Step("unused", "nothing uses %s" % plan.keeps, check=idle),
+        Step("delete", "delete %s" % plan.keeps, delete, (gone,)),
     )
     if opts.dry_run:
         report["script"] = plan_script(

@@ -18,17 +18,18 @@ if os.geteuid() != 0:
 STEPS = 8
 
 
-def make_plan(dockfix, box):
+def trial_plan(dockfix, box):
     """old/ is set aside, a new one made in its place, a setting edited, a service told: the shape
     of every storage change."""
     step, at = dockfix.Step, box.at
     service = at("bin", "service")
-    return dockfix.Plan(
+    return dockfix.make_plan(
         "trial-1",
         "trial",
         "old data aside, new data in place",
         (
             step(
+                "stop",
                 "stop the daemon",
                 (service, "stop"),
                 (("says", "stopped", service, "status"),),
@@ -36,6 +37,7 @@ def make_plan(dockfix, box):
                 wait=2,
                 undo=(
                     step(
+                        "start",
                         "start the daemon",
                         (service, "start"),
                         (("says", "started", service, "status"),),
@@ -44,19 +46,22 @@ def make_plan(dockfix, box):
                 ),
             ),
             step(
+                "folder",
                 "make the folder aside",
                 ("mkdir", at("aside")),
                 (("ok", "test", "-d", at("aside")),),
             ),
             dockfix.move_step(
-                "old data aside", at("old"), at("aside", "old"), at("aside", "newer")
+                "aside", "old data aside", at("old"), at("aside", "old"), at("aside", "newer")
             ),
             step(
+                "new-folder",
                 "new folder",
                 ("mkdir", at("aside", "made")),
                 (("ok", "test", "-d", at("aside", "made")),),
             ),
             step(
+                "copy",
                 "copy",
                 ("cat",),
                 (("ok", "test", "-f", at("aside", "made", "copy")),),
@@ -64,14 +69,16 @@ def make_plan(dockfix, box):
                 target=at("aside", "made", "copy"),
             ),
             step(
+                "in-place",
                 "new data in place",
                 ("mv", "-T", at("aside", "made"), at("old")),
                 (("not", "test", "-e", at("aside", "made")),),
             ),
             dockfix.put_file(
-                "the setting", at("setting"), 'new "setting"\n$HOME \\ `x`\nno line end'
+                "setting", "the setting", at("setting"), 'new "setting"\n$HOME \\ `x`\nno line end'
             ),
             step(
+                "start-again",
                 "start the daemon anew",
                 (service, "start"),
                 (("says", "started", service, "status"),),
@@ -79,6 +86,7 @@ def make_plan(dockfix, box):
                 wait=2,
                 undo=(
                     step(
+                        "stop-newer",
                         "stop the newer daemon",
                         (service, "stop"),
                         (("says", "stopped", service, "status"),),
@@ -113,7 +121,7 @@ def trial(box, dockfix):
                     host,
                     opts,
                     report,
-                    getattr(module, "make_plan", make_plan)(module, box),
+                    getattr(module, "trial_plan", trial_plan)(module, box),
                     "really?",
                 )
 
@@ -366,7 +374,7 @@ def test_the_script_stops_where_its_disk_is_not_mounted_by_then(trial):
     ).strip()
     on_disk = {"disk": [["says", place, "stat", "-c", "%m", trial.path]]}
     texts, facts = [], lambda module: setattr(
-        module, "make_plan", lambda *of: make_plan(*of)._replace(facts=on_disk)
+        module, "trial_plan", lambda *of: trial_plan(*of)._replace(facts=on_disk)
     )
     texts.append(trial.go("-n", "trial", extra=facts).out)
     assert trial.go("-y", "trial", kill=4, extra=facts).rc == -signal.SIGKILL
@@ -418,7 +426,7 @@ def test_what_somebody_wrote_into_the_settings_meanwhile_is_kept(trial, script):
 
 def test_a_settings_file_that_was_not_there_is_taken_away_but_for_what_is_somebodys(trial, dockfix):
     path = trial.at("other")
-    step = dockfix.put_file("t", path, "ours\n")
+    step = dockfix.put_file("t", "t", path, "ours\n")
     host = dockfix.make_host(state=trial.state)
     for there in (b"ours\n", b"theirs\n"):
         dockfix.do_step(host, step, None)
@@ -463,7 +471,7 @@ def test_another_folder_at_the_place_of_the_old_data_is_not_touched(trial):
     somebody else's."""
     on = {
         "extra": lambda module: setattr(
-            module, "make_plan", lambda *of: make_plan(*of)._replace(facts={"old": 1})
+            module, "trial_plan", lambda *of: trial_plan(*of)._replace(facts={"old": 1})
         )
     }
     assert trial.go("-y", "trial", **on).rc == 0
@@ -585,7 +593,7 @@ def test_an_orphan_of_a_killed_run_keeps_resume_out(trial, dockfix):
 def trial_prelude(module, box):
     def run(host, opts, report):
         module.lock_storage(host, opts)
-        module.run_change(host, opts, report, make_plan(module, box))
+        module.run_change(host, opts, report, trial_plan(module, box))
 
     module.COMMANDS += (
         module.Command(
@@ -713,11 +721,31 @@ def test_no_answer_is_a_refusal(trial):
 
 
 def test_steps_survive_the_journal(trial, dockfix):
-    plan = make_plan(dockfix, trial)
+    plan = trial_plan(dockfix, trial)
     back = tuple(
         dockfix.step_from(json.loads(json.dumps(dockfix.step_data(step)))) for step in plan.steps
     )
     assert back == plan.steps
+
+
+@pytest.mark.parametrize(
+    "ids,void_after,fault",
+    [
+        (("copy", "start", "copy"), "", "two steps have the id copy"),
+        (("copy", "start"), "begin", "no step with the id begin"),
+        (("copy", "start"), "start", ""),
+    ],
+)
+def test_a_plan_knows_its_steps_by_their_ids(dockfix, ids, void_after, fault):
+    """Two steps may have one title, never one id."""
+    steps = [dockfix.Step(one, "title", undo_void_after=void_after) for one in ids]
+    if not fault:
+        plan = dockfix.make_plan("trial-1", "trial", "goal", steps)
+        assert [dockfix.step_index(plan, one) for one in ids] == list(range(len(ids)))
+        return
+    with pytest.raises(dockfix.DockfixError) as raised:
+        dockfix.make_plan("trial-1", "trial", "goal", steps)
+    assert "internal error" in raised.value.msg and fault in raised.value.msg
 
 
 @pytest.mark.parametrize("text,size", [("500", 500), ("+1G", (1 << 30) + 7), ("2GiB", 2 << 30)])

@@ -785,7 +785,7 @@ def test_a_plan_in_the_names_of_after_a_reboot(dockfix, monkeypatch):
             False,
         ),
     )
-    text = dockfix.Step("options", path="/etc/docker/daemon.json", data="7:1 loop1")
+    text = dockfix.Step("options", "options", path="/etc/docker/daemon.json", data="7:1 loop1")
 
     def plan(words, facts):
         return dockfix.Plan(
@@ -794,7 +794,9 @@ def test_a_plan_in_the_names_of_after_a_reboot(dockfix, monkeypatch):
             "g",
             (
                 *tuple(
-                    dockfix.Step("", one, (("has", "/dev/loop1:", *one),), (dockfix.Step("", one),))
+                    dockfix.Step(
+                        "", "", one, (("has", "/dev/loop1:", *one),), (dockfix.Step("", "", one),)
+                    )
                     for one in words
                 ),
                 text,
