@@ -13245,8 +13245,7 @@ TESTS = {
 
 def do_step(host: Host, step: Step, tick: Callable[[int], None]) -> None:
     """Raises DockfixError where the step is not done afterwards."""
-    step_line = quote_line(step.argv)
-    host.known.not_done.pop(step_line, None)
+    host.known.not_done.pop(step.id, None)
     if any(tests and not failing_test(host, tests) for tests in (step.skip_if, step.check)):
         return sync_deed(host, step)  # a run that was killed may have done it and come no further
     try:
@@ -13255,7 +13254,7 @@ def do_step(host: Host, step: Step, tick: Callable[[int], None]) -> None:
         if not step.optional or host.kill.is_set():
             raise
         if starts(step):
-            host.known.not_done[step_line] = NotDone(step.argv, err.msg)
+            host.known.not_done[step.id] = NotDone(step.argv, err.msg)
         say("dockfix: warning: " + err.msg)
 
 
