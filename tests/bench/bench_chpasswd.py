@@ -6,6 +6,7 @@ is the ratio of the medians. Every timed run is checked afterwards: each contain
 with the password of that very run. BENCH_N: containers (60), BENCH_ROUNDS: rounds (5),
 BENCH_ANSIBLE=0: without Ansible.  No ratio makes this fail."""
 
+import functools
 import os
 import shlex
 import statistics
@@ -226,7 +227,10 @@ def start_up(env):
     taken = {name: [] for name in argvs}
     for number in range(8 * ROUNDS + 1):
         for name, argv in argvs.items():
-            seconds = timed(lambda: subprocess.check_call(argv, env=env, stdout=subprocess.DEVNULL))
+            call = functools.partial(
+                subprocess.check_call, argv, env=env, stdout=subprocess.DEVNULL
+            )
+            seconds = timed(call)
             if number:
                 taken[name].append(seconds)
     return taken

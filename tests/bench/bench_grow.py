@@ -43,12 +43,20 @@ while True:
 """ % ROOT
 RECIPE = (
     """
-mkdir /data/kept; docker commit beat kept/beat; docker save -o /data/kept/images.tar IMAGE kept/beat; tar -C ROOT/volumes/beat -cf /data/kept/volume.tar _data
-systemctl stop docker.socket docker; for p in $(dmsetup ls --target thin-pool | grep -o '^docker[^\t]*'); do dmsetup remove --retry $p; done
+mkdir /data/kept; docker commit beat kept/beat
+docker save -o /data/kept/images.tar IMAGE kept/beat
+tar -C ROOT/volumes/beat -cf /data/kept/volume.tar _data
+systemctl stop docker.socket docker
+for p in $(dmsetup ls --target thin-pool | grep -o '^docker[^\t]*'); do
+    dmsetup remove --retry $p
+done
 rm -rf ROOT; mkdir -p ROOT/devicemapper/devicemapper
-dd if=/dev/zero of=ROOT/devicemapper/devicemapper/data bs=1M count=0 seek=5120; dd if=/dev/zero of=ROOT/devicemapper/devicemapper/metadata bs=1M count=0 seek=1024
-sed -i s/dm.loopdatasize=4G/dm.loopdatasize=5G/ DROP_IN; systemctl daemon-reload; systemctl start docker
-docker load -i /data/kept/images.tar; docker volume create beat; tar -C ROOT/volumes/beat -xf /data/kept/volume.tar; RUN
+dd if=/dev/zero of=ROOT/devicemapper/devicemapper/data bs=1M count=0 seek=5120
+dd if=/dev/zero of=ROOT/devicemapper/devicemapper/metadata bs=1M count=0 seek=1024
+sed -i s/dm.loopdatasize=4G/dm.loopdatasize=5G/ DROP_IN
+systemctl daemon-reload; systemctl start docker
+docker load -i /data/kept/images.tar; docker volume create beat
+tar -C ROOT/volumes/beat -xf /data/kept/volume.tar; RUN
 """.replace("RUN", RUN % "kept/beat")
     .replace("ROOT", ROOT)
     .replace("IMAGE", IMAGE)

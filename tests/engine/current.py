@@ -91,7 +91,8 @@ rmdir /old-root
 cd /
 /bin/hostname dockfix-test
 /bin/busybox ip link set lo up
-exec /usr/bin/env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 \\
+exec /usr/bin/env -i HOME=/root LANG=C.UTF-8 \\
+    PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \\
     /usr/bin/python3 -c "$init"
 """
 # process 1: says that the root is ready, then buries whoever dies
@@ -482,12 +483,12 @@ def main(verb, folder, *words):
         try:
             CurrentEngine(suite, store, folder=folder, repository=repository).start()
         except CannotRun as reason:
-            print("no current engine here: %s" % reason, file=sys.stderr)
-            return 1
-        return 0
+            sys.exit("no current engine here: %s" % reason)
+        return
     engine = attach(folder)
     if verb == "stop":
-        return engine.stop()
+        engine.stop()
+        return
     argv = engine.inside() + list(words or ("bash",))
     os.execve(argv[0], argv, engine.env(TERM=os.environ.get("TERM", "dumb")))
 
@@ -495,4 +496,4 @@ def main(verb, folder, *words):
 if __name__ == "__main__":
     if len(sys.argv) < 3 or sys.argv[1] not in ("start", "stop", "enter"):
         sys.exit(__doc__)
-    sys.exit(main(*sys.argv[1:]))
+    main(*sys.argv[1:])

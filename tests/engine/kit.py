@@ -158,7 +158,7 @@ def end_leftovers(ids, marks=()):
 class Engine:
     """What the tests do with an engine by its docker client, wherever that engine is."""
 
-    handlers = {}  # of signals, as they were before
+    handlers = None  # of signals, as they were before
 
     def docker_command(self):
         """The words that start the docker client."""
@@ -206,7 +206,7 @@ class Engine:
                     )
 
     def release_signals(self):
-        for number, handler in self.handlers.items():
+        for number, handler in (self.handlers or {}).items():
             signal.signal(number, handler)
         self.handlers = {}
 
@@ -442,12 +442,17 @@ class PrivateEngine(Engine):
             f.write(
                 """#!/bin/sh
 [ "$1" = docker ] || exit 1
-alive() { [ -r "/proc/$1/stat" ] && ! grep -q ') Z ' "/proc/$1/stat"; }     # the first one stays a zombie of the tests'
+# the first one stays a zombie of the tests'
+alive() { [ -r "/proc/$1/stat" ] && ! grep -q ') Z ' "/proc/$1/stat"; }
 pid=$(cat %(pid)s 2>/dev/null) && alive "$pid" || pid=
 case $2 in
 start) [ -n "$pid" ] && exit 0
     setsid %(argv)s >>%(log)s 2>&1 </dev/null &
-    n=300; until DOCKER_HOST=%(host)s %(client)s version >/dev/null 2>&1; do [ $((n -= 1)) -gt 0 ] && kill -0 $! || exit 1; sleep 0.1; done ;;
+    n=300
+    until DOCKER_HOST=%(host)s %(client)s version >/dev/null 2>&1; do
+        [ $((n -= 1)) -gt 0 ] && kill -0 $! || exit 1
+        sleep 0.1
+    done ;;
 stop) [ -z "$pid" ] && exit 0
     kill "$pid"; n=1200; while alive "$pid"; do [ $((n -= 1)) -gt 0 ] || exit 1; sleep 0.1; done ;;
 status) [ -n "$pid" ] ;;

@@ -75,7 +75,8 @@ def clock_tar(libc="musl", files=None):
 ZONE_JAVA = """
 public class Zone {
     public static void main(String[] words) {
-        System.out.println(java.time.ZoneId.systemDefault() + " " + java.time.ZonedDateTime.now().getOffset());
+        System.out.println(
+            java.time.ZoneId.systemDefault() + " " + java.time.ZonedDateTime.now().getOffset());
     }
 }
 """

@@ -161,8 +161,8 @@ def forge_complete(lab, lost):
     assert "" in made["own"].values()
     ref = [one for one in tags_of(os.path.join(at, "images.tar")) if "dockfix/backup" in one]
     lab.docker("load", "-i", "/dev/stdin", input=read(os.path.join(at, "images.tar")))
-    data = lab.docker("save", lost, "good:1", *ref).stdout
-    for name, data in (("images.tar", data), ("manifest.json", json.dumps(made).encode())):
+    saved = lab.docker("save", lost, "good:1", *ref).stdout
+    for name, data in (("images.tar", saved), ("manifest.json", json.dumps(made).encode())):
         with open(os.path.join(at, name), "wb") as f:
             f.write(data)
     with open(os.path.join(at, "images.tar.sha256"), "w") as f:

@@ -577,8 +577,15 @@ WAITS_PYTHON = (
     "import signal, sys, threading, time\nsignal.signal(signal.SIGTERM, lambda *a:"
     " sys.exit())\nwhile 1: threading.Event().wait(0.3); print(int(time.time()), flush=True)"
 )
-WAITS_JAVA = """public class Waits { public static void main(String[] words) throws Exception { Object lock = new Object();
-    for (;;) { synchronized (lock) { lock.wait(300); } System.out.println(System.currentTimeMillis() / 1000); } } }
+WAITS_JAVA = """public class Waits {
+    public static void main(String[] words) throws Exception {
+        Object lock = new Object();
+        for (;;) {
+            synchronized (lock) { lock.wait(300); }
+            System.out.println(System.currentTimeMillis() / 1000);
+        }
+    }
+}
 """
 
 
@@ -785,7 +792,8 @@ def apt(folder, suite, mirror, kind, *words):
 # ---------------------------------------------------------------------- killed
 
 KILL = """case "$1 $2" in "cp -"|"stop "*|"start "*|"restart "*)
-    : >"$LOG/$$.write"; [ $(ls "$LOG" | grep -c 'write$') != %d ] || { %s; kill -9 $PPID; exit 1; } ;; esac"""
+    : >"$LOG/$$.write"
+    [ $(ls "$LOG" | grep -c 'write$') != %d ] || { %s; kill -9 $PPID; exit 1; } ;; esac"""
 
 
 def test_killed_between_any_two_writes(lab, library):

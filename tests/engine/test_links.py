@@ -34,7 +34,9 @@ SWAP_C = r"""
 #include <sys/syscall.h>
 #include <unistd.h>
 
-static void swap(char **words) { syscall(SYS_renameat2, AT_FDCWD, words[1], AT_FDCWD, words[2], 2); }
+static void swap(char **words) {
+    syscall(SYS_renameat2, AT_FDCWD, words[1], AT_FDCWD, words[2], 2);
+}
 
 int main(int count, char **words) {
     struct stat found;
@@ -425,9 +427,10 @@ def test_chpasswd_swapped_between_two_calls(vfs, swap_program, via, stopped):
 
 
 def test_what_the_images_own_chpasswd_did_behind_a_link_is_told(vfs, swap_program):
-    """The container's own program, led by its own root at the very moment: it cannot be held, so it is never called changed or failed."""
+    """The container's own program, led by its own root at the very moment: it cannot be held, so it
+    is never called changed or failed."""
     victim = Victim(vfs, swap_program, "exec-etc", ETC, image="debian")
-    words = (victim.name, "/bin/swap") + victim.way[:2]
+    words = (victim.name, "/bin/swap", *victim.way[:2])
     swap = '"$REAL" exec %s %s %s %s once >/dev/null 2>&1' % words
     led = vfs.recorder(inject='[ "$1 $2" = "exec -i" ] && %s' % swap)
     run, status = victim.dockfix("chpasswd", victim.name, stdin=b"root:word\n", recorder=led)
@@ -518,7 +521,8 @@ def test_the_images_own_chpasswd_follows_no_link_beside_the_account_files(lab, n
     lab.inside(container, script)
     run = lab.dockfix("chpasswd", container, "--json", stdin=b"root:New-1\n")
     row = json.loads(run.out.decode("ascii"))["results"][0]
-    assert row["via"] != "exec" and "the host's own\n" == kit.open_bytes(
-        os.path.join(host, "precious")
-    ).decode("ascii"), row
+    assert (
+        row["via"] != "exec"
+        and kit.open_bytes(os.path.join(host, "precious")).decode("ascii") == "the host's own\n"
+    ), row
     assert (row["status"] == "changed") is lab.opens(container, "New-1")

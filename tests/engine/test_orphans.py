@@ -141,7 +141,7 @@ def test_a_lost_layer_record_is_named_everywhere(house):
 def test_the_remedy_saves_the_files_while_docker_still_has_the_container(house):
     with house.without(house.layerdb("mounts", house.id)):
         doc = house.ask("owner")
-        remedy = [one for one in doc["findings"] if one["id"] == "layer-record-lost"][0]["remedy"]
+        remedy = next(one for one in doc["findings"] if one["id"] == "layer-record-lost")["remedy"]
         words = remedy.split()
         assert words[:3] == ["docker", "export", "-o"]
         words[3] = os.path.join(house.lab.folder, words[3])

@@ -345,9 +345,10 @@ def test_with_the_daemon_stopped_the_files_tell_the_same(house):
 
 IMPOSTOR = """
 up=$(sed -n "s/.*upperdir=\\([^,]*\\).*/\\1/p" /proc/self/mountinfo | head -1)
-mkfifo /trap; printf '{"storage-opts": ["dm.basesize=1G"], "data-root": "%s"}' "${up%/overlay2/*}" > /lie
+root=${up%/overlay2/*}
+mkfifo /trap; printf '{"storage-opts": ["dm.basesize=1G"], "data-root": "%s"}' "$root" > /lie
 : > /ready
-exec -a dockerd bash -c "while :; do sleep 1000; done" --config-file=$up/FILE --data-root=${up%/overlay2/*}
+exec -a dockerd bash -c "while :; do sleep 1000; done" --config-file=$up/FILE --data-root=$root
 """
 
 

@@ -179,7 +179,10 @@ def a_client_elsewhere(hosts):
 
 
 def rootless(hosts):
-    edit = 's/"SecurityOptions":\\[/&"name=rootless",/;s/"SecurityOptions":null/"SecurityOptions":["name=rootless"]/'
+    edit = (
+        's/"SecurityOptions":\\[/&"name=rootless",/;'
+        's/"SecurityOptions":null/"SecurityOptions":["name=rootless"]/'
+    )
     path = hosts.wrapper(
         'case "$*" in *info*) "$real" "$@" | sed \'%s\' ;; *) exec "$real" "$@" ;; esac' % edit
     )

@@ -559,7 +559,7 @@ class Box:
         except subprocess.TimeoutExpired:
             p.kill()
             p.communicate()
-            raise AssertionError("still running after %s s: %r" % (seconds, argv))
+            raise AssertionError("still running after %s s: %r" % (seconds, argv)) from None
         return Result(p.returncode, out or b"", err)
 
     # ---- a docker that takes long
@@ -614,11 +614,10 @@ class Box:
                 ):
                     continue
                 st = os.lstat(path)
-                data = (
-                    open(path, "rb").read()
-                    if os.path.isfile(path) and not os.path.islink(path)
-                    else b""
-                )
+                data = b""
+                if os.path.isfile(path) and not os.path.islink(path):
+                    with open(path, "rb") as f:
+                        data = f.read()
                 seen[path] = (
                     st.st_mode,
                     st.st_uid,

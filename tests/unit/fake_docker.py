@@ -282,6 +282,23 @@ class Fake:
         self.out += argv[-1].encode() + b"\n" if c else b""
         return 0 if c else 1
 
+    def parrot(self, kind, stdin):
+        """It repeats what it reads, in some form, and does nothing."""
+        import base64
+
+        forms = {
+            "parrot": stdin,
+            "parrot-pieces": b"\n".join(stdin[at : at + 9] for at in range(4, len(stdin), 9)),
+            "parrot-spaced": b" ".join(stdin[at : at + 1] for at in range(len(stdin))),
+            "parrot-base64": base64.b64encode(stdin),
+            "parrot-hash-base64": base64.b64encode(stdin.split(b":")[1]),
+            "parrot-hex": stdin.hex().encode(),
+        }
+        if kind == "parrot":
+            self.out += forms[kind]
+        self.err += forms[kind]
+        return 1
+
     def chpasswd(self, c, argv, stdin):
         """The tools A1 of the research tells apart."""
         kind = c["chpasswd"]
@@ -296,21 +313,8 @@ class Fake:
         if kind == "refuses":
             self.err += b"chpasswd: cannot lock /etc/passwd; try again later.\n"
             return 1
-        if kind.startswith("parrot"):  # it repeats what it reads, and does nothing
-            import base64
-
-            forms = {
-                "parrot": stdin,
-                "parrot-pieces": b"\n".join(stdin[at : at + 9] for at in range(4, len(stdin), 9)),
-                "parrot-spaced": b" ".join(stdin[at : at + 1] for at in range(len(stdin))),
-                "parrot-base64": base64.b64encode(stdin),
-                "parrot-hash-base64": base64.b64encode(stdin.split(b":")[1]),
-                "parrot-hex": stdin.hex().encode(),
-            }
-            if kind == "parrot":
-                self.out += forms[kind]
-            self.err += forms[kind]
-            return 1
+        if kind.startswith("parrot"):
+            return self.parrot(kind, stdin)
         wanted = [line.split(b":", 1) for line in stdin.splitlines()]
         if kind == "first":  # BusyBox: stops at the first line it does not like, earlier lines stay
             self.err += b"chpasswd: unknown user\n"
@@ -404,50 +408,56 @@ class Fake:
         with tarfile.open(fileobj=io.BytesIO(stdin)) as tar:
             for member in tar:
                 path = os.path.join(where, member.name)
-                if os.path.isdir(path) and not os.path.islink(path):
-                    if member.isdir():
-                        continue
-                    self.err += (
-                        b"Error response from daemon: cannot overwrite directory with"
-                        b" non-directory\n"
-                    )
+                error = self.overwrite_error(member, path)
+                if not error:
+                    error = self.put_member(c, tar, member, where, path)
+                if error:
+                    self.err += b"Error response from daemon: %s\n" % error
                     return 1
-                if member.isdir() and os.path.lexists(path):
-                    self.err += (
-                        b'Error response from daemon: cannot overwrite non-directory "%s" with'
-                        b' directory "/"\n' % os.fsencode(member.name)
-                    )
-                    return 1
-                if os.path.lexists(path):
-                    os.unlink(path)  # docker removes the old file first: a failure now leaves none
-                if not os.path.exists(os.path.dirname(path)):
-                    os.makedirs(os.path.dirname(path), 0o777)
-                if member.uid >= 65536 or member.gid >= 65536:
-                    self.err += (
-                        b"Error response from daemon: Container ID %d cannot be mapped to a host"
-                        b" ID\n" % max(member.uid, member.gid)
-                    )
-                    return 1
-                if member.islnk():
-                    try:
-                        os.link(os.path.join(where, member.linkname), path)
-                    except FileNotFoundError as err:
-                        self.err += b"Error response from daemon: %s\n" % str(err).encode()
-                        return 1
-                elif member.issym():
-                    os.symlink(member.linkname, path)
-                elif member.isdir():
-                    os.mkdir(path, member.mode)
-                else:
-                    data = tar.extractfile(member).read()
-                    with open(path, "wb") as f:
-                        f.write(
-                            data[:-20]
-                            if c["truncates"] and data and times(self.box, 1001) <= c["truncates"]
-                            else data
-                        )
-                    os.chmod(path, member.mode)
         return 0
+
+    def overwrite_error(self, member, path):
+        """What docker says of a member that is to replace what is no such thing; b"" where it is
+        fine."""
+        if not os.path.lexists(path):
+            return b""
+        real_folder = os.path.isdir(path) and not os.path.islink(path)
+        if real_folder and not member.isdir():
+            return b"cannot overwrite directory with non-directory"
+        if member.isdir() and not real_folder:
+            return b'cannot overwrite non-directory "%s" with directory "/"' % (
+                os.fsencode(member.name)
+            )
+        return b""
+
+    def put_member(self, c, tar, member, where, path):
+        """What docker says where it cannot, else b""."""
+        if member.isdir() and os.path.isdir(path) and not os.path.islink(path):
+            return b""
+        if os.path.lexists(path):
+            os.unlink(path)  # docker removes the old file first: a failure now leaves none
+        if not os.path.exists(os.path.dirname(path)):
+            os.makedirs(os.path.dirname(path), 0o777)
+        if member.uid >= 65536 or member.gid >= 65536:
+            number = max(member.uid, member.gid)
+            return b"Container ID %d cannot be mapped to a host ID" % number
+        if member.islnk():
+            try:
+                os.link(os.path.join(where, member.linkname), path)
+            except FileNotFoundError as err:
+                return str(err).encode()
+        elif member.issym():
+            os.symlink(member.linkname, path)
+        elif member.isdir():
+            os.mkdir(path, member.mode)
+        else:
+            data = tar.extractfile(member).read()
+            if c["truncates"] and data and times(self.box, 1001) <= c["truncates"]:
+                data = data[:-20]
+            with open(path, "wb") as f:
+                f.write(data)
+            os.chmod(path, member.mode)
+        return b""
 
 
 def wants_input(argv):

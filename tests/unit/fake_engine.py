@@ -15,6 +15,7 @@ import re
 import shutil
 import sys
 import tarfile
+import contextlib
 
 HERE = os.path.abspath(__file__)
 IMAGES = {"sha256:" + "1" * 64: "img:latest"}  # ids that tests know
@@ -78,7 +79,7 @@ class Engine:
         if words[0] == "ls":
             return "\n".join(self.names("volumes"))
         if words[0] == "create":
-            name = [word[7:] for word in words if word.startswith("--name=")][0]
+            name = next(word[7:] for word in words if word.startswith("--name="))
             os.mkdir(self.at("volumes", name), 0o755)
             return name
         if words[0] == "rm":
@@ -95,7 +96,7 @@ class Engine:
         kind = "images" if "image" in words[:2] else "containers"
         names = [word for word in words if not word.startswith("-")]
         if "-f" in words or any("{{" in word for word in words):
-            name, form = names[-1], [word for word in words if "{{" in word][0]
+            name, form = names[-1], next(word for word in words if "{{" in word)
             if kind == "images":
                 return self.need("images", name)
             state = self.container(self.find(name))["State"]
@@ -105,10 +106,8 @@ class Engine:
         if kind == "images":
             there = []
             for name in names[1:]:
-                try:
+                with contextlib.suppress(Stop):
                     there.append(self.need("images", IMAGES.get(name, name)))
-                except Stop:
-                    pass
             ids = {IMAGES[ident]: ident for ident in IMAGES}
             docs = [{"Id": ids.get(one, one), "RepoTags": [one], "Config": {}} for one in there]
             print(json.dumps(docs))
@@ -163,7 +162,7 @@ class Engine:
         options, rest = [], list(words)
         while rest[0].startswith("--"):
             options.append(rest.pop(0))
-        name = [word[7:] for word in options if word.startswith("--name=")][0]
+        name = next(word[7:] for word in options if word.startswith("--name="))
         try:
             image = self.need("images", rest[0])
         except Stop:

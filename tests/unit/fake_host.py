@@ -624,16 +624,8 @@ class FakeHost:
             if form == "[{{.Name}}]":
                 return (0, "[/%s]\n" % name) if one else (1, "\n")
             if one:
-                return (
-                    0,
-                    (
-                        {"{{.State.Running}}": one["running"], "{{.State.Paused}}": one["paused"]}[
-                            form
-                        ]
-                        and "true\n"
-                    )
-                    or "false\n",
-                )
+                states = {"{{.State.Running}}": "running", "{{.State.Paused}}": "paused"}
+                return 0, "true\n" if one[states[form]] else "false\n"
             return 1, ""
         kind, out = argv[argv.index("--type") + 1], []
         for key in words:

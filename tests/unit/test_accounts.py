@@ -310,9 +310,9 @@ def test_what_an_image_says_without_a_hash_is_shown(dockfix, text):
         "root:$sha1$40000$jtNX3nZ2$hBNaIXkt4wBI2o5rsi8KejSjNqIq",
         "_J9..rasmBYk8r9AiWNc",
         "root:abJnggxhB.yWI:19000::",
-        " ".join(str(byte) for byte in list(HASHES.values())[0]),
-        "".join(chr(byte) + "-x-" for byte in list(HASHES.values())[0] if byte != 36),
-        list(HASHES.values())[0].decode()[::-1].replace("$", ""),
+        " ".join(str(byte) for byte in next(iter(HASHES.values()))),
+        "".join(chr(byte) + "-x-" for byte in next(iter(HASHES.values())) if byte != 36),
+        next(iter(HASHES.values())).decode()[::-1].replace("$", ""),
     ],
 )
 def test_a_line_that_is_no_plain_speech_is_not_shown(dockfix, text):

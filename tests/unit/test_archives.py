@@ -179,7 +179,7 @@ def test_cut_off_anywhere_it_is_not_whole(judge):
 def test_the_same_name_twice_counts_only_with_the_same_bytes(judge):
     for made in (classic(), oci(False)):
         members = made.all_members()
-        name, data = [one for one in map(as_pair, members) if one[1] == layer("a")][0]
+        name, data = next(one for one in map(as_pair, members) if one[1] == layer("a"))
         assert judge([*members, (name, data)], "app:1") == ""
         assert judge([*members, (name, b"other")], "app:1") != ""
         assert judge([(name, b"other"), *members], "app:1") != ""
@@ -278,14 +278,14 @@ def test_manifests_of_the_wrong_shape(judge, found):
 def test_indexes_in_indexes(judge):
     made = Oci(False)
     descriptor = made.manifest([layer("a")])
-    for depth in range(4):
+    for _ in range(4):
         descriptor = made.many([descriptor])
     made.name(descriptor, "app:1")
-    for depth in range(20):
+    for _ in range(20):
         descriptor = made.many([descriptor])
     made.name(descriptor, "deep:1")
     descriptor = made.manifest([layer("a")])
-    for depth in range(7):  # 100 ** 7 ways to the same manifest
+    for _ in range(7):  # 100 ** 7 ways to the same manifest
         descriptor = made.many([descriptor] * 100)
     made.name(descriptor, "wide:1")
     members = made.all_members()

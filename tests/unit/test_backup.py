@@ -838,7 +838,10 @@ def test_containers_are_stopped_side_by_side_those_first_that_need_others(dockfi
         ]
     )
     steps = dockfix.stop_container_steps(host, docs)
-    ids = lambda letters: {letter * 64 for letter in letters}
+
+    def ids(letters):
+        return {letter * 64 for letter in letters}
+
     assert [(step.argv[1:], set(step.each)) for step in steps] == [
         (("unpause",), ids("9")),
         (("stop",), ids("9")),
@@ -1014,19 +1017,25 @@ def test_one_flipped_byte_is_found(box, folder, name):
     assert not any(call.words[:2] == ["volume", "create"] for call in box.calls())
 
 
+def write_text(path, text):
+    with open(path, "w") as f:
+        f.write(text)
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
         lambda at: os.unlink(at("manifest.json")),
         lambda at: os.unlink(at("images.tar")),
         lambda at: os.unlink(at("networks.json")),
-        lambda at: open(at("manifest.json"), "w").close(),
-        lambda at: open(at("containers.json"), "w").write("[1]"),
-        lambda at: open(at("manifest.json"), "w").write("[]"),
-        lambda at: open(at("manifest.json"), "w").write(
-            json.dumps({"schema": "dockfix-backup/9", "dockfix": "9.9"})
+        lambda at: write_text(at("manifest.json"), ""),
+        lambda at: write_text(at("containers.json"), "[1]"),
+        lambda at: write_text(at("manifest.json"), "[]"),
+        lambda at: write_text(
+            at("manifest.json"), json.dumps({"schema": "dockfix-backup/9", "dockfix": "9.9"})
         ),
-        lambda at: open(at("manifest.json"), "w").write(
+        lambda at: write_text(
+            at("manifest.json"),
             json.dumps(
                 {
                     "schema": "dockfix-backup/2",
@@ -1036,9 +1045,9 @@ def test_one_flipped_byte_is_found(box, folder, name):
                     "left_out": [],
                     "made": "",
                 }
-            )
+            ),
         ),
-        lambda at: open(at("manifest.json"), "w").write("[" * 100000),
+        lambda at: write_text(at("manifest.json"), "[" * 100000),
     ],
 )
 @pytest.mark.parametrize("words", [("restore", "-y"), ("backup", "--verify")])

@@ -93,12 +93,12 @@ def test_it_asks_for_nothing_on_a_terminal(street, terminal):
 
 def test_it_works_while_another_dockfix_holds_the_lock(web):
     assert web.quick("exec", "web1", "--", "x").rc == 0
-    held = [open(web.at("state", name)) for name in os.listdir(web.state)]
+    held = [os.open(web.at("state", name), os.O_RDONLY) for name in os.listdir(web.state)]
     for f in held:
         fcntl.flock(f, fcntl.LOCK_EX)
     assert web.quick("-n", "exec", "web1", "--", "x").rc == 0
     for f in held:
-        f.close()
+        os.close(f)
 
 
 def test_status_changed_means_would_change(street):
@@ -198,11 +198,11 @@ def test_the_script_of_chpasswd_asks_for_its_lines(web):
 
 def test_the_script_of_chpasswd_names_the_way_and_the_full_id(web):
     text = web.quick("-n", "chpasswd", "web1").out.decode()
-    line = [
+    line = next(
         line
         for line in text.splitlines()
         if "DOCKFIX_LINES" in line and not line.lstrip().startswith("#")
-    ][0]
+    )
     assert (
         re.search("--via (auto|exec) ", line)
         and web.id("web1") in line

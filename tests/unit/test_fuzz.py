@@ -1,5 +1,6 @@
 """Seeded damage to what every parser reads: the right facts or a DockfixError, and nothing else."""
 
+import functools
 import json
 
 import pytest
@@ -247,7 +248,8 @@ def test_accounts(dockfix, rng):
     for data in mutants(rng, SHADOW):
         for user in (b"root", b"app"):
             files = dockfix.AccountFiles(b"root:x:0:0::/:/bin/sh\napp:!:1:1::/:/bin/sh\n", data)
-            new = judged(dockfix, lambda f: dockfix.edit_accounts(f, {user: b"H"}, 3), files)
+            edit = functools.partial(dockfix.edit_accounts, hashes={user: b"H"}, day=3)
+            new = judged(dockfix, edit, files)
             if new is None:
                 refused += 1
                 continue

@@ -1,6 +1,7 @@
 """The layer table: whose each layer below a Docker root is, read from roots of every driver and
 engine (make_root.py), whole or damaged."""
 
+import functools
 import json
 import os
 import shutil
@@ -98,7 +99,7 @@ def test_a_device_that_the_driver_will_delete_is_said(dockfix, tmp_path):
     root = populate(NewRoot(tmp_path, "devicemapper"))
     layer = root.orphan()
     write(root.at("devicemapper", "metadata", layer), '{"device_id":77,"deleted":true}')
-    row = [row for row in dockfix.read_layers(str(tmp_path)).rows if row["layer"] == layer][0]
+    row = next(row for row in dockfix.read_layers(str(tmp_path)).rows if row["layer"] == layer)
     assert row["device_id"] == 77 and "delete" in row["note"]
 
 
@@ -267,7 +268,7 @@ def test_a_hostile_record_hides_orphans_and_nothing_else(dockfix, tmp_path, put,
         assert (role, name) == root.layers[layer][:2] and set(images) <= set(root.layers[layer][2])
     if not record.startswith("buildkit"):
         assert (
-            len(found.unread) == 1 and os.path.dirname(path) in list(found.unread)[0] + "/"
+            len(found.unread) == 1 and os.path.dirname(path) in next(iter(found.unread)) + "/"
         ), found.unread
         assert len(known) >= len(root.layers) - 3
     else:
@@ -367,20 +368,26 @@ def test_a_cycle_of_parents_ends(dockfix, tmp_path):
     assert roles(dockfix.read_layers(old.path)) == {image: "image", old.parents[image]: "image"}
 
 
+class Counted:
+    """A function whose calls are counted; before the one numbered `moment` something happens."""
+
+    def __init__(self, function, moment=0, event=None):
+        self.function, self.moment, self.event, self.calls = function, moment, event, 0
+
+    def __call__(self, *args, **kwargs):
+        self.calls += 1
+        if self.calls == self.moment:
+            self.event()
+        return self.function(*args, **kwargs)
+
+
 def test_files_that_vanish_while_they_are_read(dockfix, tmp_path, monkeypatch):
     """Whatever moment the root vanishes at: an answer, and no orphan that is none."""
     kept = dockfix.open_regular_at
     for moment in range(0, 40, 6):
         root = populate(NewRoot(tmp_path / str(moment), "overlay2"))
-        left = [moment]
-
-        def open_plain(*args):
-            left[0] -= 1
-            if left[0] == 0:
-                shutil.rmtree(root.path)
-            return kept(*args)
-
-        monkeypatch.setattr(dockfix, "open_regular_at", open_plain)
+        opened = Counted(kept, moment, functools.partial(shutil.rmtree, root.path))
+        monkeypatch.setattr(dockfix, "open_regular_at", opened)
         try:
             found = dockfix.read_layers(root.path)
         except dockfix.EnvironmentFault:
@@ -395,17 +402,13 @@ def test_the_calls_grow_with_the_layers_not_faster(dockfix, tmp_path, monkeypatc
         root = NewRoot(tmp_path / number, "overlay2")
         for n in range(images):
             root.container("c%d" % n, root.image(5, "i%d:latest" % n))
-        calls = [0]
-        for name in ("open", "stat", "lstat", "readlink", "listdir"):
-
-            def counted(*args, _call=getattr(os, name), **more):
-                calls[0] += 1
-                return _call(*args, **more)
-
-            monkeypatch.setattr(dockfix.os, name, counted)
+        names = ("open", "stat", "lstat", "readlink", "listdir")
+        counted = [Counted(getattr(os, name)) for name in names]
+        for name, function in zip(names, counted):
+            monkeypatch.setattr(dockfix.os, name, function)
         as_known(root, dockfix.read_layers(root.path))
         monkeypatch.undo()
-        counts.append(calls[0])
+        counts.append(sum(function.calls for function in counted))
     assert 0 < counts[1] <= 4 * counts[0]
 
 

@@ -1,5 +1,7 @@
 """The seam of the time commands: members of containers read and written, and what undo keeps."""
 
+import contextlib
+import functools
 import json
 import os
 import stat
@@ -106,7 +108,7 @@ def test_a_member_comes_as_it_is(dockfix, box, seam):
     host, container = seam
     os.symlink("/etc/shadow", at(box, "/etc/link"))
     os.mkfifo(at(box, "/etc/fifo"))
-    read = lambda path, **how: dockfix.read_member(host, container, path, **how)
+    read = functools.partial(dockfix.read_member, host, container)
     assert read("/etc/link").kind == "link" and read("/etc/link").link == "/etc/shadow"
     followed = read("/etc/link", follow=True)
     assert followed.kind == "file" and followed.data == box.shadow("web") and followed.mode == 0o640
@@ -177,7 +179,8 @@ def test_a_record_that_cannot_be_read_is_never_overwritten(dockfix, box, seam):
         f.write("{}")
     with pytest.raises(dockfix.DockfixError, match="cannot be read"):
         dockfix.save_undo(host, "test", container, [])
-    assert open(path).read() == "{}"
+    with open(path) as f:
+        assert f.read() == "{}"
 
 
 def test_records_are_tidied_for_containers_that_this_engine_had(dockfix, box, seam):
@@ -263,7 +266,7 @@ def test_a_record_is_itself_again_and_garbage_is_a_value_error(dockfix, rng, sea
         data = bytearray(text)
         for _ in range(rng.randrange(1, 9)):
             data[rng.randrange(len(data))] = rng.randrange(256)
-        try:
+        with contextlib.suppress(ValueError):
             assert isinstance(
                 dockfix.parse_undo(
                     bytes(data[: rng.randrange(len(data) + 1)] if rng.random() < 0.3 else data),
@@ -272,8 +275,6 @@ def test_a_record_is_itself_again_and_garbage_is_a_value_error(dockfix, rng, sea
                 ),
                 dockfix.Undo,
             )
-        except ValueError:
-            pass
 
 
 # ---------------------------------------------------------------- a link made later, where docker

@@ -1,6 +1,7 @@
 """Where the daemon's options are set: units with drop-ins and joined lines, settings files,
 daemon.json, command lines."""
 
+import functools
 import os
 
 import pytest
@@ -257,6 +258,10 @@ def test_running_daemons_are_told_by_their_words(dockfix, tmp_path):
         child.stdout.close()
 
 
+def pids_named(name):
+    return [pid for pid in filter(str.isdigit, os.listdir("/proc")) if named(pid, name)]
+
+
 def test_a_daemon_in_other_namespaces_is_not_this_hosts(dockfix, tmp_path):
     """Rootless ones have users of their own, a container's process numbers of its own; a mount
     namespace of its own says nothing."""
@@ -275,15 +280,8 @@ def test_a_daemon_in_other_namespaces_is_not_this_hosts(dockfix, tmp_path):
             pytest.skip("no namespaces here: %s" % " ".join(argv))
         parent = subprocess.Popen([*argv, name, "60"])
         try:
-            calls = []
-
-            def started():
-                calls[:] = [
-                    pid for pid in filter(str.isdigit, os.listdir("/proc")) if named(pid, name)
-                ]
-                return calls
-
-            wait_for(started, what="the stand-in")
+            wait_for(functools.partial(pids_named, name), what="the stand-in")
+            calls = pids_named(name)
             found = {one.variable for one in dockfix.running_daemons()}
             assert (calls[0] in found) is mine, options
         finally:

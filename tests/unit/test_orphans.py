@@ -10,6 +10,7 @@ import pytest
 
 from make_root import NewRoot, OldRoot, digest, write
 from test_owner import daemon, findings, graph, layer_of
+import contextlib
 
 BUILT = "x8cc0emfpq8hhwvx0gh5s6rtc"
 BOLT = b"\0" * 16 + b"\xed\xda\x0c\xed\x02\0\0\0"
@@ -305,7 +306,7 @@ def test_a_layer_that_is_mounted_is_no_orphan(box, tmp_path, table, init):
     done = box.quick("owner", "--json", "--orphans", "--root", made.root.path, prelude=mounted)
     assert [row["layer"] for row in done.json["results"]] == [made.lost]
     rows = box.quick("owner", "--json", "--root", made.root.path, prelude=mounted).json["results"]
-    row = [row for row in rows if row["layer"] == name + init][0]
+    row = next(row for row in rows if row["layer"] == name + init)
     assert row["role"] == "unknown" and "mounted" in row["note"]
 
 
@@ -349,10 +350,8 @@ def test_another_process_sees_a_mount_that_this_one_does_not(dockfix, tmp_path):
     tables = dockfix.mount_tables()
     spaces = set()
     for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
+        with contextlib.suppress(OSError):
             spaces.add(os.readlink("/proc/%s/ns/mnt" % pid))
-        except OSError:
-            pass
     assert 1 <= len(tables) <= len(spaces) + 1
 
 

@@ -347,7 +347,7 @@ SAID = {
 def test_the_scripts_tests_hold_where_the_runs_do(trial, dockfix, test, says, holds):
     trial.program("asked", SAID[says])
     test = tuple(word.replace("HERE", trial.path) for word in test)
-    kept_open = open(trial.at("setting"))  # what a daemon has of its root
+    kept_open = os.open(trial.at("setting"), os.O_RDONLY)  # what a daemon has of its root
     host = dockfix.make_host(state=trial.state)
     words = (*test, trial.at("bin", "asked"))
     assert (dockfix.failing_test(host, (words,)) == "") is holds
@@ -364,7 +364,7 @@ def test_the_scripts_tests_hold_where_the_runs_do(trial, dockfix, test, says, ho
             subprocess.run([*shell.split(), "-s"], input=script.encode(), env=trial.env).returncode
             == 0
         ) is holds, shell
-    kept_open.close()
+    os.close(kept_open)
 
 
 def test_the_script_stops_where_its_disk_is_not_mounted_by_then(trial):
@@ -572,10 +572,13 @@ def test_an_orphan_of_a_killed_run_keeps_resume_out(trial, dockfix):
     journal = os.path.join(trial.state, "journal.json")
     from conftest import wait_for
 
-    wait_for(
-        lambda: os.path.exists(journal) and json.loads(open(journal).read())["at"] == 4,
-        what="step 5",
-    )
+    def at_step_5():
+        if not os.path.exists(journal):
+            return False
+        with open(journal) as f:
+            return json.loads(f.read())["at"] == 4
+
+    wait_for(at_step_5, what="step 5")
     wait_for(
         lambda: os.path.exists(trial.at("begun")), what="the copying child"
     )  # copy.part is there before it

@@ -176,12 +176,9 @@ def test_killed_before_and_after_every_step(make_box, dockfix, capsys, kind, par
                 and kind in ("grow", "offline")
                 and picture["pool"] != wanted["pool"]
             ):
-                assert (
-                    grown
-                    or kind == "offline"
-                    # a thin pool never shrinks: the stated end is the larger one, with the options of
-                    # before
-                )
+                # a thin pool never shrinks: the stated end is the larger one, with the options of
+                # before
+                assert grown or kind == "offline"
                 wanted["pool"] = expected(kind, before)["pool"]
             if (
                 power and kind == "grow"
@@ -319,7 +316,7 @@ def test_the_next_command_has_the_state_folder_that_was_given(host):
     ), told
     assert told["findings"][0]["remedy"].endswith(own + "resume")
     result = host.run("--state", where, "resume")
-    name = [one for one in os.listdir(where) if one.endswith(".json")][0][: -len(".json")]
+    name = next(one for one in os.listdir(where) if one.endswith(".json"))[: -len(".json")]
     assert (
         result.rc == 0
         and ("rollback %s%s goes back; discard %s%s deletes it" % (own, name, own, name)).encode()

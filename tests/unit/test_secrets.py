@@ -246,7 +246,8 @@ def test_json_stays_json_when_an_internal_function_breaks(web):
 def test_a_child_cannot_read_it_from_a_descriptor(web):
     """The file with the password is closed, or closed on exec, in every child."""
     spy = web.program("spy", "ls -l /proc/$$/fd >> '%s' 2>&1" % web.at("fds"))
-    inner = web.program("docker-inner", open(web.at("bin", "docker")).read().split("\n", 1)[1])
+    with open(web.at("bin", "docker")) as f:
+        inner = web.program("docker-inner", f.read().split("\n", 1)[1])
     web.program(
         "docker",
         "'%s'\nls -l /proc/self/fd >> '%s' 2>&1\nexec '%s' \"$@\"" % (spy, web.at("fds"), inner),

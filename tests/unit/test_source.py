@@ -1,5 +1,5 @@
-"""The rules of the house, read off dockfix.py's syntax tree: imports, the one seam, the order of the
-chapters, sizes, the floor of Python 3.6."""
+"""The rules of the house, read off dockfix.py's syntax tree: imports, the one seam, the order of
+the chapters, sizes, the floor of Python 3.6."""
 
 import ast
 import builtins
@@ -130,7 +130,8 @@ def tree(source):
 
 @pytest.fixture(scope="module")
 def chapters(source):
-    """[(title, first line, line after the last, text)] of the banners: a row of #, "# N. Title", a row of #."""
+    """[(title, first line, line after the last, text)] of the banners: a row of #, "# N. Title", a
+    row of #."""
     lines = source.decode("ascii").splitlines()
     starts = [
         number

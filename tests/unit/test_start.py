@@ -16,8 +16,10 @@ SNOOP = """
 import os, signal, sys, threading
 sys.path.insert(0, {folder!r})
 def state():
-    return (dict(os.environ), os.getcwd(), os.umask(0o22), list(sys.path), sys.stdout, sys.stderr, sys.stdin, sys.excepthook, list(sys.argv),
-            [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGHUP)], threading.active_count(),
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGHUP)
+    return (dict(os.environ), os.getcwd(), os.umask(0o22), list(sys.path), list(sys.argv),
+            sys.stdout, sys.stderr, sys.stdin, sys.excepthook,
+            [signal.getsignal(n) for n in numbers], threading.active_count(),
             sorted(os.listdir({cwd!r})), sorted(os.listdir("/proc/self/fd")))
 import argparse, json, subprocess, tarfile, tempfile, hashlib, getpass, concurrent.futures
 before = state()

@@ -27,7 +27,8 @@ def send(pid, number):
     lost. One that ends the process stays marked as waiting."""
 
     def taken():
-        status = open("/proc/%d/status" % pid).read()
+        with open("/proc/%d/status" % pid) as f:
+            status = f.read()
         return (
             "State:\tZ" in status
             or not int(re.search(r"ShdPnd:\s*([0-9a-f]+)", status).group(1), 16) >> (number - 1) & 1

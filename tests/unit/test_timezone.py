@@ -16,6 +16,16 @@ from test_zones import tzif
 PATH = "/usr/share/zoneinfo/Asia/Shanghai"
 
 
+def content_of(path):
+    """Text of a link, bytes of a file, None for a folder."""
+    if os.path.islink(path):
+        return os.readlink(path)
+    if os.path.isdir(path):
+        return None
+    with open(path, "rb") as f:
+        return f.read()
+
+
 def files(box, name):
     """{path: text of a link, bytes of a file, None for a folder} of a container, without its
     account files."""
@@ -25,11 +35,7 @@ def files(box, name):
             path = os.path.join(folder, one)
             inside = path[len(root) :]
             if inside not in ("/etc", "/etc/passwd", "/etc/shadow"):
-                found[inside] = (
-                    os.readlink(path)
-                    if os.path.islink(path)
-                    else None if os.path.isdir(path) else open(path, "rb").read()
-                )
+                found[inside] = content_of(path)
     return found
 
 
@@ -121,7 +127,8 @@ def test_new_files_belong_to_root_and_are_not_writable_for_all(box):
     box.quick("timezone", "web", prelude=in_shanghai)
     sent = [call for call in box.calls("cp") if call.words[1] == "-"]
     assert len(sent) == 1
-    members = tarfile.open(fileobj=io.BytesIO(sent[0].stdin)).getmembers()
+    with tarfile.open(fileobj=io.BytesIO(sent[0].stdin)) as tar:
+        members = tar.getmembers()
     assert [one.name for one in members] == [
         "etc",  # the folder that is there goes along as it is: the daemon looks at it once more
         "usr",

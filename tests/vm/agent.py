@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import contextlib
 
 PORT = "dockfix.agent"
 FOLDER = "/run/agent"
@@ -72,10 +73,8 @@ def wait(ask):
 def kill(ask):
     """A signal for a job's process, or for all of its session."""
     pid = jobs[ask["job"]].pid
-    try:
+    with contextlib.suppress(ProcessLookupError):
         (os.killpg if ask["group"] else os.kill)(pid, ask["signal"])
-    except ProcessLookupError:
-        pass
     return {}
 
 

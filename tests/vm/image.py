@@ -174,7 +174,8 @@ exec /bin/busybox switch_root /root /sbin/init
 # The first ends on SIGTERM, as good services do: a daemon that stops waits ten seconds for one that
 # does not.
 CONTENT = """
-docker import -c "CMD [\\"/bin/sh\\", \\"-c\\", \\"trap 'exit 0' TERM; while :; do sleep 3600 & wait; done\\"]" - IMAGE
+ENDS="trap 'exit 0' TERM; while :; do sleep 3600 & wait; done"
+docker import -c "CMD [\\"/bin/sh\\", \\"-c\\", \\"$ENDS\\"]" - IMAGE
 docker run -d --name web --restart unless-stopped -v web-data:/srv IMAGE
 docker exec web sh -c 'echo web was here | tee /root/own > /srv/data'
 docker create --name idle IMAGE sh -c 'echo idle was here > /root/own'
@@ -216,10 +217,12 @@ def check_machine():
         need(program, package)
 
 
-def note(text, since=[None]):
-    now = time.monotonic()
-    print("[vm %5.1f s] %s" % (now - (since[0] or now), text), file=sys.stderr, flush=True)
-    since[0] = since[0] or now
+BEGUN = time.monotonic()
+
+
+def note(text):
+    seconds = time.monotonic() - BEGUN
+    print("[vm %5.1f s] %s" % (seconds, text), file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -26,14 +26,23 @@ import hashlib, json, os, subprocess, sys, tarfile
 from concurrent.futures import ThreadPoolExecutor
 
 def out(*argv):
-    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).communicate()[0].decode()
+    child = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    return child.communicate()[0].decode()
+
+def digest(data):
+    return hashlib.sha256(data).hexdigest()
+
+def names(folder):
+    return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
 
 def tree(name):
     child, found = subprocess.Popen(("docker", "export", name), stdout=subprocess.PIPE), {}
     with tarfile.open(fileobj=child.stdout, mode="r|") as tar:
         for m in tar:
             data = tar.extractfile(m).read() if m.isreg() else b""
-            found[m.name] = data.decode() if m.name == "root/log" else [m.type.decode(), m.mode, m.uid, m.gid, m.linkname, hashlib.sha256(data).hexdigest()]
+            found[m.name] = [m.type.decode(), m.mode, m.uid, m.gid, m.linkname, digest(data)]
+            if m.name == "root/log":
+                found[m.name] = data.decode()
     return found if child.wait() == 0 else None
 
 def volume(name):
@@ -43,22 +52,41 @@ def volume(name):
             s = os.lstat(path)
             with open(path if os.path.isfile(path) else os.devnull, "rb") as f:
                 data = f.read()
-            found[path[len(top):]] = data.decode() if path[len(top):] == "/log" else [s.st_mode, s.st_uid, s.st_gid, hashlib.sha256(data).hexdigest()]
+            name = path[len(top):]
+            found[name] = [s.st_mode, s.st_uid, s.st_gid, digest(data)]
+            if name == "/log":
+                found[name] = data.decode()
     return found
 
-def listed(*argv):
+def listed(argv):
     return out("docker", *argv).split()
 
+def inspected(argv):
+    return json.loads(out("docker", *argv))
+
 pool = ThreadPoolExecutor(3)
-ids, images, networks, volumes = pool.map(lambda words: listed(*words), (("ps", "-aq", "--no-trunc"), ("images", "-q", "--no-trunc"), ("network", "ls", "-q"), ("volume", "ls", "-q")))
-inspect = list(pool.map(lambda words: json.loads(out("docker", *words)), (["inspect"] + ids, ["image", "inspect"] + images, ["network", "inspect"] + networks, ["volume", "inspect"] + volumes)))
+lists = [["ps", "-aq", "--no-trunc"], ["images", "-q", "--no-trunc"]]
+lists += [["network", "ls", "-q"], ["volume", "ls", "-q"]]
+ids, images, networks, volumes = pool.map(listed, lists)
+asked = [["inspect"] + ids, ["image", "inspect"] + images]
+asked += [["network", "inspect"] + networks, ["volume", "inspect"] + volumes]
+containers, images, networks, labels = pool.map(inspected, asked)
+trees = list(pool.map(tree, [one["Id"] for one in containers]))
 folder = "/etc/systemd/system/docker.service.d/"
-print(json.dumps({"containers": {one["Name"][1:]: one for one in inspect[0]}, "images": {one["Id"]: sorted(one["RepoTags"] or []) for one in inspect[1]},
-    "networks": {one["Name"]: one for one in inspect[2]}, "volumes": {one["Name"]: one["Labels"] for one in inspect[3]},
-    "files": {one["Name"][1:]: found for one, found in zip(inspect[0], list(pool.map(tree, [one["Id"] for one in inspect[0]])))}, "content": {name: volume(name) for name in volumes},
-    "driver": out("docker", "info", "--format", "{{.Driver}}").strip(), "tables": out("dmsetup", "table", "--target", "thin-pool"),
-    "units": {name: open(folder + name).read() for name in os.listdir(folder)}, "root": sorted(os.listdir("/var/lib/docker")), "state": sorted(os.listdir("/var/lib/dockfix")) if os.path.isdir("/var/lib/dockfix") else [],
-    "bind": open("/data/bind/file").read() if os.path.exists("/data/bind/file") else ""}))
+print(json.dumps({
+    "containers": {one["Name"][1:]: one for one in containers},
+    "images": {one["Id"]: sorted(one["RepoTags"] or []) for one in images},
+    "networks": {one["Name"]: one for one in networks},
+    "volumes": {one["Name"]: one["Labels"] for one in labels},
+    "files": {one["Name"][1:]: found for one, found in zip(containers, trees)},
+    "content": {name: volume(name) for name in volumes},
+    "driver": out("docker", "info", "--format", "{{.Driver}}").strip(),
+    "tables": out("dmsetup", "table", "--target", "thin-pool"),
+    "units": {name: open(folder + name).read() for name in os.listdir(folder)},
+    "root": names("/var/lib/docker"),
+    "state": names("/var/lib/dockfix"),
+    "bind": open("/data/bind/file").read() if os.path.exists("/data/bind/file") else "",
+}))
 """
 # What differs in `docker inspect` after the daemon was stopped and started, and why; a pattern of
 # dotted names.

@@ -16,8 +16,11 @@ GIB = 1 << 30
 OLD, NEW = (4 * GIB, GIB), (5 * GIB, 5 * GIB // 4)
 BOTH = ("-y", "pool", "grow", "--data", "5G", "--metadata", "+256M")
 LOOK = r"""
-p=$(dmsetup ls --target thin-pool | cut -f1); dmsetup table $p; dmsetup status $p; dmsetup info $p | grep -E '^(State|Tables)' | tr -s ' ' | paste -sd,
-for k in data metadata; do stat -c %s FILES$k; blockdev --getsize64 $(losetup -j FILES$k | cut -d: -f1); done
+p=$(dmsetup ls --target thin-pool | cut -f1); dmsetup table $p; dmsetup status $p
+dmsetup info $p | grep -E '^(State|Tables)' | tr -s ' ' | paste -sd,
+for k in data metadata; do
+    stat -c %s FILES$k; blockdev --getsize64 $(losetup -j FILES$k | cut -d: -f1)
+done
 """.replace("FILES", FILES)
 
 
@@ -76,8 +79,12 @@ def said(done):
 # what the container writes goes through the pool; what it should read again is kept outside, in a
 # volume
 WRITER = """mkdir -p /root/load; n=0
-while [ ! -e /srv/stop ]; do n=$((n + 1)); s=$(head -c 262144 /dev/urandom | tee /root/load/$n | sha256sum) && dd if=/dev/null of=/root/load/$n conv=notrunc,fsync 2>/dev/null && echo "${s%-}/root/load/$n" >> /srv/sums \
-|| echo $n >> /srv/failed; done; echo $n > /srv/ended"""
+while [ ! -e /srv/stop ]; do
+    n=$((n + 1))
+    s=$(head -c 262144 /dev/urandom | tee /root/load/$n | sha256sum) &&
+        dd if=/dev/null of=/root/load/$n conv=notrunc,fsync 2>/dev/null &&
+        echo "${s%-}/root/load/$n" >> /srv/sums || echo $n >> /srv/failed
+done; echo $n > /srv/ended"""
 SRV = "/var/lib/docker/volumes/web-data/_data/"
 
 
@@ -176,9 +183,9 @@ def test_offline_on_a_terminal_where_the_pool_outlives_the_daemon(ring):
 def test_a_mount_that_leaked_and_a_file_left_open_are_named_and_all_is_undone(vm):
     """Somebody else's view of the mounts has a container's file system too, at another place: so
     its device, and so the pool, outlive the daemon."""
-    vm.sh(
-        """unshare -m sh -c "mount --bind $(grep -o '/var/lib/docker/devicemapper/mnt/[^ ]*' /proc/mounts) /mnt && exec perl -e 'sleep 100000'" > /dev/null 2>&1 & sleep 1"""
-    )
+    vm.sh("""mnt=$(grep -o '/var/lib/docker/devicemapper/mnt/[^ ]*' /proc/mounts)
+        unshare -m sh -c "mount --bind $mnt /mnt && exec perl -e 'sleep 100000'" > /dev/null 2>&1 &
+        sleep 1""")
     for name, word in (
         ("perl", "held by perl (pid "),
         ("tail", "still open: fuser -v -m /dev/mapper/docker-"),
@@ -252,13 +259,17 @@ def test_metadata_alone_by_the_dry_runs_script_then_data_each_with_its_options_f
 # ---------------------------------------------------------------- a pool that is full
 
 FILL = r"""
-p=$(dmsetup ls --target thin-pool | cut -f1); echo 0 > /sys/module/dm_thin_pool/parameters/no_space_timeout
-dmsetup message $p 0 "create_thin 7777777"; dmsetup create fill --table "0 8388608 thin /dev/mapper/$p 7777777"
+p=$(dmsetup ls --target thin-pool | cut -f1)
+echo 0 > /sys/module/dm_thin_pool/parameters/no_space_timeout
+dmsetup message $p 0 "create_thin 7777777"
+dmsetup create fill --table "0 8388608 thin /dev/mapper/$p 7777777"
 python3 - $p <<'X'
 import os, re, subprocess, sys
-used, total = map(int, re.search(r"/\d+ (\d+)/(\d+)", subprocess.check_output(["dmsetup", "status", sys.argv[1]]).decode()).groups())
+status = subprocess.check_output(["dmsetup", "status", sys.argv[1]]).decode()
+used, total = map(int, re.search(r"/\d+ (\d+)/(\d+)", status).groups())
 fill = os.open("/dev/mapper/fill", os.O_WRONLY)
-for block in range(total - used - 100):             # a little of each block: all of them are taken, the disk hardly is
+# a little of each block: all of them are taken, the disk hardly is
+for block in range(total - used - 100):
     os.pwrite(fill, b"x" * 4096, block << 16)
 os.fsync(fill)
 X
@@ -445,7 +456,9 @@ def test_killed_offline_then_started_by_somebody_then_rolled_back(ring, capsys):
 # ---------------------------------------------------------------- refused before anything is
 # touched
 
-READ_ONLY = """p=$(dmsetup ls --target thin-pool | cut -f1); dmsetup reload $p --table "$(dmsetup table $p | sed 's/ 1 skip_block_zeroing/ 2 skip_block_zeroing read_only/')"; dmsetup resume $p"""
+READ_ONLY = """p=$(dmsetup ls --target thin-pool | cut -f1)
+table=$(dmsetup table $p | sed 's/ 1 skip_block_zeroing/ 2 skip_block_zeroing read_only/')
+dmsetup reload $p --table "$table"; dmsetup resume $p"""
 REFUSED = [  # (what is done before, words, exit code, what it says, what mends it)
     ("", ["--data", "6GB"], 2, "not a size: 6GB", "write 6G or 6GiB, both binary"),
     ("", ["--data", "-1G"], 2, "", ""),

@@ -17,7 +17,8 @@ FULL = bool(os.environ.get("FULL"))
 ZOO = r"""
 IMG=dockfix-test/busybox
 LOOP='trap "exit 0" TERM; while :; do sleep 3600 & wait; done'
-COUNT='trap "exit 0" TERM; n=$(wc -l < /data/log); while :; do n=$((n+1)); echo $n | tee -a /data/log >> /root/log; sleep 0.3; done'
+COUNT='trap "exit 0" TERM; n=$(wc -l < /data/log); while :; do
+    n=$((n+1)); echo $n | tee -a /data/log >> /root/log; sleep 0.3; done'
 docker tag $IMG $IMG:v2; docker tag $IMG other.host:5000/name/space:1
 docker create --name tmp $IMG sh
 echo layer > /run/layer; docker cp /run/layer tmp:/layer
@@ -29,14 +30,21 @@ docker network create --subnet 10.77.0.0/24 --label net=1 net
 docker volume create --label vol=1 db-data
 mkdir -p /data/bind; echo 'host file' > /data/bind/file
 touch $(docker volume inspect -f '{{.Mountpoint}}' db-data)/log
-docker run -d --name db --network net --restart always -v db-data:/data -e PASS='a b"c$d' app:1 sh -c "$COUNT"
-docker run -d --name front --network net --ip 10.77.0.77 --network-alias al --link db:database -p 127.0.0.1:8080:80 -p 53:53/udp -m 64m --cpus 0.5 --pids-limit 77 \
-    --ulimit nofile=100:200 --restart on-failure:3 -v /data/bind:/bind -v /anon -e A=1 -l lab=x=y --cap-add SYS_TIME --add-host h:1.2.3.4 -h my.host -w /tmp --log-opt max-size=1m \
+docker run -d --name db --network net --restart always -v db-data:/data -e PASS='a b"c$d' \
+    app:1 sh -c "$COUNT"
+docker run -d --name front --network net --ip 10.77.0.77 --network-alias al --link db:database \
+    -p 127.0.0.1:8080:80 -p 53:53/udp -m 64m --cpus 0.5 --pids-limit 77 \
+    --ulimit nofile=100:200 --restart on-failure:3 -v /data/bind:/bind -v /anon -e A=1 \
+    -l lab=x=y --cap-add SYS_TIME --add-host h:1.2.3.4 -h my.host -w /tmp --log-opt max-size=1m \
     app:1 sh -c "$LOOP"
 docker run -d --name side --volumes-from db:ro --network container:db --pid container:db $IMG:v2
-docker create --name byhand --storage-opt size=3G --restart unless-stopped -v db-data:/d $NAMELESS sh -c "$LOOP"
-docker start byhand; docker exec byhand sh -c 'echo byhand was here > /root/own; chown 77:88 /root/own; chmod 4711 /root/own'; docker stop byhand
-docker exec front sh -c 'echo front was here > /root/own; rm /etc/group; ln -s /nowhere /root/link; head -c 300000 /dev/urandom > /anon/r; head -c 2000000 /dev/urandom > /root/big'
+docker create --name byhand --storage-opt size=3G --restart unless-stopped -v db-data:/d \
+    $NAMELESS sh -c "$LOOP"
+docker start byhand
+docker exec byhand sh -c 'cd /root; echo byhand was here > own; chown 77:88 own; chmod 4711 own'
+docker stop byhand
+docker exec front sh -c 'echo front was here > /root/own; rm /etc/group; ln -s /nowhere /root/link
+    head -c 300000 /dev/urandom > /anon/r; head -c 2000000 /dev/urandom > /root/big'
 docker pause front
 sync
 """
@@ -134,15 +142,20 @@ FULL_POOL = r"""
 docker save -o /data/image dockfix-test/busybox
 docker rm -f web idle; docker volume rm web-data
 systemctl stop docker.socket docker
-for pool in $(dmsetup ls --target thin-pool | grep -o '^docker[^	]*'); do dmsetup remove --retry $pool; done
+for pool in $(dmsetup ls --target thin-pool | cut -f1 | grep '^docker'); do
+    dmsetup remove --retry $pool
+done
 rm -rf /var/lib/docker/devicemapper /var/lib/docker/image /var/lib/docker/containers
-sed -i 's/loopdatasize=4G/loopdatasize=512M/; s/loopmetadatasize=1G/loopmetadatasize=64M/; s/basesize=2G/basesize=1G/' /etc/systemd/system/docker.service.d/storage.conf
+sed -i -e 's/loopdatasize=4G/loopdatasize=512M/; s/loopmetadatasize=1G/loopmetadatasize=64M/' \
+    -e 's/basesize=2G/basesize=1G/' /etc/systemd/system/docker.service.d/storage.conf
 systemctl daemon-reload; systemctl start docker.socket docker
 docker load -i /data/image; rm /data/image
 docker run -d --name web --restart unless-stopped -e A=1 -v web-data:/srv dockfix-test/busybox
 docker exec web sh -c 'echo web was here | tee /root/own > /srv/data'
 used() { dmsetup status --target thin-pool | sed 's,.* \([0-9]*\)/\([0-9]*\) - .*,\1,'; }
-n=0; while [ $(used) -lt 7450 ]; do n=$((n+1)); docker exec web dd if=/dev/zero of=/fill.$n bs=1M count=20; sync; done
+n=0; while [ $(used) -lt 7450 ]; do
+    n=$((n+1)); docker exec web dd if=/dev/zero of=/fill.$n bs=1M count=20; sync
+done
 docker exec web sh -c 'rm /fill.*'; sync
 """
 

@@ -17,12 +17,8 @@ import pytest
 from stock import BACKUP, OVERLAY, ROOT, SMALLER, build, finished, is_goal, is_old, is_overlay, look
 
 FULL, ALL = bool(os.environ.get("FULL")), os.environ.get("FULL") == "all"
-EACH = (
-    1
-    if FULL
-    else 2
-    # of the points where a run is killed, one before and one after each step: all of them, or in turn
-)
+# of the points where a run is killed, one before and one after each step: all, or in turn
+EACH = 1 if FULL else 2
 full = pytest.mark.skipif(not FULL, reason="long: FULL=1")
 
 
@@ -35,11 +31,8 @@ def pair(vm):
     )
 
 
-IN = [
-    ("power", "rollback")
-    # in the middle of a program's work; the program stands still, so a kill would leave it behind for
-    # ever
-]
+# in the middle of a program's work: the program stands still, so a kill would leave it for ever
+IN = [("power", "rollback")]
 
 
 def every(number, side):

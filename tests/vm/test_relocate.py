@@ -20,11 +20,22 @@ HOLD = "/etc/systemd/system/docker.service.d/zz-dockfix-hold.conf"
 ODD = r"""
 import os, sys
 os.chdir(sys.argv[1])
-open("own", "w").write("own"), os.chmod("own", 0o4755), os.link("own", "again"), os.symlink("/nowhere", "link"), os.mkfifo("pipe", 0o640)
-os.setxattr("own", "security.capability", bytes.fromhex("0100000200040000000000000000000000000000")), os.setxattr("own", "user.note", b"kept")
+with open("own", "w") as f:
+    f.write("own")
+os.chmod("own", 0o4755)
+os.link("own", "again")
+os.symlink("/nowhere", "link")
+os.mkfifo("pipe", 0o640)
+capability = bytes.fromhex("0100000200040000000000000000000000000000")
+os.setxattr("own", "security.capability", capability)
+os.setxattr("own", "user.note", b"kept")
 with open("sparse", "wb") as f:
-    f.seek(90 << 20), f.write(b"end")
-os.mkdir("folder", 0o1777), os.chown("folder", 1000, 1001), open("folder/a b'\n", "w").close(), os.utime("folder/a b'\n", ns=(1, 1))
+    f.seek(90 << 20)
+    f.write(b"end")
+os.mkdir("folder", 0o1777)
+os.chown("folder", 1000, 1001)
+open("folder/a b'\n", "w").close()
+os.utime("folder/a b'\n", ns=(1, 1))
 """
 READ = r"""
 import hashlib, os, stat, sys
@@ -35,18 +46,28 @@ for folder, names, files in os.walk(sys.argv[1]):
         path = os.path.join(folder, name)
         seen = os.lstat(path)
         plain = stat.S_ISREG(seen.st_mode)
-        text = os.readlink(path) if stat.S_ISLNK(seen.st_mode) else hashlib.sha256(open(path, "rb").read()).hexdigest() if plain else ""
-        marks = sorted((mark, os.getxattr(path, mark, follow_symlinks=False)) for mark in os.listxattr(path, follow_symlinks=False))
-        print(repr((os.path.relpath(path, sys.argv[1]), seen.st_mode, seen.st_uid, seen.st_gid, seen.st_mtime_ns if plain else 0, seen.st_size if plain else 0, text, marks,
-                    twins.setdefault((seen.st_dev, seen.st_ino), name) if seen.st_nlink > 1 and plain else "")))
+        text = twin = ""
+        when = size = 0
+        if stat.S_ISLNK(seen.st_mode):
+            text = os.readlink(path)
+        if plain:
+            text = hashlib.sha256(open(path, "rb").read()).hexdigest()
+            when, size = seen.st_mtime_ns, seen.st_size
+        if plain and seen.st_nlink > 1:
+            twin = twins.setdefault((seen.st_dev, seen.st_ino), name)
+        marks = sorted(os.listxattr(path, follow_symlinks=False))
+        marks = [(mark, os.getxattr(path, mark, follow_symlinks=False)) for mark in marks]
+        shown = os.path.relpath(path, sys.argv[1])
+        owner = (seen.st_mode, seen.st_uid, seen.st_gid)
+        print(repr((shown, owner, when, size, text, marks, twin)))
 """
 # What differs, and why: field of inspect -> reason. Paths below the root and names of the pool's
 # devices are made equal before.
 EXPLAINED = {
     r"State\.(Pid|StartedAt|FinishedAt)": "it was stopped and runs again",
-    r"NetworkSettings\.(SandboxID|SandboxKey|EndpointID)|NetworkSettings\.Networks\.\w+\.(EndpointID|NetworkID)|Containers\.\w+\.EndpointID": (
-        "it joined its network anew"
-    ),
+    r"NetworkSettings\.(SandboxID|SandboxKey|EndpointID)": "it joined its network anew",
+    r"NetworkSettings\.Networks\.\w+\.(EndpointID|NetworkID)": "it joined its network anew",
+    r"Containers\.\w+\.EndpointID": "it joined its network anew",
     r"NetworkSettings\.Networks\.bridge\.\w+|Id|Created": (
         "docker makes its own bridge anew at each start"
     ),
@@ -65,10 +86,15 @@ def furnished(vm):
     vm.put("/root/read.py", READ.encode())
     vm.sh(
         r"""docker network create --label of=ring --subnet 10.9.0.0/24 inner >/dev/null
-        docker run -d --name db --network inner --ip 10.9.0.7 -v db-data:/data -v /srv:/host:ro -e 'X=a "b" $c' -m 64m --restart on-failure:3 --label 'q=it'"'"'s' dockfix-test/busybox >/dev/null
-        docker run -d --name down --restart unless-stopped dockfix-test/busybox >/dev/null; docker stop down >/dev/null
-        python3 /root/odd.py /var/lib/docker/volumes/db-data/_data; mkdir /proc/$(docker inspect -f '{{.State.Pid}}' db)/root/odd
-        python3 /root/odd.py /proc/$(docker inspect -f '{{.State.Pid}}' db)/root/odd
+        docker run -d --name db --network inner --ip 10.9.0.7 -v db-data:/data -v /srv:/host:ro \
+            -e 'X=a "b" $c' -m 64m --restart on-failure:3 --label 'q=it'"'"'s' \
+            dockfix-test/busybox >/dev/null
+        docker run -d --name down --restart unless-stopped dockfix-test/busybox >/dev/null
+        docker stop down >/dev/null
+        python3 /root/odd.py /var/lib/docker/volumes/db-data/_data
+        inside=/proc/$(docker inspect -f '{{.State.Pid}}' db)/root
+        mkdir $inside/odd
+        python3 /root/odd.py $inside/odd
         docker exec db dd if=/dev/urandom of=/random bs=1M count=24 2>/dev/null; sync""",
         timeout=900,
     )

@@ -170,7 +170,8 @@ def test_qemu_dies_with_its_python(tmp_path):
         stdout=subprocess.PIPE,
     )
     pid, folder = child.stdout.readline().decode().split()
-    assert b"qemu" in open("/proc/%s/cmdline" % pid, "rb").read()
+    with open("/proc/%s/cmdline" % pid, "rb") as f:
+        assert b"qemu" in f.read()
     with image.locked():  # another ring's machine would remove it
         child.kill()
         child.communicate()

@@ -17,14 +17,16 @@ full = pytest.mark.skipif(not FULL, reason="FULL=1: takes minutes")
 OLD, NEW = "/var/lib/docker", "/data/docker"
 POLICIES = ("always", "unless-stopped", "on-failure:3", "no", "always", "no")
 DEAF = ["deaf%d" % number for number in range(len(POLICIES))] + ["writer"]
-# 20.10 unmounts devicemapper/ when it ends, however it came to be a mount; containers/, which Red Hat's builds bind, it leaves
+# 20.10 unmounts devicemapper/ when it ends, however it came to be a mount; containers/, which Red
+# Hat's builds bind, it leaves
 BOUND = ("containers", "devicemapper")
 BIND = r"""#!/bin/sh -e
 root=$(systemctl show -p ExecStart docker | grep -o 'data-root[= ][^ ;]*' | tail -n 1 | cut -c 11-)
 for name in containers devicemapper; do
     home=$(readlink -f "${root:-/var/lib/docker}")/$name
     mkdir -p $home
-    grep -q " $home " /proc/self/mountinfo || { mount --bind $home $home; mount --make-private $home; }
+    grep -q " $home " /proc/self/mountinfo ||
+        { mount --bind $home $home; mount --make-private $home; }
 done
 """
 WRITE = "while :; do cat /proc/uptime >> /ticks/log; sleep 0.2; done"

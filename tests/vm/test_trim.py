@@ -15,12 +15,19 @@ def spoiled(vm):
     tell whether the host was trimmed."""
     vm.put("/etc/systemd/system/docker.service.d/mounts.conf", b"[Service]\nPrivateMounts=yes\n")
     vm.sh(
-        """docker kill web >/dev/null; systemctl stop docker.socket docker; systemctl mask --runtime --now containerd; rm -f /run/containerd/containerd.sock
-        sed -i 's/ --containerd=[^ ]*//' /etc/systemd/system/docker.service.d/storage.conf; systemctl daemon-reload; systemctl start docker; docker start web >/dev/null
+        """docker kill web >/dev/null; systemctl stop docker.socket docker
+        systemctl mask --runtime --now containerd; rm -f /run/containerd/containerd.sock
+        sed -i 's/ --containerd=[^ ]*//' /etc/systemd/system/docker.service.d/storage.conf
+        systemctl daemon-reload; systemctl start docker; docker start web >/dev/null
         docker run -d --name other dockfix-test/busybox >/dev/null
-        for one in web other; do docker exec $one sh -c 'echo kept > /root/kept; dd if=/dev/zero of=/big bs=1M count=32; sync; rm /big; sync'; done
-        truncate -s 200M /root/host.img; mkfs.ext4 -q /root/host.img; mkdir /mnt/host; mount -o loop /root/host.img /mnt/host
-        dd if=/dev/zero of=/mnt/host/big bs=1M count=30; sync; rm /mnt/host/big; sync; fstrim -v / >/root/once""",
+        for one in web other; do
+            docker exec $one sh -c 'echo kept > /root/kept
+                dd if=/dev/zero of=/big bs=1M count=32; sync; rm /big; sync'
+        done
+        truncate -s 200M /root/host.img; mkfs.ext4 -q /root/host.img
+        mkdir /mnt/host; mount -o loop /root/host.img /mnt/host
+        dd if=/dev/zero of=/mnt/host/big bs=1M count=30; sync; rm /mnt/host/big; sync
+        fstrim -v / >/root/once""",
         timeout=900,
     )
 
