@@ -89,7 +89,7 @@ class Storage:
         report = {"errors": [], "exit_code": 0}
         rows = self.module.owners_of(
             self.module.read_layers(self.engine.root),
-            dockfix.Options(arguments=tuple(words)),
+            self.module.Options(arguments=tuple(words)),
             report,
         )
         assert report["errors"] == [] and rows, words
