@@ -322,14 +322,30 @@ def parse_byte_count(text: str, kilo: int) -> Optional[int]:
     return (thousandths * unit + 500) // 1000
 
 
-def parse_size(text: str, now: Optional[int] = None) -> int:
+class SizeRequest(NamedTuple):
+    """A size to be reached: so many bytes, or so many more than there are now."""
+
+    amount: int  # bytes
+    is_growth: bool
+
+    def bytes_from(self, now: int) -> int:
+        if self.is_growth:
+            return now + self.amount
+        return self.amount
+
+
+def parse_size_request(text: str) -> SizeRequest:
+    """A size on the command line, or '+100G' for so much more. Raises UsageError."""
+    if text.startswith("+"):
+        return SizeRequest(parse_size(text[1:]), True)
+    return SizeRequest(parse_size(text), False)
+
+
+def parse_size(text: str) -> int:
     """Bytes of a size on the command line: '500', '64K', '1.5M', '20MiB', all binary.
 
-    'GB' is refused (UsageError), because it means 1000 to some and 1024 to others. With `now`, in
-    bytes, '+100G' is that much more.
+    'GB' is refused (UsageError), because it means 1000 to some and 1024 to others.
     """
-    if now is not None and text.startswith("+"):
-        return now + parse_size(text[1:])
     size = None
     if re.match(r"([0-9]+|[0-9.]+[KMGT](iB)?)\Z", text, re.A | re.I):
         size = parse_byte_count(text, 1024)
@@ -760,11 +776,11 @@ class Options(NamedTuple):
     take_build_cache: bool = False
     take_volumes: Tuple[str, ...] = ()  # names
     # pool, relocate
-    data: Optional[str] = None
-    metadata: Optional[str] = None
+    data: Optional[SizeRequest] = None
+    metadata: Optional[SizeRequest] = None
     offline: bool = False
     overcommit: bool = False
-    base_size: Optional[str] = None
+    base_size: Optional[int] = None  # bytes
     driver: str = ""
     backup: str = ""  # path of a folder
     no_presync: bool = False
@@ -799,6 +815,10 @@ class Options(NamedTuple):
     build_from: Optional[str] = None  # path of a folder
     step_running: bool = False
     watch: float = 10.0  # seconds
+
+    def is_given(self, name: str) -> bool:
+        """Is a field other than its default?"""
+        return getattr(self, name) != getattr(Options(), name)
 
 
 class NotDone(NamedTuple):
@@ -8009,7 +8029,7 @@ def parse_faketime_options(opts: Options) -> ShiftRequest:
     option that does not go with the job."""
     jobs = []
     for name in ("offset", "at", "undo", "status"):
-        if getattr(opts, name) not in (None, False):
+        if opts.is_given(name):
             jobs.append(name)
     if len(jobs) != 1:
         raise UsageError(
@@ -12835,8 +12855,7 @@ def require_reclaim_options(opts: Options, chosen: Sequence[str]) -> None:
     """Raises UsageError before anything is looked at."""
     # An option that narrows a category stands with that category.
     for option, category in NARROWING_OPTIONS:
-        is_given = getattr(opts, option) != getattr(Options(), option)
-        if is_given and chosen and category not in chosen:
+        if opts.is_given(option) and chosen and category not in chosen:
             name = option.replace("_", "-")
             raise UsageError(
                 "--%s goes with --%s" % (name, category),
@@ -17543,7 +17562,7 @@ def run_pool(host: Host, opts: Options, report: dict) -> None:
         ("driver", "recreate"),
         ("backup", "recreate"),
     ):
-        if getattr(opts, option) and owner != opts.arguments[0]:
+        if opts.is_given(option) and owner != opts.arguments[0]:
             raise UsageError(
                 "--%s goes with pool %s" % (option.replace("_", "-"), owner),
                 "python3 dockfix.py pool --help",
@@ -17636,10 +17655,11 @@ def require_sizes(pool: LoopPool, sizes: Dict[str, int], overcommit: bool) -> No
 
 def asked_sizes(opts: Options, pool: LoopPool) -> Dict[str, int]:
     """Bytes by kind, whole MiB; what is not asked for is the size of now."""
-    asked = {
-        kind: parse_size(text, pool.lengths[kind]) if text else pool.lengths[kind]
-        for kind, text in (("data", opts.data), ("metadata", opts.metadata))
-    }
+    asked = dict(pool.lengths)
+    if opts.data:
+        asked["data"] = opts.data.bytes_from(pool.lengths["data"])
+    if opts.metadata:
+        asked["metadata"] = opts.metadata.bytes_from(pool.lengths["metadata"])
     return {
         kind: size if size == pool.lengths[kind] else size >> 20 << 20
         for kind, size in asked.items()
@@ -17652,8 +17672,6 @@ def run_grow(host: Host, opts: Options, report: dict) -> None:
             "how large? --data SIZE, --metadata SIZE, or both",
             "python3 dockfix.py pool grow --data +100G",
         )
-    for text in (opts.data, opts.metadata):
-        parse_size(text or "0", 0)
     host, identity = prove_engine(host)
     engine = collect_engine(host, identity, opts.offline)
     pool = collect_loop_pool(host, engine)
@@ -17878,7 +17896,7 @@ SET_ASIDE = (
 def run_recreate(host: Host, opts: Options, report: dict) -> None:
     driver = opts.driver or "devicemapper"
     if driver not in ("devicemapper", "overlay2") or (
-        driver == "overlay2" and (opts.data or opts.metadata or opts.base_size)
+        driver == "overlay2" and (opts.data or opts.metadata or opts.base_size is not None)
     ):
         raise UsageError("--driver takes overlay2 (then without sizes) or devicemapper")
     if not opts.backup:
@@ -17886,8 +17904,6 @@ def run_recreate(host: Host, opts: Options, report: dict) -> None:
             "where to, with the backup? --backup DIR, a folder on another disk that does not"
             " exist yet"
         )
-    for text in (opts.data, opts.metadata, opts.base_size):
-        parse_size(text or "0", 0)
     host, identity = prove_engine(host)
     engine = collect_engine(host, identity)
     pool = collect_loop_pool(host, engine)
@@ -18010,7 +18026,9 @@ def plan_recreate(
         kept.stock,
         driver == "overlay2",
     )
-    base = ", base size %s" % opts.base_size if opts.base_size else ""
+    base = ""
+    if opts.base_size is not None:
+        base = ", base size %s" % format_option_size(opts.base_size)
     goal = (
         "overlay2"
         if overlay
@@ -18104,11 +18122,9 @@ def new_options(
         ("storage-opt", "dm.loop%ssize" % kind, format_option_size(size))
         for kind, size in sizes.items()
     ]
-    return wanted + (
-        [("storage-opt", "dm.basesize", format_option_size(parse_size(opts.base_size)))]
-        if opts.base_size
-        else []
-    )
+    if opts.base_size is not None:
+        wanted.append(("storage-opt", "dm.basesize", format_option_size(opts.base_size)))
+    return wanted
 
 
 def nothing_new_steps(host: Host, engine: Engine, stock: Stock, when: str) -> List[Step]:
@@ -19631,15 +19647,23 @@ LOSE_OPTION = list_option(
 POOL_OPTIONS = (
     *CHANGE_OPTIONS,
     value_option(
-        "--data", metavar="SIZE", help="of the data file: 500G, 20GiB, or +100G for so much more"
+        "--data",
+        metavar="SIZE",
+        type=parse_size_request,
+        help="of the data file: 500G, 20GiB, or +100G for so much more",
     ),
-    value_option("--metadata", metavar="SIZE", help="of the metadata file"),
+    value_option(
+        "--metadata", metavar="SIZE", type=parse_size_request, help="of the metadata file"
+    ),
     flag_option(
         "--offline", help="grow: stop docker and its containers meanwhile, and start them again"
     ),
     flag_option("--overcommit", help="also beyond what the disk can take"),
     value_option(
-        "--base-size", metavar="SIZE", help="recreate: size of each container's file system"
+        "--base-size",
+        metavar="SIZE",
+        type=parse_size,
+        help="recreate: size of each container's file system",
     ),
     value_option("--driver", metavar="NAME", help="recreate: overlay2, without a pool"),
     value_option("--backup", metavar="DIR", help="recreate: folder for the backup; it stays"),

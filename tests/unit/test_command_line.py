@@ -400,3 +400,47 @@ def test_a_usage_error_in_json_says_of_which_command(web, args, command):
 def test_a_password_in_a_wrong_spelling_is_not_repeated(box, word, json):
     result = box.quick("chpasswd", "web", word, *json)
     assert result.rc == 2 and b"hunter22" not in result.out + result.err, result
+
+
+# ---- options as values
+
+
+def test_every_option_of_the_command_table_has_its_field(dockfix):
+    fields = set(dockfix.Options._fields)
+    for command in (None, *dockfix.COMMANDS):
+        made = {action.dest for action in dockfix.make_parser(command)._actions}
+        assert made <= fields, command
+
+
+def test_options_are_values_that_nothing_writes_to(dockfix, monkeypatch):
+    monkeypatch.setenv("DOCKFIX_DOCKER", "sudo docker")
+    words = "pool grow --data +1G --metadata 64M --timeout 1.5 --lose-autoremove a"
+    _, opts = dockfix.parse_command_line([*words.split(), "--lose-autoremove=b"])
+    assert (opts.command, opts.arguments, opts.timeout) == ("pool", ("grow",), 1.5)
+    assert opts.data == dockfix.SizeRequest(1 << 30, True)
+    assert opts.metadata == dockfix.SizeRequest(64 << 20, False)
+    assert (opts.docker, opts.lose_autoremove) == (("sudo", "docker"), ("a", "b"))
+    assert opts.is_given("metadata") and not opts.is_given("base_size")
+    with pytest.raises(AttributeError):
+        opts.timeout = 2
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["clock", "--all", "--jobs", "many"], "--jobs takes a number from 1 to 1000, not many"),
+        (["clock", "--all", "--max-skew", "nan"], "--max-skew takes a number from 0 to 1e+09"),
+        (["exec", "web1", "--max-output", "1GB", "--", "x"], "not a size: 1GB"),
+        (["reclaim", "--containers", "--older-than", "2 weeks"], "not an age: 2 weeks"),
+        # a variable of a script that is not set: never to be taken for "any age"
+        (["reclaim", "--containers", "--older-than", "", "--yes"], "not an age: "),
+        (["reclaim", "--logs", "--max-log", "", "--yes"], "not a size: "),
+        (["pool", "grow", "--data", "+"], "not a size: "),
+        (["pool", "recreate", "--backup", "/kept", "--base-size", "+1G"], "not a size: +1G"),
+        (["--docker", "'", "clock", "--all"], "--docker '"),
+    ],
+)
+def test_a_value_that_is_none_is_refused_before_docker_is_asked(web, args, words):
+    result = web.quick("--json", *args)
+    assert result.rc == 2 and result.json["errors"][0]["msg"].startswith(words), result
+    assert web.calls() == []

@@ -753,7 +753,7 @@ def test_a_plan_knows_its_steps_by_their_ids(dockfix, ids, void_after, fault):
 
 @pytest.mark.parametrize("text,size", [("500", 500), ("+1G", (1 << 30) + 7), ("2GiB", 2 << 30)])
 def test_relative_sizes(dockfix, text, size):
-    assert dockfix.parse_size(text, 7) == size
+    assert dockfix.parse_size_request(text).bytes_from(7) == size
     if "+" in text:
         with pytest.raises(dockfix.UsageError):
             dockfix.parse_size(text)
