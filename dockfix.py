@@ -429,6 +429,13 @@ def format_size(size: float) -> str:
     return "%.1f %s" % (size, unit)
 
 
+def format_count(number: int, noun: str) -> str:
+    """'1 layer', '2 layers'."""
+    if number == 1:
+        return "1 " + noun
+    return "%d %ss" % (number, noun)
+
+
 def format_known_size(size: Optional[int], complete: bool = True) -> str:
     """'unknown' for None; 'at least ...' where a part of it is unknown."""
     if size is None:
@@ -18830,13 +18837,6 @@ def size_of(key: str) -> Callable[[dict], str]:
 
 def short_id(row: dict) -> str:
     return row["id"][:12]
-
-
-def format_count(number: int, noun: str) -> str:
-    """'1 layer', '2 layers'."""
-    if number == 1:
-        return "1 " + noun
-    return "%d %ss" % (number, noun)
 
 
 def format_tally(values: List[str], order: Sequence[str]) -> str:
