@@ -1003,11 +1003,11 @@ def test_one_flipped_byte_is_found(box, folder, name):
         f.seek(0)
         f.write(b" " if first != b" " else b"x")
     result = box.run("backup", "--verify", folder, "--json")
-    assert result.rc in (1, 5)
-    if result.rc == 1:
-        assert [target for target, status in result.statuses().items() if status == "failed"] == [
-            name.replace(".sha256", "")
-        ]
+    if name == "containers.json":  # it names the others: a backup that is not understood
+        assert result.rc == 5
+        return
+    failed = [target for target, status in result.statuses().items() if status == "failed"]
+    assert result.rc == 1 and failed == [name.replace(".sha256", "")]
     for command in ("images", "network", "volume"):
         box.rule(command, out=b"")
     result = box.run("restore", "-y", folder)

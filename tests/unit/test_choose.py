@@ -221,7 +221,7 @@ def test_docker_from_the_environment(web):
 
 @pytest.mark.parametrize("value", ["", "'unclosed", "   "], ids=repr)
 def test_a_docker_that_is_no_command(web, value):
-    assert web.run("--docker", value, "exec", "web1", "--", "x").rc in (2, 6)
+    assert web.run("--docker", value, "exec", "web1", "--", "x").rc == 2
     assert not web.calls()
 
 

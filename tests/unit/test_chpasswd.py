@@ -150,25 +150,22 @@ def test_exit_status_0_proves_nothing(box):
 def test_a_tool_that_writes_another_hash_is_never_called_changed(box):
     box.container("c", chpasswd="rehash")
     result = box.quick("--json", "chpasswd", "--via", "exec", "c", stdin=LINES)
-    assert result.rc in (1, 3) and result.statuses()["c"] in ("failed", "unknown")
+    assert result.rc == 1 and result.statuses() == {"c": "failed"}
     assert result.rows()["c"]["msg"]
 
 
-def test_a_tool_that_stops_half_way_is_finished_or_reported_by_user(box):
+def test_what_a_tool_that_stops_half_way_left_undone_is_done_by_another_way(box):
     box.container("c", chpasswd="first")
     result = box.quick("--json", "chpasswd", "c", stdin=b"root:one\napp:two\n")
-    row = result.rows()["c"]
-    if row["status"] == "changed":
-        assert set_by(box, "c", [b"root"], b"one") and set_by(box, "c", [b"app"], b"two")
-    else:
-        assert row["status"] == "failed" and result.rc in (1, 3) and "root" in row["msg"], row
+    assert result.rc == 0 and result.statuses() == {"c": "changed"}
+    assert set_by(box, "c", [b"root"], b"one") and set_by(box, "c", [b"app"], b"two")
 
 
 def test_a_half_way_tool_with_via_exec_says_which_user_was_changed(box):
     box.container("c", chpasswd="first")
     result = box.quick("--json", "chpasswd", "--via", "exec", "c", stdin=b"root:one\napp:two\n")
     row = result.rows()["c"]
-    assert row["status"] != "changed" and ("root" in row["msg"] or "app" in row["msg"]), row
+    assert row["status"] == "failed" and "set root but not app" in row["msg"], row
     assert result.rc == 3  # 1 would say that nothing was changed
 
 
@@ -188,7 +185,7 @@ def test_proc_with_a_pid_of_another_program_is_not_used(box):
     )
     before = box.shadow("c")
     result = box.run("--json", "chpasswd", "--via", "proc", "c", stdin=LINES)
-    assert result.statuses()["c"] in ("failed", "refused") and result.rc in (1, 5)
+    assert result.statuses() == {"c": "failed"} and result.rc == 1
     assert box.shadow("c") == before and not writes(box)
     after = os.stat("/etc/shadow")
     assert (host.st_ino, host.st_mtime, host.st_size) == (
@@ -229,8 +226,7 @@ def test_cp_sends_new_content_then_a_hard_link_then_an_empty_leftover(box):
     assert (rest.name, rest.isreg(), nothing) == ("etc/.shadow.dockfix", True, b"")
     assert text == box.shadow("c")
     assert_only_the_hash_and_the_day_differ(before, box.shadow("c"), {b"root"})
-    leftover = box.at("fs", "c", "etc", ".shadow.dockfix")
-    assert not os.path.exists(leftover) or os.path.getsize(leftover) == 0
+    assert not os.path.exists(box.at("fs", "c", "etc", ".shadow.dockfix"))
 
 
 def test_where_there_is_no_rm_the_leftover_is_empty(box):
@@ -262,14 +258,14 @@ def test_a_read_back_that_differs_puts_the_old_bytes_back(box):
     result = box.quick("--json", "chpasswd", "--via", "cp", "c", stdin=LINES)
     assert result.statuses() == {"c": "failed"} and result.rc == 1
     assert box.shadow("c") == before
-    assert "back" in result.rows()["c"]["msg"] or "restored" in result.rows()["c"]["msg"], result
+    assert "the old file was put back" in result.rows()["c"]["msg"], result
 
 
 def test_when_even_the_old_bytes_do_not_go_back_it_is_said(box):
     box.container("c", truncates=9)
     before = box.shadow("c")
     result = box.quick("--json", "chpasswd", "--via", "cp", "c", stdin=LINES)
-    assert result.statuses()["c"] in ("failed", "unknown") and result.rc in (1, 3)
+    assert result.statuses() == {"c": "failed"}
     assert box.shadow("c") != before
     assert "was put back" not in result.rows()["c"]["msg"], result
 
@@ -411,7 +407,7 @@ def test_ids_outside_the_user_namespace_are_not_sent(box):
     box.world["userns"] = 0
     before = box.shadow("c")
     result = box.quick("--json", "chpasswd", "--via", "cp", "c", stdin=LINES)
-    assert result.statuses()["c"] in ("failed", "refused") and result.rc in (1, 5)
+    assert result.statuses() == {"c": "failed"} and result.rc == 1
     assert box.shadow("c") == before and not writes(box)
 
 
@@ -422,7 +418,7 @@ def test_userns_host_under_a_remapping_daemon_is_not_changed_by_cp(box):
     box.container("c", chpasswd="missing", host={"UsernsMode": "host"})
     before = box.shadow("c")
     result = box.quick("--json", "chpasswd", "c", stdin=LINES)
-    assert result.statuses()["c"] in ("failed", "refused") and box.shadow("c") == before
+    assert result.statuses() == {"c": "refused"} and box.shadow("c") == before
     assert not [c for c in writes(box) if c.command == "cp"]
 
 

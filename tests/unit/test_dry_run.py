@@ -60,7 +60,8 @@ def test_nothing_changes_and_only_reading_calls_are_made(street, name, json):
     args = words(street, name)
     before = street.picture()
     result = street.quick(*([*json, "-n", *args]), stdin=b"root:x\n")
-    assert result.rc in (0, 3), result
+    # chpasswd refuses two of them: one is read-only, the other has a mounted /etc
+    assert result.rc == (3 if name.startswith("chpasswd") else 0), result
     assert street.picture() == before
     assert not os.path.exists(street.state)
     assert street.calls("ps")
@@ -76,7 +77,7 @@ def test_standard_input_is_not_read(street, name):
     readable, writable = os.pipe()
     os.write(writable, b"root:x\n")
     pid = street.start(street.arguments(["-n", *args]), stdin=readable)
-    assert street.outcome(pid).rc in (0, 3)
+    assert street.outcome(pid).rc == (0 if name == "exec" else 3)
     left = array.array("i", [0])
     fcntl.ioctl(readable, termios.FIONREAD, left)
     os.close(readable)

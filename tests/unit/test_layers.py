@@ -314,7 +314,9 @@ def test_a_folder_that_is_a_link_or_gone_hides_orphans(dockfix, tmp_path, folder
         way == "gone" and folder.endswith("mounts")
     ):  # a root whose containers are all gone has no mounts either
         assert "orphan" not in roles(found).values()
-    assert found.unread or way == "gone"
+    # a root without containers has no mounts; one without the driver's folder has no layers
+    empty = way == "gone" and folder in ("image/overlay2/layerdb/mounts", "overlay2")
+    assert bool(found.unread) is not empty
     if way == "link" and "/" not in folder:
         followed = dockfix.read_layers(
             root.path, follow=True

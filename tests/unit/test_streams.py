@@ -113,7 +113,8 @@ def test_closed_descriptors_are_not_written_into(web, flags, closed):
     """The next file that is opened gets the free number: it must not receive the output."""
     path = web.file("secret", b"pw")
     result = web.run(*((*flags, "chpasswd", "web1", "--password-file", path)), closed=closed)
-    assert clean(result.err) and result.rc in (0, 1, 2, 6), result
+    # closed for standard output: the environment's fault; nothing is written to standard error here
+    assert clean(result.err) and result.rc == (6 if 1 in closed else 0), result
     assert web.field("web1") != b"*"
     for name in os.listdir(web.state):
         assert b"web1" not in web.read(os.path.join("state", name))
@@ -135,7 +136,7 @@ def test_a_directory_as_stdin(web):
     fd = os.open(web.path, os.O_RDONLY)
     result = web.run("chpasswd", "--all", stdin=fd)
     os.close(fd)
-    assert result.rc in (2, 6) and clean(result.err) and not web.calls("exec")
+    assert result.rc == 2 and clean(result.err) and not web.calls("exec")
 
 
 # ---- locales
