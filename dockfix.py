@@ -69,14 +69,17 @@ from typing import (
     BinaryIO,
     Callable,
     Dict,
+    Generic,
     Iterable,
     Iterator,
     List,
+    Mapping,
     NamedTuple,
     Optional,
     Sequence,
     Set,
     Tuple,
+    TypeVar,
     Union,
 )
 
@@ -3188,66 +3191,166 @@ def claim_stdin(host: Host, purpose: str, hint: str) -> None:
     host.known.stdin_purpose = purpose
 
 
-def row_for(target: Target, status: str, msg: str, **more) -> dict:
-    return dict({"target": target.name, "id": target.id, "status": status, "msg": msg}, **more)
+class ResultRow(NamedTuple):
+    """What a command reports of one container."""
+
+    target: str  # its name
+    id: str  # the full one
+    status: str  # changed, unchanged, skipped (gone, or not begun), refused, failed or unknown
+    msg: str
+    fields: Mapping[str, object]  # the command's own keys of the JSON document, in their order
+    partial: Optional[bool] = None  # was something changed, though not all? None: no such key
+
+    def to_json(self) -> dict:
+        """The row as the JSON document has it."""
+        row = {
+            "target": self.target,
+            "id": self.id,
+            "status": self.status,
+            "msg": self.msg,
+        }  # type: Dict[str, object]
+        row.update(self.fields)
+        if self.partial is not None:
+            row["partial"] = self.partial
+        return row
 
 
-def row_of_error(target: Target, result, more: dict) -> dict:
-    """The row for a job that did not come back with one: not begun, gone, refused, failed."""
-    kinds = (
-        (type(None), "skipped", "not begun: interrupted"),
-        (ContainerGone, "skipped", "gone"),
-        (Refused, "refused", ""),
-        (NoAnswer, "unknown", ""),
-        ((DockfixError, MethodUnavailable), "failed", ""),
-        (object, "failed", "internal error: %s" % type(result).__name__),
-    )  # its text could hold what was being worked on
-    status, msg = next(one[1:] for one in kinds if isinstance(result, one[0]))
-    return row_for(target, status, msg or str(result), **more)
+class Unchanged(Exception):
+    """There is nothing to do in a container. `fields` are those of its row that are not as they
+    are for every container."""
+
+    def __init__(self, msg: str, fields: Optional[Mapping[str, object]] = None) -> None:
+        Exception.__init__(self, msg)
+        self.fields = {} if fields is None else fields
+
+
+Facts = TypeVar("Facts")
+
+
+class Survey(Generic[Facts]):
+    """What the look at the chosen containers says, by their ids. Each target is in one of the two:
+    `facts` for those in which there is work (a command's own type, often a plan), `rows` for those
+    of which all is said already."""
+
+    def __init__(self, targets: List[Target]) -> None:
+        self.targets = targets
+        self.facts = {}  # type: Dict[str, Facts]
+        self.rows = {}  # type: Dict[str, ResultRow]
+
+    def to_do(self) -> List[Facts]:
+        """The facts of the containers in which there is work, in the order of the targets."""
+        return [self.facts[target.id] for target in self.targets if target.id in self.facts]
+
+
+def row_for(target: Target, status: str, msg: str, fields: Mapping[str, object]) -> ResultRow:
+    return ResultRow(target.name, target.id, status, msg, fields)
+
+
+def row_of_error(target: Target, err: Exception, fields: Mapping[str, object]) -> ResultRow:
+    """The row of a container whose look or change ended with an exception."""
+    if isinstance(err, Unchanged):
+        return row_for(target, "unchanged", str(err), dict(fields, **err.fields))
+    if isinstance(err, ContainerGone):
+        return row_for(target, "skipped", "gone", fields)
+    if isinstance(err, Refused):
+        return row_for(target, "refused", str(err), fields)
+    if isinstance(err, NoAnswer):
+        return row_for(target, "unknown", str(err), fields)
+    if isinstance(err, (DockfixError, MethodUnavailable)):
+        return row_for(target, "failed", str(err), fields)
+    # The text of another exception could hold what was being worked on, a password perhaps.
+    return row_for(target, "failed", "internal error: %s" % type(err).__name__, fields)
+
+
+def survey_targets(
+    host: Host,
+    opts: Options,
+    title: str,
+    targets: List[Target],
+    look: Callable[[Target], Facts],
+    fields: Mapping[str, object],
+) -> Survey[Facts]:
+    """look(target) for each, --jobs at a time, with progress. A target at which it raises has a row
+    with these fields."""
+    survey = Survey(targets)  # type: Survey[Facts]
+    progress = Progress(title, len(targets), opts.quiet)
+    for target, result in zip(targets, in_parallel(host, targets, look, opts.jobs, progress)):
+        if result is None:
+            msg = "not begun: interrupted"
+            survey.rows[target.id] = row_for(target, "skipped", msg, fields)
+        elif isinstance(result, Exception):
+            survey.rows[target.id] = row_of_error(target, result, fields)
+        else:
+            survey.facts[target.id] = result
+    return survey
+
+
+def survey_containers(
+    host: Host,
+    opts: Options,
+    title: str,
+    targets: List[Target],
+    look: Callable[[Container], Facts],
+    fields: Mapping[str, object],
+) -> Survey[Facts]:
+    """survey_targets with look(container) for what is there still by docker inspect, which is asked
+    once for all."""
+    containers = inspect_containers(host, [target.id for target in targets])
+
+    def look_at(target: Target) -> Facts:
+        if target.id not in containers:
+            raise ContainerGone
+        return look(containers[target.id])
+
+    return survey_targets(host, opts, title, targets, look_at, fields)
 
 
 def run_over_targets(
     host: Host,
     opts: Options,
-    what: str,
     targets: List[Target],
-    items: Sequence,
-    work: Callable,
-    more: dict,
-) -> list:
-    """work(item) for the item of each target, --jobs at a time, with progress: what it returns, or
-    the row for its surprise (with `more` in it). An item that is a row already stays."""
-    done = in_parallel(
-        host,
-        items,
-        lambda item: item if isinstance(item, dict) else work(item),
-        opts.jobs,
-        Progress(what, len(items), opts.quiet),
-    )
-    return [
-        row_of_error(target, one, more) if one is None or isinstance(one, Exception) else one
-        for target, one in zip(targets, done)
-    ]
+    work: Callable[[Target], ResultRow],
+    fields: Mapping[str, object],
+) -> List[ResultRow]:
+    """The rows of work(target) for each, --jobs at a time, with progress, in the order of the
+    targets. A row for its exception has these fields."""
+    done = survey_targets(host, opts, opts.command, targets, work, fields)
+    rows = dict(done.rows)
+    rows.update(done.facts)
+    return [rows[target.id] for target in targets]
 
 
-def run_over_containers(
+def run_over_survey(
     host: Host,
     opts: Options,
-    what: str,
-    targets: List[Target],
-    look: Callable,
-    more: dict,
-) -> list:
-    """run_over_targets with look(target, container) for what is there still by docker inspect,
-    which is asked once for all."""
-    facts = inspect_containers(host, [target.id for target in targets])
+    survey: Survey[Facts],
+    work: Callable[[Target, Facts], ResultRow],
+    fields: Mapping[str, object],
+) -> List[ResultRow]:
+    """run_over_targets with work(target, facts) for the containers in which there is work. Returns
+    the rows of all."""
 
-    def look_at(target: Target):
-        if target.id not in facts:
-            raise ContainerGone
-        return look(target, facts[target.id])
+    def work_on(target: Target) -> ResultRow:
+        return work(target, survey.facts[target.id])
 
-    return run_over_targets(host, opts, what, targets, targets, look_at, more)
+    targets = [target for target in survey.targets if target.id in survey.facts]
+    rows = dict(survey.rows)
+    for row in run_over_targets(host, opts, targets, work_on, fields):
+        rows[row.id] = row
+    return [rows[target.id] for target in survey.targets]
+
+
+def confirm_restarts(opts: Options, containers: List[Container]) -> None:
+    """Asks about those that run: --restart would interrupt them. Raises Refused on no."""
+    names = [container.name for container in containers if container.running]
+    if names:
+        confirm(opts, "restart %s?" % ", ".join(names))
+
+
+def report_rows(report: dict, rows: List[ResultRow]) -> None:
+    """Puts the rows into the report, and the exit code that follows from them."""
+    report["results"] = [row.to_json() for row in rows]
+    report["exit_code"] = exit_code(report["results"])
 
 
 def shared_words(opts: Options) -> List[str]:
@@ -3257,37 +3360,40 @@ def shared_words(opts: Options) -> List[str]:
     return words + (["--state", opts.state] if opts.state != default_state() else [])
 
 
-def set_script(opts: Options, report: dict, lines: List[str]) -> None:
-    """What a dry run leaves: the script of these lines, and the exit code by the rows as they would
-    be."""
-    report["script"] = script_text(
-        report, lines, sum(one["status"] in ("refused", "failed") for one in report["results"])
-    )
+def set_script(opts: Options, report: dict, rows: List[ResultRow], lines: List[str]) -> None:
+    """What a dry run leaves: the rows as they would be, the script of these lines, and the exit
+    code by the rows."""
+    refused = [row for row in rows if row.status in ("refused", "failed")]
+    report["results"] = [row.to_json() for row in rows]
+    report["script"] = script_text(report, lines, len(refused))
     report["exit_code"] = exit_code(report["results"], opts.exit_code)
 
 
-def not_done_comment(one: dict) -> str:
+def not_done_comment(row: ResultRow) -> str:
     """The script's comment for a row of what is not to be done."""
-    return script_comment("%s: %s (%s): %s" % (one["status"], one["target"], one["id"], one["msg"]))
+    return script_comment("%s: %s (%s): %s" % (row.status, row.target, row.id, row.msg))
 
 
-def plan_own_calls(opts: Options, report: dict, plans: list, words: List[str], more: dict) -> None:
+def plan_own_calls(
+    opts: Options,
+    report: dict,
+    survey: Survey[Facts],
+    options: List[str],
+    fields: Mapping[str, object],
+) -> None:
     """A dry run whose script calls dockfix for each container, because what undo needs has to be
-    kept on the way."""
-    report["results"] = [
-        one if isinstance(one, dict) else row_for(one.target, "changed", "", **more)
-        for one in plans
-    ]
-    call = ["python3", program_path(), opts.command, *words, *shared_words(opts)]
-    lines = [
-        (
-            "run " + quote_line([*call, one["id"]])
-            if one["status"] == "changed"
-            else not_done_comment(one)
-        )
-        for one in report["results"]
-    ]
-    set_script(opts, report, lines)
+    kept on the way. `fields` are those of the rows of what would be changed."""
+    rows, lines = [], []
+    call = ["python3", program_path(), opts.command, *options, *shared_words(opts)]
+    for target in survey.targets:
+        if target.id in survey.facts:
+            row = row_for(target, "changed", "", fields)
+            lines.append("run " + quote_line([*call, target.id]))
+        else:
+            row = survey.rows[target.id]
+            lines.append(not_done_comment(row))
+        rows.append(row)
+    set_script(opts, report, rows, lines)
 
 
 ###############################################################################
@@ -5237,9 +5343,7 @@ def etc_refusal(container: Container, allow_shared: bool, host_ids: Callable[[st
 class PasswordJob(NamedTuple):
     """One container's part: what is set where. refusal is '' where nothing speaks against it."""
 
-    target: Target
     container: Container
-    accounts: List[Account]
     refusal: str
     notes: str
     before: AccountFiles  # at the look
@@ -5353,28 +5457,22 @@ def run_chpasswd(host: Host, opts: Options, report: dict) -> None:
         accounts = read_accounts(opts, source, user) if source == "prompt" else accounts
     users = [one.user for one in accounts] or ([] if source == "lines" else [user])
     before = host_accounts()
-    more = {"users": [format_bytes(one) for one in users], "via": None}
-    plans = run_over_containers(
-        host,
-        opts,
-        "chpasswd: looking",
-        targets,
-        lambda *one: plan_accounts(host, opts, *one, users),
-        more,
-    )
+    fields = {"users": [format_bytes(one) for one in users], "via": None}
+
+    def look(container: Container) -> PasswordJob:
+        return plan_accounts(host, opts, container, users)
+
+    def work(target: Target, job: PasswordJob) -> ResultRow:
+        return set_passwords(host, opts, target, job, passwords.get(target.id, accounts))
+
+    survey = survey_containers(host, opts, "chpasswd: looking", targets, look, fields)
     if opts.dry_run:
-        return plan_chpasswd(opts, report, plans, more)
+        plan_chpasswd(opts, report, survey, fields)
+        return
+    passwords = {}  # type: Dict[str, List[Account]]
     if opts.generate:
-        plans = generate_passwords(opts, plans, user)
-    else:
-        plans = [
-            one._replace(accounts=accounts) if isinstance(one, PasswordJob) else one
-            for one in plans
-        ]
-    report["results"] = run_over_targets(
-        host, opts, "chpasswd", targets, plans, lambda plan: set_passwords(host, opts, plan), more
-    )
-    report["exit_code"] = exit_code(report["results"])
+        passwords = generate_passwords(opts, survey, user)
+    report_rows(report, run_over_survey(host, opts, survey, work, fields))
     check_host_accounts(report, before)
     if opts.encrypted and any(one.secret.startswith(b"$y$") for one in accounts):
         say(
@@ -5404,7 +5502,7 @@ def check_host_accounts(report: dict, before: Dict[str, Tuple]) -> None:
 
 
 def plan_accounts(
-    host: Host, opts: Options, target: Target, container: Container, users: List[bytes]
+    host: Host, opts: Options, container: Container, users: List[bytes]
 ) -> PasswordJob:
     """Everything that can be known before the first change."""
 
@@ -5423,7 +5521,7 @@ def plan_accounts(
                 require_shadow_lines(before, users)
         except Refused as err:
             refusal = err.msg
-    return PasswordJob(target, container, [], refusal, notes, before)
+    return PasswordJob(container, refusal, notes, before)
 
 
 def read_account_files(
@@ -5496,31 +5594,35 @@ def require_shadow_lines(files: AccountFiles, users: List[bytes]) -> None:
             raise Refused(missing_line_text(files, user))
 
 
-def generate_passwords(opts: Options, plans: list, user: bytes) -> list:
-    """A password for each container that was not refused, on the disk before anything is
+def generate_passwords(
+    opts: Options, survey: Survey[PasswordJob], user: bytes
+) -> Dict[str, List[Account]]:
+    """A password for each container that was not refused, by its id, on the disk before anything is
     changed."""
-    made = [
-        (
-            plan._replace(accounts=[Account(user, random_password(20))])
-            if isinstance(plan, PasswordJob) and not plan.refusal
-            else plan
-        )
-        for plan in plans
-    ]
-    given = [plan for plan in made if isinstance(plan, PasswordJob) and plan.accounts]
-    lines = [
-        b"\t".join(
-            (os_bytes(plan.target.name), os_bytes(plan.target.id), user, plan.accounts[0].secret)
-        )
-        + b"\n"
-        for plan in given
-    ]
+    passwords = {}  # type: Dict[str, List[Account]]
+    lines = []
+    for target in survey.targets:
+        job = survey.facts.get(target.id)
+        if job is None:
+            continue
+        passwords[target.id] = []
+        if job.refusal:
+            continue
+        account = Account(user, random_password(20))
+        passwords[target.id] = [account]
+        fields = (os_bytes(target.name), os_bytes(target.id), user, account.secret)
+        lines.append(b"\t".join(fields) + b"\n")
     if lines:
         write_secret_file(opts.output, b"".join(lines))
-    return made
+    return passwords
 
 
-def plan_chpasswd(opts: Options, report: dict, plans: list, more: dict) -> None:
+def plan_chpasswd(
+    opts: Options,
+    report: dict,
+    survey: Survey[PasswordJob],
+    fields: Mapping[str, object],
+) -> None:
     """The dry run: rows as they would be, and the script."""
     words = ["python3", program_path(), "chpasswd", "--via", opts.via]
     words += [
@@ -5541,40 +5643,32 @@ def plan_chpasswd(opts: Options, report: dict, plans: list, more: dict) -> None:
             "--user",
             opts.user or "root",
         ]
-    lines, ids = [], []
-    for plan in plans:
-        ways = (
-            [] if isinstance(plan, dict) or plan.refusal else methods_for(plan.container, opts.via)
-        )
-        one = (
-            plan
-            if isinstance(plan, dict)
-            else row_for(
-                plan.target,
-                "changed" if ways else "refused",
-                plan.refusal or plan.notes,
-                **dict(more, via=ways[0] if ways else None),
-            )
-        )
-        report["results"].append(one)
-        if not ways:
-            lines.append(not_done_comment(one))
+    rows, lines, ids = [], [], []
+    for target in survey.targets:
+        if target.id in survey.rows:
+            rows.append(survey.rows[target.id])
+            lines.append(not_done_comment(rows[-1]))
             continue
-        lines.append(
-            script_comment(
-                "%s: by %s%s"
-                % (one["target"], ", then ".join(ways), "; " + one["msg"] if one["msg"] else "")
-            )
-        )
-        ids.append(one["id"])
+        job = survey.facts[target.id]
+        if job.refusal:
+            rows.append(row_for(target, "refused", job.refusal, fields))
+            lines.append(not_done_comment(rows[-1]))
+            continue
+        methods = methods_for(job.container, opts.via)
+        rows.append(row_for(target, "changed", job.notes, dict(fields, via=methods[0])))
+        comment = "%s: by %s" % (target.name, ", then ".join(methods))
+        if job.notes:
+            comment += "; " + job.notes
+        lines.append(script_comment(comment))
+        ids.append(target.id)
         if not opts.generate:
             lines.append(
                 'run %s < "${DOCKFIX_LINES:?file of USER:PASSWORD lines, mode 0600}"'
-                % quote_line([*words, one["id"]])
+                % quote_line([*words, target.id])
             )
     if opts.generate and ids:
         lines.append("run " + quote_line(words + ids))
-    set_script(opts, report, lines)
+    set_script(opts, report, rows, lines)
 
 
 def methods_for(container: Container, via: str) -> List[str]:
@@ -5587,24 +5681,34 @@ def methods_for(container: Container, via: str) -> List[str]:
     )
 
 
-def set_passwords(host: Host, opts: Options, plan: PasswordJob) -> dict:
+def set_passwords(
+    host: Host,
+    opts: Options,
+    target: Target,
+    plan: PasswordJob,
+    accounts: List[Account],
+) -> ResultRow:
     """The row of one container: tries the ways in order, judges by the read-back only."""
-    more = {"users": [format_bytes(one.user) for one in plan.accounts], "via": None}  # type: dict
+    fields = {
+        "users": [format_bytes(account.user) for account in accounts],
+        "via": None,
+    }  # type: Dict[str, object]
     if plan.refusal:
-        return row_for(plan.target, "refused", plan.refusal, **more)
+        return row_for(target, "refused", plan.refusal, fields)
     hashes = {
         one.user: one.secret if opts.encrypted else sha512_crypt(one.secret, random_password(16))
-        for one in plan.accounts
+        for one in accounts
     }
     reasons = []  # type: List[str]
     status = "failed"
+    partial = None  # type: Optional[bool]
     for way in methods_for(plan.container, opts.via):
         try:
             status, msg = try_method(host, opts, plan, way, hashes)
         except (MethodUnavailable, Refused) as err:
             status, msg = "refused" if isinstance(err, Refused) else "failed", str(err)
         if status in ("failed", "refused", "partial"):
-            more["partial"] = more.get("partial", False) or status == "partial"
+            partial = bool(partial) or status == "partial"
             reasons.append("%s: %s" % (way, msg))
             continue
         notes = "; ".join(
@@ -5612,13 +5716,11 @@ def set_passwords(host: Host, opts: Options, plan: PasswordJob) -> dict:
             for part in (msg, plan.notes, "not by " + " / ".join(reasons) if reasons else "")
             if part
         )
-        return row_for(plan.target, status, notes, **dict(more, via=way))
-    return row_for(
-        plan.target,
-        "refused" if status == "refused" and not more.get("partial") else "failed",
-        "; ".join(reasons),
-        **more,
-    )
+        fields["via"] = way
+        return ResultRow(target.name, target.id, status, notes, fields, partial)
+    if status != "refused" or partial:
+        status = "failed"
+    return ResultRow(target.name, target.id, status, "; ".join(reasons), fields, partial)
 
 
 def try_method(
@@ -5928,21 +6030,23 @@ def run_exec(host: Host, opts: Options, report: dict) -> None:
     refuse_half_way(host)
     targets = choose_containers(host, opts)
     if opts.dry_run:
-        return plan_exec(host, opts, report, targets, words)
+        plan_exec(host, opts, report, targets, words)
+        return
     take_lock(host)
-    report["results"] = run_over_targets(
-        host,
-        opts,
-        "exec",
-        targets,
-        targets,
-        lambda target: exec_one(host, opts, target, words, stdin, limit),
-        NO_ANSWER,
-    )
-    report["exit_code"] = exit_code(report["results"])
+
+    def work(target: Target) -> ResultRow:
+        return exec_one(host, opts, target, words, stdin, limit)
+
+    report_rows(report, run_over_targets(host, opts, targets, work, NO_ANSWER))
 
 
-NO_ANSWER = {"rc": None, "stdout": "", "stderr": "", "truncated": False, "seconds": 0.0}
+NO_ANSWER = {
+    "rc": None,
+    "stdout": "",
+    "stderr": "",
+    "truncated": False,
+    "seconds": 0.0,
+}  # type: Dict[str, object]
 
 
 def exec_words(host: Host, opts: Options) -> Tuple[List[str], Optional[bytes]]:
@@ -5986,7 +6090,7 @@ def exec_one(
     words: List[str],
     stdin: Optional[bytes],
     limit: int,
-) -> dict:
+) -> ResultRow:
     answer = change(host, exec_argv(opts, target, words, stdin is not None), stdin, limit)
     said = answer.err.decode("utf-8", "replace")
     own = answer.timed_out or is_docker_error(answer.rc, said, answer.text())
@@ -6001,20 +6105,18 @@ def exec_one(
         status, msg = "changed", ""
     else:
         status, msg = "failed", first_line(answer) if own else "exit %d" % answer.rc
-    return row_for(
-        target,
-        status,
-        msg,
-        rc=None if own else answer.rc,
-        stdout=format_bytes(answer.out),
-        stderr=format_bytes(answer.err),
-        truncated=answer.out_total > len(answer.out) or answer.err_total > len(answer.err),
-        seconds=round(answer.seconds, 3),
-        cut={
+    fields = {
+        "rc": None if own else answer.rc,
+        "stdout": format_bytes(answer.out),
+        "stderr": format_bytes(answer.err),
+        "truncated": answer.out_total > len(answer.out) or answer.err_total > len(answer.err),
+        "seconds": round(answer.seconds, 3),
+        "cut": {
             "stdout": answer.out_total - len(answer.out),
             "stderr": answer.err_total - len(answer.err),
         },
-    )
+    }
+    return row_for(target, status, msg, fields)
 
 
 def plan_exec(
@@ -6030,12 +6132,12 @@ def plan_exec(
             else quote_word(os.path.abspath(path))
         )
     )
-    lines = []
+    rows, lines = [], []
     for target in targets:
         call = list(host.docker) + exec_argv(opts, target, words, path is not None)
         lines += [script_comment(target.name), "run %s < %s" % (quote_line(call), feed_from)]
-        report["results"].append(row_for(target, "changed", "would run", **NO_ANSWER))
-    set_script(opts, report, lines)
+        rows.append(row_for(target, "changed", "would run", NO_ANSWER))
+    set_script(opts, report, rows, lines)
 
 
 ###############################################################################
@@ -6496,11 +6598,24 @@ def judge_zone(tz: Optional[str], zone: Zone) -> ClockVerdict:
     return ClockVerdict("TZ variable wins", remedy, "TZ=%s" % tz)
 
 
-def clock_row(
-    host: Host, target: Target, container: Container, host_east: int, max_skew: float
-) -> dict:
-    """The row of one container, by one exec where `date` can run, and by the files that name the
-    zone. `host_east` is the host's UTC offset in seconds. Its `remedy` has a %s for the names."""
+class ClockReading(NamedTuple):
+    """What `clock` has read of one container, and says of it."""
+
+    zone: str
+    east: Optional[int]  # seconds east of UTC, None where it is not known
+    clock: Optional[Clock]  # None where it was not read
+    verdict: ClockVerdict
+    msg: str
+
+
+UNREAD = ClockVerdict(CANNOT_TELL, "", "")  # of a container that could not be looked at
+
+
+def look_at_clock(
+    host: Host, container: Container, host_east: int, max_skew: float
+) -> ClockReading:
+    """Reads one container, by one exec where `date` can run, and by the files that name the zone.
+    `host_east` is the host's UTC offset in seconds."""
     clock = None
     reasons = []
     try:
@@ -6512,25 +6627,38 @@ def clock_row(
         clock = read_clock(host, container)
     except MethodUnavailable as err:
         reasons.insert(0, str(err))
-    more = dict(NO_CLOCK, zone=zone.name)
-    east, more["how"] = zone.east, "files"
+    east = zone.east
     if clock:
-        east, more["how"] = clock.east, "date"
-        # + 0.0 makes 0.0 of -0.0
-        more["offset"] = round((clock.least + clock.most) / 2, 1) + 0.0
-        more["uncertainty"] = round((clock.most - clock.least) / 2, 1)
-    more["utc_offset"] = east
+        east = clock.east
     behind = format_behind(east, host_east)
     verdict = judge_clock(host, container, clock, zone, behind, max_skew)
-    more["verdict"], more["remedy"] = verdict.verdict, verdict.remedy
     notes = [verdict.msg, behind]
     why = "; ".join(reason for reason in reasons if reason)
     if why:
         notes.append("its clock was not read: " + why)
+    msg = "; ".join(note for note in notes if note)
+    return ClockReading(zone.name, east, clock, verdict, msg)
+
+
+def clock_row(target: Target, reading: ClockReading) -> ResultRow:
+    """The row of one container."""
+    verdict, clock = reading.verdict, reading.clock
+    fields = dict(NO_CLOCK)
+    fields["verdict"] = verdict.verdict
+    fields["zone"] = reading.zone
+    fields["utc_offset"] = reading.east
+    fields["how"] = "files"
+    if clock:
+        fields["how"] = "date"
+        # + 0.0 makes 0.0 of -0.0
+        fields["offset"] = round((clock.least + clock.most) / 2, 1) + 0.0
+        fields["uncertainty"] = round((clock.most - clock.least) / 2, 1)
+    if verdict.verdict != IN_SYNC:
+        fields["remedy"] = (verdict.remedy or CLOCK_ADVICE) % quote_word(target.name)
     status = "unchanged"
     if verdict.verdict == CANNOT_TELL:
         status = "unknown"
-    return row_for(target, status, "; ".join(note for note in notes if note), **more)
+    return row_for(target, status, reading.msg, fields)
 
 
 def format_behind(east: Optional[int], host_east: int) -> str:
@@ -6544,22 +6672,42 @@ def format_behind(east: Optional[int], host_east: int) -> str:
     return "%s %s the host" % (format_span(east - host_east), direction)
 
 
-def add_clock_findings(report: dict, rows: List[dict]) -> None:
+def add_clock_findings(report: dict, verdicts: List[Tuple[Target, ClockVerdict]]) -> None:
     """One finding for the containers of the same verdict and remedy, which are not in sync."""
     groups = {}  # type: Dict[Tuple[str, str], List[str]]
-    for row in rows:
-        groups.setdefault((row["verdict"], row["remedy"]), []).append(row["target"])
-    for verdict, remedy in sorted(groups):
-        names = groups[verdict, remedy]
+    for target, verdict in verdicts:
+        groups.setdefault((verdict.verdict, verdict.remedy), []).append(target.name)
+    for title, remedy in sorted(groups):
+        names = groups[title, remedy]
         add_finding(
             report,
             Finding(
-                "clock-" + verdict.replace(" ", "-").lower(),
+                "clock-" + title.replace(" ", "-").lower(),
                 "warning",
-                "%s: %s" % (verdict, ", ".join(names)),
+                "%s: %s" % (title, ", ".join(names)),
                 (remedy or CLOCK_ADVICE) % quote_line(names),
             ),
         )
+
+
+def report_clocks(report: dict, survey: Survey[ClockReading]) -> bool:
+    """Puts rows and findings into the report. Returns whether a container is not in sync."""
+    rows, verdicts = [], []
+    for target in survey.targets:
+        if target.id in survey.facts:
+            reading = survey.facts[target.id]
+            row, verdict = clock_row(target, reading), reading.verdict
+        else:
+            row, verdict = survey.rows[target.id], UNREAD
+            if row.status != "skipped":
+                remedy = CLOCK_ADVICE % quote_word(target.name)
+                row = row._replace(fields=dict(NO_CLOCK, remedy=remedy))
+        rows.append(row)
+        if verdict.verdict != IN_SYNC and row.status != "skipped":
+            verdicts.append((target, verdict))
+    report_rows(report, rows)
+    add_clock_findings(report, verdicts)
+    return bool(verdicts)
 
 
 def run_clock(host: Host, opts: Options, report: dict) -> None:
@@ -6577,20 +6725,14 @@ def run_clock(host: Host, opts: Options, report: dict) -> None:
             "this host's own %s is no time zone file" % LOCALTIME, "ls -l %s" % LOCALTIME
         ) from None
 
-    def look(target: Target, container: Container) -> dict:
-        return clock_row(host, target, container, east, max_skew)
+    def look(container: Container) -> ClockReading:
+        return look_at_clock(host, container, east, max_skew)
 
-    report["results"] = run_over_containers(host, opts, "clock", targets, look, NO_CLOCK)
+    survey = survey_containers(host, opts, "clock", targets, look, NO_CLOCK)
+    is_any_off = report_clocks(report, survey)
     report["host"] = {"zone": name, "utc_offset": east}
-    rows_off = []
-    for row in report["results"]:
-        if row["verdict"] != IN_SYNC and row["status"] != "skipped":
-            rows_off.append(row)
-    add_clock_findings(report, rows_off)
-    for row in rows_off:
-        row["remedy"] = (row["remedy"] or CLOCK_ADVICE) % quote_word(row["target"])
     report["exit_code"] = 0
-    if opts.check and rows_off:
+    if opts.check and is_any_off:
         report["exit_code"] = 3
 
 
@@ -6616,7 +6758,6 @@ class ZoneRequest(NamedTuple):
 class ZonePlan(NamedTuple):
     """What is to be done in one container."""
 
-    target: Target
     container: Container
     members: Tuple[Member, ...]  # to be written
     former: Tuple[Member, ...]  # what is at these paths now
@@ -6654,27 +6795,24 @@ def format_left_behind(container: Container, left: Sequence[str]) -> str:
 # Deciding
 
 
-def plan_zone(
-    host: Host, request: ZoneRequest, target: Target, container: Container
-) -> Union[ZonePlan, dict]:
-    """The plan, or the row where nothing is to be done. Raises ContainerGone, Refused,
-    MethodUnavailable."""
+def plan_zone(host: Host, request: ZoneRequest, container: Container) -> ZonePlan:
+    """What is to be done. Raises Unchanged, ContainerGone, Refused, MethodUnavailable."""
     undo = load_undo(host, "timezone", container.id)
     if request.undo:
         if undo:
-            return ZonePlan(target, container, (), (), undo, container.running)
-        msg = "no change of its zone is recorded"
-        return row_for(target, "unchanged", msg, **zone_facts(request))
+            return ZonePlan(container, (), (), undo, container.running)
+        raise Unchanged("no change of its zone is recorded")
     members, former = zone_members(host, container, request)
     outdated = False  # do its processes know the old zone only?
     if undo and container.running:
         outdated = parse_instant(container.started) < parse_instant(undo.changed)
     if members or (outdated and request.restart):
-        return ZonePlan(target, container, members, former, None, container.running)
+        return ZonePlan(container, members, former, None, container.running)
     if outdated:
-        msg = "its processes started before the change: --restart"
-        return row_for(target, "unchanged", msg, **zone_facts(request, "needed"))
-    return row_for(target, "unchanged", "", **zone_facts(request))
+        raise Unchanged(
+            "its processes started before the change: --restart", zone_facts(request, "needed")
+        )
+    raise Unchanged("")
 
 
 def require_writable_zone(container: Container, name: str, paths: Sequence[str]) -> None:
@@ -6740,7 +6878,7 @@ def zone_members(
 # Changing
 
 
-def set_zone(host: Host, request: ZoneRequest, plan: ZonePlan) -> dict:
+def set_zone(host: Host, request: ZoneRequest, target: Target, plan: ZonePlan) -> ResultRow:
     """Writes or undoes, then restarts where that is asked for. Returns the row."""
     container = plan.container
     notes = []
@@ -6756,26 +6894,24 @@ def set_zone(host: Host, request: ZoneRequest, plan: ZonePlan) -> dict:
     if plan.running and request.restart:
         answer = change(host, ["restart", container.id])
         if answer.rc or answer.timed_out:
-            return failed_restart_row(host, request, plan, answer)
+            return failed_restart_row(host, request, target, answer)
         restart = "done"
         notes.append("restarted")
     elif plan.running:
         restart = "needed"
         notes.append("running programs may keep the old zone until --restart")
-    return row_for(plan.target, "changed", "; ".join(notes), **zone_facts(request, restart))
+    return row_for(target, "changed", "; ".join(notes), zone_facts(request, restart))
 
 
-def failed_restart_row(host: Host, request: ZoneRequest, plan: ZonePlan, answer: Answer) -> dict:
+def failed_restart_row(
+    host: Host, request: ZoneRequest, target: Target, answer: Answer
+) -> ResultRow:
     """The row of a container whose files are written and whose restart failed."""
     status, why = "failed", first_line(answer)
     if answer.timed_out:
         status, why = "unknown", "no answer in %g s" % host.timeout
-    return row_for(
-        plan.target,
-        status,
-        "its files are done, but docker restart: " + why,
-        **dict(zone_facts(request, "needed"), partial=True),
-    )
+    msg = "its files are done, but docker restart: " + why
+    return row_for(target, status, msg, zone_facts(request, "needed"))._replace(partial=True)
 
 
 def write_zone(host: Host, plan: ZonePlan) -> None:
@@ -6840,24 +6976,19 @@ def run_timezone(host: Host, opts: Options, report: dict) -> None:
         take_lock(host, True, name="undo.lock")
     facts = zone_facts(request)
 
-    def look(target: Target, container: Container) -> Union[ZonePlan, dict]:
-        return plan_zone(host, request, target, container)
+    def look(container: Container) -> ZonePlan:
+        return plan_zone(host, request, container)
 
-    def write(plan: ZonePlan) -> dict:
-        return set_zone(host, request, plan)
+    def write(target: Target, plan: ZonePlan) -> ResultRow:
+        return set_zone(host, request, target, plan)
 
-    plans = run_over_containers(host, opts, "timezone: looking", targets, look, facts)
+    survey = survey_containers(host, opts, "timezone: looking", targets, look, facts)
     if opts.dry_run:
-        plan_own_calls(opts, report, plans, format_timezone_options(request), facts)
+        plan_own_calls(opts, report, survey, format_timezone_options(request), facts)
         return
-    restarts = []
     if request.restart:
-        changes = [plan for plan in plans if not isinstance(plan, dict)]
-        restarts = [plan.target.name for plan in changes if plan.running]
-    if restarts:
-        confirm(opts, "restart %s?" % ", ".join(restarts))
-    report["results"] = run_over_targets(host, opts, "timezone", targets, plans, write, facts)
-    report["exit_code"] = exit_code(report["results"])
+        confirm_restarts(opts, [plan.container for plan in survey.to_do()])
+    report_rows(report, run_over_survey(host, opts, survey, write, facts))
     if os.path.isdir(os_bytes(os.path.join(host.state, "undo"))):
         drop_undo_if_void(host, [target.id for target in list_containers(host)])
     if opts.json or opts.quiet or request.undo:
@@ -7224,7 +7355,6 @@ class Needs(NamedTuple):
 class Shift(NamedTuple):
     """One container as it is at the look."""
 
-    target: Target
     container: Container
     undo: Optional[Undo]
     preloaded: Optional[bool]  # do its running programs use a libfaketime? None: cannot be seen
@@ -7233,7 +7363,6 @@ class Shift(NamedTuple):
 class ShiftPlan(NamedTuple):
     """A shift that is to be set in one container."""
 
-    target: Target
     shift: Shift
     former: Tuple[Member, Member]  # ld.so.preload and faketimerc at the look
     program: str  # path of the first process, '' where it is not known
@@ -7245,7 +7374,6 @@ class ShiftPlan(NamedTuple):
 class ShiftUndo(NamedTuple):
     """A shift that is to be undone in one container."""
 
-    target: Target
     shift: Shift
     undo: Undo
 
@@ -7533,24 +7661,22 @@ def remove_build(host: Host, container: Container, folder: str) -> List[str]:
 
 def plan_shift(
     host: Host, request: ShiftRequest, libraries: List[Library], shift: Shift
-) -> Union[ShiftPlan, dict]:
-    """The plan, or a row where the clock is shifted so already. `libraries` is empty where one is
-    built in the container later. Looks only: everything that speaks against the shift is raised
-    here, before anything is written. Raises Refused, MethodUnavailable."""
+) -> ShiftPlan:
+    """The plan. `libraries` is empty where one is built in the container later. Looks only:
+    everything that speaks against the shift is raised here, before anything is written. Raises
+    Unchanged where the clock is shifted by that already; Refused, MethodUnavailable."""
     container = shift.container
     require_shiftable(request, shift)
     preload = read_member(host, container, PRELOAD_PATH)
     rc = read_member(host, container, FAKETIMERC_PATH)
     require_known_files(shift, preload, rc)
     if shift.undo and is_in_place(request, shift.undo, preload, rc):
-        return row_for(
-            shift.target,
-            "unchanged",
-            "it is shifted so already",
-            offset=request.seconds,
-            library=shift.undo.more["library"],
-            preloaded=shift.preloaded,
-        )
+        fields = {
+            "offset": request.seconds,
+            "library": shift.undo.more["library"],
+            "preloaded": shift.preloaded,
+        }  # type: Dict[str, object]
+        raise Unchanged("it is shifted so already", fields)
     program = first_program(host, container)
     machine, note = judge_program(posixpath.basename(program.path), program.head)
     folder, libc = find_libc(host, container, machine)
@@ -7566,7 +7692,7 @@ def plan_shift(
     library = None
     if libraries:
         library = choose_library(host, container, libraries, needs)
-    return ShiftPlan(shift.target, shift, (preload, rc), program.path, needs, library, note)
+    return ShiftPlan(shift, (preload, rc), program.path, needs, library, note)
 
 
 def require_shiftable(request: ShiftRequest, shift: Shift) -> None:
@@ -7581,7 +7707,7 @@ def require_shiftable(request: ShiftRequest, shift: Shift) -> None:
     if shift.undo and not shift.undo.more["done"]:
         raise Refused(
             "an earlier change was cut off: python3 dockfix.py faketime --undo %s"
-            % shift.target.name
+            % shift.container.name
         )
     # A restart does not delete the container.
     if request.restart and container.auto_remove:
@@ -7683,7 +7809,9 @@ def judge_program(name: str, head: bytes) -> Tuple[int, str]:
 # Changing
 
 
-def set_shift(host: Host, request: ShiftRequest, source: Dict[str, bytes], plan: ShiftPlan) -> dict:
+def set_shift(
+    host: Host, request: ShiftRequest, source: Dict[str, bytes], target: Target, plan: ShiftPlan
+) -> ResultRow:
     """Shifts one container: library, trial, offset, ld.so.preload last, restart, watch. What undo
     needs is on the disk before the first write. `source` is libfaketime's, {} where the plan has a
     library."""
@@ -7702,25 +7830,27 @@ def set_shift(host: Host, request: ShiftRequest, source: Dict[str, bytes], plan:
         trouble = apply_shift(host, request, plan, library, former[-1])
     except NoAnswer as err:  # what was sent may still arrive: nothing is put back under it
         raise NoAnswer(
-            "%s; look again, then: python3 dockfix.py faketime --undo %s" % (err, shift.target.name)
+            "%s; look again, then: python3 dockfix.py faketime --undo %s"
+            % (err, shift.container.name)
         ) from None
     except Refused as err:
         status, trouble = "refused", str(err)
     except (MethodUnavailable, EnvironmentFault) as err:
         trouble = str(err)
-    more = dict(NO_SHIFT)  # type: Dict[str, object]
+    fields = dict(NO_SHIFT)
     if library is not None:
-        more["library"] = library.path
+        fields["library"] = library.path
     if trouble:
         left = undo_failed_shift(host, shift, former)
         if left:
-            return row_for(shift.target, "failed", trouble + left, **dict(more, partial=True))
-        return row_for(shift.target, status, trouble + "; undone: it is as it was", **more)
+            return row_for(target, "failed", trouble + left, fields)._replace(partial=True)
+        return row_for(target, status, trouble + "; undone: it is as it was", fields)
     save_undo(host, "faketime", container, (), {"done": True, "stopped": False})
-    more.update(offset=request.seconds, preloaded=shift.preloaded)
+    fields["offset"] = request.seconds
+    fields["preloaded"] = shift.preloaded
     if request.restart:
-        more["preloaded"] = True
-    return row_for(shift.target, "changed", format_shift(request, plan), **more)
+        fields["preloaded"] = True
+    return row_for(target, "changed", format_shift(request, plan), fields)
 
 
 def format_shift(request: ShiftRequest, plan: ShiftPlan) -> str:
@@ -7827,7 +7957,7 @@ def watch_shift(host: Host, request: ShiftRequest, plan: ShiftPlan, output: Outp
     began, began_at = time.monotonic(), time.time()
     start = None  # type: Optional[Tuple[str, int]]
     while True:
-        container = inspect_running(host, plan.target.id)
+        container = inspect_running(host, plan.shift.container.id)
         if start is None:
             start = (container.started, container.restarts)
         trouble = shift_trouble(host, request, container, start)
@@ -7914,11 +8044,11 @@ def undo_failed_shift(host: Host, shift: Shift, former: Sequence[Member]) -> str
     if shift.undo:
         facts = shift.undo.more
     try:
-        left = restore_members(host, shift.target, former, False, facts)
+        left = restore_members(host, shift.container.id, former, False, facts)
     except (Refused, MethodUnavailable, EnvironmentFault) as err:
         return "; AND it could not be undone (%s): python3 dockfix.py faketime --undo %s" % (
             err,
-            shift.target.name,
+            shift.container.name,
         )
     if left:
         return "; left behind: %s" % ", ".join(left)
@@ -7927,7 +8057,7 @@ def undo_failed_shift(host: Host, shift: Shift, former: Sequence[Member]) -> str
 
 def restore_members(
     host: Host,
-    target: Target,
+    container_id: str,
     members: Sequence[Member],
     restart: bool,
     facts: Optional[dict] = None,
@@ -7935,8 +8065,8 @@ def restore_members(
     """Restores files, ld.so.preload first, and returns what could not be removed. Then the undo
     record takes back its earlier `facts`; with None it is dropped once nothing is left. A container
     that dockfix stopped, or started with the library, is started or restarted."""
-    container = inspect_running(host, target.id)
-    undo = load_undo(host, "faketime", target.id)
+    container = inspect_running(host, container_id)
+    undo = load_undo(host, "faketime", container_id)
     if not undo:
         return []
     if restart and container.running:
@@ -7958,48 +8088,44 @@ def restore_members(
     return left
 
 
-def undo_shift(host: Host, request: ShiftRequest, plan: ShiftUndo) -> dict:
+def undo_shift(host: Host, request: ShiftRequest, target: Target, plan: ShiftUndo) -> ResultRow:
     """Puts back what was there before dockfix's first shift, byte by byte."""
     shift, undo = plan.shift, plan.undo
-    left = restore_members(host, shift.target, undo.members, request.restart)
+    left = restore_members(host, target.id, undo.members, request.restart)
     if left:
-        return row_for(
-            shift.target,
-            "failed",
-            "left behind: %s" % ", ".join(left),
-            **dict(NO_SHIFT, partial=True),
-        )
+        msg = "left behind: %s" % ", ".join(left)
+        return row_for(target, "failed", msg, NO_SHIFT)._replace(partial=True)
     msg = ""
     if shift.preloaded and not request.restart and not undo.more["stopped"]:
         msg = (
             "its running programs go back within 10 s; they keep the library until they are"
             " restarted (--restart)"
         )
-    return row_for(shift.target, "changed", msg, **dict(NO_SHIFT, offset=0))
+    return row_for(target, "changed", msg, dict(NO_SHIFT, offset=0))
 
 
 # --status
 
 
-def shift_status(host: Host, shift: Shift, users: Dict[int, bool]) -> dict:
-    """The row of --status: what is set in the container, by its files. What its clock shows is for
+def shift_status(host: Host, shift: Shift, users: Dict[int, bool]) -> Unchanged:
+    """What --status tells: what is set in the container, by its files. What its clock shows is for
     `clock` to tell. `users` is from processes_of."""
     undo = shift.undo
     preload = read_member(host, shift.container, PRELOAD_PATH)
     rc = read_member(host, shift.container, FAKETIMERC_PATH)
-    more = dict(NO_SHIFT, preloaded=shift.preloaded)  # type: Dict[str, object]
+    fields = dict(NO_SHIFT, preloaded=shift.preloaded)
     if undo and undo.more["done"]:
-        more.update(offset=undo.more["offset"], library=undo.more["library"])
+        fields.update(offset=undo.more["offset"], library=undo.more["library"])
         msg = "%+d s by dockfix since %s; its first process: %s" % (
             undo.more["offset"],
             undo.changed[:19] + "Z",
             format_follows(shift.container, users),
         )
     elif undo:
-        msg = "a change was cut off: python3 dockfix.py faketime --undo %s" % shift.target.name
+        msg = "a change was cut off: python3 dockfix.py faketime --undo %s" % shift.container.name
     else:
         msg = format_foreign_shift(shift, preload, rc)
-    return row_for(shift.target, "unchanged", msg, **more)
+    return Unchanged(msg, fields)
 
 
 def format_follows(container: Container, users: Dict[int, bool]) -> str:
@@ -8130,27 +8256,13 @@ def format_faketime_options(opts: Options, request: ShiftRequest) -> List[str]:
     return [*options, "--watch=%g" % request.watch]
 
 
-def look_at_shift(
-    host: Host,
-    request: ShiftRequest,
-    libraries: List[Library],
-    target: Target,
-    container: Container,
-) -> Union[ShiftPlan, ShiftUndo, dict]:
-    """What is to be done in one container: a ShiftPlan to set, a ShiftUndo to undo, a row where
-    there is nothing to do. Raises Refused, MethodUnavailable."""
+def look_at_shift(host: Host, container: Container) -> Tuple[Shift, Dict[int, bool]]:
+    """A container as it is now, and its processes by processes_of."""
     users = processes_of(container)
     preloaded = None
     if users:
         preloaded = any(users.values())
-    shift = Shift(target, container, load_undo(host, "faketime", target.id), preloaded)
-    if request.action == "set":
-        return plan_shift(host, request, libraries, shift)
-    if request.action == "status" or not shift.undo:
-        return shift_status(host, shift, users)
-    if request.restart and container.auto_remove:
-        raise Refused(NO_STOP)
-    return ShiftUndo(target, shift, shift.undo)
+    return Shift(container, load_undo(host, "faketime", container.id), preloaded), users
 
 
 def add_new_containers_finding(report: dict, seconds: int, plans: Sequence[ShiftPlan]) -> None:
@@ -8191,31 +8303,69 @@ def run_faketime(host: Host, opts: Options, report: dict) -> None:
         take_lock(host, True, name="undo.lock")
         drop_undo_if_void(host, [target.id for target in list_containers(host)])
 
-    def look(target: Target, container: Container) -> Union[ShiftPlan, ShiftUndo, dict]:
-        return look_at_shift(host, request, libraries, target, container)
+    if request.action == "set":
+        set_shifts(host, opts, report, request, source, libraries, targets)
+    else:
+        undo_shifts(host, opts, report, request, targets)
 
-    def shift_clock(plan: Union[ShiftPlan, ShiftUndo]) -> dict:
-        if isinstance(plan, ShiftUndo):
-            return undo_shift(host, request, plan)
-        return set_shift(host, request, source, plan)
 
-    plans = run_over_containers(host, opts, "faketime: looking", targets, look, NO_SHIFT)
+def set_shifts(
+    host: Host,
+    opts: Options,
+    report: dict,
+    request: ShiftRequest,
+    source: Dict[str, bytes],
+    libraries: List[Library],
+    targets: List[Target],
+) -> None:
+    """faketime with --offset or --at."""
+
+    def look(container: Container) -> ShiftPlan:
+        shift, _ = look_at_shift(host, container)
+        return plan_shift(host, request, libraries, shift)
+
+    def work(target: Target, plan: ShiftPlan) -> ResultRow:
+        return set_shift(host, request, source, target, plan)
+
+    survey = survey_containers(host, opts, "faketime: looking", targets, look, NO_SHIFT)
     if opts.dry_run:
         options = format_faketime_options(opts, request)
-        plan_own_calls(opts, report, plans, options, dict(NO_SHIFT, offset=request.seconds))
+        plan_own_calls(opts, report, survey, options, dict(NO_SHIFT, offset=request.seconds))
         return
-    changes = [plan for plan in plans if not isinstance(plan, dict)]
-    if request.action == "set":
-        add_new_containers_finding(report, request.seconds, changes)
-    restarts = []
+    add_new_containers_finding(report, request.seconds, survey.to_do())
     if request.restart:
-        restarts = [plan.target.name for plan in changes if plan.shift.container.running]
-    if restarts:
-        confirm(opts, "restart %s?" % ", ".join(restarts))
-    report["results"] = run_over_targets(
-        host, opts, "faketime", targets, plans, shift_clock, NO_SHIFT
-    )
-    report["exit_code"] = exit_code(report["results"])
+        confirm_restarts(opts, [plan.shift.container for plan in survey.to_do()])
+    report_rows(report, run_over_survey(host, opts, survey, work, NO_SHIFT))
+
+
+def undo_shifts(
+    host: Host,
+    opts: Options,
+    report: dict,
+    request: ShiftRequest,
+    targets: List[Target],
+) -> None:
+    """faketime with --undo or --status."""
+
+    def look(container: Container) -> ShiftUndo:
+        shift, users = look_at_shift(host, container)
+        if request.action == "status" or not shift.undo:
+            raise shift_status(host, shift, users)
+        if request.restart and container.auto_remove:
+            raise Refused(NO_STOP)
+        return ShiftUndo(shift, shift.undo)
+
+    def work(target: Target, plan: ShiftUndo) -> ResultRow:
+        return undo_shift(host, request, target, plan)
+
+    survey = survey_containers(host, opts, "faketime: looking", targets, look, NO_SHIFT)
+    if opts.dry_run:
+        options = format_faketime_options(opts, request)
+        plan_own_calls(opts, report, survey, options, dict(NO_SHIFT, offset=0))
+        return
+    if request.restart:
+        confirm_restarts(opts, [plan.shift.container for plan in survey.to_do()])
+    report_rows(report, run_over_survey(host, opts, survey, work, NO_SHIFT))
 
 
 ###############################################################################
@@ -16717,7 +16867,9 @@ def judge_backup(kept: Backup, tick: Callable[[int], None] = lambda done: None) 
 
 def lacking_rows(kept: Backup) -> List[dict]:
     return [
-        row_for(Target(one["id"], one["target"], ""), "failed", "not in the backup: " + one["why"])
+        ResultRow(
+            one["target"], one["id"], "failed", "not in the backup: " + one["why"], {}
+        ).to_json()
         for one in kept.lacks
     ]
 
@@ -17200,7 +17352,7 @@ def compare_containers(host: Host, kept: Backup, failed: Dict[str, str], known: 
             "failed" if name in failed or not new else "unchanged" if name in known else "changed"
         )
         rows.append(
-            row_for(Target(new[0]["Id"] if new else "", name, ""), status, "; ".join(words))
+            ResultRow(name, new[0]["Id"] if new else "", status, "; ".join(words), {}).to_json()
         )
     return rows
 
@@ -17344,7 +17496,7 @@ def report_incomplete(report: dict, lacks: Dict[str, str]) -> None:
     for one in report["results"]:
         one["msg"] = "not complete: " + one["msg"]
     report["results"] += [
-        row_for(Target("", name, ""), "failed", "not in the backup: " + lacks[name])
+        ResultRow(name, "", "failed", "not in the backup: " + lacks[name], {}).to_json()
         for name in sorted(lacks)
     ]
     report["exit_code"] = 3
