@@ -3400,11 +3400,47 @@ def plan_own_calls(
 # 8. Files of a container
 ###############################################################################
 
+# How dockfix reads and changes files inside a container. What is in a container is hostile: its
+# programs may make a link, a fifo, a device or a mount of any name, at any moment, also between a
+# look and the change that follows. So nothing here may ever follow a link that leads out of the
+# container, write through a mount, open a device, or wait for a fifo.
+#
+# There are two ways, and the callers need not know which one is taken:
+#
+# By proc, where dockfix is root on the engine's own host and a process of the container runs.
+#   1. /proc/PID/root is opened, and shown to be the container's own layer (open_root): the pid may
+#      have been reused, and the process may have made a mount of the host its root (chroot(2)).
+#   2. From there, every folder of a path is opened by itself, relative to the one above, with
+#      O_NOFOLLOW. Each opened folder must be on the mount of the root. The kernel resolves no link:
+#      to read, dockfix reads each link and walks it from the container's root; to write, a link on
+#      the way is a refusal. There is no chroot and no fork: a codec that is loaded after a chroot
+#      is the container's code.
+#   3. A file is judged by its name with O_PATH, which opens nothing, and then that very inode is
+#      opened: no other can take its place.
+#   4. A file is replaced by a new one beside it (a temporary name, O_EXCL), which gets the old
+#      one's owner, mode and extended attributes, is on the disk (fsync), and then takes the name
+#      (rename). At the end dockfix reads it back, and looks whether the folders that it wrote to
+#      are still where they were.
+#
+# By cp, everywhere else: `docker cp` sends and takes a tar.
+#   1. Only the first member of a tar is read, and only so many bytes of it as were asked for.
+#   2. docker cp knows paths only, so a link made between the look and the write would lead it into
+#      a mount. The proof that there is none: a container that runs and has mounts is paused; each
+#      folder on the way, and where each mount's destination leads, is looked at while nothing in it
+#      can run; then the tar is sent, and the folders on the way go with it, for the daemon puts no
+#      folder over what is none (NoOverwriteDirNonDir in moby's pkg/archive; seen on 20.10 and 28).
+#      Afterwards everything is looked at once more: the container was neither started, stopped nor
+#      unpaused meanwhile, and no folder has moved.
+#   3. The daemon removes a file before it writes the new one (moby#43698), so what can fail for
+#      want of space or of an owner's id is sent first, under another name.
+#
+# Sources: openat(2), open(2) for O_PATH, path_resolution(7), proc(5), rename(2), lckpwdf(3).
+
 
 class Member(NamedTuple):
-    """One path of a container. kind: 'file', 'link' (text in `link`), 'hard' (to write only),
-    'dir', 'other', or 'absent'. uid and gid as the host sees them (user-namespace base included);
-    mtime in whole seconds."""
+    """One path of a container. kind: 'file', 'link' (its text in `link`), 'dir', 'fifo', 'other'
+    (a device, a socket), 'absent', or 'hard' (a hard link to `link`, only to be written). uid and
+    gid as the host sees them (user-namespace base included); mtime in whole seconds."""
 
     path: str
     kind: str
@@ -3416,441 +3452,696 @@ class Member(NamedTuple):
     mtime: int = 0
 
 
-class Undo(NamedTuple):
-    """What STATE/undo/KIND-ID.json holds: what was at each path before dockfix's first change of
-    this kind. `engine` is `docker info`'s ID, `changed` the time of the last change (ISO 8601 in
-    UTC), `more` the feature's own facts."""
-
-    kind: str
-    id: str
-    name: str
-    engine: str
-    changed: str
-    members: Tuple[Member, ...]
-    more: dict
+# How a folder or a name of a container is opened: never through a link that has the name itself.
+OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+OPEN_TO_JUDGE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC  # the inode, without opening what it is
+CREATE_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+CHANGED_MEANWHILE = (errno.ELOOP, errno.ENOTDIR)  # of what was a folder a moment ago
 
 
-# --- files of a container
+# What may be written: facts of docker inspect alone.
+
 
 READ_ONLY = "the container's root file system is read-only"
-TAR_TYPES = {
-    "file": tarfile.REGTYPE,
-    "link": tarfile.SYMTYPE,
-    "hard": tarfile.LNKTYPE,
-    "dir": tarfile.DIRTYPE,
-}
-TAR_KINDS = {
-    tarfile.REGTYPE: stat.S_IFREG,
-    tarfile.AREGTYPE: stat.S_IFREG,
-    tarfile.SYMTYPE: stat.S_IFLNK,
-    tarfile.LNKTYPE: stat.S_IFLNK,
-    tarfile.FIFOTYPE: stat.S_IFIFO,
-    tarfile.DIRTYPE: stat.S_IFDIR,
-}
-
-
-def kind_of(mode: int) -> str:
-    """The kind of a Member from st_mode."""
-    return {
-        stat.S_IFREG: "file",
-        stat.S_IFLNK: "link",
-        stat.S_IFDIR: "dir",
-        stat.S_IFIFO: "fifo",
-    }.get(stat.S_IFMT(mode), "other")
 
 
 def can_exec(container: Container) -> bool:
     return container.running and not container.paused and not container.restarting
 
 
+def is_at_or_above(place: str, path: str) -> bool:
+    """Is a place of a container this path, or a folder that it lies in?"""
+    return (path + "/").startswith(place.rstrip("/") + "/")
+
+
 def mounts_over(container: Container, paths: Sequence[str]) -> List[Tuple[str, str]]:
     """(source, destination) of the mounts at or above any of these paths."""
-    return [
-        (source, target)
-        for source, target in container.mounts
-        if any((path + "/").startswith(target.rstrip("/") + "/") for path in paths)
-    ]
+    over = []
+    for source, destination in container.mounts:
+        if any(is_at_or_above(destination, path) for path in paths):
+            over.append((source, destination))
+    return over
 
 
 def files_refusal(container: Container, paths: Sequence[str]) -> str:
     """Why these paths must not be written, '' when they may."""
     over = mounts_over(container, paths)
     if over:
+        source, destination = over[0]
         return (
             "%s is a mount (%s): a change would reach beyond the container, or be covered at its"
-            " next start" % (over[0][1], over[0][0] or "volume")
+            " next start" % (destination, source or "volume")
         )
-    return READ_ONLY if container.read_only else ""
+    if container.read_only:
+        return READ_ONLY
+    return ""
 
 
-def members_tar(members: Sequence[Member], base: Tuple[int, int]) -> bytes:
+def leads_out(container: Container) -> bool:
+    """Has it mounts? Without one, no link in it leads docker cp, or a program in it, to anything
+    that is not its own. (What docker itself mounts, /etc/hosts and the like, are single files; a
+    tmpfs holds nothing of the host.)"""
+    memory = {destination for source, destination in container.mounts if source == "tmpfs"}
+    return any(destination not in memory for _, destination in container.mounts)
+
+
+def folders_above(paths: Iterable[str]) -> List[str]:
+    """Every folder above these paths but the root, outermost first."""
+    folders = set()
+    for path in paths:
+        while posixpath.dirname(path) != "/":
+            path = posixpath.dirname(path)
+            folders.add(path)
+    return sorted(folders)
+
+
+def deepest_first(paths: Iterable[str]) -> List[str]:
+    return sorted(paths, key=lambda path: -len(path))
+
+
+def not_a_folder(path: str, kind: str, link: str) -> Refused:
+    text = "a file"
+    if kind == "link":
+        text = "a link to %s" % link
+    return Refused("its %s is %s, not a folder" % (path, text))
+
+
+# A member: from st_mode, from the tar of docker cp, and into a tar.
+
+
+MODE_KINDS = {
+    stat.S_IFREG: "file",
+    stat.S_IFLNK: "link",
+    stat.S_IFDIR: "dir",
+    stat.S_IFIFO: "fifo",
+}
+READ_TYPES = {  # a hard link is read as a link: its text is a path
+    tarfile.REGTYPE: "file",
+    tarfile.AREGTYPE: "file",
+    tarfile.SYMTYPE: "link",
+    tarfile.LNKTYPE: "link",
+    tarfile.FIFOTYPE: "fifo",
+    tarfile.DIRTYPE: "dir",
+}
+WRITE_TYPES = {
+    "file": tarfile.REGTYPE,
+    "link": tarfile.SYMTYPE,
+    "hard": tarfile.LNKTYPE,
+    "dir": tarfile.DIRTYPE,
+}
+IRREGULAR = {"link": "a symbolic link", "fifo": "a fifo", "dir": "a directory"}
+
+
+def kind_of(mode: int) -> str:
+    """The kind of a Member from st_mode."""
+    return MODE_KINDS.get(stat.S_IFMT(mode), "other")
+
+
+def require_regular(path: str, kind: str, size: int, limit: int) -> None:
+    """Raises Refused for what is no file, and for one of more than `limit` bytes."""
+    if kind != "file":
+        text = IRREGULAR.get(kind, "a device or socket")
+        raise Refused("its %s is %s, not a file" % (path, text))
+    if size > limit:
+        raise Refused("its %s has %d bytes; more than %d is not such a file" % (path, size, limit))
+
+
+def parse_tar_member(path: str, header: tarfile.TarInfo, data: bytes) -> Member:
+    """The member of a path from what docker cp sent for it."""
+    kind = READ_TYPES.get(header.type, "other")
+    if kind != "file":
+        data = b""
+    link = ""
+    if kind == "link":
+        link = header.linkname
+    mode = header.mode & 0o7777
+    return Member(path, kind, data, link, header.uid, header.gid, mode, int(header.mtime))
+
+
+def format_tar(members: Sequence[Member], base: Tuple[int, int]) -> bytes:
     """The tar for `docker cp - C:/` of the members that are not absent, in their order. `base` is
     the engine's userns_base. Raises MethodUnavailable for an owner outside it: docker cp unlinks
     first and fails then (moby#43698)."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as tar:
-        for one in members:
-            if one.kind == "absent":
-                continue
-            member = tarfile.TarInfo(one.path.lstrip("/"))
-            member.uid, member.gid, member.mode, member.mtime = (
-                one.uid - base[0],
-                one.gid - base[1],
-                one.mode,
-                one.mtime,
-            )
-            if not (0 <= member.uid <= ID_MAX and 0 <= member.gid <= ID_MAX):
-                raise MethodUnavailable(
-                    "the owner of its %s (%d:%d) is outside the engine's user namespace (from"
-                    " %d:%d)" % ((one.path, one.uid, one.gid, *base))
-                )
-            member.type, member.linkname, member.size = TAR_TYPES[one.kind], one.link, len(one.data)
-            tar.addfile(member, io.BytesIO(one.data))
+        for member in members:
+            if member.kind != "absent":
+                tar.addfile(format_tar_header(member, base), io.BytesIO(member.data))
     return out.getvalue()
 
 
-def is_same_member(found: Member, wanted: Member) -> bool:
+def format_tar_header(member: Member, base: Tuple[int, int]) -> tarfile.TarInfo:
+    first_uid, first_gid = base
+    header = tarfile.TarInfo(member.path.lstrip("/"))
+    header.uid = member.uid - first_uid
+    header.gid = member.gid - first_gid
+    header.mode = member.mode
+    header.mtime = member.mtime
+    if not (0 <= header.uid <= ID_MAX and 0 <= header.gid <= ID_MAX):
+        raise MethodUnavailable(
+            "the owner of its %s (%d:%d) is outside the engine's user namespace (from %d:%d)"
+            % (member.path, member.uid, member.gid, first_uid, first_gid)
+        )
+    header.type = WRITE_TYPES[member.kind]
+    header.linkname = member.link
+    header.size = len(member.data)
+    return header
+
+
+def is_same_member(present: Member, wanted: Member) -> bool:
     """Is it what was to be written? A link's mode and what a directory holds say nothing; docker
     keeps no mtime of links."""
-    keep = {
-        "absent": (),
-        "dir": (),
-        "link": ("link", "uid", "gid"),
-        "file": ("data", "uid", "gid", "mode"),
-    }[wanted.kind]
-    return found.kind == wanted.kind and all(
-        getattr(found, name) == getattr(wanted, name) for name in keep
-    )
+    if present.kind != wanted.kind:
+        return False
+    if wanted.kind in ("absent", "dir"):
+        return True
+    if (present.uid, present.gid) != (wanted.uid, wanted.gid):
+        return False
+    if wanted.kind == "link":
+        return present.link == wanted.link
+    return (present.data, present.mode) == (wanted.data, wanted.mode)
 
 
-def undo_text(undo: Undo) -> bytes:
-    members = [
-        dict(one._asdict(), data=base64.b64encode(one.data).decode("ascii")) for one in undo.members
-    ]
-    return (
-        json.dumps(dict(undo._asdict(), schema="dockfix-undo/1", members=members), indent=1) + "\n"
-    ).encode("ascii")
+# By proc: the container's root, opened and proven.
 
 
-MEMBER_TYPES = [str, str, bytes, str, int, int, int, int]
-# What a record can hold, for it is acted on as root inside: by kind, its paths, and of its facts
-# what Python shows
-UNDO_FORMS = {
-    "timezone": (r"/etc(/localtime|/timezone)?|/usr(/share(/zoneinfo(/[A-Za-z0-9_+-]+)*)?)?", {}),
-    "faketime": (
-        r"/etc/(ld\.so\.preload|faketimerc)|/usr/lib/libfaketime-dockfix-[0-9a-f]{12}\.so\.1",
-        {
-            "done": "True|False",
-            "stopped": "True|False",
-            "offset": "-?[0-9]+",
-            "build": r"'(/\.dockfix-build-[0-9a-f]{12})?'",
-        },
-    ),
-}
+class OpenedRoot(NamedTuple):
+    """A descriptor of a container's own root, and the mounts that its first process sees."""
+
+    fd: int
+    mounts: List[Mount]
 
 
-def parse_undo(data: bytes, kind: str, ident: str) -> Undo:
-    """The reverse. Raises ValueError for what is no record of this kind and container."""
+def open_root(container: Container) -> OpenedRoot:
+    """The container's own root, through its first process. Raises MethodUnavailable where it is not
+    proven that this is the container's own layer: a process may have chrooted itself into a mount
+    of the host, and a pid may have been reused."""
+    if os.geteuid() != 0:
+        raise MethodUnavailable("only root can go through /proc")
+    if not container.pid:
+        raise MethodUnavailable("it has no running process")
+    folder = "/proc/%d" % container.pid
     try:
-        found = json.loads(data.decode("utf-8", "replace"))
-        members = [
-            Member(**dict(one, data=base64.b64decode(one["data"], validate=True)))
-            for one in found.pop("members")
-        ]
-        paths, facts = UNDO_FORMS[kind]
-        good = [
-            (found.pop("schema"), found["kind"], found["id"]) == ("dockfix-undo/1", kind, ident),
-            isinstance(found["more"], dict),
-        ]
-        good += [
-            one.kind in ("file", "link", "absent") and [type(part) for part in one] == MEMBER_TYPES
-            for one in members
-        ]
-        good += [re.match("(?:%s)\\Z" % paths, one.path, re.S) for one in members]
-        if not all(
-            good
-            + [
-                re.match("(?:%s)\\Z" % form, repr(found["more"][key]))
-                for key, form in facts.items()
-            ]
-        ):
-            raise ValueError("not a record")
-        return Undo(members=tuple(members), **found)
-    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
-        raise ValueError("not an undo record of dockfix") from None
+        process = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return open_root_of(process, container)
+        finally:
+            os.close(process)
+    except OSError as err:
+        raise MethodUnavailable("%s: %s" % (folder, err.strerror)) from None
 
 
-# --- a container's /etc, by descriptors below /proc/PID: no chroot, no fork, no link is followed
-
-
-def open_regular_at(folder: int, name: str, flags: int, limit: int, path: str) -> int:
-    """A regular file of at most `limit` bytes; never a link, never blocks on a fifo. Judged through
-    O_PATH first, and then that very inode is opened: to open a device is to act on it (a watchdog
-    reboots the host). Raises Refused, which calls it `path`."""
-    place = os.open(os_bytes(name), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+def open_root_of(process: int, container: Container) -> OpenedRoot:
+    """process: an opened /proc/PID, which stays that process's even when its pid is reused. Raises
+    OSError, MethodUnavailable."""
+    if container.id not in read_proc(process, "cgroup"):
+        raise MethodUnavailable("process %d is not this container's" % container.pid)
+    # This name is a link of the kernel's own, which it resolves without a path.
+    root = os.open("root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=process)
     try:
-        found = os.fstat(place)
-        check_regular(path, kind_of(found.st_mode), found.st_size, limit)
-        return os.open("/proc/self/fd/%d" % place, flags | os.O_NONBLOCK | os.O_CLOEXEC)
-    finally:
-        os.close(place)
-
-
-def read_file_at(folder: int, name: str, limit: int, path: str) -> Tuple[bytes, os.stat_result]:
-    """The bytes of open_regular_at's file. Raises MethodUnavailable for one that grows
-    meanwhile."""
-    with os.fdopen(open_regular_at(folder, name, os.O_RDONLY, limit, path), "rb") as source:
-        found, data = os.fstat(source.fileno()), source.read(limit + 1)
-    if len(data) != found.st_size:
-        raise MethodUnavailable("its %s grows while it is read" % path)
-    return data, found
-
-
-def check_regular(path: str, kind: str, size: int, limit: int) -> None:
-    if kind != "file":
-        what = {"link": "a symbolic link", "fifo": "a fifo", "dir": "a directory"}.get(
-            kind, "a device or socket"
-        )
-        raise Refused("its %s is %s, not a file" % (path, what))
-    if size > limit:
-        raise Refused("its %s has %d bytes; more than %d is not such a file" % (path, size, limit))
-
-
-def open_root(container: Container) -> Tuple[int, List[Mount]]:
-    """A descriptor of the container's own root, through its first process, and the mounts that one
-    sees. Raises MethodUnavailable where it is not proven that this is the container's own layer: a
-    process may have chrooted itself into a mount of the host, and a pid may have been reused."""
-    if os.geteuid() != 0 or not container.pid:
-        raise MethodUnavailable(
-            "it has no running process" if os.geteuid() == 0 else "only root can go through /proc"
-        )
-    fds = []  # type: List[int]
-    try:
-        fds.append(os.open("/proc/%d" % container.pid, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-        if container.id not in read_proc(fds[0], "cgroup"):
-            raise MethodUnavailable("process %d is not this container's" % container.pid)
-        fds.append(os.open("root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fds[0]))
         # After the open, so that what is judged is what was opened: the device ties both together.
-        mounts = parse_mountinfo(read_proc(fds[0], "mountinfo"))
-        mount = root_mount(mounts, container)
-        shown = mount and mount.dev == device_text(os.fstat(fds[1]).st_dev)
-        if not shown and not is_named_root(fds[1], container):
-            driver = container.driver or "unknown"
+        mounts = parse_mountinfo(read_proc(process, "mountinfo"))
+        if not is_own_layer(root, mounts, container):
             raise MethodUnavailable(
                 "the root of its first process is not shown to be the container's own layer"
-                " (driver %s)" % driver
+                " (driver %s)" % (container.driver or "unknown")
             )
-        return fds.pop(), mounts
-    except OSError as err:
-        raise MethodUnavailable("/proc/%d: %s" % (container.pid, err.strerror)) from None
-    finally:
-        for fd in fds:
-            os.close(fd)
+    except BaseException:
+        os.close(root)
+        raise
+    return OpenedRoot(root, mounts)
 
 
-def is_named_root(root: int, container: Container) -> bool:
+def read_proc(process: int, name: str) -> str:
+    """The text of a file below an opened /proc/PID. Raises OSError."""
+    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=process)
+    with os.fdopen(fd, "rb") as source:
+        return os_text(source.read())
+
+
+def is_own_layer(root: int, mounts: List[Mount], container: Container) -> bool:
+    """Is an opened root the container's own layer: by the mount at /, or by the folder that Docker
+    has on record?"""
+    mount = root_mount(mounts, container)
+    if mount and mount.dev == device_text(os.fstat(root).st_dev):
+        return True
+    return is_recorded_root(root, container)
+
+
+def is_recorded_root(root: int, container: Container) -> bool:
     """Is an opened folder the one that Docker's own records name as the container's root? For
     drivers whose mounts name no layer: vfs and btrfs have none, and with containerd's image store
     inspect tells nothing of the layer (seen on 26.1 and 28.5). On vfs the host's folders are on the
     same device, so the kernel must tell mounts apart by number."""
     if not mount_id(root):
         return False
-    places = [container.layer.get("MergedDir", "")]
-    if container.home.startswith("/"):
-        stores = os.path.join(container.home, "rootfs")
-        names = suppress_errors(os.listdir, os_bytes(stores)) or []
-        places += [os.path.join(stores, os.fsdecode(name), container.id) for name in names]
-        places.append(named_layer(container))
     own = os.fstat(root)
-    found = [suppress_errors(os.stat, os_bytes(place)) for place in places if place.startswith("/")]
-    return any(one is not None and os.path.samestat(one, own) for one in found)
+    for place in recorded_roots(container):
+        if not place.startswith("/"):
+            continue
+        status = suppress_errors(os.stat, os_bytes(place))
+        if status is not None and os.path.samestat(status, own):
+            return True
+    return False
 
 
-def named_layer(container: Container) -> str:
+def recorded_roots(container: Container) -> List[str]:
+    """The folders that Docker's records name as a container's root; '' among them for none."""
+    places = [container.layer.get("MergedDir", "")]
+    if not container.home.startswith("/"):
+        return places
+    # containerd's image store mounts it at ROOT/rootfs/SNAPSHOTTER/ID.
+    stores = os.path.join(container.home, "rootfs")
+    for name in suppress_errors(os.listdir, os_bytes(stores)) or []:
+        places.append(os.path.join(stores, os.fsdecode(name), container.id))
+    places.append(recorded_layer(container))
+    return places
+
+
+def recorded_layer(container: Container) -> str:
     """The folder of a container's own layer, from its record in the layerdb; '' where there is
     none."""
     driver = STORAGE_DRIVERS.get(container.driver)
     if not driver or not driver.root_is_layer:
         return ""
     record = "image/%s/layerdb/mounts/%s/mount-id" % (container.driver, container.id)
-    name = suppress_errors(read_host_text, os.path.join(container.home, record)) or ""
-    if not re.match(LAYER, name.strip()):
+    text = suppress_errors(read_host_text, os.path.join(container.home, record)) or ""
+    name = text.strip()
+    if not re.match(LAYER, name):
         return ""
-    return os.path.join(container.home, container.driver, driver.layer_folder, name.strip())
+    return os.path.join(container.home, container.driver, driver.layer_folder, name)
 
 
 def mount_id(fd: int) -> str:
     """The kernel's number of the mount that an open file is on (proc(5), fdinfo; Linux 3.15), ''
     where it does not say."""
     text = suppress_errors(read_host_text, "/proc/self/fdinfo/%d" % fd) or ""
-    found = re.search(r"(?m)^mnt_id:\s*([0-9]+)", text)
-    return found.group(1) if found else ""
+    line = re.search(r"(?m)^mnt_id:\s*([0-9]+)", text)
+    if line is None:
+        return ""
+    return line.group(1)
 
 
-def same_mount(one: int, other: int) -> bool:
+def is_same_mount(fd: int, other: int) -> bool:
     """Are two open files on the same mount? A folder of the host that is mounted in may be on the
-    same device."""
-    devices = os.fstat(one).st_dev, os.fstat(other).st_dev
-    return devices[0] == devices[1] and mount_id(one) == mount_id(other)
+    same device, so the mount's number decides too."""
+    if os.fstat(fd).st_dev != os.fstat(other).st_dev:
+        return False
+    return mount_id(fd) == mount_id(other)
 
 
-CHANGED_MEANWHILE = (errno.ELOOP, errno.ENOTDIR)  # of what was a folder a moment ago
+# By proc: reading one name of an opened folder.
 
 
-def open_etc(container: Container) -> int:
-    """A descriptor of the container's own /etc. Raises MethodUnavailable, EtcIsAMount where it is a
-    mount, Refused where it is a link."""
-    root, mounts = open_root(container)
+def open_regular_at(folder: int, name: str, flags: int, limit: int, path: str) -> int:
+    """A regular file of at most `limit` bytes; never a link, never blocks on a fifo. Judged through
+    O_PATH first, and then that very inode is opened: to open a device is to act on it (a watchdog
+    reboots the host). Raises OSError, and Refused, which calls the file `path`."""
+    judged = os.open(os_bytes(name), OPEN_TO_JUDGE, dir_fd=folder)
     try:
-        if not stat.S_ISDIR(os.stat("etc", dir_fd=root, follow_symlinks=False).st_mode):
-            raise Refused("its /etc is a link, not a directory")
-        etc = os.open(
-            "etc", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root
-        )
-        over = [one.point for one in mounts if one.point in ("/etc/passwd", "/etc/shadow")]
-        if not same_mount(etc, root) or over:
-            os.close(etc)
-            raise EtcIsAMount(
-                "its %s is a mount" % over[0]
-                if over
-                else "its /etc is not on the mount of its root: a mount of its own"
-            )
-        return etc
+        status = os.fstat(judged)
+        require_regular(path, kind_of(status.st_mode), status.st_size, limit)
+        return os.open("/proc/self/fd/%d" % judged, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    finally:
+        os.close(judged)
+
+
+class FileRead(NamedTuple):
+    """The bytes of a file, and what stat said of it when it was opened."""
+
+    data: bytes
+    status: os.stat_result
+
+
+def read_file_at(folder: int, name: str, limit: int, path: str) -> FileRead:
+    """The file of open_regular_at. Raises MethodUnavailable for one that grows meanwhile."""
+    fd = open_regular_at(folder, name, os.O_RDONLY, limit, path)
+    with os.fdopen(fd, "rb") as source:
+        status = os.fstat(source.fileno())
+        data = source.read(limit + 1)
+    if len(data) != status.st_size:
+        raise MethodUnavailable("its %s grows while it is read" % path)
+    return FileRead(data, status)
+
+
+def read_member_at(folder: int, name: bytes, path: str, limit: int) -> Member:
+    """What an opened folder has under a name; a file's bytes unless `limit` is -1. `path` is what
+    the member, and an error, call it. Raises OSError, Refused, MethodUnavailable."""
+    link = ""
+    data = b""
+    try:
+        status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        kind = kind_of(status.st_mode)
+        if kind == "link":
+            link = os_text(os.readlink(name, dir_fd=folder))
+        elif kind == "file" and limit >= 0:
+            data, status = read_file_at(folder, os_text(name), limit, path)
+    except FileNotFoundError:
+        return Member(path, "absent")
+    mode = stat.S_IMODE(status.st_mode)
+    return Member(path, kind, data, link, status.st_uid, status.st_gid, mode, int(status.st_mtime))
+
+
+# By proc: reading any path, links included.
+
+
+class Place(NamedTuple):
+    """Where a path of a container leads: an opened folder, the name in it (b"." for the folder
+    itself), and the path without links."""
+
+    folder: int
+    name: bytes
+    path: str
+
+
+class PathWalk:
+    """A walk below an opened root, folder by folder, as a process with that root would go: each
+    link is read and walked from that root, and none is left to the kernel."""
+
+    def __init__(self, root: int) -> None:
+        self.root = root
+        self.folders = [os.dup(root)]  # opened, outermost first
+        self.names = []  # type: List[bytes]
+        self.links = 0  # followed so far
+
+    def enter(self, name: bytes) -> None:
+        """Raises OSError, and MethodUnavailable for a mount."""
+        self.folders.append(os.open(name, OPEN_FOLDER, dir_fd=self.folders[-1]))
+        self.names.append(name)
+        if not is_same_mount(self.folders[-1], self.root):
+            raise MethodUnavailable("its /%s is a mount" % format_bytes(b"/".join(self.names)))
+
+    def leave(self) -> None:
+        """To the folder above; the root is above itself."""
+        if self.names:
+            os.close(self.folders.pop())
+            self.names.pop()
+
+    def read_link(self, name: bytes) -> List[bytes]:
+        """The parts of a link's text, which are to be walked next. Raises OSError."""
+        self.links += 1
+        if self.links > LINKS_MAX:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        target = os.readlink(name, dir_fd=self.folders[-1])
+        if target.startswith(b"/"):
+            while self.names:
+                self.leave()
+        return target.split(b"/")
+
+    def end_at(self, name: bytes) -> Place:
+        """The descriptor of the folder is the caller's from here on."""
+        names = list(self.names)
+        if name != b".":
+            names.append(name)
+        return Place(self.folders.pop(), name, "/" + os_text(b"/".join(names)))
+
+    def close(self) -> None:
+        for fd in self.folders:
+            os.close(fd)
+
+
+def resolve_by_proc(root: int, path: str, follow: bool) -> Place:
+    """Where a path leads below an opened root; a link at its end is followed with `follow` only.
+    The caller closes the folder. Raises OSError, and MethodUnavailable where a folder on the way is
+    a mount."""
+    walk = PathWalk(root)
+    ahead = os_bytes(path).split(b"/")[::-1]  # the parts to be walked, the next one last
+    try:
+        while True:
+            name = b"."
+            if ahead:
+                name = ahead.pop()
+            is_last = all(part in (b"", b".") for part in ahead)
+            if name == b"..":
+                walk.leave()
+            if name in (b"", b".", b".."):
+                if is_last:
+                    return walk.end_at(b".")
+                continue
+            mode = os.stat(name, dir_fd=walk.folders[-1], follow_symlinks=False).st_mode
+            if stat.S_ISLNK(mode) and (follow or not is_last):
+                ahead += walk.read_link(name)[::-1]
+            elif is_last:
+                return walk.end_at(name)
+            else:
+                walk.enter(name)
+    finally:
+        walk.close()
+
+
+def read_member_by_proc(container: Container, path: str, limit: int, follow: bool) -> Member:
+    """read_member, through an opened root. Raises MethodUnavailable, Refused."""
+    root = open_root(container)
+    folder = -1
+    try:
+        place = resolve_by_proc(root.fd, path, follow)
+        folder = place.folder
+        points = {mount.point for mount in root.mounts}
+        if place.path != "/" and place.path in points:
+            raise MethodUnavailable("its %s is a mount" % place.path)
+        return read_member_at(folder, place.name, path, limit)
+    except (FileNotFoundError, NotADirectoryError):
+        return Member(path, "absent")
+    except OSError as err:
+        raise MethodUnavailable("%s: %s" % (path, err.strerror)) from None
+    finally:
+        os.close(root.fd)
+        if folder >= 0:
+            os.close(folder)
+
+
+# By cp: reading any path.
+
+
+class FirstMember(NamedTuple):
+    """The header of the first member of a tar, and as much of its content as was sent."""
+
+    header: tarfile.TarInfo
+    data: bytes
+
+
+def read_first_by_cp(
+    host: Host, container: Container, path: str, limit: int, follow: bool = False
+) -> FirstMember:
+    """The first member docker cp sends for a path; the client is stopped once `limit` bytes are
+    here. Raises ContainerGone, FileNotFoundError, MethodUnavailable."""
+    options = []
+    if follow:
+        options = ["-L"]
+    source = container.id + ":" + path
+    answer = query(host, "cp", *options, source, "-", limit=limit, enough=limit)
+    if len(answer.out) < TAR_BLOCK:
+        raise cp_read_error(host, container, path, answer)
+    try:
+        # A stream cut by `limit` is fine: only the first member counts.
+        with tarfile.open(fileobj=io.BytesIO(answer.out), mode="r|") as stream:
+            header = next(iter(stream))
+    except (tarfile.TarError, StopIteration, ValueError, OSError, EOFError):
+        raise MethodUnavailable("docker cp sent something that is not a tar stream") from None
+    start = header.offset_data
+    return FirstMember(header, answer.out[start : start + header.size])
+
+
+def cp_read_error(host: Host, container: Container, path: str, answer: Answer) -> Exception:
+    """What to raise for a docker cp that sent no tar."""
+    text = answer.text()
+    # Clients say "No such container:path" where either is missing.
+    is_path_named = "Could not find the file" in text
+    if is_path_named or is_gone(text) or re.search(r"[Nn]o such file or directory", text):
+        if not is_path_named and container.id not in inspect_containers(host, [container.id]):
+            return ContainerGone()
+        return FileNotFoundError(errno.ENOENT, path)
+    if answer.timed_out:
+        return MethodUnavailable("docker cp did not answer in %d s" % host.timeout)
+    return MethodUnavailable("docker cp: %s" % first_line(answer))
+
+
+def read_member_by_cp(
+    host: Host, container: Container, path: str, limit: int, follow: bool = False
+) -> Member:
+    """read_member, through docker cp. Raises ContainerGone, MethodUnavailable, Refused."""
+    try:
+        first = read_first_by_cp(host, container, path, limit + HEADER_BYTES, follow)
+    except FileNotFoundError:
+        return Member(path, "absent")
+    if first.header.isreg():
+        require_regular(path, "file", first.header.size, limit)
+        if len(first.data) != first.header.size:
+            raise MethodUnavailable("docker cp sent only a part of %s" % path)
+    return parse_tar_member(path, first.header, first.data)
+
+
+def read_kind_by_cp(host: Host, container: Container, path: str) -> Member:
+    """What is at a path, without a file's bytes: the first header that docker cp sends. Raises
+    ContainerGone, MethodUnavailable."""
+    try:
+        first = read_first_by_cp(host, container, path, HEADER_BYTES)
+    except FileNotFoundError:
+        return Member(path, "absent")
+    return parse_tar_member(path, first.header, b"")
+
+
+# Reading any path: by proc where that is possible, else by cp.
+
+
+def read_member(
+    host: Host, container: Container, path: str, limit: int = SHADOW_MAX, follow: bool = False
+) -> Member:
+    """What is at an absolute path of the container, in any state of it: kind 'absent' where nothing
+    is. Links above the path are followed as the container would, a link at its end with `follow`
+    only. A file larger than `limit` is Refused. Raises ContainerGone, MethodUnavailable. The path
+    of a member is the one asked for, whatever links led there."""
+    try:
+        return read_member_by_proc(container, path, limit, follow)
+    except MethodUnavailable:
+        return read_member_by_cp(host, container, path, limit, follow)
+
+
+def refuse_hidden_mounts(container: Container, paths: Sequence[str]) -> None:
+    """Raises Refused for a mount at or above one of these paths that docker does not tell of:
+    docker cp would read and write below it."""
+    try:
+        root = open_root(container)
+    except MethodUnavailable:
+        return
+    os.close(root.fd)
+    for mount in root.mounts:
+        if mount.point == "/":
+            continue
+        if any(is_at_or_above(mount.point, path) for path in paths):
+            raise Refused("its %s is a mount made inside it" % mount.point)
+
+
+def missing_folders(host: Host, container: Container, paths: Sequence[str]) -> List[str]:
+    """The folders above these paths that are not there, outermost first. Raises Refused where one
+    is a link or no folder, or a mount that docker does not tell of. change_members looks again when
+    it writes."""
+    refuse_hidden_mounts(container, paths)
+    missing = []  # type: List[str]
+    for folder in folders_above(paths):
+        if posixpath.dirname(folder) in missing:
+            missing.append(folder)
+            continue
+        member = read_member(host, container, folder)
+        if member.kind == "absent":
+            missing.append(folder)
+        elif member.kind != "dir":
+            raise not_a_folder(folder, member.kind, member.link)
+    return missing
+
+
+# By proc: folders opened one by one to write below them, none of them a link or a mount.
+
+
+class Tree(NamedTuple):
+    """A container's root, opened, and the folders opened below it, by path. An opened folder stays
+    the same one wherever something moves it, so a path that was proven stays proven while dockfix
+    writes."""
+
+    root: int
+    folders: Dict[str, int]
+    points: Set[str]  # where something was mounted when the root was opened
+
+
+def open_tree(container: Container) -> Tree:
+    """Raises MethodUnavailable where the root is not shown to be the container's own."""
+    root = open_root(container)
+    points = {mount.point for mount in root.mounts}
+    return Tree(root.fd, {"/": root.fd}, points - {"/"})
+
+
+def close_tree(tree: Tree) -> None:
+    for fd in tree.folders.values():
+        suppress_errors(os.close, fd)
+
+
+def open_folder(tree: Tree, path: str) -> int:
+    """A descriptor of a folder of the container, opened part by part and kept. Raises
+    FileNotFoundError, and Refused where a part of the way is a link, a file or a mount."""
+    if path in tree.folders:
+        return tree.folders[path]
+    above = open_folder(tree, posixpath.dirname(path))
+    name = os_bytes(posixpath.basename(path))
+    kind = kind_of(os.stat(name, dir_fd=above, follow_symlinks=False).st_mode)
+    if kind != "dir":
+        link = suppress_errors(os.readlink, name, dir_fd=above) or b"?"
+        raise not_a_folder(path, kind, os_text(link))
+    try:
+        folder = os.open(name, OPEN_FOLDER, dir_fd=above)
     except OSError as err:
         if err.errno in CHANGED_MEANWHILE:
-            raise Refused("its /etc changes while it is looked at") from None
-        raise MethodUnavailable("/proc/%d: %s" % (container.pid, err.strerror)) from None
-    finally:
-        os.close(root)
+            raise Refused("its %s changes while it is looked at" % path) from None
+        raise
+    if not is_same_mount(folder, tree.root):
+        os.close(folder)
+        raise Refused("its %s is a mount" % path)
+    tree.folders[path] = folder
+    return folder
 
 
-def read_proc(proc: int, name: str) -> str:
-    with os.fdopen(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc), "rb") as source:
-        return os_text(source.read())
-
-
-def proc_accounts(etc: int) -> Tuple[AccountFiles, Dict[str, os.stat_result]]:
-    """The account files below an opened /etc, and what stat says of each by its name."""
-    content, found = {}, {}  # type: Dict[str, bytes], Dict[str, os.stat_result]
-    for name in AccountFiles._fields:
-        path = "/etc/" + name
-        try:
-            content[name], found[name] = read_file_at(etc, name, ACCOUNTS_MAX, path)
-        except FileNotFoundError:
-            pass
-        except OSError as err:
-            raise MethodUnavailable("%s: %s" % (path, err.strerror)) from None
-    return AccountFiles(content.get("passwd"), content.get("shadow")), found
-
-
-# The order in which account files are replaced. A run that is killed between the two leaves an
-# account whose password still stands in /etc/passwd: the old one opens it, as before. The other way
-# round /etc/passwd would point to whatever shadow held.
-REPLACE_ORDER = ("shadow", "passwd")
-ACCOUNT_PATHS = ("/etc/passwd", "/etc/shadow")
-
-
-def proc_write(
-    container: Container, edit: Callable[[AccountFiles], AccountFiles], stop: threading.Event
-) -> None:
-    """Replaces the account files that `edit` changes, each atomically, under their lock, keeping
-    owner, mode and xattrs. Any surprise is MethodUnavailable, and the old files are still there (or
-    it says which is not)."""
-    etc = open_etc(container)
+def read_entry(tree: Tree, path: str, limit: int = -1) -> Member:
+    """What is at a path whose folders are neither links nor mounts; a file's bytes unless limit is
+    -1. Raises what open_folder raises but FileNotFoundError ('absent'), Refused for a mount or a
+    file above `limit`, MethodUnavailable."""
+    name = os_bytes(posixpath.basename(path))
     try:
-        lock = lock_accounts(etc, os.fstat(etc), stop)
+        folder = open_folder(tree, posixpath.dirname(path))
+        judged = os.open(name, OPEN_TO_JUDGE, dir_fd=folder)
+    except FileNotFoundError:
+        return Member(path, "absent")
+    try:
+        # The device of a file says nothing: with overlay it may be that of a lower layer.
+        if path in tree.points or mount_id(judged) != mount_id(tree.root):
+            raise Refused("its %s is a mount" % path)
+    finally:
+        os.close(judged)
+    return read_member_at(folder, name, path, limit)
+
+
+# By proc: replacing one name of an opened folder.
+
+
+def draft_name(name: str) -> str:
+    """What a new file is called until it is whole. Always the same, so that the next run finds what
+    a killed one left."""
+    return ".%s.dockfix" % name
+
+
+def remove_draft(tree: Tree, path: str) -> None:
+    """What a killed run may have left beside a path."""
+    folder = tree.folders.get(posixpath.dirname(path), -1)
+    draft = os_bytes(draft_name(posixpath.basename(path)))
+    if folder >= 0:
+        suppress_errors(os.unlink, draft, dir_fd=folder)
+
+
+def write_draft(folder: int, name: str, member: Member) -> None:
+    """A new file beside `name`, whole and on the disk, with the extended attributes (SELinux label,
+    ACL) of the file that has that name now. Raises OSError."""
+    old = open_former_file(folder, name)
+    try:
+        draft = os.open(os_bytes(draft_name(name)), CREATE_FILE, 0o600, dir_fd=folder)
         try:
-            old, found = proc_accounts(etc)
-            replace_account_files(etc, old, edit(old), found)
+            write_all(draft, member.data)
+            os.fchown(draft, member.uid, member.gid)
+            os.fchmod(draft, member.mode)
+            if old >= 0:
+                copy_xattrs(old, draft)
+            os.utime(draft, (member.mtime, member.mtime))
+            os.fsync(draft)
         finally:
-            suppress_errors(os.close, lock)
-    except OSError as err:
-        raise MethodUnavailable("writing through /proc: %s" % err.strerror) from None
+            os.close(draft)
     finally:
-        suppress_errors(os.close, etc)
+        if old >= 0:
+            os.close(old)
 
 
-def replace_account_files(
-    etc: int, old: AccountFiles, new: AccountFiles, found: Dict[str, os.stat_result]
-) -> None:
-    """All of the changed files, or none. Raises OSError, MethodUnavailable."""
-    replaced = []  # type: List[str]
-    for name in REPLACE_ORDER:
-        data = getattr(new, name)
-        if data == getattr(old, name):
-            continue
-        try:
-            replace_account_file(etc, name, data, found[name])
-        except (OSError, MethodUnavailable, Refused):
-            for done in replaced:
-                now = os.stat(done, dir_fd=etc, follow_symlinks=False)
-                replace_account_file(etc, done, getattr(old, done), now)
-            raise
-        replaced.append(name)
-
-
-def lock_accounts(etc: int, owner: os.stat_result, stop: threading.Event) -> int:
-    """The lock of lckpwdf(3). One made here gets /etc's owner: under user-namespace remapping a
-    file of the host's root would lock the container's root out for good."""
+def open_former_file(folder: int, name: str) -> int:
+    """A descriptor of the file of that name, -1 where there is none."""
     try:
-        lock = os.open(
-            ".pwd.lock", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=etc
-        )
-        os.fchown(lock, owner.st_uid, owner.st_gid)
-    except FileExistsError:
-        try:
-            lock = open_regular_at(etc, ".pwd.lock", os.O_WRONLY, SHADOW_MAX, "/etc/.pwd.lock")
-        except Refused as err:
-            raise MethodUnavailable(err.msg) from None
-    try:
-        end = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return lock
-            except (BlockingIOError, PermissionError):  # EAGAIN, EACCES
-                if time.monotonic() >= end or stop.is_set():
-                    raise MethodUnavailable(
-                        "its /etc/.pwd.lock is held by another program"
-                    ) from None
-                time.sleep(0.1)
-    except BaseException:
-        os.close(lock)
-        raise
-
-
-def replace_account_file(etc: int, name: str, data: bytes, old: os.stat_result) -> None:
-    """Puts `data` in the place of /etc/NAME, which must still be the file that `old` tells of."""
-    copy = "%s-%s" % (SHADOW_COPY_NAME, os.urandom(8).hex())
-    source = open_regular_at(etc, name, os.O_RDONLY, ACCOUNTS_MAX, "/etc/" + name)
-    new = -1
-    try:
-        new = os.open(
-            copy,
-            os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
-            0o600,
-            dir_fd=etc,
-        )
-        write_all(new, data)
-        os.fchown(new, old.st_uid, old.st_gid)
-        os.fchmod(new, stat.S_IMODE(old.st_mode))
-        copy_xattrs(source, new)
-        os.fsync(new)
-        if any(
-            file_state(now) != file_state(old)
-            for now in (os.fstat(source), os.stat(name, dir_fd=etc, follow_symlinks=False))
-        ):
-            raise MethodUnavailable("its /etc/%s was changed by another program meanwhile" % name)
-        os.rename(copy, name, src_dir_fd=etc, dst_dir_fd=etc)
-    except BaseException:
-        if new >= 0:
-            suppress_errors(os.unlink, copy, dir_fd=etc)
-        raise
-    finally:
-        suppress_errors(os.close, source)
-        if new >= 0:
-            suppress_errors(os.close, new)
-    suppress_errors(os.fsync, etc)  # the new file is in place: the read-back judges, not this
+        return open_regular_at(folder, name, os.O_RDONLY, 1 << 40, name)
+    except (OSError, Refused):
+        return -1
 
 
 def copy_xattrs(source: int, new: int) -> None:
@@ -3867,440 +4158,12 @@ def copy_xattrs(source: int, new: int) -> None:
             os.setxattr(new, name, value)
 
 
-# --- a container's /etc through docker cp
-
-
-def cp_first(
-    host: Host, container: Container, path: str, limit: int, follow: bool = False
-) -> Tuple[tarfile.TarInfo, bytes]:
-    """The first member docker cp sends for a path, and its content; the client is stopped once
-    `limit` bytes are here. Raises ContainerGone, FileNotFoundError, MethodUnavailable."""
-    answer = query(
-        host,
-        "cp",
-        *((["-L"] if follow else []) + [container.id + ":" + path, "-"]),
-        limit=limit,
-        enough=limit,
-    )
-    if len(answer.out) < 512:
-        text = answer.text()
-        # Clients say "No such container:path" where either is missing.
-        if is_gone(text) or re.search(
-            r"Could not find the file|[Nn]o such file or directory", text
-        ):
-            if "Could not find the file" not in text and container.id not in inspect_containers(
-                host, [container.id]
-            ):
-                raise ContainerGone
-            raise FileNotFoundError(errno.ENOENT, path)
-        if answer.timed_out:
-            raise MethodUnavailable("docker cp did not answer in %d s" % host.timeout)
-        raise MethodUnavailable("docker cp: %s" % first_line(answer))
-    try:
-        # A stream cut by `limit` is fine: only the first member counts.
-        member = next(iter(tarfile.open(fileobj=io.BytesIO(answer.out), mode="r|")))
-    except (tarfile.TarError, StopIteration, ValueError, OSError, EOFError):
-        raise MethodUnavailable("docker cp sent something that is not a tar stream") from None
-    return member, answer.out[member.offset_data : member.offset_data + member.size]
-
-
-class AccountMembers(NamedTuple):
-    """The account files as docker cp has them; kind 'absent' where there is none."""
-
-    passwd: Member
-    shadow: Member
-
-    def content(self) -> AccountFiles:
-        data = [None if one.kind == "absent" else one.data for one in self]
-        return AccountFiles(data[0], data[1])
-
-
-def cp_accounts(host: Host, container: Container, first: bool = False) -> AccountMembers:
-    """The account files by docker cp; ids are the host's under user-namespace remapping. The first
-    look asks about /etc too, and each one where there are mounts: docker cp would follow a link
-    there."""
-    if first or leads_out(container):
-        if cp_kind(host, container, "/etc").kind not in ("dir", "absent"):
-            raise Refused("its /etc is a link, not a directory")
-    members = []
-    for name in AccountFiles._fields:
-        found = cp_member(host, container, "/etc/" + name, ACCOUNTS_MAX)
-        if found.kind != "absent":
-            check_regular(found.path, found.kind, len(found.data), ACCOUNTS_MAX)
-        members.append(found)
-    return AccountMembers(members[0], members[1])
-
-
-def accounts_tar(files: Sequence[Member], base: Tuple[int, int], etc: Optional[Member]) -> bytes:
-    """The tar that replaces these account files, in their order. What can fail (space, ids) fails
-    on the member that carries the content, while the old file is still there; the link then takes
-    its place. The last member empties the leftover, which docker cp cannot delete. etc: the folder
-    as it is, for `docker cp - C:/` (see cp_in); None for `docker cp - C:/etc`."""
-    top = "/etc" if etc else ""
-    members = [etc] if etc else []
-    copy = Member(top + "/" + SHADOW_COPY_NAME, "file", mtime=int(time.time()))
-    for one in files:
-        copy = one._replace(path=copy.path, mtime=copy.mtime)
-        place = top + "/" + posixpath.basename(one.path)
-        link = copy.path.lstrip("/")
-        members += [copy, one._replace(path=place, kind="hard", data=b"", link=link)]
-    return members_tar([*members, copy._replace(data=b"", mode=384)], base)
-
-
-def cp_again(host: Host, container: Container) -> Optional[AccountFiles]:
-    try:
-        return cp_accounts(host, container).content()
-    except (Refused, MethodUnavailable):
-        return None
-
-
-def cp_write(
-    host: Host, container: Container, edit: Callable[[AccountFiles], AccountFiles]
-) -> Tuple[Answer, Optional[AccountFiles]]:
-    """Replaces the account files that `edit` changes through one docker cp; the answer, and what is
-    read back. Puts the old bytes back if that differs, but not after a time-out: the daemon may
-    still be at it. docker cp has no lock and is not atomic: the last way."""
-    return while_still(host, container, lambda now: cp_write_accounts(host, now, edit))
-
-
-class EtcTarget(NamedTuple):
-    """Where docker cp writes account files: with etc (see accounts_tar) to /; without, to an /etc
-    that is a mount and may be written."""
-
-    host: Host
-    container: Container
-    base: Tuple[int, int]
-    etc: Optional[Member]
-
-    def send(self, files: Sequence[Member]) -> Answer:
-        place = ":/" if self.etc else ":/etc"
-        tar = accounts_tar(files, self.base, self.etc)
-        return change(self.host, ["cp", "-", self.container.id + place], tar)
-
-    def require_unmoved(self) -> None:
-        if self.etc:
-            cp_unmoved(self.host, self.container, ACCOUNT_PATHS)
-
-    def remove_leftover(self) -> None:
-        """By the image's rm, where it has one and no link can lead it to a mount; a leftover that
-        stays is empty."""
-        host, container = self.host, self.container
-        if can_exec(container) and not leads_out(container):
-            change(host, ["exec", "-u", "0", container.id, "rm", "-f", "/etc/" + SHADOW_COPY_NAME])
-        elif container.running and self.etc:
-            uid, gid = self.base
-            path, link = "/etc/" + SHADOW_COPY_NAME, nothing_name()
-            nothing = Member(path, "hard", link=link, uid=uid, gid=gid)
-            cp_in(host, container, {"/etc": self.etc}, [nothing])
-
-
-def etc_target(host: Host, container: Container) -> EtcTarget:
-    """Raises Refused where /etc is a link, or a mount that inspect does not tell of; the others
-    have been allowed at the look."""
-    base, etc = cp_base(host, container), None
-    if not mounts_over(container, ACCOUNT_PATHS):
-        etc = cp_folders(host, container, ACCOUNT_PATHS)["/etc"]
-        if etc.kind == "absent":
-            raise Refused("it has no /etc")
-    return EtcTarget(host, container, base, etc)
-
-
-def cp_write_accounts(
-    host: Host, container: Container, edit: Callable[[AccountFiles], AccountFiles]
-) -> Tuple[Answer, Optional[AccountFiles]]:
-    """cp_write, while nothing in the container runs that could lead it elsewhere."""
-    target = etc_target(host, container)
-    members = cp_accounts(host, container)
-    old = members.content()
-    new = edit(old)
-    before, after = [], []  # type: List[Member], List[Member]
-    for name in REPLACE_ORDER:
-        if getattr(new, name) != getattr(old, name):
-            before.append(getattr(members, name))
-            after.append(before[-1]._replace(data=getattr(new, name)))
-    answer = target.send(after)
-    if answer.timed_out:
-        return answer, cp_again(host, container)
-    target.require_unmoved()
-    found = cp_again(host, container)
-    if found == new:
-        target.remove_leftover()
-        return answer, new
-    why = first_line(answer) if answer.rc else "what was read back differs from what was sent"
-    if found == old:  # it failed between the members: no hash may stay behind
-        target.send([])
-        raise MethodUnavailable("docker cp: %s" % why)
-    # In the reverse order: /etc/passwd must not point to a shadow that is the old one already.
-    target.send(before[::-1])
-    if cp_again(host, container) != old:
-        names = " and ".join(one.path for one in before)
-        raise MethodUnavailable(
-            "docker cp: %s; AND its old %s could not be restored: look at it now" % (why, names)
-        )
-    raise MethodUnavailable("docker cp: %s; the old file was put back" % why)
-
-
-def cp_base(host: Host, container: Container) -> Tuple[int, int]:
-    """engine_userns for a write through docker cp. Raises Refused where that would delete what it
-    should replace."""
-    base = engine_userns(host)
-    if base != (0, 0) and container.userns == "host":
-        raise Refused(
-            "--userns host under a remapping engine: docker cp would delete the file that it should"
-            " replace (moby#43698)"
-        )
-    return base
-
-
-# --- any file of a container: by descriptors where root is on the engine's host and a process runs,
-# else by docker cp
-
-
-def read_member(
-    host: Host, container: Container, path: str, limit: int = SHADOW_MAX, follow: bool = False
-) -> Member:
-    """What is at an absolute path of the container, in any state of it: kind 'absent' where nothing
-    is. Links above the path are followed as the container would, a link at its end with `follow`
-    only. A file larger than `limit` is Refused. Raises ContainerGone, MethodUnavailable. The path
-    of a member is the one asked for, whatever links led there."""
-    try:
-        return proc_member(container, path, limit, follow)
-    except MethodUnavailable:
-        return cp_member(host, container, path, limit, follow)
-
-
-def cp_member(
-    host: Host, container: Container, path: str, limit: int, follow: bool = False
-) -> Member:
-    try:
-        found, data = cp_first(host, container, path, limit + 16384, follow)
-    except FileNotFoundError:
-        return Member(path, "absent")
-    if found.isreg():
-        check_regular(path, "file", found.size, limit)
-        if len(data) != found.size:
-            raise MethodUnavailable("docker cp sent only a part of %s" % path)
-    return member_of_tar(path, found, data)
-
-
-def member_of_tar(path: str, found: tarfile.TarInfo, data: bytes) -> Member:
-    kind = kind_of(TAR_KINDS.get(found.type, stat.S_IFCHR))
-    return Member(
-        path,
-        kind,
-        data if kind == "file" else b"",
-        found.linkname if kind == "link" else "",
-        found.uid,
-        found.gid,
-        found.mode & 0o7777,
-        int(found.mtime),
-    )
-
-
-def proc_member(container: Container, path: str, limit: int, follow: bool) -> Member:
-    root, mounts = open_root(container)
-    folder = -1
-    try:
-        folder, name, place = resolve_in_container(root, path, follow)
-        if any(one.point == place for one in mounts if place != "/"):
-            raise MethodUnavailable("its %s is a mount" % place)
-        return member_in(folder, name, path, limit)
-    except (FileNotFoundError, NotADirectoryError):
-        return Member(path, "absent")
-    except OSError as err:
-        raise MethodUnavailable("%s: %s" % (path, err.strerror)) from None
-    finally:
-        for fd in (root, folder):
-            if fd >= 0:
-                os.close(fd)
-
-
-def resolve_in_container(root: int, path: str, follow: bool) -> Tuple[int, bytes, str]:
-    """(descriptor of the folder, name in it, path without links) of a path below an opened root,
-    each link read and walked from that root as a chroot would: none is left to the kernel. Raises
-    OSError, and MethodUnavailable on another device (a mount)."""
-    fds, names, links = [os.dup(root)], [], 0  # type: List[int], List[bytes], int
-    todo = os_bytes(path).split(b"/")[::-1]
-    try:
-        while True:
-            word = todo.pop() if todo else b"."
-            left = any(part not in (b"", b".") for part in todo)
-            if word == b".." and names:
-                os.close(fds.pop())
-                names.pop()
-            if word in (b"", b".", b".."):
-                if not left:
-                    return fds.pop(), b".", "/" + os_text(b"/".join(names))
-                continue
-            mode = os.stat(word, dir_fd=fds[-1], follow_symlinks=False).st_mode
-            if stat.S_ISLNK(mode) and (left or follow):
-                links += 1
-                if links > LINKS_MAX:
-                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-                target = os.readlink(word, dir_fd=fds[-1])
-                while target.startswith(b"/") and names:
-                    os.close(fds.pop())
-                    names.pop()
-                todo += target.split(b"/")[::-1]
-            elif not left:
-                return fds.pop(), word, "/" + os_text(b"/".join([*names, word]))
-            else:
-                fds.append(
-                    os.open(
-                        word,
-                        os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC,
-                        dir_fd=fds[-1],
-                    )
-                )
-                names.append(word)
-                if not same_mount(fds[-1], root):
-                    raise MethodUnavailable("its /%s is a mount" % format_bytes(b"/".join(names)))
-    finally:
-        for fd in fds:
-            os.close(fd)
-
-
-def refuse_hidden_mounts(container: Container, paths: Sequence[str]) -> None:
-    """Raises Refused for a mount at or above one of these paths that docker does not tell of:
-    docker cp would read and write below it."""
-    try:
-        root, mounts = open_root(container)
-        os.close(root)
-    except MethodUnavailable:
-        return
-    for one in mounts:
-        if one.point != "/" and any((path + "/").startswith(one.point + "/") for path in paths):
-            raise Refused("its %s is a mount made inside it" % one.point)
-
-
-# --- changing files of a container: what a link or a mount on the way would lead elsewhere is never
-# followed
-
-
-class Tree(NamedTuple):
-    """A container's root, opened, and the folders opened below it, by path. An opened folder stays
-    the same one wherever something moves it, so a path that was proven stays proven while dockfix
-    writes."""
-
-    root: int
-    folders: Dict[str, int]
-    points: Set[str]  # where something was mounted when the root was opened
-
-
-def open_tree(container: Container) -> Tree:
-    """Raises MethodUnavailable where the root is not shown to be the container's own."""
-    root, mounts = open_root(container)
-    return Tree(root, {"/": root}, {one.point for one in mounts} - {"/"})
-
-
-def close_tree(tree: Tree) -> None:
-    for fd in tree.folders.values():
-        suppress_errors(os.close, fd)
-
-
-def not_a_folder(path: str, kind: str, link: str) -> Refused:
-    text = "a link to %s" % link if kind == "link" else "a file"
-    return Refused("its %s is %s, not a folder" % (path, text))
-
-
-def open_folder(tree: Tree, path: str) -> int:
-    """A descriptor of a folder of the container, opened part by part and kept. Raises
-    FileNotFoundError, and Refused where a part of the way is a link, a file or a mount."""
-    if path in tree.folders:
-        return tree.folders[path]
-    above, name = open_folder(tree, posixpath.dirname(path)), os_bytes(posixpath.basename(path))
-    kind = kind_of(os.stat(name, dir_fd=above, follow_symlinks=False).st_mode)
-    if kind != "dir":
-        link = suppress_errors(os.readlink, name, dir_fd=above) or b"?"
-        raise not_a_folder(path, kind, os_text(link))
-    try:
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(name, flags, dir_fd=above)
-    except OSError as err:
-        if err.errno in CHANGED_MEANWHILE:
-            raise Refused("its %s changes while it is looked at" % path) from None
-        raise
-    if not same_mount(fd, tree.root):
-        os.close(fd)
-        raise Refused("its %s is a mount" % path)
-    tree.folders[path] = fd
-    return fd
-
-
-def entry_in(tree: Tree, path: str, limit: int = -1) -> Member:
-    """What is at a path whose folders are neither links nor mounts; a file's bytes unless limit is
-    -1. Raises what open_folder raises but FileNotFoundError ('absent'), Refused for a mount or a
-    file above `limit`, MethodUnavailable."""
-    try:
-        folder, name = open_folder(tree, posixpath.dirname(path)), posixpath.basename(path)
-        place = os.open(os_bytes(name), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
-    except FileNotFoundError:
-        return Member(path, "absent")
-    try:
-        # The device of a file says nothing: with overlay it may be that of a lower layer.
-        if path in tree.points or mount_id(place) != mount_id(tree.root):
-            raise Refused("its %s is a mount" % path)
-    finally:
-        os.close(place)
-    return member_in(folder, os_bytes(name), path, limit)
-
-
-def member_in(folder: int, name: bytes, path: str, limit: int) -> Member:
-    """What an opened folder has under a name. Raises OSError, Refused, MethodUnavailable."""
-    try:
-        found = os.stat(name, dir_fd=folder, follow_symlinks=False)
-        kind, link, data = kind_of(found.st_mode), "", b""
-        if kind == "link":
-            link = os_text(os.readlink(name, dir_fd=folder))
-        elif kind == "file" and limit >= 0:
-            data, found = read_file_at(folder, os_text(name), limit, path)
-    except FileNotFoundError:
-        return Member(path, "absent")
-    owner = found.st_uid, found.st_gid
-    return Member(path, kind, data, link, *owner, stat.S_IMODE(found.st_mode), int(found.st_mtime))
-
-
-def draft_of(name: str) -> str:
-    """What a new file is called until it is whole. Always the same, so that the next run finds what
-    a killed one left."""
-    return ".%s.dockfix" % name
-
-
-def remove_draft(tree: Tree, path: str) -> None:
-    """What a killed run may have left beside a path."""
-    folder = tree.folders.get(posixpath.dirname(path), -1)
-    if folder >= 0:
-        suppress_errors(os.unlink, os_bytes(draft_of(posixpath.basename(path))), dir_fd=folder)
-
-
-def write_draft(folder: int, name: str, member: Member) -> None:
-    """A new file beside `name`, whole and on the disk, with the extended attributes (SELinux label,
-    ACL) of the file that has that name now. Raises OSError."""
-    old = quietly_open_file(folder, name)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        new = os.open(os_bytes(draft_of(name)), flags, 0o600, dir_fd=folder)
-        try:
-            write_all(new, member.data)
-            os.fchown(new, member.uid, member.gid)
-            os.fchmod(new, member.mode)
-            if old >= 0:
-                copy_xattrs(old, new)
-            os.utime(new, (member.mtime, member.mtime))
-            os.fsync(new)
-        finally:
-            os.close(new)
-    finally:
-        if old >= 0:
-            os.close(old)
-
-
 def link_draft(folder: int, name: str, member: Member) -> None:
-    """The same for a symbolic link."""
-    draft, times = os_bytes(draft_of(name)), (member.mtime, member.mtime)
+    """write_draft for a symbolic link."""
+    draft = os_bytes(draft_name(name))
     os.symlink(os_bytes(member.link), draft, dir_fd=folder)
     os.chown(draft, member.uid, member.gid, dir_fd=folder, follow_symlinks=False)
-    os.utime(draft, times, dir_fd=folder, follow_symlinks=False)
+    os.utime(draft, (member.mtime, member.mtime), dir_fd=folder, follow_symlinks=False)
 
 
 def put_member(tree: Tree, member: Member) -> None:
@@ -4315,24 +4178,17 @@ def put_member(tree: Tree, member: Member) -> None:
         os.fchmod(made, member.mode)
         return
     remove_draft(tree, member.path)
+    draft = os_bytes(draft_name(name))
     try:
         if member.kind == "link":
             link_draft(folder, name, member)
         else:
             write_draft(folder, name, member)
-        os.rename(os_bytes(draft_of(name)), os_bytes(name), src_dir_fd=folder, dst_dir_fd=folder)
+        os.rename(draft, os_bytes(name), src_dir_fd=folder, dst_dir_fd=folder)
     except OSError:
         remove_draft(tree, member.path)
         raise
     suppress_errors(os.fsync, folder)  # the new entry is there: reading it again judges, not this
-
-
-def quietly_open_file(folder: int, name: str) -> int:
-    """A descriptor of the file of that name, -1 where there is none."""
-    try:
-        return open_regular_at(folder, name, os.O_RDONLY, 1 << 40, name)
-    except (OSError, Refused):
-        return -1
 
 
 def make_folders(tree: Tree, path: str) -> int:
@@ -4341,24 +4197,23 @@ def make_folders(tree: Tree, path: str) -> int:
     try:
         return open_folder(tree, path)
     except FileNotFoundError:
-        above = make_folders(tree, posixpath.dirname(path))
-        found = os.fstat(above)
-        made = Member(path, "dir", uid=found.st_uid, gid=found.st_gid, mode=0o755)
-        put_member(tree, made)
+        above = os.fstat(make_folders(tree, posixpath.dirname(path)))
+        put_member(tree, Member(path, "dir", uid=above.st_uid, gid=above.st_gid, mode=0o755))
         return open_folder(tree, path)
 
 
 def remove_entry(tree: Tree, path: str) -> None:
     """Removes a file, a link or an empty folder; what cannot be removed stays. Raises Refused,
-    MethodUnavailable as entry_in does."""
-    kind = entry_in(tree, path).kind
+    MethodUnavailable as read_entry does."""
+    kind = read_entry(tree, path).kind
     if kind == "absent":
         return
-    folder, name = open_folder(tree, posixpath.dirname(path)), os_bytes(posixpath.basename(path))
-    if kind != "dir":
-        suppress_errors(os.unlink, name, dir_fd=folder)
-    else:
+    folder = open_folder(tree, posixpath.dirname(path))
+    name = os_bytes(posixpath.basename(path))
+    if kind == "dir":
         suppress_errors(os.rmdir, name, dir_fd=folder)
+    else:
+        suppress_errors(os.unlink, name, dir_fd=folder)
     opened = tree.folders.pop(path, -1)
     if opened >= 0:
         os.close(opened)
@@ -4368,7 +4223,7 @@ def remove_below(tree: Tree, path: str, depth: int = 16) -> None:
     """Empties a folder of dockfix's own, `depth` folders deep at most, and removes it."""
     for name in os.listdir(open_folder(tree, path)):
         inner = posixpath.join(path, os_text(os.fsencode(name)))
-        if depth and entry_in(tree, inner).kind == "dir":
+        if depth and read_entry(tree, inner).kind == "dir":
             remove_below(tree, inner, depth - 1)
         else:
             remove_entry(tree, inner)
@@ -4377,22 +4232,22 @@ def remove_below(tree: Tree, path: str, depth: int = 16) -> None:
 
 def moved_folder(tree: Tree) -> str:
     """The first of the opened folders that is not at its path any more, ''."""
-    again = tree._replace(folders={"/": tree.root})
+    again = Tree(tree.root, {"/": tree.root}, tree.points)
     try:
         for path in sorted(tree.folders):
             try:
-                here = os.fstat(open_folder(again, path))
+                present = os.fstat(open_folder(again, path))
             except (OSError, Refused):
                 return path
-            if not os.path.samestat(here, os.fstat(tree.folders[path])):
+            if not os.path.samestat(present, os.fstat(tree.folders[path])):
                 return path
         return ""
     finally:
-        del again.folders["/"]
+        del again.folders["/"]  # the root is the first tree's, and stays open
         close_tree(again)
 
 
-def require_unmoved(tree: Tree) -> None:
+def require_folders_unmoved(tree: Tree) -> None:
     moved = moved_folder(tree)
     if moved:
         raise PathMoved(
@@ -4401,92 +4256,55 @@ def require_unmoved(tree: Tree) -> None:
         )
 
 
-def inner_first(paths: Iterable[str]) -> List[str]:
-    return sorted(paths, key=lambda path: -len(path))
-
-
-def change_members(
-    host: Host,
-    container: Container,
-    write: Sequence[Member],
-    remove: Sequence[str],
-    former: Sequence[Member] = (),
-) -> List[str]:
-    """Writes the members in their order, reads each back, then removes files, links and empty
-    folders; returns what could not be removed. What is so already is left alone. By descriptors
-    where root is on the engine's host and a process runs, else by docker cp. Raises Refused before
-    anything is changed where a part of the way is a link or a mount, or where a path is not as in
-    `former`; PathMoved where it became one meanwhile; ContainerGone, MethodUnavailable (then look
-    at what is there), NoAnswer. save_undo comes first."""
-    if not write and not remove:
-        return []
-    note_change(host)
-    try:
-        tree = open_tree(container)
-    except MethodUnavailable:
-        return while_still(host, container, lambda now: cp_change(host, now, write, remove, former))
-    try:
-        return proc_change(tree, write, remove, former)
-    except OSError as err:
-        raise MethodUnavailable("writing through /proc: %s" % err.strerror) from None
-    finally:
-        close_tree(tree)
-
-
-def require_former(found: Member, former: Sequence[Member]) -> None:
-    """What undo keeps was read by path, at the look: a link may have led that to another file."""
-    for one in former:
-        if one.path == found.path and not is_same_member(found, one):
-            raise Refused("its %s changed between the look and the change" % one.path)
-
-
-def proc_change(
+def change_members_by_proc(
     tree: Tree, write: Sequence[Member], remove: Sequence[str], former: Sequence[Member]
 ) -> List[str]:
     """change_members by descriptors: every folder on the way is opened before the first change."""
-    found = {one.path: entry_in(tree, one.path, READ_BACK_MAX) for one in write}
-    for one in found.values():
-        require_former(one, former)
+    present = {}  # type: Dict[str, Member]
+    for member in write:
+        present[member.path] = read_entry(tree, member.path, READ_BACK_MAX)
+    for found in present.values():
+        require_as_former(found, former)
     for path in remove:
-        entry_in(tree, path)
-    for path in list(found) + list(remove):
+        read_entry(tree, path)
+    for path in [*present, *remove]:
         remove_draft(tree, path)
-    for one in write:
-        if not is_same_member(found[one.path], one):
-            put_member(tree, one)
-    for path in inner_first(remove):
+    for member in write:
+        if not is_same_member(present[member.path], member):
+            put_member(tree, member)
+    for path in deepest_first(remove):
         remove_entry(tree, path)
-    require_unmoved(tree)
-    for one in write:
-        if not is_same_member(entry_in(tree, one.path, READ_BACK_MAX), one):
+    require_folders_unmoved(tree)
+    for member in write:
+        if not is_same_member(read_entry(tree, member.path, READ_BACK_MAX), member):
             raise MethodUnavailable(
-                "what was read back of %s differs from what was written" % one.path
+                "what was read back of %s differs from what was written" % member.path
             )
-    return inner_first(path for path in remove if entry_in(tree, path).kind != "absent")
+    left = [path for path in remove if read_entry(tree, path).kind != "absent"]
+    return deepest_first(left)
 
 
-# --- the same through docker cp, where there is no process to open the root of
+def require_as_former(present: Member, former: Sequence[Member]) -> None:
+    """What undo keeps was read by path, at the look: a link may have led that to another file."""
+    for member in former:
+        if member.path == present.path and not is_same_member(present, member):
+            raise Refused("its %s changed between the look and the change" % present.path)
 
 
-def leads_out(container: Container) -> bool:
-    """Has it mounts? Without one, no link in it leads docker cp, or a program in it, to anything
-    that is not its own. (What docker itself mounts, /etc/hosts and the like, are single files; a
-    tmpfs holds nothing of the host.)"""
-    memory = {target for source, target in container.mounts if source == "tmpfs"}
-    return any(target not in memory for _, target in container.mounts)
+# By cp: while nothing in the container runs that could make a link.
 
 
-def while_still(host: Host, container: Container, deed: Callable):
-    """deed(the container as it is now) while nothing in it runs: docker cp knows paths only, and a
-    link made between the look and the deed would lead it into a mount. What runs and has mounts is
-    paused meanwhile; what was paused stays so. Raises Refused where it cannot be paused,
+def while_paused(host: Host, container: Container, action: Callable):
+    """action(the container as it is now) while nothing in it runs: docker cp knows paths only, and
+    a link made between the look and the change would lead it into a mount. What runs and has mounts
+    is paused meanwhile; what was paused stays so. Raises Refused where it cannot be paused,
     ContainerGone."""
     now = inspect_running(host, container.id)
     if not now.running or now.paused or not leads_out(now):
-        return deed(now)
+        return action(now)
     pause(host, now)
     try:
-        return deed(now._replace(paused=True))
+        return action(now._replace(paused=True))
     finally:
         unpause(host, now)
 
@@ -4495,14 +4313,15 @@ def pause(host: Host, container: Container) -> None:
     answer = change(host, ["pause", container.id])
     if answer.rc == 0 and not answer.timed_out:
         return
-    if answer.timed_out:  # it may still be done
-        unpause(host, container)
+    reason = first_line(answer)
+    if answer.timed_out:
+        reason = "no answer in %g s" % host.timeout
+        unpause(host, container)  # it may still be done
     if is_gone_now(host, container.id, answer.text()):
         raise ContainerGone
-    why = "no answer in %g s" % host.timeout if answer.timed_out else first_line(answer)
     raise Refused(
         "it runs and has mounts, and cannot be paused while its files are changed (%s):"
-        " a link made meanwhile would lead into them" % why
+        " a link made meanwhile would lead into them" % reason
     )
 
 
@@ -4521,113 +4340,154 @@ def unpause(host: Host, container: Container) -> None:
     host.known.not_done["unpause " + container.id] = NotDone(argv, text)
 
 
-def cp_kind(host: Host, container: Container, path: str) -> Member:
-    """What is at a path, without a file's bytes: the first header that docker cp sends. Raises
-    ContainerGone, MethodUnavailable."""
-    try:
-        found, _ = cp_first(host, container, path, HEADER_BYTES)
-    except FileNotFoundError:
-        return Member(path, "absent")
-    return member_of_tar(path, found, b"")
-
-
-def cp_resolve(look: Callable, path: str) -> str:
+def resolve_by_cp(look: Callable[[str], Member], path: str) -> str:
     """A path of the container without links, each looked at by look(path) and followed from its
     root."""
-    done, links = "/", 0
-    todo = path.split("/")[::-1]
-    while todo:
-        word = todo.pop()
-        if word in ("", "."):
+    resolved = "/"
+    links = 0
+    ahead = path.split("/")[::-1]
+    while ahead:
+        name = ahead.pop()
+        if name in ("", "."):
             continue
-        if word == "..":
-            done = posixpath.dirname(done)
+        if name == "..":
+            resolved = posixpath.dirname(resolved)
             continue
-        place = posixpath.join(done, word)
-        found = look(place)
-        if found.kind != "link":
-            done = place
+        place = posixpath.join(resolved, name)
+        member = look(place)
+        if member.kind != "link":
+            resolved = place
             continue
         links += 1
         if links > LINKS_MAX:
             raise Refused("its %s is a circle of links" % path)
-        if found.link.startswith("/"):
-            done = "/"
-        todo += found.link.split("/")[::-1]
-    return done
+        if member.link.startswith("/"):
+            resolved = "/"
+        ahead += member.link.split("/")[::-1]
+    return resolved
 
 
-def cp_folders(host: Host, container: Container, paths: Sequence[str]) -> Dict[str, Member]:
+def collect_folders_by_cp(
+    host: Host, container: Container, paths: Sequence[str]
+) -> Dict[str, Member]:
     """{path: what docker cp has there} of every folder above these paths, outermost first; none of
-    them is a link or a mount. Raises Refused where one is, ContainerGone, MethodUnavailable. docker
-    mounts volumes where their destination leads, links included (seen on 20.10), so the
-    destinations are followed too."""
+    them is a link or a mount. Raises Refused where one is, ContainerGone, MethodUnavailable."""
+    require_no_mount_led_here(host, container, paths)
+    folders = {}  # type: Dict[str, Member]
+    for path in folders_above(paths):
+        above = folders.get(posixpath.dirname(path))
+        if above is not None and above.kind == "absent":
+            folders[path] = Member(path, "absent")
+            continue
+        member = read_kind_by_cp(host, container, path)
+        if member.kind not in ("dir", "absent"):
+            raise not_a_folder(path, member.kind, member.link)
+        folders[path] = member
+    return folders
+
+
+def require_no_mount_led_here(host: Host, container: Container, paths: Sequence[str]) -> None:
+    """Raises Refused where a mount is at or above one of these paths. docker mounts volumes where
+    their destination leads, links included (seen on 20.10), so the destinations are followed
+    too."""
     seen = {}  # type: Dict[str, Member]
 
     def look(path: str) -> Member:
         if path not in seen:
             try:
-                seen[path] = cp_kind(host, container, path)
+                seen[path] = read_kind_by_cp(host, container, path)
             except MethodUnavailable:  # a socket, for one, has no tar header
                 seen[path] = Member(path, "other")
         return seen[path]
 
-    for source, target in container.mounts:
-        place = cp_resolve(look, target)
-        if any((path + "/").startswith(place.rstrip("/") + "/") for path in paths):
+    for source, destination in container.mounts:
+        place = resolve_by_cp(look, destination)
+        if any(is_at_or_above(place, path) for path in paths):
             raise Refused("its %s is a mount (%s)" % (place, source or "volume"))
-    found = {}  # type: Dict[str, Member]
-    for path in folders_above(paths):
-        above = found.get(posixpath.dirname(path))
-        if above is not None and above.kind == "absent":
-            found[path] = Member(path, "absent")
-            continue
-        found[path] = cp_kind(host, container, path)
-        if found[path].kind not in ("dir", "absent"):
-            raise not_a_folder(path, found[path].kind, found[path].link)
-    return found
 
 
-def folders_above(paths: Iterable[str]) -> List[str]:
-    """Every folder above these paths but the root, outermost first."""
-    found = set()
-    for path in paths:
-        while posixpath.dirname(path) != "/":
-            path = posixpath.dirname(path)
-            found.add(path)
-    return sorted(found)
-
-
-def cp_entry(
+def read_entry_by_cp(
     host: Host, container: Container, folders: Dict[str, Member], path: str, limit: int = -1
 ) -> Member:
-    """entry_in by docker cp; `folders` are those of cp_folders."""
+    """read_entry by docker cp; `folders` are those of collect_folders_by_cp."""
     above = folders.get(posixpath.dirname(path))
     if above is not None and above.kind == "absent":
         return Member(path, "absent")
     if limit < 0:
-        return cp_kind(host, container, path)
-    return cp_member(host, container, path, limit)
+        return read_kind_by_cp(host, container, path)
+    return read_member_by_cp(host, container, path, limit)
 
 
-def cp_in(
+def cp_base(host: Host, container: Container) -> Tuple[int, int]:
+    """engine_userns for a write through docker cp. Raises Refused where that would delete what it
+    should replace."""
+    base = engine_userns(host)
+    if base != (0, 0) and container.userns == "host":
+        raise Refused(
+            "--userns host under a remapping engine: docker cp would delete the file that it should"
+            " replace (moby#43698)"
+        )
+    return base
+
+
+def send_members(
     host: Host, container: Container, folders: Dict[str, Member], members: Sequence[Member]
 ) -> Answer:
     """One `docker cp - C:/`. The folders on the way go with the members, as they are: the daemon
     refuses to put a folder over what is none, so it looks at each of them once more itself, right
     before it writes below (NoOverwriteDirNonDir; seen on 20.10 and 28)."""
-    way = [
-        folders[path] for path in folders_above([one.path for one in members]) if path in folders
-    ]
-    whole = [one for one in way if one.kind == "dir"] + list(members)
-    sent = members_tar(whole, cp_base(host, container))
-    answer = change(host, ["cp", "-", container.id + ":/"], sent)
+    sent = []
+    for path in folders_above([member.path for member in members]):
+        if path in folders and folders[path].kind == "dir":
+            sent.append(folders[path])
+    sent += members
+    tar = format_tar(sent, cp_base(host, container))
+    answer = change(host, ["cp", "-", container.id + ":/"], tar)
     if answer.rc and is_gone_now(host, container.id, answer.text()):
         raise ContainerGone
     return answer
 
 
-def cp_change(
+def link_to_nothing(member: Member) -> Member:
+    """A hard link to what is not there, in the place of a member: docker cp removes what has the
+    name, and then fails to make the link. So it removes a file without a program of the image."""
+    return member._replace(kind="hard", link=".dockfix-nothing-%s" % os.urandom(8).hex())
+
+
+def require_unmoved_by_cp(
+    host: Host, container: Container, paths: Sequence[str]
+) -> Dict[str, Member]:
+    """collect_folders_by_cp once more, after the change; PathMoved where a folder is none any more,
+    or where the container did not stand still."""
+    now = inspect_running(host, container.id)
+    reason = ""
+    state = (container.running, container.paused, container.started)
+    if leads_out(now) and (now.running, now.paused, now.started) != state:
+        reason = "it was started, stopped or unpaused by something else"
+    folders = {}  # type: Dict[str, Member]
+    try:
+        folders = collect_folders_by_cp(host, now, paths)
+    except Refused as err:
+        reason = err.msg
+    if not reason:
+        return folders
+    advice = ""
+    places = host_sources(now)
+    if places:
+        advice = "; look at %s" % places
+    raise PathMoved(
+        "%s, while dockfix wrote: what was written may have gone where a link led%s"
+        % (reason, advice)
+    )
+
+
+def host_sources(container: Container) -> str:
+    """The folders of the host that are mounted in a container, as a message has them."""
+    sources = {source for source, _ in container.mounts if source.startswith("/")}
+    return ", ".join(sorted(sources))
+
+
+def change_members_by_cp(
     host: Host,
     container: Container,
     write: Sequence[Member],
@@ -4635,94 +4495,109 @@ def cp_change(
     former: Sequence[Member],
 ) -> List[str]:
     """change_members by docker cp: it replaces a link and does not write through it, but unlinks
-    first, so what can fail for want of space goes first. A file is removed by a hard link to
-    nothing, before which docker cp removes what is there; a folder by rmdir inside, where something
-    runs that has no mounts."""
-    paths = [one.path for one in write] + list(remove)
-    folders = cp_folders(host, container, paths)
-    answer, wanted = None, []  # type: Optional[Answer], List[Member]
-    for one in write:
-        there = cp_entry(host, container, folders, one.path, READ_BACK_MAX)
-        require_former(there, former)
-        if not is_same_member(there, one):
-            wanted.append(one)
+    first, so what can fail for want of space goes first. A file is removed by link_to_nothing, a
+    folder by rmdir inside, where something runs that has no mounts."""
+    paths = [member.path for member in write] + list(remove)
+    folders = collect_folders_by_cp(host, container, paths)
+    wanted = []  # type: List[Member]
+    for member in write:
+        present = read_entry_by_cp(host, container, folders, member.path, READ_BACK_MAX)
+        require_as_former(present, former)
+        if not is_same_member(present, member):
+            wanted.append(member)
+    answer = None
     if wanted:
-        answer = cp_in(host, container, folders, wanted)
-    found = [cp_entry(host, container, folders, path) for path in remove]
-    for one in found:
-        if one.kind not in ("absent", "dir"):
-            cp_in(host, container, folders, [one._replace(kind="hard", link=nothing_name())])
-    inner = inner_first(one.path for one in found if one.kind == "dir")
+        answer = send_members(host, container, folders, wanted)
+    removed = remove_by_cp(host, container, folders, remove)
+    folders = require_unmoved_by_cp(host, container, paths)
+    if answer is not None:
+        require_as_sent(host, container, folders, answer, wanted)
+    left = []
+    for path in removed:
+        if read_entry_by_cp(host, container, folders, path).kind != "absent":
+            left.append(path)
+    return deepest_first(left)
+
+
+def remove_by_cp(
+    host: Host, container: Container, folders: Dict[str, Member], paths: Sequence[str]
+) -> List[str]:
+    """Tries to remove what is at these paths, folders last; returns the paths of what was there."""
+    present = []
+    for path in paths:
+        member = read_entry_by_cp(host, container, folders, path)
+        if member.kind != "absent":
+            present.append(member)
+    inner = []
+    for member in present:
+        if member.kind == "dir":
+            inner.append(member.path)
+        else:
+            send_members(host, container, folders, [link_to_nothing(member)])
     if inner and can_exec(container) and not leads_out(container):
-        change(host, ["exec", "-u", "0", container.id, "rmdir", *inner])
-    again = cp_unmoved(host, container, paths)
-    for one in wanted:
-        back = cp_entry(host, container, again, one.path, READ_BACK_MAX)
-        if not is_same_member(back, one):
-            raise_unlike(answer, one)
-    left = [cp_entry(host, container, again, one.path) for one in found if one.kind != "absent"]
-    return inner_first(one.path for one in left if one.kind != "absent")
+        change(host, ["exec", "-u", "0", container.id, "rmdir", *deepest_first(inner)])
+    return [member.path for member in present]
 
 
-def nothing_name() -> str:
-    """What a hard link is made to that cannot be made."""
-    return ".dockfix-nothing-%s" % os.urandom(8).hex()
-
-
-def raise_unlike(answer: Answer, member: Member) -> None:
-    if answer.timed_out:
-        raise NoAnswer("docker cp did not answer in %.3g s, and may still write" % answer.seconds)
-    why = "what was read back of %s differs from what was sent" % member.path
-    raise MethodUnavailable("docker cp: %s" % (first_line(answer) if answer.rc else why))
-
-
-def cp_unmoved(host: Host, container: Container, paths: Sequence[str]) -> Dict[str, Member]:
-    """cp_folders once more, after the deed; PathMoved where a folder is none any more, or where it
-    did not stand still."""
-    now = inspect_running(host, container.id)
-    why = ""
-    if leads_out(now) and (now.running, now.paused, now.started) != (
-        container.running,
-        container.paused,
-        container.started,
-    ):
-        why = "it was started, stopped or unpaused by something else"
-    try:
-        folders = cp_folders(host, now, paths)
-    except Refused as err:
-        why, folders = err.msg, {}
-    if not why:
-        return folders
-    places = ", ".join(sorted({source for source, _ in now.mounts if source.startswith("/")}))
-    raise PathMoved(
-        "%s, while dockfix wrote: what was written may have gone where a link led%s"
-        % (why, "; look at %s" % places if places else "")
-    )
-
-
-def missing_folders(host: Host, container: Container, paths: Sequence[str]) -> List[str]:
-    """The folders above these paths that are not there, outermost first. Raises Refused where one
-    is a link or no folder, or a mount that docker does not tell of. change_members looks again when
-    it writes."""
-    refuse_hidden_mounts(container, paths)
-    missing = []  # type: List[str]
-    for folder in folders_above(paths):
-        if posixpath.dirname(folder) in missing:
-            missing.append(folder)
+def require_as_sent(
+    host: Host,
+    container: Container,
+    folders: Dict[str, Member],
+    answer: Answer,
+    members: Sequence[Member],
+) -> None:
+    """Reads back what docker cp was to write. Raises NoAnswer, MethodUnavailable."""
+    for member in members:
+        present = read_entry_by_cp(host, container, folders, member.path, READ_BACK_MAX)
+        if is_same_member(present, member):
             continue
-        found = read_member(host, container, folder)
-        if found.kind == "absent":
-            missing.append(folder)
-        elif found.kind != "dir":
-            raise not_a_folder(folder, found.kind, found.link)
-    return missing
+        if answer.timed_out:
+            raise NoAnswer(
+                "docker cp did not answer in %.3g s, and may still write" % answer.seconds
+            )
+        reason = "what was read back of %s differs from what was sent" % member.path
+        if answer.rc:
+            reason = first_line(answer)
+        raise MethodUnavailable("docker cp: %s" % reason)
+
+
+# Changing any files: by proc where that is possible, else by cp.
+
+
+def change_members(
+    host: Host,
+    container: Container,
+    write: Sequence[Member],
+    remove: Sequence[str],
+    former: Sequence[Member] = (),
+) -> List[str]:
+    """Writes the members in their order, reads each back, then removes files, links and empty
+    folders; returns what could not be removed. What is so already is left alone. Raises Refused
+    before anything is changed where a part of the way is a link or a mount, or where a path is not
+    as in `former`; PathMoved where it became one meanwhile; ContainerGone, MethodUnavailable (then
+    look at what is there), NoAnswer. save_undo comes first."""
+    if not write and not remove:
+        return []
+    note_change(host)
+    try:
+        tree = open_tree(container)
+    except MethodUnavailable:
+        return while_paused(
+            host, container, lambda now: change_members_by_cp(host, now, write, remove, former)
+        )
+    try:
+        return change_members_by_proc(tree, write, remove, former)
+    except OSError as err:
+        raise MethodUnavailable("writing through /proc: %s" % err.strerror) from None
+    finally:
+        close_tree(tree)
 
 
 def write_members(
     host: Host, container: Container, members: Sequence[Member], former: Sequence[Member] = ()
 ) -> None:
     """change_members for what is only written; 'absent' ones are left alone."""
-    wanted = [one for one in members if one.kind != "absent"]
+    wanted = [member for member in members if member.kind != "absent"]
     change_members(host, container, wanted, [], former)
 
 
@@ -4734,18 +4609,451 @@ def remove_folder(host: Host, container: Container, path: str) -> bool:
     except MethodUnavailable:
         if can_exec(container) and not leads_out(container):
             change(host, ["exec", "-u", "0", container.id, "rm", "-rf", path])
-        return cp_kind(host, container, path).kind == "absent"
+        return read_kind_by_cp(host, container, path).kind == "absent"
     try:
-        if entry_in(tree, path).kind == "dir":
+        if read_entry(tree, path).kind == "dir":
             remove_below(tree, path)
-        return entry_in(tree, path).kind == "absent"
+        return read_entry(tree, path).kind == "absent"
     except OSError:
         return False
     finally:
         close_tree(tree)
 
 
-# --- what undo needs
+# The account files: /etc/passwd and /etc/shadow, both replaced or neither.
+
+
+class OpenedAccounts(NamedTuple):
+    """The account files below an opened /etc; None where there is no such file."""
+
+    passwd: Optional[FileRead]
+    shadow: Optional[FileRead]
+
+    def content(self) -> AccountFiles:
+        return AccountFiles(file_content(self.passwd), file_content(self.shadow))
+
+
+def file_content(file: Optional[FileRead]) -> Optional[bytes]:
+    if file is None:
+        return None
+    return file.data
+
+
+# The order in which account files are replaced. A run that is killed between the two leaves an
+# account whose password still stands in /etc/passwd: the old one opens it, as before. The other way
+# round /etc/passwd would point to whatever shadow held.
+REPLACE_ORDER = ("shadow", "passwd")
+ACCOUNT_PATHS = ("/etc/passwd", "/etc/shadow")
+
+
+# The account files by proc.
+
+
+def open_etc(container: Container) -> int:
+    """A descriptor of the container's own /etc. Raises MethodUnavailable, EtcIsAMount where it is a
+    mount, Refused where it is a link."""
+    root = open_root(container)
+    try:
+        return open_etc_below(root)
+    except OSError as err:
+        if err.errno in CHANGED_MEANWHILE:
+            raise Refused("its /etc changes while it is looked at") from None
+        raise MethodUnavailable("/proc/%d: %s" % (container.pid, err.strerror)) from None
+    finally:
+        os.close(root.fd)
+
+
+def open_etc_below(root: OpenedRoot) -> int:
+    if not stat.S_ISDIR(os.stat("etc", dir_fd=root.fd, follow_symlinks=False).st_mode):
+        raise Refused("its /etc is a link, not a directory")
+    etc = os.open("etc", OPEN_FOLDER, dir_fd=root.fd)
+    try:
+        for mount in root.mounts:
+            if mount.point in ACCOUNT_PATHS:
+                raise EtcIsAMount("its %s is a mount" % mount.point)
+        if not is_same_mount(etc, root.fd):
+            raise EtcIsAMount("its /etc is not on the mount of its root: a mount of its own")
+    except BaseException:
+        os.close(etc)
+        raise
+    return etc
+
+
+def read_accounts_by_proc(etc: int) -> OpenedAccounts:
+    """The account files below an opened /etc. Raises MethodUnavailable, Refused."""
+    return OpenedAccounts(read_account_file(etc, "passwd"), read_account_file(etc, "shadow"))
+
+
+def read_account_file(etc: int, name: str) -> Optional[FileRead]:
+    """None where there is no such file."""
+    path = "/etc/" + name
+    try:
+        return read_file_at(etc, name, ACCOUNTS_MAX, path)
+    except FileNotFoundError:
+        return None
+    except OSError as err:
+        raise MethodUnavailable("%s: %s" % (path, err.strerror)) from None
+
+
+def write_accounts_by_proc(
+    container: Container, edit: Callable[[AccountFiles], AccountFiles], stop: threading.Event
+) -> None:
+    """Replaces the account files that `edit` changes, each atomically, under their lock, keeping
+    owner, mode and xattrs. Any surprise is MethodUnavailable, and the old files are still there (or
+    it says which is not)."""
+    etc = open_etc(container)
+    try:
+        lock = lock_accounts(etc, os.fstat(etc), stop)
+        try:
+            old = read_accounts_by_proc(etc)
+            replace_account_files(etc, old, edit(old.content()))
+        finally:
+            suppress_errors(os.close, lock)
+    except OSError as err:
+        raise MethodUnavailable("writing through /proc: %s" % err.strerror) from None
+    finally:
+        suppress_errors(os.close, etc)
+
+
+def lock_accounts(etc: int, owner: os.stat_result, stop: threading.Event) -> int:
+    """The lock of lckpwdf(3), waited for LOCK_SECONDS. owner: /etc's."""
+    lock = open_accounts_lock(etc, owner)
+    end = time.monotonic() + LOCK_SECONDS
+    try:
+        while True:
+            try:
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return lock
+            except (BlockingIOError, PermissionError):  # EAGAIN, EACCES
+                if time.monotonic() >= end or stop.is_set():
+                    raise MethodUnavailable(
+                        "its /etc/.pwd.lock is held by another program"
+                    ) from None
+                time.sleep(0.1)
+    except BaseException:
+        os.close(lock)
+        raise
+
+
+def open_accounts_lock(etc: int, owner: os.stat_result) -> int:
+    """One made here gets /etc's owner: under user-namespace remapping a file of the host's root
+    would lock the container's root out for good."""
+    name = ".pwd.lock"
+    try:
+        lock = os.open(name, CREATE_FILE, 0o600, dir_fd=etc)
+    except FileExistsError:
+        try:
+            return open_regular_at(etc, name, os.O_WRONLY, SHADOW_MAX, "/etc/" + name)
+        except Refused as err:
+            raise MethodUnavailable(err.msg) from None
+    os.fchown(lock, owner.st_uid, owner.st_gid)
+    return lock
+
+
+def replace_account_files(etc: int, old: OpenedAccounts, new: AccountFiles) -> None:
+    """All of the changed files, or none. Raises OSError, MethodUnavailable."""
+    replaced = []  # type: List[str]
+    for name in REPLACE_ORDER:
+        former = getattr(old, name)
+        data = getattr(new, name)
+        if data == file_content(former):
+            continue
+        try:
+            replace_account_file(etc, name, data, former.status)
+        except (OSError, MethodUnavailable, Refused):
+            for done in replaced:
+                now = os.stat(done, dir_fd=etc, follow_symlinks=False)
+                replace_account_file(etc, done, getattr(old, done).data, now)
+            raise
+        replaced.append(name)
+
+
+def replace_account_file(etc: int, name: str, data: bytes, old: os.stat_result) -> None:
+    """Puts `data` in the place of /etc/NAME, which must still be the file that `old` tells of.
+    Raises OSError, MethodUnavailable, Refused."""
+    # A name of its own: what a killed run left must not be in the way of the next one.
+    copy = "%s-%s" % (SHADOW_COPY_NAME, os.urandom(8).hex())
+    source = open_regular_at(etc, name, os.O_RDONLY, ACCOUNTS_MAX, "/etc/" + name)
+    new = -1
+    try:
+        new = os.open(copy, CREATE_FILE, 0o600, dir_fd=etc)
+        write_all(new, data)
+        os.fchown(new, old.st_uid, old.st_gid)
+        os.fchmod(new, stat.S_IMODE(old.st_mode))
+        copy_xattrs(source, new)
+        os.fsync(new)
+        # The file that was read, and the one that has the name now: both as they were.
+        named = os.stat(name, dir_fd=etc, follow_symlinks=False)
+        if not file_state(os.fstat(source)) == file_state(named) == file_state(old):
+            raise MethodUnavailable("its /etc/%s was changed by another program meanwhile" % name)
+        os.rename(copy, name, src_dir_fd=etc, dst_dir_fd=etc)
+    except BaseException:
+        if new >= 0:
+            suppress_errors(os.unlink, copy, dir_fd=etc)
+        raise
+    finally:
+        suppress_errors(os.close, source)
+        if new >= 0:
+            suppress_errors(os.close, new)
+    suppress_errors(os.fsync, etc)  # the new file is in place: the read-back judges, not this
+
+
+# The account files by cp.
+
+
+class AccountMembers(NamedTuple):
+    """The account files as docker cp has them; kind 'absent' where there is none."""
+
+    passwd: Member
+    shadow: Member
+
+    def content(self) -> AccountFiles:
+        return AccountFiles(member_content(self.passwd), member_content(self.shadow))
+
+
+def member_content(member: Member) -> Optional[bytes]:
+    if member.kind == "absent":
+        return None
+    return member.data
+
+
+def read_accounts_by_cp(host: Host, container: Container, first: bool = False) -> AccountMembers:
+    """The account files by docker cp; ids are the host's under user-namespace remapping. The first
+    look asks about /etc too, and each one where there are mounts: docker cp would follow a link
+    there. Raises ContainerGone, MethodUnavailable, Refused."""
+    etc = Member("/etc", "dir")
+    if first or leads_out(container):
+        etc = read_kind_by_cp(host, container, "/etc")
+    if etc.kind not in ("dir", "absent"):
+        raise Refused("its /etc is a link, not a directory")
+    members = []
+    for path in ACCOUNT_PATHS:
+        member = read_member_by_cp(host, container, path, ACCOUNTS_MAX)
+        if member.kind != "absent":
+            require_regular(path, member.kind, len(member.data), ACCOUNTS_MAX)
+        members.append(member)
+    return AccountMembers(members[0], members[1])
+
+
+def read_back_by_cp(host: Host, container: Container) -> Optional[AccountFiles]:
+    """None where they cannot be read."""
+    try:
+        return read_accounts_by_cp(host, container).content()
+    except (Refused, MethodUnavailable):
+        return None
+
+
+def accounts_tar(files: Sequence[Member], base: Tuple[int, int], etc: Optional[Member]) -> bytes:
+    """The tar that replaces these account files, in their order. What can fail (space, ids) fails
+    on the member that carries the content, while the old file is still there; the link then takes
+    its place. The last member empties the leftover, which docker cp cannot delete. etc: the folder
+    as it is, for `docker cp - C:/` (see send_members); None for `docker cp - C:/etc`."""
+    folder = ""
+    members = []
+    if etc:
+        folder = "/etc"
+        members.append(etc)
+    now = int(time.time())
+    path = folder + "/" + SHADOW_COPY_NAME
+    copy = Member(path, "file", mtime=now)
+    for file in files:
+        copy = file._replace(path=path, mtime=now)
+        place = folder + "/" + posixpath.basename(file.path)
+        link = file._replace(path=place, kind="hard", data=b"", link=path.lstrip("/"))
+        members += [copy, link]
+    members.append(copy._replace(data=b"", mode=0o600))
+    return format_tar(members, base)
+
+
+class EtcTarget(NamedTuple):
+    """Where docker cp writes account files: with etc (see accounts_tar) to /; without, to an /etc
+    that is a mount and may be written."""
+
+    host: Host
+    container: Container
+    base: Tuple[int, int]
+    etc: Optional[Member]
+
+    def send(self, files: Sequence[Member]) -> Answer:
+        place = ":/etc"
+        if self.etc:
+            place = ":/"
+        tar = accounts_tar(files, self.base, self.etc)
+        return change(self.host, ["cp", "-", self.container.id + place], tar)
+
+    def require_unmoved(self) -> None:
+        if self.etc:
+            require_unmoved_by_cp(self.host, self.container, ACCOUNT_PATHS)
+
+    def remove_leftover(self) -> None:
+        """By the image's rm, where it has one and no link can lead it to a mount; a leftover that
+        stays is empty."""
+        path = "/etc/" + SHADOW_COPY_NAME
+        if can_exec(self.container) and not leads_out(self.container):
+            change(self.host, ["exec", "-u", "0", self.container.id, "rm", "-f", path])
+        elif self.container.running and self.etc:
+            uid, gid = self.base
+            nothing = link_to_nothing(Member(path, "file", uid=uid, gid=gid))
+            send_members(self.host, self.container, {"/etc": self.etc}, [nothing])
+
+
+def find_etc_target(host: Host, container: Container) -> EtcTarget:
+    """Raises Refused where /etc is a link, or a mount that inspect does not tell of; the others
+    have been allowed at the look."""
+    base = cp_base(host, container)
+    etc = None
+    if not mounts_over(container, ACCOUNT_PATHS):
+        etc = collect_folders_by_cp(host, container, ACCOUNT_PATHS)["/etc"]
+        if etc.kind == "absent":
+            raise Refused("it has no /etc")
+    return EtcTarget(host, container, base, etc)
+
+
+class SentAccounts(NamedTuple):
+    """What became of account files that were sent to a container: docker's answer, and what was
+    read back; each None where the way has none."""
+
+    answer: Optional[Answer]
+    files: Optional[AccountFiles]
+
+
+def write_accounts_by_cp(
+    host: Host, container: Container, edit: Callable[[AccountFiles], AccountFiles]
+) -> SentAccounts:
+    """Replaces the account files that `edit` changes through one docker cp. Puts the old bytes back
+    if what is read back differs, but not after a time-out: the daemon may still be at it. docker cp
+    has no lock and is not atomic: the last way. Raises ContainerGone, Refused, PathMoved,
+    MethodUnavailable."""
+    return while_paused(host, container, lambda now: send_accounts(host, now, edit))
+
+
+def send_accounts(
+    host: Host, container: Container, edit: Callable[[AccountFiles], AccountFiles]
+) -> SentAccounts:
+    """write_accounts_by_cp, while nothing in the container runs that could lead it elsewhere."""
+    target = find_etc_target(host, container)
+    members = read_accounts_by_cp(host, container)
+    old = members.content()
+    new = edit(old)
+    before = []  # type: List[Member]
+    after = []  # type: List[Member]
+    for name in REPLACE_ORDER:
+        data = getattr(new, name)
+        if data != getattr(old, name):
+            member = getattr(members, name)
+            before.append(member)
+            after.append(member._replace(data=data))
+    answer = target.send(after)
+    if answer.timed_out:
+        return SentAccounts(answer, read_back_by_cp(host, container))
+    target.require_unmoved()
+    present = read_back_by_cp(host, container)
+    if present == new:
+        target.remove_leftover()
+        return SentAccounts(answer, new)
+    reason = "what was read back differs from what was sent"
+    if answer.rc:
+        reason = first_line(answer)
+    if present == old:  # it failed between the members: no hash may stay behind
+        target.send([])
+        raise MethodUnavailable("docker cp: %s" % reason)
+    # In the reverse order: /etc/passwd must not point to a shadow that is the old one already.
+    target.send(before[::-1])
+    if read_back_by_cp(host, container) != old:
+        paths = " and ".join(member.path for member in before)
+        raise MethodUnavailable(
+            "docker cp: %s; AND its old %s could not be restored: look at it now" % (reason, paths)
+        )
+    raise MethodUnavailable("docker cp: %s; the old file was put back" % reason)
+
+
+# What undo needs: a record of what was there before dockfix's first change.
+
+
+class Undo(NamedTuple):
+    """What STATE/undo/KIND-ID.json holds: what was at each path before dockfix's first change of
+    this kind. `engine` is `docker info`'s ID, `changed` the time of the last change (ISO 8601 in
+    UTC), `more` the feature's own facts."""
+
+    kind: str
+    id: str
+    name: str
+    engine: str
+    changed: str
+    members: Tuple[Member, ...]
+    more: dict
+
+
+class UndoForm(NamedTuple):
+    """What a record of one kind can hold, for it is acted on as root inside. `paths`: a pattern of
+    its paths; `facts`: of each of its facts, a pattern of what Python's repr shows."""
+
+    paths: str
+    facts: Dict[str, str]
+
+
+UNDO_SCHEMA = "dockfix-undo/1"
+UNDO_FORMS = {
+    "timezone": UndoForm(
+        r"/etc(/localtime|/timezone)?|/usr(/share(/zoneinfo(/[A-Za-z0-9_+-]+)*)?)?", {}
+    ),
+    "faketime": UndoForm(
+        r"/etc/(ld\.so\.preload|faketimerc)|/usr/lib/libfaketime-dockfix-[0-9a-f]{12}\.so\.1",
+        {
+            "done": "True|False",
+            "stopped": "True|False",
+            "offset": "-?[0-9]+",
+            "build": r"'(/\.dockfix-build-[0-9a-f]{12})?'",
+        },
+    ),
+}
+MEMBER_TYPES = [str, str, bytes, str, int, int, int, int]
+
+
+def format_undo(undo: Undo) -> bytes:
+    members = []
+    for member in undo.members:
+        text = base64.b64encode(member.data).decode("ascii")
+        members.append(dict(member._asdict(), data=text))
+    record = dict(undo._asdict(), schema=UNDO_SCHEMA, members=members)
+    return (json.dumps(record, indent=1) + "\n").encode("ascii")
+
+
+def parse_undo(data: bytes, kind: str, ident: str) -> Undo:
+    """The record of format_undo. Raises ValueError for what is no record of this kind and
+    container."""
+    try:
+        record = json.loads(data.decode("utf-8", "replace"))
+        members = [parse_undo_member(fields) for fields in record.pop("members")]
+        if (record.pop("schema"), record["kind"], record["id"]) != (UNDO_SCHEMA, kind, ident):
+            raise ValueError("another record")
+        form = UNDO_FORMS[kind]
+        if not is_undo_of_form(members, record["more"], form):
+            raise ValueError("not a record")
+        return Undo(members=tuple(members), **record)
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        raise ValueError("not an undo record of dockfix") from None
+
+
+def parse_undo_member(fields: dict) -> Member:
+    content = base64.b64decode(fields["data"], validate=True)
+    return Member(**dict(fields, data=content))
+
+
+def is_undo_of_form(members: Sequence[Member], facts: object, form: UndoForm) -> bool:
+    """Raises TypeError, KeyError for what has not even the shape."""
+    for member in members:
+        types = [type(field) for field in member]
+        if types != MEMBER_TYPES or member.kind not in ("file", "link", "absent"):
+            return False
+        if not re.match("(?:%s)\\Z" % form.paths, member.path, re.S):
+            return False
+    if not isinstance(facts, dict):
+        return False
+    for name, pattern in form.facts.items():
+        if not re.match("(?:%s)\\Z" % pattern, repr(facts[name])):
+            return False
+    return True
 
 
 def undo_path(host: Host, kind: str, ident: str) -> str:
@@ -4777,23 +5085,21 @@ def save_undo(
     """Notes what was there, on the disk before this returns and so before the container is touched.
     Of a path that the record has already, the older state stays: undo goes back to before dockfix's
     first change. `more` replaces facts of the same name."""
+    facts = {}  # type: Dict[str, object]
+    members = ()  # type: Tuple[Member, ...]
     old = load_undo(host, kind, container.id)
-    kept = old.members if old else ()
-    known = {one.path for one in kept}
-    now = time.time()
-    changed = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + ".%06dZ" % (now % 1 * 1e6)
-    undo = Undo(
-        kind,
-        container.id,
-        container.name,
-        str(engine_info(host)["ID"] or ""),
-        changed,
-        kept + tuple(one for one in former if one.path not in known),
-        dict(old.more if old else {}, **(more or {})),
-    )
+    if old:
+        facts.update(old.more)
+        members = old.members
+    if more:
+        facts.update(more)
+    recorded = {member.path for member in members}
+    members += tuple(member for member in former if member.path not in recorded)
+    engine = str(engine_info(host)["ID"] or "")
+    undo = Undo(kind, container.id, container.name, engine, utc_microseconds(), members, facts)
     try:
         os.makedirs(os_bytes(os.path.join(host.state, "undo")), 0o700, exist_ok=True)
-        replace_file(undo_path(host, kind, container.id), undo_text(undo))
+        replace_file(undo_path(host, kind, container.id), format_undo(undo))
         sync_folder(host.state)
     except OSError as err:
         raise EnvironmentFault(
@@ -4804,6 +5110,13 @@ def save_undo(
     return undo
 
 
+def utc_microseconds() -> str:
+    """Now, ISO 8601 in UTC with microseconds, as docker inspect has its times."""
+    now = time.time()
+    seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
+    return "%s.%06dZ" % (seconds, now % 1 * 1e6)
+
+
 def drop_undo(host: Host, kind: str, ident: str) -> None:
     suppress_errors(os.unlink, os_bytes(undo_path(host, kind, ident)))
 
@@ -4812,63 +5125,75 @@ def restore_undo(host: Host, container: Container, undo: Undo) -> List[str]:
     """Puts back every path of the record, and returns what could not be removed. The record stays:
     drop_undo it when nothing is left. Raises what change_members raises: where the container has
     made a part of the way a link meanwhile, nothing is touched."""
-    there = [one for one in undo.members if one.kind != "absent"]
-    gone = [one.path for one in undo.members if one.kind == "absent"]
-    return change_members(host, container, there, gone)
+    present = [member for member in undo.members if member.kind != "absent"]
+    absent = [member.path for member in undo.members if member.kind == "absent"]
+    return change_members(host, container, present, absent)
 
 
 def drop_undo_if_void(host: Host, listed: Sequence[str]) -> None:
     """Drops the records of containers that this engine had and has no more; `listed` are all its
     ids (docker ps -a). Another engine's stay."""
-    for name in suppress_errors(os.listdir, os_bytes(os.path.join(host.state, "undo"))) or []:
-        found = re.match(r"([a-z]+)-([0-9a-f]{64})\.json\Z", os.fsdecode(name))
+    folder = os_bytes(os.path.join(host.state, "undo"))
+    for name in suppress_errors(os.listdir, folder) or []:
+        record = re.match(r"([a-z]+)-([0-9a-f]{64})\.json\Z", os.fsdecode(name))
+        if record is None or record.group(2) in listed:
+            continue
         try:
-            undo = (
-                load_undo(host, *found.groups()) if found and found.group(2) not in listed else None
-            )
+            undo = load_undo(host, record.group(1), record.group(2))
         except DockfixError:  # nothing that is done now rests on it
             continue
         if undo and undo.engine and undo.engine == engine_info(host)["ID"]:
             drop_undo(host, undo.kind, undo.id)
 
 
-# --- the processes of a container, where root is on the engine's host
+# The processes of a container, where root is on the engine's host.
 
 
 def processes_of(container: Container) -> Dict[int, bool]:
     """{pid: does it map a libfaketime?}; {} where that cannot be seen (not root, another host, none
     runs)."""
-    found = {}
-    for name in os.listdir("/proc") if os.geteuid() == 0 and container.pid else []:
+    maps = {}  # type: Dict[int, bool]
+    if os.geteuid() != 0 or not container.pid:
+        return maps
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
         try:
-            if name.isdigit() and os_bytes(container.id) in read_all("/proc/%s/cgroup" % name):
-                found[int(name)] = b"faketime" in read_all("/proc/%s/maps" % name)
+            if os_bytes(container.id) in read_all("/proc/%s/cgroup" % name):
+                maps[int(name)] = b"faketime" in read_all("/proc/%s/maps" % name)
         except OSError:  # ended meanwhile
             continue
-    return found
+    return maps
 
 
-def first_process(container: Container) -> Tuple[str, bytes, int]:
-    """(program, its first part, uid on the host) of its first process; ('', b'', -1) where that
-    cannot be seen."""
+class FirstProcess(NamedTuple):
+    """A container's first process: the path of its program, that program's first bytes, and its
+    uid as the host sees it."""
+
+    program: str
+    head: bytes
+    uid: int
+
+
+UNSEEN = FirstProcess("", b"", -1)
+
+
+def first_process(container: Container) -> FirstProcess:
+    """UNSEEN where it cannot be seen."""
+    if os.geteuid() != 0 or not container.pid:
+        return UNSEEN
     proc = "/proc/%d" % container.pid
+    program = proc + "/exe"  # the very file that runs, whatever its name
     try:
-        if (
-            os.geteuid() == 0
-            and container.pid
-            and os_bytes(container.id) in read_all(proc + "/cgroup")
-        ):
-            head = read_head(
-                proc + "/exe", HEAD_BYTES
-            )  # the very file that runs, whatever its name
-            return (
-                os.readlink(proc + "/exe"),
-                head,
-                int(re.search(rb"^Uid:\s+\d+\s+(\d+)", read_all(proc + "/status"), re.M).group(1)),
-            )
+        if os_bytes(container.id) not in read_all(proc + "/cgroup"):
+            return UNSEEN
+        head = read_head(program, HEAD_BYTES)
+        uid = re.search(rb"^Uid:\s+\d+\s+(\d+)", read_all(proc + "/status"), re.M)
+        if uid is None:
+            return UNSEEN
+        return FirstProcess(os.readlink(program), head, int(uid.group(1)))
     except OSError:
-        pass
-    return "", b"", -1
+        return UNSEEN
 
 
 ###############################################################################
@@ -5536,7 +5861,7 @@ def read_account_files(
             raise Refused("%s; --allow-shared-etc if that is meant" % err) from None
     except MethodUnavailable:
         pass
-    return cp_accounts(host, container, first).content()
+    return read_accounts_by_cp(host, container, first).content()
 
 
 def judge_users(files: AccountFiles, users: List[bytes], unlock: bool) -> str:
@@ -5757,7 +6082,7 @@ def try_method(
 
 def send_hashes(
     host: Host, plan: PasswordJob, way: str, hashes: Dict[bytes, bytes]
-) -> Tuple[Optional[Answer], Optional[AccountFiles]]:
+) -> SentAccounts:
     """Hands the hashes to a container by one way: docker's answer and what was read back, each
     where that way has it. Raises ContainerGone, MethodUnavailable, Refused."""
 
@@ -5766,10 +6091,10 @@ def send_hashes(
 
     if way == "proc":
         note_change(host)
-        proc_write(plan.container, edit, host.stop)
-        return None, None
+        write_accounts_by_proc(plan.container, edit, host.stop)
+        return SentAccounts(None, None)
     if way == "cp":
-        return cp_write(host, plan.container, edit)
+        return write_accounts_by_cp(host, plan.container, edit)
     for user in hashes:
         require_safe_chpasswd(plan.before, user)
     was = steady_etc(plan.container)
@@ -5777,7 +6102,7 @@ def send_hashes(
     require_same_etc(plan.container, was, hashes)
     if answer.rc and is_gone_now(host, plan.container.id, answer.text()):
         raise ContainerGone
-    return answer, None
+    return SentAccounts(answer, None)
 
 
 def require_safe_chpasswd(files: AccountFiles, user: bytes) -> None:
@@ -5878,7 +6203,7 @@ def own_accounts(container: Container) -> AccountFiles:
     """Its account files by descriptors. Raises MethodUnavailable, Refused."""
     etc = open_etc(container)
     try:
-        return proc_accounts(etc)[0]
+        return read_accounts_by_proc(etc).content()
     finally:
         os.close(etc)
 
@@ -7431,7 +7756,7 @@ def find_program(host: Host, container: Container, word: str) -> Tuple[str, byte
     for folder in folders:
         path = posixpath.join("/", folder, word)
         try:
-            member, data = cp_first(host, container, path, HEAD_BYTES, True)
+            member, data = read_first_by_cp(host, container, path, HEAD_BYTES, True)
         except (FileNotFoundError, MethodUnavailable):
             continue
         if member.isreg():

@@ -19,7 +19,7 @@ def walked(dockfix, tmp_path):
     def look(path, follow=False):
         root = os.open(str(tmp_path), os.O_RDONLY)
         try:
-            folder, name, place = dockfix.resolve_in_container(root, path, follow)
+            folder, name, place = dockfix.resolve_by_proc(root, path, follow)
             try:
                 return (
                     dockfix.kind_of(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode),
@@ -86,7 +86,7 @@ def seam(dockfix, box, monkeypatch):
     """(host, container facts) of a running container in the sandbox; docker is a function call."""
     box.container("web")
     monkeypatch.setattr(dockfix, "run_child", box.in_process)
-    monkeypatch.setitem(dockfix.UNDO_FORMS, "test", ("/.*", {}))
+    monkeypatch.setitem(dockfix.UNDO_FORMS, "test", dockfix.UndoForm("/.*", {}))
     host = make_host(dockfix, box)
     os.makedirs(box.state, 0o700)
     return host, dockfix.inspect_containers(host, [box.id("web")])[box.id("web")]
@@ -238,10 +238,10 @@ def test_mounts_over_a_path_are_seen(dockfix):
 
 def test_ids_outside_the_user_namespace_are_never_sent(dockfix):
     one = dockfix.Member("/etc/x", "file", b"", "", 500000, 500042, 0o644, 1)
-    assert dockfix.members_tar([one], (500000, 500000))
+    assert dockfix.format_tar([one], (500000, 500000))
     for base in ((500001, 500000), (0, 0)):
         with pytest.raises(dockfix.MethodUnavailable, match="outside"):
-            dockfix.members_tar([one], base)
+            dockfix.format_tar([one], base)
 
 
 def test_a_record_is_itself_again_and_garbage_is_a_value_error(dockfix, rng, seam):
@@ -257,7 +257,7 @@ def test_a_record_is_itself_again_and_garbage_is_a_value_error(dockfix, rng, sea
         ),
         {"zone": "Asia/Tokyo"},
     )
-    text = dockfix.undo_text(undo)
+    text = dockfix.format_undo(undo)
     assert dockfix.parse_undo(text, "test", ID) == undo
     for kind, ident in (("timezone", ID), ("test", "f" * 64)):
         with pytest.raises(ValueError):
@@ -348,7 +348,7 @@ def test_it_is_unpaused_whatever_happened(dockfix, box, held, monkeypatch, fault
         raise dockfix.MethodUnavailable("on purpose")
 
     with pytest.raises(dockfix.MethodUnavailable, match="on purpose"):
-        dockfix.while_still(host, container, deed)
+        dockfix.while_paused(host, container, deed)
     assert not os.path.exists(box.at("frozen.held"))
 
 
@@ -357,7 +357,7 @@ def test_one_that_stays_paused_is_named_with_the_line_that_helps(dockfix, box, h
     monkeypatch.setattr(dockfix.time, "sleep", lambda seconds: None)
     box.rule("unpause", rc=1, err=b"Error response from daemon: try later\n")
     box.write_world()
-    dockfix.while_still(host, container, lambda now: None)
+    dockfix.while_paused(host, container, lambda now: None)
     assert commands(box).count("unpause") == dockfix.UNPAUSE_TRIES
     (found,) = host.known.not_done.values()
     assert found.argv[1:] == ("unpause", container.id) and "still paused" in found.text
@@ -395,10 +395,12 @@ def test_a_mount_is_where_its_destination_leads(dockfix, box, monkeypatch, targe
         os.symlink("../usr/share/zoneinfo", box.at("fs", "held", link[1:]))
     paths = ["/usr/share/zoneinfo/Asia/Tokyo"]
     if not hit:
-        assert set(dockfix.cp_folders(host, container, paths)) == set(dockfix.folders_above(paths))
+        assert set(dockfix.collect_folders_by_cp(host, container, paths)) == set(
+            dockfix.folders_above(paths)
+        )
         return
     with pytest.raises(dockfix.Refused, match="is a mount"):
-        dockfix.cp_folders(host, container, paths)
+        dockfix.collect_folders_by_cp(host, container, paths)
 
 
 def test_what_differs_from_the_look_is_not_overwritten(dockfix, box, seam):
@@ -435,14 +437,14 @@ def test_by_descriptors_members_are_put_replaced_and_removed(dockfix, tree, tmp_
     (tmp_path / "root" / "etc" / "localtime").write_bytes(b"old")
     (tmp_path / "root" / "etc" / ".localtime.dockfix").write_bytes(b"left by a killed run")
     for _ in range(2):
-        assert dockfix.proc_change(tree, wanted, [], []) == []
+        assert dockfix.change_members_by_proc(tree, wanted, [], []) == []
         for one in wanted:
-            found = dockfix.entry_in(tree, one.path, 1 << 20)
+            found = dockfix.read_entry(tree, one.path, 1 << 20)
             assert dockfix.is_same_member(found, one) and found.mtime == 1000
     assert os.listdir(str(tmp_path / "root" / "etc")) == ["localtime"]
     folders = ["/usr/share/zoneinfo", "/usr/share/zoneinfo/Asia"]
     gone = ["/etc/localtime", "/usr/share/zoneinfo/Asia/Tokyo", *folders]
-    assert dockfix.proc_change(tree, [], [*gone, "/none/such"], []) == []
+    assert dockfix.change_members_by_proc(tree, [], [*gone, "/none/such"], []) == []
     assert os.listdir(str(tmp_path / "root" / "usr" / "share")) == []
 
 
@@ -460,7 +462,7 @@ def test_by_descriptors_no_link_is_followed(dockfix, tree, tmp_path, part):
     other = dockfix.Member("/etc/z", "file", b"data", mode=0o644)
     for write, remove in (([other, one], []), ([other], ["/usr/share/zoneinfo/Z"])):
         with pytest.raises(dockfix.Refused, match="%s is a link to" % part):
-            dockfix.proc_change(tree, write, remove, [])
+            dockfix.change_members_by_proc(tree, write, remove, [])
     assert sorted(os.walk(str(outside))) == seen and os.listdir(str(tmp_path / "root/etc")) == []
 
 
@@ -478,7 +480,7 @@ def test_by_descriptors_a_folder_that_moves_is_told(dockfix, tree, tmp_path, mon
     monkeypatch.setattr(dockfix, "put_member", late)
     one = dockfix.Member("/etc/z", "file", b"data", "", os.getuid(), os.getgid(), 0o644, 1)
     with pytest.raises(dockfix.PathMoved, match="/etc while"):
-        dockfix.proc_change(tree, [one], [], [])
+        dockfix.change_members_by_proc(tree, [one], [], [])
     assert os.listdir(str(outside)) == [] and (root / "e2" / "z").read_bytes() == b"data"
 
 

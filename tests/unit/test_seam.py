@@ -78,10 +78,10 @@ def test_a_shadow_that_grows_while_it_is_read_is_not_used(dockfix, tmp_path, mon
             more.write(b"x:*:1::::::\n")
         return fstat(fd)
 
-    assert dockfix.proc_accounts(etc)[0].shadow == b"root:*:1::::::\n"
+    assert dockfix.read_accounts_by_proc(etc).content().shadow == b"root:*:1::::::\n"
     monkeypatch.setattr(dockfix.os, "fstat", lambda fd: (fstat(fd), grown(fd))[0])
     with pytest.raises(dockfix.MethodUnavailable):
-        dockfix.proc_accounts(etc)
+        dockfix.read_accounts_by_proc(etc)
     monkeypatch.undo()
     os.close(etc)
 
@@ -108,9 +108,9 @@ def an_etc(dockfix, tmp_path):
 
 
 def replace_both(dockfix, etc):
-    old, found = dockfix.proc_accounts(etc)
-    new = dockfix.edit_accounts(old, {b"root": b"HASH"}, 9)
-    dockfix.replace_account_files(etc, old, new, found)
+    old = dockfix.read_accounts_by_proc(etc)
+    new = dockfix.edit_accounts(old.content(), {b"root": b"HASH"}, 9)
+    dockfix.replace_account_files(etc, old, new)
 
 
 def test_shadow_is_replaced_before_passwd_points_to_it(dockfix, tmp_path, monkeypatch):
