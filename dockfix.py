@@ -863,7 +863,7 @@ class RunState:
         # by the steps of a storage change; main makes a finding of each.
         self.not_done = {}  # type: Dict[str, NotDone]
         # What engine_info made of `docker info`; None before it is asked.
-        self.engine_info = None  # type: Optional[Dict[str, object]]
+        self.engine_info = None  # type: Optional[EngineInfo]
         # The first uid and gid of the engine's user namespace (engine_userns); None before.
         self.engine_userns = None  # type: Optional[Tuple[int, int]]
         # Does `docker create` know --pull (create_words)? None before it is asked.
@@ -2326,17 +2326,23 @@ def parse_ps(text: str) -> List[Target]:
     return targets
 
 
+class DaemonFault(NamedTuple):
+    """Why no daemon answers. pattern: a regular expression for what docker then says."""
+
+    pattern: str
+    meaning: str
+    remedy: str
+
+
 DAEMON_FAULTS = (
-    (
+    DaemonFault(
         r"permission denied",
         "no permission to speak to the Docker daemon",
         "sudo python3 dockfix.py ...",
     ),
-    (
-        (
-            r"[Cc]annot connect to the Docker daemon|[Ii]s the docker daemon running|connection"
-            r" refused|no such host|error during connect"
-        ),
+    DaemonFault(
+        r"[Cc]annot connect to the Docker daemon|[Ii]s the docker daemon running"
+        r"|connection refused|no such host|error during connect",
         "the Docker daemon does not answer",
         "systemctl status docker; journalctl -u docker -n 50",
     ),
@@ -2543,22 +2549,6 @@ def inspect_mounts(mounts: list, host: dict) -> List[Tuple[str, str]]:
     return [(str(source), posixpath.normpath("/" + target.lstrip("/"))) for source, target in pairs]
 
 
-def userns_base(info: Dict[str, object]) -> Tuple[int, int]:
-    """First host uid and gid of a remapped engine, (0, 0) without remapping. The root then ends in
-    UID.GID (docker's own naming). Raises MethodUnavailable where `docker cp` is unproven."""
-    options = info["SecurityOptions"]
-    if any("name=rootless" in option for option in options):
-        raise MethodUnavailable("docker cp under a rootless engine is not proven safe")
-    if not info["DockerRootDir"]:
-        raise MethodUnavailable("docker info does not say where Docker's root is")
-    found = re.search(r"/([0-9]+)\.([0-9]+)/?$", str(info["DockerRootDir"]))
-    if found:
-        return int(found.group(1)), int(found.group(2))
-    if any("userns" in option for option in options):
-        raise MethodUnavailable("the engine remaps users, and its root does not say from which uid")
-    return 0, 0
-
-
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "y": 365 * 86400}
 
 
@@ -2724,24 +2714,66 @@ def root_mount(mounts: List[Mount], container: Container) -> Optional[Mount]:
     return None
 
 
-# docker info, of any engine from 0.12 to 29, as text or JSON
+# docker info, of any engine from 0.12 to 29, as text or JSON.
+
+
+class EngineInfo(NamedTuple):
+    """What `docker info` says of an engine, whichever way it was printed. What is not said once and
+    well is '' or None."""
+
+    version: str = ""
+    driver: str = ""  # the storage driver, or containerd's snapshotter
+    root: str = ""  # Docker's root: with user-namespace remapping it ends in UID.GID
+    id: str = ""
+    host_name: str = ""
+    os_type: str = ""
+    swarm: str = ""  # the node's state: inactive, active, pending ...
+    live_restore: Optional[bool] = None
+    containers: Optional[int] = None
+    stopped: Optional[int] = None  # of the containers
+    images: Optional[int] = None
+    driver_status: Dict[str, str] = {}  # those of STATUS_KEYS that are said in one way
+    security_options: Tuple[str, ...] = ()  # such as name=seccomp
+
+
+class InfoKey(NamedTuple):
+    """One fact of `docker info`.
+
+    field: of EngineInfo. text_key: what the text calls it. json_key: what the JSON calls it, with a
+    dot before a key inside an object. form: a regular expression for the whole value; a value of
+    another form is damaged and counts as not said. json_type: the type of the JSON's value.
+    """
+
+    field: str
+    text_key: str
+    json_key: str
+    form: str
+    json_type: type = str
+
 
 PATH_FORM = r"/(?:[^:]|:(?! ))*"  # no ": ", which tells that lines ran together
+COUNT_FORM = r"[0-9]{1,9}"
+# One row for each key. What an engine calls by another name is one more row with the same field.
 INFO_KEYS = (
-    {  # as the text prints them: what the JSON calls them, and the form their value must have
-        "Server Version": ("ServerVersion", r"(?![0-9]*\.?(?: |\Z))[0-9A-Za-z][\w.+~-]*(?: .*)?"),
-        "Storage Driver": ("Driver", r"[\w./:-]+(?: .*)?|"),
-        "Docker Root Dir": ("DockerRootDir", PATH_FORM + r"|[A-Za-z]:\\[^:]*"),
-        "OSType": ("OSType", r"\w+"),
-        "Swarm": ("Swarm", r"\w+"),
-        "Live Restore Enabled": ("LiveRestoreEnabled", r"true|false"),
-        "ID": ("ID", r"[\w:.-]+"),
-        "Name": ("Name", r"[\w.-]+"),
-        "Containers": ("Containers", r"[0-9]{1,9}"),
-        "Stopped": ("ContainersStopped", r"[0-9]{1,9}"),
-        "Images": ("Images", r"[0-9]{1,9}"),
-    }
+    InfoKey(
+        "version",
+        "Server Version",
+        "ServerVersion",
+        r"(?![0-9]*\.?(?: |\Z))[0-9A-Za-z][\w.+~-]*(?: .*)?",
+    ),
+    InfoKey("driver", "Storage Driver", "Driver", r"[\w./:-]+(?: .*)?|"),
+    InfoKey("root", "Docker Root Dir", "DockerRootDir", PATH_FORM + r"|[A-Za-z]:\\[^:]*"),
+    InfoKey("os_type", "OSType", "OSType", r"\w+"),
+    InfoKey("swarm", "Swarm", "Swarm.LocalNodeState", r"\w+"),
+    InfoKey("live_restore", "Live Restore Enabled", "LiveRestoreEnabled", r"true|false", bool),
+    InfoKey("id", "ID", "ID", r"[\w:.-]+"),
+    InfoKey("host_name", "Name", "Name", r"[\w.-]+"),
+    InfoKey("containers", "Containers", "Containers", COUNT_FORM, int),
+    InfoKey("stopped", "Stopped", "ContainersStopped", COUNT_FORM, int),
+    InfoKey("images", "Images", "Images", COUNT_FORM, int),
 )
+
+# The keys of a devicemapper pool's status, and their fields in ReportedPool.
 POOL_SIZES = {
     "Data Space Used": "data_used",
     "Data Space Total": "data_total",
@@ -2760,12 +2792,24 @@ POOL_WORDS = {
     "Data loop file": "data_loop_file",
     "Metadata loop file": "metadata_loop_file",
 }
+# The keys of a storage driver's own status that dockfix knows.
 STATUS_KEYS = (
-    tuple(POOL_SIZES)
-    + tuple(POOL_WORDS)
-    + ("Backing Filesystem", "driver-type", "Root Dir", "Parent Dataset")
+    *POOL_SIZES,
+    *POOL_WORDS,
+    "Backing Filesystem",
+    "driver-type",
+    "Root Dir",
+    "Parent Dataset",
 )
 MANAGER_KEYS = ("Strategy", "Filters", "Role")  # only a classic Swarm manager prints these
+
+
+class InfoAnswer(NamedTuple):
+    """An answer of `docker info` before it is judged. pairs: (key, value) by the keys of the text,
+    also where it was JSON; a key may come twice."""
+
+    pairs: List[Tuple[str, str]]
+    security_options: List[str]
 
 
 def decode_saved(data: bytes) -> str:
@@ -2775,127 +2819,252 @@ def decode_saved(data: bytes) -> str:
     return data.decode("utf-8", "replace").lstrip("\ufeff")
 
 
-def parse_info(text: str) -> Dict[str, object]:
-    """`docker info` in the shape of its JSON, whichever way it was printed: ServerVersion, Driver,
-    DockerRootDir, ID, OSType, Swarm, LiveRestoreEnabled ("true", "false"), Name (the host's),
-    Containers, ContainersStopped, Images, each None where it is not said once and well;
-    SecurityOptions (list); DriverStatus {key: text}, without what is said twice in two ways. Raises
-    EnvironmentFault where nothing, or no engine's answer, is recognised."""
+def parse_info(text: str) -> EngineInfo:
+    """Raises EnvironmentFault where nothing, or no engine's answer, is recognised."""
     text = re.sub(r"(?m)^[ \t]*(?:>[ \t]?)+", "", text)  # quoted, in a mail
-    facts, status, options = info_from_json(text) or info_from_text(text)
-    info = {name: facts.get(name) for name, _ in INFO_KEYS.values()}  # type: Dict[str, object]
-    if any(key in status for key in MANAGER_KEYS) and not info["Driver"]:
+    answer = info_from_json(text)
+    if answer is None:
+        answer = info_from_text(text)
+    status = values_said_once(answer.pairs)
+    facts = {}  # type: Dict[str, str]
+    for row in INFO_KEYS:
+        value = status.pop(row.text_key, None)
+        if value is not None and re.match("(?:%s)\\Z" % row.form, value, re.A):
+            facts[row.field] = value
+    require_engine_answer(text, facts, status)
+    # A remark may follow both.
+    driver = facts.get("driver", "").split(" ")[0]
+    if driver not in REPORTED_DRIVERS and "driver-type" not in status:
+        driver = ""
+    live_restore = None
+    if "live_restore" in facts:
+        live_restore = facts["live_restore"] == "true"
+    return EngineInfo(
+        version=facts.get("version", "").split(" ")[0],
+        driver=driver,
+        root=facts.get("root", ""),
+        id=facts.get("id", ""),
+        host_name=facts.get("host_name", ""),
+        os_type=facts.get("os_type", ""),
+        swarm=facts.get("swarm", ""),
+        live_restore=live_restore,
+        containers=parse_count(facts.get("containers")),
+        stopped=parse_count(facts.get("stopped")),
+        images=parse_count(facts.get("images")),
+        driver_status={key: status[key] for key in STATUS_KEYS if key in status},
+        security_options=tuple(answer.security_options),
+    )
+
+
+def parse_count(text: Optional[str]) -> Optional[int]:
+    return None if text is None else int(text)
+
+
+def info_from_json(text: str) -> Optional[InfoAnswer]:
+    """From the JSON of `docker info --format` or the API's /info; None where it is none."""
+    start = re.search(r"^\s*\{", text, re.M)  # warnings, or HTTP headers, may stand before it
+    if not start:
+        return None
+    try:
+        document, _ = json.JSONDecoder().raw_decode(text, start.end() - 1)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(document, dict):
+        return None
+    pairs = []
+    for row in INFO_KEYS:
+        value = value_at(document, row.json_key)
+        if type(value) is bool and row.json_type is bool:
+            pairs.append((row.text_key, str(value).lower()))
+        elif type(value) is row.json_type:
+            pairs.append((row.text_key, str(value)))
+    for name in ("DriverStatus", "SystemStatus"):
+        pairs += text_pairs(document.get(name))
+    options = document.get("SecurityOptions")
+    if not isinstance(options, list):
+        options = []
+    return InfoAnswer(pairs, [str(option) for option in options])
+
+
+def value_at(document: dict, path: str) -> object:
+    """The value of 'Key' or 'Key.Inner'; None where there is no such key."""
+    value = document  # type: object
+    for key in path.split("."):
+        if not isinstance(value, dict):
+            return None
+        value = value.get(key)
+    return value
+
+
+def text_pairs(rows: object) -> List[Tuple[str, str]]:
+    """Those of a list's items that are lists of two texts."""
+    if not isinstance(rows, list):
+        return []
+    pairs = []
+    for row in rows:
+        if not isinstance(row, list) or len(row) != 2:
+            continue
+        key, value = row
+        if isinstance(key, str) and isinstance(value, str):
+            pairs.append((key, value))
+    return pairs
+
+
+def info_from_text(text: str) -> InfoAnswer:
+    """Keys are known by name: pastes lose the nesting, and warnings, their continuation lines and
+    remarks stand anywhere between them. A last line without its end may be cut, and counts only
+    where a size with its unit is whole."""
+    text = re.sub(r"(?m)^ *WARNING:.*(?:\n {9}.*)*", "", text.replace("\u00a0", " "))
+    lines = text.split("\n" if "\n" in text else "\r")
+    pairs = []
+    for number, line in enumerate(lines, 1):
+        key, colon, value = line.rstrip("\r").partition(":")
+        # a remark stands behind a tab, two blanks, an arrow or a #
+        value = re.split(r"\t|  +|\s+(?:<-|#)|\s*WARNING:", value.lstrip(" \t"))[0].rstrip(" ")
+        if not colon:
+            continue
+        may_be_cut = number == len(lines)
+        if may_be_cut and parse_docker_size(value) is None:
+            continue
+        pairs.append((key, value))
+    options = []
+    block = re.search(r"^ *Security Options:(.*(?:\n {2,}.*|\n [a-z].*)*)", text, re.M)
+    if block:
+        options = ["name=" + word for word in block.group(1).split()]
+    return InfoAnswer(pairs, options)
+
+
+def values_said_once(pairs: List[Tuple[str, str]]) -> Dict[str, str]:
+    """The known keys with their values, without what is said in two ways or is no plain text.
+    Raises EnvironmentFault where there are two storage drivers."""
+    known_keys = {row.text_key for row in INFO_KEYS}.union(STATUS_KEYS, MANAGER_KEYS)
+    values = {}  # type: Dict[str, Set[str]]
+    for key, value in pairs:
+        key = key.strip(" \t\b")  # early Swarm managers put a backspace before theirs
+        if key in known_keys:
+            values.setdefault(key, set()).add(value.strip(" \t"))
+    drivers = sorted(values.get("Storage Driver", ()))
+    if len(drivers) > 1:
+        raise EnvironmentFault(
+            "two storage drivers in one text: %s" % escape_controls(", ".join(drivers))[:200],
+            "give each host's answer in a file of its own",
+        )
+    once = {}
+    for key, said in values.items():
+        value = min(said)
+        if len(said) == 1 and value.isprintable() and "\ufffd" not in value:
+            once[key] = value
+    return once
+
+
+def require_engine_answer(text: str, facts: Dict[str, str], status: Dict[str, str]) -> None:
+    """Raises EnvironmentFault for a text that is no engine's answer. facts: by the fields of
+    EngineInfo; status: the other keys."""
+    if facts.get("driver"):
+        return
+    if any(key in status for key in MANAGER_KEYS):
         raise EnvironmentFault(
             "this is the answer of a classic Swarm manager, which has no storage of its own",
             "ask each engine: docker -H ENGINE:2375 info",
         )
-    if (
-        not info["Driver"]
-        and not info["DockerRootDir"]
-        and not any(key in status for key in POOL_SIZES)
-    ):
-        # clients of 20.10 and older print these, and exit 0
-        for pattern, msg, hint in DAEMON_FAULTS:
-            found = re.search('(?:%s)[^"\\n]{0,160}' % pattern, text)
-            if found:
-                raise EnvironmentFault("%s: %s" % (msg, found.group(0).strip()), hint)
-        raise EnvironmentFault(
-            "this is not an answer of docker info, or only a part without storage driver and root",
-            "docker info, on the host in question",
-        )
-    version, driver = (str(info[name] or "").split(" ")[0] for name in ("ServerVersion", "Driver"))
-    return dict(
-        info,
-        ServerVersion=version or None,
-        Driver=driver if driver in REPORTED_DRIVERS or "driver-type" in status else None,
-        DriverStatus={key: status[key] for key in STATUS_KEYS if key in status},
-        SecurityOptions=options,
+    if facts.get("root") or any(key in status for key in POOL_SIZES):
+        return
+    # Clients of 20.10 and older print these, and exit 0.
+    for fault in DAEMON_FAULTS:
+        found = re.search('(?:%s)[^"\\n]{0,160}' % fault.pattern, text)
+        if found:
+            raise EnvironmentFault("%s: %s" % (fault.meaning, found.group(0).strip()), fault.remedy)
+    raise EnvironmentFault(
+        "this is not an answer of docker info, or only a part without storage driver and root",
+        "docker info, on the host in question",
     )
 
 
-def info_from_json(text: str) -> Optional[Tuple[Dict[str, str], Dict[str, str], List[str]]]:
-    """(facts, status, security options) of the JSON of `docker info --format` or the API's /info;
-    None where it is none."""
-    start = re.search(r"^\s*\{", text, re.M)  # warnings, or HTTP headers, may stand before it
-    try:
-        found = json.JSONDecoder().raw_decode(text, start.end() - 1)[0] if start else None
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(found, dict):
-        return None
-    swarm = found.get("Swarm")
-    flat = dict(
-        found,
-        Swarm=swarm.get("LocalNodeState") if isinstance(swarm, dict) else None,
-        LiveRestoreEnabled=str(found.get("LiveRestoreEnabled")).lower(),
+# A devicemapper pool, as docker info reports it.
+
+
+class ReportedPool(NamedTuple):
+    """A devicemapper pool as the status in `docker info` has it. Texts are None where they are not
+    said, '' where they are said to be empty. Sizes are bytes, None where they are unknown.
+
+    failed: the driver prints zeros, as it does for a pool whose state it cannot read. mode: 'loop',
+    'direct' or 'unknown'; mode_why: the reason, for people.
+    """
+
+    name: Optional[str]
+    data_file: Optional[str]
+    metadata_file: Optional[str]
+    data_loop_file: Optional[str]
+    metadata_loop_file: Optional[str]
+    data_used: Optional[int]
+    data_total: Optional[int]
+    data_available: Optional[int]
+    metadata_used: Optional[int]
+    metadata_total: Optional[int]
+    metadata_available: Optional[int]
+    base_device_size: Optional[int]
+    block_size: Optional[int]
+    min_free: Optional[int]
+    failed: bool
+    mode: str
+    mode_why: str
+
+
+def parse_reported_pool(status: Dict[str, str]) -> ReportedPool:
+    """status: EngineInfo.driver_status."""
+    texts = {}
+    for key, field in POOL_WORDS.items():
+        form = r"[\w:.+-]+\Z" if field == "name" else PATH_FORM + r"\Z"
+        text = status.get(key)
+        if text and not re.match(form, text):
+            text = None  # damaged
+        texts[field] = text
+    sizes = parse_pool_sizes(status)
+    failed = is_failed_pool(status)
+    if failed:
+        for field in sizes:
+            if field != "base_device_size":
+                sizes[field] = None
+    mode, reason = pool_mode(
+        texts["name"] or "", texts["data_file"] or "", texts["data_loop_file"] or ""
     )
-    seen = [
-        (text_key, flat[name])
-        for text_key, (name, _) in INFO_KEYS.items()
-        if isinstance(flat.get(name), str)
-    ]
-    numbers = [
-        (text_key, name)
-        for text_key, (name, _) in INFO_KEYS.items()
-        if name.startswith(("Containers", "Images"))
-    ]
-    seen += [
-        (text_key, str(flat[name])) for text_key, name in numbers if type(flat.get(name)) is int
-    ]
-    for name in ("DriverStatus", "SystemStatus"):
-        pairs = found.get(name) if isinstance(found.get(name), list) else []
-        seen += [
-            (pair[0], pair[1])
-            for pair in pairs
-            if isinstance(pair, list)
-            and len(pair) == 2
-            and all(isinstance(word, str) for word in pair)
-        ]
-    options = found.get("SecurityOptions")
-    return (*info_facts(seen), [str(one) for one in options] if isinstance(options, list) else [])
+    return ReportedPool(
+        name=texts["name"],
+        data_file=texts["data_file"],
+        metadata_file=texts["metadata_file"],
+        data_loop_file=texts["data_loop_file"],
+        metadata_loop_file=texts["metadata_loop_file"],
+        data_used=sizes["data_used"],
+        data_total=sizes["data_total"],
+        data_available=sizes["data_available"],
+        metadata_used=sizes["metadata_used"],
+        metadata_total=sizes["metadata_total"],
+        metadata_available=sizes["metadata_available"],
+        base_device_size=sizes["base_device_size"],
+        block_size=sizes["block_size"],
+        min_free=sizes["min_free"],
+        failed=failed,
+        mode=mode,
+        mode_why=reason,
+    )
 
 
-def info_from_text(text: str) -> Tuple[Dict[str, str], Dict[str, str], List[str]]:
-    """The same of the text. Keys are known by name: pastes lose the nesting, and warnings, their
-    continuation lines and remarks stand anywhere between them. A last line without its end may be
-    cut, and counts only where a size with its unit is whole."""
-    text = re.sub(r"(?m)^ *WARNING:.*(?:\n {9}.*)*", "", text.replace("\u00a0", " "))
-    lines = text.split("\n" if "\n" in text else "\r")
-    seen = []
-    for number, line in enumerate(lines, 1):
-        key, colon, value = line.rstrip("\r").partition(":")
-        value = re.split(r"\t|  +|\s+(?:<-|#)|\s*WARNING:", value.lstrip(" \t"))[0].rstrip(" ")
-        if colon and (number < len(lines) or parse_docker_size(value) is not None):
-            seen.append((key, value))
-    block = re.search(r"^ *Security Options:(.*(?:\n {2,}.*|\n [a-z].*)*)", text, re.M)
-    return (*info_facts(seen), ["name=" + word for word in block.group(1).split()] if block else [])
-
-
-def info_facts(seen: List[Tuple[str, str]]) -> Tuple[Dict[str, str], Dict[str, str]]:
-    """(facts by JSON's names, the driver's keys) of (key, value) pairs; what is said in two ways,
-    or malformed, is left out."""
-    known = {}  # type: Dict[str, List[str]]
-    for key, value in seen:
-        key = key.strip(" \t\b")  # early Swarm managers put a backspace before theirs
-        if key in INFO_KEYS or key in STATUS_KEYS or key in MANAGER_KEYS:
-            known.setdefault(key, []).append(value.strip(" \t"))
-    if len(set(known.get("Storage Driver", []))) > 1:
-        raise EnvironmentFault(
-            "two storage drivers in one text: %s"
-            % escape_controls(", ".join(known["Storage Driver"]))[:200],
-            "give each host's answer in a file of its own",
-        )
-    once = {
-        key: values[0]
-        for key, values in known.items()
-        if len(set(values)) == 1 and values[0].isprintable() and "\ufffd" not in values[0]
-    }
-    facts = {
-        name: once.pop(key)
-        for key, (name, form) in INFO_KEYS.items()
-        if re.match("(?:%s)\\Z" % form, once.get(key, "\n"), re.A)
-    }
-    return facts, {key: value for key, value in once.items() if key not in INFO_KEYS}
+def parse_pool_sizes(status: Dict[str, str]) -> Dict[str, Optional[int]]:
+    """Bytes by the fields of ReportedPool."""
+    parse = parse_docker_size
+    printed = [status[key] for key in POOL_SIZES if key in status]
+    if all(parse_old_pool_size(text) is not None for text in printed):
+        parse = parse_old_pool_size
+    sizes = {field: parse(status.get(key, "")) for key, field in POOL_SIZES.items()}
+    for kind in ("data", "metadata"):
+        used, total = sizes[kind + "_used"], sizes[kind + "_total"]
+        # The two are printed together: one alone is damage.
+        if used is None or not total or used > total:
+            for tail in ("_used", "_total", "_available"):
+                sizes[kind + tail] = None
+    if sizes["min_free"] == 0 and sizes["data_total"] is None:
+        sizes["min_free"] = None
+    return sizes
 
 
 def parse_old_pool_size(text: str) -> Optional[int]:
@@ -2906,49 +3075,24 @@ def parse_old_pool_size(text: str) -> Optional[int]:
     return parse_byte_count(text, 1024)
 
 
-def pool_reported(status: Dict[str, str]) -> Dict[str, object]:
-    """The pool as docker info's DriverStatus has it: bytes and text, None where it is not said, ''
-    where it is said to be empty. Engines up to 1.2 print MiB as 'Mb', KiB as 'Kb'. All zeros is how
-    the driver prints a pool whose state it cannot read: None."""
-    sizes_of_old = {
-        name: parse_old_pool_size(status[key]) for key, name in POOL_SIZES.items() if key in status
-    }
-    pool = {name: status.get(key) for key, name in POOL_WORDS.items()}  # type: Dict[str, object]
-    forms = {name: r"[\w:.+-]+\Z" if name == "name" else PATH_FORM + r"\Z" for name in pool}
-    pool.update(
-        {name: None for name, said in pool.items() if said and not re.match(forms[name], str(said))}
-    )
-    pool.update({name: parse_docker_size(status.get(key, "")) for key, name in POOL_SIZES.items()})
-    if None not in sizes_of_old.values():
-        pool.update(sizes_of_old)
-    for kind in ("data", "metadata"):
-        used, total = pool[kind + "_used"], pool[kind + "_total"]
-        if (
-            used is None or total is None or used > total or total == 0
-        ):  # the two are printed together: one alone is damage
-            pool.update({kind + tail: None for tail in ("_used", "_total", "_available")})
-    pool["failed"] = any(
-        parse_docker_size(status.get(key, "")) == 0
-        for key in ("Data Space Total", "Metadata Space Total", "Pool Blocksize")
-    )
-    if pool["min_free"] == 0 and pool["data_total"] is None:
-        pool["min_free"] = None
-    if pool["failed"]:
-        pool.update({name: None for name in POOL_SIZES.values() if name != "base_device_size"})
-    pool["mode"], pool["mode_why"] = pool_mode(pool)
-    return pool
+def is_failed_pool(status: Dict[str, str]) -> bool:
+    for key in ("Data Space Total", "Metadata Space Total", "Pool Blocksize"):
+        if parse_docker_size(status.get(key, "")) == 0:
+            return True
+    return False
 
 
-def pool_mode(pool: Dict[str, object]) -> Tuple[str, str]:
+def pool_mode(name: str, data_file: str, data_loop_file: str) -> Tuple[str, str]:
     """('loop' | 'direct' | 'unknown', why). An empty Data file alone decides nothing: a loop pool
     that outlived its daemon shows the same (moby#14020), and dm.datadev pools are named like loop
     pools."""
-    name, data, loop = (str(pool[key] or "") for key in ("name", "data_file", "data_loop_file"))
-    if loop:
+    if data_loop_file:
         return "loop", "there is a Data loop file"
-    if data.startswith("/"):
-        is_loop = bool(re.match(r"/dev/loop[0-9]+\Z", data)) or not data.startswith("/dev/")
-        return "loop" if is_loop else "direct", "its data file is %s" % data
+    if data_file.startswith("/"):
+        reason = "its data file is %s" % data_file
+        if re.match(r"/dev/loop[0-9]+\Z", data_file) or not data_file.startswith("/dev/"):
+            return "loop", reason
+        return "direct", reason
     if name and not re.match(r"docker-[0-9]+:[0-9]+-[0-9]+-pool\Z", name):
         return "direct", "its name is not one that Docker gives to its own pools"
     return "unknown", "neither a loop file nor a data device is said"
@@ -3029,9 +3173,9 @@ def require_answer(answer: Answer, what: str) -> Answer:
         )
     if answer.rc == 0:
         return answer
-    for pattern, msg, hint in DAEMON_FAULTS:
-        if re.search(pattern, answer.text()):
-            raise EnvironmentFault("%s: %s" % (msg, first_line(answer)), hint)
+    for fault in DAEMON_FAULTS:
+        if re.search(fault.pattern, answer.text()):
+            raise EnvironmentFault("%s: %s" % (fault.meaning, first_line(answer)), fault.remedy)
     raise EnvironmentFault(
         "%s failed (exit %d): %s" % (what, answer.rc, first_line(answer)), "docker version"
     )
@@ -3104,20 +3248,35 @@ def is_gone_now(host: Host, container: str, text: str) -> bool:
     return is_gone(text) and container not in inspect_containers(host, [container])
 
 
-def engine_info(host: Host) -> Dict[str, object]:
+def engine_info(host: Host) -> EngineInfo:
     """What parse_info makes of this engine's `docker info`; asked once. Raises EnvironmentFault."""
     if host.known.engine_info is None:
         host.known.engine_info = read_engine_info(host)
     return host.known.engine_info
 
 
-def read_engine_info(host: Host) -> Dict[str, object]:
+def read_engine_info(host: Host) -> EngineInfo:
     """The same, asked now. Raises EnvironmentFault."""
     answer = query(host, "info", "--format", "{{json .}}")
     # Docker 1.12 has no info --format
     if re.search(r"flag provided but not defined|unknown flag", answer.text()):
         answer = query(host, "info")
     return parse_info(decode_saved(require_answer(answer, "docker info").out))
+
+
+def userns_base(info: EngineInfo) -> Tuple[int, int]:
+    """First host uid and gid of a remapped engine, (0, 0) without remapping. The root then ends in
+    UID.GID (docker's own naming). Raises MethodUnavailable where `docker cp` is unproven."""
+    if any("name=rootless" in option for option in info.security_options):
+        raise MethodUnavailable("docker cp under a rootless engine is not proven safe")
+    if not info.root:
+        raise MethodUnavailable("docker info does not say where Docker's root is")
+    found = re.search(r"/([0-9]+)\.([0-9]+)/?$", info.root)
+    if found:
+        return int(found.group(1)), int(found.group(2))
+    if any("userns" in option for option in info.security_options):
+        raise MethodUnavailable("the engine remaps users, and its root does not say from which uid")
+    return 0, 0
 
 
 def engine_userns(host: Host) -> Tuple[int, int]:
@@ -5095,7 +5254,7 @@ def save_undo(
         facts.update(more)
     recorded = {member.path for member in members}
     members += tuple(member for member in former if member.path not in recorded)
-    engine = str(engine_info(host)["ID"] or "")
+    engine = engine_info(host).id
     undo = Undo(kind, container.id, container.name, engine, utc_microseconds(), members, facts)
     try:
         os.makedirs(os_bytes(os.path.join(host.state, "undo")), 0o700, exist_ok=True)
@@ -5142,7 +5301,7 @@ def drop_undo_if_void(host: Host, listed: Sequence[str]) -> None:
             undo = load_undo(host, record.group(1), record.group(2))
         except DockfixError:  # nothing that is done now rests on it
             continue
-        if undo and undo.engine and undo.engine == engine_info(host)["ID"]:
+        if undo and undo.engine and undo.engine == engine_info(host).id:
             drop_undo(host, undo.kind, undo.id)
 
 
@@ -9086,7 +9245,7 @@ class EngineAnswer(NamedTuple):
     """What the daemon answers to docker info. info: None where it does not answer; findings: why
     everything is then told from the files alone."""
 
-    info: Optional[Dict[str, object]]
+    info: Optional[EngineInfo]
     findings: List[Finding]
 
 
@@ -9097,21 +9256,22 @@ def ask_engine(host: Host) -> EngineAnswer:
     except EnvironmentFault as err:
         text = "from the files alone, unchecked: %s" % err.msg
         return EngineAnswer(None, [Finding("engine-silent", "info", text, err.hint)])
-    if not info.get("DockerRootDir"):
+    if not info.root:
         return EngineAnswer(None, [])
     return EngineAnswer(info, [])
 
 
-def runs_elsewhere(info: Dict[str, object]) -> bool:
-    return bool(info["Name"]) and info["Name"] != os.uname().nodename
+def runs_elsewhere(info: EngineInfo) -> bool:
+    return bool(info.host_name) and info.host_name != os.uname().nodename
 
 
-def require_same_host(info: Dict[str, object], subject: str) -> None:
+def require_same_host(info: EngineInfo, subject: str) -> None:
     """Refuses to read this host's files for an engine that runs on another one."""
     if runs_elsewhere(info):
         raise EnvironmentFault(
-            "the engine runs on another host, %s: %s cannot be read here" % (info["Name"], subject),
-            "run dockfix on %s" % info["Name"],
+            "the engine runs on another host, %s: %s cannot be read here"
+            % (info.host_name, subject),
+            "run dockfix on %s" % info.host_name,
         )
 
 
@@ -9125,10 +9285,9 @@ def nearest_folder(path: str) -> str:
 # The store of containerd.
 
 
-def has_containerd_store(info: Dict[str, object]) -> bool:
+def has_containerd_store(info: EngineInfo) -> bool:
     """Whether this engine keeps images and layers in containerd's store."""
-    status = info["DriverStatus"]
-    return isinstance(status, dict) and bool(status.get("driver-type"))
+    return bool(info.driver_status.get("driver-type"))
 
 
 def has_rootfs(root: str) -> bool:
@@ -10646,7 +10805,7 @@ def read_tree(root: OpenRoot, out: Layers) -> None:
 
 
 def confirm_orphans(
-    host: Host, root: str, layers: Layers, info: Optional[Dict[str, object]]
+    host: Host, root: str, layers: Layers, info: Optional[EngineInfo]
 ) -> Optional[Dict[str, Container]]:
     """All containers as docker has them, None where it was not asked.
 
@@ -10661,7 +10820,7 @@ def confirm_orphans(
         doubt = Doubt("", "only docker can tell whether that container is gone", False)
         withdraw_orphans(layers, [row for row in orphans if row["container"]], doubt)
         return None
-    driver = str(info["Driver"])
+    driver = info.driver
     try:
         listed = {target.id for target in list_containers(host)}
         inspected = inspect_containers(host, sorted(listed | set(layers.lost)))
@@ -10675,7 +10834,7 @@ def confirm_orphans(
     for container in inspected.values():
         if container.driver in STORAGE_DRIVERS:
             compare_orphans(host, root, layers, container)
-    images = int(str(info.get("Images") or 0))
+    images = info.images or 0
     if driver in layers.trees and images > layers.trees[driver]:
         own = [row for row in orphans if row["driver"] == driver]
         reason = "docker has %d images, but only %d are recorded" % (images, layers.trees[driver])
@@ -10767,7 +10926,7 @@ def read_lost_record_findings(host: Host) -> List[Finding]:
     try:
         info = engine_info(host)
         require_same_host(info, "its layers")
-        root = str(info["DockerRootDir"])
+        root = info.root
         layers = read_layers(root, follow=True)
         confirm_orphans(host, root, layers, info)
     except EnvironmentFault:
@@ -10817,7 +10976,7 @@ class Service(NamedTuple):
     def facts(self, host: Host, new_root: str) -> dict:
         """What a plan keeps of it: tests for the moment when it begins, and what resume and
         rollback prove again. new_root: the root afterwards."""
-        told = str(engine_info(host)["DockerRootDir"])
+        told = engine_info(host).root
         proof = [
             ["has", "Docker Root Dir: " + told, *host.docker, "info"],
             ["serves", self.root, *self.main],
@@ -10921,19 +11080,19 @@ def require_docker(host: Host, *words: str) -> Answer:
     return answer
 
 
-def require_rootful(host: Host, info: Dict[str, object], endpoint: str) -> None:
+def require_rootful(host: Host, info: EngineInfo, endpoint: str) -> None:
     """Raises Refused for an engine of another host, and for a rootless one."""
-    if any("rootless" in option for option in info["SecurityOptions"]):
+    if any("rootless" in option for option in info.security_options):
         raise Refused(
             "the engine at %s is rootless (data in %s): it is a user's own, not this host's docker"
-            " service" % (endpoint, info["DockerRootDir"]),
+            " service" % (endpoint, info.root),
             own_engine_hint(host),
         )
     here = os.uname().nodename
-    if info["Name"] != here:
+    if info.host_name != here:
         raise Refused(
-            "the engine at %s is on the host %s, and this is %s" % (endpoint, info["Name"], here),
-            "run dockfix on %s" % info["Name"] if info["Name"] else "docker info",
+            "the engine at %s is on the host %s, and this is %s" % (endpoint, info.host_name, here),
+            "run dockfix on %s" % info.host_name if info.host_name else "docker info",
         )
 
 
@@ -10986,7 +11145,7 @@ def require_service_process(
         )
 
 
-def info_by_socket(host: Host, socket: str) -> Dict[str, object]:
+def info_by_socket(host: Host, socket: str) -> EngineInfo:
     """What `docker info` says by this very socket: named by a descriptor of this process (proc(5)),
     which a docker command that goes to another host, or runs in a container, does not find. Raises
     OSError, EnvironmentFault."""
@@ -10997,7 +11156,11 @@ def info_by_socket(host: Host, socket: str) -> Dict[str, object]:
         os.close(place)
 
 
-def require_same_answer(host: Host, socket: str, info: Dict[str, object]) -> None:
+def engine_identity(info: EngineInfo) -> Tuple[str, str, str, str]:
+    return info.id, info.host_name, info.root, info.version
+
+
+def require_same_answer(host: Host, socket: str, info: EngineInfo) -> None:
     """Raises Refused where the docker command, as it was given, does not speak to this socket of
     this host."""
     try:
@@ -11008,15 +11171,15 @@ def require_same_answer(host: Host, socket: str, info: Dict[str, object]) -> Non
             % (quote_line(host.docker), socket, getattr(err, "strerror", None) or err),
             "--docker docker; a wrapper that goes to another host or into a container will not do",
         ) from None
-    if any(found[name] != info[name] for name in ("ID", "Name", "DockerRootDir", "ServerVersion")):
+    if engine_identity(found) != engine_identity(info):
         raise Refused(
             "the docker command (%s) speaks to another engine (data in %s) than %s (data in %s)"
-            % (quote_line(host.docker), info["DockerRootDir"], socket, found["DockerRootDir"]),
+            % (quote_line(host.docker), info.root, socket, found.root),
             own_engine_hint(host),
         )
 
 
-def require_root_of_engine(host: Host, info: Optional[Dict[str, object]], root: str) -> None:
+def require_root_of_engine(host: Host, info: Optional[EngineInfo], root: str) -> None:
     """For what is done on the files of a root themselves, of whichever engine of this host. info:
     what it told, None where it is silent: then the root is that of this host's settings, so it must
     be the service that was meant. Raises Refused."""
@@ -11069,7 +11232,7 @@ def prove_engine(host: Host) -> Tuple[Host, Service]:
     require_answer(require_docker(host, "version"), "docker version")
     info = engine_info(host)
     require_rootful(host, info, endpoint)
-    root, main = real_path(str(info["DockerRootDir"])), main_process_words()
+    root, main = real_path(info.root), main_process_words()
     pid = main_process(host, main)
     require_service_process(host, pid, main, socket, root)
     require_same_answer(host, socket, info)
@@ -11186,16 +11349,16 @@ USAGE_KINDS = (
 # The result and its facts
 
 
-def new_storage(info: dict) -> dict:
+def new_storage(info: EngineInfo) -> dict:
     """The result row with what docker info says. Everything else is filled in where it is known.
     Sizes are bytes, or None."""
-    status = info.get("DriverStatus") or {}
+    status = info.driver_status
     result = {
         "driver": None,
         "server_version": None,
         "root": None,
         "image_store": None,
-        "os": info.get("OSType"),
+        "os": info.os_type or None,
         "backing_filesystem": status.get("Backing Filesystem"),
         "pool": None,
         "disk": None,
@@ -11207,12 +11370,12 @@ def new_storage(info: dict) -> dict:
         "missing": [],
         "msg": "",
     }  # type: dict
-    note_fact(result, "driver", info.get("Driver"), "docker info")
-    note_fact(result, "server_version", info.get("ServerVersion"), "docker info")
-    note_fact(result, "root", info.get("DockerRootDir"), "docker info")
+    note_fact(result, "driver", info.driver or None, "docker info")
+    note_fact(result, "server_version", info.version or None, "docker info")
+    note_fact(result, "root", info.root or None, "docker info")
     if status.get("driver-type"):
         note_fact(result, "image_store", "containerd", "docker info")
-    elif info.get("Driver") in STORAGE_DRIVERS:
+    elif info.driver in STORAGE_DRIVERS:
         note_fact(result, "image_store", "graphdriver", "docker info")
     if any(key in POOL_SIZES or key in POOL_WORDS for key in status):
         note_reported_pool(result, status)
@@ -11222,7 +11385,7 @@ def new_storage(info: dict) -> dict:
 def note_reported_pool(result: dict, status: Dict[str, str]) -> None:
     """The pool as docker info reports it. Its sizes are rounded to four digits."""
     result["pool"] = dict.fromkeys(POOL_KEYS)
-    for name, value in pool_reported(status).items():
+    for name, value in parse_reported_pool(status)._asdict().items():
         source = "docker info"
         if name in POOL_SIZES.values():
             source += " (four digits)"
@@ -11591,7 +11754,7 @@ def log_size(root: str, container: str) -> Measured:
 # Deciding: what is used, and what could be freed
 
 
-def add_usage(result: dict, layers: Optional[Layers], sizes: dict, info: dict) -> None:
+def add_usage(result: dict, layers: Optional[Layers], sizes: dict, info: EngineInfo) -> None:
     """Fill result["usage"]: {kind: {"count", "size", "complete", "rows"}}, with what could be freed
     as kinds of their own. size sums up what is known; it is None where nothing is."""
     usage = result["usage"]
@@ -11607,14 +11770,14 @@ def add_usage(result: dict, layers: Optional[Layers], sizes: dict, info: dict) -
         path = containerd_root(result["root"]) if layers else ""
         row = {"path": path, "size": store.size, "complete": store.reason == ""}
         usage["containerd_store"] = usage_part([row], True)
-    for kind, key in (
-        ("containers", "Containers"),
-        ("stopped_containers", "ContainersStopped"),
-        ("images", "Images"),
+    for kind, count in (
+        ("containers", info.containers),
+        ("stopped_containers", info.stopped),
+        ("images", info.images),
     ):
         part = usage[kind]
-        if part["count"] is None and not part["rows"] and info.get(key):
-            part["count"] = int(str(info[key]))
+        if part["count"] is None and not part["rows"] and count is not None:
+            part["count"] = count
             result["sources"]["usage.%s.count" % kind] = "docker info"
 
 
@@ -12170,14 +12333,14 @@ def run_storage(host: Host, opts: Options, report: dict) -> None:
             "--full and --quick exclude each other", "python3 dockfix.py storage --help"
         )
     info = read_storage_info(host, opts, report)
-    result = new_storage(info or {})
+    result = new_storage(info or EngineInfo())
     facts = NO_FACTS
     reason = why_no_files(opts, info)
     if reason:
         result["msg"] = "%s: what only files and devices tell is unknown" % reason
     else:
         facts = collect_files(host, opts, info, result, report)
-    add_usage(result, facts.layers, facts.sizes, info or {})
+    add_usage(result, facts.layers, facts.sizes, info or EngineInfo())
     add_options(result, facts.options)
     report["results"].append(result)
     storage_findings(result, facts.options, warning, critical, report)
@@ -12185,7 +12348,7 @@ def run_storage(host: Host, opts: Options, report: dict) -> None:
         report["exit_code"] = 3
 
 
-def read_storage_info(host: Host, opts: Options, report: dict) -> Optional[dict]:
+def read_storage_info(host: Host, opts: Options, report: dict) -> Optional[EngineInfo]:
     """docker info: a saved one, or the engine's. None with --root, and where no daemon answers."""
     if opts.docker_info is not None:
         if opts.docker_info == "-":
@@ -12199,17 +12362,17 @@ def read_storage_info(host: Host, opts: Options, report: dict) -> Optional[dict]
     return answer.info
 
 
-def why_no_files(opts: Options, info: Optional[dict]) -> str:
+def why_no_files(opts: Options, info: Optional[EngineInfo]) -> str:
     """Why the files of this host tell nothing of the engine, '' where they do."""
     if opts.docker_info is not None:
         return "from a saved docker info"
     if info and runs_elsewhere(info):
-        return "the engine runs on another host, %s" % info["Name"]
+        return "the engine runs on another host, %s" % info.host_name
     return ""
 
 
 def collect_files(
-    host: Host, opts: Options, info: Optional[dict], result: dict, report: dict
+    host: Host, opts: Options, info: Optional[EngineInfo], result: dict, report: dict
 ) -> StorageFacts:
     """Everything that the files and devices of this host tell. Raises EnvironmentFault where there
     is nothing to look at: no daemon answers, and there is no root."""
@@ -12369,7 +12532,7 @@ def orphan_folder(row: dict) -> str:
 # Deciding
 
 
-def is_containerd_store(root: str, layers: Layers, info: Optional[dict]) -> bool:
+def is_containerd_store(root: str, layers: Layers, info: Optional[EngineInfo]) -> bool:
     """Whether images and layers of this root are in containerd's store."""
     if info:
         return has_containerd_store(info)
@@ -12562,7 +12725,7 @@ def owner_findings(
     layers: Layers,
     rows: List[dict],
     opts: Options,
-    info: Optional[dict],
+    info: Optional[EngineInfo],
     report: dict,
 ) -> None:
     """What to know about the rows, and what could not be read."""
@@ -12649,7 +12812,7 @@ def run_owner(host: Host, opts: Options, report: dict) -> None:
         if info:
             # The files looked at must be those of the engine that answers.
             require_same_host(info, "its layers")
-        root = str(info["DockerRootDir"]) if info else configured_root()
+        root = info.root if info else configured_root()
     layers = read_layers(root, follow=opts.root is None)
     inspected = confirm_orphans(host, root, layers, info)
     rows = owners_of(layers, opts, report)
@@ -12735,7 +12898,7 @@ KEEP_LOGS_SHORT = (
 def collect_inventory(host: Host, chosen: Sequence[str]) -> Inventory:
     """Raises EnvironmentFault with the daemon down, except for logs: a full disk is cured with them
     first."""
-    info = None  # type: Optional[dict]
+    info = None  # type: Optional[EngineInfo]
     containers = []  # type: List[dict]
     images = []  # type: List[dict]
     try:
@@ -12752,7 +12915,7 @@ def collect_inventory(host: Host, chosen: Sequence[str]) -> Inventory:
             )
             raise EnvironmentFault(err.msg, err.hint + logs) from None
         info = None
-    root = str(info["DockerRootDir"]) if info else configured_root()
+    root = info.root if info else configured_root()
     absent = why_absent(info, root)
     is_folder = os.path.isdir(os_bytes(root))
     writes_below_root = "logs" in chosen or "trim" in chosen
@@ -12764,7 +12927,7 @@ def collect_inventory(host: Host, chosen: Sequence[str]) -> Inventory:
     return Inventory(
         host=host,
         root=root,
-        driver=str((info or {}).get("Driver") or ""),
+        driver=info.driver if info else "",
         store=store,
         absent=absent,
         containers=containers,
@@ -12786,10 +12949,10 @@ def layers_if_readable(root: str) -> Optional[Layers]:
         return None
 
 
-def why_absent(info: Optional[dict], root: str) -> str:
+def why_absent(info: Optional[EngineInfo], root: str) -> str:
     """Why the files of the engine that was asked are not on this host, '' where they are."""
     if info and runs_elsewhere(info):
-        return "the engine runs on another host, %s" % info["Name"]
+        return "the engine runs on another host, %s" % info.host_name
     if not os.path.isdir(os_bytes(root)):
         return "Docker's root %s is not there" % root
     return ""
@@ -12876,13 +13039,13 @@ def space_now(host: Host, inventory: Inventory) -> Dict[str, Optional[int]]:
     by its loop file. None where unknown."""
     space = {"disk_free": disk_free(inventory)}  # type: Dict[str, Optional[int]]
     if inventory.driver == "devicemapper":
-        info = engine_info(host)  # type: dict
-        pool = pool_reported(info["DriverStatus"])
+        info = engine_info(host)
+        pool = parse_reported_pool(info.driver_status)
         space["pool_data_used"] = None
         space["loop_file_allocated"] = None
         try:
-            space["pool_data_used"] = thin_pool(host, str(pool["name"])).data_used
-            state = os.lstat(os_bytes(str(pool["data_loop_file"] or "")))
+            space["pool_data_used"] = thin_pool(host, str(pool.name)).data_used
+            state = os.lstat(os_bytes(pool.data_loop_file or ""))
             space["loop_file_allocated"] = state.st_blocks * 512
         except (OSError, EnvironmentFault):
             pass  # not root, or a pool on a device of its own
@@ -15580,7 +15743,7 @@ def with_policy(host: Host, docs: Sequence[dict]) -> List[dict]:
     """The containers whose restart policy can be held: Docker changes one from 1.11 on (`docker
     update --restart`), and not that of a container that it has failed to remove, which never
     starts again."""
-    version = re.match(r"1\.([0-9]+)\.", str(engine_info(host)["ServerVersion"] or ""))
+    version = re.match(r"1\.([0-9]+)\.", engine_info(host).version)
     if version and int(version.group(1)) < 11:
         return []
     return [doc for doc in docs if policy_of(doc) and not doc["State"].get("Dead")]
@@ -15673,7 +15836,7 @@ def collect_engine(host: Host, identity: Service, stop: bool = True) -> Engine:
 
 def require_stoppable(host: Host, engine: Engine, lose: Sequence[str]) -> None:
     """Refuses where stopping the daemon would lose a container, or would not stop it."""
-    if engine_info(host)["LiveRestoreEnabled"] == "true":
+    if engine_info(host).live_restore:
         raise Refused(
             "the daemon has live-restore: its containers, and the pool under them, would outlive"
             " the stop",
@@ -16647,7 +16810,7 @@ def plan_backup(
     what runs may still write before it is stopped. A thin pool that would refuse one more container
     (dm.min_free_space) leaves docker export, and reading volumes through containers that have
     them."""
-    info = engine_info(host)["DriverStatus"]
+    info = engine_info(host).driver_status
     total, used, least = (
         parse_docker_size(info.get(key) or "")
         for key in ("Data Space Total", "Data Space Used", "Thin Pool Minimum Free Space")
@@ -16770,7 +16933,7 @@ def backup_size(host: Host, stock: Stock) -> int:
 def require_backup_folder(host: Host, folder: str, size: int) -> None:
     """Refuses what is no place for a backup: not empty, somebody else's, below Docker's root, on
     too small a disk."""
-    root = real_path(str(engine_info(host)["DockerRootDir"] or DOCKER_ROOT))
+    root = real_path(engine_info(host).root or DOCKER_ROOT)
     if (real_path(folder) + "/").startswith(root + "/"):
         raise Refused(
             "%s lies below Docker's own root %s" % (folder, root), "a folder on another disk"
@@ -17944,11 +18107,11 @@ def run_restore(host: Host, opts: Options, report: dict) -> None:
     for itself: run again it goes on with those that are missing."""
     kept = read_backup(os.path.abspath(opts.arguments[0]))
     lock_storage(host, opts)
-    engine = re.sub(r"\W", "", str(engine_info(host)["ID"] or ""))
+    engine = re.sub(r"\W", "", engine_info(host).id)
     note = os.path.join(host.state, "restored-%s-%s.txt" % (kept.made.replace(":", ""), engine))
     have = stock_for_restore(host, kept, note)
     size, root = sum(os.stat(os_bytes(kept.path(name))).st_size for name in kept.files()), str(
-        engine_info(host)["DockerRootDir"] or ""
+        engine_info(host).root
     )
     if os.path.isdir(os_bytes(root)) and size > read_disk_room(root).available:
         raise Refused(
@@ -18058,13 +18221,13 @@ def run_pool(host: Host, opts: Options, report: dict) -> None:
 def collect_loop_pool(host: Host, engine: Engine) -> LoopPool:
     """Raises EnvironmentFault for another driver, Refused for a pool that is no loop pool."""
     info = engine_info(host)
-    if info["Driver"] != "devicemapper":
+    if info.driver != "devicemapper":
         raise EnvironmentFault(
-            "the storage driver is %s; only devicemapper has a pool" % info["Driver"],
+            "the storage driver is %s; only devicemapper has a pool" % info.driver,
             "python3 dockfix.py storage",
         )
-    reported = pool_reported(info["DriverStatus"])
-    name = str(reported["name"] or "")
+    reported = parse_reported_pool(info.driver_status)
+    name = reported.name or ""
     thin = thin_pool(host, name)
     files, loops, lengths, taken = {}, {}, {}, 0
     for kind, device in (("data", thin.data_dev), ("metadata", thin.metadata_dev)):
@@ -18451,10 +18614,10 @@ def require_recreate(
 ) -> int:
     """Bytes that the backup takes. Raises Refused."""
     info, folder = engine_info(host), os.path.abspath(opts.backup)
-    if str(info["Swarm"] or "inactive") not in ("inactive", "None"):
+    if info.swarm not in ("", "inactive"):
         raise Refused(
             "this host is a node of a swarm (%s): its tasks and secrets cannot be carried over"
-            % info["Swarm"],
+            % info.swarm,
             "docker swarm leave, then again",
         )
     require_healthy_pool(pool)
@@ -18766,14 +18929,14 @@ def collect_move(host: Host, engine: Engine, word: str) -> Move:
             "%s is there and is not an empty folder; nothing is ever written over" % new,
             "name a folder that does not exist",
         )
-    driver = facts_of_driver(str(info["Driver"]))
+    driver = facts_of_driver(info.driver)
     if driver and not driver.plain_files:
         raise Refused(
             "the layers of the %s driver are no plain files: copying does not move them"
-            % info["Driver"],
-            "%s send and receive them" % info["Driver"],
+            % info.driver,
+            "%s send and receive them" % info.driver,
         )
-    require_fit_disk(host, str(info["Driver"]), where)
+    require_fit_disk(host, info.driver, where)
     if has_program("getenforce") and query_host(host, ("getenforce",)).out.strip() == b"Enforcing":
         say(
             "dockfix: SELinux: the labels are copied; so that a relabel keeps them: semanage"
@@ -18838,7 +19001,7 @@ def move_steps(
     """A first copy while Docker runs, stop, the second copy, options, the old root aside, start,
     compare, and what ran runs."""
     # rsync reads through the holes of loop files, and a live pool's copy is none
-    rsync = engine_info(host)["Driver"] != "devicemapper" and has_program("rsync")
+    rsync = engine_info(host).driver != "devicemapper" and has_program("rsync")
     twice = rsync and not opts.no_presync
     first = (
         "rsync",
@@ -18861,9 +19024,9 @@ def move_steps(
             move.new + "/",
         )
     )
-    pool = pool_reported(engine_info(host)["DriverStatus"])
+    pool = parse_reported_pool(engine_info(host).driver_status)
     old_pool = (
-        str(pool["name"]) if pool["mode"] == "loop" else ""
+        str(pool.name) if pool.mode == "loop" else ""
     )  # one on devices of its own is not made by a start
     new_pool = (
         every_pool(pool_prefix(move.new if move.made else os.path.dirname(move.new)) + "pool")
@@ -19220,7 +19383,7 @@ def run_discard(host: Host, opts: Options, report: dict) -> None:
     info = answer.info
     for finding in answer.findings:
         add_finding(report, finding)
-    roots = [configured_root()] + ([str(info["DockerRootDir"])] if info else [])
+    roots = [configured_root()] + ([info.root] if info else [])
     in_use = any((real_path(root) + "/").startswith(plan.keeps + "/") for root in roots)
     users = [pid for pid in all_processes() if process_uses(pid, plan.keeps)]
     if users and not in_use:  # whichever engine the docker command speaks to

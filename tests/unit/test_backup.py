@@ -865,7 +865,7 @@ def test_containers_are_stopped_side_by_side_those_first_that_need_others(dockfi
 def test_restart_policies_are_held_where_docker_can_change_them(dockfix, version, held):
     """Each comes back as it was; what docker failed to remove has none to hold."""
     host = dockfix.make_host()
-    host.known.engine_info = {"ServerVersion": version}
+    host.known.engine_info = dockfix.EngineInfo(version=version)
 
     def restart(name, times=0):
         return {"RestartPolicy": {"Name": name, "MaximumRetryCount": times}}

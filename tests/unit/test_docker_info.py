@@ -193,7 +193,7 @@ def read(*path):
 def parsed(dockfix, data):
     """(info, pool) of a saved answer."""
     info = dockfix.parse_info(dockfix.decode_saved(data))
-    return info, dockfix.pool_reported(info["DriverStatus"])
+    return info, dockfix.parse_reported_pool(info.driver_status)
 
 
 def test_every_own_text_is_in_a_table():
@@ -204,10 +204,10 @@ def test_every_own_text_is_in_a_table():
 def test_own_texts(dockfix, name):
     info, pool = parsed(dockfix, read(OWN, name))
     driver, version, root, mode, sizes = WANTED[name]
-    assert (info["Driver"], info["ServerVersion"], info["DockerRootDir"]) == (driver, version, root)
-    assert tuple(pool[size] for size in SIZES) == (sizes or (None,) * 9)
-    assert mode is None or pool["mode"] == mode
-    assert pool["failed"] is ("failed" in name)
+    assert (info.driver, info.version, info.root) == (driver or "", version or "", root or "")
+    assert tuple(getattr(pool, size) for size in SIZES) == (sizes or (None,) * 9)
+    assert mode is None or pool.mode == mode
+    assert pool.failed is ("failed" in name)
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
@@ -220,33 +220,32 @@ def test_refused_with_a_reason_and_a_next_step(dockfix, name):
 def test_empty_missing_and_zero_are_three_things(dockfix):
     _, pool = parsed(dockfix, read(OWN, "w-unknown-1.7-outlived.txt"))
     assert (
-        pool["data_file"] == ""
-        and pool["data_loop_file"] is None
-        and pool["metadata_used"] == 0
-        and pool["min_free"] is None
+        pool.data_file == ""
+        and pool.data_loop_file is None
+        and pool.metadata_used == 0
+        and pool.min_free is None
     )
 
 
 def test_what_else_is_read(dockfix):
     info, _ = parsed(dockfix, read(OWN, "w-loop-19.03-sections.txt"))
-    assert (info["Swarm"], info["LiveRestoreEnabled"], info["OSType"]) == (
+    assert (info.swarm, info.live_restore, info.os_type) == (
         "active",
-        "false",
+        False,
         "linux",
     )
     assert (
-        "name=seccomp" in info["SecurityOptions"]
-        and info["DriverStatus"]["Backing Filesystem"] == "ext4"
+        "name=seccomp" in info.security_options
+        and info.driver_status["Backing Filesystem"] == "ext4"
     )
     info, _ = parsed(dockfix, read(OWN, "w-direct-17.12-no-files.txt"))
-    assert info["LiveRestoreEnabled"] == "true" and info["Swarm"] is None
+    assert info.live_restore is True and info.swarm == ""
     text, document = (
         parsed(dockfix, read(OWN, "rec-overlay2-client28." + kind))[0] for kind in ("txt", "json")
     )
-    text.pop("SecurityOptions"), document.pop("SecurityOptions")
-    assert text == document
+    assert text._replace(security_options=()) == document._replace(security_options=())
     info, _ = parsed(dockfix, read(OWN, "w-containerd-29.txt"))
-    assert info["DriverStatus"]["driver-type"] == "io.containerd.snapshotter.v1"
+    assert info.driver_status["driver-type"] == "io.containerd.snapshotter.v1"
 
 
 @pytest.mark.parametrize(
@@ -303,19 +302,19 @@ def test_what_is_no_size(dockfix, text):
 @pytest.mark.parametrize(
     "text, facts",
     [
-        ("Server Version: 1. 12.6\n", (None, None)),
-        ("Server Version: 17 06.2-ce\n", (None, None)),
-        ("Server Version: 18.09.6 # the engine\n", ("18.09.6", None)),
-        ("Docker Root Dir: /data/docker # moved\n", (None, "/data/docker")),
-        ("Docker Root Dir: /data/docker Debug Mode: false\n", (None, None)),
-        ("Docker Root Dir: C:\\docker Debug Mode: false\n", (None, None)),
-        ("Docker Root Dir: /my disk/docker\n", (None, "/my disk/docker")),
+        ("Server Version: 1. 12.6\n", ("", "")),
+        ("Server Version: 17 06.2-ce\n", ("", "")),
+        ("Server Version: 18.09.6 # the engine\n", ("18.09.6", "")),
+        ("Docker Root Dir: /data/docker # moved\n", ("", "/data/docker")),
+        ("Docker Root Dir: /data/docker Debug Mode: false\n", ("", "")),
+        ("Docker Root Dir: C:\\docker Debug Mode: false\n", ("", "")),
+        ("Docker Root Dir: /my disk/docker\n", ("", "/my disk/docker")),
     ],
     ids=repr,
 )
 def test_remarks_and_lines_that_ran_together(dockfix, text, facts):
     info = dockfix.parse_info("Storage Driver: overlay2\n" + text)
-    assert (info["ServerVersion"], info["DockerRootDir"]) == facts
+    assert (info.version, info.root) == facts
 
 
 # ---------------------------------------------------------------------- the corpus
@@ -343,17 +342,23 @@ def test_corpus(dockfix):
         except dockfix.DockfixError as err:
             assert not row["storage driver"] and "warm manager" in err.msg, (name, err.msg)
             continue
-        assert (info["Driver"] or "", info["ServerVersion"] or "", info["DockerRootDir"] or "") == (
+        assert (info.driver, info.version, info.root) == (
             row["storage driver"],
             row["server version"],
             row["Docker Root Dir"],
         ), name
         for key, field in dockfix.POOL_SIZES.items():
-            assert pool[field] == (second_opinion(row[key]) if row[key] else None), (name, key)
+            assert getattr(pool, field) == (second_opinion(row[key]) if row[key] else None), (
+                name,
+                key,
+            )
         for key, field in dockfix.POOL_WORDS.items():
-            assert pool[field] == {"": None, "(empty)": ""}.get(row[key], row[key]), (name, key)
+            assert getattr(pool, field) == {"": None, "(empty)": ""}.get(row[key], row[key]), (
+                name,
+                key,
+            )
         if row["storage driver"] == "devicemapper":
-            assert pool["mode"] == ("loop" if "-loop" in name else "direct"), name
+            assert pool.mode == ("loop" if "-loop" in name else "direct"), name
 
 
 def test_corpus_json(dockfix):
@@ -361,7 +366,7 @@ def test_corpus_json(dockfix):
     if not os.path.exists(path):
         pytest.skip("no corpus at %s" % CORPUS)
     info, pool = parsed(dockfix, read(path))
-    assert (info["ServerVersion"], pool["data_used"], pool["base_device_size"], pool["mode"]) == (
+    assert (info.version, pool.data_used, pool.base_device_size, pool.mode) == (
         "1.10.2",
         3890000000,
         107400000000,
@@ -461,7 +466,7 @@ def figures(dockfix, data):
     except dockfix.DockfixError as err:
         assert err.msg and err.hint
         return None, {}
-    return info, {name: pool[name] for name in SIZES if pool[name] is not None}
+    return info, {name: getattr(pool, name) for name in SIZES if getattr(pool, name) is not None}
 
 
 def said(dockfix, data):
@@ -500,9 +505,9 @@ def test_ten_thousand_damages(dockfix):
         lost += sum(field not in got for field in known[name])
         assert (
             info is None
-            or info["Driver"] is None
-            or info["Driver"] in dockfix.REPORTED_DRIVERS
-            or "driver-type" in info["DriverStatus"]
+            or info.driver == ""
+            or info.driver in dockfix.REPORTED_DRIVERS
+            or "driver-type" in info.driver_status
         )
     assert (
         kept > 1.5 * rounds and lost > rounds / 2
@@ -521,7 +526,7 @@ def test_other_shapes_of_json(dockfix):
         '{"a":' * 100000,
     ):
         info, got = figures(dockfix, text.encode())
-        assert got == {} and (info is None or info["Driver"] == "overlay2")
+        assert got == {} and (info is None or info.driver == "overlay2")
     doubled = json.dumps(
         {
             "Driver": "devicemapper",

@@ -187,7 +187,7 @@ def test_records_are_tidied_for_containers_that_this_engine_had(dockfix, box, se
     host, container = seam
     box.world["info_json"] = json.dumps({"DockerRootDir": "/var/lib/docker", "ID": "ENGINE-1"})
     for number, engine in ((1, "ENGINE-1"), (2, "ENGINE-2"), (3, ""), (4, "ENGINE-1")):
-        host.known.engine_info = {"ID": engine}
+        host.known.engine_info = dockfix.EngineInfo(id=engine)
         dockfix.save_undo(host, "test", container._replace(id="%064x" % number), [])
     host.known.engine_info = None
     dockfix.drop_undo_if_void(host, ["%064x" % 4])

@@ -802,7 +802,8 @@ def test_relocate_says_that_containerds_store_stays(
         (tmp_path / place / "blob").write_bytes(b"x" * 70000)
     monkeypatch.setattr(dockfix, "CONTAINERD_ROOT", str(tmp_path / "containerd"))
     monkeypatch.setattr(dockfix, "CONTAINERD_SETTINGS", str(tmp_path / "config.toml"))
-    info = {"Driver": "overlayfs" if driver_status else "overlay2", "DriverStatus": driver_status}
+    driver = "overlayfs" if driver_status else "overlay2"
+    info = dockfix.EngineInfo(driver=driver, driver_status=driver_status)
     host = dockfix.make_host()
     host.known.engine_info = info
     report = {"findings": []}
