@@ -14139,9 +14139,16 @@ def sync_deed(host: Host, step: Step) -> None:
         change_host(host, ("sync",), seconds=60)
 
 
-def put_file(step_id: str, title: str, path: str, text: str, mode: int = 0o644) -> Step:
-    """A step that writes a setting of the host; its undo puts the bytes of now back, or takes the
-    file away where there is none."""
+def put_file(
+    step_id: str,
+    title: str,
+    path: str,
+    text: str,
+    mode: int = 0o644,
+    undo_after: Sequence[Step] = (),
+) -> Step:
+    """A step that writes a setting of the host. Its undo puts the bytes of now back, or takes the
+    file away where there is none; the steps `undo_after` follow that."""
     try:
         old = os_text(read_all(path))
         kept = Step(
@@ -14155,7 +14162,15 @@ def put_file(step_id: str, title: str, path: str, text: str, mode: int = 0o644) 
         mode = kept.mode
     except FileNotFoundError:
         kept = Step("take-away", "take %s away" % path, path=path, before=text, mode=0)
-    return Step(step_id, title, path=path, data=text, before=kept.data, mode=mode, undo=(kept,))
+    return Step(
+        step_id,
+        title,
+        path=path,
+        data=text,
+        before=kept.data,
+        mode=mode,
+        undo=(kept, *undo_after),
+    )
 
 
 def move_step(step_id: str, title: str, old: str, new: str, stray: str = "") -> Step:
@@ -15589,8 +15604,9 @@ def state_test(host: Host, name: str, what: str, want: str) -> Tuple[str, ...]:
     return ("says", want, *host.docker, "inspect", "-f", "{{%s}}" % what, name)
 
 
-def docker_step(host: Host, step_id: str, title: str, words: Sequence[str], **more) -> Step:
-    return Step(step_id, title, host.docker + tuple(words), **more)
+def docker_step(host: Host, step_id: str, title: str, words: Sequence[str], **fields) -> Step:
+    """fields: of the Step."""
+    return Step(step_id, title, host.docker + tuple(words), **fields)
 
 
 def answers_test(docker: Tuple[str, ...]) -> Tuple[str, ...]:
@@ -15609,23 +15625,34 @@ def remove_step(host: Host, kind: str, name: str) -> Step:
     )
 
 
-def create_step(host: Host, kind: str, name: str, words: Sequence[str], **more) -> Step:
+def create_step(
+    host: Host, kind: str, name: str, words: Sequence[str], undoable: bool = True, **fields
+) -> Step:
+    """undoable: False where all that docker holds then is set aside on the way back. fields: of the
+    Step."""
     return docker_step(
         host,
         "make-%s:%s" % (kind, name),
         "%s %s" % (kind, name),
         words,
         check=(exists_test(host, kind, name),),
-        undo=(remove_step(host, kind, name),),
-        **more,
+        undo=(remove_step(host, kind, name),) if undoable else (),
+        **fields,
     )
 
 
 def start_again_steps(
-    host: Host, docs: Sequence[dict], name: str = "", test: Tuple[str, ...] = ()
+    host: Host,
+    docs: Sequence[dict],
+    name: str = "",
+    test: Tuple[str, ...] = (),
+    optional: bool = False,
+    wait: float = 0.0,
 ) -> List[Step]:
     """Starts by name what ran when it was looked at, and pauses what was paused. A new container
-    counts as started once it ever was: it may end at once."""
+    counts as started once it ever was: it may end at once. optional, wait: as a Step has them; a
+    reboot stops what such a step has started, so it is done again then (daemon)."""
+    daemon = "up" if optional else ""
     steps = []
     for doc in [one for one in docs if is_running(one)]:
         title, who = title_of(doc), name or title_of(doc)
@@ -15634,7 +15661,14 @@ def start_again_steps(
         )
         steps.append(
             docker_step(
-                host, "start:" + title, "start %s" % title, ("start", who), check=(started,)
+                host,
+                "start:" + title,
+                "start %s" % title,
+                ("start", who),
+                check=(started,),
+                optional=optional,
+                wait=wait,
+                daemon=daemon,
             )
         )
         if doc["State"].get("Paused") is True:
@@ -15645,6 +15679,9 @@ def start_again_steps(
                     "pause %s" % title,
                     ("pause", who),
                     check=(state_test(host, who, ".State.Paused", "true"),),
+                    optional=optional,
+                    wait=wait,
+                    daemon=daemon,
                 )
             )
     return steps
@@ -15703,9 +15740,11 @@ def ids_to(host: Host, verb: str) -> Tuple[str, ...]:
     return (*host.docker, "ps", "-q", "--no-trunc", *which)
 
 
-def start_levels(host: Host, docs: Sequence[dict], by_name: bool = False) -> List[Step]:
+def start_levels(
+    host: Host, docs: Sequence[dict], wait: float = 0.0, by_name: bool = False
+) -> List[Step]:
     """Starts what ran, side by side, those first that others need. These steps have no tests:
-    start_again_steps behind them tells what does not run."""
+    start_again_steps behind them tells what does not run. wait: as a Step has it."""
     steps = []
     levels = reversed(stop_levels([doc for doc in docs if is_running(doc)]))
     for number, level in enumerate(levels, 1):
@@ -15713,13 +15752,24 @@ def start_levels(host: Host, docs: Sequence[dict], by_name: bool = False) -> Lis
             names = tuple(title_of(doc) if by_name else doc["Id"] for doc in level)
             title = "start %s, side by side" % some_names(level)
             step_id = "start-level:%d" % number
-            steps.append(docker_step(host, step_id, title, ("start",), each=names))
+            steps.append(
+                docker_step(
+                    host,
+                    step_id,
+                    title,
+                    ("start",),
+                    each=names,
+                    optional=True,
+                    wait=wait,
+                    daemon="up",
+                )
+            )
     return steps
 
 
-def halt_the_rest(host: Host) -> List[Step]:
+def halt_the_rest(host: Host, daemon: str) -> List[Step]:
     """What others have started meanwhile. With the daemon down nothing runs that docker could
-    stop."""
+    stop. daemon: as a Step has it."""
     steps = []
     for verb, state in (("unpause", "is paused"), ("stop", "runs")):
         ask = ids_to(host, verb)
@@ -15728,9 +15778,12 @@ def halt_the_rest(host: Host) -> List[Step]:
             "%s-others" % verb,
             "%s what else %s" % (verb, state),
             (verb,),
+            each_of=ask,
             check=(("silent", *ask),),
+            optional=True,
+            daemon=daemon,
         )
-        steps.append(step._replace(each_of=ask, optional=True, daemon="down"))
+        steps.append(step)
     return steps
 
 
@@ -15749,7 +15802,7 @@ def with_policy(host: Host, docs: Sequence[dict]) -> List[dict]:
     return [doc for doc in docs if policy_of(doc) and not doc["State"].get("Dead")]
 
 
-def policy_steps(host: Host, docs: Sequence[dict]) -> List[Step]:
+def policy_steps(host: Host, docs: Sequence[dict], optional: bool = False) -> List[Step]:
     """Gives each container its restart policy back; one that is gone needs none."""
     steps = []
     for doc in with_policy(host, docs):
@@ -15760,7 +15813,14 @@ def policy_steps(host: Host, docs: Sequence[dict]) -> List[Step]:
         words = ("update", "--restart=" + policy_of(doc), doc["Id"])
         name = title_of(doc)
         steps.append(
-            docker_step(host, "policy:" + name, "restart policy of " + name, words, skip_if=gone)
+            docker_step(
+                host,
+                "policy:" + name,
+                "restart policy of " + name,
+                words,
+                skip_if=gone,
+                optional=optional,
+            )
         )
     return steps
 
@@ -15805,10 +15865,17 @@ class Engine(NamedTuple):
             else ("service", unit, verb)
         )
 
-    def start(self) -> Step:
-        """What answers then must be the service's new main process, on this very root."""
-        up = (answers_test(self.docker), ("serves", self.root, *self.identity.main))
-        return Step("start-docker", "start docker", self.service("start"), up, wait=120)
+    def start(
+        self,
+        step_id: str = "start-docker",
+        title: str = "start docker",
+        checks: Sequence[Tuple[str, ...]] = (),
+        **fields,
+    ) -> Step:
+        """What answers then must be the service's new main process, on this very root. checks: more
+        tests that must hold; fields: of the Step."""
+        up = (answers_test(self.docker), ("serves", self.root, *self.identity.main), *checks)
+        return Step(step_id, title, self.service("start"), up, wait=120, **fields)
 
     def start_socket(self) -> Step:
         return Step(
@@ -15864,20 +15931,19 @@ def require_stoppable(host: Host, engine: Engine, lose: Sequence[str]) -> None:
 def run_again(engine: Engine) -> Tuple[Step, ...]:
     """Starts by name what ran before: docker itself leaves those down that were stopped by hand
     before, or have no restart policy."""
+    wait = 30
     docs = [doc for doc in engine.containers if not doc["HostConfig"].get("AutoRemove")]
-    steps = start_levels(engine, docs)
+    steps = start_levels(engine, docs, wait)
     for doc in docs:
         started = state_test(engine, doc["Id"], ".State.Running", "true")
-        steps += start_again_steps(engine, [doc], doc["Id"], started)
-    return tuple(step._replace(optional=True, wait=30, daemon="up") for step in steps)
+        steps += start_again_steps(engine, [doc], doc["Id"], started, True, wait)
+    return tuple(steps)
 
 
 def answers_step(engine: Engine) -> Step:
     """The daemon is up, also after a reboot. What its undoing does comes last of all: start by name
     what ran."""
-    return engine.start()._replace(
-        id="docker-answers", title="docker answers", undo=run_again(engine), daemon="up"
-    )
+    return engine.start("docker-answers", "docker answers", undo=run_again(engine), daemon="up")
 
 
 def stop_steps(host: Host, engine: Engine, pool: str = "") -> Tuple[Step, ...]:
@@ -15891,14 +15957,15 @@ def stop_steps(host: Host, engine: Engine, pool: str = "") -> Tuple[Step, ...]:
 def go_again(host: Host, engine: Engine) -> Tuple[Step, ...]:
     """What ran runs, and every container has its restart policy: nothing of it is worth undoing the
     change for."""
-    policies = policy_steps(host, engine.containers)
-    return run_again(engine) + tuple(step._replace(optional=True) for step in policies)
+    return run_again(engine) + tuple(policy_steps(host, engine.containers, optional=True))
 
 
-def down_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
+def down_steps(engine: Engine, pool: str = "", as_undo: bool = False) -> Tuple[Step, ...]:
     """docker.socket first, or a poke at it starts the daemon again; what the daemon left mounted;
     then the proof that nothing of it is left. The containers are stopped before
-    (stop_container_steps)."""
+    (stop_container_steps). as_undo: the steps undo a start, so they have no undo of their own, and
+    the daemon need not stay down."""
+    daemon = "" if as_undo else "down"
     down = ("not", *answers_test(engine.docker)[1:])
     again = (engine.start(),)
     if engine.systemd:  # what was started often lately is refused a start
@@ -15911,7 +15978,7 @@ def down_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
             ),
             *again,
         )
-    steps = halt_the_rest(engine)
+    steps = halt_the_rest(engine, daemon)
     if engine.socket:
         steps.append(
             Step(
@@ -15919,8 +15986,8 @@ def down_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
                 "stop docker.socket",
                 engine.service("stop", "docker.socket"),
                 (("not", *engine.service("is-active", "docker.socket")),),
-                daemon="down",
-                undo=(engine.start_socket(),),
+                daemon=daemon,
+                undo=() if as_undo else (engine.start_socket(),),
             )
         )
     gone = (down, ("unserved", engine.root, *engine.identity.main))  # silent is not stopped
@@ -15935,9 +16002,9 @@ def down_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
             "stop docker",
             engine.service("stop"),
             gone,
-            undo=again,
+            undo=() if as_undo else again,
             wait=120,
-            daemon="down",
+            daemon=daemon,
         ),
         *list(again[:-1]),
     ]
@@ -15955,17 +16022,17 @@ def down_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
         os.path.join(engine.root, "*.db"),
     )
     steps.append(
-        Step("no-daemon", "no daemon is left", check=(down, databases), wait=30, daemon="down")
+        Step("no-daemon", "no daemon is left", check=(down, databases), wait=30, daemon=daemon)
     )
     devices = pool and os.path.join(MAPPER, re.match("docker-[0-9:]+-|", pool).group())
-    steps.append(unmount_step(engine.root, devices))
-    return tuple(steps) + (pool_down(engine, pool) if pool else ())
+    steps.append(unmount_step(engine.root, devices, as_undo))
+    return tuple(steps) + (pool_down(engine, pool, daemon) if pool else ())
 
 
-def unmount_step(root: str, devices: str) -> Step:
+def unmount_step(root: str, devices: str, as_undo: bool) -> Step:
     """What the daemon, which is down, left mounted is unmounted where nobody uses it; else the step
     fails, with the names. devices: how the devices of its pool begin. The mounts of containers need
-    no undo: a start makes them."""
+    no undo: a start makes them. as_undo: as in down_steps."""
     folders = {row.place.split("/")[0] for row in OWN_MOUNTS if row.kind != "data"} - {""}
     check = unused_name(*[os.path.join(root, one) for one in sorted(folders)], prefix=devices)
     undo = []  # type: List[Step]
@@ -15978,9 +16045,14 @@ def unmount_step(root: str, devices: str) -> Step:
             check += (("not", *mounted_words(root)),)
         else:
             undo += bind_again(one)
-    title = "no mount is left"
     return Step(
-        "no-mounts", title, unmount=root, check=check, undo=tuple(undo), wait=30, daemon="down"
+        "no-mounts",
+        "no mount is left",
+        unmount=root,
+        check=check,
+        undo=() if as_undo else tuple(undo),
+        wait=30,
+        daemon="" if as_undo else "down",
     )
 
 
@@ -16006,8 +16078,9 @@ def bind_again(mount: Mount) -> List[Step]:
     return steps
 
 
-def pool_down(engine: Engine, pool: str) -> Tuple[Step, ...]:
-    """The pool (a name, or a pattern of names), and the containers' devices on it, taken down."""
+def pool_down(engine: Engine, pool: str, daemon: str) -> Tuple[Step, ...]:
+    """The pool (a name, or a pattern of names), and the containers' devices on it, taken down.
+    daemon: as a Step has it."""
     remove = ("-exec", "dmsetup", "remove", "--retry", "{}", ";")
     files = [
         os.path.join(engine.root, "devicemapper/devicemapper", kind)
@@ -16030,18 +16103,22 @@ def pool_down(engine: Engine, pool: str) -> Tuple[Step, ...]:
             ("find", MAPPER, "-name", pool, *remove),
             gone,
             wait=10,
-            daemon="down",
+            daemon=daemon,
         ),
     )
 
 
-def up_steps(engine: Engine, pool: str = "") -> Tuple[Step, ...]:
-    """One start attempt; undone by a stop of the containers and of the daemon that was started."""
-    halt = tuple(stop_container_steps(engine, engine.containers, again=True))
-    stop = tuple(step._replace(undo=(), daemon="") for step in halt + down_steps(engine, pool))
-    return (engine.start()._replace(daemon="up", undo=stop),) + (
-        (engine.start_socket(),) if engine.socket else ()
-    )
+def up_steps(
+    engine: Engine, pool: str = "", checks: Sequence[Tuple[str, ...]] = ()
+) -> Tuple[Step, ...]:
+    """One start attempt; undone by a stop of the containers and of the daemon that was started.
+    checks: what must hold of the daemon then, too."""
+    halt = stop_container_steps(engine, engine.containers, again=True)
+    stop = (*halt, *down_steps(engine, pool, as_undo=True))
+    start = engine.start(checks=checks, undo=stop, daemon="up")
+    if engine.socket:
+        return (start, engine.start_socket())
+    return (start,)
 
 
 def device_number(path: str) -> str:
@@ -16112,34 +16189,41 @@ def folder_step(step_id: str, folder: str) -> Step:
 def mask_unit_steps(engine: Engine, hold: bool) -> Tuple[Step, ...]:
     """While old and new are being swapped a reboot must not start docker on half of it. Hosts
     without systemd have no such hold."""
+    if not engine.systemd:
+        return ()
+    reload = reload_step("reload-units")
+    if hold:
+        return (
+            folder_step("hold-folder", os.path.dirname(MASK_DROP_IN)),
+            mask_step(undo=(unmask_step(undo=()), reload)),
+            reload_step("hold-reload"),
+        )
+    return (unmask_step(undo=(mask_step(undo=()), reload)), reload_step("release-reload"))
+
+
+def mask_step(undo: Tuple[Step, ...]) -> Step:
     unit = (
         "# dockfix: a storage change stands half-way: python3 dockfix.py"
         " resume\n[Unit]\nConditionPathExists=!/\n"
     )
-    put = Step(
+    return Step(
         "hold-docker",
         "hold docker down, also over a reboot",
         path=MASK_DROP_IN,
         data=unit,
         mode=0o644,
+        undo=undo,
     )
-    free = Step(
+
+
+def unmask_step(undo: Tuple[Step, ...]) -> Step:
+    return Step(
         "release-docker",
         "let docker start again",
         ("rm", "-f", MASK_DROP_IN),
         (("not", "test", "-e", MASK_DROP_IN),),
+        undo=undo,
     )
-    again = reload_step("reload-units")
-    steps = (
-        (
-            folder_step("hold-folder", os.path.dirname(MASK_DROP_IN)),
-            put._replace(undo=(free, again)),
-            reload_step("hold-reload"),
-        )
-        if hold
-        else (free._replace(undo=(put, again)), reload_step("release-reload"))
-    )
-    return steps if engine.systemd else ()
 
 
 def option_steps(
@@ -16220,11 +16304,9 @@ def option_edit(source: OptionSource, text: str) -> Tuple[Step, ...]:
             "set the options in " + DROP_IN,
             DROP_IN,
             "[Service]\nExecStart=\nExecStart=%s\n" % text,
+            undo_after=(reload_step("reload-units"),),
         )
-        return (
-            folder_step("options-folder", os.path.dirname(DROP_IN)),
-            step._replace(undo=(*step.undo, reload_step("reload-units"))),
-        )
+        return (folder_step("options-folder", os.path.dirname(DROP_IN)), step)
     if source.kind == "daemon.json":
         return (put_file("options:" + path, "set the options in " + path, path, text),)
     whole = read_host_text(path)
@@ -17017,29 +17099,28 @@ def read_backup(folder: str) -> Backup:
 # --- the steps of a backup: the same for backup and pool recreate
 
 
-def kept_file(step: Step, path: str, size: int = 0) -> List[Step]:
-    """A step with its standard output into a file of the backup, and the sha256 beside it
-    (`sha256sum -c FILE.sha256 < FILE`)."""
-    file = os.path.basename(path)
-    away = Step(
-        "remove:" + file,
-        "remove %s" % path,
-        ("rm", "-f", "--", *tuple(path + end for end in ("", ".part", ".sha256", ".sha256.part"))),
+def unkeep_step(path: str) -> Step:
+    """Undoes the making of a file of the backup, and of the sum beside it."""
+    ends = ("", ".part", ".sha256", ".sha256.part")
+    paths = [path + end for end in ends]
+    return Step("remove:" + os.path.basename(path), "remove " + path, ("rm", "-f", "--", *paths))
+
+
+def sum_step(path: str, skip_if: Tuple[Tuple[str, ...], ...] = ()) -> Step:
+    """The sha256 of a file of the backup, beside it (`sha256sum -c FILE.sha256 < FILE`)."""
+    return Step(
+        "sha256:" + os.path.basename(path),
+        "sha256 of " + path,
+        ("sha256sum",),
+        source=path,
+        target=path + ".sha256",
+        skip_if=skip_if,
     )
-    return [
-        step._replace(target=path, size=size, undo=(away,)),
-        Step(
-            "sha256:" + file,
-            "sha256 of %s" % path,
-            ("sha256sum",),
-            source=path,
-            target=path + ".sha256",
-        ),
-    ]
 
 
-def settings_steps(host: Host, kept: Backup) -> List[Step]:
-    """The folder, and what inspect says of everything."""
+def settings_steps(host: Host, kept: Backup, undo_void_after: str = "") -> List[Step]:
+    """The folder, and what inspect says of everything. undo_void_after: as a Step has it, for the
+    files."""
     folder, tidy, reopen = (
         kept.folder,
         (tidy_step(kept.folder),),
@@ -17068,50 +17149,59 @@ def settings_steps(host: Host, kept: Backup) -> List[Step]:
             "bridge" if one.get("Name") == "bridge" else one.get("Id") or one["Name"]
             for one in docs
         )
-        steps += kept_file(
-            Step(
-                "settings:" + kind,
-                "settings of %d %ss" % (len(docs), kind),
-                words if docs else ("echo", "[]"),
-            ),
-            kept.path(file),
+        path = kept.path(file)
+        saved = Step(
+            "settings:" + kind,
+            "settings of %d %ss" % (len(docs), kind),
+            words if docs else ("echo", "[]"),
+            target=path,
+            undo=(unkeep_step(path),),
+            undo_void_after=undo_void_after,
         )
+        steps += [saved, sum_step(path)]
     return steps
 
 
 def save_steps(
-    host: Host, kept: Backup, file: str, wanted: Sequence[WantedImage], size: int, strict: bool
+    host: Host,
+    kept: Backup,
+    file: str,
+    wanted: Sequence[WantedImage],
+    size: int,
+    strict: bool,
+    undo_void_after: str = "",
 ) -> List[Step]:
-    """All images in one `docker save`: what they share is kept once. strict: nothing may be
-    lacking."""
+    """All images in one `docker save`: what they share is kept once. size: bytes that will flow,
+    for the progress. strict: nothing may be lacking. undo_void_after: as a Step has it."""
     if not wanted:
         return []
     path = kept.path(file)
+    record, needs, none_saved = "", {}, ()  # type: str, Dict[str, str], Tuple
+    if not strict:
+        record = kept.path(LACKING_FILE)
+        needs = image_needs(kept)
+        none_saved = (("not", "test", "-e", path),)
     request = {
         "file": path,
         "wanted": [image._asdict() for image in wanted],
-        "record": "" if strict else kept.path(LACKING_FILE),
-        "needs": {} if strict else image_needs(kept),
+        "record": record,
+        "needs": needs,
     }
-    saved, summed = kept_file(
-        task_step(host, "save:" + file, "save %d images" % len(wanted), "save-images", request),
-        path,
-        size,
+    tried = (record or path, path + PROBE_END, path + PROBE_END + ".part")
+    saved = task_step(
+        host,
+        "save:" + file,
+        "save %d images" % len(wanted),
+        "save-images",
+        request,
+        size=size,
+        undo=(
+            unkeep_step(path),
+            Step("remove-tried", "remove what was tried", ("rm", "-f", "--", *tried)),
+        ),
+        undo_void_after=undo_void_after,
     )
-    away = (
-        "rm",
-        "-f",
-        "--",
-        request["record"] or path,
-        path + PROBE_END,
-        path + PROBE_END + ".part",
-    )
-    tidy = Step("remove-tried", "remove what was tried", away)
-    none_saved = (("not", "test", "-e", path),)
-    return [
-        saved._replace(target="", undo=(*saved.undo, tidy)),
-        summed._replace(skip_if=() if strict else none_saved),
-    ]
+    return [saved, sum_step(path, skip_if=none_saved)]
 
 
 def image_needs(kept: Backup) -> Dict[str, str]:
@@ -17124,10 +17214,10 @@ def image_needs(kept: Backup) -> Dict[str, str]:
     return needs
 
 
-def own_steps(host: Host, kept: Backup, optional: bool) -> List[Step]:
+def own_steps(host: Host, kept: Backup, optional: bool, undo_void_after: str = "") -> List[Step]:
     """Each container's own files: an image made of it (own_image_references, for save_steps), or
     its whole tree. optional: where docker refuses a commit (the image was removed by force, it has
-    too many layers), needed_exports follow."""
+    too many layers), needed_exports follow. undo_void_after: as a Step has it, for the files."""
     steps = []
     for doc in kept.stock.containers:
         if kept.own[doc["Id"]] == "commit":
@@ -17136,19 +17226,35 @@ def own_steps(host: Host, kept: Backup, optional: bool) -> List[Step]:
                 create_step(host, "image", ref, ("commit", doc["Id"], ref), optional=optional)
             )
         elif kept.own[doc["Id"]] == "export":
-            steps += export_steps(host, kept, doc, optional)
+            steps += export_steps(host, kept, doc, optional, undo_void_after=undo_void_after)
     return steps
 
 
-def export_steps(host: Host, kept: Backup, doc: dict, optional: bool) -> List[Step]:
-    """optional: a container that cannot be read is `lost`, and the others stay."""
+def export_steps(
+    host: Host,
+    kept: Backup,
+    doc: dict,
+    optional: bool,
+    skip_if: Tuple[Tuple[str, ...], ...] = (),
+    undo_void_after: str = "",
+) -> List[Step]:
+    """optional: a container that cannot be read is `lost`, and the others stay. skip_if,
+    undo_void_after: as a Step has them."""
     path = kept.path("export-%s.tar" % doc["Id"])
     name = title_of(doc)
-    step = docker_step(
-        host, "export:" + name, "own files of " + name, ("export", doc["Id"]), optional=optional
+    exported = docker_step(
+        host,
+        "export:" + name,
+        "own files of " + name,
+        ("export", doc["Id"]),
+        target=path,
+        undo=(unkeep_step(path),),
+        undo_void_after=undo_void_after,
+        skip_if=skip_if,
+        optional=optional,
     )
-    exported, summed = kept_file(step, path)
-    return [exported, summed._replace(skip_if=(("not", "test", "-e", path),) if optional else ())]
+    not_exported = (("not", "test", "-e", path),) if optional else ()
+    return [exported, sum_step(path, skip_if=not_exported)]
 
 
 def needed_exports(host: Host, kept: Backup) -> List[Step]:
@@ -17158,10 +17264,7 @@ def needed_exports(host: Host, kept: Backup) -> List[Step]:
     for doc in kept.stock.containers:
         if kept.own[doc["Id"]] != "export":
             whole = ("lacks", doc["Id"], "cat", kept.path(LACKING_FILE))
-            steps += [
-                step._replace(skip_if=step.skip_if or (whole,))
-                for step in export_steps(host, kept, doc, optional=True)
-            ]
+            steps += export_steps(host, kept, doc, optional=True, skip_if=(whole,))
     return steps
 
 
@@ -17403,13 +17506,22 @@ def create_words(host: Host) -> List[str]:
     return ["create", "--pull=never"] if host.known.create_knows_pull else ["create"]
 
 
-def volume_steps(host: Host, kept: Backup) -> List[Step]:
+def volume_steps(host: Host, kept: Backup, undo_void_after: str = "") -> List[Step]:
+    """The content of the volumes. undo_void_after: as a Step has it, for the files."""
     helper, reads = name_for_backup(kept, HELPER), []  # type: str, List[Step]
     for name, (file, holder, path) in sorted(kept.volumes.items()):
         words = ("cp", "%s:%s" % (helper if holder == HELPER else holder, path), "-")
-        reads += kept_file(
-            docker_step(host, "volume:" + name, "volume %s" % name, words), kept.path(file)
+        volume_file = kept.path(file)
+        read = docker_step(
+            host,
+            "volume:" + name,
+            "volume " + name,
+            words,
+            target=volume_file,
+            undo=(unkeep_step(volume_file),),
+            undo_void_after=undo_void_after,
         )
+        reads += [read, sum_step(volume_file)]
     binds = [  # nocopy: docker changes nothing of a volume that is read
         (name, path + ":nocopy")
         for name, (_, holder, path) in sorted(kept.volumes.items())
@@ -17576,9 +17688,9 @@ TASKS.update(
 )
 
 
-def seal_step(host: Host, kept: Backup, lossy: bool) -> Step:
+def seal_step(host: Host, kept: Backup, lossy: bool, undoable: bool = True) -> Step:
     """The manifest, last of all: without it a folder is no backup. lossy: something of it may have
-    been left out."""
+    been left out. undoable: undone, the folder is no backup any more."""
     found = dict(kept._asdict(), schema=BACKUP_SCHEMA, dockfix=VERSION)
     request = {
         "folder": kept.folder,
@@ -17589,7 +17701,12 @@ def seal_step(host: Host, kept: Backup, lossy: bool) -> Step:
     }
     away = Step("remove-manifest", "remove the manifest", ("rm", "-f", kept.path("manifest.json")))
     return task_step(
-        host, "manifest", "write the manifest", "write-manifest", request, undo=(away,)
+        host,
+        "manifest",
+        "write the manifest",
+        "write-manifest",
+        request,
+        undo=(away,) if undoable else (),
     )
 
 
@@ -17597,7 +17714,7 @@ def verify_steps(kept: Backup) -> List[Step]:
     return [
         Step(
             "verify:" + name,
-            name,
+            "verify " + name,
             ("sha256sum", "-c", kept.path(name + ".sha256")),
             source=kept.path(name),
         )
@@ -17609,11 +17726,16 @@ def verify_steps(kept: Backup) -> List[Step]:
 
 
 def restore_steps(
-    host: Host, kept: Backup, have: Stock, fill: bool = True, empty: Sequence[str] = ()
+    host: Host,
+    kept: Backup,
+    have: Stock,
+    fill: bool = True,
+    empty: Sequence[str] = (),
+    undoable: bool = True,
 ) -> List[Step]:
     """Makes what is not there yet, up to the containers: networks, volumes, images and (with
     `fill`) the content of the volumes it made, and of those that an earlier restore has left
-    `empty`."""
+    `empty`. undoable: as create_step has it."""
     had, held = (
         {title_of(one) for one in some} for some in (have.networks, have.volumes)
     )  # a network and a volume may have one name
@@ -17622,15 +17744,15 @@ def restore_steps(
         name = network["Name"]
         if name not in had:  # docker lets two networks have one name: the first is made
             had.add(name)
-            networks.append(create_step(host, "network", name, network_recipe(network)))
+            networks.append(create_step(host, "network", name, network_recipe(network), undoable))
     volumes = [
-        create_step(host, "volume", one["Name"], volume_recipe(one))
+        create_step(host, "volume", one["Name"], volume_recipe(one), undoable)
         for one in kept.stock.volumes
         if one["Name"] not in held
     ]
     new = [name for name in sorted(kept.volumes) if name not in held]
     filled = fill_steps(host, kept, new, empty) if fill else []
-    return networks + volumes + load_steps(host, kept, have) + filled
+    return networks + volumes + load_steps(host, kept, have, undoable) + filled
 
 
 def fill_steps(host: Host, kept: Backup, new: Sequence[str], empty: Sequence[str]) -> List[Step]:
@@ -17714,8 +17836,9 @@ def holds_nothing(host: Host, have: Stock, volume: dict) -> bool:
     return suppress_errors(os.listdir, os_bytes(str(volume.get("Mountpoint") or "/"))) == []
 
 
-def load_steps(host: Host, kept: Backup, have: Stock) -> List[Step]:
-    """docker load; then the containers' own images under a name of their own."""
+def load_steps(host: Host, kept: Backup, have: Stock, undoable: bool) -> List[Step]:
+    """docker load; then the containers' own images under a name of their own. undoable: as
+    create_step has it."""
     known = set(image_refs(have.images)) | {one["Id"] for one in have.images}
     lost = lost_ids(kept)
     whole = [one for one in kept.stock.images if one["Id"] not in lost]
@@ -17731,7 +17854,9 @@ def load_steps(host: Host, kept: Backup, have: Stock) -> List[Step]:
     passing = [
         remove_step(host, "image", ref) for ref in own_image_references(kept) if loads
     ]  # all of them come along, whichever are needed
-    undo = tuple(remove_step(host, "image", ref) for ref in new) + tuple(passing)
+    undo = ()  # type: Tuple[Step, ...]
+    if undoable:
+        undo = tuple(remove_step(host, "image", ref) for ref in new) + tuple(passing)
     steps = [
         docker_step(
             host,
@@ -17752,12 +17877,12 @@ def load_steps(host: Host, kept: Backup, have: Stock) -> List[Step]:
             if doc in made
             else {"words": ("import", "-", ref), "source": exported}
         )
-        steps.append(create_step(host, "image", ref, **words))
+        steps.append(create_step(host, "image", ref, undoable=undoable, **words))
     return steps + passing
 
 
-def container_steps(host: Host, kept: Backup, doc: dict) -> List[Step]:
-    """One container, not started."""
+def container_steps(host: Host, kept: Backup, doc: dict, undoable: bool = True) -> List[Step]:
+    """One container, not started. undoable: as create_step has it."""
     name, own = title_of(doc), kept.own[doc["Id"]]
     if own:
         ref, config = own_image_reference(kept, doc, RESTORED_REPOSITORY), (
@@ -17772,7 +17897,7 @@ def container_steps(host: Host, kept: Backup, doc: dict) -> List[Step]:
         )
         ref = asked if asked in refs or asked + ":latest" in refs else refs[0]
     recipe = parse_answer(doc, lambda one: create_recipe(one, config, kept.stock.containers))
-    steps = create_steps(host, name, ref, recipe)
+    steps = create_steps(host, name, ref, recipe, undoable)
     for words in recipe.networks:
         test = (
             "has" if words[1] == "connect" else "lacks",
@@ -17785,26 +17910,31 @@ def container_steps(host: Host, kept: Backup, doc: dict) -> List[Step]:
     return steps
 
 
-def create_steps(host: Host, name: str, ref: str, recipe: Recipe) -> List[Step]:
+def create_steps(host: Host, name: str, ref: str, recipe: Recipe, undoable: bool) -> List[Step]:
     """A client before 20.10 asks a registry for an image that is not there: it is called for one
-    that is there only."""
+    that is there only. undoable: as create_step has it."""
     words = create_words(host)
+    steps = []
+    skip_if = ()  # type: Tuple[Tuple[str, ...], ...]
+    if "--pull=never" not in words:
+        skip_if = (exists_test(host, "image", ref, False),)
+        there = Step(
+            "image-for:" + name,
+            "see that image %s is there" % ref,
+            check=(exists_test(host, "image", ref),),
+            skip_if=(exists_test(host, "container", name),),
+        )
+        steps.append(there)
     created = create_step(
         host,
         "container",
         name,
         words + recipe.options + [ref] + recipe.command,
+        undoable,
         data=recipe.stdin,
+        skip_if=skip_if,
     )
-    if len(words) > 1:
-        return [created]
-    there = Step(
-        "image-for:" + name,
-        "see that image %s is there" % ref,
-        check=(exists_test(host, "image", ref),),
-        skip_if=(exists_test(host, "container", name),),
-    )
-    return [there, created._replace(skip_if=(exists_test(host, "image", ref, False),))]
+    return [*steps, created]
 
 
 def find_lost_settings(
@@ -18026,7 +18156,7 @@ def read_images_of(opts: Options, kept: Backup) -> Backup:
 def verify_sums(host: Host, opts: Options, report: dict, kept: Backup) -> List[str]:
     """The files that differ from their sums."""
     progress, bad = Progress("verify", len(kept.files()), opts.quiet), []
-    for number, step in enumerate(verify_steps(kept), 1):
+    for number, (name, step) in enumerate(zip(kept.files(), verify_steps(kept)), 1):
         status, msg = "unchanged", "as it was written"
         try:
             do_step(
@@ -18036,8 +18166,8 @@ def verify_sums(host: Host, opts: Options, report: dict, kept: Backup) -> List[s
             )
         except DockfixError:
             status, msg = "failed", "differs from its sum"
-            bad.append(step.title)
-        report["results"].append({"target": step.title, "id": "", "status": status, "msg": msg})
+            bad.append(name)
+        report["results"].append({"target": name, "id": "", "status": status, "msg": msg})
     progress.end()
     return bad
 
@@ -18682,32 +18812,26 @@ def plan_recreate(
         else "a pool of %s data, %s metadata%s"
         % (format_size(sizes["data"]), format_size(sizes["metadata"]), base)
     )
-    backup = settings_steps(host, kept) + save_steps(
-        host, kept, "images.tar", wanted_images(stock), size, strict=True
-    )
-    own = (
-        own_steps(host, kept, optional=False)
-        + save_steps(host, kept, "own.tar", wanted_commits(kept), 0, strict=True)
-        + volume_steps(host, kept)
-    )
-    sealed = seal_step(host, kept, lossy=False)._replace(undo=())
-    own += [step._replace(title="verify " + step.title) for step in verify_steps(kept)] + [sealed]
-    new = restore_steps(host, kept, Stock([], [], stock.networks, stock.volumes), fill=False)
-    new += [step for doc in stock.containers for step in container_steps(host, kept, doc)]
-    started = start_levels(host, stock.containers, by_name=True)
+    # A backup that is complete stays, whatever becomes of the change.
+    sealed = seal_step(host, kept, lossy=False, undoable=False)
+    backup = settings_steps(host, kept, sealed.id)
+    images = wanted_images(stock)
+    backup += save_steps(host, kept, "images.tar", images, size, True, sealed.id)
+    own = own_steps(host, kept, False, sealed.id)
+    own += save_steps(host, kept, "own.tar", wanted_commits(kept), 0, True, sealed.id)
+    own += volume_steps(host, kept, sealed.id)
+    own += [*verify_steps(kept), sealed]
+    # What is made in the new storage is undone as a whole: its tree is set aside.
+    have = Stock([], [], stock.networks, stock.volumes)
+    new = restore_steps(host, kept, have, fill=False, undoable=False)
+    for doc in stock.containers:
+        new += container_steps(host, kept, doc, undoable=False)
+    wait = 5
+    started = start_levels(host, stock.containers, wait, by_name=True)
     for doc in stock.containers:
         title = title_of(doc)
-        started += start_again_steps(
-            host, [doc], title, state_test(host, title, ".State.Running", "true")
-        )
-    started = [step._replace(optional=True, wait=5, daemon="up") for step in started]
-    backup, own = (
-        [
-            step._replace(undo_void_after=sealed.id) if step.target or step.task else step
-            for step in some
-        ]
-        for some in (backup, own)
-    )
+        runs = state_test(host, title, ".State.Running", "true")
+        started += start_again_steps(host, [doc], title, runs, True, wait)
     steps = [answers_step(engine), *backup]
     steps += hold_policies(host, stock.containers) + stop_container_steps(host, engine.containers)
     steps += nothing_new_steps(host, engine, stock, "before")
@@ -18728,12 +18852,7 @@ def plan_recreate(
     seen += (
         () if overlay else (("has", "0 %d thin-pool" % (sizes["data"] // 512), "dmsetup", "table"),)
     )
-    # undone as a whole: the tree is set aside
-    steps += (
-        [Step("new-storage", "the daemon has the new storage", check=seen)]
-        + [step._replace(undo=()) for step in new]
-        + started
-    )
+    steps += [Step("new-storage", "the daemon has the new storage", check=seen), *new, *started]
     ask_id = (*host.docker, "inspect", "--type", "image", "-f", "{{.Id}}")
     back = tuple(
         ("says", one["Id"], *ask_id, ref) for one in stock.images for ref in image_refs([one])
@@ -19036,7 +19155,8 @@ def move_steps(
     if new_pool:
         require_no_foreign_pool(host, new_pool, old_pool)
     root = move.new + engine.root[len(move.old) :]
-    up = list(up_steps(engine._replace(root=root), new_pool))
+    new_root = ("has", "Docker Root Dir: " + move.new, *engine.docker, "info")
+    up = up_steps(engine._replace(root=root), new_pool, checks=(new_root,))
     start = up[0].id
     away = tuple(
         ("lacks", *tuple(test[1:])) for test in disk_tests(host, move.new)
@@ -19154,16 +19274,13 @@ def move_steps(
         if aside != move.old
         else ()
     )
-    up[0] = up[0]._replace(
-        check=(*up[0].check, ("has", "Docker Root Dir: " + move.new, *engine.docker, "info"))
-    )
     compare = Step(
         "all-there",
         "every container and image is there",
         check=all_there_tests(host, opts.lose_autoremove),
         wait=10,
     )
-    return steps + mask_unit_steps(engine, False) + tuple(up) + (compare,) + go_again(host, engine)
+    return steps + mask_unit_steps(engine, False) + up + (compare,) + go_again(host, engine)
 
 
 def all_there_tests(host: Host, lose: Sequence[str]) -> Tuple[Tuple[str, ...], ...]:
