@@ -66,6 +66,7 @@ import termios
 import threading
 import time
 from typing import (
+    IO,
     BinaryIO,
     Callable,
     Dict,
@@ -122,7 +123,7 @@ JOURNAL = "journal.json"  # in the state folder while a storage change is under 
 HALF_WAY_HINT = "python3 dockfix.py resume, or: python3 dockfix.py rollback"
 HEAD_BYTES = 65536  # of a program: its kind stands at its start
 BUILD_SECONDS = 900.0  # to compile libfaketime
-READ_MAX = 1 << 28  # bytes of a file of the host that is read whole
+READ_MAX = 1 << 28  # bytes of a file of the host, or of docker's output, that is read whole
 READ_PIECE = 1 << 18
 READ_BACK_MAX = 1 << 26  # bytes of a file that was written, or is to be replaced
 HEADER_BYTES = 16384  # of a tar: the first header is in it, with a long name or link too
@@ -1006,23 +1007,34 @@ def script_text(report: dict, lines: List[str], refused: int) -> str:
 # 4. The host
 ###############################################################################
 
+# The one seam to this host: no other chapter starts a process or writes a file of the host. What
+# only reads goes through query and query_host, what may change something through change and
+# change_host, which refuse in a dry run. Nothing runs through a shell, and no password is ever in
+# an argument list, an environment or a file name.
+#
+# A call comes back in bounded time and with bounded memory, whatever the child and its children
+# do. A file that something else names is opened only where it is a plain file. What is written is
+# on the disk before the function returns, and a reader meets the old bytes or the new ones.
+#
+# The facts about processes, mounts and sockets are those of proc(5).
+
+
+# Mounts.
+
 
 class Mount(NamedTuple):
     """One line of /proc/PID/mountinfo (proc(5)); octal escapes undone."""
 
-    dev: str
-    root: str
-    point: str
+    dev: str  # MAJOR:MINOR
+    root: str  # which directory of the file system is mounted
+    point: str  # where
     fstype: str
     source: str
-    options: Tuple[str, ...]
+    options: Tuple[str, ...]  # of the file system
     flags: Tuple[str, ...] = ()  # of this mount: ro, nosuid ...
     number: str = ""
     parent: str = ""  # number of the mount that this one is mounted on
     tags: Tuple[str, ...] = ()  # shared:N, master:N ...; none: private
-
-
-# --- docker's answers
 
 
 def device_text(number: int) -> str:
@@ -1030,52 +1042,70 @@ def device_text(number: int) -> str:
     return "%d:%d" % (os.major(number), os.minor(number))
 
 
+def unescape_octal(word: str) -> str:
+    """The kernel writes a space, a tab, a line end and a backslash as \\ and three digits."""
+
+    def decode(match: "re.Match[str]") -> str:
+        return chr(int(match.group(1), 8))
+
+    return re.sub(r"\\([0-7]{3})", decode, word)
+
+
 def parse_mountinfo(text: str) -> List[Mount]:
     """Lines of /proc/PID/mountinfo; lines not of that form are left out (they prove nothing)."""
     mounts = []
     for line in text.split("\n"):
-        left, dash, right = line.partition(" - ")
-        fields, tail = left.split(" "), right.split(" ")
-        if dash and len(fields) >= 6 and len(tail) >= 3:
-            root, point, source = (unescape_octal(word) for word in (fields[3], fields[4], tail[1]))
-            options, flags = tuple(unescape_octal(word) for word in tail[2].split(",")), tuple(
-                fields[5].split(",")
-            )
-            numbers, tags = fields[:2], tuple(fields[6:])
-            mounts.append(
-                Mount(fields[2], root, point, tail[0], source, options, flags, *numbers, tags)
-            )
+        mount = parse_mount_line(line)
+        if mount:
+            mounts.append(mount)
     return mounts
+
+
+def parse_mount_line(line: str) -> Optional[Mount]:
+    """ID, parent's ID, device, root, mount point, flags, tags; behind a dash: type, source,
+    options. None for a line of another form."""
+    left, dash, right = line.partition(" - ")
+    fields = left.split(" ")
+    tail = right.split(" ")
+    if not dash or len(fields) < 6 or len(tail) < 3:
+        return None
+    return Mount(
+        dev=fields[2],
+        root=unescape_octal(fields[3]),
+        point=unescape_octal(fields[4]),
+        fstype=tail[0],
+        source=unescape_octal(tail[1]),
+        options=tuple(unescape_octal(option) for option in tail[2].split(",")),
+        flags=tuple(fields[5].split(",")),
+        number=fields[0],
+        parent=fields[1],
+        tags=tuple(fields[6:]),
+    )
 
 
 def mount_of(path: str, mounts: Sequence[Mount]) -> Optional[Mount]:
     """The mount that a path without links lies on."""
-    under = [one for one in mounts if (path + "/").startswith(one.point.rstrip("/") + "/")]
-    return max(under, key=lambda one: len(one.point)) if under else None
+    nearest = None  # type: Optional[Mount]
+    for mount in mounts:
+        folder = mount.point.rstrip("/") + "/"
+        if not (path + "/").startswith(folder):
+            continue
+        if nearest is None or len(mount.point) > len(nearest.point):
+            nearest = mount
+    return nearest
 
 
-def unescape_octal(word: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found.group(1), 8)), word)
+def mounts_of(pid: str = "self") -> List[Mount]:
+    """What is mounted in a process's view; nothing where that process is gone."""
+    try:
+        return parse_mountinfo(os_text(read_all("/proc/%s/mountinfo" % pid)))
+    except OSError:
+        if pid == "self":
+            raise
+        return []  # not there, or dead and not yet buried: EINVAL
 
 
-class Answer(NamedTuple):
-    """What a child left behind. Streams are cut at the limit; *_total are their lengths as sent."""
-
-    rc: int
-    out: bytes
-    err: bytes
-    out_total: int
-    err_total: int
-    seconds: float
-    timed_out: bool
-
-    def out_text(self) -> str:
-        return self.out.decode("utf-8", "replace")
-
-    def text(self) -> str:
-        """Both streams for classification: runtimes put their errors on either
-        (docker/cli#2025)."""
-        return (self.err + b"\n" + self.out[:4096]).decode("utf-8", "replace")
+# Calls: what they are given, and what they bring back.
 
 
 class Host(NamedTuple):
@@ -1114,28 +1144,153 @@ def make_host(
     )
 
 
-class Flow(NamedTuple):
-    """Files instead of memory at a child's ends: standard input from the file `source`, standard
-    output to `target` ('': as always). `target` appears, 0600, only once the child has succeeded
-    and the bytes are on the disk; until then it is target.part. tick(bytes so far) is called some
-    five times a second while the child runs. fill(stream) writes the child's standard input, and
-    empty(stream) reads its standard output, in a thread of their own; what they raise, run_child
-    raises."""
+class Answer(NamedTuple):
+    """What a child left behind. Streams are cut at the limit; *_total are their lengths as sent."""
 
+    rc: int
+    out: bytes
+    err: bytes
+    out_total: int
+    err_total: int
+    seconds: float
+    timed_out: bool
+
+    def out_text(self) -> str:
+        return self.out.decode("utf-8", "replace")
+
+    def text(self) -> str:
+        """Both streams for classification: runtimes put their errors on either
+        (docker/cli#2025)."""
+        return (self.err + b"\n" + self.out[:4096]).decode("utf-8", "replace")
+
+
+class Flow(NamedTuple):
+    """Files or functions instead of memory at a child's ends."""
+
+    # Standard input comes from this file; '' for none.
     source: str = ""
+    # Standard output goes to this file; '' for none. The file appears, 0600, only once the child
+    # has succeeded and the bytes are on the disk; until then it is target.part.
     target: str = ""
+    # Called with the bytes so far, some five times a second while the child runs.
     tick: Callable[[int], None] = lambda done: None
+    # fill writes the child's standard input, empty reads its standard output, in a thread of their
+    # own; what they raise, run_child raises.
     fill: Optional[Callable[[BinaryIO], None]] = None
     empty: Optional[Callable[[BinaryIO], None]] = None
+
+
+NO_FLOW = Flow()
+
+
+class ChildEnds:
+    """Descriptors that a child gets as its standard input and output, where a Flow asks for them;
+    else None."""
+
+    def __init__(self) -> None:
+        self.stdin = None  # type: Optional[int]
+        self.stdout = None  # type: Optional[int]
+
+    def close(self) -> None:
+        for descriptor in (self.stdin, self.stdout):
+            if descriptor is not None:
+                os.close(descriptor)
+
+
+# Processes.
+
+
+def run_child(
+    host: Host,
+    argv: Sequence[str],
+    stdin: Optional[bytes],
+    seconds: float,
+    limit: int,
+    inherit: Sequence[int],
+    enough: int = 0,
+    flow: Flow = NO_FLOW,
+) -> Answer:
+    """Runs argv in its own process group, without a shell.
+
+    limit: bytes of each stream that are kept; the rest is thrown away. enough: the child is killed
+    once so much of its standard output is there; 0 for never. inherit: descriptors that it gets.
+    After `seconds` the group is killed and the pipes are drained for a bounded time: a grandchild
+    may hold them, and subprocess.run does not come back from that on Python 3.6. Raises
+    EnvironmentFault, and what flow's functions raise.
+    """
+    if host.verbose:
+        say(format_trace(argv, flow))
+    ends = open_flow(flow)
+    threads = start_stream_threads(flow, ends)
+    try:
+        child = start_child(argv, stdin, inherit, ends)
+    except OSError as err:
+        close_flow(flow, ends, False)
+        hint = "command -v %s" % argv[0]
+        if argv[:1] == host.docker[:1]:
+            hint = "is Docker's client installed? --docker names another"
+        raise EnvironmentFault("%s cannot be started: %s" % (argv[0], err.strerror), hint) from None
+    succeeded = False
+    try:
+        answer = run_until_closed(
+            host, child, stdin, seconds, limit, enough, lambda: flow.tick(bytes_flowed(ends))
+        )
+        succeeded = answer.rc == 0 and not answer.timed_out
+    except BaseException:  # a signal: leave no child behind
+        kill_group(child)
+        raise
+    finally:
+        close_flow(flow, ends, succeeded)
+    for thread in threads:
+        error = thread.wait(host)
+        # A child that failed says itself why, but not where its end of the pipe was closed for a
+        # reason.
+        if error and (succeeded or thread.fills or answer.rc == -signal.SIGPIPE):
+            raise error
+    return answer
+
+
+def format_trace(argv: Sequence[str], flow: Flow) -> str:
+    """A call as --verbose shows it."""
+    text = "+ " + quote_line(argv)
+    if flow.source:
+        text += " < " + quote_word(flow.source)
+    if flow.target:
+        text += " > " + quote_word(flow.target)
+    return text
+
+
+def start_child(
+    argv: Sequence[str], stdin: Optional[bytes], inherit: Sequence[int], ends: ChildEnds
+) -> "subprocess.Popen[bytes]":
+    """Raises OSError."""
+    child_stdin = ends.stdin
+    if child_stdin is None:
+        child_stdin = subprocess.DEVNULL if stdin is None else subprocess.PIPE
+    child_stdout = ends.stdout
+    if child_stdout is None:
+        child_stdout = subprocess.PIPE
+    # LC_ALL: messages are recognised by their English text.
+    environment = dict(os.environ, LC_ALL="C", PATH=search_path())
+    return subprocess.Popen(
+        [os_bytes(word) for word in argv],
+        stdin=child_stdin,
+        stdout=child_stdout,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        pass_fds=tuple(inherit),
+        env=environment,
+    )
 
 
 class StreamThread:
     """This program's end of a pipe to a child, and the thread that fills or empties it."""
 
-    def __init__(self, fd: int, mode: str, work: Callable[[BinaryIO], None]) -> None:
+    def __init__(self, stream: BinaryIO, work: Callable[[BinaryIO], None]) -> None:
         self.error = None  # type: Optional[Exception]
-        self.fills = mode == "wb"
-        self.stream, self.work = os.fdopen(fd, mode), work
+        self.stream = stream
+        self.fills = stream.writable()
+        self.work = work
         self.thread = threading.Thread(target=self.run, daemon=True)
         self.thread.start()
 
@@ -1148,138 +1303,93 @@ class StreamThread:
         except Exception as err:
             self.error = err
 
-    def end(self, host: Host) -> Optional[Exception]:
-        """Waits for it; the child is gone, and no end of the pipe is open but that of a
+    def wait(self, host: Host) -> Optional[Exception]:
+        """What the work raised. The child is gone, and no end of the pipe is open but that of a
         grandchild."""
         while self.thread.is_alive() and not host.kill.is_set():
             self.thread.join(0.2)
         return self.error
 
 
-def start_stream_threads(flow: Flow, ends: list) -> List[StreamThread]:
+def start_stream_threads(flow: Flow, ends: ChildEnds) -> List[StreamThread]:
     """Puts the child's ends of the pipes that a flow asks for into `ends`."""
-    couriers = []
+    threads = []
     if flow.fill:
-        ends[0], own = os.pipe()
-        couriers.append(StreamThread(own, "wb", flow.fill))
+        ends.stdin, own_end = os.pipe()
+        threads.append(StreamThread(os.fdopen(own_end, "wb"), flow.fill))
     if flow.empty:
-        own, ends[1] = os.pipe()
-        couriers.append(StreamThread(own, "rb", flow.empty))
-    return couriers
+        own_end, ends.stdout = os.pipe()
+        threads.append(StreamThread(os.fdopen(own_end, "rb"), flow.empty))
+    return threads
 
 
-def run_child(
-    host: Host,
-    argv: Sequence[str],
-    stdin: Optional[bytes],
-    seconds: float,
-    limit: int,
-    inherit: Sequence[int],
-    enough: int = 0,
-    flow: Flow = Flow(),
-) -> Answer:
-    """Runs argv in its own process group without a shell, with sbin in PATH (after `su` root has
-    none). Keeps `limit` bytes of each stream and throws the rest away; with `enough` it stops the
-    child once that much of stdout is there. After `seconds` the group is killed and the pipes
-    drained for a bounded time (a grandchild may hold them; subprocess.run does not come back from
-    that on 3.6). Raises EnvironmentFault."""
-    if host.verbose:
-        say(
-            "+ "
-            + quote_line(argv)
-            + (" < " + quote_word(flow.source) if flow.source else "")
-            + (" > " + quote_word(flow.target) if flow.target else "")
-        )
-    ends = open_flow(flow)
-    couriers = start_stream_threads(flow, ends)
-    try:
-        source = (
-            ends[0]
-            if ends[0] is not None
-            else subprocess.PIPE if stdin is not None else subprocess.DEVNULL
-        )
-        child = subprocess.Popen(
-            [os_bytes(word) for word in argv],
-            stdin=source,
-            stdout=subprocess.PIPE if ends[1] is None else ends[1],
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-            pass_fds=tuple(inherit),
-            env=dict(os.environ, LC_ALL="C", PATH=os.environ.get("PATH", os.defpath) + SBIN_PATH),
-        )
-    except OSError as err:
-        close_flow(flow, ends, False)
-        hint = (
-            "is Docker's client installed? --docker names another"
-            if argv[:1] == host.docker[:1]
-            else "command -v %s" % argv[0]
-        )
-        raise EnvironmentFault("%s cannot be started: %s" % (argv[0], err.strerror), hint) from None
-    good = False
-    try:
-        answer = run_until_closed(
-            host, child, stdin, seconds, limit, enough, lambda: flow.tick(bytes_flowed(ends))
-        )
-        good = answer.rc == 0 and not answer.timed_out
-    except BaseException:  # a signal: leave no child behind
-        kill_group(child)
-        raise
-    finally:
-        close_flow(flow, ends, good)
-    for courier in couriers:
-        error = courier.end(host)
-        # A child that failed says itself why, but not where its end of the pipe was closed for a
-        # reason.
-        if error and (good or courier.fills or answer.rc == -signal.SIGPIPE):
-            raise error
-    return answer
-
-
-def open_flow(flow: Flow) -> list:
-    """Descriptors for a child's standard input and output; None where there is no file. Raises
-    EnvironmentFault."""
-    ends = [None, None]  # type: list
+def open_flow(flow: Flow) -> ChildEnds:
+    """The descriptors of a flow's files. Raises EnvironmentFault."""
+    ends = ChildEnds()
     try:
         if flow.source:
-            ends[0] = open_file(flow.source)
+            ends.stdin = open_file(flow.source)
         if flow.target:
-            ends[1] = os.open(
+            ends.stdout = os.open(
                 os_bytes(flow.target + ".part"),
                 os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC,
                 0o600,
             )
-            os.fchmod(ends[1], 0o600)
+            os.fchmod(ends.stdout, 0o600)
     except OSError as err:
         close_flow(flow, ends, False)
-        path = os_text(err.filename) if err.filename else flow.target  # fchmod names none
+        path = flow.target  # fchmod's error names none
+        if err.filename:
+            path = os_text(err.filename)
         raise EnvironmentFault("%s cannot be opened: %s" % (path, err.strerror)) from None
     return ends
 
 
-def bytes_flowed(ends: list) -> int:
+def bytes_flowed(ends: ChildEnds) -> int:
     """Bytes read of the source (the child shares its offset), else written to the target; of pipes
     nothing is known."""
-    if ends[0] is not None and stat.S_ISREG(os.fstat(ends[0]).st_mode):
-        return os.lseek(ends[0], 0, os.SEEK_CUR)
-    return os.fstat(ends[1]).st_size if ends[1] is not None else 0
+    if ends.stdin is not None and stat.S_ISREG(os.fstat(ends.stdin).st_mode):
+        return os.lseek(ends.stdin, 0, os.SEEK_CUR)
+    if ends.stdout is not None:
+        return os.fstat(ends.stdout).st_size
+    return 0
 
 
-def close_flow(flow: Flow, ends: list, good: bool) -> None:
-    """Gives the finished output its name, or takes the torso away. Raises EnvironmentFault where
-    the disk does not keep it."""
+def close_flow(flow: Flow, ends: ChildEnds, succeeded: bool) -> None:
+    """Gives the finished output its name, or removes the partial file. Raises EnvironmentFault
+    where the disk does not keep it."""
+    partial = os_bytes(flow.target + ".part")
     try:
-        if flow.target and good:
-            os.fsync(ends[1])
-            os.rename(os_bytes(flow.target + ".part"), os_bytes(flow.target))
-            sync_folder(os.path.dirname(os.path.abspath(flow.target)))
-        elif flow.target and ends[1] is not None:
-            suppress_errors(os.unlink, os_bytes(flow.target + ".part"))
+        if flow.target and ends.stdout is not None:
+            if succeeded:
+                os.fsync(ends.stdout)
+                os.rename(partial, os_bytes(flow.target))
+                sync_folder(os.path.dirname(os.path.abspath(flow.target)))
+            else:
+                suppress_errors(os.unlink, partial)
     except OSError as err:
         raise EnvironmentFault("%s cannot be written: %s" % (flow.target, err.strerror)) from None
     finally:
-        for fd in ends:
-            if fd is not None:
-                os.close(fd)
+        ends.close()
+
+
+class ChildOutput:
+    """What a child has written to one of its streams."""
+
+    def __init__(self, stream: Optional[IO[bytes]], limit: int) -> None:
+        self.stream = stream  # None where it goes elsewhere
+        self.limit = limit  # bytes that are kept
+        self.data = bytearray()
+        self.total = 0  # bytes as sent
+
+    def read(self) -> bool:
+        """Takes what is there; False at the end of the stream."""
+        if self.stream is None:
+            return False
+        piece = os.read(self.stream.fileno(), 65536)
+        self.total += len(piece)
+        self.data += piece[: max(0, self.limit - len(self.data))]
+        return bool(piece)
 
 
 def run_until_closed(
@@ -1291,75 +1401,85 @@ def run_until_closed(
     enough: int,
     beat: Callable[[], None],
 ) -> Answer:
+    """Writes and reads a child's pipes until all are closed, or until its time is over. beat() is
+    called some five times a second. The rest of the parameters are run_child's."""
     began = time.monotonic()
-    end = began + seconds
-    kept, total = {child.stdout: bytearray(), child.stderr: bytearray()}, {
-        child.stdout: 0,
-        child.stderr: 0,
-    }
-    timed_out = killed = False
-    left = memoryview(stdin or b"")
+    deadline = began + seconds
+    out = ChildOutput(child.stdout, limit)
+    err = ChildOutput(child.stderr, limit)
+    unwritten = memoryview(stdin or b"")
+    timed_out = False
+    is_ending = False  # it was killed, or has ended: its pipes are drained until the deadline
     with selectors.DefaultSelector() as selector:
-        for stream in (child.stdout, child.stderr):
-            if stream:
-                selector.register(stream, selectors.EVENT_READ)
-        if child.stdin:
-            os.set_blocking(child.stdin.fileno(), False)
-            selector.register(child.stdin, selectors.EVENT_WRITE)
+        register_streams(selector, child, out, err)
         while selector.get_map():
             beat()
             now = time.monotonic()
-            if not killed and (
-                now >= end or host.kill.is_set() or (enough and len(kept[child.stdout]) >= enough)
-            ):
-                timed_out = now >= end or host.kill.is_set()
+            is_late = now >= deadline or host.kill.is_set()
+            has_enough = enough > 0 and len(out.data) >= enough
+            if is_ending:
+                if now >= deadline:
+                    break
+            elif is_late or has_enough:
+                timed_out = is_late
                 kill_group(child)
-                killed, end = True, now + DRAIN_SECONDS
-            elif killed and now >= end:
-                break
-            elif not killed and child.poll() is not None:  # a grandchild may hold the pipe
-                killed, end = True, min(end, now + DRAIN_SECONDS)
-            for key, _ in selector.select(min(0.2, max(0.0, end - now))):
-                if key.fileobj is child.stdin:
-                    left = write_stdin(selector, child.stdin, left)
-                else:
-                    read_output(selector, key.fileobj, kept, total, limit)
+                is_ending = True
+                deadline = now + DRAIN_SECONDS
+            elif child.poll() is not None:  # a grandchild may hold the pipe
+                is_ending = True
+                deadline = min(deadline, now + DRAIN_SECONDS)
+            for key, _ in selector.select(min(0.2, max(0.0, deadline - now))):
+                if key.data is None:
+                    unwritten = write_stdin(selector, child.stdin, unwritten)
+                elif not key.data.read():
+                    selector.unregister(key.fileobj)
     for stream in (child.stdin, child.stdout, child.stderr):
         if stream:
             suppress_errors(stream.close)
-    rc = wait_child(host, child, max(0.0, end - time.monotonic()))
+    rc = wait_child(host, child, max(0.0, deadline - time.monotonic()))
     return Answer(
-        -1 if rc is None else rc,
-        bytes(kept[child.stdout]),
-        bytes(kept[child.stderr]),
-        total[child.stdout],
-        total[child.stderr],
-        time.monotonic() - began,
-        timed_out or rc is None,
+        rc=-1 if rc is None else rc,
+        out=bytes(out.data),
+        err=bytes(err.data),
+        out_total=out.total,
+        err_total=err.total,
+        seconds=time.monotonic() - began,
+        timed_out=timed_out or rc is None,
     )
 
 
-def write_stdin(selector: selectors.BaseSelector, stream, left: memoryview) -> memoryview:
-    try:
-        left = left[os.write(stream.fileno(), left[:65536]) :] if left else left
-    except BlockingIOError:
-        return left
-    except OSError:  # the child does not want the rest: its answer will say why
-        left = left[:0]
-    if not left:
+def register_streams(
+    selector: selectors.BaseSelector,
+    child: "subprocess.Popen[bytes]",
+    out: ChildOutput,
+    err: ChildOutput,
+) -> None:
+    """A stream's data is its ChildOutput; that of standard input is None."""
+    for output in (out, err):
+        if output.stream:
+            selector.register(output.stream, selectors.EVENT_READ, output)
+    if child.stdin:
+        os.set_blocking(child.stdin.fileno(), False)
+        selector.register(child.stdin, selectors.EVENT_WRITE)
+
+
+def write_stdin(
+    selector: selectors.BaseSelector, stream: Optional[IO[bytes]], unwritten: memoryview
+) -> memoryview:
+    """What is left after one piece. Closes the pipe where nothing is."""
+    if stream is None:
+        return unwritten
+    if unwritten:
+        try:
+            unwritten = unwritten[os.write(stream.fileno(), unwritten[:65536]) :]
+        except BlockingIOError:
+            return unwritten
+        except OSError:  # the child does not want the rest: its answer will say why
+            unwritten = unwritten[:0]
+    if not unwritten:
         selector.unregister(stream)
         suppress_errors(stream.close)
-    return left
-
-
-def read_output(
-    selector: selectors.BaseSelector, stream, kept: dict, total: dict, limit: int
-) -> None:
-    data = os.read(stream.fileno(), 65536)
-    if not data:
-        selector.unregister(stream)
-    total[stream] += len(data)
-    kept[stream] += data[: max(0, limit - len(kept[stream]))]
+    return unwritten
 
 
 def kill_group(child: "subprocess.Popen[bytes]") -> None:
@@ -1368,25 +1488,30 @@ def kill_group(child: "subprocess.Popen[bytes]") -> None:
 
 def wait_child(host: Host, child: "subprocess.Popen[bytes]", seconds: float) -> Optional[int]:
     """The exit status; None when the child had to be killed after it had closed its pipes."""
-    end = time.monotonic() + seconds
-    while child.poll() is None and time.monotonic() < end and not host.kill.is_set():
+    deadline = time.monotonic() + seconds
+    while child.poll() is None:
+        if time.monotonic() >= deadline or host.kill.is_set():
+            break
         time.sleep(0.005)
     if child.poll() is not None:
         return child.returncode
     kill_group(child)
-    try:
-        child.wait(DRAIN_SECONDS)
-    except subprocess.TimeoutExpired:  # not even SIGKILL: stuck in the kernel on a sick disk
-        pass
+    # Not even SIGKILL ends what is stuck in the kernel on a sick disk.
+    deadline = time.monotonic() + DRAIN_SECONDS
+    while child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
     return None
 
 
-def query(host: Host, *words: str, limit: int = 1 << 28, enough: int = 0) -> Answer:
+# The seam: what only reads, and what may change something.
+
+
+def query(host: Host, *words: str, limit: int = READ_MAX, enough: int = 0) -> Answer:
     """A docker call that only reads. Allowed in a dry run, needs no lock."""
     return query_host(host, host.docker + words, limit, enough)
 
 
-def query_host(host: Host, argv: Sequence[str], limit: int = 1 << 28, enough: int = 0) -> Answer:
+def query_host(host: Host, argv: Sequence[str], limit: int = READ_MAX, enough: int = 0) -> Answer:
     """The same for a program of the host (dmsetup, losetup, systemctl): only calls that read.
     Raises EnvironmentFault where there is no such program."""
     return run_child(host, argv, None, host.timeout, limit, (), enough)
@@ -1405,21 +1530,15 @@ def change_host(
     stdin: Optional[bytes] = None,
     seconds: float = 1e9,
     limit: int = 1 << 20,
-    flow: Flow = Flow(),
+    flow: Flow = NO_FLOW,
 ) -> Answer:
     """A program that may change something. The child inherits the lock, so an orphan of a killed
     run is seen by the next one; not what starts or stops a service: the daemon would keep it."""
     note_change(host)
-    return run_child(
-        host,
-        argv,
-        stdin,
-        seconds,
-        limit,
-        host.held if os.path.basename(argv[0]) not in SERVICE_PROGRAMS else (),
-        0,
-        flow,
-    )
+    inherit = host.held
+    if os.path.basename(argv[0]) in SERVICE_PROGRAMS:
+        inherit = []
+    return run_child(host, argv, stdin, seconds, limit, inherit, flow=flow)
 
 
 def note_change(host: Host) -> None:
@@ -1430,7 +1549,7 @@ def note_change(host: Host) -> None:
     host.known.begun = True
 
 
-# --- the host's files
+# The host's files.
 
 
 def open_file(path: str, access: int = os.O_RDONLY, links: int = 0) -> int:
@@ -1460,16 +1579,17 @@ def read_all(path: str, limit: int = READ_MAX) -> bytes:
 
 def read_head(path: str, size: int) -> bytes:
     """The first `size` bytes of a plain file of the host. Raises OSError."""
-    file, data = open_file(path), bytearray()
+    descriptor = open_file(path)
+    data = bytearray()
     try:
         while len(data) < size:
-            piece = os.read(file, min(READ_PIECE, size - len(data)))
+            piece = os.read(descriptor, min(READ_PIECE, size - len(data)))
             if not piece:
                 break
             data += piece
         return bytes(data)
     finally:
-        os.close(file)
+        os.close(descriptor)
 
 
 def read_host_text(path: str) -> str:
@@ -1481,10 +1601,26 @@ def settings_text(path: str) -> str:
     """A settings file, whose name may come from another program's command line. One without a size
     is empty: the kernel's own files only look plain, and to read from some is to take from them
     (/proc/kmsg). Raises OSError."""
-    found = os.stat(os_bytes(path))
-    if stat.S_ISREG(found.st_mode) and found.st_size == 0:
+    status = os.stat(os_bytes(path))
+    if stat.S_ISREG(status.st_mode) and status.st_size == 0:
         return ""
     return read_host_text(path)
+
+
+def read_input(path: str, limit: int, source: str) -> bytes:
+    """A file that the user named, '-' = standard input; at most `limit` bytes, more is a
+    UsageError. source: its name in messages."""
+    file = os_bytes(path)  # type: Union[bytes, int]
+    try:
+        if path == "-":
+            file = os.dup(0)  # a copy is closed, not standard input itself
+        with open(file, "rb") as stream:
+            data = stream.read(limit + 1)
+    except OSError as err:
+        raise UsageError("%s %s cannot be read: %s" % (source, path, err.strerror)) from None
+    if len(data) > limit:
+        raise UsageError("%s %s is longer than %d bytes" % (source, path, limit))
+    return data
 
 
 def real_path(path: str) -> str:
@@ -1508,143 +1644,45 @@ class DiskRoom(NamedTuple):
 
 def read_disk_room(path: str) -> DiskRoom:
     """The room on the file system under a path. Raises OSError."""
-    found = os.statvfs(os_bytes(path))
+    status = os.statvfs(os_bytes(path))
     return DiskRoom(
-        total=found.f_blocks * found.f_frsize,
-        free=found.f_bfree * found.f_frsize,
-        available=found.f_bavail * found.f_frsize,
-        inodes_total=found.f_files,
-        inodes_free=found.f_ffree,
-        inodes_available=found.f_favail,
+        total=status.f_blocks * status.f_frsize,
+        free=status.f_bfree * status.f_frsize,
+        available=status.f_bavail * status.f_frsize,
+        inodes_total=status.f_files,
+        inodes_free=status.f_ffree,
+        inodes_available=status.f_favail,
     )
 
 
 def free_bytes(path: str) -> Optional[int]:
     """DiskRoom.free of the file system under a path; None where there is no such path."""
     room = suppress_errors(read_disk_room, path)
-    return room.free if room else None
+    if room is None:
+        return None
+    return room.free
 
 
 def has_program(name: str) -> bool:
-    return any(
-        os.access(os.path.join(folder, name), os.X_OK)
-        for folder in (os.environ.get("PATH", os.defpath) + SBIN_PATH).split(":")
-    )
+    """Is there a program of this name, for run_child?"""
+    for folder in search_path().split(":"):
+        path = os.path.join(folder, name)
+        if os.access(path, os.X_OK):
+            return True
+    return False
 
 
-def suppress_errors(deed: Callable, *args, **more):
-    """A deed whose failure changes nothing any more; its result, None where it failed."""
+def search_path() -> str:
+    """PATH with sbin: after `su` root has none in it."""
+    return os.environ.get("PATH", os.defpath) + SBIN_PATH
+
+
+def suppress_errors(function: Callable, *args, **settings):
+    """The result of a call whose failure changes nothing any more; None where it raises OSError."""
     try:
-        return deed(*args, **more)
+        return function(*args, **settings)
     except OSError:
         return None
-
-
-def default_state() -> str:
-    if os.geteuid() == 0:
-        return "/var/lib/dockfix"
-    home = os.environ.get("XDG_STATE_HOME") or os.path.join(
-        os.path.expanduser("~"), ".local", "state"
-    )
-    return os.path.join(home, "dockfix")
-
-
-def open_state(path: str) -> None:
-    """Makes the state folder 0700; refuses one that somebody else could write."""
-    try:
-        os.makedirs(os_bytes(path), 0o700, exist_ok=True)
-        found = os.lstat(os_bytes(path))
-    except OSError as err:
-        raise EnvironmentFault(
-            "the state folder %s cannot be made: %s" % (path, err.strerror),
-            "--state DIR names another (in /run for all but storage changes)",
-        ) from None
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-        raise Refused(
-            "the state folder %s is not a folder that only this user can write" % path,
-            "--state DIR names another",
-        )
-
-
-def take_lock(
-    host: Host, exclusive: bool = False, mending: bool = False, name: str = "lock"
-) -> None:
-    """flock on STATE/lock: storage changes exclusive, the container commands shared. What keeps
-    undo records takes STATE/undo.lock too, exclusive: two runs would note each other's changes as
-    the former state. Raises Locked, and HalfWay while a storage change stands half-way (not with
-    `mending`: resume and rollback)."""
-    open_state(host.state)
-    try:
-        lock = os.open(
-            os_bytes(os.path.join(host.state, name)),
-            os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC,
-            0o600,
-        )
-    except OSError as err:
-        raise EnvironmentFault(
-            "the lock in %s cannot be opened: %s" % (host.state, err.strerror),
-            "--state DIR names another (in /run for all but storage changes)",
-        ) from None
-    try:
-        fcntl.flock(lock, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
-        facts = (half_way_text(host) or "something", host.state, name)
-        raise Locked(
-            "another dockfix, or a child of one that was killed, changes %s now (lock: %s/%s)"
-            % facts,
-            "wait for it: fuser -v %s/%s" % (host.state, name),
-        ) from None
-    host.held.append(lock)
-    where = half_way_text(host)
-    if where and not mending:
-        raise HalfWay("a storage change stands half-way: %s" % where, HALF_WAY_HINT)
-
-
-def refuse_half_way(host: Host) -> None:
-    """For what changes something, before it asks the daemon anything: with a storage change
-    half-way that may well be down. Raises HalfWay, and Locked while another run carries the change
-    on."""
-    if not host.dry_run and half_way_text(host):
-        take_lock(host)
-
-
-def half_way_text(host: Host) -> str:
-    """Where a storage change stands ('pool recreate, step 7 of 12: TITLE'), '' where there is none.
-    Fails closed: a journal that is not understood is one."""
-    try:
-        found = json.loads(read_all(os.path.join(host.state, JOURNAL)).decode("ascii"))
-        steps = found["plan"]["steps"]
-        at = min(found["at"] + 1, len(steps))
-        undoing = " (being undone)" if found["going"] == "back" else ""
-        return "%s, step %d of %d: %s%s" % (
-            found["plan"]["kind"],
-            at,
-            len(steps),
-            steps[at - 1]["title"],
-            undoing,
-        )
-    except (
-        FileNotFoundError,
-        NotADirectoryError,
-        PermissionError,
-    ):  # another user's folder: nothing that this run could change
-        return ""
-    except (OSError, ValueError, TypeError, KeyError, IndexError, RecursionError):
-        return "its journal %s is not understood" % os.path.join(host.state, JOURNAL)
-
-
-def read_input(path: str, limit: int, what: str) -> bytes:
-    """A file that the user named, '-' = standard input; at most `limit` bytes, more is a
-    UsageError."""
-    try:
-        with os.fdopen(os.dup(0), "rb") if path == "-" else open(os_bytes(path), "rb") as source:
-            data = source.read(limit + 1)
-    except OSError as err:
-        raise UsageError("%s %s cannot be read: %s" % (what, path, err.strerror)) from None
-    if len(data) > limit:
-        raise UsageError("%s %s is longer than %d bytes" % (what, path, limit))
-    return data
 
 
 def already_exists_error(path: str) -> Refused:
@@ -1654,16 +1692,17 @@ def already_exists_error(path: str) -> Refused:
 def write_new(path: bytes, data: bytes, mode: int) -> None:
     """A new file, on the disk before this returns; nothing stays of one that cannot be finished.
     Raises OSError."""
-    new = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(path, flags, mode)
     try:
-        os.fchmod(new, mode)
-        write_all(new, data)
-        os.fsync(new)
+        os.fchmod(descriptor, mode)
+        write_all(descriptor, data)
+        os.fsync(descriptor)
     except BaseException:
         suppress_errors(os.unlink, path)
         raise
     finally:
-        os.close(new)
+        os.close(descriptor)
 
 
 def write_secret_file(path: str, data: bytes) -> None:
@@ -1718,9 +1757,8 @@ def trim_mount(pid: str, point: str, device: str) -> None:
     """What fstrim does, on the file system that is mounted at `point` in a process's view, by a
     descriptor that certainly is on `device` (MAJOR:MINOR): where a container ended meanwhile there
     is a plain folder, and fstrim by its path would trim the host's disk. Raises OSError."""
-    folder = os.open(
-        os_bytes("/proc/%s/root%s" % (pid, point)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-    )
+    path = os_bytes("/proc/%s/root%s" % (pid, point))
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         if device_text(os.fstat(folder).st_dev) != device:
             raise FileNotFoundError(errno.ENOENT, "it is not mounted any more")
@@ -1729,10 +1767,10 @@ def trim_mount(pid: str, point: str, device: str) -> None:
         os.close(folder)
 
 
-def write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
+def write_all(descriptor: int, data: bytes) -> None:
+    unwritten = memoryview(data)
+    while unwritten:
+        unwritten = unwritten[os.write(descriptor, unwritten) :]
 
 
 def sync_folder(path: str) -> None:
@@ -1743,35 +1781,149 @@ def sync_folder(path: str) -> None:
         os.close(folder)
 
 
-def host_accounts() -> Dict[str, Tuple]:
-    """The tripwire's look at the host's own account files: inode, mtime, size, and bytes where
-    readable (as a digest)."""
-    seen = {}
-    for path in ("/etc/shadow", "/etc/passwd"):
-        found, data = suppress_errors(os.stat, path), suppress_errors(read_all, path)
-        seen[path] = (
-            file_state(found) if found else (),
-            data is not None and hashlib.sha512(data).digest(),
+# The state folder, and its locks.
+
+
+OTHER_STATE_HINT = "--state DIR names another (in /run for all but storage changes)"
+
+
+def default_state() -> str:
+    if os.geteuid() == 0:
+        return "/var/lib/dockfix"
+    home = os.environ.get("XDG_STATE_HOME")
+    if not home:
+        home = os.path.join(os.path.expanduser("~"), ".local", "state")
+    return os.path.join(home, "dockfix")
+
+
+def open_state(path: str) -> None:
+    """Makes the state folder 0700; refuses one that somebody else could write."""
+    try:
+        os.makedirs(os_bytes(path), 0o700, exist_ok=True)
+        status = os.lstat(os_bytes(path))
+    except OSError as err:
+        raise EnvironmentFault(
+            "the state folder %s cannot be made: %s" % (path, err.strerror), OTHER_STATE_HINT
+        ) from None
+    is_own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+    if not is_own or status.st_mode & 0o022:
+        raise Refused(
+            "the state folder %s is not a folder that only this user can write" % path,
+            "--state DIR names another",
         )
-    return seen
+
+
+def take_lock(
+    host: Host, exclusive: bool = False, mending: bool = False, name: str = "lock"
+) -> None:
+    """flock on STATE/lock: storage changes exclusive, the container commands shared. What keeps
+    undo records takes STATE/undo.lock too, exclusive: two runs would note each other's changes as
+    the former state. Raises Locked, and HalfWay while a storage change stands half-way (not with
+    `mending`: resume and rollback)."""
+    open_state(host.state)
+    path = os.path.join(host.state, name)
+    try:
+        lock = os.open(os_bytes(path), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as err:
+        raise EnvironmentFault(
+            "the lock in %s cannot be opened: %s" % (host.state, err.strerror), OTHER_STATE_HINT
+        ) from None
+    kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+    try:
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        changed = half_way_text(host) or "something"
+        raise Locked(
+            "another dockfix, or a child of one that was killed, changes %s now (lock: %s)"
+            % (changed, path),
+            "wait for it: fuser -v %s" % path,
+        ) from None
+    host.held.append(lock)
+    half_way = half_way_text(host)
+    if half_way and not mending:
+        raise HalfWay("a storage change stands half-way: %s" % half_way, HALF_WAY_HINT)
+
+
+def refuse_half_way(host: Host) -> None:
+    """For what changes something, before it asks the daemon anything: with a storage change
+    half-way that may well be down. Raises HalfWay, and Locked while another run carries the change
+    on."""
+    if not host.dry_run and half_way_text(host):
+        take_lock(host)
+
+
+def half_way_text(host: Host) -> str:
+    """Where a storage change stands ('pool recreate, step 7 of 12: TITLE'), '' where there is none.
+    Fails closed: a journal that is not understood is one."""
+    path = os.path.join(host.state, JOURNAL)
+    try:
+        return format_half_way(json.loads(read_all(path).decode("ascii")))
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except PermissionError:  # another user's folder: nothing that this run could change
+        return ""
+    except (OSError, ValueError, TypeError, KeyError, IndexError, RecursionError):
+        return "its journal %s is not understood" % path
+
+
+def format_half_way(journal: dict) -> str:
+    """journal: as write_journal has written it. Raises KeyError and the like for another form."""
+    plan = journal["plan"]
+    steps = plan["steps"]
+    number = min(journal["at"] + 1, len(steps))
+    title = steps[number - 1]["title"]
+    text = "%s, step %d of %d: %s" % (plan["kind"], number, len(steps), title)
+    if journal["going"] == "back":
+        text += " (being undone)"
+    return text
+
+
+# The host's own accounts.
+
+
+class AccountFileState(NamedTuple):
+    """One of the host's account files, to be compared with itself later."""
+
+    status: Optional[Tuple[int, ...]]  # of file_state; None where there is no such file
+    digest: Optional[bytes]  # of its content; None where it cannot be read
+
+
+def file_state(status: os.stat_result) -> Tuple[int, ...]:
+    """Device, inode, time of the last change and size: they differ where a file was changed."""
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def host_accounts() -> Dict[str, AccountFileState]:
+    """The host's own account files by their paths: nothing in a container may change them."""
+    states = {}
+    for path in ("/etc/shadow", "/etc/passwd"):
+        status = suppress_errors(os.stat, path)
+        if status:
+            status = file_state(status)
+        digest = None
+        data = suppress_errors(read_all, path)
+        if data is not None:
+            digest = hashlib.sha512(data).digest()
+        states[path] = AccountFileState(status, digest)
+    return states
 
 
 def is_host_account_file(source: str) -> bool:
     """Is a mount's source the host's own /, /etc, passwd or shadow, under whatever name?"""
     if not source.startswith("/"):
         return False
-    if posixpath.normpath("/" + source.lstrip("/")) in ETC_TARGETS or os.path.realpath(
-        os_bytes(source)
-    ) in map(os_bytes, ETC_TARGETS):
+    if posixpath.normpath("/" + source.lstrip("/")) in ETC_TARGETS:
         return True
-    return bool(
-        suppress_errors(
-            lambda: any(os.path.samefile(os_bytes(source), path) for path in ETC_TARGETS)
-        )
-    )
+    if os_text(os.path.realpath(os_bytes(source))) in ETC_TARGETS:
+        return True
+    try:
+        return any(os.path.samefile(os_bytes(source), path) for path in ETC_TARGETS)
+    except OSError:
+        return False
 
 
-# --- processes of this host, and what they hold: by /proc, as root
+# Processes of this host, and what they hold: by /proc, as root.
 
 
 def process_is_alive(pid: int) -> bool:
@@ -1787,29 +1939,32 @@ def process_and_children(pid: int) -> List[int]:
     """A service's main process, and those that it has started: CentOS 7 had `sh -c 'docker daemon
     ... | forward-journald'` as docker.service's, and OpenRC writes the number of its supervisor
     into the pid file. None where there is no such process."""
-    found = [pid] if process_is_alive(pid) else []
-    for child in all_processes() if found else []:
+    if not process_is_alive(pid):
+        return []
+    family = [pid]
+    for child in all_processes():
         status = suppress_errors(read_host_text, "/proc/%d/status" % child) or ""
         if re.search(r"(?m)^PPid:\s*%d$" % pid, status):
-            found.append(child)
-    return found
+            family.append(child)
+    return family
 
 
 def process_name(pid: int) -> str:
     """For messages: 'dockerd (pid 12)'."""
-    name = (suppress_errors(read_host_text, "/proc/%d/comm" % pid) or "a process").strip()
-    return "%s (pid %d)" % (name, pid)
+    name = suppress_errors(read_host_text, "/proc/%d/comm" % pid) or "a process"
+    return "%s (pid %d)" % (name.strip(), pid)
 
 
 def open_paths(pid: int) -> List[str]:
     """Where the descriptors of a process lead: paths, and words such as 'socket:[12]'. None where
     it has ended."""
     folder = "/proc/%d/fd" % pid
-    links = [
-        suppress_errors(os.readlink, "%s/%s" % (folder, name))
-        for name in suppress_errors(os.listdir, folder) or ()
-    ]
-    return [link for link in links if link is not None]
+    paths = []
+    for name in suppress_errors(os.listdir, folder) or ():
+        path = suppress_errors(os.readlink, "%s/%s" % (folder, name))
+        if path is not None:
+            paths.append(path)
+    return paths
 
 
 def process_uses(pid: int, root: str) -> bool:
@@ -1825,46 +1980,36 @@ def listening_paths(pid: int) -> List[str]:
     sockets = {path for path in open_paths(pid) if path.startswith("socket:")}
     if not sockets:
         return []
-    found = []
-    for line in os_text(suppress_errors(read_all, "/proc/%d/net/unix" % pid) or b"").split("\n"):
+    paths = []
+    table = suppress_errors(read_all, "/proc/%d/net/unix" % pid) or b""
+    for line in os_text(table).split("\n"):
+        # Num RefCount Protocol Flags Type St Inode Path
         fields = line.split(None, 7)
-        if len(fields) == 8 and fields[3] == "00010000" and "socket:[%s]" % fields[6] in sockets:
-            found.append(fields[7])
-    return [path for path in found if path.startswith("/")]
+        if len(fields) < 8:
+            continue
+        is_own = "socket:[%s]" % fields[6] in sockets
+        is_listening = fields[3] == "00010000"
+        path = fields[7]
+        if is_own and is_listening and path.startswith("/"):
+            paths.append(path)
+    return paths
 
 
 def process_listens(pid: int, socket: str) -> bool:
     """Does whoever connects to this path reach this process? The files are compared, each as its
     owner sees it: /run/docker.sock is /var/run/docker.sock, and the same path in another mount
     namespace is not."""
-    bound = ["/proc/%d/root%s" % (pid, path) for path in listening_paths(pid)]
-    return any(
-        suppress_errors(os.path.samefile, os_bytes(path), os_bytes(socket)) for path in bound
-    )
+    for path in listening_paths(pid):
+        bound = os_bytes("/proc/%d/root%s" % (pid, path))
+        if suppress_errors(os.path.samefile, bound, os_bytes(socket)):
+            return True
+    return False
 
 
-# --- a Docker root's own records, by descriptors: no link is followed, and nothing is taken for
-# granted
+# The terminal.
 
 
-def mounts_of(pid: str = "self") -> List[Mount]:
-    """What is mounted in a process's view; nothing where that process is gone."""
-    try:
-        return parse_mountinfo(os_text(read_all("/proc/%s/mountinfo" % pid)))
-    except OSError:
-        if pid == "self":
-            raise
-        return []  # not there, or dead and not yet buried: EINVAL
-
-
-# --- a container's /etc, by descriptors below /proc/PID: no chroot, no fork, no link is followed
-
-
-def file_state(found: os.stat_result) -> Tuple:
-    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
-
-
-# --- the terminal
+CLEAR_LINE = "\r\033[K"
 
 
 def fill_standard_streams() -> None:
@@ -1877,16 +2022,11 @@ def fill_standard_streams() -> None:
 
 def say(text: str) -> None:
     """One line of conversation on stderr, escaped. A lost stderr is no reason to stop."""
-    try:
-        os.write(
-            2,
-            ("\r\033[K" * Progress.shown + escape_controls(text) + "\n").encode(
-                "utf-8", "backslashreplace"
-            ),
-        )
-        Progress.shown = False
-    except OSError:
-        pass
+    line = escape_controls(text) + "\n"
+    if Progress.is_shown:
+        line = CLEAR_LINE + line
+    if suppress_errors(os.write, 2, line.encode("utf-8", "backslashreplace")) is not None:
+        Progress.is_shown = False
 
 
 def write_out(data: bytes) -> None:
@@ -1899,9 +2039,8 @@ def write_out(data: bytes) -> None:
         sys.stdout.buffer.flush()
     except OSError as err:
         if sys.stdout is not None:
-            os.dup2(
-                os.open(os.devnull, os.O_WRONLY), 1
-            )  # or the interpreter's own flush fails at exit
+            # else the interpreter's own flush fails at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if not isinstance(err, BrokenPipeError):
             raise EnvironmentFault(
                 "the result cannot be written to standard output: %s" % err.strerror,
@@ -1923,103 +2062,110 @@ def confirm(opts: Options, question: str) -> None:
         ) from None
     try:
         os.write(terminal, os_bytes(escape_controls(question) + " [y/N] "))
-        if os.read(terminal, 4096).strip().lower() not in (b"y", b"yes"):
-            raise Refused("not confirmed; nothing was changed")
+        reply = os.read(terminal, 4096).strip().lower()
     finally:
         os.close(terminal)
+    if reply not in (b"y", b"yes"):
+        raise Refused("not confirmed; nothing was changed")
 
 
 def ask_secret(prompt: str) -> bytes:
     """One line from the terminal without echo, as bytes: getpass decodes by the locale, and falls
-    back to echoing when it finds no terminal."""
+    back to echoing when it finds no terminal. Raises OSError."""
     with open("/dev/tty", "r+b", buffering=0) as terminal:
-        before = termios.tcgetattr(terminal)
+        settings = termios.tcgetattr(terminal)
+        silent = list(settings)
+        silent[3] &= ~termios.ECHO  # the local modes
         try:
-            termios.tcsetattr(
-                terminal, termios.TCSAFLUSH, [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
-            )
+            termios.tcsetattr(terminal, termios.TCSAFLUSH, silent)
             terminal.write(os_bytes(prompt))
             line = terminal.readline()
-            return line[:-1] if line.endswith(b"\n") else line
         finally:
-            termios.tcsetattr(terminal, termios.TCSAFLUSH, before)
+            termios.tcsetattr(terminal, termios.TCSAFLUSH, settings)
             terminal.write(b"\n")
+    if line.endswith(b"\n"):
+        line = line[:-1]
+    return line
+
+
+# Work that takes long.
 
 
 class Progress:
     """'chpasswd: 12 of 60 containers' on stderr for what takes longer than 2 s: one line that is
     rewritten on a terminal, otherwise a line each 10 s."""
 
-    shown = False  # stands on the terminal, without a line end
+    # A line stands on the terminal without its end. Of the class: `say` must know of any.
+    is_shown = False
 
-    def __init__(self, what: str, total: int, quiet: bool) -> None:
-        self.what, self.total, self.quiet = what, total, quiet
+    def __init__(self, task: str, total: int, quiet: bool) -> None:
+        self.task = task
+        self.total = total  # containers, or steps of a plan
+        self.quiet = quiet
         self.began = time.monotonic()
-        self.next = self.began + 2
+        self.next_line = self.began + 2
 
     def tick(self, done: int) -> None:
+        """done: the number of containers."""
         if done < self.total:
-            self.line(
-                "%d of %d containers%s"
-                % (done, self.total, self.left(self.began, done, self.total))
-            )
+            left = format_time_left(self.began, done, self.total)
+            self.show("%d of %d containers%s" % (done, self.total, left))
 
     def step(self, number: int, title: str, size: int) -> Callable[[int], None]:
         """tick(bytes done) for one step of a plan; size: the bytes to come, 0 = not known."""
         began = time.monotonic()
 
         def tick(done: int) -> None:
-            flowing = (
-                "; %s%s%s"
-                % (
-                    format_size(done),
-                    " of " + format_size(size) if size else "",
-                    self.left(began, done, size),
-                )
-                if done
-                else ""
-            )
-            self.line("step %d of %d: %s%s" % (number, self.total, title, flowing))
+            text = "step %d of %d: %s" % (number, self.total, title)
+            if done:
+                text += "; " + format_size(done)
+            if done and size:
+                text += " of " + format_size(size)
+            self.show(text + format_time_left(began, done, size))
 
         return tick
 
-    def left(self, began: float, done: int, total: int) -> str:
-        return (
-            ", about %d s left" % ((time.monotonic() - began) / done * (total - done))
-            if 0 < done < total
-            else ""
-        )
-
-    def line(self, text: str) -> None:
+    def show(self, text: str) -> None:
         now = time.monotonic()
-        if self.quiet or now < self.next:
+        if self.quiet or now < self.next_line:
             return
-        terminal = os.isatty(2)
-        self.next = now + (0.5 if terminal else 10)
-        line = escape_controls("%s: %s" % (self.what, text))
-        suppress_errors(
-            os.write, 2, ("\r\033[K" + line if terminal else line + "\n").encode("ascii", "replace")
-        )
-        Progress.shown = terminal
+        is_terminal = os.isatty(2)
+        line = escape_controls("%s: %s" % (self.task, text))
+        if is_terminal:
+            self.next_line = now + 0.5
+            line = CLEAR_LINE + line
+        else:
+            self.next_line = now + 10
+            line += "\n"
+        suppress_errors(os.write, 2, line.encode("ascii", "replace"))
+        Progress.is_shown = is_terminal
 
     def end(self) -> None:
-        if Progress.shown:
-            suppress_errors(os.write, 2, b"\r\033[K")
-            Progress.shown = False
+        if Progress.is_shown:
+            suppress_errors(os.write, 2, CLEAR_LINE.encode("ascii"))
+            Progress.is_shown = False
+
+
+def format_time_left(began: float, done: int, total: int) -> str:
+    """', about 9 s left', at the speed since `began`; '' where nothing can be said."""
+    if not 0 < done < total:
+        return ""
+    seconds = (time.monotonic() - began) / done * (total - done)
+    return ", about %d s left" % seconds
 
 
 def in_parallel(host: Host, items: Sequence, work: Callable, jobs: int, progress: Progress) -> list:
     """work(item) for each item, `jobs` at a time; results in order, None for what was not begun
-    after a signal. A worker's surprise is its result, an exception."""
+    after a signal. An exception in a thread is the result of its item."""
     results = [None] * len(items)  # type: list
-    todo = iter(range(len(items)))
+    numbers = iter(range(len(items)))
     guard = threading.Lock()
     host.known.working = True
 
-    def worker() -> None:
+    def run_worker() -> None:
         while not host.stop.is_set():
             with guard:
-                number = next(todo, None)
+                number = next(numbers, None)
             if number is None:
                 return
             try:
@@ -2027,9 +2173,11 @@ def in_parallel(host: Host, items: Sequence, work: Callable, jobs: int, progress
             except Exception as err:
                 results[number] = err
 
-    threads = [threading.Thread(target=worker, daemon=True) for _ in range(min(jobs, len(items)))]
-    for thread in threads:
+    threads = []
+    for _ in range(min(jobs, len(items))):
+        thread = threading.Thread(target=run_worker, daemon=True)
         thread.start()
+        threads.append(thread)
     for thread in threads:
         while thread.is_alive():
             thread.join(0.1)
