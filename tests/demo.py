@@ -13,7 +13,8 @@ import sys
 
 TESTS = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(TESTS, "engine"))
-from kit import CannotRun, PrivateEngine, SLEEP_FOREVER, busybox_tar, need, open_bytes
+from kit import CannotRun, PrivateEngine, SLEEP_FOREVER, busybox_tar, need
+from common import read_bytes
 
 DOCKFIX = os.path.join(os.path.dirname(TESTS), "dockfix.py")
 PASSWORD = "correct horse: battery staple"
@@ -64,7 +65,7 @@ def opens(password, field):
 
 
 def fingerprint():
-    return hashlib.sha256(open_bytes("/etc/shadow")).hexdigest()
+    return hashlib.sha256(read_bytes("/etc/shadow")).hexdigest()
 
 
 def demo(engine):

@@ -17,7 +17,8 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 TOP = os.path.dirname(os.path.dirname(HERE))
 sys.path.insert(0, os.path.join(TOP, "tests", "engine"))
-from kit import PrivateEngine, bench_in, open_bytes
+from kit import PrivateEngine, bench_in
+from common import read_bytes
 
 DOCKFIX = os.path.join(TOP, "dockfix.py")
 VENV = os.path.join(TOP, ".venv", "ansible")
@@ -59,7 +60,7 @@ class Fleet:
 
     def check(self, password):
         """The password opens every container, says perl's crypt."""
-        fields = [open_bytes(path).split(b"root:", 1)[1].split(b":")[0] for path in self.shadows]
+        fields = [read_bytes(path).split(b"root:", 1)[1].split(b":")[0] for path in self.shadows]
         fed = b"".join(password.encode() + b"\t" + field + b"\n" for field in fields)
         answers = subprocess.run(
             ["perl", "-e", CRYPT], input=fed, stdout=subprocess.PIPE, check=True

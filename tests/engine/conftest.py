@@ -24,11 +24,9 @@ from itertools import product
 import pytest
 
 from current import STORES, CurrentEngine
-from kit import CannotRun, PrivateEngine, Run, need, skip_or_fail
+from common import PROGRAM, Run, read_bytes
+from kit import CannotRun, PrivateEngine, need, skip_or_fail
 
-PROGRAM = os.path.join(
-    os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "dockfix.py"
-)
 HOST_FILES = (
     "/etc/shadow",
     "/etc/passwd",
@@ -48,11 +46,6 @@ Shadow = collections.namedtuple("Shadow", "kind mode uid gid size link data")
 Call = collections.namedtuple("Call", "argv env parent")
 
 
-def read(path):
-    with open(path, "rb") as f:
-        return f.read()
-
-
 def tree(path):
     """{relative path: all that is known of it} of a directory of the host."""
     found = {}
@@ -63,7 +56,11 @@ def tree(path):
             content = (
                 os.readlink(full)
                 if stat.S_ISLNK(info.st_mode)
-                else (hashlib.sha256(read(full)).hexdigest() if stat.S_ISREG(info.st_mode) else "")
+                else (
+                    hashlib.sha256(read_bytes(full)).hexdigest()
+                    if stat.S_ISREG(info.st_mode)
+                    else ""
+                )
             )
             found[os.path.relpath(full, path)] = (
                 info.st_ino,
@@ -95,7 +92,7 @@ def host_files(root="/"):
             info.st_uid,
             info.st_gid,
             info.st_mtime_ns,
-            read(path),
+            read_bytes(path),
         )
     return found
 
@@ -170,11 +167,13 @@ class Recorder:
         ]
 
     def words(self, name):
-        return [os.fsdecode(word) for word in read(os.path.join(self.log, name)).split(b"\0")[:-1]]
+        return [
+            os.fsdecode(word) for word in read_bytes(os.path.join(self.log, name)).split(b"\0")[:-1]
+        ]
 
     def everything(self):
         return b"\n".join(
-            read(os.path.join(self.log, name)) for name in sorted(os.listdir(self.log))
+            read_bytes(os.path.join(self.log, name)) for name in sorted(os.listdir(self.log))
         )
 
 
@@ -184,7 +183,7 @@ class Lab:
         staticmethod(field_of),
         staticmethod(only_password_changed),
     )
-    read, tree = staticmethod(read), staticmethod(tree)
+    read_bytes, tree = staticmethod(read_bytes), staticmethod(tree)
     python, program, host = sys.executable, PROGRAM, "/"
 
     def __init__(self, engine, folder):

@@ -35,11 +35,10 @@ from kit import (
     end_leftovers,
     mounts_below,
     need,
-    open_bytes,
     tail,
     undisturbed,
-    wait_until,
 )
+from common import read_bytes, wait_until
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PACKAGES = [
@@ -284,7 +283,7 @@ class CurrentEngine(Engine):
         parents = {}
         for pid in filter(str.isdigit, os.listdir("/proc")):
             with contextlib.suppress(OSError):
-                stat = open_bytes("/proc/%s/stat" % pid)
+                stat = read_bytes("/proc/%s/stat" % pid)
                 parents[int(pid)] = int(stat.rsplit(b")", 1)[1].split()[1])
         found = set()
         for pid in parents:
@@ -293,7 +292,7 @@ class CurrentEngine(Engine):
                 above = parents.get(above, 0)
             if above == self.init:
                 with contextlib.suppress(OSError):
-                    text = open_bytes("/proc/%d/cgroup" % pid).decode()
+                    text = read_bytes("/proc/%d/cgroup" % pid).decode()
                     found.update(re.findall("[0-9a-f]{64}", text))
         return sorted(found)
 
@@ -303,7 +302,7 @@ class CurrentEngine(Engine):
         found = mounts_below(self.dir)
         for path in glob.glob("/sys/block/loop*/loop/backing_file"):
             with contextlib.suppress(OSError):
-                if open_bytes(path).decode(errors="replace").startswith(self.dir + "/"):
+                if read_bytes(path).decode(errors="replace").startswith(self.dir + "/"):
                     found.append(path)
         return found
 

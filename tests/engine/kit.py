@@ -13,7 +13,6 @@ import contextlib
 import fcntl
 import glob
 import io
-import json
 import os
 import re
 import shlex
@@ -24,7 +23,10 @@ import sys
 import tarfile
 import tempfile
 import threading
-import time
+
+# the folder of what all rings use
+sys.path.insert(1, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from common import is_zombie, read_bytes, wait_until
 
 SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"  # after `su`, root's PATH has no sbin
 SLEEP_FOREVER = "2147483647"
@@ -69,14 +71,6 @@ def need(program, package):
     if not path:
         raise CannotRun("needs %s (Debian: apt-get install %s)" % (program, package))
     return path
-
-
-def wait_until(true, what, seconds=60):
-    end = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > end:
-            raise RuntimeError("no %s within %s s" % (what, seconds))
-        time.sleep(0.05)
 
 
 def tail(path, lines=5):
@@ -138,7 +132,7 @@ def end_leftovers(ids, marks=()):
         for pid in filter(str.isdigit, os.listdir("/proc")):
             with contextlib.suppress(OSError):
                 text = b"".join(
-                    open_bytes("/proc/%s/%s" % (pid, name)) for name in ("cmdline", "cgroup")
+                    read_bytes("/proc/%s/%s" % (pid, name)) for name in ("cmdline", "cgroup")
                 )
                 if (
                     int(pid) != os.getpid()
@@ -560,90 +554,7 @@ esac
         return self.import_tar(name, musl_tar(), ["/bin/sleep", SLEEP_FOREVER])
 
 
-# ---------------------------------------------------------------------- what dockfix said
-
-JSON_KEYS = {
-    "schema",
-    "command",
-    "ok",
-    "exit_code",
-    "changed",
-    "dry_run",
-    "results",
-    "findings",
-    "errors",
-}
-STATUSES = {"changed", "unchanged", "skipped", "refused", "failed", "unknown"}
-
-
-class Run:
-    """What one run of dockfix said."""
-
-    def __init__(self, rc, out, err, seconds):
-        self.rc, self.out, self.err, self.seconds = rc, out, err, seconds
-
-    def __repr__(self):
-        return "exit %s after %.1f s\n--- stdout\n%s\n--- stderr\n%s" % (
-            self.rc,
-            self.seconds,
-            self.out.decode("utf-8", "backslashreplace")[:8000],
-            self.err.decode("utf-8", "backslashreplace")[:4000],
-        )
-
-    @property
-    def text(self):
-        return self.out.decode("utf-8", "backslashreplace")
-
-    @property
-    def doc(self):
-        """The one JSON document, with the envelope that every command has."""
-        doc = json.loads(self.out.decode("ascii"))
-        assert set(doc) >= JSON_KEYS, "missing: %s" % sorted(JSON_KEYS - set(doc))
-        assert (
-            doc["schema"] == "dockfix/1"
-            and doc["exit_code"] == self.rc
-            and doc["ok"] is (self.rc == 0)
-        )
-        for row in (
-            doc["results"] if doc["command"] not in ("storage", "owner") else ()
-        ):  # facts, not deeds
-            named = doc["command"] in (
-                "reclaim",
-                "relocate",
-                "pool",
-                "backup",
-                "restore",
-                "resume",
-                "rollback",
-                "discard",
-            )
-            assert (
-                row["status"] in STATUSES
-                and (named or re.match("[0-9a-f]{64}$", row["id"]))
-                and isinstance(row["msg"], str)
-            ), row
-        if not doc["dry_run"]:
-            assert doc["changed"] is any(row.get("status") == "changed" for row in doc["results"])
-        return doc
-
-    @property
-    def rows(self):
-        """{container name: its row}; a name that comes twice is an error."""
-        rows = self.doc["results"]
-        assert len({row["target"] for row in rows}) == len(rows)
-        return {row["target"]: row for row in rows}
-
-
 # ---------------------------------------------------------------------- processes and roots
-
-
-def open_bytes(path):
-    with open(path, "rb") as f:
-        return f.read()
-
-
-def is_zombie(pid):
-    return open_bytes("/proc/%s/stat" % pid).rsplit(b")", 1)[1].split()[0] == b"Z"
 
 
 def make_tar(files, programs=None, links=None, dirs=(), setuid=()):
@@ -671,7 +582,7 @@ def make_tar(files, programs=None, links=None, dirs=(), setuid=()):
                     add(parent, type=tarfile.DIRTYPE, mode=0o1777 if parent == "tmp" else 0o755)
         for path, host in (programs or {}).items():
             mode = 0o4755 if os.path.basename(path) in setuid else 0o755
-            add(path, open_bytes(host), mode=mode)
+            add(path, read_bytes(host), mode=mode)
         for path, target in (links or {}).items():
             add(path, type=tarfile.SYMTYPE, linkname=target)
         for path, data in files.items():
@@ -709,7 +620,7 @@ def debian_source():
     uses that."""
     release = dict(
         line.rstrip().split("=", 1)
-        for line in open_bytes("/etc/os-release").decode().splitlines()
+        for line in read_bytes("/etc/os-release").decode().splitlines()
         if "=" in line
     )
     suite = release.get("VERSION_CODENAME", "stable").strip('"')

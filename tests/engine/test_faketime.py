@@ -14,6 +14,7 @@ import time
 import pytest
 
 import kit
+from common import read_bytes, wait_until
 import roots
 
 TELLS = (
@@ -106,7 +107,7 @@ def log_lines(lab, name):
 
 
 def wait_lines(lab, name, count):
-    kit.wait_until(lambda: len(log_lines(lab, name)) >= count, "line %d of %s" % (count, name), 120)
+    wait_until(lambda: len(log_lines(lab, name)) >= count, "line %d of %s" % (count, name), 120)
 
 
 def near(found, wanted):
@@ -206,9 +207,7 @@ def test_the_first_process_follows_a_restart_and_stays_shifted(lab, library):
     stepped = faketime(lab, "first", "--offset=+3h", "--step-running", *UNWATCHED)
     done = time.time()
     assert stepped.rc == 0 and near(shift(lab, "first"), 3 * HOUR), stepped
-    kit.wait_until(
-        lambda: near(first_shift(lab, "first"), 3 * HOUR), "step of the first process", 120
-    )
+    wait_until(lambda: near(first_shift(lab, "first"), 3 * HOUR), "step of the first process", 120)
     # what it printed tells when it last read a clock of the former offset: no later than 10 s after
     # the write
     assert (
@@ -368,7 +367,7 @@ def test_containers_that_are_refused(lab, library, made, cannot_run):
         lab.docker("cp", os.path.join(made.folder, "gone"), "r-go:/gone")
         lab.docker("start", "r-go")
         reasons["r-go"] = "Go program"
-    kit.wait_until(
+    wait_until(
         lambda: b"\nUid:\t0\t1000\t" in lab.read("/proc/%d/status" % lab.pid("r-dropped"))
         or b"\nUid:\t1000\t1000\t" in lab.read("/proc/%d/status" % lab.pid("r-dropped")),
         "drop of root",
@@ -394,7 +393,7 @@ def test_containers_that_are_refused(lab, library, made, cannot_run):
 
 def test_libraries_that_are_refused(web, library, made):
     """By their ELF facts, or by their trial: nothing is left in the container."""
-    data, before = kit.open_bytes(library), diff(web, "web")
+    data, before = read_bytes(library), diff(web, "web")
 
     def file(name, content):
         path = os.path.join(made.folder, name)
@@ -527,7 +526,7 @@ def test_what_does_not_do_well_is_put_back(lab, library):
         options, code, word = SICK[name]
         lab.run(name, "--stop-timeout", "1", *options, command=perl(code))
         wait_lines(lab, name, 1)
-        kit.wait_until(
+        wait_until(
             lambda: name != "hangs" or os.readlink("/proc/%d/exe" % lab.pid(name)).endswith("bash"),
             "bash",
             120,
@@ -543,7 +542,7 @@ def test_what_does_not_do_well_is_put_back(lab, library):
             and word in row["msg"]
             and row["msg"].endswith("as it was")
         ), run
-        kit.wait_until(lambda: lab.status()[name] == "Up", name, 120)
+        wait_until(lambda: lab.status()[name] == "Up", name, 120)
         is_as_it_was(lab, name, before, state)
         assert name == "hangs" or near(first_shift(lab, name), 0)
         lab.docker("rm", "-f", name)

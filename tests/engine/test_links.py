@@ -20,6 +20,7 @@ import pytest
 
 import conftest
 import kit
+from common import read_bytes, wait_until
 import roots
 
 BIG = os.environ.get("DOCKFIX_TEST_BIG") == "1"
@@ -164,8 +165,8 @@ class Victim:
             done = self.lab.docker("cp", "-", self.name + ":/", input=mark, check=False)
             return done.returncode == 0
 
-        kit.wait_until(marked, "mark that ends the loop", 60)
-        kit.wait_until(
+        wait_until(marked, "mark that ends the loop", 60)
+        wait_until(
             lambda: self.lab.shadow(self.name, "/stopped") is not None, "end of the loop", 60
         )
         self.lab.inside(self.name, "rm /stop /stopped")
@@ -501,7 +502,7 @@ def test_a_signal_does_not_leave_a_container_paused(lab, swap_program, number):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    kit.wait_until(lambda: os.path.exists(mark), "the write")
+    wait_until(lambda: os.path.exists(mark), "the write")
     paused = lab.docker("inspect", "-f", "{{.State.Paused}}", victim.name).stdout
     assert paused == b"true\n"
     for _ in range(2):  # the second one ends what runs
@@ -523,6 +524,6 @@ def test_the_images_own_chpasswd_follows_no_link_beside_the_account_files(lab, n
     row = json.loads(run.out.decode("ascii"))["results"][0]
     assert (
         row["via"] != "exec"
-        and kit.open_bytes(os.path.join(host, "precious")).decode("ascii") == "the host's own\n"
+        and read_bytes(os.path.join(host, "precious")).decode("ascii") == "the host's own\n"
     ), row
     assert (row["status"] == "changed") is lab.opens(container, "New-1")

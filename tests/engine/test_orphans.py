@@ -10,7 +10,8 @@ import tempfile
 import pytest
 
 from conftest import Lab, not_here
-from kit import CannotRun, PrivateEngine, wait_until
+from common import wait_until
+from kit import CannotRun, PrivateEngine
 
 
 class House:

@@ -5,7 +5,6 @@ Every container and every image layer gets a file with a name of its own, made t
 `find` then says in which layer folder it lies, and `owner`, given that path, must name the very
 container or image."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -15,7 +14,8 @@ import tempfile
 
 import pytest
 
-from conftest import PROGRAM, Lab, not_here
+from common import PROGRAM, load_program
+from conftest import Lab, not_here
 from kit import CannotRun, PrivateEngine
 
 BUILD = (
@@ -34,11 +34,7 @@ class Storage:
             driver,
             False,
         )
-        spec = importlib.util.spec_from_file_location("dockfix", PROGRAM)
-        self.module = importlib.util.module_from_spec(spec)
-        kept, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-        spec.loader.exec_module(self.module)
-        sys.dont_write_bytecode = kept
+        self.module = load_program()
         self.markers = {}  # file name -> container name, or the image whose top layer has it
         docker = engine.docker
         self.lab.image("busybox")

@@ -10,7 +10,8 @@ import tempfile
 import pytest
 
 from conftest import Lab
-from kit import CannotRun, PrivateEngine, make_tar, wait_until
+from common import wait_until
+from kit import CannotRun, PrivateEngine, make_tar
 
 MEBI = 1 << 20
 

@@ -16,7 +16,8 @@ import time
 import pytest
 
 from conftest import Lab
-from kit import CannotRun, PrivateEngine, Run, wait_until
+from common import Run, wait_until
+from kit import CannotRun, PrivateEngine
 
 MEBI = 1 << 20
 

@@ -12,8 +12,9 @@ import tempfile
 
 import pytest
 
-from conftest import PROGRAM, Lab, not_here
-from kit import CannotRun, PrivateEngine, wait_until
+from conftest import Lab, not_here
+from common import PROGRAM, du, wait_until
+from kit import CannotRun, PrivateEngine
 
 MIB = 1 << 20
 
@@ -82,18 +83,6 @@ class House:
                     else self.at("vfs", "dir", f.read().strip())
                 )
         return found
-
-
-def du(*paths):
-    """Allocated bytes, by coreutils."""
-    return sum(
-        int(line.split()[0])
-        for line in (
-            subprocess.check_output(["du", "-sx", "--block-size=1", *list(paths)])
-            .decode()
-            .splitlines()
-        )
-    )
 
 
 @pytest.fixture(scope="module", params=["overlay2", "vfs"])

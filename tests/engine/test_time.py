@@ -88,7 +88,7 @@ def last_line(lab, name):
 
 
 def wait_line(lab, name, text):
-    from kit import wait_until
+    from common import wait_until
 
     wait_until(lambda: last_line(lab, name) == text, "%r in the log of %s" % (text, name), 30)
 

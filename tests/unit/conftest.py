@@ -8,7 +8,6 @@ forked child (real descriptors, real signals, real docker processes, no start-up
 with processes; `box.script(...)` runs the file itself in a new Python."""
 
 import fcntl
-import importlib.util
 import io
 import json
 import os
@@ -26,9 +25,12 @@ import traceback
 
 import pytest
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-PROGRAM = os.path.join(ROOT, "dockfix.py")
+# the folder of what all rings use
+sys.path.insert(1, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from common import PROGRAM, Run, is_zombie, load_program, wait_until
+
 HERE = os.path.dirname(os.path.abspath(__file__))
+
 SHADOW = (
     b"root:*:19000:0:99999:7:::\n"
     b"daemon:*:19000:0:99999:7:::\n"
@@ -44,36 +46,7 @@ PASSWD = (
     b"locked:x:1001:1001::/tmp:/bin/sh\n"
     b"last:x:1002:1002::/tmp:/bin/sh\n"
 )
-JSON_KEYS = {
-    "schema",
-    "command",
-    "ok",
-    "exit_code",
-    "changed",
-    "dry_run",
-    "results",
-    "findings",
-    "errors",
-}
-ROW_KEYS = {
-    "owner": {"layer", "driver", "paths", "role", "container", "images"}
-}  # of commands whose rows are no containers
 LOCK = threading.Lock()
-STATUSES = {"changed", "unchanged", "skipped", "refused", "failed", "unknown"}
-
-
-def load(path=PROGRAM, name="dockfix"):
-    """A file as a module, without leaving a __pycache__ in the tree."""
-    if not os.path.exists(path):
-        pytest.exit("there is no %s" % path, 2)
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    kept, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.dont_write_bytecode = kept
-    return module
 
 
 def pytest_collection_modifyitems(config, items):
@@ -88,13 +61,13 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="session")
 def dockfix():
-    return load()
+    return load_program()
 
 
 @pytest.fixture
 def load_again():
     """Makes a second module from the same file."""
-    return lambda: load(PROGRAM)
+    return load_program
 
 
 def containers_of(dockfix):
@@ -110,43 +83,14 @@ def rng(request):
     return random.Random(request.node.nodeid.split("/")[-1])
 
 
-class Result:
-    def __init__(self, rc, out, err):
-        self.rc, self.out, self.err = rc, out, err
+class Result(Run):
+    """What a run said with the fake docker, whose ids are made up."""
 
-    def __repr__(self):
-        return "rc %s\n--- stdout\n%s\n--- stderr\n%s" % (
-            self.rc,
-            self.out.decode("utf-8", "backslashreplace"),
-            self.err.decode("utf-8", "backslashreplace"),
-        )
+    container_ids = False
 
     @property
     def json(self):
-        """The one document of --json, with the envelope checked."""
-        text = self.out.decode("ascii")
-        doc, end = json.JSONDecoder().raw_decode(text)
-        assert text[end:].strip() == "", "more than one document: %r" % text[end:]
-        assert set(doc) >= JSON_KEYS, "missing: %s" % (JSON_KEYS - set(doc))
-        assert (
-            doc["schema"] == "dockfix/1"
-            and doc["exit_code"] == self.code
-            and doc["ok"] is (self.code == 0)
-        )
-        assert isinstance(doc["changed"], bool) and isinstance(doc["dry_run"], bool)
-        for row in doc["results"]:
-            keys = ROW_KEYS.get(doc["command"], {"target", "id", "status", "msg"})
-            assert "sha256" in row or (
-                keys <= set(row) and row.get("status", "changed") in STATUSES
-            ), row
-        for row in doc["errors"]:
-            assert {"msg", "hint", "code"} <= set(row), row
-        return doc
-
-    @property
-    def code(self):
-        """Exit code as a shell shows it."""
-        return self.rc if self.rc >= 0 else 128 - self.rc
+        return self.doc
 
     def rows(self):
         return {row["target"]: row for row in self.json["results"]}
@@ -165,20 +109,10 @@ class Call:
         return "docker " + " ".join(self.words)
 
 
-def wait_for(condition, seconds=15, what="condition"):
-    deadline = time.time() + seconds
-    while time.time() < deadline:
-        if condition():
-            return
-        time.sleep(0.005)
-    raise AssertionError("%s not reached in %s s" % (what, seconds))
-
-
 def pid_alive(pid):
     try:
-        with open("/proc/%d/stat" % pid) as f:
-            return f.read().rsplit(")", 1)[1].split()[0] != "Z"
-    except IOError:
+        return not is_zombie(pid)
+    except OSError:
         return False
 
 
@@ -575,9 +509,9 @@ class Box:
         the group and holds the pipes was not waited for, or it would have ended."""
         client, in_group, left = eval(self.read("helpers").decode())
         try:
-            wait_for(
+            wait_until(
                 lambda: not pid_alive(client) and not pid_alive(in_group),
-                what="end of the process group",
+                "end of the process group",
             )
             return pid_alive(left)
         finally:
@@ -638,7 +572,7 @@ def fake(tmp_path_factory):
     path = str(folder / "fake.py")
     with open(path, "w") as f:
         f.write(source + "\n\nmain(sys.argv.pop(1))\n")
-    return py_compile.compile(path, cfile=path + "c", doraise=True), load(
+    return py_compile.compile(path, cfile=path + "c", doraise=True), load_program(
         os.path.join(HERE, "fake_docker.py"), "fake_docker"
     )
 
@@ -730,7 +664,7 @@ class Terminal:
         return seen
 
     def type(self, data):
-        wait_for(lambda: not self.echo(), 15, "echo off")
+        wait_until(lambda: not self.echo(), "echo off", 15)
         os.write(self.fd, data)
 
     def end(self, seconds=20):

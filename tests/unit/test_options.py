@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from conftest import wait_for
+from common import wait_until
 
 CENTOS = """\
 [Unit]
@@ -280,7 +280,7 @@ def test_a_daemon_in_other_namespaces_is_not_this_hosts(dockfix, tmp_path):
             pytest.skip("no namespaces here: %s" % " ".join(argv))
         parent = subprocess.Popen([*argv, name, "60"])
         try:
-            wait_for(functools.partial(pids_named, name), what="the stand-in")
+            wait_until(functools.partial(pids_named, name), "stand-in")
             calls = pids_named(name)
             found = {one.variable for one in dockfix.running_daemons()}
             assert (calls[0] in found) is mine, options

@@ -570,7 +570,7 @@ def test_an_orphan_of_a_killed_run_keeps_resume_out(trial, dockfix):
         trial.arguments(["-y", "trial"]), prelude=lambda module: trial_prelude(module, trial)
     )
     journal = os.path.join(trial.state, "journal.json")
-    from conftest import wait_for
+    from common import wait_until
 
     def at_step_5():
         if not os.path.exists(journal):
@@ -578,10 +578,9 @@ def test_an_orphan_of_a_killed_run_keeps_resume_out(trial, dockfix):
         with open(journal) as f:
             return json.loads(f.read())["at"] == 4
 
-    wait_for(at_step_5, what="step 5")
-    wait_for(
-        lambda: os.path.exists(trial.at("begun")), what="the copying child"
-    )  # copy.part is there before it
+    wait_until(at_step_5, "step 5")
+    # copy.part is there before it
+    wait_until(lambda: os.path.exists(trial.at("begun")), "copying child")
     os.kill(pid, signal.SIGKILL)
     trial.outcome(pid)
     result = trial.go("--json", "resume")

@@ -8,6 +8,8 @@ import subprocess
 
 import pytest
 
+from common import du
+
 from make_root import NewRoot, write
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -72,18 +74,6 @@ def fill(path, size):
         f.write(os.urandom(size))
         f.flush()
         os.fsync(f.fileno())  # what a file takes is settled when it is written out
-
-
-def du(*paths):
-    """Allocated bytes, by coreutils."""
-    return sum(
-        int(line.split()[0])
-        for line in (
-            subprocess.check_output(["du", "-sx", "--block-size=1", *list(paths)])
-            .decode()
-            .splitlines()
-        )
-    )
 
 
 def upper(root, name):

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from conftest import wait_for
+from common import wait_until
 
 CHINESE = "\u5bb9\u5668"
 LINES = b"root:x\n"
@@ -35,12 +35,12 @@ def send(pid, number):
         )
 
     os.kill(pid, number)
-    wait_for(taken, 60, "delivery of the signal")
+    wait_until(taken, "delivery of the signal")
     time.sleep(0.15)
 
 
 def wait_for_file(path):
-    wait_for(lambda: os.path.exists(path), 60, path)
+    wait_until(lambda: os.path.exists(path), path)
 
 
 # ---- standard streams
@@ -351,9 +351,8 @@ def test_a_signal_while_idle_at_the_start_is_no_traceback(web):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    wait_for(
-        lambda: p.poll() is not None or p.send_signal(signal.SIGINT), 60, "end"
-    )  # Python itself may lose one while it starts
+    # Python itself may lose one while it starts
+    wait_until(lambda: p.poll() is not None or p.send_signal(signal.SIGINT), "end")
     p.communicate(timeout=60)
     assert p.returncode != 0
 

@@ -26,9 +26,9 @@ from kit import (
     cache_dir,
     debian_source,
     need,
-    open_bytes,
     tail,
 )
+from common import read_bytes
 
 PACKAGES = [
     "systemd",
@@ -192,7 +192,7 @@ def die_with_parent():
 def recipe(suite):
     """Everything the image is made of, as a key."""
     parts = [
-        open_bytes(name)
+        read_bytes(name)
         for name in [os.path.join(HERE, name) for name in ("image.py", "agent.py")]
         + ([CLIENT] if CLIENT else [])
     ]
@@ -411,11 +411,11 @@ def make_initrd(root, version, path):
         wanted += [module for module in reversed(needs[name]) if module not in wanted]
     out = [cpio(name, stat.S_IFDIR | 0o755) for name in ("dev", "bin", "modules", "root")]
     out += [
-        cpio("bin/busybox", stat.S_IFREG | 0o755, open_bytes(os.path.join(root, "bin/busybox"))),
+        cpio("bin/busybox", stat.S_IFREG | 0o755, read_bytes(os.path.join(root, "bin/busybox"))),
         cpio("init", stat.S_IFREG | 0o755, INIT.encode()),
     ]
     out += [
-        cpio("modules/%02d.ko" % n, stat.S_IFREG | 0o644, open_bytes(os.path.join(folder, module)))
+        cpio("modules/%02d.ko" % n, stat.S_IFREG | 0o644, read_bytes(os.path.join(folder, module)))
         for n, module in enumerate(wanted)
     ]
     with open(path, "wb") as f:

@@ -32,9 +32,9 @@ from image import (
     locked,
     work_folder,
 )
-from kit import CannotRun, Run, need, open_bytes, tail
+from common import PROGRAM, Run, read_bytes
+from kit import CannotRun, need, tail
 
-PROGRAM = os.path.join(os.path.dirname(os.path.dirname(HERE)), "dockfix.py")
 KILL_AT = "/root/kill/kill_at.py"
 
 
@@ -505,10 +505,10 @@ def options_in_daemon_json(vm):
 def install(vm):
     """Today's dockfix.py as users have it, and compiled beside what can end it at a step: in
     emulation that takes longer than all else that it does."""
-    program = open_bytes(PROGRAM)
+    program = read_bytes(PROGRAM)
     vm.put("/root/dockfix.py", program)
     vm.put(os.path.dirname(KILL_AT) + "/dockfix.py", program)
-    vm.put(KILL_AT, open_bytes(os.path.join(HERE, "kill_at.py")))
+    vm.put(KILL_AT, read_bytes(os.path.join(HERE, "kill_at.py")))
     vm.sh(
         "python3 -m compileall -q --invalidation-mode unchecked-hash %s/dockfix.py; sync"
         % os.path.dirname(KILL_AT)
