@@ -2523,28 +2523,6 @@ def is_docker_error(rc: int, err: str, both: str) -> bool:
     return False
 
 
-def find_by_name(listed: List[Target], name: str) -> List[Target]:
-    """The containers a name means: a full id, else a name or glob, else an id prefix. Raises
-    UsageError for a prefix of two."""
-    if name.startswith("/"):
-        name = name[1:]
-    matches = [target for target in listed if target.id == name]
-    if not matches:
-        matches = [target for target in listed if target.name == name]
-    if not matches:
-        matches = [target for target in listed if fnmatch.fnmatchcase(target.name, name)]
-    if matches or not name:
-        return matches
-    prefixed = [target for target in listed if target.id.startswith(name)]
-    if len(prefixed) > 1:
-        names = ", ".join(target.name for target in prefixed)
-        raise UsageError(
-            "%s means %d containers: %s" % (name, len(prefixed), names),
-            "give a name or more of the id",
-        )
-    return prefixed
-
-
 def require_names(words: Iterable[str]) -> None:
     """Raises UsageError for a word with a colon where a container's name belongs. No container is
     called so, and it may be a password (USER:PASSWORD): it is not repeated, in no output."""
@@ -2567,54 +2545,6 @@ def hide_value(word: str) -> str:
     if equals:
         return name + "=..."
     return name
-
-
-# How the status text of running, paused and restarting containers begins, since Docker 1.0.
-UP = ("Up", "Restarting")
-
-
-def choose_targets(
-    listed: List[Target],
-    names: Sequence[str],
-    everything: bool = False,
-    stopped: bool = False,
-    filtered: Optional[Sequence[str]] = None,
-    exclude: Sequence[str] = (),
-) -> Tuple[List[Target], List[str]]:
-    """The chosen containers without doubles, named ones in the order given, then --all by name, and
-    the --exclude globs that met none. `filtered` are the ids a --filter let through (None: no
-    filter); it narrows --all, never names."""
-    wanted = []  # type: List[Target]
-    unknown = []
-    for name in names:
-        matches = find_by_name(listed, name)
-        wanted += matches
-        if not matches:
-            unknown.append(name)
-    if unknown:
-        raise UsageError("no such container: %s" % ", ".join(unknown), "docker ps -a")
-    if everything:
-        for target in sorted(listed, key=lambda target: target.name):
-            if filtered is not None and target.id not in filtered:
-                continue
-            if stopped or target.status.startswith(UP):
-                wanted.append(target)
-    excluded = set()  # type: Set[str]
-    useless_globs = []
-    for glob in exclude:
-        ids = [target.id for target in listed if is_meant_by_glob(target, glob)]
-        excluded.update(ids)
-        if not ids:
-            useless_globs.append(glob)
-    chosen = {target.id: target for target in wanted if target.id not in excluded}
-    return list(chosen.values()), useless_globs
-
-
-def is_meant_by_glob(target: Target, glob: str) -> bool:
-    """Whether --exclude means a container: by its name, or by four characters of its id."""
-    if fnmatch.fnmatchcase(target.name, glob):
-        return True
-    return len(glob) >= 4 and target.id.startswith(glob)
 
 
 def parse_objects(data: bytes) -> List[dict]:
@@ -3442,60 +3372,20 @@ SYSTEMD_MARK = "/run/systemd/system"  # sd_booted(3)
 # 7. Choosing containers
 ###############################################################################
 
-
-def choose_containers(host: Host, opts: Options) -> List[Target]:
-    """The containers a command line means. One docker ps; one more where there are filters."""
-    names = list(opts.containers)
-    for path in opts.from_file:
-        if path == "-":
-            claim_stdin(host, "--from -", "--from FILE")
-        lines = [
-            line.split("#", 1)[0].strip()
-            for line in os_text(read_input(path, 1 << 24, "--from")).split("\n")
-        ]
-        names += [line for line in lines if line]
-    require_names(names)
-    everything = opts.all or opts.stopped or bool(opts.filter)
-    if not names and not everything:
-        raise UsageError(
-            "no containers are named",
-            "python3 dockfix.py %s --all, or name containers" % opts.command,
-        )
-    listed = list_containers(host)
-    try:
-        filtered = [t.id for t in list_containers(host, opts.filter)] if opts.filter else None
-    except EnvironmentFault as err:
-        raise (
-            UsageError(err.msg, "docker ps --help") if "nvalid filter" in err.msg else err
-        ) from None
-    chosen, idle = choose_targets(listed, names, everything, opts.stopped, filtered, opts.exclude)
-    for glob in idle:
-        say("dockfix: warning: --exclude %s matches no container" % glob)
-    if not chosen and not opts.allow_empty:
-        hint = "" if opts.stopped else "; stopped containers are left out: --stopped adds them"
-        raise DockfixError(
-            "no container matches", "docker ps -a%s; --allow-empty makes this a success" % hint
-        )
-    return chosen
+# Which containers a command works on, and the work on many of them at a time.
+#
+# A command that changes containers goes two ways over them. The survey looks at each and decides:
+# either there is work, or its row is written already (unchanged, refused, gone). The second way
+# does the work, and writes the other rows. A dry run ends after the survey. A word that means no
+# container, or two, ends the run before anything is changed.
+#
+# A `target` is a container as `docker ps` lists it: its row needs no more, and it has one also when
+# it is gone meanwhile. A `container` is what `docker inspect` says of it.
+#
+# Fact: `docker ps --filter` is handed what the user wrote; only the engine knows its filters.
 
 
-def claim_stdin(host: Host, purpose: str, hint: str) -> None:
-    """Standard input serves one purpose per run. Raises UsageError for a second one, for a
-    terminal, and where dockfix itself came that way."""
-    if was_read_from_stdin():
-        raise UsageError(
-            "dockfix itself was read from standard input, so %s cannot be" % purpose, hint
-        )
-    if host.known.stdin_purpose:
-        raise UsageError(
-            "standard input serves one purpose: %s or %s" % (host.known.stdin_purpose, purpose),
-            hint,
-        )
-    if os.isatty(0) and not host.dry_run:
-        raise UsageError(
-            "%s is to come from standard input, and that is a terminal" % purpose, hint
-        )
-    host.known.stdin_purpose = purpose
+# The rows of a report
 
 
 class ResultRow(NamedTuple):
@@ -3503,12 +3393,17 @@ class ResultRow(NamedTuple):
 
     target: str  # its name
     id: str  # the full one
-    status: str  # changed, unchanged, skipped (gone, or not begun), refused, failed or unknown
+    # 'changed', 'unchanged', 'skipped' (it is gone, or was not begun), 'refused', 'failed' or
+    # 'unknown'
+    status: str
     msg: str
-    fields: Mapping[str, object]  # the command's own keys of the JSON document, in their order
-    partial: Optional[bool] = None  # was something changed, though not all? None: no such key
+    # The command's own keys of the JSON document, in their order there. Each command says beside
+    # its first row what they are.
+    fields: Mapping[str, object]
+    # Was something changed, though the whole failed? The JSON document has no such key for None.
+    partial: Optional[bool] = None
 
-    def to_json(self) -> dict:
+    def to_json(self) -> Dict[str, object]:
         """The row as the JSON document has it."""
         row = {
             "target": self.target,
@@ -3522,51 +3417,255 @@ class ResultRow(NamedTuple):
         return row
 
 
+def row_for(target: Target, status: str, msg: str, fields: Mapping[str, object]) -> ResultRow:
+    """A row with the target's name and id."""
+    return ResultRow(target.name, target.id, status, msg, fields)
+
+
+def partial_row(target: Target, msg: str, fields: Mapping[str, object]) -> ResultRow:
+    """The row of a container in which something was changed, though the whole failed."""
+    return ResultRow(target.name, target.id, "failed", msg, fields, partial=True)
+
+
 class Unchanged(Exception):
-    """There is nothing to do in a container. `fields` are those of its row that are not as they
-    are for every container."""
+    """There is nothing to do in a container.
+
+    `fields` are those of the row's fields that differ from what the command says of every
+    container.
+    """
 
     def __init__(self, msg: str, fields: Optional[Mapping[str, object]] = None) -> None:
         Exception.__init__(self, msg)
-        self.fields = {} if fields is None else fields
+        self.fields = {}  # type: Mapping[str, object]
+        if fields is not None:
+            self.fields = fields
+
+
+def row_of_error(target: Target, err: Exception, fields: Mapping[str, object]) -> ResultRow:
+    """The row of a container whose look or change ended with an exception."""
+    if isinstance(err, Unchanged):
+        own_fields = dict(fields)
+        own_fields.update(err.fields)
+        return row_for(target, "unchanged", str(err), own_fields)
+    if isinstance(err, ContainerGone):
+        return row_for(target, "skipped", "gone", fields)
+    if isinstance(err, Refused):
+        return row_for(target, "refused", str(err), fields)
+    # NoAnswer is a MethodUnavailable, but what was sent may have arrived.
+    if isinstance(err, NoAnswer):
+        return row_for(target, "unknown", str(err), fields)
+    if isinstance(err, (DockfixError, MethodUnavailable)):
+        return row_for(target, "failed", str(err), fields)
+    # The text of any other exception may hold what was being worked on, a password perhaps.
+    msg = "internal error: %s" % type(err).__name__
+    return row_for(target, "failed", msg, fields)
+
+
+def report_rows(report: dict, rows: List[ResultRow]) -> None:
+    """Puts the rows into the report, and the exit code that follows from them."""
+    report["results"] = [row.to_json() for row in rows]
+    report["exit_code"] = exit_code(report["results"])
+
+
+# Choosing
+
+
+def choose_containers(host: Host, opts: Options) -> List[Target]:
+    """The containers a command line means.
+
+    There is one `docker ps`, and one more where there are filters. Raises UsageError where none is
+    named or a name is not known, DockfixError where nothing matches.
+    """
+    names = [*opts.containers, *read_listed_names(host, opts)]
+    # No word is a password in the wrong place.
+    require_names(names)
+    # Something is chosen.
+    everything = opts.all or opts.stopped or bool(opts.filter)
+    if not names and not everything:
+        raise UsageError(
+            "no containers are named",
+            "python3 dockfix.py %s --all, or name containers" % opts.command,
+        )
+    listed = list_containers(host)
+    filtered = None
+    if opts.filter:
+        filtered = list_filtered_ids(host, opts.filter)
+    named = find_named(listed, names)
+    if everything:
+        named += select_all(listed, opts.stopped, filtered)
+    chosen = drop_excluded(named, listed, opts.exclude)
+    # An empty choice is no success by mistake.
+    if not chosen and not opts.allow_empty:
+        hint = "docker ps -a"
+        if not opts.stopped:
+            hint += "; stopped containers are left out: --stopped adds them"
+        hint += "; --allow-empty makes this a success"
+        raise DockfixError("no container matches", hint)
+    return chosen
+
+
+def read_listed_names(host: Host, opts: Options) -> List[str]:
+    """The names in the files of --from: one on a line, a comment begins with #."""
+    names = []
+    for path in opts.from_file:
+        if path == "-":
+            claim_stdin(host, "--from -", "--from FILE")
+        text = os_text(read_input(path, FROM_FILE_MAX, "--from"))
+        for line in text.split("\n"):
+            name = line.split("#", 1)[0].strip()
+            if name:
+                names.append(name)
+    return names
+
+
+FROM_FILE_MAX = 1 << 24  # bytes: some 200,000 full ids
+
+
+def claim_stdin(host: Host, purpose: str, hint: str) -> None:
+    """Standard input serves one purpose per run.
+
+    purpose: what it is read for, as the message names it.
+    hint: what the user can do instead.
+
+    Raises UsageError.
+    """
+    # dockfix itself did not come that way (`python3 - < dockfix.py`).
+    if was_read_from_stdin():
+        raise UsageError(
+            "dockfix itself was read from standard input, so %s cannot be" % purpose, hint
+        )
+    # It is not read for something else already.
+    former_purpose = host.known.stdin_purpose
+    if former_purpose:
+        raise UsageError(
+            "standard input serves one purpose: %s or %s" % (former_purpose, purpose), hint
+        )
+    # Somebody feeds it. A dry run does not read it.
+    if os.isatty(0) and not host.dry_run:
+        raise UsageError(
+            "%s is to come from standard input, and that is a terminal" % purpose, hint
+        )
+    host.known.stdin_purpose = purpose
+
+
+def list_filtered_ids(host: Host, filters: Sequence[str]) -> Set[str]:
+    """The ids that the filters let through. Raises UsageError for one the engine does not know."""
+    try:
+        return {target.id for target in list_containers(host, filters)}
+    except EnvironmentFault as err:
+        if "nvalid filter" not in err.msg:
+            raise
+        raise UsageError(err.msg, "docker ps --help") from None
+
+
+def find_named(listed: List[Target], names: Sequence[str]) -> List[Target]:
+    """The containers that the names mean, in the order of the names. Raises UsageError where a name
+    means none, or an id prefix means two."""
+    named = []
+    unknown = []
+    for name in names:
+        matches = find_by_name(listed, name)
+        named += matches
+        if not matches:
+            unknown.append(name)
+    if unknown:
+        raise UsageError("no such container: %s" % ", ".join(unknown), "docker ps -a")
+    return named
+
+
+def find_by_name(listed: List[Target], name: str) -> List[Target]:
+    """The containers a name means: a full id, else a name or glob, else an id prefix. Raises
+    UsageError for a prefix of two."""
+    if name.startswith("/"):
+        name = name[1:]
+    matches = [target for target in listed if target.id == name]
+    if not matches:
+        matches = [target for target in listed if target.name == name]
+    if not matches:
+        matches = [target for target in listed if fnmatch.fnmatchcase(target.name, name)]
+    if matches or not name:
+        return matches
+    prefixed = [target for target in listed if target.id.startswith(name)]
+    if len(prefixed) > 1:
+        names = ", ".join(target.name for target in prefixed)
+        raise UsageError(
+            "%s means %d containers: %s" % (name, len(prefixed), names),
+            "give a name or more of the id",
+        )
+    return prefixed
+
+
+# How the status text of running, paused and restarting containers begins, since Docker 1.0.
+UP = ("Up", "Restarting")
+
+
+def select_all(listed: List[Target], stopped: bool, filtered: Optional[Set[str]]) -> List[Target]:
+    """The containers of --all, by name.
+
+    stopped: take those too that do not run.
+    filtered: the ids a --filter let through, None for no filter.
+    """
+    selected = []
+    for target in sorted(listed, key=lambda target: target.name):
+        if filtered is not None and target.id not in filtered:
+            continue
+        if stopped or target.status.startswith(UP):
+            selected.append(target)
+    return selected
+
+
+def drop_excluded(
+    chosen: List[Target], listed: List[Target], exclude: Sequence[str]
+) -> List[Target]:
+    """The chosen containers without doubles and without those that --exclude means. Warns of a glob
+    that means no container of the host: it may be a slip of the pen."""
+    excluded = set()  # type: Set[str]
+    for glob in exclude:
+        ids = [target.id for target in listed if is_meant_by_glob(target, glob)]
+        excluded.update(ids)
+        if not ids:
+            say("dockfix: warning: --exclude %s matches no container" % glob)
+    by_id = {}  # type: Dict[str, Target]
+    for target in chosen:
+        if target.id not in excluded:
+            by_id[target.id] = target
+    return list(by_id.values())
+
+
+def is_meant_by_glob(target: Target, glob: str) -> bool:
+    """Whether --exclude means a container: by its name, or by four characters of its id."""
+    if fnmatch.fnmatchcase(target.name, glob):
+        return True
+    return len(glob) >= 4 and target.id.startswith(glob)
+
+
+# Looking and working
 
 
 Facts = TypeVar("Facts")
 
 
 class Survey(Generic[Facts]):
-    """What the look at the chosen containers says, by their ids. Each target is in one of the two:
-    `facts` for those in which there is work (a command's own type, often a plan), `rows` for those
-    of which all is said already."""
+    """What a look at the chosen containers has brought. Each target is in one of the two dicts, by
+    its id.
+
+    facts: of the containers in which there is work. What they are is the command's own type, often
+        a plan.
+    rows: of the containers of which all is said already.
+    """
 
     def __init__(self, targets: List[Target]) -> None:
         self.targets = targets
         self.facts = {}  # type: Dict[str, Facts]
         self.rows = {}  # type: Dict[str, ResultRow]
 
-    def to_do(self) -> List[Facts]:
-        """The facts of the containers in which there is work, in the order of the targets."""
-        return [self.facts[target.id] for target in self.targets if target.id in self.facts]
+    def pending(self) -> List[Target]:
+        """The targets in which there is work, in their order."""
+        return [target for target in self.targets if target.id in self.facts]
 
-
-def row_for(target: Target, status: str, msg: str, fields: Mapping[str, object]) -> ResultRow:
-    return ResultRow(target.name, target.id, status, msg, fields)
-
-
-def row_of_error(target: Target, err: Exception, fields: Mapping[str, object]) -> ResultRow:
-    """The row of a container whose look or change ended with an exception."""
-    if isinstance(err, Unchanged):
-        return row_for(target, "unchanged", str(err), dict(fields, **err.fields))
-    if isinstance(err, ContainerGone):
-        return row_for(target, "skipped", "gone", fields)
-    if isinstance(err, Refused):
-        return row_for(target, "refused", str(err), fields)
-    if isinstance(err, NoAnswer):
-        return row_for(target, "unknown", str(err), fields)
-    if isinstance(err, (DockfixError, MethodUnavailable)):
-        return row_for(target, "failed", str(err), fields)
-    # The text of another exception could hold what was being worked on, a password perhaps.
-    return row_for(target, "failed", "internal error: %s" % type(err).__name__, fields)
+    def all_facts(self) -> List[Facts]:
+        """The facts in the order of the targets."""
+        return [self.facts[target.id] for target in self.pending()]
 
 
 def survey_targets(
@@ -3577,11 +3676,16 @@ def survey_targets(
     look: Callable[[Target], Facts],
     fields: Mapping[str, object],
 ) -> Survey[Facts]:
-    """look(target) for each, --jobs at a time, with progress. A target at which it raises has a row
-    with these fields."""
+    """Looks at each target, --jobs at a time, with progress on stderr.
+
+    title: what the progress line calls it.
+    look: returns the facts; an exception becomes a row.
+    fields: those of such a row.
+    """
     survey = Survey(targets)  # type: Survey[Facts]
     progress = Progress(title, len(targets), opts.quiet)
-    for target, result in zip(targets, in_parallel(host, targets, look, opts.jobs, progress)):
+    results = in_parallel(host, targets, look, opts.jobs, progress)
+    for target, result in zip(targets, results):
         if result is None:
             msg = "not begun: interrupted"
             survey.rows[target.id] = row_for(target, "skipped", msg, fields)
@@ -3600,8 +3704,8 @@ def survey_containers(
     look: Callable[[Container], Facts],
     fields: Mapping[str, object],
 ) -> Survey[Facts]:
-    """survey_targets with look(container) for what is there still by docker inspect, which is asked
-    once for all."""
+    """survey_targets with what docker inspect says. It is asked once for all; a container that it
+    does not find any more is skipped."""
     containers = inspect_containers(host, [target.id for target in targets])
 
     def look_at(target: Target) -> Facts:
@@ -3619,8 +3723,11 @@ def run_over_targets(
     work: Callable[[Target], ResultRow],
     fields: Mapping[str, object],
 ) -> List[ResultRow]:
-    """The rows of work(target) for each, --jobs at a time, with progress, in the order of the
-    targets. A row for its exception has these fields."""
+    """Does the work on each target, --jobs at a time. Returns the rows in the order of the targets.
+
+    work: returns the row; an exception becomes one.
+    fields: those of such a row.
+    """
     done = survey_targets(host, opts, opts.command, targets, work, fields)
     rows = dict(done.rows)
     rows.update(done.facts)
@@ -3634,51 +3741,52 @@ def run_over_survey(
     work: Callable[[Target, Facts], ResultRow],
     fields: Mapping[str, object],
 ) -> List[ResultRow]:
-    """run_over_targets with work(target, facts) for the containers in which there is work. Returns
-    the rows of all."""
+    """run_over_targets for the containers in which the survey has found work. Returns the rows of
+    all."""
 
     def work_on(target: Target) -> ResultRow:
         return work(target, survey.facts[target.id])
 
-    targets = [target for target in survey.targets if target.id in survey.facts]
     rows = dict(survey.rows)
-    for row in run_over_targets(host, opts, targets, work_on, fields):
+    for row in run_over_targets(host, opts, survey.pending(), work_on, fields):
         rows[row.id] = row
     return [rows[target.id] for target in survey.targets]
 
 
 def confirm_restarts(opts: Options, containers: List[Container]) -> None:
-    """Asks about those that run: --restart would interrupt them. Raises Refused on no."""
+    """Asks before --restart interrupts the containers that run. Raises Refused on no."""
     names = [container.name for container in containers if container.running]
     if names:
         confirm(opts, "restart %s?" % ", ".join(names))
 
 
-def report_rows(report: dict, rows: List[ResultRow]) -> None:
-    """Puts the rows into the report, and the exit code that follows from them."""
-    report["results"] = [row.to_json() for row in rows]
-    report["exit_code"] = exit_code(report["results"])
+# The script of a dry run
 
 
 def shared_words(opts: Options) -> List[str]:
     """The options a script must repeat to do the same."""
-    words = ["--docker", quote_line(opts.docker)] if opts.docker != ("docker",) else []
-    words += ["--timeout", "%g" % opts.timeout] if opts.timeout != CALL_SECONDS else []
-    return words + (["--state", opts.state] if opts.state != default_state() else [])
-
-
-def set_script(opts: Options, report: dict, rows: List[ResultRow], lines: List[str]) -> None:
-    """What a dry run leaves: the rows as they would be, the script of these lines, and the exit
-    code by the rows."""
-    refused = [row for row in rows if row.status in ("refused", "failed")]
-    report["results"] = [row.to_json() for row in rows]
-    report["script"] = script_text(report, lines, len(refused))
-    report["exit_code"] = exit_code(report["results"], opts.exit_code)
+    words = []
+    if opts.docker != ("docker",):
+        words += ["--docker", quote_line(opts.docker)]
+    if opts.timeout != CALL_SECONDS:
+        words += ["--timeout", "%g" % opts.timeout]
+    if opts.state != default_state():
+        words += ["--state", opts.state]
+    return words
 
 
 def not_done_comment(row: ResultRow) -> str:
     """The script's comment for a row of what is not to be done."""
     return script_comment("%s: %s (%s): %s" % (row.status, row.target, row.id, row.msg))
+
+
+def set_script(opts: Options, report: dict, rows: List[ResultRow], lines: List[str]) -> None:
+    """What a dry run leaves in the report: the rows as they would be, the script of these lines,
+    and the exit code."""
+    refused = [row for row in rows if row.status in ("refused", "failed")]
+    report["results"] = [row.to_json() for row in rows]
+    report["script"] = script_text(report, lines, len(refused))
+    report["exit_code"] = exit_code(report["results"], opts.exit_code)
 
 
 def plan_own_calls(
@@ -3688,18 +3796,23 @@ def plan_own_calls(
     options: List[str],
     fields: Mapping[str, object],
 ) -> None:
-    """A dry run whose script calls dockfix for each container, because what undo needs has to be
-    kept on the way. `fields` are those of the rows of what would be changed."""
+    """A dry run whose script calls dockfix once for each container. A command that notes what undo
+    needs has no docker commands of its own to show: they would leave no notes.
+
+    options: those of this run, for the calls.
+    fields: those of the rows of what would be changed.
+    """
+    own_call = ["python3", program_path(), opts.command, *options, *shared_words(opts)]
     rows, lines = [], []
-    call = ["python3", program_path(), opts.command, *options, *shared_words(opts)]
     for target in survey.targets:
         if target.id in survey.facts:
             row = row_for(target, "changed", "", fields)
-            lines.append("run " + quote_line([*call, target.id]))
+            line = "run " + quote_line([*own_call, target.id])
         else:
             row = survey.rows[target.id]
-            lines.append(not_done_comment(row))
+            line = not_done_comment(row)
         rows.append(row)
+        lines.append(line)
     set_script(opts, report, rows, lines)
 
 
@@ -6655,23 +6768,29 @@ def describe_odd_date(files: AccountFiles, users: Iterable[bytes]) -> str:
 # 10. exec
 ###############################################################################
 
-
-def run_exec(host: Host, opts: Options, report: dict) -> None:
-    words, stdin = exec_words(host, opts)
-    limit = opts.max_output
-    refuse_half_way(host)
-    targets = choose_containers(host, opts)
-    if opts.dry_run:
-        plan_exec(host, opts, report, targets, words)
-        return
-    take_lock(host)
-
-    def work(target: Target) -> ResultRow:
-        return exec_one(host, opts, target, words, stdin, limit)
-
-    report_rows(report, run_over_targets(host, opts, targets, work, NO_ANSWER))
+# Runs one command, or a script of the host, in many containers.
+#
+# Nothing is added to the command, and no shell stands between: the words reach the program in the
+# container as they are. The output is cut at a limit, because a container may write for ever.
+#
+# Facts: `docker exec` returns 1, 126 or 127 for its own errors as well as for the command's
+# (moby's cli/command/container/exec.go), so its text decides whose it was. When the docker client
+# is killed, the process inside goes on: a command that did not end in time is unknown, not failed.
 
 
+class ExecRequest(NamedTuple):
+    """The options of one run, as typed values."""
+
+    command: List[str]  # program and arguments inside
+    user: Optional[str]  # of docker exec -u; None: the container's own
+    input_path: Optional[str]  # what goes to its standard input; '-': dockfix's own; None: nothing
+    input_data: bytes  # what is there; b'' where a dry run does not read it
+    max_output: int  # bytes of each stream
+
+
+# The fields of a row for which docker gave no answer. `rc` is null in JSON where the exit status is
+# not the command's own. Rows with an answer have `cut` too: how many bytes of each stream are left
+# out.
 NO_ANSWER = {
     "rc": None,
     "stdout": "",
@@ -6679,97 +6798,130 @@ NO_ANSWER = {
     "truncated": False,
     "seconds": 0.0,
 }  # type: Dict[str, object]
+SCRIPT_MAX = 1 << 26  # bytes
 
 
-def exec_words(host: Host, opts: Options) -> Tuple[List[str], Optional[bytes]]:
-    """The command inside, and what goes to its standard input (None: nothing)."""
-    command = list(opts.arguments)
-    if opts.script is not None and opts.stdin is not None:
-        raise UsageError("standard input inside carries --script or --stdin, not both")
-    if opts.script is None and not command:
-        raise UsageError(
-            "no command: write it after --, or give --script FILE",
-            "python3 dockfix.py exec %s -- CMD ARG" % (" ".join(opts.containers) or "--all"),
-        )
-    path = opts.script if opts.script is not None else opts.stdin
-    if path == "-":
-        claim_stdin(
-            host, "the script" if opts.script else "the command's input", "put it into a file"
-        )
-    if opts.script is not None:
-        command = [*opts.shell, "-s"] + (["--", *command] if command else [])
-    if path is None:
-        return command, None
-    if opts.dry_run and path == "-":
-        return command, b""
-    return command, read_input(path, 1 << 26, "--script" if opts.script is not None else "--stdin")
+def exec_argv(request: ExecRequest, target: Target) -> List[str]:
+    """The words behind `docker`."""
+    argv = ["exec"]
+    if request.input_path is not None:
+        argv.append("-i")
+    if request.user is not None:
+        argv += ["-u", request.user]
+    return [*argv, target.id, *request.command]
 
 
-def exec_argv(opts: Options, target: Target, words: List[str], stdin: bool) -> List[str]:
-    return (
-        ["exec"]
-        + (["-i"] if stdin else [])
-        + (["-u", opts.user] if opts.user is not None else [])
-        + [target.id]
-        + words
-    )
-
-
-def exec_one(
-    host: Host,
-    opts: Options,
-    target: Target,
-    words: List[str],
-    stdin: Optional[bytes],
-    limit: int,
-) -> ResultRow:
-    answer = change(host, exec_argv(opts, target, words, stdin is not None), stdin, limit)
-    said = answer.err.decode("utf-8", "replace")
-    own = answer.timed_out or is_docker_error(answer.rc, said, answer.text())
-    if own and is_gone_now(host, target.id, said):
-        raise ContainerGone
-    if answer.timed_out:
-        status, msg = (
-            "unknown",
-            "no answer in %g s: the process inside may still run" % host.timeout,
-        )
-    elif answer.rc == 0:
-        status, msg = "changed", ""
-    else:
-        status, msg = "failed", first_line(answer) if own else "exit %d" % answer.rc
-    fields = {
-        "rc": None if own else answer.rc,
+def exec_fields(answer: Answer, rc: Optional[int]) -> Dict[str, object]:
+    """The fields of a row: how the command ended, and what it wrote. `rc` is None where the exit
+    status is not the command's own."""
+    cut_stdout = answer.out_total - len(answer.out)
+    cut_stderr = answer.err_total - len(answer.err)
+    return {
+        "rc": rc,
         "stdout": format_bytes(answer.out),
         "stderr": format_bytes(answer.err),
-        "truncated": answer.out_total > len(answer.out) or answer.err_total > len(answer.err),
+        "truncated": cut_stdout > 0 or cut_stderr > 0,
         "seconds": round(answer.seconds, 3),
-        "cut": {
-            "stdout": answer.out_total - len(answer.out),
-            "stderr": answer.err_total - len(answer.err),
-        },
+        "cut": {"stdout": cut_stdout, "stderr": cut_stderr},
     }
-    return row_for(target, status, msg, fields)
+
+
+def run_in_container(host: Host, request: ExecRequest, target: Target) -> ResultRow:
+    """Runs the command in one container. Raises ContainerGone."""
+    stdin = None
+    if request.input_path is not None:
+        stdin = request.input_data
+    answer = change(host, exec_argv(request, target), stdin, request.max_output)
+    stderr = answer.err.decode("utf-8", "replace")
+    if answer.timed_out:
+        is_dockers_error = True
+    else:
+        is_dockers_error = is_docker_error(answer.rc, stderr, answer.text())
+    if is_dockers_error and is_gone_now(host, target.id, stderr):
+        raise ContainerGone
+    rc = None  # type: Optional[int]
+    if not is_dockers_error:
+        rc = answer.rc
+    fields = exec_fields(answer, rc)
+    if answer.timed_out:
+        msg = "no answer in %g s: the process inside may still run" % host.timeout
+        return row_for(target, "unknown", msg, fields)
+    if answer.rc == 0:
+        return row_for(target, "changed", "", fields)
+    if is_dockers_error:
+        return row_for(target, "failed", first_line(answer), fields)
+    return row_for(target, "failed", "exit %d" % answer.rc, fields)
+
+
+# The command
+
+
+def parse_exec_options(host: Host, opts: Options) -> ExecRequest:
+    """The options as typed values. Reads the file of --script or --stdin, and standard input where
+    that is `-`. Raises UsageError."""
+    # One thing goes to the command's standard input.
+    if opts.script is not None and opts.stdin is not None:
+        raise UsageError("standard input inside carries --script or --stdin, not both")
+    # There is something to run.
+    if opts.script is None and not opts.arguments:
+        names = " ".join(opts.containers) or "--all"
+        raise UsageError(
+            "no command: write it after --, or give --script FILE",
+            "python3 dockfix.py exec %s -- CMD ARG" % names,
+        )
+    command = list(opts.arguments)
+    option, path, purpose = "--stdin", opts.stdin, "the command's input"
+    if opts.script is not None:
+        option, path, purpose = "--script", opts.script, "the script"
+        # The shell takes the script from its standard input, and the words as its $1, $2 ...
+        command = [*opts.shell, "-s"]
+        if opts.arguments:
+            command += ["--", *opts.arguments]
+    data = b""
+    if path == "-":
+        claim_stdin(host, purpose, "put it into a file")
+    if path is not None and not (opts.dry_run and path == "-"):
+        data = read_input(path, SCRIPT_MAX, option)
+    return ExecRequest(command, opts.user, path, data, opts.max_output)
+
+
+def format_script_input(request: ExecRequest) -> str:
+    """Where the script of a dry run takes the command's standard input from."""
+    if request.input_path is None:
+        return "/dev/null"
+    if request.input_path == "-":
+        return '"${DOCKFIX_STDIN:?file for standard input}"'
+    return quote_word(os.path.abspath(request.input_path))
 
 
 def plan_exec(
-    host: Host, opts: Options, report: dict, targets: List[Target], words: List[str]
+    host: Host, opts: Options, report: dict, request: ExecRequest, targets: List[Target]
 ) -> None:
-    path = opts.script if opts.script is not None else opts.stdin
-    feed_from = (
-        "/dev/null"
-        if path is None
-        else (
-            '"${DOCKFIX_STDIN:?file for standard input}"'
-            if path == "-"
-            else quote_word(os.path.abspath(path))
-        )
-    )
+    """The dry run: a docker exec for each container."""
+    source = format_script_input(request)
     rows, lines = [], []
     for target in targets:
-        call = list(host.docker) + exec_argv(opts, target, words, path is not None)
-        lines += [script_comment(target.name), "run %s < %s" % (quote_line(call), feed_from)]
+        call = quote_line([*host.docker, *exec_argv(request, target)])
+        lines.append(script_comment(target.name))
+        lines.append("run %s < %s" % (call, source))
         rows.append(row_for(target, "changed", "would run", NO_ANSWER))
     set_script(opts, report, rows, lines)
+
+
+def run_exec(host: Host, opts: Options, report: dict) -> None:
+    """Runs the command in each chosen container, --jobs at a time."""
+    request = parse_exec_options(host, opts)
+    refuse_half_way(host)
+    targets = choose_containers(host, opts)
+    if opts.dry_run:
+        plan_exec(host, opts, report, request, targets)
+        return
+    take_lock(host)
+
+    def work(target: Target) -> ResultRow:
+        return run_in_container(host, request, target)
+
+    report_rows(report, run_over_targets(host, opts, targets, work, NO_ANSWER))
 
 
 ###############################################################################
@@ -7543,7 +7695,8 @@ def failed_restart_row(
     if answer.timed_out:
         status, why = "unknown", "no answer in %g s" % host.timeout
     msg = "its files are done, but docker restart: " + why
-    return row_for(target, status, msg, zone_facts(request, "needed"))._replace(partial=True)
+    row = row_for(target, status, msg, zone_facts(request, "needed"))
+    return row._replace(partial=True)
 
 
 def write_zone(host: Host, plan: ZonePlan) -> None:
@@ -7619,7 +7772,7 @@ def run_timezone(host: Host, opts: Options, report: dict) -> None:
         plan_own_calls(opts, report, survey, format_timezone_options(request), facts)
         return
     if request.restart:
-        confirm_restarts(opts, [plan.container for plan in survey.to_do()])
+        confirm_restarts(opts, [plan.container for plan in survey.all_facts()])
     report_rows(report, run_over_survey(host, opts, survey, write, facts))
     if os.path.isdir(os_bytes(os.path.join(host.state, "undo"))):
         drop_undo_if_void(host, [target.id for target in list_containers(host)])
@@ -8475,7 +8628,7 @@ def set_shift(
     if trouble:
         left = undo_failed_shift(host, shift, former)
         if left:
-            return row_for(target, "failed", trouble + left, fields)._replace(partial=True)
+            return partial_row(target, trouble + left, fields)
         return row_for(target, status, trouble + "; undone: it is as it was", fields)
     save_undo(host, "faketime", container, (), {"done": True, "stopped": False})
     fields["offset"] = request.seconds
@@ -8726,7 +8879,7 @@ def undo_shift(host: Host, request: ShiftRequest, target: Target, plan: ShiftUnd
     left = restore_members(host, target.id, undo.members, request.restart)
     if left:
         msg = "left behind: %s" % ", ".join(left)
-        return row_for(target, "failed", msg, NO_SHIFT)._replace(partial=True)
+        return partial_row(target, msg, NO_SHIFT)
     msg = ""
     if shift.preloaded and not request.restart and not undo.more["stopped"]:
         msg = (
@@ -8964,9 +9117,9 @@ def set_shifts(
         options = format_faketime_options(opts, request)
         plan_own_calls(opts, report, survey, options, dict(NO_SHIFT, offset=request.seconds))
         return
-    add_new_containers_finding(report, request.seconds, survey.to_do())
+    add_new_containers_finding(report, request.seconds, survey.all_facts())
     if request.restart:
-        confirm_restarts(opts, [plan.shift.container for plan in survey.to_do()])
+        confirm_restarts(opts, [plan.shift.container for plan in survey.all_facts()])
     report_rows(report, run_over_survey(host, opts, survey, work, NO_SHIFT))
 
 
@@ -8996,7 +9149,7 @@ def undo_shifts(
         plan_own_calls(opts, report, survey, options, dict(NO_SHIFT, offset=0))
         return
     if request.restart:
-        confirm_restarts(opts, [plan.shift.container for plan in survey.to_do()])
+        confirm_restarts(opts, [plan.shift.container for plan in survey.all_facts()])
     report_rows(report, run_over_survey(host, opts, survey, work, NO_SHIFT))
 
 
