@@ -2420,28 +2420,31 @@ class Target(NamedTuple):
 
 
 class Container(NamedTuple):
-    """What dockfix needs to know of a container, from its `docker inspect` object."""
+    """A container as `docker inspect` shows it: the one reading of that object. The comments name
+    the keys that a field is from."""
 
-    id: str
-    name: str
-    running: bool
-    paused: bool
-    restarting: bool
-    dying: bool
-    pid: int
-    read_only: bool
-    userns: str
-    driver: str
-    layer: Dict[str, str]
-    mounts: Tuple[Tuple[str, str], ...]  # (source, destination), destination normalised
+    id: str  # Id, 64 hexadecimal digits
+    name: str  # Name, without its slash
+    running: bool  # State.Running: true for paused and restarting ones too
+    paused: bool  # State.Paused
+    restarting: bool  # State.Restarting
+    being_removed: bool  # State.Status is "removing", or State.Dead: docker failed to remove it
+    pid: int  # State.Pid, as the engine's host numbers it; 0 where it does not run
+    started: str  # State.StartedAt, ISO 8601 in UTC; year 1 where it never ran
+    command: Tuple[str, ...]  # Path and Args: entrypoint and command together
     env: Tuple[str, ...]  # Config.Env, NAME=VALUE each
-    started: str  # State.StartedAt, ISO 8601 in UTC
-    words: Tuple[str, ...]  # Path and Args
-    user: str
-    folder: str  # Config.WorkingDir
-    auto_remove: bool
-    restarts: int
-    home: str = ""  # Docker's root, as the paths of its own files name it
+    user: str  # Config.User: a name or number, with :GROUP or not
+    working_dir: str  # Config.WorkingDir
+    mounts: Tuple[Tuple[str, str], ...]  # (source, destination), destination normalised
+    read_only: bool  # HostConfig.ReadonlyRootfs
+    userns: str  # HostConfig.UsernsMode: "host", or '' for the engine's own
+    auto_remove: bool  # HostConfig.AutoRemove: docker removes it when it stops
+    restart_policy: str  # HostConfig.RestartPolicy, as --restart takes it; '' for none
+    restart_count: int  # RestartCount: restarts by that policy
+    driver: str  # GraphDriver.Name
+    layer: Dict[str, str]  # GraphDriver.Data: what the storage driver says of its layer
+    docker_root: str  # Docker's root, as ResolvConfPath has it: where the container's files are
+    inspect: dict  # the whole object, for settings that have no field here
 
 
 # docker ps and docker inspect
@@ -2574,39 +2577,56 @@ def parse_answer(one: object, take: Callable):
         ) from None
 
 
-def container_facts(one: dict) -> Container:
-    if not re.match(r"[0-9a-f]{64}\Z", one["Id"]):
+def parse_container(doc: dict) -> Container:
+    """doc: an object of `docker inspect`. Raises as parse_answer expects."""
+    if not re.match(r"[0-9a-f]{64}\Z", doc["Id"]):
         raise ValueError("no id")
-    state, host, config = one["State"], one["HostConfig"], one.get("Config") or {}
+    state, host = doc["State"], doc["HostConfig"]
     if not isinstance(host, dict):
         raise ValueError("no HostConfig")  # without it a mount over /etc could not be seen
-    graph = one.get("GraphDriver") or {}
-    layer = graph.get("Data") or {}
     pid = state.get("Pid") or 0
     if not isinstance(pid, int) or isinstance(pid, bool):
         raise ValueError("no pid")
+    config = doc.get("Config") or {}
+    graph = doc.get("GraphDriver") or {}
+    layer = graph.get("Data") or {}
+    command = [doc.get("Path") or "", *(doc.get("Args") or [])]
     return Container(
-        id=one["Id"],
-        name=str(one.get("Name") or one["Id"][:12]).lstrip("/"),
+        id=doc["Id"],
+        name=str(doc.get("Name") or doc["Id"][:12]).lstrip("/"),
         running=state["Running"] is True,
         paused=state.get("Paused") is True,
         restarting=state.get("Restarting") is True,
-        dying=state.get("Status") == "removing" or state.get("Dead") is True,
+        being_removed=state.get("Status") == "removing" or state.get("Dead") is True,
         pid=pid,
+        started=str(state.get("StartedAt") or ""),
+        command=tuple(str(word) for word in command),
+        env=tuple(str(word) for word in config.get("Env") or []),
+        user=str(config.get("User") or ""),
+        working_dir=str(config.get("WorkingDir") or ""),
+        mounts=tuple(inspect_mounts(doc["Mounts"] or [], host)),
         read_only=host.get("ReadonlyRootfs") is True,
         userns=str(host.get("UsernsMode") or ""),
+        auto_remove=host.get("AutoRemove") is True,
+        restart_policy=format_restart_policy(host.get("RestartPolicy") or {}),
+        restart_count=int(doc.get("RestartCount") or 0),
         driver=str(graph.get("Name") or ""),
         layer={str(key): str(value) for key, value in layer.items()},
-        mounts=tuple(inspect_mounts(one["Mounts"] or [], host)),
-        env=tuple(str(word) for word in config.get("Env") or []),
-        started=str(state.get("StartedAt") or ""),
-        words=tuple(str(word) for word in [one.get("Path") or ""] + (one.get("Args") or [])),
-        user=str(config.get("User") or ""),
-        folder=str(config.get("WorkingDir") or ""),
-        auto_remove=host.get("AutoRemove") is True,
-        restarts=int(one.get("RestartCount") or 0),
-        home=str(one.get("ResolvConfPath") or "").partition("/containers/")[0],
+        docker_root=str(doc.get("ResolvConfPath") or "").partition("/containers/")[0],
+        inspect=doc,
     )
+
+
+def format_restart_policy(policy: dict) -> str:
+    """A restart policy as docker create and docker update take it: 'always', 'on-failure:3'; '' for
+    none. policy: an object of HostConfig.RestartPolicy; one without a name is none."""
+    name = policy.get("Name") or ""
+    if name in ("", "no"):
+        return ""
+    retries = policy.get("MaximumRetryCount")
+    if retries:
+        return "%s:%d" % (name, retries)
+    return str(name)
 
 
 def inspect_mounts(mounts: list, host: dict) -> List[Tuple[str, str]]:
@@ -3275,8 +3295,8 @@ def inspect_containers(host: Host, ids: Sequence[str]) -> Dict[str, Container]:
     """Facts by id, without those that are gone or being removed."""
     containers = {}
     for doc in inspect_objects(host, "container", ids):
-        container = parse_answer(doc, container_facts)
-        if not container.dying:
+        container = parse_answer(doc, parse_container)
+        if not container.being_removed:
             containers[container.id] = container
     return containers
 
@@ -4128,10 +4148,10 @@ def is_recorded_root(root: int, container: Container) -> bool:
 def recorded_roots(container: Container) -> List[str]:
     """The folders that Docker's records name as a container's root; '' among them for none."""
     places = [container.layer.get("MergedDir", "")]
-    if not container.home.startswith("/"):
+    if not container.docker_root.startswith("/"):
         return places
     # containerd's image store mounts it at ROOT/rootfs/SNAPSHOTTER/ID.
-    stores = os.path.join(container.home, "rootfs")
+    stores = os.path.join(container.docker_root, "rootfs")
     for name in suppress_errors(os.listdir, os_bytes(stores)) or []:
         places.append(os.path.join(stores, os.fsdecode(name), container.id))
     places.append(recorded_layer(container))
@@ -4145,11 +4165,11 @@ def recorded_layer(container: Container) -> str:
     if not driver or not driver.root_is_layer:
         return ""
     record = "image/%s/layerdb/mounts/%s/mount-id" % (container.driver, container.id)
-    text = suppress_errors(read_host_text, os.path.join(container.home, record)) or ""
+    text = suppress_errors(read_host_text, os.path.join(container.docker_root, record)) or ""
     name = text.strip()
     if not re.match(LAYER, name):
         return ""
-    return os.path.join(container.home, container.driver, driver.layer_folder, name)
+    return os.path.join(container.docker_root, container.driver, driver.layer_folder, name)
 
 
 def mount_id(fd: int) -> str:
@@ -8205,7 +8225,7 @@ def find_program(host: Host, container: Container, word: str) -> Tuple[str, byte
     not found."""
     if not word:
         return "", b""
-    folders = [container.folder]
+    folders = [container.working_dir]
     if "/" not in word:
         search_path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         for variable in container.env:
@@ -8237,8 +8257,8 @@ def parse_interpreter(script: bytes) -> str:
 def entrypoint_programs(container: Container) -> List[str]:
     """The first word of the container's command, and the next three where they look like programs:
     `tini -- /entrypoint.sh` names two."""
-    programs = list(container.words[:1])
-    for word in container.words[1:4]:
+    programs = list(container.command[:1])
+    for word in container.command[1:4]:
         if "/" in word or word.endswith(".sh"):
             programs.append(word)
     return programs
@@ -8257,7 +8277,7 @@ def first_program(host: Host, container: Container) -> FirstProgram:
     """The first process of a container: by /proc, or else by the container's configuration."""
     path, head, uid = first_process(container)
     name = posixpath.basename(path)
-    texts = [os_bytes(" ".join(container.words))]
+    texts = [os_bytes(" ".join(container.command))]
     for word in entrypoint_programs(container):
         found_path, data = "", b""
         if posixpath.basename(word) != name:
@@ -8744,7 +8764,7 @@ def watch_shift(host: Host, request: ShiftRequest, plan: ShiftPlan, output: Outp
     while True:
         container = inspect_running(host, plan.shift.container.id)
         if start is None:
-            start = (container.started, container.restarts)
+            start = (container.started, container.restart_count)
         trouble = shift_trouble(host, request, container, start)
         if trouble:
             return trouble
@@ -8777,7 +8797,7 @@ def shift_trouble(
         clock = read_clock(host, container, quiet=True)
     except MethodUnavailable as err:
         reason, container = str(err), inspect_running(host, container.id)
-    if not can_exec(container) or (container.started, container.restarts) != start:
+    if not can_exec(container) or (container.started, container.restart_count) != start:
         return "with it, the container does not stay up"
     if clock is None:
         return "with it, a command inside fails: %s" % reason
@@ -15176,15 +15196,9 @@ def format_cpus(nano_cpus: int) -> List[str]:
     return ["%d.%09d" % divmod(nano_cpus, 10**9)]
 
 
-def format_restart_policy(policy: dict) -> List[str]:
-    """Nothing for the policy "no". Raises KeyError for an object without a name."""
-    name = policy["Name"]
-    if name in ("", "no"):
-        return []
-    retries = policy.get("MaximumRetryCount")
-    if retries:
-        return ["%s:%d" % (name, retries)]
-    return [name]
+def restart_texts(policy: dict) -> List[str]:
+    text = format_restart_policy(policy)
+    return [text] if text else []
 
 
 def format_rates(limits: List[dict]) -> List[str]:
@@ -15202,7 +15216,7 @@ SHAPES = {
     "ulimit": lambda limits: ["%(Name)s=%(Soft)d:%(Hard)d" % row for row in limits],
     "link": lambda links: [format_link(link) for link in links],
     "cpus": format_cpus,
-    "restart": format_restart_policy,
+    "restart": restart_texts,
     "rate": format_rates,
 }  # type: Dict[str, Callable[..., List[str]]]
 
@@ -16089,8 +16103,7 @@ def halt_the_rest(host: Host, daemon: str) -> List[Step]:
 
 
 def policy_of(doc: dict) -> str:
-    """The restart policy as docker update takes it, '' for none."""
-    return "".join(SHAPES["restart"](doc["HostConfig"].get("RestartPolicy") or {}))
+    return format_restart_policy(doc["HostConfig"].get("RestartPolicy") or {})
 
 
 def with_policy(host: Host, docs: Sequence[dict]) -> List[dict]:

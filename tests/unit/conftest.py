@@ -73,7 +73,7 @@ def load_again():
 def containers_of(dockfix):
     """data -> what container commands take from docker inspect's answer."""
     return lambda data: [
-        dockfix.parse_answer(one, dockfix.container_facts) for one in dockfix.parse_objects(data)
+        dockfix.parse_answer(one, dockfix.parse_container) for one in dockfix.parse_objects(data)
     ]
 
 

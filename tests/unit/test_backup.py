@@ -875,6 +875,8 @@ def test_restart_policies_are_held_where_docker_can_change_them(dockfix, version
         container("plain", "b", host=restart("no")),
         container("dead", "c", host=restart("always"), state={"Dead": True}),
         container("off", "d", host=restart("on-failure", 3), state={"Running": False}),
+        container("empty", "e", host={"RestartPolicy": {}}),
+        container("nameless", "f", host={"RestartPolicy": {"MaximumRetryCount": 0}}),
     ]
     steps = dockfix.hold_policies(host, docs)
     ids = [letter * 64 for letter in held]

@@ -334,7 +334,7 @@ def judge(dockfix, form, layer, device="5"):
         "container": {"id": "c" * 64, "name": "web"},
         "device_id": int(device),
     }
-    one = dockfix.container_facts(
+    one = dockfix.parse_container(
         {
             "Id": "c" * 64,
             "Name": "/web",
