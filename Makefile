@@ -25,7 +25,7 @@ FAST   := $(addprefix fast-,$(QUARTERS))
 USUAL  := $(addprefix usual-,$(PARTS))
 # one run under the oldest Python with the last docker client, one under the newest with the first; each in two halves,
 # with an engine of their own
-ENGINE  = $(foreach run,oldest newest,$(addprefix engine-$(run)-,$(PARTS)))
+ENGINE  = $(filter-out $(PASSED),$(foreach run,oldest newest,$(addprefix engine-$(run)-,$(PARTS))))
 
 test: RINGS = $(sort unit-$(OLDEST) unit-$(NEWEST)) $(USUAL)
 test test-fast test-all test-engine: JOBS = $$(($$(nproc) + 3))    # they wait a lot
