@@ -13960,10 +13960,37 @@ class Step(NamedTuple):
     unmount: str = ""
 
 
+# What a plan may want to know of a device whose name changes from one boot to the next.
+LOOP_NAME = "loop name"  # loop3
+LOOP_NUMBER = "loop number"  # 7:3
+DISK_NUMBER = "disk number"  # 8:1
+
+
+class Device(NamedTuple):
+    """Something of a device that is another after a reboot, though the device is the same.
+
+    kind: LOOP_NAME, LOOP_NUMBER or DISK_NUMBER.
+    file: what the device is known by at all times: the file behind a loop device, or a folder on
+        the disk that is meant.
+    now: as it was when dockfix last looked.
+    """
+
+    kind: str
+    file: str
+    now: str
+
+
 class Plan(NamedTuple):
-    """A storage change. name: unique, also the name for rollback and discard; kind: the command;
-    goal: one line for people; keeps: the folder with the old data that only discard deletes ('':
-    nothing is kept); facts: what the features want to know later (JSON)."""
+    """A storage change.
+
+    name: unique, also the name for rollback and discard.
+    kind: the command.
+    goal: one line for people.
+    keeps: the folder with the old data that only discard deletes ('': nothing is kept).
+    facts: what the features want to know later (JSON).
+    devices: by role what the words of the steps, and of their tests and undos, have as {ROLE}. Only
+        bind_steps puts the names of now in place of that, right before they are used.
+    """
 
     name: str
     kind: str
@@ -13971,6 +13998,7 @@ class Plan(NamedTuple):
     steps: Tuple[Step, ...]
     keeps: str = ""
     facts: dict = {}
+    devices: Dict[str, Device] = {}
 
 
 def make_plan(
@@ -13980,10 +14008,11 @@ def make_plan(
     steps: Iterable[Step],
     keeps: str = "",
     facts: Optional[dict] = None,
+    devices: Optional[Dict[str, Device]] = None,
 ) -> Plan:
     """Every plan is built here. Raises DockfixError, an internal error, where two steps have one id
     or where an undo refers to a step that is not there."""
-    plan = Plan(name, kind, goal, tuple(steps), keeps, facts or {})
+    plan = Plan(name, kind, goal, tuple(steps), keeps, facts or {}, devices or {})
     known = set()  # type: Set[str]
     for step in plan.steps:
         if step.id in known:
@@ -14015,6 +14044,75 @@ class Journal(NamedTuple):
 def step_index(plan: Plan, step_id: str) -> int:
     """From 0. Raises ValueError where the plan has no such step."""
     return [step.id for step in plan.steps].index(step_id)
+
+
+# The devices of a plan.
+
+
+def bind_steps(plan: Plan) -> Tuple[Step, ...]:
+    """The plan's steps with the names that its devices have now."""
+    if not plan.devices:
+        return plan.steps
+    return tuple(bind_step(step, plan.devices) for step in plan.steps)
+
+
+def bind_step(step: Step, devices: Dict[str, Device]) -> Step:
+    """Only the words of programs have placeholders: what is written to a file stays as it is."""
+    return step._replace(
+        argv=bind_words(step.argv, devices),
+        check=tuple(bind_words(test, devices) for test in step.check),
+        skip_if=tuple(bind_words(test, devices) for test in step.skip_if),
+        undo=tuple(bind_step(undo, devices) for undo in step.undo),
+    )
+
+
+def bind_words(words: Sequence[str], devices: Dict[str, Device]) -> Tuple[str, ...]:
+    def name_of(match: "re.Match") -> str:
+        device = devices.get(match.group(1))
+        return device.now if device else match.group()  # the braces of a format of docker's stay
+
+    return tuple(re.sub(r"\{([a-z-]+)\}", name_of, word) for word in words)
+
+
+def rebind_devices(host: Host, plan: Plan) -> Plan:
+    """The plan with its devices as they are now. One that is not there at present, such as the loop
+    device of a pool that is down, keeps the name of before: the steps' tests see that it is not
+    there."""
+    devices = {}
+    for role, device in plan.devices.items():
+        now = present_device(host, device) or device.now
+        devices[role] = device._replace(now=now)
+    return plan._replace(devices=devices)
+
+
+def present_device(host: Host, device: Device) -> str:
+    """'' where there is none, or more than one."""
+    if device.kind == DISK_NUMBER:
+        return disk_number(device.file)
+    answer = query_host(host, ("losetup", "-j", device.file))
+    paths = parse_loop_devices(answer.out_text())
+    if len(paths) != 1:
+        return ""
+    if device.kind == LOOP_NAME:
+        return os.path.basename(paths[0])
+    return device_number(paths[0])
+
+
+def parse_loop_devices(text: str) -> List[str]:
+    """The paths of the devices in the answer of `losetup -j FILE` (losetup(8))."""
+    return re.findall(r"(?m)^(/dev/loop[0-9]+):", text)
+
+
+def device_number(path: str) -> str:
+    """Of a device: MAJOR:MINOR, '' where it is not there."""
+    status = suppress_errors(os.stat, os_bytes(path))
+    return device_text(status.st_rdev) if status else ""
+
+
+def disk_number(folder: str) -> str:
+    """Of the disk that a folder lies on: MAJOR:MINOR, '' where the folder is not there."""
+    status = suppress_errors(os.stat, os_bytes(folder))
+    return device_text(status.st_dev) if status else ""
 
 
 class Test(NamedTuple):
@@ -14638,6 +14736,7 @@ def steps_and_undos(steps: Iterable[Step]) -> Iterable[Step]:
 def plan_script(report: dict, plan: Plan, start: int = 0, then: Sequence[Step] = ()) -> str:
     """The change from step `start` on as a POSIX script; a step that fails undoes what was done, as
     the real run would, and ends in 1 (7: the undoing failed)."""
+    plan = plan._replace(steps=bind_steps(plan), devices={})
     lines = [script_comment(plan.goal)]
     lines += ["%s() { %s; }" % (name, mode.sh) for name, mode in TESTS.items()]
     lines += script_proofs(plan, start)
@@ -14768,9 +14867,11 @@ def read_journal(host: Host, name: str = JOURNAL) -> Optional[Journal]:
     """None where there is no such change. Raises HalfWay where the journal is not understood."""
     try:
         found = json.loads(read_all(os.path.join(host.state, name)).decode("ascii"))
-        plan = Plan(
-            **dict(found["plan"], steps=tuple(step_from(one) for one in found["plan"]["steps"]))
-        )
+        fields = dict(found["plan"])
+        fields["steps"] = tuple(step_from(step) for step in fields["steps"])
+        devices = fields["devices"].items()
+        fields["devices"] = {role: Device(*device) for role, device in devices}
+        plan = Plan(**fields)
         return Journal(plan, int(found["at"]), int(found["reached"]), str(found["going"]))
     except FileNotFoundError:
         return None
@@ -14899,27 +15000,26 @@ def run_steps_on(host: Host, journal: Journal, progress: Progress) -> None:
     """The steps from where the journal stands to the end. Raises DockfixError for the step that
     failed, HalfWay after a signal."""
     plan = journal.plan
-    for number in range(journal.at, len(plan.steps)):
+    steps = bind_steps(plan)
+    for number in range(journal.at, len(steps)):
         save_journal(host, Journal(plan, number, max(number, journal.reached)))
         if host.stop.is_set():
             raise half_way_error(host, None)
-        do_step(
-            host,
-            plan.steps[number],
-            progress.step(number + 1, plan.steps[number].title, step_size(plan.steps[number])),
-        )
-    close_journal(host, Journal(plan, len(plan.steps), len(plan.steps) - 1, "done"))
+        step = steps[number]
+        do_step(host, step, progress.step(number + 1, step.title, step_size(step)))
+    close_journal(host, Journal(plan, len(steps), len(steps) - 1, "done"))
 
 
 def undo_steps_back(host: Host, journal: Journal, progress: Progress) -> None:
     """Undoes the steps from where the journal stands down to the first. Raises HalfWay where one
     cannot be."""
     plan = journal.plan
-    for number in range(min(journal.at, len(plan.steps) - 1), -1, -1):
+    steps = bind_steps(plan)
+    for number in range(min(journal.at, len(steps) - 1), -1, -1):
         save_journal(host, Journal(plan, number, journal.reached, "back"))
         if host.stop.is_set():
             raise half_way_error(host, None)
-        step = plan.steps[number]
+        step = steps[number]
         void_after = step.undo_void_after
         if void_after and step_index(plan, void_after) <= journal.reached:
             continue
@@ -15008,7 +15108,7 @@ def restore_daemon_state(host: Host, journal: Journal, progress: Progress) -> No
     must be are made so again. On the way back only 'down' counts, once there was one: a start that
     fails may be why one goes back."""
     again = []  # type: List[Step]
-    for step in reversed(journal.plan.steps[: journal.at]):
+    for step in reversed(bind_steps(journal.plan)[: journal.at]):
         if step.daemon and again and step.daemon != again[0].daemon:
             break
         again += [step] if step.daemon else []
@@ -16338,7 +16438,7 @@ def down_steps(engine: Engine, pool: str = "", as_undo: bool = False) -> Tuple[S
     steps.append(
         Step("no-daemon", "no daemon is left", check=(down, databases), wait=30, daemon=daemon)
     )
-    devices = pool and os.path.join(MAPPER, re.match("docker-[0-9:]+-|", pool).group())
+    devices = pool and os.path.join(MAPPER, re.match("docker-[^-]+-|", pool).group())
     steps.append(unmount_step(engine.root, devices, as_undo))
     return tuple(steps) + (pool_down(engine, pool, daemon) if pool else ())
 
@@ -16433,45 +16533,6 @@ def up_steps(
     if engine.socket:
         return (start, engine.start_socket())
     return (start,)
-
-
-def device_number(path: str) -> str:
-    found = suppress_errors(os.stat, os_bytes(path))
-    return device_text(found.st_rdev) if found else ""
-
-
-def rebind_devices(host: Host, plan: Plan) -> Plan:
-    """The plan with the names and numbers that its pool's places (facts loops and prefix) have now:
-    a reboot may have given them to others."""
-    loops, names = dict(plan.facts.get("loops", {})), {}
-    for path, (loop, number) in plan.facts.get("loops", {}).items():
-        found = re.findall(
-            r"(?m)^(/dev/loop[0-9]+):", query_host(host, ("losetup", "-j", path)).out_text()
-        )
-        if len(found) == 1 and found[0] != loop:
-            loops[path] = [found[0], device_number(found[0])]
-            names.update(
-                {os.path.basename(loop): os.path.basename(found[0]), number: loops[path][1]}
-            )
-    home, prefix = plan.facts.get("prefix", ("", ""))
-    if prefix and os.path.isdir(os_bytes(home)) and pool_prefix(home) != prefix:
-        names[prefix] = pool_prefix(home)
-    words = re.compile(
-        r"(?<![\w:-])(?:%s)"
-        % "|".join(name if name == prefix else name + r"(?![\w-])" for name in names)
-    )
-
-    def named(step: Step) -> Step:
-        return (
-            step
-            if step.data
-            else step_from(
-                json.loads(words.sub(lambda word: names[word.group()], json.dumps(step_data(step))))
-            )
-        )
-
-    facts = dict(plan.facts, loops=loops, prefix=[home, names.get(prefix, prefix)])
-    return plan._replace(steps=tuple(map(named, plan.steps)), facts=facts) if names else plan
 
 
 def disk_tests(host: Host, path: str) -> List[List[str]]:
@@ -18630,8 +18691,13 @@ def report_restarts(have: Stock, empty: Sequence[str]) -> None:
 
 
 class LoopPool(NamedTuple):
-    """name: the pool's; files, loops (device paths) and lengths (bytes) by 'data' and 'metadata';
-    spare: bytes that the disk under them can still take."""
+    """The daemon's pool, as it is.
+
+    name: as device-mapper has it.
+    files, loops, lengths: by 'data' and 'metadata', the file, the path of its loop device, and the
+        file's length in bytes.
+    spare: bytes that the two files may have together on their disk.
+    """
 
     name: str
     thin: ThinPool
@@ -18640,26 +18706,42 @@ class LoopPool(NamedTuple):
     lengths: Dict[str, int]
     spare: int
 
+    def home(self) -> str:
+        """ROOT/devicemapper: the pool's name tells its disk and its inode."""
+        return os.path.dirname(os.path.dirname(self.files["data"]))
+
 
 def run_pool(host: Host, opts: Options, report: dict) -> None:
-    if opts.arguments[0] not in ("grow", "recreate"):
+    action = opts.arguments[0]
+    if action not in ("grow", "recreate"):
         raise UsageError(
-            "pool takes grow or recreate, not %s" % opts.arguments[0],
-            "python3 dockfix.py pool --help",
+            "pool takes grow or recreate, not %s" % action, "python3 dockfix.py pool --help"
         )
-    for option, owner in (
-        ("offline", "grow"),
-        ("base_size", "recreate"),
-        ("driver", "recreate"),
-        ("backup", "recreate"),
-    ):
-        if opts.is_given(option) and owner != opts.arguments[0]:
+    require_pool_options(opts, action)
+    lock_storage(host, opts)
+    if action == "grow":
+        run_grow(host, opts, report)
+    else:
+        run_recreate(host, opts, report)
+
+
+def require_pool_options(opts: Options, action: str) -> None:
+    """Refuses an option of the other action."""
+    owners = {
+        "offline": "grow",
+        "base_size": "recreate",
+        "driver": "recreate",
+        "backup": "recreate",
+    }
+    for option, owner in owners.items():
+        if opts.is_given(option) and owner != action:
             raise UsageError(
                 "--%s goes with pool %s" % (option.replace("_", "-"), owner),
                 "python3 dockfix.py pool --help",
             )
-    lock_storage(host, opts)
-    (run_grow if opts.arguments[0] == "grow" else run_recreate)(host, opts, report)
+
+
+# Reading the pool.
 
 
 def collect_loop_pool(host: Host, engine: Engine) -> LoopPool:
@@ -18670,94 +18752,124 @@ def collect_loop_pool(host: Host, engine: Engine) -> LoopPool:
             "the storage driver is %s; only devicemapper has a pool" % info.driver,
             "python3 dockfix.py storage",
         )
-    reported = parse_reported_pool(info.driver_status)
-    name = reported.name or ""
+    name = parse_reported_pool(info.driver_status).name or ""
     thin = thin_pool(host, name)
-    files, loops, lengths, taken = {}, {}, {}, 0
-    for kind, device in (("data", thin.data_dev), ("metadata", thin.metadata_dev)):
-        files[kind] = os.path.join(engine.root, "devicemapper/devicemapper", kind)
-        try:
-            found = os.lstat(os_bytes(files[kind]))
-        except OSError:
-            raise Refused(
-                "the pool has no loop file %s: it lies on a device of its own (direct-lvm)"
-                % files[kind],
-                "lvextend -L +SIZE VG/POOL (lvs names it; the pool is %s), nothing else is needed"
-                % name,
-            ) from None
-        if not stat.S_ISREG(found.st_mode):
-            raise Refused(
-                "%s is not a regular file but a link or a device" % files[kind],
-                "grow the device behind it: lvextend",
-            )
-        answer = require_answer(
-            query_host(host, ("losetup", "-j", files[kind])), "losetup"
-        ).out_text()
-        loops[kind] = next(
-            (
-                one
-                for one in re.findall(r"(?m)^(/dev/loop[0-9]+):", answer)
-                if device_number(one) == device
-            ),
-            "",
+    numbers = {"data": thin.data_dev, "metadata": thin.metadata_dev}
+    files, loops, lengths = {}, {}, {}
+    allocated = 0
+    for kind, number in numbers.items():
+        file = os.path.join(engine.root, "devicemapper/devicemapper", kind)
+        status = require_loop_file(file, name)
+        files[kind] = file
+        loops[kind] = require_loop_device(host, file, kind, number, name)
+        lengths[kind] = status.st_size
+        allocated += status.st_blocks * 512
+    spare = read_disk_room(files["data"]).available + allocated
+    return LoopPool(name, thin, files, loops, lengths, spare)
+
+
+def require_loop_file(file: str, pool: str) -> os.stat_result:
+    """What lstat says of a file of the pool. Raises Refused where there is none: the pool is on
+    devices of its own."""
+    try:
+        status = os.lstat(os_bytes(file))
+    except OSError:
+        raise Refused(
+            "the pool has no loop file %s: it lies on a device of its own (direct-lvm)" % file,
+            "lvextend -L +SIZE VG/POOL (lvs names it; the pool is %s), nothing else is needed"
+            % pool,
+        ) from None
+    if not stat.S_ISREG(status.st_mode):
+        raise Refused(
+            "%s is not a regular file but a link or a device" % file,
+            "grow the device behind it: lvextend",
         )
-        if not loops[kind]:
-            raise Refused(
-                "the pool's %s device (%s) is not the loop device of %s"
-                % (kind, device, files[kind]),
-                "losetup -a; dmsetup table %s" % name,
-            )
-        lengths[kind], taken = found.st_size, taken + found.st_blocks * 512
-    return LoopPool(
-        name, thin, files, loops, lengths, read_disk_room(files["data"]).available + taken
+    return status
+
+
+def require_loop_device(host: Host, file: str, kind: str, number: str, pool: str) -> str:
+    """The path of the loop device of a file that the pool really has, by its number."""
+    answer = require_answer(query_host(host, ("losetup", "-j", file)), "losetup")
+    for path in parse_loop_devices(answer.out_text()):
+        if device_number(path) == number:
+            return path
+    raise Refused(
+        "the pool's %s device (%s) is not the loop device of %s" % (kind, number, file),
+        "losetup -a; dmsetup table %s" % pool,
     )
 
 
+def asked_sizes(opts: Options, pool: LoopPool) -> Dict[str, int]:
+    """Bytes by kind, whole MiB. What is not asked for is the size of now."""
+    sizes = dict(pool.lengths)
+    for kind, request in (("data", opts.data), ("metadata", opts.metadata)):
+        if not request:
+            continue
+        size = request.bytes_from(pool.lengths[kind])
+        if size != pool.lengths[kind]:
+            sizes[kind] = size >> 20 << 20
+    return sizes
+
+
+# Refusing what cannot work.
+
+
 def require_healthy_pool(pool: LoopPool) -> None:
-    if pool.thin.state not in ("rw", "out_of_data_space") or pool.thin.needs_check:
-        raise Refused(
-            "the pool is in state %s%s: it must be mended first; until then only what runs can be"
-            " read (docker export, docker cp)"
-            % (pool.thin.state, ", needs_check" if pool.thin.needs_check else ""),
-            pool_repair_line(pool.files["metadata"]),
-        )
+    """dm-thin would refuse a new length of an ill pool, or make it worse."""
+    state = pool.thin.state
+    if state in ("rw", "out_of_data_space") and not pool.thin.needs_check:
+        return
+    if pool.thin.needs_check:
+        state += ", needs_check"
+    raise Refused(
+        "the pool is in state %s: it must be repaired first; until then only what runs can be"
+        " read (docker export, docker cp)" % state,
+        pool_repair_line(pool.files["metadata"]),
+    )
 
 
 def require_sizes(pool: LoopPool, sizes: Dict[str, int], overcommit: bool) -> None:
-    if (
-        METADATA_MAX < sizes["metadata"] != pool.lengths["metadata"]
-    ):  # one that is longer already does no harm
+    # dm-thin cannot use more metadata. A file that is longer already does no harm.
+    metadata = sizes["metadata"]
+    if metadata > METADATA_MAX and metadata != pool.lengths["metadata"]:
         raise Refused(
-            "metadata of %s: dm-thin can use 15.88 GiB at most" % format_size(sizes["metadata"]),
+            "metadata of %s: dm-thin can use 15.88 GiB at most" % format_size(metadata),
             "--metadata 15G; a full pool of 100 GiB needs 0.1 GiB",
         )
-    if sum(sizes.values()) > pool.spare and not overcommit:
-        facts = (
-            os.path.dirname(pool.files["data"]),
-            format_size(pool.spare),
-            format_size(sum(sizes.values())),
-        )
+    # The files are sparse: they could be longer than the disk under them is large.
+    total = sum(sizes.values())
+    if total > pool.spare and not overcommit:
         raise Refused(
             "the disk under %s can take %s in all, not %s: it would fill before the pool does"
-            % facts,
+            % (os.path.dirname(pool.files["data"]), format_size(pool.spare), format_size(total)),
             "a smaller size, or --overcommit; relocate moves Docker to a larger disk",
         )
 
 
-def asked_sizes(opts: Options, pool: LoopPool) -> Dict[str, int]:
-    """Bytes by kind, whole MiB; what is not asked for is the size of now."""
-    asked = dict(pool.lengths)
-    if opts.data:
-        asked["data"] = opts.data.bytes_from(pool.lengths["data"])
-    if opts.metadata:
-        asked["metadata"] = opts.metadata.bytes_from(pool.lengths["metadata"])
-    return {
-        kind: size if size == pool.lengths[kind] else size >> 20 << 20
-        for kind, size in asked.items()
-    }
+def require_no_shrinking(pool: LoopPool, sizes: Dict[str, int]) -> None:
+    for kind in ("data", "metadata"):
+        if sizes[kind] < pool.lengths[kind]:
+            size = format_option_size(sizes[kind])
+            raise Refused(
+                "%s has %s already, and a thin pool never shrinks"
+                % (kind, format_size(pool.lengths[kind])),
+                "python3 dockfix.py pool recreate --%s %s --backup DIR" % (kind, size),
+            )
+
+
+# pool grow.
 
 
 def run_grow(host: Host, opts: Options, report: dict) -> None:
+    """Makes the pool larger in place.
+
+    Before the first call that changes anything these programs are asked, in this order:
+    prove_engine: docker context, version, info; the service's main process (systemctl show), and
+    docker info once more, through the socket that this process has open. collect_engine:
+    docker.socket's state; with --offline, docker ps and docker inspect. collect_loop_pool: dmsetup
+    table and status, and losetup -j for each of the two files. Then come the refusals, the plan, the
+    question and the journal (run_change), and the plan's first step lengthens a file (truncate).
+    """
     if not opts.data and not opts.metadata:
         raise UsageError(
             "how large? --data SIZE, --metadata SIZE, or both",
@@ -18767,194 +18879,220 @@ def run_grow(host: Host, opts: Options, report: dict) -> None:
     engine = collect_engine(host, identity, opts.offline)
     pool = collect_loop_pool(host, engine)
     sizes = asked_sizes(opts, pool)
-    for kind in ("data", "metadata"):
-        if sizes[kind] < pool.lengths[kind]:
-            raise Refused(
-                "%s has %s already, and a thin pool never shrinks"
-                % (kind, format_size(pool.lengths[kind])),
-                "python3 dockfix.py pool recreate --%s %s --backup DIR"
-                % (kind, format_option_size(sizes[kind])),
-            )
+    require_no_shrinking(pool, sizes)
     require_healthy_pool(pool)
     require_sizes(pool, sizes, opts.overcommit)
     if opts.offline:
         require_stoppable(host, engine, opts.lose_autoremove)
-    now = dict(
-        pool.lengths, data=min(pool.lengths["data"], pool.thin.sectors * 512)
-    )  # a file may be longer than what the pool has of it
-    larger = [kind for kind in sizes if sizes[kind] // 512 > now[kind] // 512]
-    wanted = [
-        ("storage-opt", "dm.loop%ssize" % kind, format_option_size(sizes[kind]))
-        for kind in sizes
-        if getattr(opts, kind)
-    ]
+    plan = plan_grow(host, opts, engine, pool, sizes)
+    if not plan.steps:
+        return change_row(report, plan, "unchanged", plan.goal)
+    stops = "nothing stops"
+    if opts.offline and larger_kinds(pool, sizes):
+        running = sum(1 for doc in engine.containers if is_running(doc))
+        stops = "docker and its %s stop meanwhile" % format_count(running, "running container")
+    run_change(host, opts, report, plan, "grow the %s (%s)?" % (plan.goal, stops))
+
+
+def plan_grow(
+    host: Host, opts: Options, engine: Engine, pool: LoopPool, sizes: Dict[str, int]
+) -> Plan:
+    """A plan without steps where the pool and its options are so already."""
+    wanted = []
+    for kind, request in (("data", opts.data), ("metadata", opts.metadata)):
+        if request:
+            size = format_option_size(sizes[kind])
+            wanted.append(("storage-opt", "dm.loop%ssize" % kind, size))
     options = option_steps(wanted, add=False)
-    steps = (
-        (
-            grow_offline(host, engine, pool, sizes, options)
-            if opts.offline
-            else grow_online(pool, sizes) + options
-        )
-        if larger
-        else options
-    )
-    already = "as large as that already" + (", and from now on by its options" if options else "")
-    goal = (
-        ", ".join(
+    larger = larger_kinds(pool, sizes)
+    named = planned_pool(pool)
+    if not larger:
+        steps = options
+        goal = "as large as that already"
+        if options:
+            goal += ", and from now on by its options"
+    else:
+        if opts.offline:
+            steps = grow_offline(host, engine, named, sizes, options)
+        else:
+            steps = grow_online(named, sizes) + options
+        now = present_sizes(pool)
+        goal = ", ".join(
             "%s %s -> %s" % (kind, format_option_size(now[kind]), format_option_size(sizes[kind]))
             for kind in larger
         )
-        or already
-    )
-    plan = make_plan(
+    facts = engine.identity.facts(host, engine.root)
+    facts["lengths"] = [superblock_test("has", pool, kind) for kind in larger]
+    return make_plan(
         new_name("pool-grow"),
         "pool grow",
         "pool %s: %s" % (pool.name, goal),
         steps,
-        facts=dict(
-            pool_places(pool),
-            lengths=[superblock_test("has", pool, kind) for kind in larger],
-            **identity.facts(host, engine.root),
-        ),
+        facts=facts,
+        devices=pool_devices(pool),
     )
-    if not plan.steps:
-        return change_row(report, plan, "unchanged", plan.goal)
-    count = sum(map(is_running, engine.containers))
-    stops = (
-        "docker and its %d running containers stop meanwhile" % count
-        if opts.offline and larger
-        else "nothing stops"
-    )
-    run_change(host, opts, report, plan, "grow the pool %s (%s; %s)?" % (pool.name, goal, stops))
 
 
-def pool_places(pool: LoopPool) -> dict:
-    """Facts for rebind_devices: of each loop file its device; the prefix of the pool's name, in
-    which its disk's number is."""
-    home = os.path.dirname(os.path.dirname(pool.files["data"]))
-    return {
-        "loops": {
-            pool.files[kind]: [loop, device_number(loop)] for kind, loop in pool.loops.items()
-        },
-        "prefix": [home, pool_prefix(home)],
-    }
+def present_sizes(pool: LoopPool) -> Dict[str, int]:
+    """What the pool has of its files, in bytes: a file may be longer than that."""
+    return dict(pool.lengths, data=min(pool.lengths["data"], pool.thin.sectors * 512))
+
+
+def larger_kinds(pool: LoopPool, sizes: Dict[str, int]) -> List[str]:
+    """What of the pool is to have more sectors than now."""
+    now = present_sizes(pool)
+    return [kind for kind in sizes if sizes[kind] // 512 > now[kind] // 512]
+
+
+def planned_pool(pool: LoopPool) -> LoopPool:
+    """The pool as the steps of a plan name it: with placeholders (pool_devices) for what a reboot
+    changes."""
+    words = pool.thin.table.split(" ")  # 0 LENGTH thin-pool METADATA_DEVICE DATA_DEVICE ...
+    words[3:5] = ["{metadata-number}", "{data-number}"]
+    disk = "docker-%s-" % disk_number(pool.home())
+    name = pool.name
+    if name.startswith(disk):
+        name = "docker-{pool-disk}-" + name[len(disk) :]
+    return pool._replace(
+        name=name,
+        thin=pool.thin._replace(table=" ".join(words)),
+        loops={kind: "/dev/{%s-loop}" % kind for kind in pool.loops},
+    )
+
+
+def pool_devices(pool: LoopPool) -> Dict[str, Device]:
+    """The devices of a plan for this pool, by the roles that planned_pool uses."""
+    home = pool.home()
+    devices = {"pool-disk": Device(DISK_NUMBER, home, disk_number(home))}
+    for kind, loop in pool.loops.items():
+        file = pool.files[kind]
+        devices[kind + "-loop"] = Device(LOOP_NAME, file, os.path.basename(loop))
+        devices[kind + "-number"] = Device(LOOP_NUMBER, file, device_number(loop))
+    return devices
 
 
 def superblock_test(mode: str, pool: LoopPool, kind: str) -> Tuple[str, ...]:
-    """A test of the pool's superblock (struct thin_disk_superblock, nr_blocks of its two space
-    maps): the number of blocks is that of now. It is there with the pool down too, and it tells
-    whether the pool was ever loaded with another length."""
-    at, blocks = (
-        ("64", pool.thin.data_total // pool.thin.block)
-        if kind == "data"
-        else ("192", pool.thin.metadata_total // 4096)
-    )
-    return (
-        mode,
-        "%016x" % blocks,
-        "od",
-        "-A",
-        "n",
-        "-t",
-        "x8",
-        "-j",
-        at,
-        "-N",
-        "8",
-        pool.files["metadata"],
-    )
+    """A test of the number of blocks in the pool's superblock: is it that of now?
+
+    It is on the disk with the pool down too, and tells whether the pool was ever loaded with another
+    length. Source: kernel, drivers/md/dm-thin-metadata.c, struct thin_disk_superblock; the space
+    maps of data and metadata begin at bytes 64 and 192 with nr_blocks.
+    """
+    if kind == "data":
+        offset, total, block = 64, pool.thin.data_total, pool.thin.block
+    else:
+        offset, total, block = 192, pool.thin.metadata_total, 4096
+    # total is None for a pool that has failed only, and require_healthy_pool refuses that.
+    blocks = "%016x" % ((total or 0) // block)
+    read = ("od", "-A", "n", "-t", "x8", "-j", str(offset), "-N", "8", pool.files["metadata"])
+    return (mode, blocks, *read)
 
 
 def lengthen_steps(pool: LoopPool, sizes: Dict[str, int]) -> Tuple[Step, ...]:
-    """The loop files made longer; cut back only while the pool was never loaded with them, by a
-    reboot either: after that a shorter file is a pool that never comes up again."""
+    """The loop files made longer."""
     steps = []
     for kind, path in pool.files.items():
-        old, new = pool.lengths[kind], sizes[kind]
-        undo = (
-            Step(
-                "cut-back",
-                "cut %s back" % path,
-                ("truncate", "-s", str(old), path),
-                (("says", str(old), "stat", "-c", "%s", path),),
-                skip_if=(superblock_test("lacks", pool, kind),),
-            ),
-            Step(
-                "tell-loop",
-                "tell %s" % pool.loops[kind],
-                ("losetup", "-c", pool.loops[kind]),  # after a reboot it may be another's, or none
-                skip_if=(("lacks", pool.loops[kind] + ":", "losetup", "-j", path),),
-            ),
-        )
-        if new > old:
-            steps.append(
-                Step(
-                    "lengthen:" + kind,
-                    "lengthen %s to %s" % (path, format_option_size(new)),
-                    ("truncate", "-s", str(new), path),
-                    (("says", str(new), "stat", "-c", "%s", path),),
-                    undo,
-                )
-            )
+        if sizes[kind] > pool.lengths[kind]:
+            steps.append(lengthen_step(pool, kind, path, sizes[kind]))
     return tuple(steps)
 
 
+def lengthen_step(pool: LoopPool, kind: str, path: str, size: int) -> Step:
+    loop = pool.loops[kind]
+    old = str(pool.lengths[kind])
+    # Cut back only while the pool was never loaded with the new length, by a reboot either: from
+    # then on a shorter file is a pool that never comes up again.
+    cut_back = Step(
+        "cut-back",
+        "cut %s back" % path,
+        ("truncate", "-s", old, path),
+        (("says", old, "stat", "-c", "%s", path),),
+        skip_if=(superblock_test("lacks", pool, kind),),
+    )
+    # After a reboot the loop device may be another file's, or nobody's.
+    tell_loop = Step(
+        "tell-loop",
+        "tell the loop device of %s" % path,
+        ("losetup", "-c", loop),
+        skip_if=(("lacks", loop + ":", "losetup", "-j", path),),
+    )
+    return Step(
+        "lengthen:" + kind,
+        "lengthen %s to %s" % (path, format_option_size(size)),
+        ("truncate", "-s", str(size), path),
+        (("says", str(size), "stat", "-c", "%s", path),),
+        undo=(cut_back, tell_loop),
+    )
+
+
 def grow_online(pool: LoopPool, sizes: Dict[str, int]) -> Tuple[Step, ...]:
-    """No suspend of its own: resume suspends, swaps and goes on by itself, so that a kill leaves no
-    frozen pool."""
-    steps, table, sectors = lengthen_steps(pool, sizes), pool.thin.table, sizes["data"] // 512
-    live, blocks = ("has", "ACTIVE", "dmsetup", "info", pool.name), min(
-        sizes["metadata"], METADATA_MAX
-    ) // 4096
+    """Lengthen the files, tell their loop devices, load the pool's new table, switch to it.
+
+    There is no suspend of its own: resume suspends, swaps the tables and goes on by itself, so that
+    a kill leaves no frozen pool (dmsetup(8)).
+    """
+    sectors = sizes["data"] // 512
+    blocks = min(sizes["metadata"], METADATA_MAX) // 4096
+    info = ("dmsetup", "info", pool.name)
+    load = ("dmsetup", "reload", pool.name, "--table")
+    switch = ("dmsetup", "resume", pool.name)
+    # After a reboot the pool has the new length by itself.
     grown = (
         ("has", "0 %d thin-pool" % sectors, "dmsetup", "table", pool.name),
         ("has", "/%d " % blocks, "dmsetup", "status", pool.name),
-        live,
+        ("has", "ACTIVE", *info),
     )
-    for (
-        kind,
-        loop,
-    ) in (
-        pool.loops.items()
-    ):  # after a reboot the pool has the new length by itself, and may be on other loop devices
-        seen = (
-            "says",
-            str(sizes[kind] // 512),
-            "cat",
-            "/sys/block/%s/size" % os.path.basename(loop),
+
+    # 1. The files. Undo: cut back, see lengthen_step.
+    steps = list(lengthen_steps(pool, sizes))
+
+    # 2. The loop devices see the new lengths. Undo: none, the first steps' undo tells them again.
+    for kind, loop in pool.loops.items():
+        size = ("cat", "/sys/block/%s/size" % os.path.basename(loop))
+        tell_loop = Step(
+            "tell-loop:" + kind,
+            "tell the loop device of %s the new length" % pool.files[kind],
+            ("losetup", "-c", loop),
+            (("says", str(sizes[kind] // 512), *size),),
+            skip_if=grown,
         )
-        steps += (
-            Step(
-                "tell-loop:" + kind,
-                "tell %s the new length" % loop,
-                ("losetup", "-c", loop),
-                (seen,),
-                skip_if=grown,
-            ),
-        )
-    load, switch = ("dmsetup", "reload", pool.name, "--table"), ("dmsetup", "resume", pool.name)
-    frozen = (("lacks", "SUSPENDED", *live[2:]),)
-    forget = Step(
+        steps.append(tell_loop)
+
+    # 3. The new table waits beside the live one. Undo: forget it.
+    forget_table = Step(
         "forget-table",
         "forget the new table",
         ("dmsetup", "clear", pool.name),
-        skip_if=(("not", *live[2:]),),
+        skip_if=(("not", *info),),
     )
-    undo = (
-        Step("load-old-table", "load the pool's old table", (*load, table), skip_if=frozen),
-        Step("switch-back", "switch the pool to it", switch, skip_if=frozen),
+    load_table = Step(
+        "load-table",
+        "load the pool's new table beside the old one",
+        (*load, pool.thin.longer(sectors)),
+        skip_if=grown,
+        undo=(forget_table,),
     )
-    return (
-        *steps,
-        Step(
-            "load-table",
-            "load the pool's new table beside the old one",
-            (*load, pool.thin.longer(sectors)),
-            skip_if=grown,
-            undo=(forget,),
-        ),
-        Step("switch-table", "switch the pool to its new length", switch, grown, undo),
+    steps.append(load_table)
+
+    # 4. The switch. Once the pool was live with its new length, it keeps it. Undo: only a pool that
+    # the switch has left frozen gets its old table, and goes on with it.
+    not_frozen = (("lacks", "SUSPENDED", *info),)
+    old_table = Step(
+        "load-old-table",
+        "load the pool's old table",
+        (*load, pool.thin.table),
+        skip_if=not_frozen,
     )
+    switch_back = Step("switch-back", "switch the pool to it", switch, skip_if=not_frozen)
+    switch_table = Step(
+        "switch-table",
+        "switch the pool to its new length",
+        switch,
+        grown,
+        undo=(old_table, switch_back),
+    )
+    steps.append(switch_table)
+    return tuple(steps)
 
 
 def grow_offline(
@@ -18964,15 +19102,17 @@ def grow_offline(
     sizes: Dict[str, int],
     options: Tuple[Step, ...],
 ) -> Tuple[Step, ...]:
-    """options: the steps that set the daemon's, for its next start."""
+    """Stop docker, lengthen the files, set the options, start docker, which loads the pool with the
+    length of its files. Each of these steps has its undo from its maker. options: the steps that set
+    the daemon's, for its next start."""
     grown = ("has", "0 %d thin-pool" % (sizes["data"] // 512), "dmsetup", "table", pool.name)
     return (
-        stop_steps(host, engine, pool.name)
-        + lengthen_steps(pool, sizes)
-        + options
-        + up_steps(engine, pool.name)
-        + go_again(host, engine)
-        + (Step("new-length", "the pool has its new length", check=(grown,)),)
+        *stop_steps(host, engine, pool.name),
+        *lengthen_steps(pool, sizes),
+        *options,
+        *up_steps(engine, pool.name),
+        *go_again(host, engine),
+        Step("new-length", "the pool has its new length", check=(grown,)),
     )
 
 

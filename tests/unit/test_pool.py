@@ -743,78 +743,69 @@ def test_sizes_as_docker_takes_them(dockfix, size, word):
 
 def test_a_plan_in_the_names_of_after_a_reboot(dockfix, monkeypatch):
     """The two loop devices have changed places, a disk has another number; what is written to a
-    file stays as it is, and so does what only looks alike."""
+    file stays as it is, and so do braces that are no device of the plan."""
     folder = "/var/lib/docker/devicemapper"
-    facts = {
-        "loops": {
-            folder + "/devicemapper/data": ["/dev/loop1", "7:1"],
-            folder + "/devicemapper/metadata": ["/dev/loop10", "7:10"],
-        },
-        "prefix": [folder, "docker-7:1-5-"],
-    }
+    data, metadata = folder + "/devicemapper/data", folder + "/devicemapper/metadata"
+    table = "0 8 thin-pool 7:10 7:1 128 0"
+    pool = dockfix.LoopPool(
+        "docker-7:1-5-pool",
+        dockfix.parse_thin_pool(table, "0 8 thin-pool 4 1/2 1/2 - rw "),
+        {"data": data, "metadata": metadata},
+        {"data": "/dev/loop1", "metadata": "/dev/loop10"},
+        {"data": 1, "metadata": 1},
+        0,
+    )
+    numbers = {"disk": "7:1"}
+    monkeypatch.setattr(dockfix, "device_number", lambda path: "7:" + path[len("/dev/loop") :])
+    monkeypatch.setattr(dockfix, "disk_number", lambda folder: numbers["disk"])
+
+    def ask(host, argv):
+        text = b"/dev/loop%s: [1]: (x)\n" % (b"10" if argv[-1] == data else b"1")
+        return dockfix.Answer(0, text, b"", 0, 0, 0, False)
+
+    monkeypatch.setattr(dockfix, "query_host", ask)
+    named = dockfix.planned_pool(pool)
+    words = (
+        ("losetup", "-c", named.loops["data"]),
+        ("dmsetup", "reload", named.name, "--table", named.thin.table),
+        ("cat", "/sys/block/%s/size" % os.path.basename(named.loops["metadata"])),
+        ("find", "/dev/mapper", "-name", named.name[: -len("pool")] + "*"),
+        ("echo", "7:1", "loop1", "{{.Id}}", "{}", "{other}"),
+    )
     before = (
         ("losetup", "-c", "/dev/loop1"),
-        ("dmsetup", "reload", "docker-7:1-5-pool", "--table", "0 8 thin-pool 7:10 7:1 128 0"),
+        ("dmsetup", "reload", "docker-7:1-5-pool", "--table", table),
         ("cat", "/sys/block/loop10/size"),
         ("find", "/dev/mapper", "-name", "docker-7:1-5-*"),
-        ("echo", "17:1", "7:100", "loop1x", "/dev/loop101", "xdocker-7:1-5-pool"),
+        words[-1],
     )
     after = (
         ("losetup", "-c", "/dev/loop10"),
         ("dmsetup", "reload", "docker-7:9-5-pool", "--table", "0 8 thin-pool 7:1 7:10 128 0"),
         ("cat", "/sys/block/loop1/size"),
         ("find", "/dev/mapper", "-name", "docker-7:9-5-*"),
-        before[-1],
+        words[-1],
     )
-    monkeypatch.setattr(dockfix, "device_number", lambda path: "7:" + path[len("/dev/loop") :])
-    monkeypatch.setattr(dockfix, "pool_prefix", lambda home: "docker-7:9-5-")
-    monkeypatch.setattr(dockfix.os.path, "isdir", lambda path: True)
-    monkeypatch.setattr(
-        dockfix,
-        "query_host",
-        lambda host, argv: dockfix.Answer(
-            0,
-            b"/dev/loop%s: [1]: (x)\n" % (b"10" if argv[-1].endswith("/data") else b"1"),
-            b"",
-            0,
-            0,
-            0,
-            False,
-        ),
-    )
-    text = dockfix.Step("options", "options", path="/etc/docker/daemon.json", data="7:1 loop1")
-
-    def plan(words, facts):
-        return dockfix.Plan(
-            "n",
-            "pool grow",
-            "g",
-            (
-                *tuple(
-                    dockfix.Step(
-                        "", "", one, (("has", "/dev/loop1:", *one),), (dockfix.Step("", "", one),)
-                    )
-                    for one in words
-                ),
-                text,
-            ),
-            facts=facts,
+    steps = [
+        dockfix.Step(
+            str(number), "", one, (("has", *one),), (dockfix.Step("", "", one),), skip_if=(one,)
         )
+        for number, one in enumerate(words)
+    ]
+    steps.append(dockfix.Step("options", "options", path="/etc/x", data="{data-loop} 7:1"))
+    plan = dockfix.make_plan("n", "pool grow", "g", steps, devices=dockfix.pool_devices(pool))
 
-    facts_after = {
-        "loops": {
-            folder + "/devicemapper/data": ["/dev/loop10", "7:10"],
-            folder + "/devicemapper/metadata": ["/dev/loop1", "7:1"],
-        },
-        "prefix": [folder, "docker-7:9-5-"],
-    }
-    found = dockfix.rebind_devices(None, plan(before, facts))
-    assert [one.argv for one in found.steps] == [*list(after), ()] and [
-        one.undo[0].argv for one in found.steps[:-1]
-    ] == list(after)
-    assert (
-        found.steps[0].check == (("has", "/dev/loop10:") + after[0],)
-        and found.steps[-1] == text
-        and found.facts == facts_after
-    )
-    assert dockfix.rebind_devices(None, found) is found  # and at the next time nothing
+    def shown(plan):
+        bound = dockfix.bind_steps(plan)
+        assert bound[-1] == steps[-1]
+        for step in bound[:-1]:
+            assert step.undo[0].argv == step.check[0][1:] == step.skip_if[0] == step.argv
+        return tuple(step.argv for step in bound[:-1])
+
+    assert shown(plan) == before
+    numbers["disk"] = "7:9"
+    found = dockfix.rebind_devices(None, plan)
+    assert shown(found) == after and found.steps == plan.steps
+    assert dockfix.rebind_devices(None, found) == found  # and at the next time nothing
+    numbers["disk"] = ""  # what is not there has the name of before
+    assert dockfix.rebind_devices(None, found) == found
