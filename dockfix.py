@@ -168,7 +168,11 @@ ETC_TARGETS = ("/", "/etc", "/etc/passwd", "/etc/shadow")
 
 
 class DockfixError(Exception):
-    """What was wrong, in the user's words, and what to type next. `code` is the exit code."""
+    """What was wrong, in the user's words, and what to type next. `code` is the exit code.
+
+    In `hint`, "python3 dockfix.py NAME ..." is a command of this program: complete_hint gives it
+    the options of this run.
+    """
 
     code = 1
 
@@ -922,6 +926,33 @@ def add_error(report: dict, err: DockfixError) -> None:
         hint = "python3 dockfix.py %s--help" % command
     report["errors"].append({"msg": err.msg, "hint": hint, "code": err.code})
     report["exit_code"] = err.code
+
+
+OWN_PROGRAM = "python3 dockfix.py "  # in a hint: a command of this program follows
+
+
+class OwnCall(NamedTuple):
+    """How this run was called, as a shell takes it."""
+
+    words: str  # all its words
+    shared_options: str  # those that another command needs too, with a blank at their end
+
+
+def complete_hint(hint: str, call: OwnCall) -> str:
+    """Makes a line to type fit this run.
+
+    "python3 dockfix.py ..." stands for this very command line. Another command of this program
+    gets the options that name the same docker command and the same state folder.
+    """
+    first, *commands = hint.split(OWN_PROGRAM)
+    complete = first
+    for command in commands:
+        complete += OWN_PROGRAM
+        if command.startswith("..."):
+            complete += call.words + command[len("...") :]
+        else:
+            complete += call.shared_options + command
+    return complete
 
 
 def exit_code(rows: List[dict], dry_exit: bool = False) -> int:
@@ -21356,7 +21387,7 @@ class Run:
         own_words = words
         if "--" in words:
             own_words = words[: words.index("--")]
-        name = split_command(own_words)[0]
+        name, _ = split_command(own_words)
         if name is not None and ":" in name:
             name = None  # no command; it may be a password
         self.words = words
@@ -21368,45 +21399,37 @@ class Run:
         self.old_handlers = {}  # type: dict  # what catch_signals returned
 
 
-def version_facts() -> Dict[str, str]:
-    path, digest = program_path(), "unknown (read from standard input)"
-    if os.path.isfile(path) and not was_read_from_stdin():
-        digest = hashlib.sha256(read_all(path)).hexdigest()
-    return {"version": VERSION, "sha256": digest, "python": "%d.%d.%d" % sys.version_info[:3]}
+# --version and --help.
 
 
 def print_help(command: Optional[Command], opts: Options) -> None:
-    """For --version and --help."""
     if opts.version:
-        facts = version_facts()
+        facts = collect_version_facts()
         text = "dockfix %(version)s sha256 %(sha256)s python %(python)s\n" % facts
     else:
         text = help_text(command)
         facts = {"help": text}
-    if opts.json:
-        write_out(render_json(dict(new_report(opts.command or None, False), **facts)))
-    else:
+    if not opts.json:
         write_out(text.encode("ascii"))
+        return
+    report = new_report(opts.command or None, False)
+    report.update(facts)
+    write_out(render_json(report))
 
 
-def catch_signals(host: Host) -> dict:
-    """First signal: nothing new is begun, what runs is finished; outside the work it ends at once.
-    Second: what runs is killed. Returns the handlers as they were."""
+def collect_version_facts() -> Dict[str, str]:
+    digest = "unknown (read from standard input)"
+    path = program_path()
+    if os.path.isfile(path) and not was_read_from_stdin():
+        digest = hashlib.sha256(read_all(path)).hexdigest()
+    return {
+        "version": VERSION,
+        "sha256": digest,
+        "python": "%d.%d.%d" % sys.version_info[:3],
+    }
 
-    def handler(number: int, frame: object) -> None:
-        if host.stop.is_set():
-            host.kill.set()
-        host.stop.set()
-        host.known.signal_number = number
-        if not host.known.working:
-            raise Interrupted(number)
 
-    if threading.current_thread() is not threading.main_thread():
-        return {}
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # not under nohup
-        numbers.append(signal.SIGHUP)  # a closed terminal must not leave a container paused
-    return {number: signal.signal(number, handler) for number in numbers}
+# A run, from its words to its exit code.
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -21434,17 +21457,15 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     return finish(run)
 
 
-def host_of(opts: Options) -> Host:
-    return make_host(opts.docker, opts.timeout, opts.dry_run, opts.verbose, opts.state)
-
-
 def run_command(run: Run) -> None:
+    """Raises what the command raises."""
+    opts = run.opts
     if run.command is None:
-        if not run.opts.json:
+        if not opts.json:
             for line in BRIEF_HELP.split("\n"):
                 say(line)
         raise UsageError("no command is given", "python3 dockfix.py --help")
-    run.host = host_of(run.opts)
+    run.host = make_host(opts.docker, opts.timeout, opts.dry_run, opts.verbose, opts.state)
     run.old_handlers = catch_signals(run.host)
     if run.command.name not in ("resume", "rollback"):
         where = half_way_text(run.host)
@@ -21453,7 +21474,34 @@ def run_command(run: Run) -> None:
             add_finding(
                 run.report, Finding("half-way", "critical", text, "python3 dockfix.py resume")
             )
-    run.command.run(run.host, run.opts, run.report)
+    run.command.run(run.host, opts, run.report)
+
+
+def catch_signals(host: Host) -> dict:
+    """First signal: nothing new is begun, what runs is finished; outside the work it ends at once.
+    Second: what runs is killed. Returns the handlers as they were, by signal number."""
+
+    def handle(number: int, frame: object) -> None:
+        if host.stop.is_set():
+            host.kill.set()
+        host.stop.set()
+        host.known.signal_number = number
+        if not host.known.working:
+            raise Interrupted(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    # A closed terminal must not leave a container paused; under nohup it is no signal to end.
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        numbers.append(signal.SIGHUP)
+    old_handlers = {}
+    for number in numbers:
+        old_handlers[number] = signal.signal(number, handle)
+    return old_handlers
+
+
+# Whatever went wrong, as errors and findings of the report.
 
 
 def add_refusal(report: dict, err: DockfixError) -> None:
@@ -21480,8 +21528,9 @@ def signal_exit_code(err: BaseException) -> int:
 
 def add_internal_error(report: dict, err: Exception) -> None:
     """A fault of this program. The error's own text may hold a secret: only its type and its line
-    are told."""
-    place, line = err.__traceback__, 0
+    are shown."""
+    line = 0
+    place = err.__traceback__
     while place is not None:
         line = place.tb_lineno
         place = place.tb_next
@@ -21492,7 +21541,8 @@ def add_internal_error(report: dict, err: Exception) -> None:
 def add_unfinished(report: dict, host: Host) -> None:
     """What the run could not put back, each with the command that does it; and the signal."""
     for entry in host.known.not_done.values():
-        add_finding(report, Finding("not-done", "warning", entry.text, quote_line(entry.argv)))
+        remedy = quote_line(entry.argv)
+        add_finding(report, Finding("not-done", "warning", entry.text, remedy))
         if report["exit_code"] == 0:
             report["exit_code"] = 3
     if host.known.signal_number:
@@ -21500,24 +21550,22 @@ def add_unfinished(report: dict, host: Host) -> None:
 
 
 def complete_hints(run: Run) -> None:
-    """Makes every line to type fit this run: "python3 dockfix.py ..." stands for the very words of
-    this command line, and other commands get its --docker, --timeout and --state."""
-    options = ""
+    """Makes all lines to type fit this run."""
+    shared_options = ""
     if run.host:
-        options = "".join(quote_word(word) + " " for word in shared_words(run.opts))
-
-    def complete(match: "re.Match") -> str:
-        if match.group(2):
-            return match.group(1) + quote_line(run.words)
-        return match.group(1) + options
-
-    for row in run.report["errors"] + run.report["findings"]:
-        for key in ("hint", "remedy"):
-            if key in row:
-                row[key] = re.sub(r"(python3 dockfix\.py )(\.\.\.)?", complete, row[key])
+        for word in shared_words(run.opts):
+            shared_options += quote_word(word) + " "
+    call = OwnCall(quote_line(run.words), shared_options)
+    for error in run.report["errors"]:
+        error["hint"] = complete_hint(error["hint"], call)
+    for finding in run.report["findings"]:
+        finding["remedy"] = complete_hint(finding["remedy"], call)
     for row in run.report["results"]:
-        if options and row.get("keeps"):
-            row["options"] = options  # for the commands that show_change names
+        if shared_options and row.get("keeps"):
+            row["options"] = shared_options  # for the commands that show_change names
+
+
+# The end.
 
 
 def finish(run: Run) -> int:
@@ -21527,7 +21575,8 @@ def finish(run: Run) -> int:
         emit(report, run.opts, run.command)
     except DockfixError as err:
         print_errors([], [{"msg": err.msg, "hint": err.hint}])
-        report["exit_code"] = report["exit_code"] or err.code
+        if report["exit_code"] == 0:
+            report["exit_code"] = err.code
     except (Interrupted, KeyboardInterrupt) as err:  # the reader of stdout hangs
         report["exit_code"] = signal_exit_code(err)
     for number, handler in run.old_handlers.items():

@@ -444,3 +444,20 @@ def test_a_value_that_is_none_is_refused_before_docker_is_asked(web, args, words
     result = web.quick("--json", *args)
     assert result.rc == 2 and result.json["errors"][0]["msg"].startswith(words), result
     assert web.calls() == []
+
+
+@pytest.mark.parametrize(
+    "hint, complete",
+    [
+        ("docker ps -a", "docker ps -a"),
+        ("sudo python3 dockfix.py ...", "sudo python3 dockfix.py clock 'a b' --state /s"),
+        ("python3 dockfix.py ... --yes", "python3 dockfix.py clock 'a b' --state /s --yes"),
+        (
+            "python3 dockfix.py resume, or: python3 dockfix.py rollback",
+            "python3 dockfix.py --state /s resume, or: python3 dockfix.py --state /s rollback",
+        ),
+    ],
+)
+def test_a_line_to_type_has_the_options_of_this_run(dockfix, hint, complete):
+    call = dockfix.OwnCall("clock 'a b' --state /s", "--state /s ")
+    assert dockfix.complete_hint(hint, call) == complete
