@@ -867,6 +867,9 @@ class RunState:
         # What is to be done by hand, by a key of its own: set, and taken away again, by unpause and
         # by the steps of a storage change; main makes a finding of each.
         self.not_done = {}  # type: Dict[str, NotDone]
+        # Why a step that counts failed, by its id. The steps of a storage change set it; the
+        # command makes rows of it.
+        self.failed_steps = {}  # type: Dict[str, str]
         # What engine_info made of `docker info`; None before it is asked.
         self.engine_info = None  # type: Optional[EngineInfo]
         # The first uid and gid of the engine's user namespace (engine_userns); None before.
@@ -13960,7 +13963,8 @@ class Step(NamedTuple):
     (`each_of`) for each that another program prints, behind its own, BESIDE of them at a time; the
     tests alone say whether that did it. `unmount`: the deed is to unmount what Docker left mounted
     at and below this root (see unmount_left), again and again until the tests hold. An `optional`
-    step that fails is told, and the change goes on; what does not start again is exit 3. `size`:
+    step that fails is told, and the change goes on; what does not start again is exit 3, and so is
+    a failed step that `counts` (RunState.failed_steps has the reason). `size`:
     bytes that will flow, for the progress. `daemon`: 'down' or 'up', what the daemon must be from
     here on: made so again when a reboot has changed it. What stands at `path` and is neither `data`
     nor `before` is somebody's: it is kept beside it. With a mode of 0 the file is taken away. With
@@ -13985,6 +13989,7 @@ class Step(NamedTuple):
     undo_void_after: str = ""
     skip_if: Tuple[Tuple[str, ...], ...] = ()
     optional: bool = False
+    counts: bool = False
     task: str = ""
     each: Tuple[str, ...] = ()
     each_of: Tuple[str, ...] = ()
@@ -14367,7 +14372,9 @@ def do_step(host: Host, step: Step, tick: Callable[[int], None]) -> None:
     except DockfixError as err:
         if not step.optional or host.kill.is_set():
             raise
-        if starts(step):
+        if step.counts:
+            host.known.failed_steps[step.id] = err.msg
+        elif starts(step):
             host.known.not_done[step.id] = NotDone(step.argv, err.msg)
         say("dockfix: warning: " + err.msg)
 
@@ -14665,7 +14672,7 @@ def tidy_step(folder: str) -> Step:
 def script_step(step: Step, fail: str) -> List[str]:
     """The lines that do in sh what do_step does; `fail` is a command that does not come back."""
     if step.optional:
-        missed = "; bad=1" if starts(step) else ""
+        missed = "; bad=1" if step.counts or starts(step) else ""
         fail = "{ echo %s >&2%s; }" % (quote_word("warning: not done: " + step.title), missed)
     tests = " && ".join(quote_line(test) for test in step.check)
     deed = script_deed(step)
@@ -14764,11 +14771,14 @@ def steps_and_undos(steps: Iterable[Step]) -> Iterable[Step]:
         yield from step.undo
 
 
-def plan_script(report: dict, plan: Plan, start: int = 0, then: Sequence[Step] = ()) -> str:
+def plan_script(report: dict, plan: Plan, start: int = 0, closing: Sequence[Step] = ()) -> str:
     """The change from step `start` on as a POSIX script; a step that fails undoes what was done, as
-    the real run would, and ends in 1 (7: the undoing failed)."""
+    the real run would, and ends in 1 (7: the undoing failed). Where the plan says beforehand what it
+    cannot do (the fact "lacks") it ends in 3. closing: what comes after the change."""
     plan = plan._replace(steps=bind_steps(plan), devices={})
     lines = [script_comment(plan.goal)]
+    for text in plan.facts.get("lacks", ()):
+        lines += [script_comment(text), "bad=1"]
     lines += ["%s() { %s; }" % (name, mode.sh) for name, mode in TESTS.items()]
     lines += script_proofs(plan, start)
     if any(step.unmount for step in steps_and_undos(plan.steps)):
@@ -14780,7 +14790,7 @@ def plan_script(report: dict, plan: Plan, start: int = 0, then: Sequence[Step] =
         lines.append("at=%d %s" % (number, comment))
         lines += script_step(step, "back")
     lines.append("done=1")
-    for step in then:
+    for step in closing:
         lines += script_step(step, "bad=1")
     return script_text(report, lines, 0)
 
@@ -14933,13 +14943,12 @@ def run_change(
     report: dict,
     plan: Plan,
     question: str = "",
-    then: Sequence[Step] = (),
 ) -> None:
     """Confirmation (with a question), journal, steps; a step that fails undoes all of it (exit 1).
     A dry run: the script. Facts and refusals come before this, under lock_storage. One row in
     report: the change."""
     if opts.dry_run:
-        report["script"] = plan_script(report, plan, 0, then)
+        report["script"] = plan_script(report, plan)
         report["exit_code"] = 4 if opts.exit_code and plan.steps else 0
         return change_row(report, plan, "changed", "would: " + plan.goal)
     mount = mount_of(real_path(host.state), mounts_of())
@@ -16092,13 +16101,10 @@ def start_again_steps(
     docs: Sequence[dict],
     name: str = "",
     test: Tuple[str, ...] = (),
-    optional: bool = False,
-    wait: float = 0.0,
+    **fields,
 ) -> List[Step]:
     """Starts by name what ran when it was looked at, and pauses what was paused. A new container
-    counts as started once it ever was: it may end at once. optional, wait: as a Step has them; a
-    reboot stops what such a step has started, so it is done again then (daemon)."""
-    daemon = "up" if optional else ""
+    counts as started once it ever was: it may end at once. fields: of each Step."""
     steps = []
     for doc in [one for one in docs if is_running(one)]:
         title, who = title_of(doc), name or title_of(doc)
@@ -16112,9 +16118,7 @@ def start_again_steps(
                 "start %s" % title,
                 ("start", who),
                 check=(started,),
-                optional=optional,
-                wait=wait,
-                daemon=daemon,
+                **fields,
             )
         )
         if doc["State"].get("Paused") is True:
@@ -16125,9 +16129,7 @@ def start_again_steps(
                     "pause %s" % title,
                     ("pause", who),
                     check=(state_test(host, who, ".State.Paused", "true"),),
-                    optional=optional,
-                    wait=wait,
-                    daemon=daemon,
+                    **fields,
                 )
             )
     return steps
@@ -16381,7 +16383,9 @@ def run_again(engine: Engine) -> Tuple[Step, ...]:
     steps = start_levels(engine, docs, wait)
     for doc in docs:
         started = state_test(engine, doc["Id"], ".State.Running", "true")
-        steps += start_again_steps(engine, [doc], doc["Id"], started, True, wait)
+        steps += start_again_steps(
+            engine, [doc], doc["Id"], started, optional=True, wait=wait, daemon="up"
+        )
     return tuple(steps)
 
 
@@ -17070,7 +17074,9 @@ class SavedArchive:
     def blob_fault(self, descriptor: object, kind: str) -> str:
         """What is wrong with what a descriptor names; '' where its bytes are those that it
         names."""
-        facts = descriptor if isinstance(descriptor, dict) else {}
+        facts = {}  # type: dict
+        if isinstance(descriptor, dict):
+            facts = descriptor
         digest = facts.get("digest")
         if not isinstance(digest, str) or not re.match(r"sha256:[0-9a-f]{64}\Z", digest):
             return "the name of a %s is no sha256 digest" % kind
@@ -17223,213 +17229,302 @@ class SavedArchive:
         return ref in ids
 
 
-# --- what a backup holds: the same for backup, restore and pool recreate
+# What a backup holds.
 
 BACKUP_SCHEMA = "dockfix-backup/2"
 HELPER = "dockfix.helper"  # the container that only carries volumes
-BACKUP_REPOSITORY, RESTORED_REPOSITORY = (
-    "dockfix/backup",
-    "dockfix/restored",
-)  # images made of containers: while a backup runs, and after a restore
+BACKUP_REPOSITORY = "dockfix/backup"  # images made of containers while a backup runs
+RESTORED_REPOSITORY = "dockfix/restored"  # the same images after a restore
 STOCK_FILES = ("containers.json", "images.json", "networks.json", "volumes.json")
+STOCK_KINDS = ("container", "image", "network", "volume")  # of the files above
+TIGHT_ROOM = 1 << 26  # bytes in a thin pool that docker commit may need
+
+# How a container's own files are kept: a value of Backup.own.
+IN_IMAGE = ""  # it has none: its image will do
+COMMIT = "commit"
+EXPORT = "export"
+LOST = "lost"
+
+
+class VolumeFile(NamedTuple):
+    """Where a volume's content goes to, and where it is read from.
+
+    file: its name in the backup. holder, path: the container (HELPER, or an id) that the content
+    is read through, and where in it.
+    """
+
+    file: str
+    holder: str
+    path: str
+
+
+class Lack(NamedTuple):
+    """Something that a backup should hold and does not. id: of a container or an image."""
+
+    target: str
+    id: str
+    why: str
 
 
 class Backup(NamedTuple):
-    """A backup as it stands in a folder, or will once its steps are done. own: by container id how
-    its own files are kept: '' (it has none: its image will do), 'commit', 'export', or 'lost';
-    volumes: by name file, container and path it is read from; loads: files for docker load; made:
-    when (ISO 8601); lacks: what it should hold and does not: {"target", "id" (of a container or an
-    image), "why"}."""
+    """A backup as it stands in a folder, or will once its steps are done.
+
+    stock: what inspect says of all that it holds.
+    own: by container id how its own files are kept (COMMIT and the others).
+    volumes: by the volume's name; only those whose content is held.
+    loads: the names of its archives of docker save.
+    left_out: what it does not hold, in words.
+    made: when (ISO 8601).
+    lacks: what it should hold and does not.
+    """
 
     folder: str
     stock: Stock
     own: Dict[str, str]
-    volumes: Dict[str, Sequence[str]]
+    volumes: Dict[str, VolumeFile]
     loads: Sequence[str]
     left_out: Sequence[str]
     made: str
-    lacks: Sequence[Dict[str, str]] = ()
+    lacks: Sequence[Lack] = ()
 
     def path(self, name: str) -> str:
         return os.path.join(self.folder, name)
 
+    def export_file(self, container_id: str) -> str:
+        return "export-%s.tar" % container_id
+
     def files(self) -> List[str]:
         """All but the manifest; each has its sha256 beside it."""
-        exports = ["export-%s.tar" % one for one in sorted(self.own) if self.own[one] == "export"]
-        return (
-            list(STOCK_FILES)
-            + list(self.loads)
-            + exports
-            + sorted(place[0] for place in self.volumes.values())
-        )
+        exports = [self.export_file(ident) for ident in self.own if self.own[ident] == EXPORT]
+        volumes = [place.file for place in self.volumes.values()]
+        return [*STOCK_FILES, *self.loads, *sorted(exports), *sorted(volumes)]
+
+
+def is_builtin_network(network: dict) -> bool:
+    """Is it one that docker makes by itself, at each start?"""
+    return network["Driver"] in ("host", "null") or network["Name"] == "bridge"
 
 
 def carried_networks(stock: Stock) -> List[dict]:
-    local = [
-        one
-        for one in stock.networks
-        if one.get("Scope") == "local" and one["Driver"] not in ("host", "null")
-    ]
-    return [one for one in local if one["Name"] not in ("bridge", "docker_gwbridge")]
+    """The networks that a backup holds: the local ones that somebody made."""
+    carried = []
+    for network in stock.networks:
+        if is_builtin_network(network) or network["Name"] == "docker_gwbridge":
+            continue
+        if network.get("Scope") == "local":
+            carried.append(network)
+    return carried
 
 
-def name_for_backup(kept: Backup, name: str) -> str:
-    """What is there under such a name was made for this backup, by a run that was killed perhaps,
-    and never for another one."""
-    return name + "-" + re.sub("[^0-9T]", "", kept.made)
+def name_for_backup(backup: Backup, name: str) -> str:
+    """A name for something that this backup alone makes. What has it already was made by a run that
+    was killed, and never for another backup."""
+    return name + "-" + re.sub("[^0-9T]", "", backup.made)
 
 
-def own_image_reference(kept: Backup, doc: dict, repository: str = BACKUP_REPOSITORY) -> str:
-    return name_for_backup(kept, "%s:%s-%s" % (repository, title_of(doc)[:90], doc["Id"][:12]))
+def own_image_reference(backup: Backup, doc: dict, repository: str = BACKUP_REPOSITORY) -> str:
+    """The tag of the image that is made of a container."""
+    tag = "%s-%s" % (title_of(doc)[:90], doc["Id"][:12])
+    return name_for_backup(backup, "%s:%s" % (repository, tag))
 
 
-def own_image_references(kept: Backup) -> List[str]:
-    return [
-        own_image_reference(kept, doc)
-        for doc in kept.stock.containers
-        if kept.own[doc["Id"]] == "commit"
-    ]
+def own_image_references(backup: Backup) -> List[str]:
+    references = []
+    for doc in backup.stock.containers:
+        if backup.own[doc["Id"]] == COMMIT:
+            references.append(own_image_reference(backup, doc))
+    return references
+
+
+# Deciding what a backup will hold, and where.
 
 
 def plan_backup(
     host: Host, folder: str, stock: Stock, loads: Sequence[str], live: bool = True
 ) -> Backup:
-    """What a backup of this stock will be. With `live` containers are taken as they are now; else
-    what runs may still write before it is stopped. A thin pool that would refuse one more container
-    (dm.min_free_space) leaves docker export, and reading volumes through containers that have
-    them."""
-    info = engine_info(host).driver_status
-    total, used, least = (
-        parse_docker_size(info.get(key) or "")
-        for key in ("Data Space Total", "Data Space Used", "Thin Pool Minimum Free Space")
-    )
-    tight = None not in (total, used, least) and total - used < least + (1 << 26)
-    own, volumes = {}, {}
+    """What a backup of this stock will be.
+
+    loads: the names of its archives of docker save.
+    live: containers are taken as they are now; else what runs may still write before it is
+        stopped.
+    """
+    tight = is_pool_tight(host)
+    own = {}
     for doc in stock.containers:
-        image = next(
-            (one.get("Config") or {} for one in stock.images if one["Id"] == doc["Image"]), None
-        )
-        plain = (
-            image is not None
-            and (live or not is_running(doc))
-            and not parse_answer(doc, lambda one: create_recipe(one, image, stock.containers)).bound
-        )
-        diff = query(host, "diff", doc["Id"]) if plain else None
-        own[doc["Id"]] = (
-            ""
-            if diff and diff.rc == 0 and not own_changes(doc, diff.out_text())
-            else "export" if tight else "commit"
-        )
-    if "export" in own.values():
-        exported = ", ".join(
-            title_of(doc) for doc in stock.containers if own[doc["Id"]] == "export"
-        )
+        if has_no_files_of_its_own(host, stock, doc, live):
+            own[doc["Id"]] = IN_IMAGE
+        else:
+            own[doc["Id"]] = EXPORT if tight else COMMIT
+    exported = [title_of(doc) for doc in stock.containers if own[doc["Id"]] == EXPORT]
+    if exported:
         say(
             "dockfix: the pool is too full for docker commit: docker export takes the files of "
-            + exported
+            + ", ".join(exported)
         )
-    shifted = engine_userns(host) != (
-        0,
-        0,
-    )  # docker cp gives the host's ids and takes the container's
-    local = [
-        one
-        for one in stock.volumes
-        if one["Driver"] == "local" and not (one.get("Options") or {}).get("device")
-    ]
-    carried = sorted(one["Name"] for one in local if not shifted)
-    for number, name in enumerate(carried, 1):
-        places = (
-            [(HELPER, "/dockfix-%d/data" % number)]
-            if not tight
-            else [
-                (doc["Id"], mount["Destination"])
-                for doc in stock.containers
-                for mount in doc.get("Mounts") or []
-                if mount.get("Name") == name
-                and not any(
-                    other["Destination"].startswith(mount["Destination"].rstrip("/") + "/")
-                    for other in doc["Mounts"]
-                )
-            ]
-        )
-        volumes.update(
-            {name: ["volume-%d.tar" % number, place[0], place[1]] for place in places[:1]}
-        )
-    return Backup(
-        folder,
-        stock,
-        own,
-        volumes,
-        loads,
-        left_out(stock, volumes, live),
-        time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    )
+    volumes = place_volumes(host, stock, tight)
+    made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return Backup(folder, stock, own, volumes, loads, left_out(stock, volumes, live), made)
 
 
-def left_out(stock: Stock, volumes: Dict[str, Sequence[str]], live: bool = True) -> List[str]:
-    """What a backup does not hold, in words; `live`: what runs goes on meanwhile."""
-    kept = carried_networks(stock)
-    out = [
-        "network %s (driver %s, scope %s)" % (one["Name"], one["Driver"], one.get("Scope"))
-        for one in stock.networks
-        if one not in kept and one["Driver"] not in ("host", "null") and one["Name"] != "bridge"
-    ]
-    for one in [one for one in stock.volumes if one["Name"] not in volumes]:
-        device = ", on %s" % one["Options"].get("device") if one.get("Options") else ""
-        out.append(
-            "the content of volume %s (driver %s%s): docker cp cannot carry it"
-            % (one["Name"], one["Driver"], device)
+def is_pool_tight(host: Host) -> bool:
+    """Would a thin pool refuse one more container (dm.min_free_space)? Then docker export takes the
+    containers' files, and volumes are read through containers that have them."""
+    facts = engine_info(host).driver_status
+    total = parse_docker_size(facts.get("Data Space Total") or "")
+    used = parse_docker_size(facts.get("Data Space Used") or "")
+    least = parse_docker_size(facts.get("Thin Pool Minimum Free Space") or "")
+    if total is None or used is None or least is None:
+        return False
+    return total - used < least + TIGHT_ROOM
+
+
+def has_no_files_of_its_own(host: Host, stock: Stock, doc: dict, live: bool) -> bool:
+    """Is its image all that a container needs: none of its files differs, and no setting is bound
+    to an image made of it?"""
+    if is_running(doc) and not live:
+        return False
+    config = image_config(stock, doc)
+    if config is None:
+        return False
+    recipe = parse_answer(doc, lambda obj: create_recipe(obj, config, stock.containers))
+    if recipe.bound:
+        return False
+    changes = query(host, "diff", doc["Id"])
+    return changes.rc == 0 and not own_changes(doc, changes.out_text())
+
+
+def image_config(stock: Stock, doc: dict) -> Optional[dict]:
+    """The Config of a container's image; None where the image is gone."""
+    for image in stock.images:
+        if image["Id"] == doc["Image"]:
+            return image.get("Config") or {}
+    return None
+
+
+def place_volumes(host: Host, stock: Stock, tight: bool) -> Dict[str, VolumeFile]:
+    """The volumes whose content docker cp can carry. It gives the ids of the host, and takes those
+    of the container: with a user namespace they would come back shifted."""
+    if engine_userns(host) != (0, 0):
+        return {}
+    names = []
+    for volume in stock.volumes:
+        options = volume.get("Options") or {}
+        if volume["Driver"] == "local" and not options.get("device"):
+            names.append(volume["Name"])
+    places = {}
+    for number, name in enumerate(sorted(names), 1):
+        file = "volume-%d.tar" % number
+        if not tight:
+            places[name] = VolumeFile(file, HELPER, "/dockfix-%d/data" % number)
+            continue
+        for doc in stock.containers:
+            path = readable_mount_point(doc, name)
+            if path and name not in places:
+                places[name] = VolumeFile(file, doc["Id"], path)
+    return places
+
+
+def readable_mount_point(doc: dict, volume: str) -> str:
+    """Where a container has a volume with nothing else mounted below it, which docker cp would read
+    as a part of it; '' where it does not."""
+    mounts = doc.get("Mounts") or []
+    for mount in mounts:
+        if mount.get("Name") != volume:
+            continue
+        below = mount["Destination"].rstrip("/") + "/"
+        if not any(other["Destination"].startswith(below) for other in mounts):
+            return mount["Destination"]
+    return ""
+
+
+def left_out(stock: Stock, volumes: Dict[str, VolumeFile], live: bool = True) -> List[str]:
+    """What a backup does not hold, in words. live: what runs goes on meanwhile."""
+    texts = networks_left_out(stock) + volumes_left_out(stock, volumes)
+    binds = set()
+    for doc in stock.containers:
+        for mount in doc.get("Mounts") or []:
+            if mount.get("Source") and not mount.get("Name"):
+                binds.add((mount["Source"], title_of(doc)))
+    texts += ["the host's %s, mounted into %s" % bind for bind in sorted(binds)]
+    for image in stock.images:
+        if image.get("RepoDigests"):
+            digests = ", ".join(image["RepoDigests"])
+            texts.append("digests of %s: docker load brings back tags only" % digests)
+    if live:
+        texts += writes_left_out(stock, volumes)
+    if stock.containers:
+        texts.append("the containers' logs")
+    return texts
+
+
+def networks_left_out(stock: Stock) -> List[str]:
+    carried = carried_networks(stock)
+    texts = []
+    for network in stock.networks:
+        if network not in carried and not is_builtin_network(network):
+            facts = (network["Name"], network["Driver"], network.get("Scope"))
+            texts.append("network %s (driver %s, scope %s)" % facts)
+    return texts
+
+
+def volumes_left_out(stock: Stock, volumes: Dict[str, VolumeFile]) -> List[str]:
+    texts = []
+    for volume in stock.volumes:
+        if volume["Name"] in volumes:
+            continue
+        driver = volume["Driver"]
+        if volume.get("Options"):
+            driver += ", on %s" % volume["Options"].get("device")
+        texts.append(
+            "the content of volume %s (driver %s): docker cp cannot carry it"
+            % (volume["Name"], driver)
         )
-    mounts = [(title_of(doc), one) for doc in stock.containers for one in doc.get("Mounts") or []]
-    binds = {
-        (one["Source"], title) for title, one in mounts if one.get("Source") and not one.get("Name")
-    }
-    out += ["the host's %s, mounted into %s" % pair for pair in sorted(binds)]
-    out += [
-        "digests of %s: docker load brings back tags only" % ", ".join(one["RepoDigests"])
-        for one in stock.images
-        if one.get("RepoDigests")
-    ]
-    out += [
-        "what %s writes to volume %s meanwhile" % (title_of(doc), one["Name"])
-        for doc in stock.containers
-        if live and is_running(doc)
-        for one in doc.get("Mounts") or []
-        if one.get("Name") in volumes
-    ]
-    return out + ["the containers' logs"] * bool(stock.containers)
+    return texts
 
 
-def backup_size(host: Host, stock: Stock) -> int:
+def writes_left_out(stock: Stock, volumes: Dict[str, VolumeFile]) -> List[str]:
+    texts = []
+    for doc in stock.containers:
+        if not is_running(doc):
+            continue
+        for mount in doc.get("Mounts") or []:
+            if mount.get("Name") in volumes:
+                facts = (title_of(doc), mount["Name"])
+                texts.append("what %s writes to volume %s meanwhile" % facts)
+    return texts
+
+
+def estimate_backup_size(host: Host, stock: Stock) -> int:
     """Bytes that a backup takes, by docker's own figures: what images share is counted once where
     the engine tells (1.13 and newer)."""
-    lines = query(host, "system", "df", "--format", "{{.Type}}\t{{.Size}}").out_text().split("\n")
-    found = dict(line.split("\t", 1) for line in lines if "\t" in line)
-    sizes = [
-        parse_docker_size(found.get(kind) or "") or 0
-        for kind in ("Images", "Containers", "Local Volumes")
-    ]
-    if not found:
+    answer = query(host, "system", "df", "--format", "{{.Type}}\t{{.Size}}")
+    sizes = {}
+    for line in answer.out_text().split("\n"):
+        kind, tab, size = line.partition("\t")
+        if tab:
+            sizes[kind] = parse_docker_size(size) or 0
+    if not sizes:
         say(
             "dockfix: warning: docker system df does not answer: the containers' own files and the"
             " volumes are not in the estimate"
         )
-    return sum(sizes[1:]) + (sizes[0] or sum(one.get("Size") or 0 for one in stock.images))
+    images = sizes.get("Images")
+    if not images:
+        images = sum(image.get("Size") or 0 for image in stock.images)
+    return images + sizes.get("Containers", 0) + sizes.get("Local Volumes", 0)
 
 
 def require_backup_folder(host: Host, folder: str, size: int) -> None:
-    """Refuses what is no place for a backup: not empty, somebody else's, below Docker's root, on
-    too small a disk."""
+    """Raises Refused where a folder is no place for a backup of so many bytes."""
+    # Docker's own files are not mixed with it.
     root = real_path(engine_info(host).root or DOCKER_ROOT)
     if (real_path(folder) + "/").startswith(root + "/"):
         raise Refused(
             "%s lies below Docker's own root %s" % (folder, root), "a folder on another disk"
         )
+    # Nobody's files are mixed with it, and nobody else owns it.
     try:
-        if os.path.lexists(os_bytes(folder)) and (
-            os.lstat(os_bytes(folder)).st_uid != os.geteuid() or os.listdir(os_bytes(folder))
-        ):
+        if os.path.lexists(os_bytes(folder)) and not is_own_empty_folder(folder):
             raise Refused(
                 "%s is not an empty folder of this user's" % folder,
                 "name a folder that does not exist yet",
@@ -17441,82 +17536,118 @@ def require_backup_folder(host: Host, folder: str, size: int) -> None:
             "%s cannot be a backup's folder: %s" % (folder, err.strerror),
             "the folder above it must exist",
         ) from None
+    # Other users cannot read it.
+    require_closed_file_system(folder, place)
+    # It fits.
+    facts = (format_size(size), folder, format_size(room))
+    say("dockfix: the backup takes about %s; free at %s: %s" % facts)
+    if size > room:
+        raise Refused(
+            "the backup takes about %s, and the disk of %s has %s free" % facts,
+            "a folder on a larger disk",
+        )
+
+
+def is_own_empty_folder(folder: str) -> bool:
+    """Raises OSError."""
+    path = os_bytes(folder)
+    return os.lstat(path).st_uid == os.geteuid() and not os.listdir(path)
+
+
+def require_closed_file_system(folder: str, place: str) -> None:
+    """A file system without owners gives every file the mode that it was mounted with (mount(8),
+    options of fat). Raises Refused. place: the folder, or the one above it."""
     mount = mount_of(real_path(place), mounts_of())
-    if (
-        mount
-        and mount.fstype in ("vfat", "msdos", "exfat")
-        and not {"fmask=0177", "dmask=0077"} <= set(mount.options)
-    ):
+    if mount is None or mount.fstype not in ("vfat", "msdos", "exfat"):
+        return
+    if not {"fmask=0177", "dmask=0077"} <= set(mount.options):
         raise Refused(
             "%s lies on %s, mounted so that a backup there could not be closed to other users"
             % (folder, mount.fstype),
             "umount %s, then mount it with -o fmask=0177,dmask=0077" % quote_word(mount.point),
         )
-    say(
-        "dockfix: the backup takes about %s; free at %s: %s"
-        % (format_size(size), folder, format_size(room))
-    )
-    if size > room:
-        raise Refused(
-            "the backup takes about %s, and the disk of %s has %s free"
-            % (format_size(size), folder, format_size(room)),
-            "a folder on a larger disk",
-        )
+
+
+# Reading a backup.
 
 
 def read_backup(folder: str) -> Backup:
     """Raises Refused for what is none, or not a whole one."""
+    name = "manifest.json"
     try:
-        found = {}
-        for name in ("manifest.json", *STOCK_FILES):
-            found[name] = json.loads(
-                read_all(os.path.join(folder, name)).decode("utf-8", "replace")
-            )
-        made, stock = found["manifest.json"], Stock(*(found[name] for name in STOCK_FILES))
-        if made["schema"] != BACKUP_SCHEMA:
+        manifest = read_backup_json(folder, name)
+        documents = []
+        for name in STOCK_FILES:
+            documents.append(read_backup_json(folder, name))
+        if manifest["schema"] != BACKUP_SCHEMA:
             raise Refused(
-                "%s is a %s, this dockfix reads %s" % (folder, made["schema"], BACKUP_SCHEMA),
+                "%s is a %s, this dockfix reads %s" % (folder, manifest["schema"], BACKUP_SCHEMA),
                 "the dockfix.py that made it",
             )
-        made.setdefault("lacks", [])  # of a backup by an earlier version
-        kept = Backup(
-            folder,
-            stock._replace(containers=sort_by_needs(stock.containers)),
-            *(made[key] for key in Backup._fields[2:]),
-        )
-        kept = kept._replace(
-            lacks=[{key: str(one[key]) for key in ("target", "id", "why")} for one in kept.lacks]
-        )
-        missing = [
-            name
-            for name in kept.files()
-            if "/" in name or not os.path.isfile(os_bytes(kept.path(name)))
-        ]
+        backup = parse_backup(folder, manifest, documents)
+        missing = missing_files(backup)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as err:
-        missing, kept = ["%s (%s)" % (name, type(err).__name__)], None
+        raise incomplete_backup(folder, "%s (%s)" % (name, type(err).__name__)) from None
     if missing:
-        raise Refused(
-            "%s holds no complete backup: %s is missing or broken" % (folder, ", ".join(missing)),
-            "ls -la %s; make one that was interrupted again" % quote_word(folder),
-        )
-    return kept
+        raise incomplete_backup(folder, ", ".join(missing))
+    return backup
 
 
-# --- the steps of a backup: the same for backup and pool recreate
+def read_backup_json(folder: str, name: str):
+    """Raises OSError, ValueError."""
+    return json.loads(read_all(os.path.join(folder, name)).decode("utf-8", "replace"))
 
 
-def unkeep_step(path: str) -> Step:
-    """Undoes the making of a file of the backup, and of the sum beside it."""
-    ends = ("", ".part", ".sha256", ".sha256.part")
-    paths = [path + end for end in ends]
-    return Step("remove:" + os.path.basename(path), "remove " + path, ("rm", "-f", "--", *paths))
+def parse_backup(folder: str, manifest: dict, documents: Sequence[list]) -> Backup:
+    """manifest: what seal_backup has written; documents: what STOCK_FILES hold. Raises KeyError,
+    TypeError and the like for anything else."""
+    containers, images, networks, volumes = documents
+    lacks = []
+    for row in manifest.get("lacks", []):  # a backup of an earlier version has no such key
+        lacks.append(Lack(str(row["target"]), str(row["id"]), str(row["why"])))
+    return Backup(
+        folder=folder,
+        stock=Stock(sort_by_needs(containers), images, networks, volumes),
+        own=manifest["own"],
+        volumes={name: VolumeFile(*place) for name, place in manifest["volumes"].items()},
+        loads=manifest["loads"],
+        left_out=manifest["left_out"],
+        made=manifest["made"],
+        lacks=lacks,
+    )
+
+
+def missing_files(backup: Backup) -> List[str]:
+    """The files that are not in its folder, or could lead out of it."""
+    missing = []
+    for name in backup.files():
+        if "/" in name or not os.path.isfile(os_bytes(backup.path(name))):
+            missing.append(name)
+    return missing
+
+
+def incomplete_backup(folder: str, missing: str) -> Refused:
+    return Refused(
+        "%s holds no complete backup: %s is missing or broken" % (folder, missing),
+        "ls -la %s; where a backup was interrupted, make it once more" % quote_word(folder),
+    )
+
+
+# The steps of a backup. Each of these functions takes `undo_void_after`: the id of the step after
+# which its files stay, also where the change is undone.
+
+
+def remove_file_step(path: str) -> Step:
+    """Removes a file of a backup, its sum, and what a killed run left of both."""
+    files = tuple(path + end for end in ("", ".part", ".sha256", ".sha256.part"))
+    return Step("remove-file", "remove %s" % path, ("rm", "-f", "--", *files))
 
 
 def sum_step(path: str, skip_if: Tuple[Tuple[str, ...], ...] = ()) -> Step:
-    """The sha256 of a file of the backup, beside it (`sha256sum -c FILE.sha256 < FILE`)."""
+    """The sha256 of a file beside it: `sha256sum -c FILE.sha256 < FILE`."""
     return Step(
-        "sha256:" + os.path.basename(path),
-        "sha256 of " + path,
+        "sum:" + os.path.basename(path),
+        "sha256 of %s" % path,
         ("sha256sum",),
         source=path,
         target=path + ".sha256",
@@ -17524,158 +17655,184 @@ def sum_step(path: str, skip_if: Tuple[Tuple[str, ...], ...] = ()) -> Step:
     )
 
 
-def settings_steps(host: Host, kept: Backup, undo_void_after: str = "") -> List[Step]:
-    """The folder, and what inspect says of everything. undo_void_after: as a Step has it, for the
-    files."""
-    folder, tidy, reopen = (
-        kept.folder,
-        (tidy_step(kept.folder),),
-        (),
-    )  # type: str, Tuple[Step, ...], Tuple[Step, ...]
-    if os.path.isdir(os_bytes(folder)):  # what was there, such as a stick's root, is not ours
-        mode = "%o" % stat.S_IMODE(os.stat(os_bytes(folder)).st_mode)
-        tidy, reopen = (), (
-            Step(
-                "open-folder",
-                "open %s again" % folder,
-                ("chmod", mode, folder),
-                skip_if=(("not", "test", "-e", folder),),
-                optional=True,
-            ),
-        )
-    steps = [
-        Step("backup-folder", "make %s" % folder, ("mkdir", "-m", "700", "-p", folder), undo=tidy),
-        Step("close-folder", "close %s to others" % folder, ("chmod", "700", folder), undo=reopen),
-    ]
-    for file, kind, docs in zip(
-        STOCK_FILES, ("container", "image", "network", "volume"), kept.stock
-    ):
-        # the bridge by its name: docker makes it anew at each start, a reboot's included
-        words = inspect_words(host, kind) + tuple(
-            "bridge" if one.get("Name") == "bridge" else one.get("Id") or one["Name"]
-            for one in docs
-        )
-        path = kept.path(file)
-        saved = Step(
-            "settings:" + kind,
-            "settings of %d %ss" % (len(docs), kind),
-            words if docs else ("echo", "[]"),
-            target=path,
-            undo=(unkeep_step(path),),
-            undo_void_after=undo_void_after,
-        )
-        steps += [saved, sum_step(path)]
+def file_steps(
+    title: str,
+    argv: Tuple[str, ...],
+    path: str,
+    optional: bool = False,
+    skip_if: Tuple[Tuple[str, ...], ...] = (),
+    undo_void_after: str = "",
+) -> List[Step]:
+    """A program with its standard output into a file of the backup, and the sum beside it.
+    optional: where the program fails there is no such file, and the change goes on."""
+    written = Step(
+        "write:" + os.path.basename(path),
+        title,
+        argv,
+        target=path,
+        undo=(remove_file_step(path),),
+        optional=optional,
+        skip_if=skip_if,
+        undo_void_after=undo_void_after,
+    )
+    no_file = ("not", "test", "-e", path)
+    return [written, sum_step(path, skip_if=(no_file,) if optional else ())]
+
+
+def settings_steps(host: Host, backup: Backup, undo_void_after: str = "") -> List[Step]:
+    """The folder, and what inspect says of everything."""
+    steps = folder_steps(backup.folder)
+    for file, kind, docs in zip(STOCK_FILES, STOCK_KINDS, backup.stock):
+        argv = ("echo", "[]")  # type: Tuple[str, ...]
+        if docs:
+            argv = inspect_words(host, kind) + tuple(inspected_name(doc) for doc in docs)
+        title = "settings of " + format_count(len(docs), kind)
+        steps += file_steps(title, argv, backup.path(file), undo_void_after=undo_void_after)
     return steps
+
+
+def folder_steps(folder: str) -> List[Step]:
+    """A folder for this user alone. One that is there already, such as a stick's root, stays when
+    the backup is undone, with the mode that it had."""
+    argv = ("mkdir", "-m", "700", "-p", folder)
+    close_argv = ("chmod", "700", folder)
+    close_title = "close %s to others" % folder
+    if not os.path.isdir(os_bytes(folder)):
+        undo = (tidy_step(folder),)
+        return [
+            Step("make-folder", "make %s" % folder, argv, undo=undo),
+            Step("close-folder", close_title, close_argv),
+        ]
+    mode = "%o" % stat.S_IMODE(os.stat(os_bytes(folder)).st_mode)
+    reopened = Step(
+        "reopen-folder",
+        "open %s again" % folder,
+        ("chmod", mode, folder),
+        skip_if=(("not", "test", "-e", folder),),
+        optional=True,
+    )
+    return [
+        Step("make-folder", "make %s" % folder, argv),
+        Step("close-folder", close_title, close_argv, undo=(reopened,)),
+    ]
+
+
+def inspected_name(doc: dict) -> str:
+    """What names an object to docker inspect. The bridge has another id after each start."""
+    if doc.get("Name") == "bridge":
+        return "bridge"
+    return doc.get("Id") or doc["Name"]
 
 
 def save_steps(
     host: Host,
-    kept: Backup,
+    backup: Backup,
     file: str,
     wanted: Sequence[WantedImage],
     size: int,
     strict: bool,
     undo_void_after: str = "",
 ) -> List[Step]:
-    """All images in one `docker save`: what they share is kept once. size: bytes that will flow,
-    for the progress. strict: nothing may be lacking. undo_void_after: as a Step has it."""
+    """All images in one `docker save`: what they share is kept once. size: bytes, for the progress.
+    strict: nothing may be lacking."""
     if not wanted:
         return []
-    path = kept.path(file)
-    record, needs, none_saved = "", {}, ()  # type: str, Dict[str, str], Tuple
-    if not strict:
-        record = kept.path(LACKING_FILE)
-        needs = image_needs(kept)
-        none_saved = (("not", "test", "-e", path),)
+    path = backup.path(file)
+    record = "" if strict else backup.path(LACKING_FILE)
     request = {
         "file": path,
         "wanted": [image._asdict() for image in wanted],
         "record": record,
-        "needs": needs,
+        "needs": {} if strict else image_needs(backup),
     }
     tried = (record or path, path + PROBE_END, path + PROBE_END + ".part")
     saved = task_step(
         host,
         "save:" + file,
-        "save %d images" % len(wanted),
+        "save " + format_count(len(wanted), "image"),
         "save-images",
         request,
         size=size,
         undo=(
-            unkeep_step(path),
+            remove_file_step(path),
             Step("remove-tried", "remove what was tried", ("rm", "-f", "--", *tried)),
         ),
         undo_void_after=undo_void_after,
     )
-    return [saved, sum_step(path, skip_if=none_saved)]
+    none_saved = ("not", "test", "-e", path)
+    return [saved, sum_step(path, skip_if=() if strict else (none_saved,))]
 
 
-def image_needs(kept: Backup) -> Dict[str, str]:
+def image_needs(backup: Backup) -> Dict[str, str]:
     """By container id the key (WantedImage) of the image that it comes back from."""
     needs = {}
-    for doc in kept.stock.containers:
-        own = kept.own[doc["Id"]]
-        if own != "export":
-            needs[doc["Id"]] = own_image_reference(kept, doc) if own else doc["Image"]
+    for doc in backup.stock.containers:
+        own = backup.own[doc["Id"]]
+        if own == IN_IMAGE:
+            needs[doc["Id"]] = doc["Image"]
+        elif own != EXPORT:
+            needs[doc["Id"]] = own_image_reference(backup, doc)
     return needs
 
 
-def own_steps(host: Host, kept: Backup, optional: bool, undo_void_after: str = "") -> List[Step]:
+def own_steps(host: Host, backup: Backup, optional: bool, undo_void_after: str = "") -> List[Step]:
     """Each container's own files: an image made of it (own_image_references, for save_steps), or
     its whole tree. optional: where docker refuses a commit (the image was removed by force, it has
-    too many layers), needed_exports follow. undo_void_after: as a Step has it, for the files."""
+    too many layers), needed_exports follow."""
     steps = []
-    for doc in kept.stock.containers:
-        if kept.own[doc["Id"]] == "commit":
-            ref = own_image_reference(kept, doc)
-            steps.append(
-                create_step(host, "image", ref, ("commit", doc["Id"], ref), optional=optional)
-            )
-        elif kept.own[doc["Id"]] == "export":
-            steps += export_steps(host, kept, doc, optional, undo_void_after=undo_void_after)
+    for doc in backup.stock.containers:
+        own = backup.own[doc["Id"]]
+        if own == COMMIT:
+            ref = own_image_reference(backup, doc)
+            words = ("commit", doc["Id"], ref)
+            steps.append(create_step(host, "image", ref, words, optional=optional))
+        elif own == EXPORT:
+            steps += export_steps(host, backup, doc, optional, undo_void_after=undo_void_after)
     return steps
 
 
 def export_steps(
     host: Host,
-    kept: Backup,
+    backup: Backup,
     doc: dict,
     optional: bool,
     skip_if: Tuple[Tuple[str, ...], ...] = (),
     undo_void_after: str = "",
 ) -> List[Step]:
-    """optional: a container that cannot be read is `lost`, and the others stay. skip_if,
-    undo_void_after: as a Step has them."""
-    path = kept.path("export-%s.tar" % doc["Id"])
-    name = title_of(doc)
-    exported = docker_step(
-        host,
-        "export:" + name,
-        "own files of " + name,
-        ("export", doc["Id"]),
-        target=path,
-        undo=(unkeep_step(path),),
-        undo_void_after=undo_void_after,
-        skip_if=skip_if,
+    """optional: a container that cannot be read is LOST, and the others stay."""
+    return file_steps(
+        "own files of %s" % title_of(doc),
+        (*host.docker, "export", doc["Id"]),
+        backup.path(backup.export_file(doc["Id"])),
         optional=optional,
+        skip_if=skip_if,
+        undo_void_after=undo_void_after,
     )
-    not_exported = (("not", "test", "-e", path),) if optional else ()
-    return [exported, sum_step(path, skip_if=not_exported)]
 
 
-def needed_exports(host: Host, kept: Backup) -> List[Step]:
+def needed_exports(host: Host, backup: Backup) -> List[Step]:
     """Of the containers whose image docker save has not written: which, only LACKING_FILE will
     tell."""
     steps = []
-    for doc in kept.stock.containers:
-        if kept.own[doc["Id"]] != "export":
-            whole = ("lacks", doc["Id"], "cat", kept.path(LACKING_FILE))
-            steps += export_steps(host, kept, doc, optional=True, skip_if=(whole,))
+    for doc in backup.stock.containers:
+        if backup.own[doc["Id"]] != EXPORT:
+            is_whole = ("lacks", doc["Id"], "cat", backup.path(LACKING_FILE))
+            steps += export_steps(host, backup, doc, optional=True, skip_if=(is_whole,))
     return steps
 
 
-# --- whether docker save has written all of an image: the same for backup, restore and pool
-# recreate
+def verify_step(backup: Backup, name: str) -> Step:
+    """A file of the backup against its sum."""
+    argv = ("sha256sum", "-c", backup.path(name + ".sha256"))
+    return Step("verify:" + name, "verify " + name, argv, source=backup.path(name))
+
+
+def verify_steps(backup: Backup) -> List[Step]:
+    return [verify_step(backup, name) for name in backup.files()]
+
+
+# Whether docker save has written all of an image. It is asked while a backup is made, and once more
+# before a restore: an earlier version of dockfix, or docker, may have called it whole.
 
 # in the folder while a backup is made: {"images": {key: why}, "containers": [id, ...]}
 LACKING_FILE = "lacking.json"
@@ -17684,26 +17841,37 @@ PROBE_END = ".probe"
 
 def wanted_images(stock: Stock) -> List[WantedImage]:
     """Every image by all its tags, or its id."""
-    used = {}  # type: Dict[str, List[str]]
+    used = {}  # type: Dict[str, List[str]]  # by image, the manifests that containers use
     for doc in stock.containers:
-        manifest = (doc.get("ImageManifestDescriptor") or {}).get("digest")
+        descriptor = doc.get("ImageManifestDescriptor") or {}
+        manifest = descriptor.get("digest")
         if manifest:  # from engine 28 on, with the containerd store
             used.setdefault(str(doc["Image"]), []).append(str(manifest))
-    return [
-        WantedImage(
-            one["Id"],
-            tuple(image_refs([one])),
-            parse_platform(
-                {key.lower(): one.get(key) for key in ("Os", "Architecture", "Variant")}
-            ),
-            tuple(used.get(one["Id"], ())),
+    wanted = []
+    for image in stock.images:
+        platform = Platform(
+            system=str(image.get("Os") or ""),
+            processor=str(image.get("Architecture") or ""),
+            variant=str(image.get("Variant") or ""),
         )
-        for one in stock.images
-    ]
+        manifests = tuple(used.get(image["Id"], ()))
+        refs = tuple(image_refs([image]))
+        wanted.append(WantedImage(image["Id"], refs, platform, manifests))
+    return wanted
 
 
-def wanted_commits(kept: Backup) -> List[WantedImage]:
-    return [WantedImage(ref, (ref,)) for ref in own_image_references(kept)]
+def wanted_commits(backup: Backup) -> List[WantedImage]:
+    return [WantedImage(ref, (ref,)) for ref in own_image_references(backup)]
+
+
+def parse_wanted(row: dict) -> WantedImage:
+    """Of a request in JSON, which has lists for tuples."""
+    return WantedImage(
+        key=row["key"],
+        refs=tuple(row["refs"]),
+        platform=Platform(*row["platform"]),
+        manifests=tuple(row["manifests"]),
+    )
 
 
 def read_saved(path: str, tick: Callable[[int], None]) -> SavedArchive:
@@ -17712,9 +17880,9 @@ def read_saved(path: str, tick: Callable[[int], None]) -> SavedArchive:
         blobs = index_archive(TarReader(stream, tick))
 
     def read(offset: int, size: int) -> bytes:
-        with open(os_bytes(path), "rb") as again:
-            again.seek(offset)
-            return again.read(size)
+        with open(os_bytes(path), "rb") as stream:
+            stream.seek(offset)
+            return stream.read(size)
 
     return SavedArchive(blobs, read)
 
@@ -17725,182 +17893,273 @@ def archive_faults(
     """By key why an image is not whole in an archive."""
     try:
         archive = read_saved(path, tick)
-        found = {image.key: archive.faults(image) for image in wanted}
     except ArchiveError as err:
-        found = {image.key: [err.msg] for image in wanted}
-    return {key: first_fault(faults) for key, faults in found.items() if faults}
+        return {image.key: err.msg for image in wanted}
+    reasons = {}
+    for image in wanted:
+        faults = archive.faults(image)
+        if faults:
+            reasons[image.key] = first_fault(faults)
+    return reasons
 
 
 def first_fault(faults: Sequence[str]) -> str:
-    return faults[0] + (" (and %d more)" % (len(faults) - 1) if len(faults) > 1 else "")
+    if len(faults) == 1:
+        return faults[0]
+    return "%s (and %d more)" % (faults[0], len(faults) - 1)
 
 
-def save_once(host: Host, images: Sequence[WantedImage], path: str, tick: Callable) -> str:
-    """`docker save` into a file; what docker says where it fails."""
-    words = (*host.docker, "save", *tuple(ref for image in images for ref in image.refs))
-    answer = change_host(host, words, flow=Flow(target=path, tick=tick))
-    return "docker save failed: " + first_line(answer) if answer.rc or answer.timed_out else ""
+def save_once(
+    host: Host, images: Sequence[WantedImage], path: str, tick: Callable[[int], None]
+) -> str:
+    """`docker save` into a file; what docker says where it fails, else ''."""
+    argv = [*host.docker, "save"]
+    for image in images:
+        argv += image.refs
+    answer = change_host(host, argv, flow=Flow(target=path, tick=tick))
+    if answer.rc or answer.timed_out:
+        return "docker save failed: " + first_line(answer)
+    return ""
 
 
 def failing_images(
-    host: Host, images: Sequence[WantedImage], path: str, tick: Callable
+    host: Host, images: Sequence[WantedImage], path: str, tick: Callable[[int], None]
 ) -> Dict[str, str]:
     """After a `docker save` of all of them that failed: those that are the reason, each tried
-    alone."""
-    found, probe = {}, path + PROBE_END
-    for image in images if len(images) > 1 else ():
-        said = save_once(host, [image], probe, tick)
-        if said:
-            found[image.key] = said
+    alone. {} where there is only one image: it has had its try."""
+    reasons = {}  # type: Dict[str, str]
+    if len(images) == 1:
+        return reasons
+    probe = path + PROBE_END
+    for image in images:
+        failure = save_once(host, [image], probe, tick)
+        if failure:
+            reasons[image.key] = failure
         else:
-            found.update(archive_faults(probe, [image], tick))
+            reasons.update(archive_faults(probe, [image], tick))
             remove_file(probe)
-    return found
+    return reasons
 
 
 def save_images(host: Host, request: dict, tick: Callable[[int], None]) -> None:
-    """Saves the images, reads back what docker has written (it can leave layers out and exit 0:
-    moby#49784, moby#49473), and saves again without what is not whole: the file that stays can be
-    loaded."""
-    path, lacking = request["file"], {}
-    left = [
-        WantedImage(**dict(one, refs=tuple(one["refs"]), platform=tuple(one["platform"])))
-        for one in request["wanted"]
-    ]
-    if request["record"]:
-        lacking = missing_commits(host, left)
-        left = [image for image in left if image.key not in lacking]
-    while left:
-        said = save_once(host, left, path, tick)
-        bad = failing_images(host, left, path, tick) if said else archive_faults(path, left, tick)
-        if not bad and not said:
+    """A task. Saves the images, reads back what docker has written (it can leave layers out and
+    exit 0: moby#49784, moby#49473), and saves again without what is not whole: the file that stays
+    can be loaded. Raises DockfixError."""
+    path, record, needs = request["file"], request["record"], request["needs"]
+    images = [parse_wanted(row) for row in request["wanted"]]
+    if not record:
+        faults, failure = try_save(host, images, path, tick)
+        if faults or failure:
+            raise save_error(images, faults, failure)
+        return
+    lacking = missing_commits(host, images)
+    while True:
+        images = [image for image in images if image.key not in lacking]
+        if not images:
             break
-        if (
-            not bad or not request["record"]
-        ):  # docker itself, or the disk; or nothing may be lacking
-            raise DockfixError(
-                said or "docker save has not written all of " + named_faults(left, bad)
-            )
-        lacking.update(bad)
-        left = [image for image in left if image.key not in bad]
+        faults, failure = try_save(host, images, path, tick)
+        if not faults and not failure:
+            break
+        if not faults:  # docker itself, or the disk
+            raise save_error(images, faults, failure)
+        lacking.update(faults)
         suppress_errors(remove_file, path)
-    if request["record"]:
-        needs = request["needs"]
-        record = {
-            "images": lacking,
-            "containers": [one for one in sorted(needs) if needs[one] in lacking],
-        }
-        replace_file(request["record"], json.dumps(record, sort_keys=True).encode("ascii"))
+    containers = [ident for ident in sorted(needs) if needs[ident] in lacking]
+    lacking_things = {"images": lacking, "containers": containers}
+    replace_file(record, json.dumps(lacking_things, sort_keys=True).encode("ascii"))
+
+
+def try_save(
+    host: Host, images: Sequence[WantedImage], path: str, tick: Callable[[int], None]
+) -> Tuple[Dict[str, str], str]:
+    """By key why an image cannot be saved, and what docker said where it failed."""
+    failure = save_once(host, images, path, tick)
+    if failure:
+        return failing_images(host, images, path, tick), failure
+    return archive_faults(path, images, tick), ""
+
+
+def save_error(images: Sequence[WantedImage], faults: Dict[str, str], failure: str) -> DockfixError:
+    if failure:
+        return DockfixError(failure)
+    texts = [
+        "%s: %s" % (image.refs[0], faults[image.key]) for image in images if image.key in faults
+    ]
+    return DockfixError("docker save has not written all of " + "; ".join(texts[:3]))
 
 
 def missing_commits(host: Host, images: Sequence[WantedImage]) -> Dict[str, str]:
-    """Those images of containers that docker commit has refused to make."""
-    return {
-        image.key: "docker commit failed"
-        for image in images
-        if image.key.startswith(BACKUP_REPOSITORY + ":")
-        and query(host, "inspect", "--type", "image", "-f", "{{.Id}}", image.key).rc
+    """By key those images of containers that docker commit has refused to make."""
+    missing = {}
+    for image in images:
+        if image.key.startswith(BACKUP_REPOSITORY + ":"):
+            answer = query(host, "inspect", "--type", "image", "-f", "{{.Id}}", image.key)
+            if answer.rc:
+                missing[image.key] = "docker commit failed"
+    return missing
+
+
+def judge_backup(backup: Backup, tick: Callable[[int], None] = lambda done: None) -> Backup:
+    """The backup with all that its archives lack noted in `own` and `lacks`, read from the archives
+    themselves."""
+    known = lost_ids(backup)
+    wanted = [image for image in wanted_images(backup.stock) if image.key not in known]
+    faults = faults_of_all_archives(backup, wanted + wanted_commits(backup), tick)
+    lacks = list(backup.lacks)
+    for image in wanted:
+        if image.key in faults:
+            lacks.append(Lack(image.refs[0], image.key, faults[image.key]))
+    own = dict(backup.own)
+    needs = image_needs(backup)
+    for doc in backup.stock.containers:
+        ident = doc["Id"]
+        why = faults.get(needs.get(ident, ""))
+        if why and own[ident] != LOST:
+            own[ident] = LOST
+            lacks.append(Lack(title_of(doc), ident, "its image: " + why))
+    return backup._replace(own=own, lacks=lacks)
+
+
+def faults_of_all_archives(
+    backup: Backup, wanted: Sequence[WantedImage], tick: Callable[[int], None]
+) -> Dict[str, str]:
+    """By key why an image is whole in none of a backup's archives."""
+    reasons = {image.key: "no archive is there" for image in wanted}
+    for name in backup.loads:
+        faults = archive_faults(backup.path(name), wanted, tick)
+        reasons = {key: faults[key] for key in reasons if key in faults}
+    return reasons
+
+
+def make_row(target: str, ident: str, status: str, msg: str) -> dict:
+    """ident: '' where what the row is about has none, or where it is not known."""
+    return ResultRow(target, ident, status, msg, {}).to_json()
+
+
+def lacking_rows(backup: Backup) -> List[dict]:
+    return [lacking_row(lack) for lack in backup.lacks]
+
+
+def lacking_row(lack: Lack) -> dict:
+    return make_row(lack.target, lack.id, "failed", "not in the backup: " + lack.why)
+
+
+def lost_ids(backup: Backup) -> Set[str]:
+    """Ids of the images and containers that the backup does not hold."""
+    return {lack.id for lack in backup.lacks}
+
+
+# The end of a backup.
+
+
+def seal_step(host: Host, backup: Backup, lossy: bool, undoable: bool = True) -> Step:
+    """The manifest, last of all: without it a folder is no backup.
+
+    lossy: something of it may have been left out.
+    undoable: undone, the folder is no backup any more.
+    """
+    manifest = dict(backup._asdict(), schema=BACKUP_SCHEMA, dockfix=VERSION)
+    del manifest["folder"], manifest["stock"]
+    request = {
+        "folder": backup.folder,
+        "manifest": manifest,
+        "images": {image["Id"]: image_refs([image])[0] for image in backup.stock.images},
+        "containers": {doc["Id"]: title_of(doc) for doc in backup.stock.containers},
+        "lossy": lossy,
     }
-
-
-def named_faults(images: Sequence[WantedImage], bad: Dict[str, str]) -> str:
-    found = ["%s: %s" % (image.refs[0], bad[image.key]) for image in images if image.key in bad]
-    return "; ".join(found[:3])
+    argv = ("rm", "-f", backup.path("manifest.json"))
+    removed = Step("remove-manifest", "remove the manifest", argv)
+    return task_step(
+        host,
+        "manifest",
+        "write the manifest",
+        "write-manifest",
+        request,
+        undo=(removed,) if undoable else (),
+    )
 
 
 def seal_backup(host: Host, request: dict, tick: Callable[[int], None]) -> None:
-    """Writes the manifest: what was planned, and what has become of it."""
-    folder, made = request["folder"], request["manifest"]
-    found = {"images": {}, "containers": []}  # type: dict
-    if request["lossy"] and os.path.exists(os_bytes(os.path.join(folder, LACKING_FILE))):
-        found = json.loads(read_all(os.path.join(folder, LACKING_FILE)).decode("ascii"))
-    for ident, own in made["own"].items() if request["lossy"] else ():
-        if own == "export" or ident in found["containers"]:
-            there = os.path.exists(os_bytes(os.path.join(folder, "export-%s.tar.sha256" % ident)))
-            made["own"][ident] = "export" if there else "lost"
-    made["loads"] = [
-        name for name in made["loads"] if os.path.exists(os_bytes(os.path.join(folder, name)))
-    ]
-    made["lacks"] = [
-        {"target": title, "id": ident, "why": found["images"][ident]}
-        for ident, title in sorted(request["images"].items())
-        if ident in found["images"]
-    ] + [
-        {"target": title, "id": ident, "why": "neither docker commit nor docker export keeps it"}
-        for ident, title in sorted(request["containers"].items())
-        if made["own"].get(ident) == "lost"
-    ]
-    text = json.dumps(made, sort_keys=True) + "\n"
+    """A task. Writes the manifest: what was planned, and what has become of it."""
+    folder, manifest = request["folder"], request["manifest"]
+    if request["lossy"]:
+        note_lacks(folder, request, manifest)
+    loads = []
+    for name in manifest["loads"]:  # where no image was whole there is no archive
+        if os.path.exists(os_bytes(os.path.join(folder, name))):
+            loads.append(name)
+    manifest["loads"] = loads
+    text = json.dumps(manifest, sort_keys=True) + "\n"
     replace_file(os.path.join(folder, "manifest.json"), text.encode("ascii"))
+
+
+def note_lacks(folder: str, request: dict, manifest: dict) -> None:
+    """Corrects a manifest by what the steps have left in the folder."""
+    lacking = {"images": {}, "containers": []}  # type: dict
+    record = os.path.join(folder, LACKING_FILE)
+    if os.path.exists(os_bytes(record)):
+        lacking = json.loads(read_all(record).decode("ascii"))
+    lacks = []
+    for ident, tag in sorted(request["images"].items()):
+        if ident in lacking["images"]:
+            lacks.append(Lack(tag, ident, lacking["images"][ident]))
+    for ident, own in manifest["own"].items():
+        if own == EXPORT or ident in lacking["containers"]:
+            is_exported = has_sum(folder, "export-%s.tar" % ident)
+            manifest["own"][ident] = EXPORT if is_exported else LOST
+    for ident, title in sorted(request["containers"].items()):
+        if manifest["own"].get(ident) == LOST:
+            lacks.append(Lack(title, ident, "neither docker commit nor docker export keeps it"))
+    for name, place in sorted(manifest["volumes"].items()):
+        if not has_sum(folder, place[0]):
+            del manifest["volumes"][name]
+            lacks.append(Lack("volume " + name, "", "docker cp cannot read its content"))
+    manifest["lacks"] = [lack._asdict() for lack in lacks]
+
+
+def has_sum(folder: str, name: str) -> bool:
+    """Is a file there as a whole? Its sum is written after it."""
+    return os.path.exists(os_bytes(os.path.join(folder, name + ".sha256")))
 
 
 TASKS.update({"save-images": save_images, "write-manifest": seal_backup})
 
 
-def judge_backup(kept: Backup, tick: Callable[[int], None] = lambda done: None) -> Backup:
-    """The backup with all that its archives lack noted in `own` and `lacks`, read from the archives
-    themselves: an earlier version of dockfix, or docker, may have called it whole."""
-    known = {one["id"] for one in kept.lacks}
-    wanted = [image for image in wanted_images(kept.stock) if image.key not in known]
-    commits, faults = wanted_commits(kept), {}  # type: List[WantedImage], Dict[str, str]
-    for name in kept.loads:
-        part = archive_faults(kept.path(name), wanted + commits, tick)
-        # whole in one of the files is enough
-        faults = {key: part[key] for key in part if name == kept.loads[0] or key in faults}
-    if not kept.loads:
-        faults = {image.key: "no archive is there" for image in wanted + commits}
-    lacks, own = list(kept.lacks), dict(kept.own)
-    for image in wanted:
-        if image.key in faults:
-            lacks.append({"target": image.refs[0], "id": image.key, "why": faults[image.key]})
-    needs = image_needs(kept)
-    for doc in kept.stock.containers:
-        why = faults.get(needs.get(doc["Id"], ""))
-        if why and own[doc["Id"]] != "lost":
-            own[doc["Id"]] = "lost"
-            lacks.append({"target": title_of(doc), "id": doc["Id"], "why": "its image: " + why})
-    return kept._replace(own=own, lacks=lacks)
+# A container that only carries volumes. Docker itself packs and unpacks them.
+
+TAR_END = bytes(2 * TAR_BLOCK)
 
 
-def lacking_rows(kept: Backup) -> List[dict]:
-    return [
-        ResultRow(
-            one["target"], one["id"], "failed", "not in the backup: " + one["why"], {}
-        ).to_json()
-        for one in kept.lacks
-    ]
+def helper_image(backup: Backup) -> str:
+    return name_for_backup(backup, BACKUP_REPOSITORY + ":helper")
 
 
-def lost_ids(kept: Backup) -> Set[str]:
-    """Ids of the images and containers that the backup does not hold."""
-    return {one["id"] for one in kept.lacks}
-
-
-# --- a container that only carries volumes: the same for backup, restore and pool recreate
-
-
-def helper_image(kept: Backup) -> str:
-    return name_for_backup(kept, BACKUP_REPOSITORY + ":helper")
-
-
-def with_helper(
-    host: Host, kept: Backup, binds: Sequence[Tuple[str, str]], steps: List[Step], made: Step
+def helper_steps(
+    host: Host,
+    backup: Backup,
+    binds: Sequence[str],
+    steps: Sequence[Step],
+    image_step: Step,
 ) -> List[Step]:
-    """The steps between making and removing a container that never runs, with the volumes (name,
-    path[:options]) in it, and the image for it, which `made` makes: it has no content, so that no
-    image of the host is needed."""
+    """The steps between making and removing a container that never runs.
+
+    binds: the volumes in it, as NAME:PATH[:OPTIONS].
+    image_step: makes its image, helper_image. That has no content, so that no image of the host is
+        needed.
+    """
     if not binds:
-        return steps
-    name = name_for_backup(kept, HELPER)
-    words = (
-        create_words(host)
-        + ["--name=" + name, "--network=none"]
-        + ["--volume=%s:%s" % bind for bind in binds]
-        + [helper_image(kept), "x"]
-    )
-    created = create_step(host, "container", name, words)
-    gone = [remove_step(host, "container", name), remove_step(host, "image", helper_image(kept))]
-    return [made, created, *steps, *gone]
+        return list(steps)
+    name = name_for_backup(backup, HELPER)
+    words = [*create_words(host), "--name=" + name, "--network=none"]
+    words += ["--volume=" + bind for bind in binds]
+    words += [helper_image(backup), "x"]
+    return [
+        image_step,
+        create_step(host, "container", name, words),
+        *steps,
+        remove_step(host, "container", name),
+        remove_step(host, "image", helper_image(backup)),
+    ]
 
 
 def create_words(host: Host) -> List[str]:
@@ -17909,38 +18168,45 @@ def create_words(host: Host) -> List[str]:
         if host.known.create_knows_pull is None:
             answer = query(host, "create", "--help")
             host.known.create_knows_pull = bool(re.search(r"--pull\b", answer.out_text()))
-    return ["create", "--pull=never"] if host.known.create_knows_pull else ["create"]
+    if host.known.create_knows_pull:
+        return ["create", "--pull=never"]
+    return ["create"]
 
 
-def volume_steps(host: Host, kept: Backup, undo_void_after: str = "") -> List[Step]:
-    """The content of the volumes. undo_void_after: as a Step has it, for the files."""
-    helper, reads = name_for_backup(kept, HELPER), []  # type: str, List[Step]
-    for name, (file, holder, path) in sorted(kept.volumes.items()):
-        words = ("cp", "%s:%s" % (helper if holder == HELPER else holder, path), "-")
-        volume_file = kept.path(file)
-        read = docker_step(
-            host,
-            "volume:" + name,
-            "volume " + name,
-            words,
-            target=volume_file,
-            undo=(unkeep_step(volume_file),),
+def volume_steps(
+    host: Host, backup: Backup, undo_void_after: str = "", optional: bool = False
+) -> List[Step]:
+    """The volumes into their files. optional: one that cannot be read is named by note_lacks, and
+    the others stay."""
+    helper = name_for_backup(backup, HELPER)
+    binds = []
+    reads = []  # type: List[Step]
+    for name, place in sorted(backup.volumes.items()):
+        holder = place.holder
+        if holder == HELPER:
+            holder = helper
+            # nocopy: docker changes nothing of a volume that is read
+            binds.append("%s:%s:nocopy" % (name, place.path))
+        reads += file_steps(
+            "volume %s" % name,
+            (*host.docker, "cp", "%s:%s" % (holder, place.path), "-"),
+            backup.path(place.file),
+            optional=optional,
             undo_void_after=undo_void_after,
         )
-        reads += [read, sum_step(volume_file)]
-    binds = [  # nocopy: docker changes nothing of a volume that is read
-        (name, path + ":nocopy")
-        for name, (_, holder, path) in sorted(kept.volumes.items())
-        if holder == HELPER
-    ]
-    image = helper_image(kept)
-    empty = create_step(host, "image", image, ("import", "/dev/null", image))
-    return with_helper(host, kept, binds, reads, empty)
+    image = helper_image(backup)
+    empty_image = create_step(host, "image", image, ("import", "/dev/null", image))
+    return helper_steps(host, backup, binds, reads, empty_image)
 
 
-def volume_members(path: str, tick: Callable[[int], None] = lambda done: None) -> Iterator[Tuple]:
-    """(member as it is called inside the volume, its content in pieces) of a volume's tar. Raises
-    ArchiveError, OSError."""
+# The tar of a volume.
+
+
+def volume_members(
+    path: str, tick: Callable[[int], None] = lambda done: None
+) -> Iterator[Tuple[tarfile.TarInfo, Iterator[bytes]]]:
+    """Each member of a volume's tar, with its name inside the volume, and its content in pieces.
+    Raises ArchiveError, OSError."""
     with open(os_bytes(path), "rb") as stream:
         reader = TarReader(stream, tick)
         for member in reader:
@@ -17956,61 +18222,64 @@ def volume_root(path: str) -> tarfile.TarInfo:
     raise ArchiveError("%s does not begin with the volume's own folder" % path)
 
 
+def has_content(path: str) -> bool:
+    """Is there more in a volume's tar than its own folder? Not readable: no."""
+    members = 0
+    try:
+        for _ in volume_members(path):
+            members += 1
+            if members > 1:
+                return True
+    except (ArchiveError, OSError):
+        pass
+    return False
+
+
 def tar_header(member: tarfile.TarInfo, name: str) -> bytes:
-    """Of a member under another name."""
-    member.name, member.mode = name, member.mode & 0o7777
+    """Of a member under another name. It is by number whose it is: the names are the host's."""
+    member.name = name
+    member.mode &= 0o7777
     member.uname = member.gname = ""
     return member.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
 
 
-TAR_END = bytes(2 * TAR_BLOCK)
-
-
 def import_mount_points(host: Host, request: dict, tick: Callable[[int], None]) -> None:
-    """Makes the helper's image: one folder for each volume, with the owner and mode of the volume's
-    own. When docker mounts a volume for the first time, it gives these to it, and that is the only
-    way on engines before 1.13."""
-    out = bytearray()
+    """A task. Makes the helper's image: one folder for each volume, with the owner and mode of the
+    volume's own. When docker mounts a volume for the first time, it gives these to it, and that is
+    the only way on engines before 1.13. Raises DockfixError, OSError."""
+    image_tar = bytearray()
     for path, point in request["points"]:
         root = volume_root(path)
         above = tarfile.TarInfo(posixpath.dirname(point).lstrip("/"))
-        above.type, above.mode = tarfile.DIRTYPE, 0o755
-        out += tar_header(above, above.name) + tar_header(root, point.lstrip("/"))
-    words = (*host.docker, "import", "-", request["image"])
-    answer = change_host(host, words, bytes(out + TAR_END))
+        above.type = tarfile.DIRTYPE
+        above.mode = 0o755
+        image_tar += tar_header(above, above.name)
+        image_tar += tar_header(root, point.lstrip("/"))
+    argv = (*host.docker, "import", "-", request["image"])
+    answer = change_host(host, argv, bytes(image_tar + TAR_END))
     if answer.rc or answer.timed_out:
         raise DockfixError("docker import failed: " + first_line(answer))
 
 
 def fill_volume(host: Host, request: dict, tick: Callable[[int], None]) -> None:
-    """Puts a volume's content into the helper's mount point, and reads it back.
+    """A task. Puts a volume's content into the helper's mount point, and reads it back. Raises
+    DockfixError, OSError.
 
     Before 1.13 docker cp does not see what is mounted below the folder that it is told: so the
     mount point itself is, and the members are named as from there. docker cp leaves out what such a
-    tar says of the folder itself ('.')."""
+    tar says of the folder itself ('.').
+    """
     path, point = request["file"], request["point"]
-    holder = request["helper"] + ":"
-    again = []  # type: List[str]
-
-    def write_members(stream: BinaryIO) -> None:
-        for member, content in volume_members(path, tick):
-            if member.name == ".":
-                continue
-            if member.islnk() and member.mode & 0o7000:
-                again.append(member.name)
-            stream.write(tar_header(member, member.name))
-            for piece in content:
-                stream.write(piece)
-            stream.write(bytes(-member.size % TAR_BLOCK))
-        stream.write(TAR_END)
-
-    target = holder + point
-    answer = change_host(host, (*host.docker, "cp", "-", target), flow=Flow(fill=write_members))
+    helper_root = request["helper"] + ":/"
+    target = request["helper"] + ":" + point
+    special_links = set()  # type: Set[str]  # hard links with set-user-ID and the like
+    flow = Flow(fill=lambda stream: write_volume(stream, path, special_links, tick))
+    answer = change_host(host, (*host.docker, "cp", "-", target), flow=flow)
     if answer.rc or answer.timed_out:
         raise DockfixError("docker cp to %s failed: %s" % (target, first_line(answer)))
     # What this cannot do (no engine before 1.13 can), the comparison finds.
-    flow = Flow(fill=lambda stream: write_from_above(stream, path, point[1:], set(again)))
-    change_host(host, (*host.docker, "cp", "-", holder + "/"), flow=flow)
+    flow = Flow(fill=lambda stream: write_from_above(stream, path, point[1:], special_links))
+    change_host(host, (*host.docker, "cp", "-", helper_root), flow=flow)
     faults = compare_volume(host, target, path, tick)
     if faults:
         raise DockfixError(
@@ -18019,29 +18288,49 @@ def fill_volume(host: Host, request: dict, tick: Callable[[int], None]) -> None:
         )
 
 
-def write_from_above(stream: BinaryIO, path: str, point: str, links: Set[str]) -> None:
+def write_volume(
+    stream: BinaryIO, path: str, special_links: Set[str], tick: Callable[[int], None]
+) -> None:
+    """The tar for the mount point. Adds to special_links what write_from_above has to set."""
+    for member, content in volume_members(path, tick):
+        if member.name == ".":
+            continue
+        if member.islnk() and member.mode & 0o7000:
+            special_links.add(member.name)
+        stream.write(tar_header(member, member.name))
+        for piece in content:
+            stream.write(piece)
+        stream.write(bytes(-member.size % TAR_BLOCK))
+    stream.write(TAR_END)
+
+
+def write_from_above(stream: BinaryIO, path: str, point: str, special_links: Set[str]) -> None:
     """The tar for the container's root that sets what a tar for the mount point cannot: the
     volume's own folder, and set-user-ID of a hard link, for which docker looks from the root (moby
     pkg/archive, handleLChmod); with the folders' times, which a new link changes."""
     for member, _ in volume_members(path):
-        if member.name == "." or (links and (member.isdir() or member.name in links)):
+        is_changed = member.name == "."
+        if special_links and (member.isdir() or member.name in special_links):
+            is_changed = True
+        if is_changed:
             name = posixpath.normpath(posixpath.join(point, member.name))
             if member.islnk():
                 member.linkname = posixpath.join(point, member.linkname)
             stream.write(tar_header(member, name))
-        if not links:
+        if not special_links:
             break  # the volume's own folder comes first
     stream.write(TAR_END)
 
 
 def compare_volume(host: Host, place: str, path: str, tick: Callable[[int], None]) -> List[str]:
-    """What a volume, read through the container that has it, and its tar differ in; in words."""
+    """What a volume and its tar differ in, in words. place: CONTAINER:PATH that it is read
+    through."""
     differences = VolumeDifferences()
 
     def compare(stream: BinaryIO) -> None:
         reader = TarReader(stream)
-        with open(os_bytes(path), "rb") as kept:
-            differences.add(volume_entries(TarReader(kept, tick)), volume_entries(reader))
+        with open(os_bytes(path), "rb") as tar:
+            differences.add(volume_entries(TarReader(tar, tick)), volume_entries(reader))
         reader.drain()
 
     answer = change_host(host, (*host.docker, "cp", place, "-"), flow=Flow(empty=compare))
@@ -18054,17 +18343,17 @@ def compare_volume(host: Host, place: str, path: str, tick: Callable[[int], None
 def warn_of_special_bits(place: str, differences: VolumeDifferences) -> None:
     """An engine before 1.13 cannot set set-user-ID, set-group-ID and sticky of a volume's own
     folder and of hard links: that is said, and no reason to call the content wrong."""
-    for name, (wanted, found) in sorted(differences.differing.items()):
-        if wanted._replace(mode=wanted.mode & 0o777) == found:
+    for name, (wanted, actual) in sorted(differences.differing.items()):
+        if wanted._replace(mode=wanted.mode & 0o777) == actual:
             del differences.differing[name]
             say(
                 "dockfix: warning: this docker cannot set the mode %o of %s in the volume at %s; it"
-                " has %o" % (wanted.mode, escape_controls(name), place, found.mode)
+                " has %o" % (wanted.mode, escape_controls(name), place, actual.mode)
             )
 
 
 def require_empty_volume(host: Host, request: dict, tick: Callable[[int], None]) -> None:
-    """Right before a volume that was there is filled."""
+    """A task, right before a volume that was there is filled. Raises DockfixError."""
     if volume_is_empty(host, request["helper"] + ":" + request["point"]) is not True:
         raise DockfixError(
             "volume %s has files of its own by now; nothing in it was changed" % request["volume"]
@@ -18074,15 +18363,20 @@ def require_empty_volume(host: Host, request: dict, tick: Callable[[int], None])
 def volume_is_empty(host: Host, place: str) -> Optional[bool]:
     """By the beginning of what docker cp reads there; None where it does not answer."""
     answer = query(host, "cp", place, "-", enough=1 << 16)
+    members = 0
+    is_cut_off = False
     try:
-        members = 0
         for _ in TarReader(io.BytesIO(answer.out)):
             members += 1
             if members > 1:
                 return False
-    except ArchiveError:  # cut off
-        return False if members else None
-    return True if members and not answer.rc else None
+    except ArchiveError:
+        is_cut_off = True
+    if not members:
+        return None
+    if is_cut_off:
+        return False
+    return True if answer.rc == 0 else None
 
 
 TASKS.update(
@@ -18094,243 +18388,203 @@ TASKS.update(
 )
 
 
-def seal_step(host: Host, kept: Backup, lossy: bool, undoable: bool = True) -> Step:
-    """The manifest, last of all: without it a folder is no backup. lossy: something of it may have
-    been left out. undoable: undone, the folder is no backup any more."""
-    found = dict(kept._asdict(), schema=BACKUP_SCHEMA, dockfix=VERSION)
-    request = {
-        "folder": kept.folder,
-        "manifest": {key: found[key] for key in found if key not in ("folder", "stock")},
-        "images": {one["Id"]: image_refs([one])[0] for one in kept.stock.images},
-        "containers": {doc["Id"]: title_of(doc) for doc in kept.stock.containers},
-        "lossy": lossy,
-    }
-    away = Step("remove-manifest", "remove the manifest", ("rm", "-f", kept.path("manifest.json")))
-    return task_step(
-        host,
-        "manifest",
-        "write the manifest",
-        "write-manifest",
-        request,
-        undo=(away,) if undoable else (),
-    )
-
-
-def verify_steps(kept: Backup) -> List[Step]:
-    return [
-        Step(
-            "verify:" + name,
-            "verify " + name,
-            ("sha256sum", "-c", kept.path(name + ".sha256")),
-            source=kept.path(name),
-        )
-        for name in kept.files()
-    ]
-
-
-# --- the steps of a restore, and what came back: the same for restore, pool recreate and resume
+# The steps of a restore.
 
 
 def restore_steps(
     host: Host,
-    kept: Backup,
+    backup: Backup,
     have: Stock,
     fill: bool = True,
     empty: Sequence[str] = (),
     undoable: bool = True,
 ) -> List[Step]:
-    """Makes what is not there yet, up to the containers: networks, volumes, images and (with
-    `fill`) the content of the volumes it made, and of those that an earlier restore has left
-    `empty`. undoable: as create_step has it."""
-    had, held = (
-        {title_of(one) for one in some} for some in (have.networks, have.volumes)
-    )  # a network and a volume may have one name
-    networks = []
-    for network in carried_networks(kept.stock):
+    """Makes what is not there yet, up to the containers: networks, volumes, images.
+
+    have: what the engine has.
+    fill: the new volumes get their content, too.
+    empty: volumes that an earlier restore has left empty: they get it as well.
+    undoable: as create_step has it.
+    """
+    steps = []
+    networks = {title_of(network) for network in have.networks}
+    for network in carried_networks(backup.stock):
         name = network["Name"]
-        if name not in had:  # docker lets two networks have one name: the first is made
-            had.add(name)
-            networks.append(create_step(host, "network", name, network_recipe(network), undoable))
-    volumes = [
-        create_step(host, "volume", one["Name"], volume_recipe(one), undoable)
-        for one in kept.stock.volumes
-        if one["Name"] not in held
-    ]
-    new = [name for name in sorted(kept.volumes) if name not in held]
-    filled = fill_steps(host, kept, new, empty) if fill else []
-    return networks + volumes + load_steps(host, kept, have, undoable) + filled
+        if name not in networks:
+            networks.add(name)  # docker lets two networks have one name: the first is made
+            words = network_recipe(network)
+            steps.append(create_step(host, "network", name, words, undoable))
+    volumes = {title_of(volume) for volume in have.volumes}
+    for volume in backup.stock.volumes:
+        if volume["Name"] not in volumes:
+            words = volume_recipe(volume)
+            steps.append(create_step(host, "volume", volume["Name"], words, undoable))
+    steps += load_steps(host, backup, have, undoable)
+    if fill:
+        new = [name for name in sorted(backup.volumes) if name not in volumes]
+        steps += fill_steps(host, backup, new, empty)
+    return steps
 
 
-def fill_steps(host: Host, kept: Backup, new: Sequence[str], empty: Sequence[str]) -> List[Step]:
+def load_steps(host: Host, backup: Backup, have: Stock, undoable: bool) -> List[Step]:
+    """docker load; then the containers' own images under a name of their own. undoable: as
+    create_step has it."""
+    known = set(image_refs(have.images))
+    known |= {image["Id"] for image in have.images}
+    own = []
+    commits = False
+    for doc in backup.stock.containers:
+        kind = backup.own[doc["Id"]]
+        ref = own_image_reference(backup, doc, RESTORED_REPOSITORY)
+        if kind in (COMMIT, EXPORT) and ref not in known:
+            own.append(own_image_step(host, backup, doc, ref, undoable))
+            commits = commits or kind == COMMIT
+    lost = lost_ids(backup)
+    whole = [image for image in backup.stock.images if image["Id"] not in lost]
+    new = [ref for ref in image_refs(whole) if ref not in known]
+    if not new and not commits:
+        return own  # nothing of the archives is needed
+    # All images of containers come along, whichever are needed.
+    passing = [remove_step(host, "image", ref) for ref in own_image_references(backup)]
+    undo = ()  # type: Tuple[Step, ...]
+    if undoable:
+        undo = (*[remove_step(host, "image", ref) for ref in new], *passing)
+    loads = []
+    for name in backup.loads:
+        words = ("load", "-q")
+        path = backup.path(name)
+        loads.append(
+            docker_step(host, "load:" + name, "load %s" % name, words, source=path, undo=undo)
+        )
+    if not loads:
+        return own
+    return loads + own + passing
+
+
+def own_image_step(host: Host, backup: Backup, doc: dict, ref: str, undoable: bool) -> Step:
+    """The image that a container with files of its own is made from."""
+    if backup.own[doc["Id"]] == COMMIT:
+        words = ("tag", own_image_reference(backup, doc), ref)
+        return create_step(host, "image", ref, words, undoable)
+    path = backup.path(backup.export_file(doc["Id"]))
+    return create_step(host, "image", ref, ("import", "-", ref), undoable, source=path)
+
+
+def fill_steps(host: Host, backup: Backup, new: Sequence[str], empty: Sequence[str]) -> List[Step]:
     """Through a container that never runs: docker unpacks, not dockfix. Filled is what holds, read
     back, what the backup has."""
-    names, helper = sorted(list(new) + list(empty)), name_for_backup(kept, HELPER)
-    points = {name: "/dockfix-%d/data" % number for number, name in enumerate(names, 1)}
-    image, request = helper_image(kept), {"helper": helper}
-    made = task_step(
+    steps = []
+    if new:
+        unused = []
+        for name in new:
+            ask = (*host.docker, "ps", "-aq", "--filter", "volume=" + name)
+            unused.append(("silent", *ask))
+        title = "no container has the new volumes"
+        steps.append(Step("volumes-unused", title, check=tuple(unused)))
+    points = {}
+    for number, name in enumerate(sorted([*new, *empty]), 1):
+        points[name] = "/dockfix-%d/data" % number
+    work = []
+    for name in empty:
+        title = "volume %s is still empty" % name
+        request = fill_request(backup, name, points[name])
+        work.append(task_step(host, "empty:" + name, title, "require-empty-volume", request))
+    for name, point in points.items():
+        request = fill_request(backup, name, point)
+        title = "content of volume %s" % name
+        size = suppress_errors(os.path.getsize, os_bytes(request["file"])) or 0
+        work.append(task_step(host, "fill:" + name, title, "fill-volume", request, size=size))
+    image_step = mount_points_step(host, backup, points)
+    binds = ["%s:%s" % bind for bind in points.items()]
+    return steps + helper_steps(host, backup, binds, work, image_step)
+
+
+def fill_request(backup: Backup, name: str, point: str) -> Dict[str, str]:
+    """Of fill_volume and require_empty_volume. point: where the helper has the volume."""
+    return {
+        "helper": name_for_backup(backup, HELPER),
+        "volume": name,
+        "point": point,
+        "file": backup.path(backup.volumes[name].file),
+    }
+
+
+def mount_points_step(host: Host, backup: Backup, points: Dict[str, str]) -> Step:
+    """points: by volume where the helper has it."""
+    image = helper_image(backup)
+    pairs = [(backup.path(backup.volumes[name].file), points[name]) for name in points]
+    return task_step(
         host,
         "make-helper-image",
         "image for the helper",
         "import-mount-points",
-        {
-            "image": image,
-            "points": [(kept.path(kept.volumes[name][0]), points[name]) for name in names],
-        },
+        {"image": image, "points": pairs},
         check=(exists_test(host, "image", image),),
         undo=(remove_step(host, "image", image),),
     )
-    guards = [
-        task_step(
-            host,
-            "empty:" + name,
-            "volume %s is still empty" % name,
-            "require-empty-volume",
-            dict(request, volume=name, point=points[name]),
-        )
-        for name in empty
-    ]
-    fills = [
-        task_step(
-            host,
-            "fill:" + name,
-            "content of volume %s" % name,
-            "fill-volume",
-            dict(request, volume=name, point=points[name], file=kept.path(kept.volumes[name][0])),
-            size=suppress_errors(os.path.getsize, os_bytes(kept.path(kept.volumes[name][0]))) or 0,
-        )
-        for name in names
-    ]
-    idle = tuple(
-        ("silent", *host.docker, "ps", "-aq", "--filter", "volume=" + name) for name in new
-    )
-    unused = [Step("volumes-unused", "no container has the new volumes", check=idle)] if new else []
-    binds = [(name, points[name]) for name in names]
-    return unused + with_helper(host, kept, binds, guards + fills, made)
 
 
-def left_empty(host: Host, kept: Backup, have: Stock) -> List[str]:
-    """Volumes that an earlier restore of this backup made, and that hold nothing, though the backup
-    has content for them: a version of dockfix before this one did that to engines before 1.13."""
-    docs = {one["Name"]: one for one in have.volumes}
-    return [
-        name
-        for name, (file, _, _) in sorted(kept.volumes.items())
-        if name in docs and has_content(kept.path(file)) and holds_nothing(host, have, docs[name])
-    ]
+def container_steps(
+    host: Host, backup: Backup, doc: dict, undoable: bool = True, optional: bool = False
+) -> List[Step]:
+    """One container with its networks, not started.
 
-
-def has_content(path: str) -> bool:
-    """Of a volume's tar: is there more than its own folder?"""
-    try:
-        members = volume_members(path)
-        return next(members, None) is not None and next(members, None) is not None
-    except (ArchiveError, OSError):
-        return False
-
-
-def holds_nothing(host: Host, have: Stock, volume: dict) -> bool:
-    """Read through a container that has the volume; without one, from its folder, where that can be
-    seen."""
-    places = [
-        "%s:%s" % (doc["Id"], mount["Destination"])
-        for doc in have.containers
-        for mount in doc.get("Mounts") or []
-        if mount.get("Name") == volume["Name"]
-    ]
-    if places:
-        return volume_is_empty(host, places[0]) is True
-    return suppress_errors(os.listdir, os_bytes(str(volume.get("Mountpoint") or "/"))) == []
-
-
-def load_steps(host: Host, kept: Backup, have: Stock, undoable: bool) -> List[Step]:
-    """docker load; then the containers' own images under a name of their own. undoable: as
-    create_step has it."""
-    known = set(image_refs(have.images)) | {one["Id"] for one in have.images}
-    lost = lost_ids(kept)
-    whole = [one for one in kept.stock.images if one["Id"] not in lost]
-    new = [ref for ref in image_refs(whole) if ref not in known]
-    own = [
-        doc
-        for doc in kept.stock.containers
-        if kept.own[doc["Id"]] in ("commit", "export")
-        and own_image_reference(kept, doc, RESTORED_REPOSITORY) not in known
-    ]
-    made = [doc for doc in own if kept.own[doc["Id"]] == "commit"]
-    loads = kept.loads if new or made else []
-    passing = [
-        remove_step(host, "image", ref) for ref in own_image_references(kept) if loads
-    ]  # all of them come along, whichever are needed
-    undo = ()  # type: Tuple[Step, ...]
-    if undoable:
-        undo = tuple(remove_step(host, "image", ref) for ref in new) + tuple(passing)
-    steps = [
-        docker_step(
-            host,
-            "load:" + name,
-            "load %s" % name,
-            ("load", "-q"),
-            source=kept.path(name),
-            undo=undo,
-        )
-        for name in loads
-    ]
-    for doc in own:
-        ref, exported = own_image_reference(kept, doc, RESTORED_REPOSITORY), kept.path(
-            "export-%s.tar" % doc["Id"]
-        )
-        words = (
-            {"words": ("tag", own_image_reference(kept, doc), ref)}
-            if doc in made
-            else {"words": ("import", "-", ref), "source": exported}
-        )
-        steps.append(create_step(host, "image", ref, undoable=undoable, **words))
-    return steps + passing
-
-
-def container_steps(host: Host, kept: Backup, doc: dict, undoable: bool = True) -> List[Step]:
-    """One container, not started. undoable: as create_step has it."""
-    name, own = title_of(doc), kept.own[doc["Id"]]
-    if own:
-        ref, config = own_image_reference(kept, doc, RESTORED_REPOSITORY), (
-            doc["Config"] if own == "commit" else {}
-        )
-    else:
-        image = next(one for one in kept.stock.images if one["Id"] == doc["Image"])
-        refs, asked, config = (
-            image_refs([image]),
-            doc["Config"].get("Image") or "",
-            image.get("Config") or {},
-        )
-        ref = asked if asked in refs or asked + ":latest" in refs else refs[0]
-    recipe = parse_answer(doc, lambda one: create_recipe(one, config, kept.stock.containers))
-    steps = create_steps(host, name, ref, recipe, undoable)
+    optional: where a step fails the container's other steps are left out, and the change goes on
+        with the others. The run then ends in 3.
+    undoable: as create_step has it.
+    """
+    name = title_of(doc)
+    ref, config = image_for_container(backup, doc)
+    recipe = parse_answer(doc, lambda obj: create_recipe(obj, config, backup.stock.containers))
+    steps = create_container_steps(host, name, ref, recipe, undoable, optional)
+    is_missing = exists_test(host, "container", name, False)
     for words in recipe.networks:
-        test = (
-            "has" if words[1] == "connect" else "lacks",
-            json.dumps(words[-2]) + ":",
-            *host.docker,
+        verb, network = words[1], words[-2]
+        steps.append(
+            docker_step(
+                host,
+                "%s:%s:%s" % (verb, network, name),
+                "network %s %s %s" % (verb, network, name),
+                words,
+                check=(joined_test(host, name, network, verb == "connect"),),
+                skip_if=(is_missing,) if optional else (),
+                optional=optional,
+                counts=optional,
+            )
         )
-        test += ("inspect", "-f", "{{json .NetworkSettings.Networks}}", name)
-        short = words[:2] + words[-2:]
-        steps.append(docker_step(host, ":".join(short), " ".join(short), words, check=(test,)))
     return steps
 
 
-def create_steps(host: Host, name: str, ref: str, recipe: Recipe, undoable: bool) -> List[Step]:
+def image_for_container(backup: Backup, doc: dict) -> Tuple[str, dict]:
+    """The image that a container is made from, and the Config that it gives."""
+    own = backup.own[doc["Id"]]
+    if own == COMMIT:
+        return own_image_reference(backup, doc, RESTORED_REPOSITORY), doc["Config"]
+    if own == EXPORT:  # docker import gives none
+        return own_image_reference(backup, doc, RESTORED_REPOSITORY), {}
+    image = next(image for image in backup.stock.images if image["Id"] == doc["Image"])
+    refs = image_refs([image])
+    ref = doc["Config"].get("Image") or ""  # what was asked for, when it was made
+    if ref not in refs and ref + ":latest" not in refs:
+        ref = refs[0]
+    return ref, image.get("Config") or {}
+
+
+def joined_test(host: Host, name: str, network: str, joined: bool) -> Tuple[str, ...]:
+    """Has a container a network, or (not joined) has it not?"""
+    mode = "has" if joined else "lacks"
+    networks = ("inspect", "-f", "{{json .NetworkSettings.Networks}}", name)
+    return (mode, json.dumps(network) + ":", *host.docker, *networks)
+
+
+def create_container_steps(
+    host: Host, name: str, ref: str, recipe: Recipe, undoable: bool, optional: bool
+) -> List[Step]:
     """A client before 20.10 asks a registry for an image that is not there: it is called for one
-    that is there only. undoable: as create_step has it."""
+    that is there only."""
     words = create_words(host)
-    steps = []
-    skip_if = ()  # type: Tuple[Tuple[str, ...], ...]
-    if "--pull=never" not in words:
-        skip_if = (exists_test(host, "image", ref, False),)
-        there = Step(
-            "image-for:" + name,
-            "see that image %s is there" % ref,
-            check=(exists_test(host, "image", ref),),
-            skip_if=(exists_test(host, "container", name),),
-        )
-        steps.append(there)
+    never_pulls = len(words) > 1
+    no_image = exists_test(host, "image", ref, False)
     created = create_step(
         host,
         "container",
@@ -18338,9 +18592,53 @@ def create_steps(host: Host, name: str, ref: str, recipe: Recipe, undoable: bool
         words + recipe.options + [ref] + recipe.command,
         undoable,
         data=recipe.stdin,
-        skip_if=skip_if,
+        skip_if=() if never_pulls else (no_image,),
+        optional=optional,
+        counts=optional,
     )
-    return [*steps, created]
+    if never_pulls:
+        return [created]
+    seen = Step(
+        "image-for:" + name,
+        "see that image %s is there" % ref,
+        check=(exists_test(host, "image", ref),),
+        skip_if=(exists_test(host, "container", name),),
+        optional=optional,
+        counts=optional,
+    )
+    return [seen, created]
+
+
+def each_container_steps(host: Host, backup: Backup, doc: dict, is_known: bool) -> List[Step]:
+    """The steps for one container of a restore: made where it is not known, and started where it
+    ran and was never started since."""
+    if is_known:
+        return start_again_steps(host, [doc], optional=True, counts=True)
+    if backup.own[doc["Id"]] == LOST:
+        return []
+    made = container_steps(host, backup, doc, optional=True)
+    return made + start_again_steps(
+        host, [doc], skip_if=(unready_test(host, backup, doc),), optional=True, counts=True
+    )
+
+
+def unready_test(host: Host, backup: Backup, doc: dict) -> Tuple[str, ...]:
+    """Is the new container not there, or not in its networks as it was?"""
+    name = title_of(doc)
+    _, config = image_for_container(backup, doc)
+    recipe = parse_answer(doc, lambda obj: create_recipe(obj, config, backup.stock.containers))
+    if not recipe.networks:
+        return exists_test(host, "container", name, False)
+    conditions = []
+    for words in recipe.networks:
+        joined = "(index .NetworkSettings.Networks %s)" % json.dumps(words[-2])
+        conditions.append(joined if words[1] == "connect" else "(not %s)" % joined)
+    template = "{{if and %s}}ready{{end}}" % " ".join([*conditions, "true"])
+    argv = (*host.docker, "inspect", "--type", "container", "-f", template, name)
+    return ("lacks", "ready", *argv)
+
+
+# What came back.
 
 
 def find_lost_settings(
@@ -18348,163 +18646,150 @@ def find_lost_settings(
 ) -> List[str]:
     """Settings of a container that its successor lacks: every word of its recipe (without any
     image's help) that is not in the other's."""
-    was, now = (
-        [word for some in [one.options, one.command, one.bound, *one.networks] for word in some]
-        for one in (
-            parse_answer(doc, lambda one: create_recipe(one, {}, docs))
-            for doc, docs in ((old, olds), (new, news))
-        )
-    )
-    return [word for word in was if word not in now]
+    new_words = recipe_words(new, news)
+    return [word for word in recipe_words(old, olds) if word not in new_words]
 
 
-def compare_containers(host: Host, kept: Backup, failed: Dict[str, str], known: set) -> List[dict]:
-    docs, now, rows = kept.stock.containers, inspect_all_containers(host), []
+def recipe_words(doc: dict, docs: Sequence[dict]) -> List[str]:
+    recipe = parse_answer(doc, lambda obj: create_recipe(obj, {}, docs))
+    words = [*recipe.options, *recipe.command, *recipe.bound]
+    for call in recipe.networks:
+        words += call
+    return words
+
+
+def compare_containers(
+    host: Host, backup: Backup, failed: Dict[str, str], known: Iterable[str]
+) -> List[dict]:
+    """A row for each container of the backup: is it there, and with which settings?
+
+    failed: by name what went wrong with it.
+    known: the names of those that were there before.
+    """
+    docs = backup.stock.containers
+    now = inspect_all_containers(host)
+    rows = []
     for doc in docs:
-        name, new = title_of(doc), [one for one in now if title_of(one) == title_of(doc)]
-        lost = [
-            word for one in new for word in find_lost_settings(doc, docs, one, now)
-        ] + create_recipe(doc, {}, docs).lost
-        if name not in failed and any(
-            is_running(doc) and str(one["State"].get("StartedAt")).startswith("0001") for one in new
-        ):
-            failed = dict(failed, **{name: "it ran, and was not started again"})
-        words = [failed.get(name, "")] * (name in failed) + [
-            "not carried over: " + ", ".join(lost)
-        ] * bool(lost)
-        status = (
-            "failed" if name in failed or not new else "unchanged" if name in known else "changed"
-        )
-        rows.append(
-            ResultRow(name, new[0]["Id"] if new else "", status, "; ".join(words), {}).to_json()
-        )
+        name = title_of(doc)
+        texts = []
+        lost = create_recipe(doc, {}, docs).lost
+        ident, status = "", "failed"
+        fault = failed.get(name, "")
+        for new in now:
+            if title_of(new) == name:
+                ident = new["Id"]
+                status = "unchanged" if name in known else "changed"
+                lost = find_lost_settings(doc, docs, new, now) + lost
+                if not fault and is_running(doc) and never_started(new):
+                    fault = "it ran, and was not started again"
+        if fault:
+            status = "failed"
+            texts.append(fault)
+        if lost:
+            texts.append("not carried over: " + ", ".join(lost))
+        rows.append(make_row(name, ident, status, "; ".join(texts)))
     return rows
+
+
+def never_started(doc: dict) -> bool:
+    return str(doc["State"].get("StartedAt")).startswith("0001")
 
 
 def compare_stock(host: Host, opts: Options, report: dict, plan: Plan) -> None:
     """What came back, container by container, beside what the backup says."""
     if plan.facts.get("backup") and not opts.dry_run:
-        report["results"] += compare_containers(host, read_backup(plan.facts["backup"]), {}, set())
-        report["exit_code"] = (
-            3
-            if any(one["status"] == "failed" for one in report["results"])
-            else report["exit_code"]
-        )
+        backup = read_backup(plan.facts["backup"])
+        add_container_rows(report, compare_containers(host, backup, {}, ()))
 
 
-def missing_containers(host: Host, kept: Backup, have: Stock) -> List[Step]:
-    """What restore_containers will do, for the script."""
-    known = {title_of(one) for one in have.containers}
-    there = [doc for doc in kept.stock.containers if kept.own[doc["Id"]] != "lost"]
-    new = [doc for doc in there if title_of(doc) not in known]
-    steps = [step for doc in new for step in container_steps(host, kept, doc)]
-    steps += start_again_steps(host, there)
-    lacking = "not in the backup: " + ", ".join(sorted({one["target"] for one in kept.lacks}))
-    return steps + ([Step("lacking", lacking, ("false",))] if kept.lacks else [])
+def add_container_rows(report: dict, rows: List[dict]) -> None:
+    report["results"] += rows
+    if any(row["status"] == "failed" for row in report["results"]):
+        report["exit_code"] = 3
 
 
-def restore_containers(host: Host, opts: Options, report: dict, kept: Backup, have: Stock) -> None:
-    """Makes what is missing, starts what ran, and says of each container what it lacks."""
-    if opts.dry_run:
-        return
-    progress, failed, docs = (
-        Progress("restore", len(kept.stock.containers), opts.quiet),
-        {},
-        kept.stock.containers,
-    )
-    known = {title_of(one) for one in have.containers}
-    lacks = {one["id"]: "not in the backup: " + one["why"] for one in kept.lacks}
-    for number, doc in enumerate(docs, 1):
-        if kept.own[doc["Id"]] == "lost" and title_of(doc) not in known:
-            failed[title_of(doc)] = lacks.get(doc["Id"], "not in the backup")
-            continue
-        try:
-            for step in (
-                [] if title_of(doc) in known else container_steps(host, kept, doc)
-            ) + start_again_steps(host, [doc]):
-                do_step(host, step, progress.step(number, step.title, 0))
-        except DockfixError as err:
-            failed[title_of(doc)] = err.msg
-    progress.end()
-    told = {doc["Id"] for doc in docs}
-    report["results"] += [row for row in lacking_rows(kept) if row["id"] not in told]
-    report["results"] += compare_containers(host, kept, failed, known)
-    report["exit_code"] = 3 if any(one["status"] == "failed" for one in report["results"]) else 0
-
-
-# --- backup, restore: images, containers, networks, volumes, into a folder and back
+# backup
 
 
 def run_backup(host: Host, opts: Options, report: dict) -> None:
     folder = os.path.abspath(opts.arguments[0])
     if opts.step:
-        return run_script_step(host, opts)
+        run_script_step(host, opts)
+        return
     if opts.verify:
-        return verify_backup(host, opts, report, read_backup(folder))
+        verify_backup(host, opts, report, read_backup(folder))
+        return
     lock_storage(host, opts)
     for finding in read_lost_record_findings(host):
         add_finding(report, finding)
-    containers, odd = look_each_container(host)
+    containers, unreadable = look_each_container(host)
     stock = collect_stock(host, containers)
-    require_backup_folder(host, folder, backup_size(host, stock))
-    kept = plan_backup(host, folder, stock, ["images.tar"] if stock.images else [])
-    wanted = wanted_images(stock) + wanted_commits(kept)
-    steps = settings_steps(host, kept) + own_steps(host, kept, optional=True)
-    steps += save_steps(host, kept, "images.tar", wanted, 0, strict=False)
-    steps += [
-        remove_step(host, "image", ref) for ref in own_image_references(kept)
-    ] + needed_exports(host, kept)
-    noted = Step(
-        "forget-notes", "remove what was noted", ("rm", "-f", "--", kept.path(LACKING_FILE))
-    )
-    steps += [*volume_steps(host, kept), seal_step(host, kept, lossy=True), noted]
-    goal = "backup of %d images, %d containers, %d networks, %d volumes in %s" % (
-        len(stock.images),
-        len(stock.containers),
-        len(carried_networks(stock)),
-        len(kept.volumes),
-        folder,
-    )
+    require_backup_folder(host, folder, estimate_backup_size(host, stock))
+    backup = plan_backup(host, folder, stock, ["images.tar"] if stock.images else [])
     plan = make_plan(
-        new_name("backup"), "backup", goal, tuple(steps), facts={"disk": disk_tests(host, folder)}
+        new_name("backup"),
+        "backup",
+        backup_goal(backup),
+        backup_steps(host, backup),
+        facts={
+            "disk": disk_tests(host, folder),
+            "lacks": ["not in the backup: %s: %s" % pair for pair in sorted(unreadable.items())],
+        },
     )
-    report["left_out"] = kept.left_out
-    run_change(host, opts, report, plan, "", whole_or_not(kept, odd))
-    if opts.dry_run:
-        comment_script(report, odd)
-    else:
-        report_exported(kept, read_backup(folder))
-        odd.update((one["target"], one["why"]) for one in read_backup(folder).lacks)
-    report_incomplete(report, odd)
+    report["left_out"] = backup.left_out
+    run_change(host, opts, report, plan)
+    lacks = dict(unreadable)
+    if not opts.dry_run:
+        made = read_backup(folder)
+        report_exported(backup, made)
+        lacks.update((lack.target, lack.why) for lack in made.lacks)
+    report_incomplete(report, lacks)
 
 
-def whole_or_not(kept: Backup, odd: Dict[str, str]) -> List[Step]:
-    """The end of a script: seal_backup writes what the backup lacks, or []. odd: what it cannot
-    have, beforehand."""
-    manifest = kept.path("manifest.json")
-    steps = [
+def backup_steps(host: Host, backup: Backup) -> List[Step]:
+    """All of a backup of containers that may go on meanwhile."""
+    wanted = wanted_images(backup.stock) + wanted_commits(backup)
+    manifest = backup.path("manifest.json")
+    return [
+        *settings_steps(host, backup),
+        *own_steps(host, backup, optional=True),
+        *save_steps(host, backup, "images.tar", wanted, 0, strict=False),
+        *[remove_step(host, "image", ref) for ref in own_image_references(backup)],
+        *needed_exports(host, backup),
+        *volume_steps(host, backup, optional=True),
+        seal_step(host, backup, lossy=True),
         Step(
-            "lacks-nothing",
-            "the backup lacks nothing",
+            "remove-noted",
+            "remove what was noted",
+            ("rm", "-f", "--", backup.path(LACKING_FILE)),
+        ),
+        # seal_backup writes what the backup lacks, or []
+        Step(
+            "nothing-lacks",
+            "see that the backup lacks nothing",
             check=(("has", '"lacks": []', "cat", manifest),),
-        )
+            optional=True,
+            counts=True,
+        ),
     ]
-    return steps + ([Step("left-out", "nothing was left out", ("false",))] if odd else [])
 
 
-def comment_script(report: dict, odd: Dict[str, str]) -> None:
-    """Says in the script what it leaves out."""
-    first, rest = report["script"].split("\n", 1)
-    lines = [script_comment("not in the backup: %s: %s" % pair) for pair in sorted(odd.items())]
-    report["script"] = "\n".join([first, *lines, rest])
+def backup_goal(backup: Backup) -> str:
+    return "backup of %s, %s, %s, %s in %s" % (
+        format_count(len(backup.stock.images), "image"),
+        format_count(len(backup.stock.containers), "container"),
+        format_count(len(carried_networks(backup.stock)), "network"),
+        format_count(len(backup.volumes), "volume"),
+        backup.folder,
+    )
 
 
 def report_exported(planned: Backup, made: Backup) -> None:
-    names = [
-        title_of(doc)
-        for doc in made.stock.containers
-        if made.own[doc["Id"]] == "export" != planned.own[doc["Id"]]
-    ]
+    names = []
+    for doc in made.stock.containers:
+        ident = doc["Id"]
+        if made.own[ident] == EXPORT and planned.own[ident] != EXPORT:
+            names.append(title_of(doc))
     if names:
         say(
             "dockfix: docker commit or docker save did not keep the files of %s: docker export took"
@@ -18517,12 +18802,10 @@ def report_incomplete(report: dict, lacks: Dict[str, str]) -> None:
     then not called one."""
     if not lacks:
         return
-    for one in report["results"]:
-        one["msg"] = "not complete: " + one["msg"]
-    report["results"] += [
-        ResultRow(name, "", "failed", "not in the backup: " + lacks[name], {}).to_json()
-        for name in sorted(lacks)
-    ]
+    for row in report["results"]:
+        row["msg"] = "not complete: " + row["msg"]
+    for name in sorted(lacks):
+        report["results"].append(lacking_row(Lack(name, "", lacks[name])))
     report["exit_code"] = 3
 
 
@@ -18537,181 +18820,284 @@ def run_script_step(host: Host, opts: Options) -> None:
         raise DockfixError("%s: %s" % (opts.step, err)) from None
 
 
-def verify_backup(host: Host, opts: Options, report: dict, kept: Backup) -> None:
+def verify_backup(host: Host, opts: Options, report: dict, backup: Backup) -> None:
     """Every file against its sum, then what docker save has written into it: one row each. Exit
     code 1: damaged; 3: as it was written, but it lacks something."""
-    failed = verify_sums(host, opts, report, kept)
-    judged = kept if failed else read_images_of(opts, kept)
-    report["results"] += lacking_rows(judged)
-    if failed:
+    damaged = verify_sums(host, opts, report, backup)
+    if not damaged:
+        backup = read_images_of(opts, backup)
+    report["results"] += lacking_rows(backup)
+    if damaged:
         report["exit_code"] = 1
-    elif judged.lacks:
+    elif backup.lacks:
         report["exit_code"] = 3
 
 
-def read_images_of(opts: Options, kept: Backup) -> Backup:
+def read_images_of(opts: Options, backup: Backup) -> Backup:
     """judge_backup, which reads some gigabytes, with its progress."""
     progress = Progress("read the images", 1, opts.quiet)
-    size = sum(os.stat(os_bytes(kept.path(name))).st_size for name in kept.loads)
+    size = sum(os.stat(os_bytes(backup.path(name))).st_size for name in backup.loads)
     try:
-        return judge_backup(kept, progress.step(1, "what docker save has written", size))
+        return judge_backup(backup, progress.step(1, "what docker save has written", size))
     finally:
         progress.end()
 
 
-def verify_sums(host: Host, opts: Options, report: dict, kept: Backup) -> List[str]:
-    """The files that differ from their sums."""
-    progress, bad = Progress("verify", len(kept.files()), opts.quiet), []
-    for number, (name, step) in enumerate(zip(kept.files(), verify_steps(kept)), 1):
+def verify_sums(host: Host, opts: Options, report: dict, backup: Backup) -> List[str]:
+    """The files that differ from their sums. A row for each file."""
+    names = backup.files()
+    progress = Progress("verify", len(names), opts.quiet)
+    reader = host._replace(dry_run=False)  # it only reads
+    damaged = []
+    for number, name in enumerate(names, 1):
+        step = verify_step(backup, name)
         status, msg = "unchanged", "as it was written"
         try:
-            do_step(
-                host._replace(dry_run=False),
-                step,
-                progress.step(number, step.title, step_size(step)),
-            )
+            do_step(reader, step, progress.step(number, name, step_size(step)))
         except DockfixError:
             status, msg = "failed", "differs from its sum"
-            bad.append(name)
-        report["results"].append({"target": name, "id": "", "status": status, "msg": msg})
+            damaged.append(name)
+        report["results"].append(make_row(name, "", status, msg))
     progress.end()
-    return bad
+    return damaged
 
 
-def restore_refusals(kept: Backup, have: Stock, filled: float) -> List[str]:
-    """What stands in the way: the same name for something else, a volume that this backup cannot
-    have filled: when it did (seconds since 1970, 0 = never) it was not there yet. What is the same
-    already is adopted."""
-    old = [
-        {title_of(one): one for one in some}
-        for some in (have.containers, have.networks, have.volumes)
-    ]
-    why = []
-    for doc in kept.stock.containers:
-        lost = (
-            find_lost_settings(doc, kept.stock.containers, old[0][title_of(doc)], have.containers)
-            if title_of(doc) in old[0]
-            else []
-        )
-        why += (
-            ["container %s exists, and differs in %s" % (title_of(doc), ", ".join(lost[:3]))]
-            if lost
-            else []
-        )
-    why += [
-        "network %s exists, and is another one" % one["Name"]
-        for one in carried_networks(kept.stock)
-        if one["Name"] in old[1] and network_recipe(old[1][one["Name"]]) != network_recipe(one)
-    ]
-    why += [
-        "volume %s exists" % one["Name"]
-        for one in kept.stock.volumes
-        if one["Name"] in old[2] and (not filled or is_made_after(old[2][one["Name"]], filled))
-    ]
-    tags = {tag: one["Id"] for one in have.images for tag in one.get("RepoTags") or []}
-    return why + [
-        "image %s exists, and is another one" % tag
-        for one in kept.stock.images
-        for tag in one.get("RepoTags") or []
-        if tags.get(tag, one["Id"]) != one["Id"]
-    ]
+# restore
+
+
+def restore_refusals(backup: Backup, have: Stock, filled: float) -> List[str]:
+    """What stands in the way. What is the same already is adopted.
+
+    filled: when this backup has filled its volumes (seconds since 1970, 0: never). A volume that is
+        younger is another one.
+    """
+    reasons = []
+    # A container of that name is the same one.
+    containers = {title_of(doc): doc for doc in have.containers}
+    for doc in backup.stock.containers:
+        name = title_of(doc)
+        if name in containers:
+            lost = find_lost_settings(
+                doc, backup.stock.containers, containers[name], have.containers
+            )
+            if lost:
+                reasons.append(
+                    "container %s exists, and differs in %s" % (name, ", ".join(lost[:3]))
+                )
+    # A network of that name is the same one.
+    networks = {title_of(network): network for network in have.networks}
+    for network in carried_networks(backup.stock):
+        there = networks.get(network["Name"])
+        if there and network_recipe(there) != network_recipe(network):
+            reasons.append("network %s exists, and is another one" % network["Name"])
+    # A volume of that name has its content from this backup.
+    volumes = {volume["Name"]: volume for volume in have.volumes}
+    for volume in backup.stock.volumes:
+        there = volumes.get(volume["Name"])
+        if there and (not filled or is_made_after(there, filled)):
+            reasons.append("volume %s exists" % volume["Name"])
+    return reasons + image_refusals(backup, have)
+
+
+def image_refusals(backup: Backup, have: Stock) -> List[str]:
+    """A tag means the same image."""
+    ids = {}
+    for image in have.images:
+        for tag in image.get("RepoTags") or []:
+            ids[tag] = image["Id"]
+    reasons = []
+    for image in backup.stock.images:
+        for tag in image.get("RepoTags") or []:
+            if ids.get(tag, image["Id"]) != image["Id"]:
+                reasons.append("image %s exists, and is another one" % tag)
+    return reasons
 
 
 def is_made_after(volume: dict, instant: float) -> bool:
     """Its folder changes only when docker makes the volume (what CreatedAt says, up to 22, changes
     with its content). Not readable: no."""
-    found = suppress_errors(os.stat, os_bytes(os.path.dirname(volume.get("Mountpoint") or "/")))
-    return bool(found) and found.st_mtime > instant
+    folder = os.path.dirname(volume.get("Mountpoint") or "/")
+    facts = suppress_errors(os.stat, os_bytes(folder))
+    return facts is not None and facts.st_mtime > instant
 
 
-def stock_for_restore(host: Host, kept: Backup, note: str) -> Stock:
+def stock_for_restore(host: Host, backup: Backup, note: str) -> Stock:
     """What docker has. Raises Refused where something of it is in the way. note: a file that is
     there once this backup has filled its volumes."""
     have = collect_stock(host, inspect_all_containers(host))
-    filled = suppress_errors(os.stat, os_bytes(note))
-    why = restore_refusals(kept, have, filled.st_mtime if filled else 0.0)
-    if why:
+    facts = suppress_errors(os.stat, os_bytes(note))
+    reasons = restore_refusals(backup, have, facts.st_mtime if facts else 0.0)
+    if reasons:
         raise Refused(
-            "; ".join(why),
+            "; ".join(reasons),
             "rename or remove what is in the way; nothing that exists is overwritten",
         )
     return have
 
 
+def volumes_left_empty(host: Host, backup: Backup, have: Stock) -> List[str]:
+    """Volumes that an earlier restore of this backup made, and that hold nothing, though the backup
+    has content for them: a version of dockfix before this one did that to engines before 1.13."""
+    docs = {volume["Name"]: volume for volume in have.volumes}
+    names = []
+    for name, place in sorted(backup.volumes.items()):
+        if name not in docs or not has_content(backup.path(place.file)):
+            continue
+        if holds_nothing(host, have, docs[name]):
+            names.append(name)
+    return names
+
+
+def holds_nothing(host: Host, have: Stock, volume: dict) -> bool:
+    """Read through a container that has the volume; without one, from its folder, where that can be
+    seen."""
+    for doc in have.containers:
+        for mount in doc.get("Mounts") or []:
+            if mount.get("Name") == volume["Name"]:
+                place = "%s:%s" % (doc["Id"], mount["Destination"])
+                return volume_is_empty(host, place) is True
+    return suppress_errors(os.listdir, os_bytes(str(volume.get("Mountpoint") or "/"))) == []
+
+
 def run_restore(host: Host, opts: Options, report: dict) -> None:
-    """Networks, volumes and images are one change, undone where it fails. Then the containers, each
-    for itself: run again it goes on with those that are missing."""
-    kept = read_backup(os.path.abspath(opts.arguments[0]))
+    """One change, undone where its networks, volumes and images cannot all be made. A container
+    that cannot be made is told, and the others stay: run again it goes on with those that are
+    missing."""
+    backup = read_backup(os.path.abspath(opts.arguments[0]))
     lock_storage(host, opts)
+    note = filled_note(host, backup)
+    have = stock_for_restore(host, backup, note)
+    require_room_for_restore(host, backup)
+    report_lacking(backup, set())
+    if not opts.dry_run:
+        confirm(opts, "restore %s?" % restore_goal(backup))
+        require_whole_files(host, opts, report, backup)
+    known_lacks = lost_ids(backup)
+    backup = read_images_of(opts, backup)
+    report_lacking(backup, known_lacks)
+    if not opts.dry_run:
+        # That took its time: what others have made meanwhile is theirs.
+        have = stock_for_restore(host, backup, note)
+    plan = plan_restore(host, backup, have, note)
+    report.update(results=[], left_out=list(backup.left_out))
+    run_change(host, opts, report, plan)
+    if not opts.dry_run:
+        report_restored(host, report, plan, backup)
+
+
+def filled_note(host: Host, backup: Backup) -> str:
+    """The path of the file which says that this backup has filled its volumes on this engine."""
     engine = re.sub(r"\W", "", engine_info(host).id)
-    note = os.path.join(host.state, "restored-%s-%s.txt" % (kept.made.replace(":", ""), engine))
-    have = stock_for_restore(host, kept, note)
-    size, root = sum(os.stat(os_bytes(kept.path(name))).st_size for name in kept.files()), str(
-        engine_info(host).root
-    )
-    if os.path.isdir(os_bytes(root)) and size > read_disk_room(root).available:
+    name = "restored-%s-%s.txt" % (backup.made.replace(":", ""), engine)
+    return os.path.join(host.state, name)
+
+
+def require_room_for_restore(host: Host, backup: Backup) -> None:
+    """Raises Refused. On another host's disk nobody can look."""
+    root = engine_info(host).root
+    if not os.path.isdir(os_bytes(root)):
+        return
+    size = sum(os.stat(os_bytes(backup.path(name))).st_size for name in backup.files())
+    if size > read_disk_room(root).available:
         raise Refused(
             "the backup has %s, and the disk of Docker's root has less free" % format_size(size),
             "make room, or move the root: python3 dockfix.py relocate",
         )
-    report_lacking(kept, set())
-    if not opts.dry_run:
-        goal = restore_goal(kept)
-        confirm(opts, "restore %s?" % goal)
-        bad = verify_sums(host, opts, report, kept)
-        if bad:
-            raise Refused(
-                "the backup in %s is damaged: %s" % (kept.folder, ", ".join(bad)),
-                "another copy of it",
-            )
-    known, kept = lost_ids(kept), read_images_of(opts, kept)
-    report_lacking(kept, known)
-    if not opts.dry_run:
-        have = stock_for_restore(
-            host, kept, note
-        )  # that took its time: what others have made meanwhile is theirs
-    empty = left_empty(host, kept, have)
+
+
+def require_whole_files(host: Host, opts: Options, report: dict, backup: Backup) -> None:
+    """Raises Refused where a file differs from its sum."""
+    damaged = verify_sums(host, opts, report, backup)
+    if damaged:
+        raise Refused(
+            "the backup in %s is damaged: %s" % (backup.folder, ", ".join(damaged)),
+            "another copy of it",
+        )
+
+
+def plan_restore(host: Host, backup: Backup, have: Stock, note: str) -> Plan:
+    """backup: as judge_backup gives it. note: of filled_note."""
+    empty = volumes_left_empty(host, backup, have)
     report_restarts(have, empty)
-    last = [
-        Step("state-folder", "make %s" % host.state, ("mkdir", "-m", "700", "-p", host.state)),
-        put_file("note-filled", "note that the volumes are filled", note, kept.folder, 0o600),
-    ]
-    plan = make_plan(
-        new_name("restore"),
-        "restore",
-        "restore of " + restore_goal(kept),
-        tuple(restore_steps(host, kept, have, empty=empty) + last),
-        facts={"restores": kept.folder},
+    known = [title_of(doc) for doc in have.containers]
+    steps = restore_steps(host, backup, have, empty=empty)
+    steps.append(
+        Step("make-state", "make %s" % host.state, ("mkdir", "-m", "700", "-p", host.state))
     )
-    report.update(results=[], left_out=list(kept.left_out))
-    run_change(host, opts, report, plan, "", missing_containers(host, kept, have))
-    restore_containers(host, opts, report, kept, have)
+    steps.append(
+        put_file("note-filled", "note that the volumes are filled", note, backup.folder, 0o600)
+    )
+    for doc in backup.stock.containers:
+        steps += each_container_steps(host, backup, doc, title_of(doc) in known)
+    facts = {
+        "restores": backup.folder,
+        "known": known,
+        "own": backup.own,
+        "judged": [lack._asdict() for lack in backup.lacks],
+        "lacks": ["not in the backup: %s: %s" % (lack.target, lack.why) for lack in backup.lacks],
+    }
+    goal = "restore of " + restore_goal(backup)
+    return make_plan(new_name("restore"), "restore", goal, steps, facts=facts)
 
 
-def restore_goal(kept: Backup) -> str:
-    lost = lost_ids(kept)
-    return "%d images, %d containers, %d volumes from %s" % (
-        len([one for one in kept.stock.images if one["Id"] not in lost]),
-        len([one for one in kept.stock.containers if kept.own[one["Id"]] != "lost"]),
-        len(kept.volumes),
-        kept.folder,
+def restored_backup(plan: Plan) -> Backup:
+    """The backup of a plan of plan_restore, as it was judged then. Raises Refused where it is not
+    there."""
+    backup = read_backup(plan.facts["restores"])
+    lacks = [Lack(**fields) for fields in plan.facts["judged"]]
+    return backup._replace(own=plan.facts["own"], lacks=lacks)
+
+
+def report_restored(host: Host, report: dict, plan: Plan, backup: Backup) -> None:
+    """A row for each container, and for what else the backup lacks."""
+    known = plan.facts["known"]
+    lacks = {lack.id: lack for lack in backup.lacks}
+    failed = {}
+    ids = set()
+    for doc in backup.stock.containers:
+        name = title_of(doc)
+        ids.add(doc["Id"])
+        if backup.own[doc["Id"]] == LOST and name not in known:
+            failed[name] = "not in the backup"
+            if doc["Id"] in lacks:
+                failed[name] += ": " + lacks[doc["Id"]].why
+            continue
+        for step in each_container_steps(host, backup, doc, name in known):
+            if step.id in host.known.failed_steps and name not in failed:
+                failed[name] = host.known.failed_steps[step.id]
+    report["results"] += [lacking_row(lack) for lack in backup.lacks if lack.id not in ids]
+    add_container_rows(report, compare_containers(host, backup, failed, known))
+
+
+def restore_goal(backup: Backup) -> str:
+    lost = lost_ids(backup)
+    images = [image for image in backup.stock.images if image["Id"] not in lost]
+    containers = [ident for ident in backup.own if backup.own[ident] != LOST]
+    return "%s, %s, %s from %s" % (
+        format_count(len(images), "image"),
+        format_count(len(containers), "container"),
+        format_count(len(backup.volumes), "volume"),
+        backup.folder,
     )
 
 
-def report_lacking(kept: Backup, told: Set[str]) -> None:
-    for one in kept.lacks:
-        if one["id"] not in told:
-            say("dockfix: warning: not in the backup: %(target)s: %(why)s" % one)
+def report_lacking(backup: Backup, reported: Set[str]) -> None:
+    """reported: ids of what was said already."""
+    for lack in backup.lacks:
+        if lack.id not in reported:
+            say("dockfix: warning: not in the backup: %s: %s" % (lack.target, lack.why))
 
 
 def report_restarts(have: Stock, empty: Sequence[str]) -> None:
     """What runs on a volume that an earlier restore has left empty, and is filled now."""
     for doc in have.containers:
-        names = [one.get("Name") for one in doc.get("Mounts") or [] if one.get("Name") in empty]
-        if names and is_running(doc):
+        if not is_running(doc):
+            continue
+        names = [mount["Name"] for mount in doc.get("Mounts") or [] if mount.get("Name") in empty]
+        if names:
             say(
                 "dockfix: warning: volume %s was left empty by an earlier restore, and is filled"
-                " now; what runs on it starts anew with: docker restart %s"
+                " now; what runs on it sees that after: docker restart %s"
                 % (", ".join(names), title_of(doc))
             )
 
@@ -19242,7 +19628,7 @@ def require_recreate(
         require_sizes(pool, sizes, opts.overcommit)
     require_stoppable(host, engine, opts.lose_autoremove)
     require_no_foreign_pool(host, every_pool(pool.name), pool.name)
-    size, room = backup_size(host, stock), read_disk_room(engine.root).available
+    size, room = estimate_backup_size(host, stock), read_disk_room(engine.root).available
     same = (
         os.stat(os_bytes(os.path.dirname(folder))).st_dev == os.stat(os_bytes(engine.root)).st_dev
         if os.path.isdir(os.path.dirname(folder))
@@ -19316,7 +19702,9 @@ def plan_recreate(
     for doc in stock.containers:
         title = title_of(doc)
         runs = state_test(host, title, ".State.Running", "true")
-        started += start_again_steps(host, [doc], title, runs, True, wait)
+        started += start_again_steps(
+            host, [doc], title, runs, optional=True, wait=wait, daemon="up"
+        )
     steps = [answers_step(engine), *backup]
     steps += hold_policies(host, stock.containers) + stop_container_steps(host, engine.containers)
     steps += nothing_new_steps(host, engine, stock, "before")
@@ -19820,11 +20208,8 @@ def require_same_engine(host: Host, opts: Options, journal: Journal) -> Host:
     return host
 
 
-def carry_change_on(
-    host: Host, opts: Options, report: dict, journal: Journal, then: Sequence[Step] = ()
-) -> None:
-    """A change that stands half-way (or is to be undone) to its end, the way it was going. then:
-    what comes after it, for the script."""
+def carry_change_on(host: Host, opts: Options, report: dict, journal: Journal) -> None:
+    """A change that stands half-way (or is to be undone) to its end, the way it was going."""
     journal = journal._replace(plan=rebind_devices(host, journal.plan))
     plan, back = journal.plan, journal.state == "back"
     msg = "undone: %s" % plan.goal if back else plan.goal
@@ -19840,12 +20225,11 @@ def carry_change_on(
         )
     if opts.dry_run:
         undoing = [one for step in reversed(plan.steps[: journal.at + 1]) for one in step.undo]
-        rest = closing_steps(host, journal) + list(then)
         report["script"] = plan_script(
             report,
             plan._replace(steps=tuple(undoing), facts={}) if back else plan,
             0 if back else journal.at,
-            rest,
+            closing_steps(host, journal),
         )
         return change_row(report, plan, "changed", "would: " + msg)
     save_journal(host, journal)
@@ -19884,14 +20268,15 @@ def run_resume(host: Host, opts: Options, report: dict) -> None:
 
 
 def resume_restore(host: Host, opts: Options, report: dict, journal: Journal) -> None:
-    """The change, and then the containers, which no journal knows."""
+    """The change, and a row for each container. The backup is read first: without it the change
+    stays half-way."""
     try:
-        kept = judge_backup(read_backup(journal.plan.facts["restores"]))
+        backup = restored_backup(journal.plan)
     except DockfixError as err:
         raise half_way_error(host, err) from None
-    have = collect_stock(host, inspect_all_containers(host))
-    carry_change_on(host, opts, report, journal, missing_containers(host, kept, have))
-    restore_containers(host, opts, report, kept, have)
+    carry_change_on(host, opts, report, journal)
+    if not opts.dry_run:
+        report_restored(host, report, journal.plan, backup)
 
 
 def run_rollback(host: Host, opts: Options, report: dict) -> None:

@@ -799,7 +799,7 @@ def test_what_a_backup_leaves_out_is_said(dockfix):
             {"Name": "p", "Driver": "plugin"},
         ],
     )
-    said = "\n".join(dockfix.left_out(stock, {"v": ["volume-1.tar", "x", "/d"]}))
+    said = "\n".join(dockfix.left_out(stock, {"v": dockfix.VolumeFile("volume-1.tar", "x", "/d")}))
     for word in (
         "network over (driver overlay, scope swarm)",
         "volume nfs (driver local, on :/e)",
@@ -917,7 +917,7 @@ def test_a_volume_is_not_taken_for_the_network_of_its_name(dockfix):
         "/kept",
         stock,
         {},
-        {"web": ["volume-1.tar", "h", "/dockfix-1/data"]},
+        {"web": dockfix.VolumeFile("volume-1.tar", "h", "/dockfix-1/data")},
         [],
         [],
         "2024-01-01T00:00:00Z",
@@ -958,7 +958,7 @@ def folder(box, dockfix):
         box.at("kept"),
         stock,
         {"a" * 64: ""},
-        {"v": ["volume-1.tar", "h", "/dockfix-1/data"]},
+        {"v": dockfix.VolumeFile("volume-1.tar", "h", "/dockfix-1/data")},
         ["images.tar"],
         ["the containers' logs"],
         "2024-01-01T00:00:00Z",
