@@ -26,7 +26,7 @@ f"dockfix needs Python 3.6 or newer: run it as  python3 dockfix.py"
 #
 # Where to add: a command: COMMANDS (30) and a chapter of its own; a storage driver: a row of
 # STORAGE_DRIVERS (5); a finding of `storage`: storage_findings (19); a refusal of chpasswd:
-# etc_refusal and login_lines (9), of a storage change: require_stoppable (24); a setting that
+# require_settable (9), of a storage change: require_stoppable (24); a setting that
 # `restore` carries over: CREATE and the *_settings functions (23); another wording of docker's
 # errors: DAEMON_FAULTS (6), of `docker info`: INFO_KEYS (6).
 
@@ -5674,6 +5674,33 @@ def first_process(container: Container) -> FirstProcess:
 # 9. chpasswd
 ###############################################################################
 
+# Sets a user's password in many containers. `changed` means: the new password opens the account and
+# the old one does not, by the rules that login itself follows, as read back from the files. The
+# exit status of a program of the image proves nothing.
+#
+# Which container is refused is decided in one place: require_settable has the checks in the order
+# in which a person would ask, each with its reason and its remedy. The checks of an account are in
+# require_login_lines. Which way into the container is not used, though it is not refused, is said
+# by require_safe_chpasswd (the image's own chpasswd) and by chapter 8 (open_root, open_etc).
+#
+# The password is hashed on the host (SHA-512, a salt for each container), and one of three ways
+# carries the hash: `chpasswd -e` of the image by docker exec; the files below /proc/PID/root; the
+# files through docker cp. A way whose read-back shows no change gives place to the next one, but
+# nothing is tried after a way of which it is not known what it did.
+#
+# It must never: show a password or a hash, or have one in an argument list, an environment, a log
+# or the report; write to the host's own account files; set a password for some of the users of a
+# container and say nothing; open an account that was closed, not even for the moment in between.
+#
+# What login reads. pam_unix (is_pwd_shadowed) looks into /etc/shadow only where field 2 of
+# /etc/passwd is exactly `x` or `##NAME`, BusyBox (get_passwd) where it is `x` or `*`; otherwise
+# that field is the password, and an empty one means none. sshd without PAM and dropbear prefer a
+# line in shadow in any case. So a password counts for certain only where the field is `x` and
+# shadow has the hash, or where both hold it. Which line is a user's differs too, by C library.
+# Sources: glibc 2.36 pwd/fgetpwent_r.c, shadow/sgetspent_r.c and nss/nss_files; musl 1.2.3
+# src/passwd/getpwent_a.c and getspnam_r.c; BusyBox 1.35 libpwdgrp/pwd_grp.c, which many images use
+# in place of either; shadow(5), crypt(5), Linux-PAM 1.5 modules/pam_unix/passverify.c.
+
 
 class Account(NamedTuple):
     """One line to set: user and password (or hash, with -e). Bytes. Never shows its secret."""
@@ -5685,55 +5712,45 @@ class Account(NamedTuple):
         return "Account(%r, hidden)" % (self.user,)
 
 
-# --- passwords and shadow files
+# Users, passwords and hashes as they are given. `source` is what an error calls their origin.
 
 
-def split_option(option: str, text: str) -> List[str]:
-    """The words of a command that an option names, as a shell splits them. Raises UsageError."""
-    try:
-        words = shlex.split(text)
-    except ValueError as err:
-        raise UsageError("%s %s: %s" % (option, text, err)) from None
-    if not words:
-        raise UsageError("%s names no command" % option)
-    return words
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-def check_user(user: bytes, what: str) -> None:
-    if not user or any(bad in user for bad in (b":", b"\n", b"\r", b"\0", b"\xef\xbb\xbf")):
+def require_user_name(user: bytes, source: str) -> None:
+    """Raises UsageError for what no account file can hold as a name."""
+    if not user or any(bad in user for bad in (b":", b"\n", b"\r", b"\0", BYTE_ORDER_MARK)):
         raise UsageError(
             "%s: a user name is not empty and has no ':', CR, LF, NUL or byte order mark in it"
-            % what
+            % source
         )
 
 
-def check_secret(secret: bytes, what: str) -> None:
-    """Refuses what would set another password than the user believes. Never shows it."""
-    for bad, why, hint in (
-        (not secret, "the password is empty", ""),
-        (
-            b"\r" in secret,
-            "there is a carriage return (CR) in the password",
+def require_secret(secret: bytes, source: str) -> None:
+    """Raises UsageError for what would set another password than the user believes. Never shows
+    it."""
+    if not secret:
+        raise UsageError("%s: the password is empty" % source)
+    if b"\r" in secret:
+        raise UsageError(
+            "%s: there is a carriage return (CR) in the password" % source,
             "the file has Windows line ends: tr -d '\\r' < FILE > NEWFILE",
-        ),
-        (
-            b"\n" in secret or b"\0" in secret,
-            "there is a line feed or NUL in the password",
+        )
+    if b"\n" in secret or b"\0" in secret:
+        raise UsageError(
+            "%s: there is a line feed or NUL in the password" % source,
             "--password-file takes one password, on one line",
-        ),
-        (
-            secret.startswith(b"\xef\xbb\xbf"),
-            "the password starts with a byte order mark",
+        )
+    if secret.startswith(BYTE_ORDER_MARK):
+        raise UsageError(
+            "%s: the password starts with a byte order mark" % source,
             "the file comes from Windows: tail -c +4 FILE > NEWFILE",
-        ),
-        (
-            len(secret) > PASSWORD_MAX,
-            "the password has %d bytes; crypt(3) takes %d" % (len(secret), PASSWORD_MAX),
-            "",
-        ),
-    ):
-        if bad:
-            raise UsageError("%s: %s" % (what, why), hint)
+        )
+    if len(secret) > PASSWORD_MAX:
+        raise UsageError(
+            "%s: the password has %d bytes; crypt(3) takes %d" % (source, len(secret), PASSWORD_MAX)
+        )
 
 
 HASHES = (
@@ -5744,16 +5761,16 @@ HASHES = (
 )
 
 
-def check_hash(value: bytes, what: str = "--encrypted") -> str:
+def require_hash(value: bytes, source: str = "--encrypted") -> str:
     """The scheme ('5', '6', '2b', 'y') of a well-formed hash, else UsageError. Programs before
     shadow 4.19 take anything with -e, clear text and an empty field (a root without password)
     included."""
     for form in HASHES:
-        found = re.match(form + rb"\Z", value)
-        if found:
-            return found.group(1).decode("ascii")
+        match = re.match(form + rb"\Z", value)
+        if match:
+            return match.group(1).decode("ascii")
     raise UsageError(
-        "%s: the value is not a hash that starts with $5$, $6$, $2b$ or $y$" % what,
+        "%s: the value is not a hash that starts with $5$, $6$, $2b$ or $y$" % source,
         "make one with: openssl passwd -6",
     )
 
@@ -5762,28 +5779,48 @@ def parse_password_lines(data: bytes, encrypted: bool = False) -> List[Account]:
     """USER:PASSWORD lines as for chpasswd(8); only the first colon splits. Raises UsageError, which
     names the line by its number and never shows it."""
     accounts = []  # type: List[Account]
+    users = set()  # type: Set[bytes]
     lines = data.split(b"\n")
-    for number, line in enumerate(lines[:-1] if data.endswith(b"\n") else lines, 1):
-        what = "line %d" % number
+    if data.endswith(b"\n"):
+        lines.pop()
+    for number, line in enumerate(lines, 1):
+        source = "line %d" % number
         user, colon, secret = line.partition(b":")
         if not colon:
-            raise UsageError("%s is not USER:PASSWORD (no colon)" % what)
-        check_user(user, what)
-        check_secret(secret, what)
+            raise UsageError("%s is not USER:PASSWORD (no colon)" % source)
+        require_user_name(user, source)
+        require_secret(secret, source)
         if encrypted:
-            check_hash(secret, what)
-        if any(user == known.user for known in accounts):
-            raise UsageError("%s: this user has been named before" % what)
+            require_hash(secret, source)
+        if user in users:
+            raise UsageError("%s: this user has been named before" % source)
+        users.add(user)
         accounts.append(Account(user, secret))
     return accounts
 
 
+# The hash of crypt(3), $6$: after Drepper's specification (SHA-crypt.txt, 2008). The crypt module
+# left Python with 3.13, and openssl 1.0 has no -6.
+
+
 CRYPT64 = b"./0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+
+
+def random_password(length: int) -> bytes:
+    """Uniform letters from the kernel's generator: bytes above the last whole multiple are thrown
+    away, or the first letters would come more often."""
+    top = 256 - 256 % len(ALPHABET)
+    password = bytearray()
+    while len(password) < length:
+        for number in os.urandom(length):
+            if number < top:
+                password.append(ALPHABET[number % len(ALPHABET)])
+    return bytes(password[:length])
 
 
 def sha512_crypt(password: bytes, salt: bytes, rounds: int = 5000) -> bytes:
-    """The $6$ hash of crypt(3), after Drepper's specification (SHA-crypt.txt, 2008). salt: 1 to 16
-    bytes of [./0-9A-Za-z]. The crypt module left Python with 3.13, openssl 1.0 has no -6."""
+    """salt: 1 to 16 bytes of [./0-9A-Za-z]."""
     sha = hashlib.sha512
     alternate = sha(password + salt + password).digest()
     start = password + salt + repeat_to_length(alternate, len(password))
@@ -5795,7 +5832,9 @@ def sha512_crypt(password: bytes, salt: bytes, rounds: int = 5000) -> bytes:
     word = repeat_to_length(sha(password * len(password)).digest(), len(password))
     seasoning = repeat_to_length(sha(salt * (16 + digest[0])).digest(), len(salt))
     digest = sha512_rounds(digest, word, seasoning, rounds)
-    prefix = b"$6$" if rounds == 5000 else b"$6$rounds=%d$" % rounds
+    prefix = b"$6$"
+    if rounds != 5000:
+        prefix += b"rounds=%d$" % rounds
     return prefix + salt + b"$" + sha512_text(digest)
 
 
@@ -5807,12 +5846,22 @@ def sha512_rounds(digest: bytes, word: bytes, salt: bytes, rounds: int) -> bytes
     """The slow part. What a round mixes in repeats every 42 rounds (2 * 3 * 7), so it is laid out
     once, two rounds at a time: three times as fast as the specification's loop."""
     sha = hashlib.sha512
-    mixes = [(salt if n % 3 else b"") + (word if n % 7 else b"") for n in range(42)]
+    mixes = []
+    for number in range(42):
+        mix = b""
+        if number % 3:
+            mix += salt
+        if number % 7:
+            mix += word
+        mixes.append(mix)
     pairs = [(mixes[n] + word, word + mixes[n + 1]) for n in range(0, 42, 2)]
     full, rest = divmod(rounds, 42)
     for even, odd in pairs * full + pairs[: rest // 2]:
         digest = sha(odd + sha(digest + even).digest()).digest()
-    return sha(digest + pairs[rest // 2][0]).digest() if rest % 2 else digest
+    if rest % 2:
+        even, odd = pairs[rest // 2]
+        digest = sha(digest + even).digest()
+    return digest
 
 
 def sha512_text(digest: bytes) -> bytes:
@@ -5821,21 +5870,22 @@ def sha512_text(digest: bytes) -> bytes:
     first, second, third = 0, 21, 42
     for _ in range(21):
         value = digest[first] << 16 | digest[second] << 8 | digest[third]
-        out += bytes(CRYPT64[value >> shift & 63] for shift in (0, 6, 12, 18))
+        for shift in (0, 6, 12, 18):
+            out.append(CRYPT64[value >> shift & 63])
         first, second, third = second + 1, third + 1, first + 1
-    return bytes(out) + bytes((CRYPT64[digest[63] & 63], CRYPT64[digest[63] >> 6]))
+    out.append(CRYPT64[digest[63] & 63])
+    out.append(CRYPT64[digest[63] >> 6])
+    return bytes(out)
 
 
-# --- what login reads: /etc/passwd and /etc/shadow by the rules of the C libraries
+# The judges: which line of an account file each C library takes for a user's. Pure functions.
 
-#
-# pam_unix (is_pwd_shadowed) looks into /etc/shadow only where field 2 of /etc/passwd is exactly `x`
-# or `##NAME`, BusyBox (get_passwd) where it is `x` or `*`; otherwise that field is the password,
-# and an empty one means none. sshd without PAM and dropbear prefer a line in shadow in any case. So
-# a password counts for certain only where the field is `x` and shadow has the hash, or where both
-# hold it. Which line is a user's differs too. Sources: glibc 2.36 pwd/fgetpwent_r.c,
-# shadow/sgetspent_r.c and nss/nss_files; musl 1.2.3 src/passwd/getpwent_a.c and getspnam_r.c;
-# BusyBox 1.35 libpwdgrp/pwd_grp.c, which many images use in place of either.
+
+class FileLine(NamedTuple):
+    """A line of an account file; ended: it has its line end."""
+
+    text: bytes
+    ended: bool
 
 
 class AccountLine(NamedTuple):
@@ -5873,41 +5923,61 @@ GLIBC_REST = {
 MUSL_REST = {"passwd": rb"[0-9]*:[0-9]*:[^:]*:[^:]*:", "shadow": rb"[0-9]*(?::[0-9]*){6}\Z"}
 # bytes of a shadow line: the buffer is 256 with the line end and a NUL, BusyBox's own as well
 MUSL_LINE = 254
-BUSYBOX_NUMBERS = {
-    "passwd": (7, slice(2, 4), rb"[0-9]{1,10}\Z"),
-    "shadow": (9, slice(2, 8), rb"-?[0-9]{1,18}\Z"),
+
+
+class BusyboxForm(NamedTuple):
+    """How BusyBox reads a file: so many fields, which of them are numbers, and their form."""
+
+    fields: int
+    numbers: slice
+    number: bytes
+
+
+BUSYBOX_FORMS = {
+    "passwd": BusyboxForm(7, slice(2, 4), rb"[0-9]{1,10}\Z"),
+    "shadow": BusyboxForm(9, slice(2, 8), rb"-?[0-9]{1,18}\Z"),
 }
 SAME_NAME_MAX = 100  # lines of one user in a file; more are an attack on the reader's time
 
 
-def read_glibc(kind: str, line: bytes, ended: bool, user: bytes) -> Optional[Reading]:
+def read_glibc(kind: str, line: FileLine, user: bytes) -> Optional[Reading]:
     form = BLANKS + re.escape(user) + b":([^:]*):" + GLIBC_REST[kind]
-    found = re.match(form, line, re.S)
-    return Reading(found.group(1)) if found else None
-
-
-def read_musl(kind: str, line: bytes, ended: bool, user: bytes) -> Optional[Reading]:
-    """`ended`: the line has its line end. Without one musl cuts the last byte of a passwd line, and
-    gives up at a shadow line."""
-    if not line.startswith(user + b":"):
+    match = re.match(form, line.text, re.S)
+    if match is None:
         return None
-    if kind == "shadow" and (not ended or len(line) > MUSL_LINE):
-        return STOPS
-    text = line if ended else line[:-1]
-    found = re.match(re.escape(user) + b":([^:]*):" + MUSL_REST[kind], text, re.S)
-    return Reading(found.group(1)) if found else None
+    return Reading(match.group(1))
 
 
-def read_busybox(kind: str, line: bytes, ended: bool, user: bytes) -> Optional[Reading]:
-    count, numbers, form = BUSYBOX_NUMBERS[kind]
-    fields = [re.sub(rb"\A[\t ][\t-\r ]*", b"", field).rstrip(b"\t ") for field in line.split(b":")]
-    if len(fields) != count or fields[0] != user:
+def read_musl(kind: str, line: FileLine, user: bytes) -> Optional[Reading]:
+    """Without a line end musl cuts the last byte of a passwd line, and gives up at a shadow
+    line."""
+    text = line.text
+    if not text.startswith(user + b":"):
         return None
-    if kind == "shadow" and len(line) > MUSL_LINE:
+    if kind == "shadow" and (not line.ended or len(text) > MUSL_LINE):
         return STOPS
+    if not line.ended:
+        text = text[:-1]
+    match = re.match(re.escape(user) + b":([^:]*):" + MUSL_REST[kind], text, re.S)
+    if match is None:
+        return None
+    return Reading(match.group(1))
+
+
+def read_busybox(kind: str, line: FileLine, user: bytes) -> Optional[Reading]:
+    form = BUSYBOX_FORMS[kind]
+    fields = []
+    for field in line.text.split(b":"):
+        fields.append(re.sub(rb"\A[\t ][\t-\r ]*", b"", field).rstrip(b"\t "))
+    if len(fields) != form.fields or fields[0] != user:
+        return None
+    if kind == "shadow" and len(line.text) > MUSL_LINE:
+        return STOPS
+    numbers = fields[form.numbers]
+    if kind == "shadow":  # there a number may be missing
+        numbers = [number for number in numbers if number]
     # Each number that is good makes it forget that one before was bad.
-    written = [number for number in fields[numbers] if number or kind == "passwd"]
-    if written and not re.match(form, written[-1]):
+    if numbers and not re.match(form.number, numbers[-1]):
         return STOPS
     return Reading(fields[1])
 
@@ -5915,16 +5985,21 @@ def read_busybox(kind: str, line: bytes, ended: bool, user: bytes) -> Optional[R
 READERS = (read_glibc, read_musl, read_busybox)
 
 
+def user_line_form(user: bytes) -> bytes:
+    """The pattern of what may be a user's line, for any of READERS."""
+    return rb"(?m)^[\t\v\f\r ]*" + re.escape(user) + rb"[\t ]*:[^\n]*"
+
+
 def find_user_lines(
     kind: str, data: bytes, user: bytes, ended: bool = False
 ) -> List[Optional[AccountLine]]:
     """The line that each of READERS takes for the user's in /etc/KIND ('passwd' or 'shadow'); None
-    where it finds none. ended: as if the file's last line had a line end. Raises Refused."""
-    form = rb"(?m)^[\t\v\f\r ]*" + re.escape(user) + rb"[\t ]*:[^\n]*"
-    found = []
-    for match in re.finditer(form, data):
-        found.append(match)
-        if len(found) > SAME_NAME_MAX:
+    where it finds none. ended: as if the file's last line had a line end. Raises Refused where
+    there are too many to look at."""
+    matches = []
+    for match in re.finditer(user_line_form(user), data):
+        matches.append(match)
+        if len(matches) > SAME_NAME_MAX:
             raise Refused(
                 "its /etc/%s has more than %d lines of %s"
                 % (kind, SAME_NAME_MAX, format_bytes(user))
@@ -5932,14 +6007,58 @@ def find_user_lines(
     lines = []
     for reader in READERS:
         taken = None
-        for match in found:
-            reading = reader(kind, match.group(), ended or match.end() < len(data), user)
-            if reading:
-                if reading.field is not None:
-                    taken = AccountLine(match.start(), match.end(), reading.field)
-                break
+        for match in matches:
+            line = FileLine(match.group(), ended or match.end() < len(data))
+            reading = reader(kind, line, user)
+            if reading is None:
+                continue
+            if reading.field is not None:
+                taken = AccountLine(match.start(), match.end(), reading.field)
+            break
         lines.append(taken)
     return lines
+
+
+def describe_damage(kind: str, data: bytes, user: bytes) -> str:
+    """In a word, what is wrong with the user's first line. Never shows a field."""
+    line = b""
+    ended = True
+    match = re.search(user_line_form(user), data)
+    if match:
+        line = match.group()
+        ended = match.end() < len(data)
+    if line.endswith(b"\r"):
+        return "it ends with a carriage return"
+    fields = line.count(b":") + 1
+    wanted = BUSYBOX_FORMS[kind].fields
+    if fields != wanted:
+        return "it has %d fields in place of %d" % (fields, wanted)
+    if kind == "shadow" and len(line) > MUSL_LINE:
+        return "it is longer than %d bytes" % MUSL_LINE
+    if ended:
+        return "a number or a blank in it"
+    return "it has no line end"
+
+
+def describe_shadow_damage(files: AccountFiles, user: bytes) -> str:
+    """What is wrong with the user's line in /etc/shadow, '' where there is none. Only for one that
+    nobody reads (see require_login_lines)."""
+    shadow = files.shadow or b""
+    if not re.search(rb"(?m)^" + re.escape(user) + b":", shadow):
+        return ""
+    return describe_damage("shadow", shadow, user)
+
+
+def describe_no_shadow_line(files: AccountFiles, user: bytes) -> str:
+    """Why /etc/shadow holds no password of this user (see require_login_lines: nobody finds a
+    line)."""
+    if files.shadow is None:
+        return "it has no /etc/shadow"
+    text = "%s has no line in its /etc/shadow" % format_bytes(user)
+    damage = describe_shadow_damage(files, user)
+    if damage:
+        text += " that counts: " + damage
+    return text
 
 
 class LoginLines(NamedTuple):
@@ -5962,91 +6081,315 @@ class LoginLines(NamedTuple):
         return bool(self.passwd_fields() & {b"x", b"##" + user})
 
 
-def login_lines(files: AccountFiles, user: bytes, strict: bool = False) -> LoginLines:
+WELL_FORMED_HASH = rb"(\$[0-9a-z]+\$.+|_?[./0-9A-Za-z]{13}|_[./0-9A-Za-z]{19})\Z"
+
+
+def field_state(field: bytes) -> str:
+    """'set', 'empty', 'never' (*, !, !!, !locked, *LK*: no password was ever set) or 'locked' by an
+    administrator: one or more ! before a well-formed hash."""
+    if not field:
+        return "empty"
+    if field.startswith(b"!"):
+        if re.match(WELL_FORMED_HASH, field.lstrip(b"!"), re.S):
+            return "locked"
+        return "never"
+    if field.startswith(b"*"):
+        return "never"
+    return "set"
+
+
+# Which container is refused: every reason, in the order in which a person would ask.
+
+
+class PasswordJob(NamedTuple):
+    """A container in which passwords may be set, as it was at the look."""
+
+    container: Container
+    before: AccountFiles
+    lines: Dict[bytes, LoginLines]  # of each user whose password is to be set
+    notes: str
+
+
+def require_settable(
+    host: Host, opts: Options, container: Container, users: Sequence[bytes]
+) -> PasswordJob:
+    """Decides, before anything is changed, whether these users' passwords may be set in a
+    container. Raises Refused with the reason and the remedy; ContainerGone, MethodUnavailable where
+    the container could not be looked at."""
+
+    def is_hosts(source: str) -> bool:
+        if is_host_account_file(source):
+            return True
+        # A volume whose device is the host's /etc does not look so before docker mounts it.
+        return opts.allow_shared_etc and is_host_account_file(volume_device(host, source))
+
+    # Writing stays in the container, and can be done.
+    require_own_etc(container, opts.allow_shared_etc, is_hosts)
+    # /etc is a folder of its own, and the account files are plain files.
+    files = read_account_files(host, container, opts.allow_shared_etc, first=True)
+    lines = {}  # type: Dict[bytes, LoginLines]
+    for user in users:
+        # The user has an account there, and it is certain what opens it.
+        lines[user] = require_login_lines(files, user)
+        # No administrator has locked it.
+        require_unlocked(lines[user], user, opts.unlock)
+    # There is a place for the password, or a program of the image may make one.
+    if "exec" not in methods_for(container, opts.via):
+        for user in users:
+            require_shadow_line(files, lines[user], user)
+    return PasswordJob(container, files, lines, describe_accounts(files, lines))
+
+
+def require_own_etc(
+    container: Container, allow_shared: bool, is_hosts: Callable[[str], bool]
+) -> None:
+    """The checks of docker inspect alone. is_hosts(source) tells whether a mount's source is the
+    host's own /, /etc, passwd or shadow."""
+    mounts = mounts_over(container, ACCOUNT_PATHS)
+    # The host's own account files are not written, whatever the options say.
+    for source, destination in mounts:
+        if is_hosts(source):
+            raise Refused("%s is the host's own %s: never written" % (destination, source))
+    # Files that others share are not written, unless that is meant.
+    if mounts and not allow_shared:
+        source, destination = mounts[0]
+        raise Refused(
+            "%s is a mount (%s): a change would reach beyond the container; --allow-shared-etc if"
+            " that is meant" % (destination, source or "volume")
+        )
+    # The files can be written: the root is not read-only, or a mount at /etc is what counts.
+    if container.read_only and "/etc" not in [destination for _, destination in mounts]:
+        raise Refused(READ_ONLY)
+
+
+def read_account_files(
+    host: Host, container: Container, allow_shared: bool, first: bool = False
+) -> AccountFiles:
+    """Both account files without a docker call where root is on the engine's own host, else by
+    docker cp. Raises Refused where /etc is a link, a mount that docker does not tell of, or where
+    an account file is no plain file; ContainerGone, MethodUnavailable."""
+    try:
+        return read_own_accounts(container)
+    except EtcIsAMount as err:
+        if not allow_shared:
+            raise Refused("%s; --allow-shared-etc if that is meant" % err) from None
+    except MethodUnavailable:
+        pass
+    return read_accounts_by_cp(host, container, first).content()
+
+
+def read_own_accounts(container: Container) -> AccountFiles:
+    """Its account files by proc. Raises MethodUnavailable, Refused."""
+    etc = open_etc(container)
+    try:
+        return read_accounts_by_proc(etc).content()
+    finally:
+        os.close(etc)
+
+
+def require_login_lines(files: AccountFiles, user: bytes, strict: bool = False) -> LoginLines:
     """The lines by which this user logs in. Raises Refused where there is no such user, or where it
     depends on the C library. Only with `strict` a missing line end of shadow's last line counts:
     whatever writes the file adds it."""
     name = format_bytes(user)
+    # The name can be an account's: not a NIS entry or a comment, and no blanks that a library cuts.
     if user[:1] in (b"+", b"-", b"#") or user != user.strip(b"\t\v\f\r "):
         raise Refused("%s is no name of an account" % name)
+    # Somebody can log in at all.
     if files.passwd is None:
         raise Refused("it has no /etc/passwd: nobody can log in")
-    for kind, data in zip(files._fields, files):
-        if data and b"\0" in data:
-            raise Refused(
-                "its /etc/%s has NUL bytes in it: what login reads there is not certain" % kind
-            )
+    shadow_data = files.shadow or b""
+    # The C libraries agree on where a line ends.
+    require_no_nul("passwd", files.passwd)
+    require_no_nul("shadow", shadow_data)
+    # There are not too many lines of that name to look at (find_user_lines).
     passwd = find_user_lines("passwd", files.passwd, user)
-    shadow = find_user_lines("shadow", files.shadow or b"", user, not strict)
+    shadow = find_user_lines("shadow", shadow_data, user, not strict)
+    # There is such a user.
     if not any(passwd):
         raise Refused(why_no_account(files, name, any(shadow)))
-    for kind, lines in (("passwd", passwd), ("shadow", shadow)):
-        if any(lines) and not all(lines):
-            raise Refused(
-                "the line of %s in its /etc/%s is damaged, and C libraries differ on what it says"
-                " (%s): mend it first"
-                % (name, kind, describe_damage(kind, getattr(files, kind), user))
-            )
-    for data, lines in ((files.passwd, passwd), (files.shadow or b"", shadow)):
-        before = min([line.start for line in lines if line], default=0)
-        if re.search(rb"(?m)^[+-]", data[:before]):
-            raise Refused(
-                "a + or - line (NIS) stands before %s in its account files: they alone do not"
-                " decide who logs in" % name
-            )
+    # The C libraries agree on whether there is a line.
+    require_undamaged("passwd", files.passwd, passwd, user)
+    require_undamaged("shadow", shadow_data, shadow, user)
+    # No line above takes in accounts from elsewhere.
+    require_no_nis_before(files.passwd, passwd, name)
+    require_no_nis_before(shadow_data, shadow, name)
     return LoginLines(
         tuple(line for line in passwd if line), tuple(line for line in shadow if line)
     )
 
 
+def require_no_nul(kind: str, data: bytes) -> None:
+    if b"\0" in data:
+        raise Refused(
+            "its /etc/%s has NUL bytes in it: what login reads there is not certain" % kind
+        )
+
+
 def why_no_account(files: AccountFiles, name: str, in_shadow: bool) -> str:
+    text = "there is no user %s in its /etc/passwd" % name
     if re.search(rb"(?m)^\+", files.passwd or b""):
-        return (
-            "there is no user %s in its /etc/passwd itself, and a + line takes in others from NIS"
-            % name
-        )
+        return text + " itself, and a + line takes in others from NIS"
     if in_shadow:
-        return (
-            "there is no user %s in its /etc/passwd, only in /etc/shadow: nobody can log in" % name
+        return text + ", only in /etc/shadow: nobody can log in"
+    return text
+
+
+def require_undamaged(
+    kind: str, data: bytes, lines: Sequence[Optional[AccountLine]], user: bytes
+) -> None:
+    """lines: those of find_user_lines."""
+    if any(lines) and not all(lines):
+        raise Refused(
+            "the line of %s in its /etc/%s is damaged, and C libraries differ on what it says"
+            " (%s): mend it first" % (format_bytes(user), kind, describe_damage(kind, data, user))
         )
-    return "there is no user %s in its /etc/passwd" % name
 
 
-def describe_damage(kind: str, data: bytes, user: bytes) -> str:
-    """In a word, what is wrong with the user's first line. Never shows a field."""
-    match = re.search(rb"(?m)^[\t\v\f\r ]*" + re.escape(user) + rb"[\t ]*:[^\n]*", data)
-    line, ended = (match.group(), match.end() < len(data)) if match else (b"", True)
-    if line.endswith(b"\r"):
-        return "it ends with a carriage return"
-    wanted = BUSYBOX_NUMBERS[kind][0]
-    if line.count(b":") + 1 != wanted:
-        return "it has %d fields in place of %d" % (line.count(b":") + 1, wanted)
-    if kind == "shadow" and len(line) > MUSL_LINE:
-        return "it is longer than %d bytes" % MUSL_LINE
-    return "a number or a blank in it" if ended else "it has no line end"
+def require_no_nis_before(data: bytes, lines: Sequence[Optional[AccountLine]], name: str) -> None:
+    """lines: those of find_user_lines."""
+    starts = [line.start for line in lines if line]
+    if starts and re.search(rb"(?m)^[+-]", data[: min(starts)]):
+        raise Refused(
+            "a + or - line (NIS) stands before %s in its account files: they alone do not decide"
+            " who logs in" % name
+        )
 
 
-def no_shadow_line(files: AccountFiles, user: bytes) -> str:
-    """Why /etc/shadow holds no password of this user (see login_lines: nobody finds a line)."""
-    if files.shadow is None:
-        return "it has no /etc/shadow"
-    damage = shadow_damage(files, user)
-    return "%s has no line in its /etc/shadow%s" % (
-        format_bytes(user),
-        " that counts: " + damage if damage else "",
-    )
+def require_unlocked(lines: LoginLines, user: bytes, unlock: bool) -> None:
+    """Raises Refused for an account that an administrator has locked, in either file; not with
+    `unlock`."""
+    fields = lines.passwd_fields() | lines.shadow_fields()
+    if not unlock and any(field_state(field) == "locked" for field in fields):
+        raise Refused(
+            "%s is locked by an administrator (! before the hash); --unlock sets a password all the"
+            " same" % format_bytes(user)
+        )
 
 
-def shadow_damage(files: AccountFiles, user: bytes) -> str:
-    """What is wrong with the user's line in /etc/shadow, '' where there is none. Only for one that
-    nobody reads (see login_lines)."""
-    if not re.search(rb"(?m)^" + re.escape(user) + b":", files.shadow or b""):
-        return ""
-    return describe_damage("shadow", files.shadow or b"", user)
+def require_shadow_line(files: AccountFiles, lines: LoginLines, user: bytes) -> None:
+    """Raises Refused for a user whose password belongs into a line of /etc/shadow that is not
+    there: only the image's own chpasswd can tell what such a line looks like there."""
+    if not lines.shadow and lines.refers_to_shadow(user):
+        raise Refused(
+            describe_no_shadow_line(files, user)
+            + "; pwconv, run inside, makes it where the image has that"
+        )
 
 
-def missing_line_text(files: AccountFiles, user: bytes) -> str:
-    return no_shadow_line(files, user) + "; pwconv, run inside, makes it where the image has that"
+# What is worth a note, before and after.
+
+
+def describe_accounts(files: AccountFiles, accounts: Dict[bytes, LoginLines]) -> str:
+    """What is worth a note before these users' passwords are set."""
+    notes = []  # type: List[str]
+    for user, lines in accounts.items():
+        note = describe_old_password(lines, user)
+        if note:
+            notes.append(note)
+        if lines.shadow and has_expired(files.shadow or b"", lines.shadow[0]):
+            notes.append("%s's account has expired and stays so" % format_bytes(user))
+    return "; ".join(notes)
+
+
+def describe_old_password(lines: LoginLines, user: bytes) -> str:
+    """A note where the account had no password, an empty one, or one that /etc/shadow does not
+    hold; ''."""
+    name = format_bytes(user)
+    place = ""
+    fields = lines.shadow_fields()
+    if not lines.refers_to_shadow(user):
+        fields = lines.passwd_fields()
+        place = " in /etc/passwd itself"
+    states = {field_state(field) for field in fields}
+    marks = "".join(sorted({format_mark(field) for field in fields}))
+    if "empty" in states:
+        return "%s had an empty password before%s (%s)" % (name, place, marks)
+    if "never" in states:
+        return "%s had no password before%s (%s)" % (name, place, marks)
+    if place:
+        return "%s's password stood%s" % (name, place)
+    return ""
+
+
+def format_mark(field: bytes) -> str:
+    """A field that is no password, as the file has it; what may hold a part of a hash is not
+    shown."""
+    if re.match(rb"[!*A-Za-z]{0,10}\Z", field):
+        return format_bytes(field)
+    return "..."
+
+
+def today() -> int:
+    """Days since 1970, as shadow(5) counts them."""
+    return int(time.time()) // 86400
+
+
+def split_line(shadow: bytes, line: AccountLine) -> List[bytes]:
+    return shadow[line.start : line.end].split(b":")
+
+
+def has_expired(shadow: bytes, line: AccountLine) -> bool:
+    fields = split_line(shadow, line)
+    return len(fields) > 7 and fields[7].isdigit() and int(fields[7]) <= today()
+
+
+def describe_change(before: AccountFiles, after: AccountFiles, hashes: Dict[bytes, bytes]) -> str:
+    """What is worth a note in a container whose passwords are set."""
+    notes = []
+    lines = {user: require_login_lines(after, user) for user in hashes}
+    if any(b"x" not in lines[user].passwd_fields() for user in hashes):
+        notes.append("the hash stands in its /etc/passwd, which every user inside can read")
+    date = describe_odd_date(after.shadow or b"", lines)
+    if date:
+        notes.append(date)
+    if changed_more(before, after, hashes):
+        notes.append(
+            "the image's chpasswd changed more in its account files than password and date"
+        )
+    return "; ".join(notes)
+
+
+def changed_more(before: AccountFiles, after: AccountFiles, users: Iterable[bytes]) -> bool:
+    """Do the files differ in more than password and date of these users? Not where a line of shadow
+    was made."""
+    try:
+        if blank_passwords(before, users) == blank_passwords(after, users):
+            return False
+    except Refused:
+        pass
+    return all(require_login_lines(before, user).shadow for user in users)
+
+
+def blank_passwords(files: AccountFiles, users: Iterable[bytes]) -> AccountFiles:
+    """The files with the same password and date for these users, so that what else differs
+    shows."""
+    for user in users:
+        lines = require_login_lines(files, user)
+        passwd = set_fields(files.passwd or b"", lines.passwd, b"x")
+        shadow = files.shadow
+        if shadow is not None:
+            shadow = set_fields(shadow, lines.shadow, b"", 0)
+        files = AccountFiles(passwd, shadow)
+    return files
+
+
+def describe_odd_date(shadow: bytes, accounts: Dict[bytes, LoginLines]) -> str:
+    """A word where the image's tool wrote another day than today: libfaketime inside, or a wrong
+    clock."""
+    for lines in accounts.values():
+        if not lines.shadow:
+            continue
+        day = split_line(shadow, lines.shadow[0])[2]
+        if day.isdigit() and abs(int(day) - today()) > 1:
+            return (
+                "the date of last change was written %d days off: is the container's clock shifted?"
+                % (int(day) - today())
+            )
+    return ""
+
+
+# The account files with the hashes in them, and whether they say what they should.
 
 
 def edit_accounts(files: AccountFiles, hashes: Dict[bytes, bytes], day: int) -> AccountFiles:
@@ -6055,15 +6398,16 @@ def edit_accounts(files: AccountFiles, hashes: Dict[bytes, bytes], day: int) -> 
     the password, the hash goes there. Raises Refused."""
     new = files
     for user, value in hashes.items():
-        lines = login_lines(new, user)
+        lines = require_login_lines(new, user)
+        require_shadow_line(new, lines, user)
+        field = value
         if lines.shadow:
+            field = b"x"
             shadow = set_fields(new.shadow or b"", lines.shadow, value, day)
-            new = new._replace(shadow=shadow)
-        elif lines.refers_to_shadow(user):
-            raise Refused(missing_line_text(new, user))
-        field = b"x" if lines.shadow else value
+            new = AccountFiles(new.passwd, shadow)
         if lines.passwd_fields() != {field}:
-            new = new._replace(passwd=set_fields(new.passwd or b"", lines.passwd, field))
+            passwd = set_fields(new.passwd or b"", lines.passwd, field)
+            new = AccountFiles(passwd, new.shadow)
     for user in passwords_not_set(new, hashes):
         raise Refused(
             "the line of %s would not be read by every C library with this hash (too long?)"
@@ -6076,13 +6420,15 @@ def set_fields(
     data: bytes, lines: Sequence[AccountLine], value: bytes, day: Optional[int] = None
 ) -> bytes:
     """The file with field 2 of these lines set, and with `day` field 3 too."""
-    for start, end in sorted({(line.start, line.end) for line in lines}, reverse=True):
+    places = {(line.start, line.end) for line in lines}
+    # From the last one on, so that the places before it stay where they are.
+    for start, end in sorted(places, reverse=True):
         fields = data[start:end].split(b":")
         fields[1] = value
         if day is not None:
             fields[2] = b"%d" % day
-        # musl reads no shadow line without a line end
-        data = data[:start] + b":".join(fields) + (data[end:] or b"\n")
+        rest = data[end:] or b"\n"  # musl reads no shadow line without a line end
+        data = data[:start] + b":".join(fields) + rest
     return data
 
 
@@ -6095,7 +6441,7 @@ def passwords_not_set(files: AccountFiles, hashes: Dict[bytes, bytes]) -> List[b
 def login_takes(files: AccountFiles, user: bytes, value: bytes) -> bool:
     """Is this hash what every program that asks for the user's password compares with?"""
     try:
-        lines = login_lines(files, user, strict=True)
+        lines = require_login_lines(files, user, strict=True)
     except Refused:
         return False
     if lines.passwd_fields() == {b"x"}:
@@ -6103,493 +6449,21 @@ def login_takes(files: AccountFiles, user: bytes, value: bytes) -> bool:
     return lines.passwd_fields() == {value} and lines.shadow_fields() <= {value}
 
 
-def field_state(field: bytes) -> str:
-    """'set', 'empty', 'never' (*, !, !!, !locked, *LK*: no password was ever set) or 'locked' by an
-    administrator: one or more ! before a well-formed hash."""
-    if not field:
-        return "empty"
-    if field.startswith(b"!"):
-        kept = field.lstrip(b"!")
-        return (
-            "locked"
-            if re.match(rb"(\$[0-9a-z]+\$.+|_?[./0-9A-Za-z]{13}|_[./0-9A-Za-z]{19})\Z", kept, re.S)
-            else "never"
-        )
-    return "never" if field.startswith(b"*") else "set"
+# By exec: the image's own chpasswd, where it can do no harm.
 
 
-def etc_refusal(container: Container, allow_shared: bool, host_ids: Callable[[str], bool]) -> str:
-    """Why the container's /etc must not be written, '' when it may. host_ids(source) tells whether
-    a mount's source is the host's own /, /etc, passwd or shadow."""
-    shared = mounts_over(container, ("/etc/passwd", "/etc/shadow"))
-    for source, target in shared:
-        if host_ids(source):
-            return "%s is the host's own %s: never written" % (target, source)
-    if shared and not allow_shared:
-        source, target = shared[0]
-        return (
-            "%s is a mount (%s): a change would reach beyond the container; --allow-shared-etc if"
-            " that is meant" % (target, source or "volume")
-        )
-    if container.read_only and not any(target == "/etc" for _, target in shared):
-        return READ_ONLY
-    return ""
-
-
-# --- chpasswd: set a user's password in many containers
-
-
-class PasswordJob(NamedTuple):
-    """One container's part: what is set where. refusal is '' where nothing speaks against it."""
-
-    container: Container
-    refusal: str
-    notes: str
-    before: AccountFiles  # at the look
-
-
-def password_source(host: Host, opts: Options) -> str:
-    """'lines', 'file', 'stdin', 'generate' or 'prompt'. Raises UsageError for two or none."""
-    given = [
-        name
-        for name, on in (
-            ("file", opts.password_file is not None),
-            ("stdin", opts.password_stdin),
-            ("generate", opts.generate),
-        )
-        if on
-    ]
-    if len(given) > 1:
-        raise UsageError(
-            "the password has more than one source: --password-file, --password-stdin or --generate"
-        )
-    if opts.generate != bool(opts.output):
-        raise UsageError("--generate and --output FILE go together")
-    if opts.generate and opts.encrypted:
-        raise UsageError("--generate makes passwords, not hashes: leave -e out")
-    if opts.generate and os.path.lexists(os_bytes(opts.output)):
-        raise already_exists_error(opts.output)
-    if given == ["file"] and opts.password_file == "-":
-        given = ["stdin"]
-    source = given[0] if given else "prompt" if os.isatty(0) else "lines"
-    if source == "lines" and opts.user is not None and not opts.dry_run:
-        raise UsageError(
-            "--user goes with --password-file, --password-stdin, --generate or the prompt; lines on"
-            " standard input name their users",
-            "echo the line as USER:PASSWORD, or --password-file FILE",
-        )
-    if source in ("lines", "stdin") and not opts.dry_run:
-        prompt = (
-            "; on a terminal leave --password-stdin out to be asked" if source == "stdin" else ""
-        )
-        claim_stdin(host, "the password", "--password-file FILE" + prompt)
-    return source
-
-
-def read_accounts(opts: Options, source: str, user: bytes) -> List[Account]:
-    """What is to be set in every container (not for 'generate'). Raises UsageError."""
-    if source == "lines":
-        data = read_input("-", 1 << 22, "standard input")
-        accounts = parse_password_lines(data, opts.encrypted) if data.strip(b"\r\n ") else []
-        if not accounts:
-            raise UsageError(
-                "standard input is empty: no USER:PASSWORD line",
-                "python3 dockfix.py ... --password-file FILE",
-            )
-        return accounts
-    if source == "prompt":
-        secret, what = ask_twice(user), "the password"
-    else:
-        path = "-"
-        if source == "file" and opts.password_file is not None:
-            path = opts.password_file
-        secret, what = read_input(path, 65536, "--password-file"), (
-            "--password-file" if source == "file" else "--password-stdin"
-        )
-        secret = secret[:-1] if secret.endswith(b"\n") else secret
-    check_secret(secret, what)
-    if opts.encrypted:
-        check_hash(secret, what)
-    return [Account(user, secret)]
-
-
-def ask_twice(user: bytes) -> bytes:
-    try:
-        first = ask_secret("New password for %s: " % escape_controls(os_text(user)))
-        second = ask_secret("The same again: ")
-    except OSError as err:
-        raise UsageError(
-            "there is no terminal to ask on (%s)" % err.strerror, "--password-file FILE"
-        ) from None
-    if first != second:
-        raise UsageError("the two passwords differ; nothing was changed")
-    return first
-
-
-ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
-
-
-def random_password(length: int) -> bytes:
-    """Uniform letters from the kernel's generator: bytes above the last whole multiple are thrown
-    away, or the first letters would come more often."""
-    top = 256 - 256 % len(ALPHABET)
-    word = ""
-    while len(word) < length:
-        word += "".join(ALPHABET[b % len(ALPHABET)] for b in os.urandom(length) if b < top)
-    return word[:length].encode("ascii")
-
-
-def run_chpasswd(host: Host, opts: Options, report: dict) -> None:
-    """look -> refuse -> (dry run: script) -> write the generated passwords -> change -> read
-    back."""
-    source, user = password_source(host, opts), os_bytes("root" if opts.user is None else opts.user)
-    check_user(user, "--user")
-    accounts = (
-        []
-        if opts.dry_run or source in ("generate", "prompt")
-        else read_accounts(opts, source, user)
-    )
-    refuse_half_way(host)
-    targets = choose_containers(host, opts)
-    if not opts.dry_run:
-        take_lock(host)
-        accounts = read_accounts(opts, source, user) if source == "prompt" else accounts
-    users = [one.user for one in accounts] or ([] if source == "lines" else [user])
-    before = host_accounts()
-    fields = {"users": [format_bytes(one) for one in users], "via": None}
-
-    def look(container: Container) -> PasswordJob:
-        return plan_accounts(host, opts, container, users)
-
-    def work(target: Target, job: PasswordJob) -> ResultRow:
-        return set_passwords(host, opts, target, job, passwords.get(target.id, accounts))
-
-    survey = survey_containers(host, opts, "chpasswd: looking", targets, look, fields)
-    if opts.dry_run:
-        plan_chpasswd(opts, report, survey, fields)
-        return
-    passwords = {}  # type: Dict[str, List[Account]]
-    if opts.generate:
-        passwords = generate_passwords(opts, survey, user)
-    report_rows(report, run_over_survey(host, opts, survey, work, fields))
-    check_host_accounts(report, before)
-    if opts.encrypted and any(one.secret.startswith(b"$y$") for one in accounts):
-        say(
-            "dockfix: warning: musl images (Alpine) and EL7 do not know $y$ hashes; $6$ works"
-            " everywhere"
-        )
-
-
-def check_host_accounts(report: dict, before: Dict[str, Tuple]) -> None:
-    """The tripwire: the host's own account files must be as they were."""
-    moved = [path for path, seen in host_accounts().items() if seen != before.get(path)]
-    if moved:
-        text = (
-            "the HOST's own %s changed while dockfix ran; dockfix never writes it: another program"
-            " did, or a container reached it"
-        )
-        add_finding(
-            report,
-            Finding(
-                "host-accounts-changed",
-                "critical",
-                text % " and ".join(moved),
-                "ls -l --time-style=full-iso %s" % " ".join(moved),
-            ),
-        )
-        report["exit_code"] = 3
-
-
-def plan_accounts(
-    host: Host, opts: Options, container: Container, users: List[bytes]
-) -> PasswordJob:
-    """Everything that can be known before the first change."""
-
-    def is_hosts(source: str) -> bool:
-        return is_host_account_file(source) or (
-            opts.allow_shared_etc and is_host_account_file(volume_device(host, source))
-        )
-
-    refusal = etc_refusal(container, opts.allow_shared_etc, is_hosts)
-    notes, before = "", AccountFiles(None, None)
-    if not refusal:
-        try:
-            before = read_account_files(host, container, opts.allow_shared_etc, first=True)
-            notes = judge_users(before, users, opts.unlock)
-            if "exec" not in methods_for(container, opts.via):
-                require_shadow_lines(before, users)
-        except Refused as err:
-            refusal = err.msg
-    return PasswordJob(container, refusal, notes, before)
-
-
-def read_account_files(
-    host: Host, container: Container, allow_shared: bool, first: bool = False
-) -> AccountFiles:
-    """Both account files without a docker call where root is on the engine's own host, else by
-    docker cp."""
-    try:
-        return own_accounts(container)
-    except EtcIsAMount as err:
-        if not allow_shared:
-            raise Refused("%s; --allow-shared-etc if that is meant" % err) from None
-    except MethodUnavailable:
-        pass
-    return read_accounts_by_cp(host, container, first).content()
-
-
-def judge_users(files: AccountFiles, users: List[bytes], unlock: bool) -> str:
-    """What is worth a note before these users' passwords are set. Raises Refused where they must
-    not be."""
-    notes = []  # type: List[str]
-    for user in users:
-        lines, name = login_lines(files, user), format_bytes(user)
-        every_field = lines.passwd_fields() | lines.shadow_fields()
-        if not unlock and any(field_state(field) == "locked" for field in every_field):
-            raise Refused(
-                "%s is locked by an administrator (! before the hash); --unlock sets a password all"
-                " the same" % name
-            )
-        notes += note_old_password(lines, user)
-        if lines.shadow and has_expired(files.shadow or b"", lines.shadow[0]):
-            notes.append("%s's account has expired and stays so" % name)
-    return "; ".join(notes)
-
-
-def note_old_password(lines: LoginLines, user: bytes) -> List[str]:
-    """A note where the account had no password, an empty one, or one that /etc/shadow does not
-    hold."""
-    name, where = format_bytes(user), ""
-    fields = lines.shadow_fields()
-    if not lines.refers_to_shadow(user):
-        fields, where = lines.passwd_fields(), " in /etc/passwd itself"
-    states = {field_state(field) for field in fields}
-    if states & {"never", "empty"}:
-        kind = "an empty" if "empty" in states else "no"
-        shown = "".join(sorted({format_mark(field) for field in fields}))
-        return ["%s had %s password before%s (%s)" % (name, kind, where, shown)]
-    if where:
-        return ["%s's password stood%s" % (name, where)]
-    return []
-
-
-def format_mark(field: bytes) -> str:
-    """A field that is no password, as the file has it; what may hold a part of a hash is not
-    shown."""
-    return format_bytes(field) if re.match(rb"[!*A-Za-z]{0,10}\Z", field) else "..."
-
-
-def has_expired(shadow: bytes, line: AccountLine) -> bool:
-    fields = shadow[line.start : line.end].split(b":")
-    return len(fields) > 7 and fields[7].isdigit() and int(fields[7]) <= time.time() // 86400
-
-
-def require_shadow_lines(files: AccountFiles, users: List[bytes]) -> None:
-    """Raises Refused for a user whose password belongs into a line of /etc/shadow that is not
-    there: only the image's own chpasswd can tell what such a line looks like there."""
-    for user in users:
-        lines = login_lines(files, user)
-        if not lines.shadow and lines.refers_to_shadow(user):
-            raise Refused(missing_line_text(files, user))
-
-
-def generate_passwords(
-    opts: Options, survey: Survey[PasswordJob], user: bytes
-) -> Dict[str, List[Account]]:
-    """A password for each container that was not refused, by its id, on the disk before anything is
-    changed."""
-    passwords = {}  # type: Dict[str, List[Account]]
-    lines = []
-    for target in survey.targets:
-        job = survey.facts.get(target.id)
-        if job is None:
-            continue
-        passwords[target.id] = []
-        if job.refusal:
-            continue
-        account = Account(user, random_password(20))
-        passwords[target.id] = [account]
-        fields = (os_bytes(target.name), os_bytes(target.id), user, account.secret)
-        lines.append(b"\t".join(fields) + b"\n")
-    if lines:
-        write_secret_file(opts.output, b"".join(lines))
-    return passwords
-
-
-def plan_chpasswd(
-    opts: Options,
-    report: dict,
-    survey: Survey[PasswordJob],
-    fields: Mapping[str, object],
-) -> None:
-    """The dry run: rows as they would be, and the script."""
-    words = ["python3", program_path(), "chpasswd", "--via", opts.via]
-    words += [
-        flag
-        for flag, on in (
-            ("--encrypted", opts.encrypted),
-            ("--unlock", opts.unlock),
-            ("--allow-shared-etc", opts.allow_shared_etc),
-        )
-        if on
-    ]
-    words += shared_words(opts)
-    if opts.generate:
-        words += [
-            "--generate",
-            "--output",
-            os.path.abspath(opts.output),
-            "--user",
-            opts.user or "root",
-        ]
-    rows, lines, ids = [], [], []
-    for target in survey.targets:
-        if target.id in survey.rows:
-            rows.append(survey.rows[target.id])
-            lines.append(not_done_comment(rows[-1]))
-            continue
-        job = survey.facts[target.id]
-        if job.refusal:
-            rows.append(row_for(target, "refused", job.refusal, fields))
-            lines.append(not_done_comment(rows[-1]))
-            continue
-        methods = methods_for(job.container, opts.via)
-        rows.append(row_for(target, "changed", job.notes, dict(fields, via=methods[0])))
-        comment = "%s: by %s" % (target.name, ", then ".join(methods))
-        if job.notes:
-            comment += "; " + job.notes
-        lines.append(script_comment(comment))
-        ids.append(target.id)
-        if not opts.generate:
-            lines.append(
-                'run %s < "${DOCKFIX_LINES:?file of USER:PASSWORD lines, mode 0600}"'
-                % quote_line([*words, target.id])
-            )
-    if opts.generate and ids:
-        lines.append("run " + quote_line(words + ids))
-    set_script(opts, report, rows, lines)
-
-
-def methods_for(container: Container, via: str) -> List[str]:
-    if via != "auto":
-        return [via]
-    return (
-        (["exec"] if can_exec(container) else [])
-        + (["proc"] if os.geteuid() == 0 and container.pid else [])
-        + ["cp"]
-    )
-
-
-def set_passwords(
-    host: Host,
-    opts: Options,
-    target: Target,
-    plan: PasswordJob,
-    accounts: List[Account],
-) -> ResultRow:
-    """The row of one container: tries the ways in order, judges by the read-back only."""
-    fields = {
-        "users": [format_bytes(account.user) for account in accounts],
-        "via": None,
-    }  # type: Dict[str, object]
-    if plan.refusal:
-        return row_for(target, "refused", plan.refusal, fields)
-    hashes = {
-        one.user: one.secret if opts.encrypted else sha512_crypt(one.secret, random_password(16))
-        for one in accounts
-    }
-    reasons = []  # type: List[str]
-    status = "failed"
-    partial = None  # type: Optional[bool]
-    for way in methods_for(plan.container, opts.via):
-        try:
-            status, msg = try_method(host, opts, plan, way, hashes)
-        except (MethodUnavailable, Refused) as err:
-            status, msg = "refused" if isinstance(err, Refused) else "failed", str(err)
-        if status in ("failed", "refused", "partial"):
-            partial = bool(partial) or status == "partial"
-            reasons.append("%s: %s" % (way, msg))
-            continue
-        notes = "; ".join(
-            part
-            for part in (msg, plan.notes, "not by " + " / ".join(reasons) if reasons else "")
-            if part
-        )
-        fields["via"] = way
-        return ResultRow(target.name, target.id, status, notes, fields, partial)
-    if status != "refused" or partial:
-        status = "failed"
-    return ResultRow(target.name, target.id, status, "; ".join(reasons), fields, partial)
-
-
-def try_method(
-    host: Host, opts: Options, plan: PasswordJob, way: str, hashes: Dict[bytes, bytes]
-) -> Tuple[str, str]:
-    """(status, msg): 'changed', 'unchanged', 'unknown', 'failed' when the read-back shows no
-    change, 'partial' when it shows some of the users, or a part of what one of them needs."""
-    container = plan.container
-    if opts.encrypted:
-        before = read_account_files(host, container, opts.allow_shared_etc)
-        if not passwords_not_set(before, hashes):
-            return "unchanged", "the hash was already this one"
-    try:
-        answer, files = send_hashes(host, plan, way, hashes)
-    except NoAnswer as err:
-        return "unknown", str(err)
-    try:
-        files = files or read_account_files(host, container, opts.allow_shared_etc)
-    except (MethodUnavailable, Refused, FileNotFoundError) as err:
-        return "unknown", "sent, but the read-back failed: %s" % (
-            err.msg if isinstance(err, Refused) else err
-        )
-    left = passwords_not_set(files, hashes)
-    if not left:
-        return "changed", "; ".join(notes_after(plan.before, files, hashes))
-    if answer and answer.timed_out:
-        return (
-            "unknown",
-            "no answer in %.3g s and not changed so far: what was begun may still do it (is"
-            " /etc/.pwd.lock held?)" % answer.seconds,
-        )
-    return explain_failure(answer, files, hashes, left)
-
-
-def send_hashes(
-    host: Host, plan: PasswordJob, way: str, hashes: Dict[bytes, bytes]
-) -> SentAccounts:
-    """Hands the hashes to a container by one way: docker's answer and what was read back, each
-    where that way has it. Raises ContainerGone, MethodUnavailable, Refused."""
-
-    def edit(files: AccountFiles) -> AccountFiles:
-        return edit_accounts(files, hashes, int(time.time()) // 86400)
-
-    if way == "proc":
-        note_change(host)
-        write_accounts_by_proc(plan.container, edit, host.stop)
-        return SentAccounts(None, None)
-    if way == "cp":
-        return write_accounts_by_cp(host, plan.container, edit)
-    for user in hashes:
-        require_safe_chpasswd(plan.before, user)
-    was = steady_etc(plan.container)
-    answer = exec_chpasswd(host, plan.container, hashes)
-    require_same_etc(plan.container, was, hashes)
-    if answer.rc and is_gone_now(host, plan.container.id, answer.text()):
-        raise ContainerGone
-    return SentAccounts(answer, None)
-
-
-def require_safe_chpasswd(files: AccountFiles, user: bytes) -> None:
+def require_safe_chpasswd(job: PasswordJob, user: bytes) -> None:
     """Raises MethodUnavailable where the image's own chpasswd could leave the account worse than it
     was."""
-    lines, name = login_lines(files, user), format_bytes(user)
+    lines = job.lines[user]
+    # It would set the line that its own C library takes, and no other.
     if not lines.same_for_all():
-        # it would set the line that its own C library takes, and no other
-        raise MethodUnavailable("C libraries differ on which line is %s's" % name)
-    if not lines.shadow and not lines.refers_to_shadow(user) and shadow_damage(files, user):
-        # BusyBox's sets the damaged line, and then field 2 of /etc/passwd to x: nobody gets in any
-        # more
-        raise MethodUnavailable(no_shadow_line(files, user))
+        raise MethodUnavailable("C libraries differ on which line is %s's" % format_bytes(user))
+    # BusyBox's sets a damaged line, and then field 2 of /etc/passwd to x: nobody gets in any more.
+    if lines.shadow or lines.refers_to_shadow(user):
+        return
+    if describe_shadow_damage(job.before, user):
+        raise MethodUnavailable(describe_no_shadow_line(job.before, user))
 
 
 class EtcState(NamedTuple):
@@ -6640,90 +6514,97 @@ def require_plain_companions(container: Container) -> None:
         os.close(etc)
 
 
-def steady_etc(container: Container) -> Optional[EtcState]:
+def require_steady_etc(container: Container) -> Optional[EtcState]:
     """etc_state, before a program of the image writes there by itself: it would follow a link to a
-    mount. Raises Refused where something renames what is in / right now."""
-    was = etc_state(container)
-    if was and leads_out(container):
+    mount. Raises Refused where something renames what is in / right now, MethodUnavailable as
+    require_plain_companions."""
+    state = etc_state(container)
+    if state and leads_out(container):
         require_plain_companions(container)
         time.sleep(STEADY_SECONDS)
-        if etc_state(container) != was:
+        if etc_state(container) != state:
             raise Refused("something in it makes, renames or removes names in its / all the time")
-    return was
+    return state
 
 
 def require_same_etc(
-    container: Container, was: Optional[EtcState], hashes: Dict[bytes, bytes]
+    container: Container, before: Optional[EtcState], hashes: Dict[bytes, bytes]
 ) -> None:
     """Raises PathMoved where /etc was swapped while the image's chpasswd ran, and that did not
-    write to the /etc that is there now."""
-    if not was or not leads_out(container):
+    write to the /etc that is there now. before: require_steady_etc's."""
+    if not before or not leads_out(container):
         return
     try:
-        if etc_state(container) == was or not passwords_not_set(own_accounts(container), hashes):
+        if etc_state(container) == before:
+            return
+        if not passwords_not_set(read_own_accounts(container), hashes):
             return
     except Refused:  # it is a link now, or has no such user
         pass
     except MethodUnavailable:  # it ended meanwhile
         return
-    places = [source for source, _ in container.mounts if source.startswith("/")]
     raise PathMoved(
         "something in it changed its / while its chpasswd ran, and a link may have led that"
-        " elsewhere; look at %s" % ", ".join(sorted(set(places)))
+        " elsewhere; look at %s" % host_sources(container)
     )
 
 
-def own_accounts(container: Container) -> AccountFiles:
-    """Its account files by descriptors. Raises MethodUnavailable, Refused."""
-    etc = open_etc(container)
-    try:
-        return read_accounts_by_proc(etc).content()
-    finally:
-        os.close(etc)
+def format_hash_lines(hashes: Dict[bytes, bytes]) -> bytes:
+    """USER:HASH lines, as chpasswd -e reads them."""
+    return b"".join(user + b":" + value + b"\n" for user, value in hashes.items())
 
 
-def explain_failure(
-    answer: Optional[Answer], files: AccountFiles, hashes: Dict[bytes, bytes], left: List[bytes]
-) -> Tuple[str, str]:
-    """(status, msg) where the read-back does not show every hash. left: the users that are not
-    set."""
-    if len(left) < len(hashes):
-        done, missed = (
-            ", ".join(format_bytes(user) for user in hashes if (user in left) is side)
-            for side in (False, True)
-        )
-        return "partial", "the image's chpasswd set %s but not %s" % (done, missed)
-    if any(hashes[user] in (files.shadow or b"") for user in left):
-        return (
-            "partial",
-            (
-                "the image's chpasswd wrote to /etc/shadow, but login reads another place (field 2"
-                " of /etc/passwd, or another line)"
-            ),
-        )
-    if answer and answer.rc in (126, 127):
-        return "failed", "there is no chpasswd inside that runs (exit %d)" % answer.rc
-    if answer and answer.rc:
-        return "failed", "%s (exit %d)" % (hide_secrets(first_line(answer), hashes), answer.rc)
-    return "failed", "chpasswd reported success, but nothing changed"
+def exec_chpasswd(host: Host, container: Container, hashes: Dict[bytes, bytes]) -> Answer:
+    """chpasswd -e in the container, the lines on its standard input, no shell on either side. 126
+    and 127 are one (moby#45795): once more by its full path, for a PATH without /usr/sbin."""
+    lines = format_hash_lines(hashes)
+    words = ["exec", "-i", "-u", "0", container.id]
+    answer = change(host, [*words, "chpasswd", "-e"], lines)
+    if answer.rc in (126, 127) and not answer.timed_out:
+        answer = change(host, [*words, "/usr/sbin/chpasswd", "-e"], lines)
+    return answer
+
+
+def set_by_exec(host: Host, job: PasswordJob, hashes: Dict[bytes, bytes]) -> Answer:
+    """Raises ContainerGone, MethodUnavailable, Refused, PathMoved."""
+    for user in hashes:
+        require_safe_chpasswd(job, user)
+    before = require_steady_etc(job.container)
+    answer = exec_chpasswd(host, job.container, hashes)
+    require_same_etc(job.container, before, hashes)
+    if answer.rc and is_gone_now(host, job.container.id, answer.text()):
+        raise ContainerGone
+    return answer
+
+
+# What a program of an image said: shown only where no part of a hash can be in it.
 
 
 HIDDEN = "what it said is not shown: a part of an account file may be in it"
-SECRET_PIECE = (
-    4  # bytes in a row that two texts do not share by chance; twice as many in base64 and hex
+# Bytes in a row that two texts do not share by chance; twice as many in base64 and hex.
+SECRET_PIECE = 4
+# A word or a path as messages have them: a hash of any kind mixes letters and digits.
+PLAIN_WORD = (
+    r"[(\"'`]*"
+    r"(?:[A-Z]?[a-z]{1,14}|[A-Z]{1,8}|(?:/?[a-z]{1,14}[-._/]?){1,6}(?:\(\))?|[a-z_]+\.go:[0-9]+)"
+    r"[)\"'`.,:;!?]*"
 )
+# At most two of these in a line: a short number, the id of a container.
+PLAIN_NUMBER = r"[(]?(?:[0-9]{1,4}|[0-9a-f]{12}|[0-9a-f]{64})[).,:;]*"
 
 
 def hide_secrets(text: str, hashes: Dict[bytes, bytes]) -> str:
     """What a program of an image said, or HIDDEN where it looks like a hash, or has one in it,
     whole, in pieces, in base64 or in hex."""
-    given = b"".join(user + b":" + value + b"\n" for user, value in hashes.items())
-    encoded = [given.hex().encode(), given.hex().upper().encode()]
-    encoded += [base64.b64encode(given[start:]).rstrip(b"=") for start in range(3)]
-    said = os_bytes(text)
     if not is_plain_speech(text):
         return HIDDEN
-    for shown in (said, re.sub(rb"[^$./0-9A-Za-z]", b"", said)):
+    lines = format_hash_lines(hashes)
+    encoded = [lines.hex().encode(), lines.hex().upper().encode()]
+    for start in range(3):  # base64 of a part that starts elsewhere in a group of three bytes
+        encoded.append(base64.b64encode(lines[start:]).rstrip(b"="))
+    said = os_bytes(text)
+    unbroken = re.sub(rb"[^$./0-9A-Za-z]", b"", said)
+    for shown in (said, unbroken):
         if re.search(rb"\$(?:[0-9a-z]{1,2}|2[abxy])\$", shown):
             return HIDDEN
         if any(shares_piece(shown, value, SECRET_PIECE) for value in hashes.values()):
@@ -6733,23 +6614,17 @@ def hide_secrets(text: str, hashes: Dict[bytes, bytes]) -> str:
     return text
 
 
-# A word or a path as messages have them: a hash of any kind mixes letters and digits.
-PLAIN_WORD = (
-    r"[(\"'`]*(?:[A-Z]?[a-z]{1,14}|[A-Z]{1,8}|(?:/?[a-z]{1,14}[-._/]?){1,6}(?:\(\))?|[a-z_]+\.go:[0-9]+)"
-    r"[)\"'`.,:;!?]*"
-)
-# At most two of these in a line: a short number, the id of a container.
-PLAIN_NUMBER = r"[(]?(?:[0-9]{1,4}|[0-9a-f]{12}|[0-9a-f]{64})[).,:;]*"
-
-
 def is_plain_speech(text: str) -> bool:
     """Is a line made of plain words and paths? What else a program of an image says may be a line
     of an account file, in whatever form."""
     words = text.split()
-    numbers = [word for word in words if re.match(PLAIN_NUMBER + r"\Z", word, re.A)]
-    others = [word for word in words if word not in numbers]
-    plain = [word for word in others if re.match(PLAIN_WORD + r"\Z", word, re.A)]
-    return len(words) <= 40 and len(numbers) <= 2 and len(plain) == len(others)
+    numbers = 0
+    for word in words:
+        if re.match(PLAIN_NUMBER + r"\Z", word, re.A):
+            numbers += 1
+        elif not re.match(PLAIN_WORD + r"\Z", word, re.A):
+            return False
+    return len(words) <= 40 and numbers <= 2
 
 
 def shares_piece(text: bytes, secret: bytes, size: int) -> bool:
@@ -6758,64 +6633,374 @@ def shares_piece(text: bytes, secret: bytes, size: int) -> bool:
     return any(text[at : at + size] in pieces for at in range(len(text) - size + 1))
 
 
-def exec_chpasswd(host: Host, container: Container, hashes: Dict[bytes, bytes]) -> Answer:
-    """chpasswd -e in the container, the lines on its standard input, no shell on either side. 126
-    and 127 are one (moby#45795): once more by its full path, for a PATH without /usr/sbin."""
-    lines = b"".join(user + b":" + value + b"\n" for user, value in hashes.items())
-    answer = change(host, ["exec", "-i", "-u", "0", container.id, "chpasswd", "-e"], lines)
-    if answer.rc in (126, 127) and not answer.timed_out:
-        answer = change(
-            host, ["exec", "-i", "-u", "0", container.id, "/usr/sbin/chpasswd", "-e"], lines
-        )
-    return answer
+# One container: the ways, one after the other, and what the read-back says.
 
 
-def notes_after(before: AccountFiles, after: AccountFiles, hashes: Dict[bytes, bytes]) -> List[str]:
-    """What is worth a note in a container whose passwords are set."""
-    notes = []
-    if any(b"x" not in login_lines(after, user).passwd_fields() for user in hashes):
-        notes.append("the hash stands in its /etc/passwd, which every user inside can read")
-    date = describe_odd_date(after, hashes)
-    if date:
-        notes.append(date)
+class MethodResult(NamedTuple):
+    """What one way made of a container. status: 'changed', 'unchanged', 'unknown', 'refused',
+    'failed' where the read-back shows no change, 'partial' where it shows some of the users, or a
+    part of what one of them needs."""
+
+    status: str
+    msg: str
+
+
+def methods_for(container: Container, via: str) -> List[str]:
+    """The ways to try, in this order. via: --via."""
+    if via != "auto":
+        return [via]
+    methods = []
+    if can_exec(container):
+        methods.append("exec")
+    if os.geteuid() == 0 and container.pid:
+        methods.append("proc")
+    methods.append("cp")
+    return methods
+
+
+def set_passwords(
+    host: Host, opts: Options, target: Target, job: PasswordJob, accounts: List[Account]
+) -> ResultRow:
+    """The row of one container: tries the ways in order, judges by the read-back only."""
+    hashes = {}
+    for account in accounts:
+        hashes[account.user] = account.secret
+        if not opts.encrypted:
+            hashes[account.user] = sha512_crypt(account.secret, random_password(16))
+    fields = row_fields([account.user for account in accounts])
+    reasons = []  # type: List[str]
+    partial = None  # type: Optional[bool]
+    result = MethodResult("failed", "")
+    for method in methods_for(job.container, opts.via):
+        result = try_method(host, opts, job, method, hashes)
+        if result.status not in ("failed", "refused", "partial"):
+            notes = [note for note in (result.msg, job.notes) if note]
+            if reasons:
+                notes.append("not by " + " / ".join(reasons))
+            fields["via"] = method
+            msg = "; ".join(notes)
+            return ResultRow(target.name, target.id, result.status, msg, fields, partial)
+        partial = bool(partial) or result.status == "partial"
+        reasons.append("%s: %s" % (method, result.msg))
+    status = "failed"
+    if result.status == "refused" and not partial:
+        status = "refused"
+    return ResultRow(target.name, target.id, status, "; ".join(reasons), fields, partial)
+
+
+def row_fields(users: Sequence[bytes]) -> Dict[str, object]:
+    """The command's own keys of a row: the users, and the way that was taken."""
+    return {"users": [format_bytes(user) for user in users], "via": None}
+
+
+def try_method(
+    host: Host, opts: Options, job: PasswordJob, method: str, hashes: Dict[bytes, bytes]
+) -> MethodResult:
+    """Raises ContainerGone."""
     try:
-        same = blank_passwords(before, hashes) == blank_passwords(after, hashes)
-    except Refused:
-        same = False
-    made_a_line = any(not login_lines(before, user).shadow for user in hashes)
-    if not same and not made_a_line:
-        notes.append(
-            "the image's chpasswd changed more in its account files than password and date"
+        if opts.encrypted:
+            files = read_account_files(host, job.container, opts.allow_shared_etc)
+            if not passwords_not_set(files, hashes):
+                return MethodResult("unchanged", "the hash was already this one")
+        sent = send_hashes(host, job, method, hashes)
+        return judge_read_back(host, opts, job, hashes, sent)
+    except NoAnswer as err:
+        return MethodResult("unknown", str(err))
+    except Refused as err:
+        return MethodResult("refused", err.msg)
+    except MethodUnavailable as err:
+        return MethodResult("failed", str(err))
+
+
+def send_hashes(
+    host: Host, job: PasswordJob, method: str, hashes: Dict[bytes, bytes]
+) -> SentAccounts:
+    """Hands the hashes to a container by one way. Raises ContainerGone, MethodUnavailable,
+    Refused."""
+
+    def edit(files: AccountFiles) -> AccountFiles:
+        return edit_accounts(files, hashes, today())
+
+    if method == "proc":
+        note_change(host)
+        write_accounts_by_proc(job.container, edit, host.stop)
+        return SentAccounts(None, None)
+    if method == "cp":
+        return write_accounts_by_cp(host, job.container, edit)
+    return SentAccounts(set_by_exec(host, job, hashes), None)
+
+
+def judge_read_back(
+    host: Host, opts: Options, job: PasswordJob, hashes: Dict[bytes, bytes], sent: SentAccounts
+) -> MethodResult:
+    """Raises ContainerGone."""
+    files = sent.files
+    try:
+        if files is None:
+            files = read_account_files(host, job.container, opts.allow_shared_etc)
+    except (MethodUnavailable, Refused, FileNotFoundError) as err:
+        return MethodResult("unknown", "sent, but the read-back failed: %s" % err)
+    left = passwords_not_set(files, hashes)
+    if not left:
+        return MethodResult("changed", describe_change(job.before, files, hashes))
+    if sent.answer and sent.answer.timed_out:
+        return MethodResult(
+            "unknown",
+            "no answer in %.3g s and not changed so far: what was begun may still do it (is"
+            " /etc/.pwd.lock held?)" % sent.answer.seconds,
         )
-    return notes
+    return explain_failure(sent.answer, files, hashes, left)
 
 
-def blank_passwords(files: AccountFiles, users: Iterable[bytes]) -> AccountFiles:
-    """The files with the same password and date for these users, so that what else differs
-    shows."""
-    for user in users:
-        lines = login_lines(files, user)
-        passwd = set_fields(files.passwd or b"", lines.passwd, b"x")
-        shadow = files.shadow
-        if shadow is not None:
-            shadow = set_fields(shadow, lines.shadow, b"", 0)
-        files = AccountFiles(passwd, shadow)
-    return files
+def explain_failure(
+    answer: Optional[Answer], files: AccountFiles, hashes: Dict[bytes, bytes], left: List[bytes]
+) -> MethodResult:
+    """Where the read-back does not show every hash. left: the users that are not set."""
+    if len(left) < len(hashes):
+        done = ", ".join(format_bytes(user) for user in hashes if user not in left)
+        missed = ", ".join(format_bytes(user) for user in left)
+        return MethodResult("partial", "the image's chpasswd set %s but not %s" % (done, missed))
+    if any(hashes[user] in (files.shadow or b"") for user in left):
+        return MethodResult(
+            "partial",
+            "the image's chpasswd wrote to /etc/shadow, but login reads another place (field 2 of"
+            " /etc/passwd, or another line)",
+        )
+    if answer and answer.rc in (126, 127):
+        return MethodResult("failed", "there is no chpasswd inside that runs (exit %d)" % answer.rc)
+    if answer and answer.rc:
+        said = hide_secrets(first_line(answer), hashes)
+        return MethodResult("failed", "%s (exit %d)" % (said, answer.rc))
+    return MethodResult("failed", "chpasswd reported success, but nothing changed")
 
 
-def describe_odd_date(files: AccountFiles, users: Iterable[bytes]) -> str:
-    """A word where the image's tool wrote another day than today: libfaketime inside, or a wrong
-    clock."""
-    today = int(time.time()) // 86400
-    for user in users:
-        for line in login_lines(files, user).shadow[:1]:
-            day = (files.shadow or b"")[line.start : line.end].split(b":")[2]
-            if day.isdigit() and abs(int(day) - today) > 1:
-                return (
-                    "the date of last change was written %d days off: is the container's clock"
-                    " shifted?" % (int(day) - today)
-                )
-    return ""
+# The command.
+
+
+def password_source(host: Host, opts: Options) -> str:
+    """'lines' (USER:PASSWORD on standard input), 'file', 'stdin', 'generate' or 'prompt'. Raises
+    UsageError for two or none."""
+    given = []
+    if opts.password_file is not None:
+        given.append("file")
+    if opts.password_stdin:
+        given.append("stdin")
+    if opts.generate:
+        given.append("generate")
+    if len(given) > 1:
+        raise UsageError(
+            "the password has more than one source: --password-file, --password-stdin or --generate"
+        )
+    require_generate_options(opts)
+    if given == ["file"] and opts.password_file == "-":
+        return claim_password_stdin(host, "stdin")
+    if given == ["stdin"]:
+        return claim_password_stdin(host, "stdin")
+    if given:
+        return given[0]
+    if os.isatty(0):
+        return "prompt"
+    if opts.user is not None and not opts.dry_run:
+        raise UsageError(
+            "--user goes with --password-file, --password-stdin, --generate or the prompt; lines on"
+            " standard input name their users",
+            "echo the line as USER:PASSWORD, or --password-file FILE",
+        )
+    return claim_password_stdin(host, "lines")
+
+
+def require_generate_options(opts: Options) -> None:
+    if opts.generate != bool(opts.output):
+        raise UsageError("--generate and --output FILE go together")
+    if opts.generate and opts.encrypted:
+        raise UsageError("--generate makes passwords, not hashes: leave -e out")
+    if opts.generate and os.path.lexists(os_bytes(opts.output)):
+        raise already_exists_error(opts.output)
+
+
+def claim_password_stdin(host: Host, source: str) -> str:
+    hint = "--password-file FILE"
+    if source == "stdin":
+        hint += "; on a terminal leave --password-stdin out to be asked"
+    if not host.dry_run:
+        claim_stdin(host, "the password", hint)
+    return source
+
+
+def read_accounts(opts: Options, source: str, user: bytes) -> List[Account]:
+    """What is to be set in every container (not for 'generate'). Raises UsageError."""
+    if source == "lines":
+        return read_password_lines(opts)
+    if source == "prompt":
+        name = "the password"
+        secret = ask_twice(user)
+    elif source == "file" and opts.password_file is not None:
+        name = "--password-file"
+        secret = read_password(opts.password_file)
+    else:
+        name = "--password-stdin"
+        secret = read_password("-")
+    require_secret(secret, name)
+    if opts.encrypted:
+        require_hash(secret, name)
+    return [Account(user, secret)]
+
+
+def read_password_lines(opts: Options) -> List[Account]:
+    data = read_input("-", 1 << 22, "standard input")
+    if not data.strip(b"\r\n "):
+        raise UsageError(
+            "standard input is empty: no USER:PASSWORD line",
+            "python3 dockfix.py ... --password-file FILE",
+        )
+    return parse_password_lines(data, opts.encrypted)
+
+
+def read_password(path: str) -> bytes:
+    """A file's one line, without its line end. path: - is standard input."""
+    secret = read_input(path, 65536, "--password-file")
+    if secret.endswith(b"\n"):
+        secret = secret[:-1]
+    return secret
+
+
+def ask_twice(user: bytes) -> bytes:
+    try:
+        first = ask_secret("New password for %s: " % escape_controls(os_text(user)))
+        second = ask_secret("Retype the new password: ")
+    except OSError as err:
+        raise UsageError(
+            "there is no terminal to ask on (%s)" % err.strerror, "--password-file FILE"
+        ) from None
+    if first != second:
+        raise UsageError("the two passwords differ; nothing was changed")
+    return first
+
+
+def generate_passwords(
+    opts: Options, survey: Survey[PasswordJob], user: bytes
+) -> Dict[str, List[Account]]:
+    """A password for each container that was not refused, by its id, on the disk before anything is
+    changed."""
+    passwords = {}  # type: Dict[str, List[Account]]
+    lines = []
+    for target in survey.targets:
+        if target.id not in survey.facts:
+            continue
+        account = Account(user, random_password(20))
+        passwords[target.id] = [account]
+        fields = (os_bytes(target.name), os_bytes(target.id), user, account.secret)
+        lines.append(b"\t".join(fields) + b"\n")
+    if lines:
+        write_secret_file(opts.output, b"".join(lines))
+    return passwords
+
+
+def format_chpasswd_options(opts: Options) -> List[str]:
+    """The options that a script must repeat to do the same."""
+    words = ["--via", opts.via]
+    if opts.encrypted:
+        words.append("--encrypted")
+    if opts.unlock:
+        words.append("--unlock")
+    if opts.allow_shared_etc:
+        words.append("--allow-shared-etc")
+    words += shared_words(opts)
+    if opts.generate:
+        words += ["--generate", "--output", os.path.abspath(opts.output)]
+        words += ["--user", opts.user or "root"]
+    return words
+
+
+def plan_chpasswd(
+    opts: Options, report: dict, survey: Survey[PasswordJob], users: Sequence[bytes]
+) -> None:
+    """The dry run: rows as they would be, and the script."""
+    words = ["python3", program_path(), "chpasswd", *format_chpasswd_options(opts)]
+    rows = []
+    lines = []
+    ids = []
+    for target in survey.targets:
+        if target.id in survey.rows:
+            rows.append(survey.rows[target.id])
+            lines.append(not_done_comment(rows[-1]))
+            continue
+        job = survey.facts[target.id]
+        methods = methods_for(job.container, opts.via)
+        fields = row_fields(users)
+        fields["via"] = methods[0]
+        rows.append(row_for(target, "changed", job.notes, fields))
+        comment = "%s: by %s" % (target.name, ", then ".join(methods))
+        if job.notes:
+            comment += "; " + job.notes
+        lines.append(script_comment(comment))
+        ids.append(target.id)
+        if not opts.generate:
+            lines.append(
+                'run %s < "${DOCKFIX_LINES:?file of USER:PASSWORD lines, mode 0600}"'
+                % quote_line([*words, target.id])
+            )
+    if opts.generate and ids:
+        lines.append("run " + quote_line(words + ids))
+    set_script(opts, report, rows, lines)
+
+
+def check_host_accounts(report: dict, before: Dict[str, Tuple]) -> None:
+    """The tripwire: the host's own account files must be as they were."""
+    changed = [path for path, state in host_accounts().items() if state != before.get(path)]
+    if not changed:
+        return
+    text = (
+        "the HOST's own %s changed while dockfix ran; dockfix never writes it: another program did,"
+        " or a container reached it" % " and ".join(changed)
+    )
+    remedy = "ls -l --time-style=full-iso %s" % " ".join(changed)
+    add_finding(report, Finding("host-accounts-changed", "critical", text, remedy))
+    report["exit_code"] = 3
+
+
+def run_chpasswd(host: Host, opts: Options, report: dict) -> None:
+    """look -> refuse -> (dry run: script) -> write the generated passwords -> change -> read
+    back."""
+    source = password_source(host, opts)
+    user = os_bytes("root" if opts.user is None else opts.user)
+    require_user_name(user, "--user")
+    accounts = []  # type: List[Account]
+    if source not in ("generate", "prompt") and not opts.dry_run:
+        accounts = read_accounts(opts, source, user)
+    refuse_half_way(host)
+    targets = choose_containers(host, opts)
+    if not opts.dry_run:
+        take_lock(host)
+        if source == "prompt":
+            accounts = read_accounts(opts, source, user)
+    users = [account.user for account in accounts]
+    if not users and source != "lines":
+        users = [user]
+    host_before = host_accounts()
+    fields = row_fields(users)
+
+    def look(container: Container) -> PasswordJob:
+        return require_settable(host, opts, container, users)
+
+    survey = survey_containers(host, opts, "chpasswd: looking", targets, look, fields)
+    if opts.dry_run:
+        plan_chpasswd(opts, report, survey, users)
+        return
+    passwords = {}  # type: Dict[str, List[Account]]
+    if opts.generate:
+        passwords = generate_passwords(opts, survey, user)
+
+    def work(target: Target, job: PasswordJob) -> ResultRow:
+        return set_passwords(host, opts, target, job, passwords.get(target.id, accounts))
+
+    report_rows(report, run_over_survey(host, opts, survey, work, fields))
+    check_host_accounts(report, host_before)
+    if opts.encrypted and any(account.secret.startswith(b"$y$") for account in accounts):
+        say(
+            "dockfix: warning: musl images (Alpine) and EL7 do not know $y$ hashes; $6$ works"
+            " everywhere"
+        )
 
 
 ###############################################################################
@@ -20975,6 +21160,17 @@ def number_option(
         return kind(parse_number(name, text, low, high))
 
     return value_option(name, help=help, metavar=metavar, type=parse)
+
+
+def split_option(option: str, text: str) -> List[str]:
+    """The words of a command that an option names, as a shell splits them. Raises UsageError."""
+    try:
+        words = shlex.split(text)
+    except ValueError as err:
+        raise UsageError("%s %s: %s" % (option, text, err)) from None
+    if not words:
+        raise UsageError("%s names no command" % option)
+    return words
 
 
 def words_option(name: str, help: str, metavar: str) -> Option:

@@ -184,7 +184,7 @@ def test_of_doubled_lines_the_first_that_is_accepted_counts(dockfix):
     new = dockfix.edit_accounts(files, {b"root": NEW}, 20001)
     expected = b"root:damaged\nroot:" + NEW + b":20001:0:99999:7:::\nroot:B:1:0:99999:7:::\n"
     assert new.shadow == expected
-    assert dockfix.login_lines(files, b"root").same_for_all()
+    assert dockfix.require_login_lines(files, b"root").same_for_all()
 
 
 def test_where_readers_take_different_lines_each_gets_the_hash(dockfix):
@@ -192,7 +192,7 @@ def test_where_readers_take_different_lines_each_gets_the_hash(dockfix):
     new = dockfix.edit_accounts(files, {b"root": NEW}, 2)
     first, second = b"root:" + NEW + b":2:0:99999:7:::\r\n", b"root:" + NEW + b":2:0:99999:7:::\n"
     assert new.shadow == first + second + b"root:C:1::::::\n"
-    assert not dockfix.login_lines(files, b"root").same_for_all()
+    assert not dockfix.require_login_lines(files, b"root").same_for_all()
 
 
 def test_a_missing_line_end_is_added_only_where_the_line_is_edited(dockfix):
@@ -220,6 +220,13 @@ def test_a_hash_that_makes_the_line_too_long_is_refused(dockfix):
 # ---- what is said before and after
 
 
+def judge_root(dockfix, files, unlock):
+    """What is worth a note before root's password is set. Raises Refused where it must not be."""
+    lines = dockfix.require_login_lines(files, b"root")
+    dockfix.require_unlocked(lines, b"root", unlock)
+    return dockfix.describe_accounts(files, {b"root": lines})
+
+
 @pytest.mark.parametrize(
     "passwd, shadow, note",
     [
@@ -239,7 +246,7 @@ def test_notes_on_the_old_password(dockfix, passwd, shadow, note):
     files = dockfix.AccountFiles(
         b"root:%b:0:0::/:/bin/sh\n" % passwd, b"root:%b:1:0:99999:7:::\n" % shadow
     )
-    said = dockfix.judge_users(files, [b"root"], False)
+    said = judge_root(dockfix, files, False)
     assert dockfix.re.match(note, said) if note else said == ""
 
 
@@ -251,14 +258,14 @@ def test_a_lock_counts_in_either_file(dockfix, place):
         b"root:%b:0:0::/:/bin/sh\n" % passwd, b"root:%b:1:0:99999:7:::\n" % shadow
     )
     with pytest.raises(dockfix.Refused, match="locked"):
-        dockfix.judge_users(files, [b"root"], False)
-    assert isinstance(dockfix.judge_users(files, [b"root"], True), str)
+        judge_root(dockfix, files, False)
+    assert isinstance(judge_root(dockfix, files, True), str)
 
 
 @pytest.mark.parametrize("field", [b"*$6$salt$" + b"a" * 86, b"!x$6$half", b"*aaaaaaaaaaaaaaaa"])
 def test_a_note_never_shows_what_may_be_a_part_of_a_hash(dockfix, field):
     files = dockfix.AccountFiles(PASSWD, b"root:%b:1:0:99999:7:::\n" % field)
-    said = dockfix.judge_users(files, [b"root"], True)
+    said = judge_root(dockfix, files, True)
     assert "(...)" in said and field.decode()[1:8] not in said
 
 

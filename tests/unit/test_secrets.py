@@ -197,7 +197,7 @@ FAULTS = [
     "set_fields",
     "accounts_tar",
     "field_state",
-    "etc_refusal",
+    "require_own_etc",
     "escape_controls",
 ]
 
