@@ -2,6 +2,7 @@
 mounted onto itself is."""
 
 import pytest
+from make_root import DRIVERS
 
 ROOT = "/var/lib/docker"
 HEX = "0a" * 32
@@ -91,3 +92,28 @@ def test_a_bind_of_another_folder_onto_itself_is_nobodys(dockfix):
     disk = mount(dockfix, "/", "8:1", number="1")
     bind = mount(dockfix, ROOT + "/network", "8:1", ROOT + "/network")
     assert dockfix.foreign_mounts(ROOT, [disk, bind]) == [bind]
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_what_a_driver_mounts_is_dockers_own_and_is_proved_gone(dockfix, driver):
+    """A driver that is in the table is in the proof that no mount is left too."""
+    facts = dockfix.STORAGE_DRIVERS[driver]
+    for place in facts.mounts:
+        layer = mount(dockfix, "%s/%s/%s" % (ROOT, driver, place.replace("*", HEX)))
+        assert dockfix.foreign_mounts(ROOT, [layer]) == []
+    check = dockfix.unmount_step(ROOT, "").check
+    assert " %s/%s/" % (ROOT, driver) in check[0]
+
+
+def test_the_table_has_every_driver_and_each_row_agrees_with_itself(dockfix):
+    assert set(dockfix.STORAGE_DRIVERS) == set(DRIVERS)
+    for name, facts in dockfix.STORAGE_DRIVERS.items():
+        assert set(facts.own_paths) <= set(facts.paths), name
+        assert all(path.count("%s") == 1 for path in facts.paths), name
+        mounted = {path.replace("%s", "*") for path in facts.paths} & set(facts.mounts)
+        assert mounted == set(facts.mounts), name
+        assert facts.family in dockfix.STORAGE_DRIVERS, name
+        assert facts.advice.count("%") == bool(facts.advice), name
+    assert set(dockfix.SNAPSHOTTERS) & set(DRIVERS) == set()
+    assert dockfix.facts_of_driver("overlayfs") is dockfix.STORAGE_DRIVERS["overlay2"]
+    assert dockfix.facts_of_driver("native") is dockfix.facts_of_driver("") is None

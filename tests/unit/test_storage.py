@@ -751,6 +751,16 @@ def test_other_drivers_and_a_stranded_devicemapper(box, make):
         found["devicemapper-stranded"]["severity"] == "warning"
         and "aufs" in found["other-drivers"]["text"]
     )
+    assert "no aufs driver any more" in found["aufs-stranded"]["text"]
+    assert "before 24" in found["aufs-stranded"]["text"]
+
+
+def test_an_engine_that_still_has_the_driver_strands_nothing(box, make):
+    root = make(version="23.0.6")
+    NewRoot(root.path, "aufs")
+    fill(root.at("devicemapper", "devicemapper", "data"), MIB)
+    found = look(box)[2]
+    assert not [name for name in found if name.endswith("-stranded")]
 
 
 IN_THE_STORE = ("images", "unused_images", "dangling_images", "build_cache", "orphans")
