@@ -81,6 +81,7 @@ from typing import (
     Set,
     Tuple,
     TypeVar,
+    TypeVar,
     Union,
 )
 
@@ -9406,23 +9407,37 @@ def undo_shifts(
 # Parsing.
 
 
+class DaemonOption(NamedTuple):
+    """One option of the daemon, by its name in FLAGS, and its value as it was given."""
+
+    name: str
+    value: str
+
+
 class OptionSource(NamedTuple):
-    """One place that can set options of the daemon. kind: 'unit' (raw: the ExecStart line in
-    force), 'environment' (raw: what `variable` holds in a file or an Environment= line),
-    'daemon.json' (raw: its text), 'running' (raw: the command line of the process). options: (name,
-    value) in their order, by the names of FLAGS. used: the daemon is given them on its next start.
-    fault: why the place cannot be read or understood, else ''."""
+    """One place that can set options of the daemon.
+
+    kind, raw: 'unit', the ExecStart line in force; 'environment', what `variable` holds in a file or
+        an Environment= line; 'daemon.json', its text; 'running', the command line of a process.
+    path: the file. variable: the variable's name; for a process, its id.
+    options: what is set there, in its order.
+    used: the daemon is given them on its next start.
+    fault: why the place cannot be read or understood, else ''.
+    """
 
     kind: str
     path: str
-    variable: str
-    raw: str
-    options: Tuple[Tuple[str, str], ...]
-    used: bool
-    fault: str
+    variable: str = ""
+    raw: str = ""
+    options: Tuple[DaemonOption, ...] = ()
+    used: bool = False
+    fault: str = ""
 
     def where(self) -> str:
-        return self.path + (" (%s)" % self.variable if self.variable else "")
+        """The place, for messages."""
+        if self.variable:
+            return "%s (%s)" % (self.path, self.variable)
+        return self.path
 
 
 FLAGS = {
@@ -9449,56 +9464,60 @@ def shell_words(text: str) -> List[str]:
         return text.split()
 
 
-def parse_daemon_flags(words: Sequence[str]) -> Tuple[Tuple[str, str], ...]:
-    """(name, value) of the known options among a daemon's words, also inside `sh -c '...'`, as
-    CentOS 7 had it."""
+def parse_daemon_flags(words: Sequence[str]) -> Tuple[DaemonOption, ...]:
+    """The known options among the words of a daemon's command line, in their order."""
     flat = []  # type: List[str]
     for word in words:
-        if " " in word and "docker" in word:
+        if " " in word and "docker" in word:  # sh -c '...', as CentOS 7 has it
             flat += shell_words(word)
         else:
             flat.append(word)
     options = []
-    for word, after in zip(flat, [*flat[1:], ""]):
+    for number, word in enumerate(flat):
         flag, equals, value = word.partition("=")
         if flag not in FLAGS:
             continue
-        if not equals and flag != "--live-restore":
-            value = after
-        options.append((FLAGS[flag], value))
+        takes_next_word = not equals and flag != "--live-restore"
+        if takes_next_word:
+            value = "".join(flat[number + 1 : number + 2])
+        options.append(DaemonOption(FLAGS[flag], value))
     return tuple(options)
 
 
-# The keys of daemon.json that hold one value.
-DAEMON_JSON_KEYS = (
-    "storage-driver",
-    "data-root",
-    "graph",
-    "log-driver",
-    "live-restore",
-    "pidfile",
-)
+# The keys of daemon.json that hold one value, with the names of their options.
+DAEMON_JSON_KEYS = {
+    "storage-driver": "storage-driver",
+    "data-root": "data-root",
+    "graph": "data-root",
+    "log-driver": "log-driver",
+    "live-restore": "live-restore",
+    "pidfile": "pidfile",
+}
 
 
-def parse_daemon_json(text: str) -> Tuple[Tuple[str, str], ...]:
-    """The same from daemon.json. Raises ValueError where dockerd would not start with it."""
+def parse_daemon_json(text: str) -> Tuple[DaemonOption, ...]:
+    """The known options in daemon.json. Raises ValueError, TypeError or AttributeError where
+    dockerd would not start with it."""
     settings = json.loads(text or "{}")
     if not isinstance(settings, dict):
         raise ValueError("it is not a JSON object")
-    options = [("storage-opt", str(value)) for value in settings.get("storage-opts") or []]
-    for key in DAEMON_JSON_KEYS:
+    options = []
+    for value in settings.get("storage-opts") or []:
+        options.append(DaemonOption("storage-opt", str(value)))
+    for key, name in DAEMON_JSON_KEYS.items():
         if key in settings:
-            name = "data-root" if key == "graph" else key
-            options.append((name, str(settings[key])))
-    for name, value in (settings.get("log-opts") or {}).items():
-        options.append(("log-opt", "%s=%s" % (name, value)))
+            options.append(DaemonOption(name, str(settings[key])))
+    log_options = settings.get("log-opts") or {}
+    for key, value in log_options.items():
+        options.append(DaemonOption("log-opt", "%s=%s" % (key, value)))
     return tuple(options)
 
 
 def unit_settings(text: str) -> List[Tuple[str, str]]:
     """(key, value) of a unit's [Service] section (systemd.syntax(7)): a backslash joins lines,
     comments between joined lines are left out."""
-    section, line = "", ""
+    section = ""
+    line = ""
     settings = []
     for part in text.split("\n"):
         if part.lstrip().startswith(("#", ";")):
@@ -9518,8 +9537,11 @@ def unit_settings(text: str) -> List[Tuple[str, str]]:
 
 def environment_settings(text: str) -> Dict[str, str]:
     """NAME -> value of an EnvironmentFile or a shell's settings file (/etc/default/docker)."""
-    lines = re.findall(r"^[ \t]*(?:export[ \t]+)?(\w+)=(.*)", text.replace("\\\n", " "), re.M)
-    return {name: " ".join(shell_words(value)) for name, value in lines}
+    joined = text.replace("\\\n", " ")
+    settings = {}
+    for name, value in re.findall(r"^[ \t]*(?:export[ \t]+)?(\w+)=(.*)", joined, re.M):
+        settings[name] = " ".join(shell_words(value))
+    return settings
 
 
 # Reading the settings of the next start.
@@ -9535,8 +9557,7 @@ SETTING_FILES = ("/etc/sysconfig/docker", "/etc/sysconfig/docker-storage", "/etc
 
 
 def unit_files(top: str, unit: str) -> List[str]:
-    """The unit's file and its drop-ins as systemd takes them: the first folder's file of a name
-    hides those of later folders."""
+    """The unit's file and its drop-ins in the order in which systemd takes them."""
     files = []
     for folder in UNIT_FOLDERS:
         path = os.path.join(top, folder, unit)
@@ -9546,67 +9567,45 @@ def unit_files(top: str, unit: str) -> List[str]:
     drop_ins = {}  # type: Dict[str, str]
     for folder in UNIT_FOLDERS:
         place = os.path.join(top, folder, unit + ".d")
-        if not os.path.isdir(os_bytes(place)):
-            continue
-        for raw_name in os.listdir(os_bytes(place)):
-            name = os.fsdecode(raw_name)
-            if name.endswith(".conf"):
-                drop_ins.setdefault(name, os.path.join(place, name))
-    return files + [drop_ins[name] for name in sorted(drop_ins)]
+        for name in list_drop_ins(place):
+            # the first folder's file of a name hides those of later folders
+            drop_ins.setdefault(name, os.path.join(place, name))
+    for name in sorted(drop_ins):
+        files.append(drop_ins[name])
+    return files
 
 
-def read_settings(path: str, parse: Callable, empty):
-    """(text, parse(text), '') of a file, ('', empty, '') where there is none, and the reason in
-    place of '' where it is not readable."""
+def list_drop_ins(folder: str) -> List[str]:
+    """The names of a folder's drop-ins, none where there is no such folder."""
+    if not os.path.isdir(os_bytes(folder)):
+        return []
+    names = [os.fsdecode(name) for name in os.listdir(os_bytes(folder))]
+    return [name for name in names if name.endswith(".conf")]
+
+
+Parsed = TypeVar("Parsed")
+
+
+def read_settings(path: str, parse: Callable[[str], Parsed]) -> Tuple[str, Parsed, str]:
+    """(the text of a file, what parse makes of it, why it cannot be read or understood). A file
+    that is not there, or not readable, has the text ''; what cannot be parsed counts as ''."""
     try:
         text = settings_text(path)
-        return text, parse(text), ""
     except FileNotFoundError:
-        return "", empty, ""
+        return "", parse(""), ""
     except OSError as err:
-        return "", empty, "cannot be read: %s" % err.strerror
+        return "", parse(""), "cannot be read: %s" % err.strerror
+    try:
+        return text, parse(text), ""
     except (ValueError, TypeError, AttributeError, RecursionError) as err:
-        return text, empty, "is not what dockerd takes: %s" % err
+        return text, parse(""), "is not what dockerd takes: %s" % err
 
 
-class UnitOptions(NamedTuple):
-    """What a unit says together with its drop-ins.
-
-    path, command: the file of the ExecStart in force ('': there is no unit), and its value.
-    files: the paths of EnvironmentFile=; variables: (unit file, 'NAME=value') of Environment=.
-    faults: (unit file, why it cannot be read).
-    """
+class SettingsFault(NamedTuple):
+    """A file of settings, and why it cannot be read."""
 
     path: str
-    command: str
-    files: List[str]
-    variables: List[Tuple[str, str]]
-    faults: List[Tuple[str, str]]
-
-
-def read_unit_options(top: str, unit: str) -> UnitOptions:
-    """The later file wins; an empty value takes back what was given before (systemd.exec(5))."""
-    path, command = "", ""
-    files = []  # type: List[str]
-    variables = []  # type: List[Tuple[str, str]]
-    faults = []
-    for unit_file in unit_files(top, unit):
-        _, settings, fault = read_settings(unit_file, unit_settings, [])
-        if fault:
-            faults.append((unit_file, fault))
-        for key, value in settings:
-            if key == "ExecStart":
-                path, command = unit_file, value
-            elif key == "EnvironmentFile" and not value:
-                files = []
-            elif key == "EnvironmentFile":
-                named = value.lstrip("-")  # '-': it may be missing
-                files = [other for other in files if other != named] + [named]
-            elif key == "Environment" and not value:
-                variables = []
-            elif key == "Environment":
-                variables += [(unit_file, word) for word in shell_words(value)]
-    return UnitOptions(path, command, files, variables, faults)
+    reason: str
 
 
 class Variable(NamedTuple):
@@ -9616,6 +9615,57 @@ class Variable(NamedTuple):
     name: str
     value: str
     given: bool
+
+
+class UnitOptions(NamedTuple):
+    """What a unit says together with its drop-ins.
+
+    path, command: the file of the ExecStart in force ('': there is no unit), and its value.
+    files: the paths of EnvironmentFile=; variables: those of Environment=.
+    """
+
+    path: str
+    command: str
+    files: List[str]
+    variables: List[Variable]
+    faults: List[SettingsFault]
+
+
+def read_unit_options(top: str, unit: str) -> UnitOptions:
+    """The later file wins; an empty value takes back what was given before (systemd.exec(5))."""
+    path = ""
+    command = ""
+    files = []  # type: List[str]
+    variables = []  # type: List[Variable]
+    faults = []
+    for unit_file in unit_files(top, unit):
+        _, settings, fault = read_settings(unit_file, unit_settings)
+        if fault:
+            faults.append(SettingsFault(unit_file, fault))
+        for key, value in settings:
+            if key == "ExecStart":
+                path = unit_file
+                command = value
+            elif key == "EnvironmentFile" and not value:
+                files = []
+            elif key == "EnvironmentFile":
+                named = value.lstrip("-")  # '-': it may be missing
+                files = [other for other in files if other != named]
+                files.append(named)
+            elif key == "Environment" and not value:
+                variables = []
+            elif key == "Environment":
+                variables += unit_variables(unit_file, value)
+    return UnitOptions(path, command, files, variables, faults)
+
+
+def unit_variables(unit_file: str, value: str) -> List[Variable]:
+    """The variables of one Environment= line."""
+    variables = []
+    for word in shell_words(value):
+        name, _, setting = word.partition("=")
+        variables.append(Variable(unit_file, name, setting, True))
+    return variables
 
 
 def option_sources(top: str = "/", unit: str = "docker.service") -> List[OptionSource]:
@@ -9631,33 +9681,39 @@ def option_sources(top: str = "/", unit: str = "docker.service") -> List[OptionS
     sources = []
     if in_unit.path:
         flags = parse_daemon_flags(shell_words(in_unit.command))
-        sources.append(OptionSource("unit", in_unit.path, "", in_unit.command, flags, True, ""))
-    variables = []
-    for path, word in in_unit.variables:
-        name, _, value = word.partition("=")
-        variables.append(Variable(path, name, value, True))
-    not_given = [path for path in SETTING_FILES if path not in in_unit.files]
-    for path in in_unit.files + not_given:
-        file = os.path.join(top, path.lstrip("/"))
-        _, settings, fault = read_settings(file, environment_settings, {})
-        if fault:
-            faults.append((path, fault))
-        for name, value in settings.items():
-            variables.append(Variable(path, name, value, path in in_unit.files))
+        source = OptionSource("unit", in_unit.path, raw=in_unit.command, options=flags, used=True)
+        sources.append(source)
+    variables = in_unit.variables + read_setting_files(top, in_unit, faults)
     names_in_command = set(re.findall(r"\$\{?(\w+)", in_unit.command))
     for path, name, value, given in variables:
         options = parse_daemon_flags(shell_words(value))
         used = (given and name in names_in_command) or not in_unit.path
         if options:
-            sources.append(OptionSource("environment", path, name, value, options, used, ""))
+            sources.append(OptionSource("environment", path, name, value, options, used))
     config = next_options(sources).get("config-file", "/etc/docker/daemon.json")
-    text, options, fault = read_settings(
-        os.path.join(top, config.lstrip("/")), parse_daemon_json, ()
-    )
-    sources.append(OptionSource("daemon.json", config, "", text, options, True, fault))
-    for path, reason in faults:
-        sources.append(OptionSource("unit", path, "", "", (), False, reason))
+    place = os.path.join(top, config.lstrip("/"))
+    text, options, reason = read_settings(place, parse_daemon_json)
+    sources.append(OptionSource("daemon.json", config, "", text, options, True, reason))
+    for fault in faults:
+        sources.append(OptionSource("unit", fault.path, fault=fault.reason))
     return sources
+
+
+def read_setting_files(
+    top: str, in_unit: UnitOptions, faults: List[SettingsFault]
+) -> List[Variable]:
+    """The variables of the files that the unit is given, then of those that it could be given."""
+    not_given = [path for path in SETTING_FILES if path not in in_unit.files]
+    variables = []
+    for path in in_unit.files + not_given:
+        file = os.path.join(top, path.lstrip("/"))
+        _, settings, reason = read_settings(file, environment_settings)
+        if reason:
+            faults.append(SettingsFault(path, reason))
+        given = path in in_unit.files
+        for name, value in settings.items():
+            variables.append(Variable(path, name, value, given))
+    return variables
 
 
 def next_options(sources: Sequence[OptionSource]) -> Dict[str, str]:
@@ -9669,34 +9725,48 @@ def next_options(sources: Sequence[OptionSource]) -> Dict[str, str]:
     return options
 
 
-def option_conflicts(sources: Sequence[OptionSource]) -> List[Tuple[str, List[str]]]:
-    """(option, places) of what is set more than once for the next start.
+class OptionConflict(NamedTuple):
+    """An option that is set more than once for the next start, and the places."""
+
+    option: str
+    places: List[str]
+
+
+def option_conflicts(sources: Sequence[OptionSource]) -> List[OptionConflict]:
+    """What is set more than once for the next start.
 
     The daemon does not start with one directive both as a flag and in daemon.json, even with
     different dm.* keys; twice on the command line, the last one wins silently.
     """
     places = {}  # type: Dict[str, List[str]]
-    # directive -> {whether it is in daemon.json: the places}
-    directives = {}  # type: Dict[str, Dict[bool, List[str]]]
+    in_file = {}  # type: Dict[str, Set[str]]  # directive: its places in daemon.json
+    as_flag = {}  # type: Dict[str, Set[str]]  # directive: its other places
     for source in sources:
         if not source.used:
             continue
-        for name, value in source.options:
-            option = directive = name
-            if name.endswith("-opt"):  # may be given several times, each with its own key
-                option, directive = value.partition("=")[0], name + "s"
-            places.setdefault(option, []).append(source.where())
-            sides = directives.setdefault(directive, {})
-            sides.setdefault(source.kind == "daemon.json", []).append(source.where())
-    conflicts = [(option, where) for option, where in places.items() if len(where) > 1]
-    repeated = {option for option, _ in conflicts}
-    pool_option_repeated = any(option.startswith("dm.") for option in repeated)
-    for directive, sides in directives.items():
-        if len(sides) < 2 or directive in repeated:
+        where = source.where()
+        sides = in_file if source.kind == "daemon.json" else as_flag
+        for option in source.options:
+            key = option.name
+            directive = option.name
+            if option.name.endswith("-opt"):  # may be given several times, each with its own key
+                key = option.value.partition("=")[0]
+                directive = option.name + "s"
+            places.setdefault(key, []).append(where)
+            sides.setdefault(directive, set()).add(where)
+    conflicts = []
+    for key, key_places in places.items():
+        if len(key_places) > 1:
+            conflicts.append(OptionConflict(key, key_places))
+    repeated = {conflict.option for conflict in conflicts}
+    pool_option_repeated = any(key.startswith("dm.") for key in repeated)
+    for directive, flag_places in as_flag.items():
+        if directive not in in_file or directive in repeated:
             continue
         if directive.endswith("-opts") and pool_option_repeated:
             continue  # the key itself is in the list
-        conflicts.append((directive, sorted({*sides[True], *sides[False]})))
+        both = flag_places | in_file[directive]
+        conflicts.append(OptionConflict(directive, sorted(both)))
     return conflicts
 
 
@@ -9710,15 +9780,18 @@ def configured_root() -> str:
 
 
 def running_daemons() -> List[OptionSource]:
-    """The daemons of this host that run, by their command lines. variable: the pid."""
+    """The daemons of this host that run, by their command lines. variable: the process id."""
     daemons = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+    for pid in os.listdir("/proc"):
+        if not pid.isdigit():
+            continue
         path = "/proc/%s/cmdline" % pid
-        # no words: it ended meanwhile
-        words = (suppress_errors(read_host_text, path) or "").split("\0")[:-1]
+        text = suppress_errors(read_host_text, path) or ""  # '': it ended meanwhile
+        words = text.split("\0")[:-1]
         if is_daemon_call(words) and is_of_this_host(pid):
             flags = parse_daemon_flags(words)
-            daemons.append(OptionSource("running", path, pid, quote_line(words), flags, False, ""))
+            line = quote_line(words)
+            daemons.append(OptionSource("running", path, pid, line, flags))
     return daemons
 
 
@@ -11964,7 +12037,7 @@ def engine_options(root: str) -> List[OptionSource]:
     for daemon in running_daemons():
         given = dict(daemon.options)
         config_file = given.get("config-file") or "/etc/docker/daemon.json"
-        text, options, fault = read_settings(config_file, parse_daemon_json, ())
+        text, options, fault = read_settings(config_file, parse_daemon_json)
         data_root = given.get("data-root") or dict(options).get("data-root") or DOCKER_ROOT
         if data_root == own:
             running.append(daemon._replace(used=True))

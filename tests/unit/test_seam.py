@@ -180,7 +180,7 @@ def test_a_file_of_the_host_that_is_no_plain_file_is_never_opened(
     ):
         with pytest.raises(OSError, match="no plain file"):
             read(path)
-    assert dockfix.read_settings(path, str, "") == ("", "", "cannot be read: it is no plain file")
+    assert dockfix.read_settings(path, str) == ("", "", "cannot be read: it is no plain file")
     assert opened and all(opened)
 
 
@@ -191,11 +191,11 @@ def test_a_file_of_the_host_is_read_to_a_limit(dockfix, tmp_path):
     for read in (dockfix.read_all, dockfix.read_host_text):
         with pytest.raises(OSError, match="longer than"):
             read(str(huge))
-    assert "longer than" in dockfix.read_settings(str(huge), str, "")[2]
+    assert "longer than" in dockfix.read_settings(str(huge), str)[2]
     assert dockfix.read_head(str(huge), 5) == bytes(5)
     (tmp_path / "real").write_bytes(b"{}")
     (tmp_path / "link").symlink_to("real")
-    assert dockfix.read_settings(str(tmp_path / "link"), str, "") == ("{}", "{}", "")
+    assert dockfix.read_settings(str(tmp_path / "link"), str) == ("{}", "{}", "")
     with pytest.raises(FileNotFoundError):
         dockfix.read_all(str(tmp_path / "none"))
     # The kernel makes these up as they are read, and some give what they have once only.
