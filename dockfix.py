@@ -9875,7 +9875,8 @@ def ask_engine(host: Host) -> EngineAnswer:
 
 
 def runs_elsewhere(info: EngineInfo) -> bool:
-    return bool(info.host_name) and info.host_name != os.uname().nodename
+    """Whether the engine that answers runs on another host; an old one may not say where."""
+    return info.host_name not in ("", os.uname().nodename)
 
 
 def require_same_host(info: EngineInfo, subject: str) -> None:
@@ -9890,8 +9891,11 @@ def require_same_host(info: EngineInfo, subject: str) -> None:
 
 def nearest_folder(path: str) -> str:
     """The path, or the first folder above it that is there: what is missing cannot be listed."""
-    while not os.path.lexists(os_bytes(path)) and os.path.dirname(path) != path:
-        path = os.path.dirname(path)
+    while not os.path.lexists(os_bytes(path)):
+        above = os.path.dirname(path)
+        if above == path:
+            break
+        path = above
     return path
 
 
@@ -9913,10 +9917,28 @@ def containerd_root(root: str) -> str:
     """The root of the containerd that keeps the images and layers of the daemon with this Docker
     root; '' where none is found.
 
-    In this order: a running container's mount names it (moby daemon/containerd:
-    ROOT/rootfs/SNAPSHOTTER/ID), dockerd's own containerd has it below Docker's root (moby
-    cmd/dockerd), containerd's settings name it, and else it is the default.
+    In this order: a running container's mount names it, dockerd's own containerd has it below
+    Docker's root (moby cmd/dockerd), containerd's settings name it, and else it is the default.
     """
+    mounted = mounted_containerd_root(root)
+    if mounted:
+        return mounted
+    own = os.path.join(root, "containerd/daemon")
+    if os.path.isdir(os_bytes(own)):
+        return own
+    system = CONTAINERD_ROOT
+    settings = suppress_errors(read_host_text, CONTAINERD_SETTINGS) or ""
+    setting = re.search(r"(?m)\A(?:[^\[]*\n)?\s*root\s*=\s*[\"'](/[^\"'\n]*)[\"']", settings)
+    if setting:
+        system = setting.group(1)
+    if os.path.isdir(os_bytes(system)):
+        return system
+    return ""
+
+
+def mounted_containerd_root(root: str) -> str:
+    """The root that the mount of a running container names, which lies at
+    ROOT/rootfs/SNAPSHOTTER/ID (moby daemon/containerd); '' where none runs."""
     for mount in mounts_of():
         if not mount.point.startswith(os.path.join(root, "rootfs/")):
             continue
@@ -9924,12 +9946,7 @@ def containerd_root(root: str) -> str:
             lower = re.match(r"(?:upper|lower)dir=(/.*?)/io\.containerd\.snapshotter\.", option)
             if lower:
                 return lower.group(1)
-    places = [os.path.join(root, "containerd/daemon"), CONTAINERD_ROOT]
-    settings = suppress_errors(read_host_text, CONTAINERD_SETTINGS) or ""
-    setting = re.search(r"(?m)\A(?:[^\[]*\n)?\s*root\s*=\s*[\"'](/[^\"'\n]*)[\"']", settings)
-    if setting:
-        places[1] = setting.group(1)
-    return next((place for place in places if os.path.isdir(os_bytes(place))), "")
+    return ""
 
 
 def store_text(root: str) -> str:
@@ -9949,39 +9966,61 @@ def store_remedy(root: str, answers: bool) -> str:
 # Sizes.
 
 
+class Measured(NamedTuple):
+    """A measured size. size: allocated bytes, None where unknown; reason: why it is not the whole
+    size, '' where it is."""
+
+    size: Optional[int]
+    reason: str
+
+
 def open_folder_at(name: bytes, parent: Optional[int]) -> int:
     """A descriptor of a folder in an open one (None: by its path); a link is not followed."""
     return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
 
 
+class OpenFolder(NamedTuple):
+    """A folder on the way of a walk. below: the names of the folders in it still to enter."""
+
+    fd: int
+    path: bytes
+    below: List[bytes]
+
+
 class UsageWalk:
     """The walk of disk_usage, depth first, so that few descriptors are open.
 
-    until: the monotonic time when it stops; points: mount points that are left out; size: bytes so
-    far; failed: the number of folders that could not be read; seen: inodes with several hard links
-    that are counted; stack: (descriptor, path, names of the folders still to enter) of each open
-    folder.
+    deadline: the monotonic time when it stops. points: mount points that are left out.
+    device: the number of the device that is counted.
+    size: bytes so far. failed: how many folders could not be read.
+    counted: inodes with several hard links that are in the size already.
+    stack: the folders from the top down to where the walk is.
     """
 
-    def __init__(self, until: float, points: set) -> None:
-        self.until = until
+    def __init__(self, deadline: float, points: Set[bytes]) -> None:
+        self.deadline = deadline
         self.points = points
         self.device = 0
         self.size = 0
         self.failed = 0
-        self.seen = set()  # type: Set[int]
-        self.stack = []  # type: List[Tuple[int, bytes, List[bytes]]]
+        self.counted = set()  # type: Set[int]
+        self.stack = []  # type: List[OpenFolder]
+
+    def is_over(self) -> bool:
+        return time.monotonic() > self.deadline
 
     def start(self, path: str) -> None:
+        """Enters the top. Raises OSError."""
         top = open_folder_at(os_bytes(path), None)
         self.device = os.fstat(top).st_dev
         self.enter(top, os.path.realpath(os_bytes(path)))
 
-    def enter(self, fd: int, here: bytes) -> None:
-        """Counts the files of a folder and lists its folders. Counts nothing where it fails."""
+    def enter(self, fd: int, path: bytes) -> None:
+        """Counts the files of a folder and lists its folders. Raises OSError, and then counts
+        nothing of it."""
         blocks = os.fstat(fd).st_blocks
-        below = []  # type: List[bytes]
-        self.stack.append((fd, here, below))
+        folder = OpenFolder(fd, path, [])
+        self.stack.append(folder)
         for number, name in enumerate(os.listdir(fd)):
             try:
                 status = os.stat(name, dir_fd=fd, follow_symlinks=False)
@@ -9989,81 +10028,92 @@ class UsageWalk:
                 continue
             if stat.S_ISDIR(status.st_mode):
                 if status.st_dev == self.device:
-                    below.append(os.fsencode(name))
-            elif status.st_nlink == 1 or status.st_ino not in self.seen:
+                    folder.below.append(os.fsencode(name))
+            elif self.is_first_link(status):
                 blocks += status.st_blocks
-                if status.st_nlink > 1:
-                    self.seen.add(status.st_ino)
-            if number % 1000 == 999 and time.monotonic() > self.until:
+            if number % 1000 == 999 and self.is_over():
                 break
         self.size += blocks * 512
+
+    def is_first_link(self, status: os.stat_result) -> bool:
+        """Whether a file is not counted yet under another name."""
+        if status.st_nlink == 1:
+            return True
+        if status.st_ino in self.counted:
+            return False
+        self.counted.add(status.st_ino)
+        return True
 
     def run(self) -> None:
         """Enters every folder below, until the time is over."""
         while self.stack:
-            fd, here, below = self.stack[-1]
-            if not below or time.monotonic() > self.until:
-                os.close(fd)
+            folder = self.stack[-1]
+            if not folder.below or self.is_over():
+                os.close(folder.fd)
                 self.stack.pop()
                 continue
-            name = below.pop()
-            inner = os.path.join(here, name)
-            if inner in self.points:
+            name = folder.below.pop()
+            path = os.path.join(folder.path, name)
+            if path in self.points:
                 continue
             try:
-                self.enter(open_folder_at(name, fd), inner)
+                self.enter(open_folder_at(name, folder.fd), path)
             except FileNotFoundError:  # removed meanwhile
                 pass
             except OSError:
                 self.failed += 1
 
 
-def disk_usage(path: str, until: float, points: set) -> Tuple[Optional[int], str]:
-    """(bytes allocated by a folder and all below it on its own device, hard links once, without
-    what lies below `points`; why that is not all of it, '' where it is).
+def disk_usage(path: str, deadline: float, points: Set[bytes]) -> Measured:
+    """Bytes allocated by a folder and all below it on its own device, hard links once, without what
+    lies below `points`.
 
     By descriptors, so that no link a container makes meanwhile is followed. Stops at the monotonic
-    time `until`: NOT_FINISHED, and what it had by then.
+    time `deadline`: NOT_FINISHED, and what it had by then.
     """
-    walk = UsageWalk(until, points)
+    walk = UsageWalk(deadline, points)
     try:
         walk.start(path)
     except OSError as err:
         if walk.stack:
-            suppress_errors(os.close, walk.stack[0][0])
-        return None, "not measured: %s" % err.strerror
+            suppress_errors(os.close, walk.stack[0].fd)
+        return Measured(None, "not measured: %s" % err.strerror)
     walk.run()
-    if time.monotonic() > until:
-        return walk.size, NOT_FINISHED
+    if walk.is_over():
+        return Measured(walk.size, NOT_FINISHED)
     if walk.failed:
-        return walk.size, "at least: %d folders not readable" % walk.failed
-    return walk.size, ""
+        return Measured(
+            walk.size, "at least: %s not readable" % format_count(walk.failed, "folder")
+        )
+    return Measured(walk.size, "")
 
 
 def measure_folders(
     folders: Dict[Tuple, str], seconds: float, tick: Callable[[str], None]
-) -> Dict[Tuple, Tuple[Optional[int], str]]:
-    """{key: disk_usage of its folder} within `seconds` in all. Half of the time is shared out
-    evenly; the rest goes to what was not finished, the largest so far first."""
+) -> Dict[Tuple, Measured]:
+    """{key: the size of its folder} within `seconds` in all. Half of the time is shared out evenly;
+    the rest goes to what was not finished, the largest so far first."""
     end = time.monotonic() + seconds
     points = points_of_others(mounts_of())
-    sizes = {}  # type: Dict[Tuple, Tuple[Optional[int], str]]
+    sizes = {}  # type: Dict[Tuple, Measured]
     for key, path in folders.items():
         tick("measured %d of %d folders" % (len(sizes), len(folders)))
         now = time.monotonic()
-        sizes[key] = (None, NOT_FINISHED)
-        if now < end:
-            share = min(end, now + seconds / 2 / len(folders))
-            sizes[key] = disk_usage(path, max(now, share), points)
-    unfinished = [key for key in sizes if sizes[key][1] == NOT_FINISHED]
-    unfinished.sort(key=lambda key: sizes[key][0] or 0, reverse=True)
+        if now >= end:
+            sizes[key] = Measured(None, NOT_FINISHED)
+            continue
+        share = seconds / 2 / len(folders)
+        sizes[key] = disk_usage(path, min(end, now + share), points)
+    unfinished = [key for key in sizes if sizes[key].reason == NOT_FINISHED]
+    unfinished.sort(key=lambda key: sizes[key].size or 0, reverse=True)
     for key in unfinished:
         tick("measuring what is large: %s" % folders[key])
         if time.monotonic() >= end:
             continue
-        size, fault = disk_usage(folders[key], end, points)
-        if fault != NOT_FINISHED or (size or 0) > (sizes[key][0] or 0):
-            sizes[key] = (size, fault)
+        again = disk_usage(folders[key], end, points)
+        is_larger = (again.size or 0) > (sizes[key].size or 0)
+        if again.reason != NOT_FINISHED or is_larger:
+            sizes[key] = again
     return sizes
 
 
@@ -10073,9 +10123,13 @@ METADATA_MAX = 33292800 * 512  # what dm-thin can use, some 15.88 GiB
 
 
 class ThinPool(NamedTuple):
-    """table: its line; sectors: its length, of 512 bytes each; devices as MAJOR:MINOR; block: bytes
-    of a data block; state: 'rw', 'ro', 'out_of_data_space' or 'Fail'. Used and total are bytes,
-    None in state Fail."""
+    """A thin pool as dmsetup tells of it.
+
+    table: its line. sectors: its length, of 512 bytes each. block: bytes of a data block.
+    metadata_dev, data_dev: its devices, as MAJOR:MINOR.
+    state: 'rw', 'ro', 'out_of_data_space' or 'Fail'.
+    The last four are bytes, None in state Fail.
+    """
 
     table: str
     sectors: int
@@ -10094,52 +10148,61 @@ class ThinPool(NamedTuple):
         return re.sub("^0 [0-9]+ ", "0 %d " % sectors, self.table)
 
 
+# Both lines may begin with the pool's name. Kernels since 2015 add needs_check to the status.
+POOL_TABLE = (
+    r"(?:\S+: )?(?P<table>0 (?P<sectors>[0-9]+) thin-pool"
+    r" (?P<metadata>[0-9]+:[0-9]+) (?P<data>[0-9]+:[0-9]+) (?P<block>[0-9]+) .*)\Z"
+)
+
+
+POOL_STATUS = (
+    r"(?:\S+: )?0 [0-9]+ thin-pool (?:(?P<failed>Fail|Error)|[0-9]+"
+    r" (?P<metadata_used>[0-9]+)/(?P<metadata_total>[0-9]+)"
+    r" (?P<data_used>[0-9]+)/(?P<data_total>[0-9]+)"
+    r" \S+ (?P<state>rw|ro|out_of_data_space)\b(?P<rest>.*))"
+)
+
+
+METADATA_BLOCK = 4096  # bytes, of every pool
+
+
 def parse_thin_pool(table: str, status: str) -> ThinPool:
-    """From `dmsetup table POOL` and `dmsetup status POOL`; kernels since 2015 add needs_check, all
-    print metadata in blocks of 4 KiB (kernel, device-mapper/thin-provisioning). Raises
-    EnvironmentFault."""
-    line = re.match(
-        r"(?:\S+: )?(0 ([0-9]+) thin-pool ([0-9]+:[0-9]+) ([0-9]+:[0-9]+) ([0-9]+) .*)\Z",
-        table.strip(),
-    )
-    figures = r"[0-9]+ ([0-9]+)/([0-9]+) ([0-9]+)/([0-9]+) \S+ (rw|ro|out_of_data_space)\b(.*)"
-    state = re.match(r"(?:\S+: )?0 [0-9]+ thin-pool (?:(Fail|Error)|%s)" % figures, status.strip())
+    """From `dmsetup table POOL` and `dmsetup status POOL` (kernel,
+    device-mapper/thin-provisioning). Raises EnvironmentFault."""
+    line = re.match(POOL_TABLE, table.strip())
+    state = re.match(POOL_STATUS, status.strip())
     if not line or not state:
-        odd = (status if line else table).strip()[:200]
+        odd = status if line else table
         raise EnvironmentFault(
-            "dmsetup's answer about the pool is not understood: %s" % odd,
+            "dmsetup's answer about the pool is not understood: %s" % odd.strip()[:200],
             "dmsetup table; dmsetup status",
         )
-    block = int(line.group(5)) * 512
-    pool = ThinPool(
-        table=line.group(1),
-        sectors=int(line.group(2)),
-        metadata_dev=line.group(3),
-        data_dev=line.group(4),
+    block = int(line.group("block")) * 512
+    metadata_dev = line.group("metadata")
+    data_dev = line.group("data")
+    sectors = int(line.group("sectors"))
+    if state.group("failed"):
+        return ThinPool(line.group("table"), sectors, metadata_dev, data_dev, block, "Fail", False)
+    return ThinPool(
+        table=line.group("table"),
+        sectors=sectors,
+        metadata_dev=metadata_dev,
+        data_dev=data_dev,
         block=block,
-        state="Fail",
-        needs_check=False,
-    )
-    if state.group(1):
-        return pool
-    return pool._replace(
-        state=state.group(6),
-        needs_check="needs_check" in state.group(7),
-        data_used=int(state.group(4)) * block,
-        data_total=int(state.group(5)) * block,
-        metadata_used=int(state.group(2)) * 4096,
-        metadata_total=int(state.group(3)) * 4096,
+        state=state.group("state"),
+        needs_check="needs_check" in state.group("rest"),
+        data_used=int(state.group("data_used")) * block,
+        data_total=int(state.group("data_total")) * block,
+        metadata_used=int(state.group("metadata_used")) * METADATA_BLOCK,
+        metadata_total=int(state.group("metadata_total")) * METADATA_BLOCK,
     )
 
 
 def thin_pool(host: Host, name: str) -> ThinPool:
     """The pool as the kernel reports it now. Raises EnvironmentFault."""
-    texts = []
-    for verb in ("table", "status"):
-        answer = query_host(host, ("dmsetup", verb, name))
-        texts.append(require_answer(answer, "dmsetup").out_text())
-    table, status = texts
-    return parse_thin_pool(table, status)
+    table = require_answer(query_host(host, ("dmsetup", "table", name)), "dmsetup")
+    status = require_answer(query_host(host, ("dmsetup", "status", name)), "dmsetup")
+    return parse_thin_pool(table.out_text(), status.out_text())
 
 
 def pool_prefix(home: str) -> str:
@@ -10154,25 +10217,34 @@ def pool_prefix(home: str) -> str:
 def pool_repair_line(metadata: str) -> str:
     """What to type where a loop pool is ro, failed or needs a check: dm-thin's own checker, which
     wants the pool down (seen to do, 20.10)."""
-    stop, start = "service docker stop", "service docker start"
+    stop = "service docker stop"
+    start = "service docker start"
     if os.path.isdir(SYSTEMD_MARK):
-        stop, start = "systemctl stop docker.socket docker", "systemctl start docker"
+        stop = "systemctl stop docker.socket docker"
+        start = "systemctl start docker"
     return (
         "{1}; cp --sparse=always {0} {0}.before && thin_check --clear-needs-check-flag {0} && {2} "
         " # thin_repair where it finds faults".format(quote_word(metadata), stop, start)
     )
 
 
-def loop_files() -> List[Tuple[str, str]]:
-    """(device, its file) of each loop device in use; the kernel puts ' (deleted)' behind a file
-    that has no name any more."""
+class LoopFile(NamedTuple):
+    """A loop device in use, and its file. The kernel puts ' (deleted)' behind a file that has no
+    name any more."""
+
+    device: str
+    path: str
+
+
+def loop_files() -> List[LoopFile]:
+    """The loop devices in use, sorted."""
     files = []
     for name in sorted(os.listdir("/sys/block")):
         if not name.startswith("loop"):
             continue
         path = suppress_errors(read_host_text, "/sys/block/%s/loop/backing_file" % name)
         if path is not None:
-            files.append(("/dev/" + name, path.rstrip("\n")))
+            files.append(LoopFile("/dev/" + name, path.rstrip("\n")))
     return files
 
 
@@ -11913,14 +11985,6 @@ def require_engine_of(host: Host, engine: dict) -> Host:
 # loop files of a devicemapper pool. Each figure's source stands in result["sources"].
 
 
-class Measured(NamedTuple):
-    """A measured size. size: allocated bytes, None where unknown; reason: why it is not the whole
-    size, '' where it is."""
-
-    size: Optional[int]
-    reason: str
-
-
 class StorageFacts(NamedTuple):
     """What the files of this host tell. layers: None where they are not readable. sizes: keys are
     (kind, name), such as ("container", ID) or ("volume", NAME)."""
@@ -12259,8 +12323,7 @@ def collect_sizes(
     else:
         progress = Progress("storage", len(folders), opts.quiet)
         seconds = 1e9 if opts.full else WALK_SECONDS
-        for key, pair in measure_folders(folders, seconds, progress.line).items():
-            sizes[key] = Measured(*pair)
+        sizes.update(measure_folders(folders, seconds, progress.line))
         progress.end()
     add_init_layers(sizes)
     if not opts.quick:

@@ -252,11 +252,12 @@ def test_time_is_shared_out_and_the_largest_goes_on(dockfix, monkeypatch):
     monkeypatch.setattr(dockfix.time, "monotonic", lambda: clock[0])
     walked = []
 
-    def usage(path, until, points):
+    def usage(path, deadline, points):
         walked.append(path)
-        took = min(costs[path], max(0.0, until - clock[0]))
+        took = min(costs[path], max(0.0, deadline - clock[0]))
         clock[0] += took
-        return int(took * 1000), "" if took == costs[path] else dockfix.NOT_FINISHED
+        reason = "" if took == costs[path] else dockfix.NOT_FINISHED
+        return dockfix.Measured(int(took * 1000), reason)
 
     monkeypatch.setattr(dockfix, "disk_usage", usage)
     sizes = dockfix.measure_folders({(name,): name for name in costs}, 10.0, lambda text: None)
