@@ -12323,7 +12323,7 @@ def collect_sizes(
     else:
         progress = Progress("storage", len(folders), opts.quiet)
         seconds = 1e9 if opts.full else WALK_SECONDS
-        sizes.update(measure_folders(folders, seconds, progress.line))
+        sizes.update(measure_folders(folders, seconds, progress.show))
         progress.end()
     add_init_layers(sizes)
     if not opts.quick:
