@@ -19841,8 +19841,10 @@ def grow_offline(
     options: Tuple[Step, ...],
 ) -> Tuple[Step, ...]:
     """Stop docker, lengthen the files, set the options, start docker, which loads the pool with the
-    length of its files. Each of these steps has its undo from its maker. options: the steps that set
-    the daemon's, for its next start."""
+    length of its files. Each of these steps has its undo from its maker.
+
+    options: the steps that set the daemon's options, for its next start.
+    """
     grown = ("has", "0 %d thin-pool" % (sizes["data"] // 512), "dmsetup", "table", pool.name)
     return (
         *stop_steps(host, engine, pool.name),
@@ -20179,10 +20181,25 @@ def make_pool_steps(engine: Engine, keeps: str, sizes: Dict[str, int]) -> Tuple[
 # 27. relocate
 ###############################################################################
 
+# relocate copies Docker's root to another disk and has the daemon use the copy. The old root is
+# never written to and never deleted: it is renamed aside (a mount point stays where it is), and
+# only `discard` deletes it. Whatever the copy would miss, such as a disk that is mounted into a volume,
+# is refused before anything is touched.
+#
+# The facts: dockerd takes its root from data-root (graph before 17.05). dockerd 20.10 keeps
+# absolute paths of named volumes in the containers' records and fails at them ("error evaluating symlinks
+# from mount source"; measured). A loop pool's name has the disk and the inode of its folder
+# (moby, daemon/graphdriver/devmapper/deviceset.go), so the copy comes up as another pool.
+
 
 class Move(NamedTuple):
-    """old: Docker's root without links and without the uid.gid part of remapping; new: where it
-    goes; size: allocated bytes; made: `new` is there already, and empty."""
+    """From where to where Docker's root goes.
+
+    old: Docker's root without links and without the uid.gid part of remapping.
+    new: the root to be.
+    size: bytes that the old root has allocated.
+    made: `new` is there already, and empty.
+    """
 
     old: str
     new: str
@@ -20190,28 +20207,25 @@ class Move(NamedTuple):
     made: bool
 
 
+class MovedPools(NamedTuple):
+    """The loop pool of devicemapper, '' for other drivers.
+
+    old: the name of the pool of now.
+    new: a pattern of the names that the pool on the new disk may have.
+    """
+
+    old: str
+    new: str
+
+
 def run_relocate(host: Host, opts: Options, report: dict) -> None:
     lock_storage(host, opts)
     host, identity = prove_engine(host)
     engine = collect_engine(host, identity)
     require_stoppable(host, engine, opts.lose_autoremove)
-    move, name = collect_move(host, engine, opts.arguments[0]), new_name("relocate")
+    move = collect_move(host, engine, opts.arguments[0])
     report_what_stays(host, without_remap(engine.root), report)
-    aside = move.old if os.path.ismount(os_bytes(move.old)) else "%s.dockfix-%s" % (move.old, name)
-    plan = make_plan(
-        name,
-        "relocate",
-        "move Docker's root from %s to %s" % (move.old, move.new),
-        move_steps(host, opts, engine, move, aside),
-        aside,
-        dict(
-            object_names(host),
-            left=move.new,
-            disk=disk_tests(host, move.new),
-            old=os.stat(os_bytes(move.old)).st_ino,
-            **identity.facts(host, move.new + engine.root[len(move.old) :]),
-        ),
-    )
+    plan = plan_relocate(host, opts, engine, move)
     question = "move %s from %s to %s? Docker and its containers stop meanwhile" % (
         format_size(move.size),
         move.old,
@@ -20220,28 +20234,49 @@ def run_relocate(host: Host, opts: Options, report: dict) -> None:
     run_change(host, opts, report, plan, question)
 
 
+# Reading, and refusing what cannot work before anything is touched.
+
+
 def collect_move(host: Host, engine: Engine, word: str) -> Move:
-    """Facts and refusals: what cannot work is told before anything is touched."""
-    info = engine_info(host)
-    old, new = without_remap(engine.root), real_path(word)
+    """word: NEW_ROOT of the command line. Raises UsageError, Refused."""
+    old = without_remap(engine.root)
+    new = real_path(word)
     where = new if os.path.isdir(os_bytes(new)) else os.path.dirname(new)
+    require_plain_place(word, old, new, where)
+    require_movable(host, engine, where)
+    warn_of_selinux(host, new)
+    size = require_room_for(old, new, where)
+    return Move(old, new, size, where == new)
+
+
+def require_plain_place(word: str, old: str, new: str, where: str) -> None:
+    """where: `new`, or the folder above it where `new` is not there yet."""
+    # The daemon's settings have the path as one word.
     if not re.match(r"/[\w./+:@=-]+\Z", new, re.A):
         raise UsageError(
             "NEW_ROOT %s: blanks, quotes and the like do not survive in the daemon's settings"
             % word,
             "a plain path, such as /data/docker",
         )
+    # A copy into itself would never end.
     if (new + "/").startswith(old + "/") or (old + "/").startswith(new + "/"):
         raise Refused("%s and %s lie in one another" % (new, old), "a folder on another disk")
+    # Only the last folder of the path is made: one that lacks more is a disk that is not mounted.
     if not os.path.isdir(os_bytes(where)):
         raise UsageError(
             "there is no folder %s" % where, "mount the disk first, or: mkdir -p %s" % where
         )
+    # The copy never mixes with what somebody has there. lost+found is the file system's own.
     if os.path.lexists(os_bytes(new)) and (where != new or set(os.listdir(new)) - {"lost+found"}):
         raise Refused(
             "%s is there and is not an empty folder; nothing is ever written over" % new,
             "name a folder that does not exist",
         )
+
+
+def require_movable(host: Host, engine: Engine, where: str) -> None:
+    """Refuses what a copy of files would not carry over, or would not work at the new place."""
+    info = engine_info(host)
     driver = facts_of_driver(info.driver)
     if driver and not driver.plain_files:
         raise Refused(
@@ -20250,21 +20285,49 @@ def collect_move(host: Host, engine: Engine, word: str) -> Move:
             "%s send and receive them" % info.driver,
         )
     require_fit_disk(host, info.driver, where)
+    require_no_volume_mounts(host, engine.root + "/volumes/")
+
+
+def require_no_volume_mounts(host: Host, folder: str) -> None:
+    """Refuses a disk that somebody mounted into a volume: the copy would leave out what is on it. A
+    volume with a device of its own is mounted by docker, and is no such disk."""
+    for mount in mounts_of():
+        if not mount.point.startswith(folder):
+            continue
+        name = mount.point[len(folder) :].split("/")[0]
+        volumes = parse_objects(query(host, "volume", "inspect", name).out)
+        if not any((volume.get("Options") or {}).get("device") for volume in volumes):
+            raise Refused(
+                "%s, in the volume %s, is a mount of its own: what is on it would not be moved"
+                % (mount.point, name),
+                "stop what uses it, and: umount %s; mount it below the new root afterwards"
+                % quote_word(mount.point),
+            )
+
+
+def warn_of_selinux(host: Host, new: str) -> None:
     if has_program("getenforce") and query_host(host, ("getenforce",)).out.strip() == b"Enforcing":
         say(
             "dockfix: SELinux: the labels are copied; so that a relabel keeps them: semanage"
             " fcontext -a -e %s" % quote_line((DOCKER_ROOT, new))
         )
-    require_no_volume_mounts(host, engine.root + "/volumes/")
+
+
+def require_room_for(old: str, new: str, where: str) -> int:
+    """The size of the old root in bytes. The copy may need a little more: other block sizes."""
     size, why = disk_usage(old, float("inf"), points_of_others(mounts_of()))
     room = read_disk_room(where).available
-    if size is None or size * 1.02 > room:
-        raise Refused(
-            "%s holds %s, the disk of %s has %s free%s"
-            % (old, format_known_size(size), new, format_size(room), "; " + why if why else ""),
-            "python3 dockfix.py reclaim, or a larger disk",
-        )
-    return Move(old, new, size, where == new)
+    if size is not None and size * 1.02 <= room:
+        return size
+    text = "%s holds %s, the disk of %s has %s free" % (
+        old,
+        format_known_size(size),
+        new,
+        format_size(room),
+    )
+    if why:
+        text += "; " + why
+    raise Refused(text, "python3 dockfix.py reclaim, or a larger disk")
 
 
 def report_what_stays(host: Host, root: str, report: dict) -> None:
@@ -20277,224 +20340,226 @@ def report_what_stays(host: Host, root: str, report: dict) -> None:
         return  # dockerd's own containerd: it moves along
     size = None  # type: Optional[int]
     if place:
-        size, why = disk_usage(
-            place, time.monotonic() + WALK_SECONDS, points_of_others(mounts_of())
-        )
-        size = None if why else size
+        until = time.monotonic() + WALK_SECONDS
+        walked, why = disk_usage(place, until, points_of_others(mounts_of()))
+        if not why:
+            size = walked
     report["stays"] = {"path": place or None, "size": size}
+    size_text = "of unknown size" if size is None else format_size(size)
     text = "images and the containers' layers stay where they are, in %s (%s)" % (
         store_text(root),
-        "of unknown size" if size is None else format_size(size),
+        size_text,
     )
     say("dockfix: warning: " + text)
     remedy = "docker system df; to move it by hand, stop both, copy it, and set `root` in %s"
     add_finding(report, Finding("containerd-stays", "warning", text, remedy % CONTAINERD_SETTINGS))
 
 
-def require_no_volume_mounts(host: Host, folder: str) -> None:
-    """Refuses a disk that somebody mounted into a volume: the copy would leave out what is on
-    it."""
-    for point in [one.point for one in mounts_of() if one.point.startswith(folder)]:
-        name = point[len(folder) :].split("/")[0]
-        if not any(
-            (one.get("Options") or {}).get("device")
-            for one in parse_objects(query(host, "volume", "inspect", name).out)
-        ):
-            raise Refused(
-                "%s, in the volume %s, is a mount of its own: what is on it would not be moved"
-                % (point, name),
-                "stop what uses it, and: umount %s; mount it below the new root afterwards"
-                % quote_word(point),
-            )
+def require_own_pools(host: Host, move: Move) -> MovedPools:
+    """Raises Refused where a pool of the names that the new one may have is somebody else's: it
+    would be taken down on the way back. A pool on devices of its own (direct-lvm) is not made by a
+    start of the daemon, so it stays as it is."""
+    pool = parse_reported_pool(engine_info(host).driver_status)
+    if pool.mode != "loop":
+        return MovedPools("", "")
+    old = str(pool.name)
+    disk = move.new if move.made else os.path.dirname(move.new)
+    new = every_pool(pool_prefix(disk) + "pool")
+    require_no_foreign_pool(host, new, old)
+    return MovedPools(old, new)
 
 
-def move_steps(
+# Planning.
+
+
+def plan_relocate(host: Host, opts: Options, engine: Engine, move: Move) -> Plan:
+    name = new_name("relocate")
+    aside = move.old
+    if not os.path.ismount(os_bytes(move.old)):  # a mount point cannot be renamed
+        aside = "%s.dockfix-%s" % (move.old, name)
+    steps = relocate_steps(host, opts, engine, move, aside)
+    facts = dict(object_names(host))  # type: Dict[str, object]
+    facts["left"] = move.new
+    facts["disk"] = disk_tests(host, move.new)
+    facts["old"] = os.stat(os_bytes(move.old)).st_ino
+    facts.update(engine.identity.facts(host, moved_root(engine, move)))
+    goal = "move Docker's root from %s to %s" % (move.old, move.new)
+    return make_plan(name, "relocate", goal, steps, aside, facts)
+
+
+def moved_root(engine: Engine, move: Move) -> str:
+    """Where the daemon's root is afterwards, with the uid.gid part of remapping."""
+    return move.new + engine.root[len(move.old) :]
+
+
+def relocate_steps(
     host: Host, opts: Options, engine: Engine, move: Move, aside: str
 ) -> Tuple[Step, ...]:
-    """A first copy while Docker runs, stop, the second copy, options, the old root aside, start,
-    compare, and what ran runs."""
-    # rsync reads through the holes of loop files, and a live pool's copy is none
-    rsync = engine_info(host).driver != "devicemapper" and has_program("rsync")
+    """All the steps in their order; above each what undoes it. aside: what becomes of the old
+    root."""
+    driver = engine_info(host).driver
+    # rsync reads all of the holes of loop files, and the copy of a pool in use is none.
+    rsync = driver != "devicemapper" and has_program("rsync")
+    pools = require_own_pools(host, move)
+    root = moved_root(engine, move)
+    is_new = ("has", "Docker Root Dir: " + move.new, *engine.docker, "info")
+    up = up_steps(engine._replace(root=root), pools.new, checks=(is_new,))
+    started = up[0].id  # from then on docker may have written to the new root: it is never emptied
+
+    # The new root. Undo: removed, where this step made it.
+    steps = [new_root_step(host, move, started)]
+
+    # A first copy while Docker runs, so that it is down for a short time only. Undo: emptied.
     twice = rsync and not opts.no_presync
-    first = (
-        "rsync",
-        "-aHAXSx",
-        "--numeric-ids",
-        "--delete",
-        "--exclude=/lost+found",
-        move.old + "/",
-        move.new + "/",
-    )
-    second = (
-        first
-        if rsync
-        else (
-            "cp",
-            "-ax",
-            "--sparse=always",
-            "--remove-destination",
-            move.old + "/.",
-            move.new + "/",
-        )
-    )
-    pool = parse_reported_pool(engine_info(host).driver_status)
-    old_pool = (
-        str(pool.name) if pool.mode == "loop" else ""
-    )  # one on devices of its own is not made by a start
-    new_pool = (
-        every_pool(pool_prefix(move.new if move.made else os.path.dirname(move.new)) + "pool")
-        if old_pool
-        else ""
-    )
-    if new_pool:
-        require_no_foreign_pool(host, new_pool, old_pool)
-    root = move.new + engine.root[len(move.old) :]
-    new_root = ("has", "Docker Root Dir: " + move.new, *engine.docker, "info")
-    up = up_steps(engine._replace(root=root), new_pool, checks=(new_root,))
-    start = up[0].id
-    away = tuple(
-        ("lacks", *tuple(test[1:])) for test in disk_tests(host, move.new)
-    )  # then what is at its place is not ours
-    is_empty = ("silent", "find", move.new, "-mindepth", "1", "!", "-name", "lost+found")
-    delete = (
-        "find",
-        move.new,
-        "-xdev",
-        "-mindepth",
-        "1",
-        "!",
-        "-path",
-        move.new + "/lost+found",
-        "-delete",
-    )
-    empty = (Step("empty-new-root", "empty " + move.new, delete, (is_empty,), skip_if=away),)
-    tidy = Step(
+    if twice:
+        steps.append(first_copy_step(host, move, started))
+
+    # Docker answers; no restarts; the containers stopped; the daemon stopped. Undo: the daemon
+    # started, the restart policies, and first to last what ran started by name (answers_step).
+    steps += stop_steps(host, engine, pools.old)
+
+    # A volume with a mount would be copied without its content. Nothing to undo.
+    steps.append(no_volume_mounted_step(engine.root))
+
+    # A reboot from here on does not start docker on half of a copy. Undo: the hold is taken away.
+    steps += mask_unit_steps(engine, True)
+
+    # The copy, of a root that nobody writes to. Undo: emptied.
+    title = "copy what is left" if twice else "copy"
+    steps.append(copy_step(host, move, title, rsync, started))
+
+    # The records of the copy name the new place. Undo: none, the old root has its own.
+    steps.append(records_step(move, root))
+
+    # The daemon's settings. Undo: the bytes of before.
+    steps += option_steps((("data-root", "", move.new),))
+
+    # The old root aside, so that nobody takes it for the one in use. Undo: moved back.
+    if aside != move.old:
+        title = "set the old root aside as " + aside
+        steps.append(move_step("old-root-aside", title, move.old, aside, aside + ".newer"))
+
+    # Docker started on the new root. Undo: the hold again; the daemon stopped.
+    steps += mask_unit_steps(engine, False)
+    steps += up
+
+    # The proof. Where it fails, all of the above is undone.
+    there = all_there_tests(host, opts.lose_autoremove)
+    steps.append(Step("all-there", "every container and image is there", check=there, wait=10))
+
+    # What ran runs, and the restart policies are back. These are optional: what does not start is
+    # said, and is no reason to go back.
+    steps += go_again(host, engine)
+    return tuple(steps)
+
+
+def new_root_step(host: Host, move: Move, started: str) -> Step:
+    remove = Step(
         "remove-new-root",
         "remove " + move.new,
         ("rmdir", move.new),
         (("not", "test", "-e", move.new),),
-        skip_if=away,
+        skip_if=away_tests(host, move),
     )
-    steps = (
-        Step(
-            "new-root",
-            "make " + move.new,
-            ("mkdir", "-m", "711", move.new),
-            (("ok", "test", "-d", move.new),),
-            () if move.made else (tidy,),
-            undo_void_after=start,
-        ),
+    return Step(
+        "new-root",
+        "make " + move.new,
+        ("mkdir", "-m", "711", move.new),
+        (("ok", "test", "-d", move.new),),
+        undo=() if move.made else (remove,),
+        undo_void_after=started,
     )
-    if twice:
-        steps += (
-            Step(
-                "first-copy",
-                "copy while Docker runs",
-                first,
-                undo=empty,
-                undo_void_after=start,
-                optional=True,
-                size=move.size,
-                progress_dir=move.new,
-            ),
-        )
-    steps += stop_steps(host, engine, old_pool)
-    mounted = (
-        "no_point",
-        "find",
-        engine.root + "/volumes",
-        "-mindepth",
-        "1",
-        "-maxdepth",
-        "2",
-        "-exec",
-        "mountpoint",
-        "-q",
-        "{}",
-        ";",
-        "-print",
+
+
+def away_tests(host: Host, move: Move) -> Tuple[Tuple[str, ...], ...]:
+    """Tests: the disk of the new root is not mounted. What is at its place then is not ours to
+    remove."""
+    return tuple(("lacks", *test[1:]) for test in disk_tests(host, move.new))
+
+
+def empty_new_root_step(host: Host, move: Move) -> Step:
+    inside = ("find", move.new, "-xdev", "-mindepth", "1")
+    nothing_left = ("find", move.new, "-mindepth", "1", "!", "-name", "lost+found")
+    return Step(
+        "empty-new-root",
+        "empty " + move.new,
+        (*inside, "!", "-path", move.new + "/lost+found", "-delete"),
+        (("silent", *nothing_left),),
+        skip_if=away_tests(host, move),
     )
-    steps += (
-        Step("no-volume-mounted", "no volume is mounted", check=(mounted,), wait=10),
-        *mask_unit_steps(engine, True),
+
+
+def rsync_words(move: Move) -> Tuple[str, ...]:
+    """Hard links, ACLs, extended attributes and holes are kept; on one file system only."""
+    options = ("-aHAXSx", "--numeric-ids", "--delete", "--exclude=/lost+found")
+    return ("rsync", *options, move.old + "/", move.new + "/")
+
+
+def cp_words(move: Move) -> Tuple[str, ...]:
+    options = ("-ax", "--sparse=always", "--remove-destination")
+    return ("cp", *options, move.old + "/.", move.new + "/")
+
+
+def first_copy_step(host: Host, move: Move, started: str) -> Step:
+    """Optional: files that vanish while they are copied make rsync fail, and the second copy gets
+    them right."""
+    return Step(
+        "first-copy",
+        "copy while Docker runs",
+        rsync_words(move),
+        undo=(empty_new_root_step(host, move),),
+        undo_void_after=started,
+        optional=True,
+        size=move.size,
+        progress_dir=move.new,
     )
-    steps += (
-        Step(
-            "copy",
-            "copy what is left" if twice else "copy",
-            second,
-            undo=empty,
-            undo_void_after=start,
-            size=move.size,
-            progress_dir=move.new,
-        ),
+
+
+def copy_step(host: Host, move: Move, title: str, rsync: bool, started: str) -> Step:
+    return Step(
+        "copy",
+        title,
+        rsync_words(move) if rsync else cp_words(move),
+        undo=(empty_new_root_step(host, move),),
+        undo_void_after=started,
+        size=move.size,
+        progress_dir=move.new,
     )
-    # Docker keeps absolute paths of named volumes in its records and fails at them ("error
-    # evaluating symlinks from mount source"; 20.10, measured).
-    fields = r's#"(Source|LogPath|HostnamePath|HostsPath|ResolvConfPath)":"%s/#"\1":"%s/#g' % (
-        re.sub(r"([^\w/-])", r"\\\1", move.old),
-        move.new,
+
+
+def no_volume_mounted_step(root: str) -> Step:
+    volumes = ("find", root + "/volumes", "-mindepth", "1", "-maxdepth", "2")
+    mounted = (*volumes, "-exec", "mountpoint", "-q", "{}", ";", "-print")
+    return Step(
+        "no-volume-mounted", "no volume is mounted", check=(("no_point", *mounted),), wait=10
     )
-    records = (
-        "find",
-        root + "/containers",
-        "-mindepth",
-        "2",
-        "-maxdepth",
-        "2",
-        "-name",
-        "config.v2.json",
-        "-type",
-        "f",
+
+
+def records_step(move: Move, root: str) -> Step:
+    """Docker's records have absolute paths below its root."""
+    inside = ("find", root + "/containers", "-mindepth", "2", "-maxdepth", "2")
+    records = (*inside, "-name", "config.v2.json", "-type", "f")
+    old = re.sub(r"([^\w/-])", r"\\\1", move.old)
+    keys = "(Source|LogPath|HostnamePath|HostsPath|ResolvConfPath)"
+    program = r's#"%s":"%s/#"\1":"%s/#g' % (keys, old, move.new)
+    return Step(
+        "records",
+        "put the new place into the containers' records",
+        (*records, "-exec", "sed", "-i", "-E", "-e", program, "{}", "+"),
     )
-    steps += (
-        Step(
-            "records",
-            "put the new place into the containers' records",
-            (*records, "-exec", "sed", "-i", "-E", "-e", fields, "{}", "+"),
-        ),
-    )
-    steps += option_steps((("data-root", "", move.new),))
-    steps += (
-        (
-            move_step(
-                "old-root-aside",
-                "set the old root aside as " + aside,
-                move.old,
-                aside,
-                aside + ".newer",
-            ),
-        )
-        if aside != move.old
-        else ()
-    )
-    compare = Step(
-        "all-there",
-        "every container and image is there",
-        check=all_there_tests(host, opts.lose_autoremove),
-        wait=10,
-    )
-    return steps + mask_unit_steps(engine, False) + up + (compare,) + go_again(host, engine)
 
 
 def all_there_tests(host: Host, lose: Sequence[str]) -> Tuple[Tuple[str, ...], ...]:
     """Tests: docker knows every container of now (but those that may be lost), and every image."""
-    images = sorted(
-        set(
-            require_answer(query(host, "images", "-q", "--no-trunc"), "docker images")
-            .out_text()
-            .split()
-        )
-    )
-    kinds = (
-        ("container", [one.id for one in list_containers(host) if one.name not in lose]),
-        ("image", images),
-    )
-    return tuple(
-        ("ok", *host.docker, "inspect", "--type", kind, *tuple(ids[start : start + CHUNK_IDS]))
-        for kind, ids in kinds
-        for start in range(0, len(ids), CHUNK_IDS)
-    )
+    answer = require_answer(query(host, "images", "-q", "--no-trunc"), "docker images")
+    images = sorted(set(answer.out_text().split()))
+    containers = [target.id for target in list_containers(host) if target.name not in lose]
+    tests = []
+    for kind, ids in (("container", containers), ("image", images)):
+        for start in range(0, len(ids), CHUNK_IDS):
+            chunk = ids[start : start + CHUNK_IDS]
+            tests.append(("ok", *host.docker, "inspect", "--type", kind, *chunk))
+    return tuple(tests)
 
 
 ###############################################################################
