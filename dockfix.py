@@ -7172,13 +7172,19 @@ def run_exec(host: Host, opts: Options, report: dict) -> None:
 # compares the containers' clocks and zones with the host's. It never changes anything. The commands
 # `timezone` and `faketime` build on it.
 #
+# The zone of a container is what its own C library would take: the variable TZ, else
+# /etc/localtime. It is read from the files, so that it is known also where no `date` runs.
+#
 # Facts: zone files as in RFC 8536; the rules of TZ as in POSIX; where the C libraries look for the
 # zone as in tzset(3).
 
 
 # Zone files and rules
 
-ZONEINFO, LOCALTIME, TIMEZONE = "/usr/share/zoneinfo", "/etc/localtime", "/etc/timezone"
+
+ZONEINFO = "/usr/share/zoneinfo"
+LOCALTIME = "/etc/localtime"
+TIMEZONE = "/etc/timezone"
 ZONE_NAME = r"[A-Za-z0-9_+-]+(?:/[A-Za-z0-9_+-]+)*\Z"
 ZONE_MAX = 1 << 18  # bytes; the largest zone file has some 4 KiB
 ZONE_ABBREVIATION = r"([A-Za-z]{3,}|<[A-Za-z0-9+-]{3,}>)"
@@ -7189,6 +7195,27 @@ POSIX_TZ = (
     + ZONE_ABBREVIATION
     + r"([+-]?[0-9:]+)?(?:,([^,]+),([^,]+))?)?\Z"
 )
+# When summer begins and ends where the rule does not say it, as in glibc: the dates of the USA.
+DEFAULT_BEGIN = "M3.2.0"
+DEFAULT_END = "M11.1.0"
+EAST_MAX = 26 * 3600  # seconds; no zone is further from UTC
+RULE_HOURS_MAX = 167  # of RFC 8536: a rule may name a time up to a week away
+DAY = 86400  # seconds
+
+
+class LocalOffset(NamedTuple):
+    """By how much the clocks of a zone differ from UTC at an instant."""
+
+    east: int  # seconds east of UTC
+    name: str  # the abbreviation: CET, CEST
+
+
+class ZoneType(NamedTuple):
+    """An offset that a zone has at some time (RFC 8536: a local time type)."""
+
+    east: int  # seconds east of UTC
+    is_summer: int
+    place: int  # where its abbreviation begins in `names` of the block
 
 
 class ZoneBlock(NamedTuple):
@@ -7196,140 +7223,200 @@ class ZoneBlock(NamedTuple):
 
     times: Tuple[int, ...]  # the instants at which the offset changes
     numbers: bytes  # the type from each instant on: its place in `types`
-    types: List[Tuple[int, int, int]]  # (seconds east, is it summer time?, place in `names`)
+    types: List[ZoneType]
     names: bytes  # the abbreviations, each ended by a zero byte
     end: int  # where the block ends in the file
 
 
-def zone_offset(data: bytes, when: int) -> Tuple[int, str]:
-    """(seconds east of UTC, abbreviation) at a time in seconds since 1970, from a zone file (TZif,
-    versions 1 to 4). Raises ValueError for what is no zone file."""
+def zone_offset(data: bytes, when: int) -> LocalOffset:
+    """The offset at a time in seconds since 1970, by a zone file (TZif, versions 1 to 4). Raises
+    ValueError for what is no zone file."""
     try:
-        block = parse_zone_block(data, 0, "l")
-        rule = ""
-        # From version 2 on, a second block of 64 bits follows, and the rule for later times.
-        if data[4:5] >= b"2":
-            block = parse_zone_block(data, block.end, "q")
-            start, rule, _ = data[block.end :].decode("ascii").split("\n", 2)
-            if start:
-                raise ValueError("no footer")
-        if rule and (not block.times or when >= block.times[-1]):
-            return posix_offset(rule, when)
-        past = sum(instant <= when for instant in block.times)
-        number = 0
-        if past:
-            number = block.numbers[past - 1]
-        east, _, place = block.types[number]
-        name = block.names[place : block.names.index(b"\0", place)]
-        return check_east(east), name.decode("ascii")
+        return read_zone_offset(data, when)
     except (struct.error, LookupError, ValueError):
         raise ValueError("not a time zone file") from None
 
 
+def read_zone_offset(data: bytes, when: int) -> LocalOffset:
+    """zone_offset. Raises ValueError, LookupError or struct.error, as the damage is."""
+    block = parse_zone_block(data, 0, "l")
+    rule = ""
+    # From version 2 on, a second block of 64 bits follows, and the rule for later times.
+    if data[4:5] >= b"2":
+        block = parse_zone_block(data, block.end, "q")
+        footer = data[block.end :].decode("ascii")
+        start, rule, _ = footer.split("\n", 2)
+        if start:
+            raise ValueError("no footer")
+    is_past_the_table = not block.times or when >= block.times[-1]
+    if rule and is_past_the_table:
+        return posix_offset(rule, when)
+    past = sum(instant <= when for instant in block.times)
+    number = 0  # before the first change the first type holds
+    if past:
+        number = block.numbers[past - 1]
+    zone_type = block.types[number]
+    require_zone_east(zone_type.east)
+    name_end = block.names.index(b"\0", zone_type.place)
+    name = block.names[zone_type.place : name_end]
+    return LocalOffset(zone_type.east, name.decode("ascii"))
+
+
 def parse_zone_block(data: bytes, at: int, form: str) -> ZoneBlock:
-    """The block of a zone file that begins at `at`; `form` is struct's letter for its times. Raises
-    ValueError, struct.error."""
-    magic, utc, std, leaps, count, kinds, chars = struct.unpack_from(">4s16x6L", data, at)
+    """The block of a zone file that begins at `at`.
+
+    form: struct's letter for its times: "l" in the first block, "q" in the second.
+
+    Raises ValueError, struct.error.
+    """
+    header = struct.unpack_from(">4s16x6L", data, at)
+    magic, utc_flags, standard_flags, leaps, count, kinds, chars = header
     size = struct.calcsize(">" + form)
     at += 44
-    end = at + count * (size + 1) + kinds * 6 + chars + leaps * (size + 4) + std + utc
+    end = at
+    end += count * (size + 1)  # the times, and a byte for the type of each
+    end += kinds * 6
+    end += chars
+    end += leaps * (size + 4)
+    end += standard_flags + utc_flags
     if magic != b"TZif" or end > len(data):
         raise ValueError("cut short")
     times = struct.unpack_from(">%d%s" % (count, form), data, at)
-    numbers = data[at + count * size : at + count * (size + 1)]
-    at += count * (size + 1)
+    at += count * size
+    numbers = data[at : at + count]
+    at += count
     types = []
     for _ in range(kinds):
-        east, is_summer, place = struct.unpack_from(">lBB", data, at)
-        types.append((east, is_summer, place))
+        types.append(ZoneType(*struct.unpack_from(">lBB", data, at)))
         at += 6
     if list(times) != sorted(times):
         raise ValueError("out of order")
     return ZoneBlock(times, numbers, types, data[at : at + chars], end)
 
 
-def posix_offset(rule: str, when: int) -> Tuple[int, str]:
-    """zone_offset by a rule as in TZ=CET-1CEST,M3.5.0,M10.5.0/3 (POSIX). Raises ValueError, also
-    for the name of a zone file."""
+def posix_offset(rule: str, when: int) -> LocalOffset:
+    """The offset by a rule as in TZ=CET-1CEST,M3.5.0,M10.5.0/3 (POSIX), at a time in seconds since
+    1970. Raises ValueError, also for the name of a zone file."""
     match = re.match(POSIX_TZ, rule, re.A)
     if not match:
         raise ValueError("not a rule for TZ")
-    standard, west, summer, summer_west, begin, end = match.groups()
-    east = check_east(-clock_seconds(west))
-    if not summer:
-        return east, standard.strip("<>")
+    standard_name, west, summer_name, summer_west, begin, end = match.groups()
+    # POSIX counts west of Greenwich: TZ=CET-1 is an hour east.
+    east = -parse_rule_clock(west)
+    require_zone_east(east)
+    standard = LocalOffset(east, standard_name.strip("<>"))
+    if not summer_name:
+        return standard
     summer_east = east + 3600
     if summer_west:
-        summer_east = -clock_seconds(summer_west)
-    summer_east = check_east(summer_east)
+        summer_east = -parse_rule_clock(summer_west)
+    require_zone_east(summer_east)
     try:
         year = time.gmtime(when + east).tm_year
-        start = rule_seconds(begin or "M3.2.0", year) - east
-        stop = rule_seconds(end or "M11.1.0", year) - summer_east
+        start = parse_rule_day(begin or DEFAULT_BEGIN, year) - east
+        stop = parse_rule_day(end or DEFAULT_END, year) - summer_east
     except (OverflowError, OSError):
         raise ValueError("no such year") from None
-    is_summer = start <= when < stop
-    if start >= stop:  # south of the equator, where summer spans the new year
+    if start < stop:
+        is_summer = start <= when < stop
+    else:  # south of the equator, where summer spans the new year
         is_summer = not stop <= when < start
     if is_summer:
-        return summer_east, summer.strip("<>")
-    return east, standard.strip("<>")
+        return LocalOffset(summer_east, summer_name.strip("<>"))
+    return standard
 
 
-def check_east(east: int) -> int:
-    """The offset, in seconds. Raises ValueError for one that no zone has."""
-    if abs(east) > 26 * 3600:
+def require_zone_east(east: int) -> None:
+    """Raises ValueError for an offset, in seconds, that no zone has."""
+    if abs(east) > EAST_MAX:
         raise ValueError("no such offset")
-    return east
 
 
-def clock_seconds(text: str) -> int:
-    """'-3:30' or '167:00:00' in seconds. Raises ValueError."""
+def parse_rule_clock(text: str) -> int:
+    """The seconds of '-3:30' or '167:00:00'. Raises ValueError."""
     match = re.match(r"([+-]?)([0-9]{1,3})(?::([0-5][0-9]))?(?::([0-5][0-9]))?\Z", text, re.A)
-    if not match or int(match.group(2)) > 167:
+    if not match:
         raise ValueError("not a time")
     sign, hours, minutes, rest = match.groups()
-    seconds = int(hours) * 3600 + int(minutes or 0) * 60 + int(rest or 0)
+    if int(hours) > RULE_HOURS_MAX:
+        raise ValueError("not a time")
+    seconds = int(hours) * 3600
+    seconds += int(minutes or 0) * 60
+    seconds += int(rest or 0)
     if sign == "-":
         return -seconds
     return seconds
 
 
-def rule_seconds(rule: str, year: int) -> int:
-    """The instant of 'M3.5.0/2' (month, week, day), 'J60' (never counts 29 February) or '59'
-    (counts it), as if it were UTC. Raises ValueError."""
+def parse_rule_day(rule: str, year: int) -> int:
+    """The instant that a rule names in a year, as if it were UTC.
+
+    rule: 'M3.5.0/2' (month, week, weekday), 'J60' (never counts 29 February) or '59' (counts it);
+        the time of day follows after a slash.
+
+    Raises ValueError.
+    """
     day, _, clock = rule.partition("/")
     match = re.match(r"(?:M([1-9]|1[0-2])\.([1-5])\.([0-6])|(J?)([0-9]{1,3}))\Z", day, re.A)
     if not match:
         raise ValueError("not a day")
-    seconds = clock_seconds(clock or "2")
-    if match.group(1):
-        month, week, weekday = int(match.group(1)), int(match.group(2)), int(match.group(3))
-        first, length = calendar.monthrange(year, month)  # Monday is 0 here, Sunday in the rule
-        number = (weekday - first - 1) % 7 + 7 * (week - 1)
-        if number >= length:  # week 5 is the last one
-            number -= 7
-        return calendar.timegm((year, month, 1, 0, 0, 0)) + 86400 * number + seconds
-    number, last = int(match.group(5)), 365
-    if match.group(4):
-        number, last = number - 1, 364
-    if not 0 <= number <= last:
+    month, week, weekday, julian, number = match.groups()
+    seconds = parse_rule_clock(clock or "2")
+    if month:
+        day_of_month = weekday_in_month(year, int(month), int(week), int(weekday))
+        return calendar.timegm((year, int(month), 1, 0, 0, 0)) + DAY * day_of_month + seconds
+    day_of_year = day_in_year(year, int(number), bool(julian))
+    return calendar.timegm((year, 1, 1, 0, 0, 0)) + DAY * day_of_year + seconds
+
+
+def weekday_in_month(year: int, month: int, week: int, weekday: int) -> int:
+    """The day of the month, from 0 on, of its first to fourth Sunday (weekday 0), Monday ...; week
+    5 is the last one."""
+    first, length = calendar.monthrange(year, month)  # Monday is 0 here, Sunday in the rule
+    day = (weekday - first - 1) % 7
+    day += 7 * (week - 1)
+    if day >= length:
+        day -= 7
+    return day
+
+
+def day_in_year(year: int, number: int, julian: bool) -> int:
+    """The day of the year, from 0 on. `julian` days count from 1 and leave out 29 February. Raises
+    ValueError."""
+    if not julian:
+        if number > 365:
+            raise ValueError("not a day")
+        return number
+    if not 1 <= number <= 365:
         raise ValueError("not a day")
-    if match.group(4) and number > 58 and calendar.isleap(year):
-        number += 1
-    return calendar.timegm((year, 1, 1, 0, 0, 0)) + 86400 * number + seconds
+    if number >= 60 and calendar.isleap(year):  # 1 March is day 60
+        return number
+    return number - 1
 
 
-def read_tz(container: Container) -> Optional[str]:
-    """The container's variable TZ without its colon. None where the file rules, also by
-    TZ=:/etc/localtime."""
-    values = []
-    for variable in container.env:
-        if variable.startswith("TZ="):
-            values.append(variable[len("TZ=") :].lstrip(":"))
-    if not values or values[-1] == LOCALTIME:
-        return None
-    return values[-1]
+def same_zone(first: bytes, second: bytes, when: int) -> bool:
+    """Do two zone files agree, day by day, for the year from `when` on?"""
+    if first == second:
+        return True
+    try:
+        for instant in range(when, when + 366 * DAY, DAY):
+            if zone_offset(first, instant).east != zone_offset(second, instant).east:
+                return False
+    except ValueError:
+        return False
+    return True
+
+
+def zone_of_link(target: str) -> str:
+    """'Asia/Tokyo' of the text of a link to its file, '' where that is none."""
+    if "zoneinfo/" not in target:
+        return ""
+    path = target.rpartition("zoneinfo/")[2]
+    # These two folders hold all zones once more, without and with leap seconds.
+    name = re.sub(r"^(?:posix|right)/", "", path)
+    if not re.match(ZONE_NAME, name, re.A):
+        return ""
+    return name
 
 
 def format_span(seconds: float) -> str:
@@ -7341,47 +7428,33 @@ def format_span(seconds: float) -> str:
         return "1 hour"
     if size % 3600 == 0:
         return "%d hours" % (size // 3600)
-    return "%d h %d min" % (size // 3600, size % 3600 // 60)
+    minutes = size % 3600 // 60
+    return "%d h %d min" % (size // 3600, minutes)
 
 
 def format_utc_offset(east: Optional[int]) -> str:
-    """'+0800', '?' where it is not known."""
+    """'+0800' of seconds, '?' where they are not known."""
     if east is None:
         return "?"
     sign = "+"
     if east < 0:
         sign = "-"
-    return "%s%02d%02d" % (sign, abs(east) // 3600, abs(east) % 3600 // 60)
-
-
-def zone_of_link(target: str) -> str:
-    """'Asia/Tokyo' of the text of a link to its file, '' where that is none."""
-    if "zoneinfo/" not in target:
-        return ""
-    name = re.sub(r"^(?:posix|right)/", "", target.rpartition("zoneinfo/")[2])
-    if not re.match(ZONE_NAME, name, re.A):
-        return ""
-    return name
-
-
-def same_zone(first: bytes, second: bytes, when: int) -> bool:
-    """Do two zone files agree, day by day, for the year from `when` on?"""
-    if first == second:
-        return True
-    try:
-        for instant in range(when, when + 366 * 86400, 86400):
-            if zone_offset(first, instant)[0] != zone_offset(second, instant)[0]:
-                return False
-    except ValueError:
-        return False
-    return True
+    hours, rest = divmod(abs(east), 3600)
+    return "%s%02d%02d" % (sign, hours, rest // 60)
 
 
 # The host's zone
 
 
+# A zone file for UTC of version 1: no change, one type, four letters.
+UTC_FILE = b"TZif" + bytes(16) + struct.pack(">6L", 0, 0, 0, 0, 1, 4) + bytes(6) + b"UTC\0"
+
+
 def zone_data(name: str, root: str = "") -> bytes:
-    """The host's own file of a zone. Raises UsageError where there is none of that name."""
+    """The host's own file of a zone. Raises UsageError where there is none of that name.
+
+    root: a folder in which the host's files lie, '' for /.
+    """
     try:
         if not re.match(ZONE_NAME, name, re.A):
             raise ValueError("not a name")
@@ -7395,46 +7468,67 @@ def zone_data(name: str, root: str = "") -> bytes:
         ) from None
 
 
+def find_zone_data(name: str, root: str = "") -> Optional[bytes]:
+    """zone_data, None where there is none of that name."""
+    try:
+        return zone_data(name, root)
+    except UsageError:
+        return None
+
+
 def host_localtime(root: str = "") -> bytes:
     """The zone file that rules the host; one for UTC where there is none, as glibc takes it."""
     try:
         return read_all(root + LOCALTIME, ZONE_MAX)
     except OSError:
-        return b"TZif" + bytes(16) + struct.pack(">6L", 0, 0, 0, 0, 1, 4) + bytes(6) + b"UTC\0"
+        return UTC_FILE
+
+
+def named_zones(root: str) -> List[str]:
+    """What the host calls its zone: by the link, by /etc/timezone and by TZ. These may differ, and
+    may be no names."""
+    names = []
+    link = suppress_errors(os.readlink, root + LOCALTIME)
+    if link is not None:
+        names.append(zone_of_link(link))
+    text = suppress_errors(read_host_text, root + TIMEZONE)
+    if text is not None:
+        names.append(text.strip())
+    variable = os.environ.get("TZ", "")
+    names.append(variable.lstrip(":"))
+    return names
 
 
 def installed_zones(root: str) -> Iterator[str]:
-    """The names of all files below the host's zoneinfo folder."""
+    """The names of all zones of the host, those of zone.tab first: of the five names that
+    Asia/Shanghai has, it lists this one."""
+    table = suppress_errors(read_host_text, root + ZONEINFO + "/zone.tab")
+    if table is not None:
+        yield from re.findall(r"(?m)^[A-Z]{2}\t\S+\t(\S+)", table)
     for folder, _, files in os.walk(root + ZONEINFO):
         for name in sorted(files):
-            yield os.path.relpath(os.path.join(folder, name), root + ZONEINFO)
+            path = os.path.join(folder, name)
+            yield os.path.relpath(path, root + ZONEINFO)
 
 
 def host_zone(root: str = "") -> str:
-    """The name of the host's zone: by the link, by /etc/timezone or by TZ, where that zone agrees
-    with the host's; else the zone whose file has the same bytes, one of zone.tab first
-    (Asia/Shanghai has four more names). Raises DockfixError where no name is found."""
-    now, data = int(time.time()), host_localtime(root)
-    link = suppress_errors(os.readlink, root + LOCALTIME) or ""
-    text = suppress_errors(read_host_text, root + TIMEZONE) or ""
-    named = [zone_of_link(link), text.strip(), os.environ.get("TZ", "").lstrip(":")]
-    table = suppress_errors(read_host_text, root + ZONEINFO + "/zone.tab") or ""
-    listed = re.findall(r"(?m)^[A-Z]{2}\t\S+\t(\S+)", table)
-    # (candidates, must every byte be the same?)
-    sources = (
-        (named, False),
-        (listed, True),
-        (installed_zones(root), True),
-        (["Etc/UTC", "UTC"], False),
-    )  # type: Tuple[Tuple[Iterable[str], bool], ...]
-    for names, exact in sources:
-        for name in names:
-            try:
-                candidate = zone_data(name, root)
-            except UsageError:
-                continue
-            if candidate == data or (not exact and same_zone(candidate, data, now)):
-                return name
+    """The name of the host's zone. Raises DockfixError where no name is found."""
+    now = int(time.time())
+    data = host_localtime(root)
+    # What the host calls it, where that zone agrees with its clock.
+    for name in named_zones(root):
+        candidate = find_zone_data(name, root)
+        if candidate is not None and same_zone(candidate, data, now):
+            return name
+    # The zone whose file has the same bytes: two zones that agree this year may differ later.
+    for name in installed_zones(root):
+        if find_zone_data(name, root) == data:
+            return name
+    # UTC, which may have no file of its own.
+    for name in ("Etc/UTC", "UTC"):
+        candidate = find_zone_data(name, root)
+        if candidate is not None and same_zone(candidate, data, now):
+            return name
     raise DockfixError(
         "the name of this host's time zone is not found (%s is no file of %s)"
         % (LOCALTIME, ZONEINFO),
@@ -7453,6 +7547,33 @@ class Clock(NamedTuple):
     most: float
     east: int  # seconds east of UTC
 
+    def middle(self) -> float:
+        """How far it is ahead, in seconds: the best guess."""
+        return (self.least + self.most) / 2
+
+    def uncertainty(self) -> float:
+        """By how many seconds the best guess may be wrong, each way."""
+        return (self.most - self.least) / 2
+
+
+class DateAnswer(NamedTuple):
+    """What `date "+%s %z"` prints."""
+
+    seconds: int  # since 1970
+    east: int  # seconds east of UTC
+
+
+def parse_date_answer(output: bytes) -> Optional[DateAnswer]:
+    """The time in '1700000000 +0530', None for another text."""
+    match = re.match(rb"(-?[0-9]{1,15}) ([+-])([0-9]{2})([0-9]{2})\s*\Z", output)
+    if not match:
+        return None
+    seconds, sign, hours, minutes = match.groups()
+    east = int(hours) * 3600 + int(minutes) * 60
+    if sign == b"-":
+        east = -east
+    return DateAnswer(int(seconds), east)
+
 
 def format_no_exec(container: Container) -> str:
     """Why no command can run in a container, for messages."""
@@ -7466,9 +7587,13 @@ def format_no_exec(container: Container) -> str:
 def read_clock(
     host: Host, container: Container, env: Sequence[str] = (), quiet: bool = False
 ) -> Clock:
-    """The clock inside a container, by one `date`. `env` sets variables through the program env
-    (docker exec -e came with 17.05). With `quiet`, a line on stderr is a fault. Raises
-    MethodUnavailable, ContainerGone."""
+    """The clock inside a container, by one `date`.
+
+    env: variables, set through the program env (docker exec -e came with 17.05).
+    quiet: a line on stderr is a fault.
+
+    Raises MethodUnavailable, ContainerGone.
+    """
     if not can_exec(container):
         raise MethodUnavailable(format_no_exec(container))
     argv = ["date", "+%s %z"]
@@ -7479,13 +7604,13 @@ def read_clock(
     ended = time.time()
     if answer.rc and is_gone_now(host, container.id, answer.text()):
         raise ContainerGone
-    match = re.match(rb"(-?[0-9]{1,15}) ([+-])([0-9]{2})([0-9]{2})\s*\Z", answer.out)
-    if match and not answer.rc and not (quiet and answer.err):
-        seconds = int(match.group(1))
-        east = int(match.group(3)) * 3600 + int(match.group(4)) * 60
-        if match.group(2) == b"-":
-            east = -east
-        return Clock(seconds - ended, seconds + 1 - began, east)
+    shown = parse_date_answer(answer.out)
+    is_clean = not (quiet and answer.err)
+    if shown and answer.rc == 0 and is_clean:
+        # The second that it shows had begun, and had not ended, at one instant of the call.
+        least = shown.seconds - ended
+        most = shown.seconds + 1 - began
+        return Clock(least, most, shown.east)
     if answer.timed_out:
         raise MethodUnavailable("no answer in %g s" % host.timeout)
     if answer.rc in (126, 127) and not quiet:
@@ -7504,51 +7629,82 @@ class Zone(NamedTuple):
     lost: bool = False  # the name has no data, so that programs fall back to UTC
 
 
+def read_tz(container: Container) -> Optional[str]:
+    """The container's variable TZ without its colon. None where the file rules, also by
+    TZ=:/etc/localtime."""
+    value = None
+    for variable in container.env:
+        if variable.startswith("TZ="):
+            value = variable[len("TZ=") :].lstrip(":")
+    if value == LOCALTIME:
+        return None
+    return value
+
+
+def format_zone_source(tz: Optional[str], localtime: Member) -> str:
+    """What names the zone: TZ, else the link /etc/localtime, else only that it is a file."""
+    if tz is not None:
+        return tz
+    if localtime.kind != "link":
+        return "a file"
+    return zone_of_link(localtime.link) or localtime.link
+
+
 def container_zone(host: Host, container: Container) -> Zone:
     """The zone by TZ, else by /etc/localtime, as the container's C library reads them. Raises
     MethodUnavailable, Refused, ContainerGone."""
-    tz, now = read_tz(container), int(time.time())
+    tz = read_tz(container)
+    now = int(time.time())
     path = LOCALTIME
     if tz:
         path = posixpath.join(ZONEINFO, tz)
+    # The link itself is wanted of /etc/localtime, for its text is the zone's name.
     member = read_member(host, container, path, ZONE_MAX, tz is not None)
+    # An empty TZ, and no file at all, mean UTC.
     if tz == "" or (tz is None and member.kind == "absent"):
         return Zone("UTC", 0)
-    name = tz
-    if name is None:
-        name = zone_of_link(member.link) or member.link or "a file"
+    name = format_zone_source(tz, member)
     if member.kind == "link":
         member = read_member(host, container, LOCALTIME, ZONE_MAX, True)
     try:
-        return Zone(name, zone_offset(member.data, now)[0])
+        return Zone(name, zone_offset(member.data, now).east)
     except ValueError:
-        pass
+        pass  # TZ may be a rule in place of a name
     try:
-        return Zone(name, posix_offset(tz or "", now)[0])
+        return Zone(name, posix_offset(tz or "", now).east)
     except ValueError:
-        return Zone(name, 0, True)
+        return Zone(name, 0, lost=True)
 
 
 def is_faked(host: Host, container: Container) -> bool:
     """Is libfaketime set up, by the container's variables or by its ld.so.preload?"""
-    preload = [format_bytes(read_member(host, container, "/etc/ld.so.preload").data)]
-    preload += [variable for variable in container.env if variable.startswith("LD_PRELOAD=")]
-    if any("faketime" in text for text in preload):
+    preload = read_member(host, container, "/etc/ld.so.preload")
+    if b"faketime" in preload.data:
         return True
-    return any(variable.startswith("FAKETIME=") for variable in container.env)
+    for variable in container.env:
+        if variable.startswith("FAKETIME="):
+            return True
+        if variable.startswith("LD_PRELOAD=") and "faketime" in variable:
+            return True
+    return False
 
 
-# clock
+# Judging a clock
 
-IN_SYNC, CANNOT_TELL = "in sync", "cannot tell"
+
+IN_SYNC = "in sync"
+CANNOT_TELL = "cannot tell"
+FAKED = "shifted by libfaketime"
+NO_DATA = "no tzdata"
+# The fields of a row of which nothing was read.
 NO_CLOCK = {
     "verdict": CANNOT_TELL,
-    "zone": None,
-    "utc_offset": None,
-    "offset": None,
-    "uncertainty": None,
-    "how": None,
-    "remedy": "",
+    "zone": None,  # its name
+    "utc_offset": None,  # seconds east of UTC
+    "offset": None,  # seconds by which its clock is ahead of the host's
+    "uncertainty": None,  # seconds that `offset` may be wrong, each way
+    "how": None,  # 'date', or 'files' where no date could run
+    "remedy": "",  # a command that can be pasted
 }  # type: Dict[str, object]
 # The %s stands for the containers' names.
 CLOCK_ADVICE = "docker inspect -f '{{.Name}} {{.State.Status}} {{.Config.Env}} {{.Mounts}}' %s"
@@ -7559,133 +7715,40 @@ class ClockVerdict(NamedTuple):
     """What `clock` says of one container."""
 
     verdict: str
-    remedy: str  # a command with a %s for the names, '' for none
+    remedy: str  # a command with a %s for the names, '' where all is well
     msg: str
 
 
-def judge_clock(
-    host: Host,
-    container: Container,
-    clock: Optional[Clock],
-    zone: Zone,
-    behind: str,
-    max_skew: float,
-) -> ClockVerdict:
-    """The verdict of one container. `clock` is None where it could not be read; `behind` is '' for
-    the host's UTC offset; `max_skew` is in seconds."""
-    ahead = 0.0
-    # The clock is off only where no instant of the call would be within the limit.
-    if clock and (clock.least > max_skew or clock.most < -max_skew):
-        ahead = (clock.least + clock.most) / 2
-    if ahead or not clock:
-        direction = "behind"
-        if ahead > 0:
-            direction = "ahead"
-        skew = "%s %s" % (format_span(ahead), direction)
-        if is_faked(host, container):
-            msg = "by how much is not known"
-            if clock:
-                msg = skew
-            remedy = "python3 dockfix.py faketime --undo %s"
-            return ClockVerdict("shifted by libfaketime", remedy, msg)
-        if ahead:
-            msg = (
-                "its clock is %s, and nothing of libfaketime is seen: another kernel, or the engine"
-                " is on another host" % skew
-            )
-            return ClockVerdict(CANNOT_TELL, "", msg)
-    if not clock and zone.east is None:
-        return ClockVerdict(CANNOT_TELL, "", "")
-    if behind:
-        return judge_zone(read_tz(container), zone)
-    if clock:
-        return ClockVerdict(IN_SYNC, "", "")
-    return ClockVerdict(IN_SYNC, "", "by its files")
-
-
-def judge_zone(tz: Optional[str], zone: Zone) -> ClockVerdict:
-    """The verdict of a container whose UTC offset is not the host's; `tz` is from read_tz."""
-    if tz is None:
-        if zone.lost:
-            msg = "its %s leads to no zone file" % LOCALTIME
-            return ClockVerdict("no tzdata", ZONE_ADVICE, msg)
-        return ClockVerdict("other zone", ZONE_ADVICE, "")
-    known = True
-    try:
-        zone_data(tz)
-    except UsageError:
-        known = False
-    if known and zone.lost:
-        remedy = "python3 dockfix.py timezone --zone %s %%s" % tz
-        return ClockVerdict("no tzdata", remedy, "TZ=%s has no data inside" % tz)
-    remedy = CLOCK_ADVICE + "    # re-create it with -e TZ=ZONE"
-    return ClockVerdict("TZ variable wins", remedy, "TZ=%s" % tz)
-
-
 class ClockReading(NamedTuple):
-    """What `clock` has read of one container, and says of it."""
+    """What `clock` has read of one container, and what follows."""
 
-    zone: str
+    zone: str  # its name
     east: Optional[int]  # seconds east of UTC, None where it is not known
     clock: Optional[Clock]  # None where it was not read
     verdict: ClockVerdict
     msg: str
 
 
-UNREAD = ClockVerdict(CANNOT_TELL, "", "")  # of a container that could not be looked at
+UNREAD = ClockVerdict(CANNOT_TELL, CLOCK_ADVICE, "")  # of a container that could not be looked at
 
 
-def look_at_clock(
-    host: Host, container: Container, host_east: int, max_skew: float
-) -> ClockReading:
-    """Reads one container, by one exec where `date` can run, and by the files that name the zone.
-    `host_east` is the host's UTC offset in seconds."""
-    clock = None
-    reasons = []
-    try:
-        zone = container_zone(host, container)
-    except (MethodUnavailable, Refused) as err:
-        zone = Zone("unknown", None)
-        reasons.append(str(err))
-    try:
-        clock = read_clock(host, container)
-    except MethodUnavailable as err:
-        reasons.insert(0, str(err))
-    east = zone.east
-    if clock:
-        east = clock.east
-    behind = format_behind(east, host_east)
-    verdict = judge_clock(host, container, clock, zone, behind, max_skew)
-    notes = [verdict.msg, behind]
-    why = "; ".join(reason for reason in reasons if reason)
-    if why:
-        notes.append("its clock was not read: " + why)
-    msg = "; ".join(note for note in notes if note)
-    return ClockReading(zone.name, east, clock, verdict, msg)
+def clock_skew(clock: Clock, max_skew: float) -> float:
+    """By how many seconds a clock is ahead, 0.0 where it is within the limit. It is beyond only
+    where no instant of the call would be within."""
+    if clock.least > max_skew or clock.most < -max_skew:
+        return clock.middle()
+    return 0.0
 
 
-def clock_row(target: Target, reading: ClockReading) -> ResultRow:
-    """The row of one container."""
-    verdict, clock = reading.verdict, reading.clock
-    fields = dict(NO_CLOCK)
-    fields["verdict"] = verdict.verdict
-    fields["zone"] = reading.zone
-    fields["utc_offset"] = reading.east
-    fields["how"] = "files"
-    if clock:
-        fields["how"] = "date"
-        # + 0.0 makes 0.0 of -0.0
-        fields["offset"] = round((clock.least + clock.most) / 2, 1) + 0.0
-        fields["uncertainty"] = round((clock.most - clock.least) / 2, 1)
-    if verdict.verdict != IN_SYNC:
-        fields["remedy"] = (verdict.remedy or CLOCK_ADVICE) % quote_word(target.name)
-    status = "unchanged"
-    if verdict.verdict == CANNOT_TELL:
-        status = "unknown"
-    return row_for(target, status, reading.msg, fields)
+def format_skew(skew: float) -> str:
+    """'90 s ahead' of seconds."""
+    direction = "behind"
+    if skew > 0:
+        direction = "ahead"
+    return "%s %s" % (format_span(skew), direction)
 
 
-def format_behind(east: Optional[int], host_east: int) -> str:
+def format_zone_difference(east: Optional[int], host_east: int) -> str:
     """'8 hours behind the host', '' where the UTC offsets (seconds) are the same or one is not
     known."""
     if east is None or east == host_east:
@@ -7696,67 +7759,182 @@ def format_behind(east: Optional[int], host_east: int) -> str:
     return "%s %s the host" % (format_span(east - host_east), direction)
 
 
-def add_clock_findings(report: dict, verdicts: List[Tuple[Target, ClockVerdict]]) -> None:
-    """One finding for the containers of the same verdict and remedy, which are not in sync."""
+def judge_clock(
+    host: Host,
+    container: Container,
+    clock: Optional[Clock],
+    zone: Zone,
+    zone_difference: str,
+    max_skew: float,
+) -> ClockVerdict:
+    """The verdict of one container.
+
+    clock: None where it could not be read.
+    zone_difference: from format_zone_difference.
+    max_skew: in seconds.
+    """
+    skew = 0.0
+    if clock:
+        skew = clock_skew(clock, max_skew)
+    is_suspect = skew != 0.0 or clock is None
+    if is_suspect and is_faked(host, container):
+        msg = "by how much is not known"
+        if clock:
+            msg = format_skew(skew)
+        return ClockVerdict(FAKED, "python3 dockfix.py faketime --undo %s", msg)
+    if skew:
+        msg = (
+            "its clock is %s, and nothing of libfaketime is seen: another kernel, or the engine is"
+            " on another host" % format_skew(skew)
+        )
+        return ClockVerdict(CANNOT_TELL, CLOCK_ADVICE, msg)
+    if clock is None and zone.east is None:
+        return UNREAD
+    if zone_difference:
+        return judge_zone(read_tz(container), zone)
+    if clock is None:
+        return ClockVerdict(IN_SYNC, "", "by its files")
+    return ClockVerdict(IN_SYNC, "", "")
+
+
+def judge_zone(tz: Optional[str], zone: Zone) -> ClockVerdict:
+    """The verdict of a container whose UTC offset is not the host's; `tz` is from read_tz."""
+    if tz is None:
+        if not zone.lost:
+            return ClockVerdict("other zone", ZONE_ADVICE, "")
+        msg = "its %s leads to no zone file" % LOCALTIME
+        return ClockVerdict(NO_DATA, ZONE_ADVICE, msg)
+    # A name that the host knows can be given its data; a wrong name cannot.
+    if zone.lost and find_zone_data(tz) is not None:
+        remedy = "python3 dockfix.py timezone --zone %s %%s" % tz
+        return ClockVerdict(NO_DATA, remedy, "TZ=%s has no data inside" % tz)
+    remedy = CLOCK_ADVICE + "    # re-create it with -e TZ=ZONE"
+    return ClockVerdict("TZ variable wins", remedy, "TZ=%s" % tz)
+
+
+def look_at_clock(
+    host: Host, container: Container, host_east: int, max_skew: float
+) -> ClockReading:
+    """Reads one container, by the files that name the zone, and by one exec where `date` can run.
+
+    host_east: the host's UTC offset in seconds.
+    max_skew: in seconds.
+
+    Raises ContainerGone.
+    """
+    zone = Zone("unknown", None)
+    clock = None
+    zone_fault, clock_fault = "", ""
+    try:
+        zone = container_zone(host, container)
+    except (MethodUnavailable, Refused) as err:
+        zone_fault = "its zone was not read: %s" % err
+    try:
+        clock = read_clock(host, container)
+    except MethodUnavailable as err:
+        clock_fault = "its clock was not read: %s" % err
+    east = zone.east
+    if clock:
+        east = clock.east
+    zone_difference = format_zone_difference(east, host_east)
+    verdict = judge_clock(host, container, clock, zone, zone_difference, max_skew)
+    notes = [verdict.msg, zone_difference, clock_fault, zone_fault]
+    msg = "; ".join(note for note in notes if note)
+    return ClockReading(zone.name, east, clock, verdict, msg)
+
+
+# The command
+
+
+def clock_row(target: Target, reading: ClockReading) -> ResultRow:
+    """The row of one container."""
+    verdict = reading.verdict.verdict
+    fields = dict(NO_CLOCK)
+    fields["verdict"] = verdict
+    fields["zone"] = reading.zone
+    fields["utc_offset"] = reading.east
+    fields["how"] = "files"
+    if reading.clock:
+        fields["how"] = "date"
+        # + 0.0 makes 0.0 of -0.0
+        fields["offset"] = round(reading.clock.middle(), 1) + 0.0
+        fields["uncertainty"] = round(reading.clock.uncertainty(), 1)
+    if verdict != IN_SYNC:
+        fields["remedy"] = reading.verdict.remedy % quote_word(target.name)
+    status = "unchanged"
+    if verdict == CANNOT_TELL:
+        status = "unknown"
+    return row_for(target, status, reading.msg, fields)
+
+
+def unread_clock_row(row: ResultRow) -> ResultRow:
+    """The row of a container at which the look ended with an exception, with the remedy."""
+    if row.status == "skipped":
+        return row
+    fields = dict(NO_CLOCK)
+    fields["remedy"] = UNREAD.remedy % quote_word(row.target)
+    return ResultRow(row.target, row.id, row.status, row.msg, fields)
+
+
+def clock_findings(survey: Survey[ClockReading]) -> List[Finding]:
+    """One finding for the containers of the same verdict and remedy, for all that are not in
+    sync."""
     groups = {}  # type: Dict[Tuple[str, str], List[str]]
-    for target, verdict in verdicts:
-        groups.setdefault((verdict.verdict, verdict.remedy), []).append(target.name)
+    for target in survey.targets:
+        verdict = UNREAD
+        if target.id in survey.facts:
+            verdict = survey.facts[target.id].verdict
+        elif survey.rows[target.id].status == "skipped":
+            continue
+        if verdict.verdict != IN_SYNC:
+            group = (verdict.verdict, verdict.remedy)
+            groups.setdefault(group, []).append(target.name)
+    findings = []
     for title, remedy in sorted(groups):
         names = groups[title, remedy]
-        add_finding(
-            report,
+        findings.append(
             Finding(
-                "clock-" + title.replace(" ", "-").lower(),
-                "warning",
-                "%s: %s" % (title, ", ".join(names)),
-                (remedy or CLOCK_ADVICE) % quote_line(names),
-            ),
+                id="clock-" + title.replace(" ", "-").lower(),
+                severity="warning",
+                text="%s: %s" % (title, ", ".join(names)),
+                remedy=remedy % quote_line(names),
+            )
         )
-
-
-def report_clocks(report: dict, survey: Survey[ClockReading]) -> bool:
-    """Puts rows and findings into the report. Returns whether a container is not in sync."""
-    rows, verdicts = [], []
-    for target in survey.targets:
-        if target.id in survey.facts:
-            reading = survey.facts[target.id]
-            row, verdict = clock_row(target, reading), reading.verdict
-        else:
-            row, verdict = survey.rows[target.id], UNREAD
-            if row.status != "skipped":
-                remedy = CLOCK_ADVICE % quote_word(target.name)
-                row = row._replace(fields=dict(NO_CLOCK, remedy=remedy))
-        rows.append(row)
-        if verdict.verdict != IN_SYNC and row.status != "skipped":
-            verdicts.append((target, verdict))
-    report_rows(report, rows)
-    add_clock_findings(report, verdicts)
-    return bool(verdicts)
+    return findings
 
 
 def run_clock(host: Host, opts: Options, report: dict) -> None:
     """Compares the containers' clocks and zones with the host's."""
-    max_skew = opts.max_skew
     targets = choose_containers(host, opts)
     try:
         name = host_zone()
     except DockfixError:
         name = "unknown"
     try:
-        east = zone_offset(host_localtime(), int(time.time()))[0]
+        host_east = zone_offset(host_localtime(), int(time.time())).east
     except ValueError:
         raise EnvironmentFault(
             "this host's own %s is no time zone file" % LOCALTIME, "ls -l %s" % LOCALTIME
         ) from None
 
     def look(container: Container) -> ClockReading:
-        return look_at_clock(host, container, east, max_skew)
+        return look_at_clock(host, container, host_east, opts.max_skew)
 
     survey = survey_containers(host, opts, "clock", targets, look, NO_CLOCK)
-    is_any_off = report_clocks(report, survey)
-    report["host"] = {"zone": name, "utc_offset": east}
+    rows = []
+    for target in targets:
+        if target.id in survey.facts:
+            rows.append(clock_row(target, survey.facts[target.id]))
+        else:
+            rows.append(unread_clock_row(survey.rows[target.id]))
+    report_rows(report, rows)
+    report["host"] = {"zone": name, "utc_offset": host_east}
+    findings = clock_findings(survey)
+    for finding in findings:
+        add_finding(report, finding)
+    # `clock` tells; only --check makes an exit code of it.
     report["exit_code"] = 0
-    if opts.check and is_any_off:
+    if opts.check and findings:
         report["exit_code"] = 3
 
 

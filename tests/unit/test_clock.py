@@ -172,7 +172,7 @@ def test_one_inspect_and_at_most_one_exec_for_each_container(box):
         (["tz"], 3),
     ],
 )
-def test_check_is_exit_3_for_every_verdict_but_in_step(box, names, code):
+def test_check_is_exit_3_for_every_verdict_but_in_sync(box, names, code):
     street(box)
     assert box.quick("clock", "--check", *names, prelude=in_shanghai).code == code
     assert box.quick("clock", *names, prelude=in_shanghai).code == 0
@@ -304,3 +304,18 @@ def test_a_zone_file_too_large_or_no_file_is_told(box):
         and "bytes" in rows["big"]["msg"]
     )
     assert rows["dir"]["verdict"] == "no tzdata"
+
+
+def test_the_message_says_whether_clock_or_zone_was_not_read(box):
+    """Only the zone file is too large, so `date` says all that counts; or neither can be read."""
+    add(box, "zone", date=(0, "+0800"))
+    put(box, "zone", "/etc/localtime", bytes(1 << 19))
+    add(box, "both", status="Exited (0) 1 hour ago")
+    put(box, "both", "/etc/localtime", bytes(1 << 19))
+    rows = box.quick("clock", "--all", "--stopped", "--json", prelude=in_shanghai).rows()
+    assert rows["zone"]["verdict"] == "in sync" and rows["zone"]["how"] == "date"
+    assert rows["zone"]["msg"].startswith("its zone was not read: ")
+    assert "its clock was not read" not in rows["zone"]["msg"]
+    clock_fault, zone_fault = rows["both"]["msg"].split("; ", 1)
+    assert clock_fault == "its clock was not read: it is not running"
+    assert zone_fault.startswith("its zone was not read: ") and "bytes" in zone_fault
