@@ -3314,6 +3314,15 @@ def require_answer(answer: Answer, what: str) -> Answer:
     )
 
 
+def run_or_fail(host: Host, *words: str) -> None:
+    """A docker call that changes something and must succeed. Raises NoAnswer, MethodUnavailable."""
+    answer = change(host, words)
+    if answer.timed_out:
+        raise NoAnswer("docker %s did not answer in %g s" % (words[0], host.timeout))
+    if answer.rc:
+        raise MethodUnavailable("docker %s: %s" % (words[0], first_line(answer)))
+
+
 def first_line(answer: Answer) -> str:
     lines = [line.strip() for line in answer.text().split("\n") if line.strip()]
     return lines[0][:300] if lines else "no message"
@@ -3472,14 +3481,15 @@ class ResultRow(NamedTuple):
         return row
 
 
-def row_for(target: Target, status: str, msg: str, fields: Mapping[str, object]) -> ResultRow:
+def row_for(
+    target: Target,
+    status: str,
+    msg: str,
+    fields: Mapping[str, object],
+    partial: Optional[bool] = None,
+) -> ResultRow:
     """A row with the target's name and id."""
-    return ResultRow(target.name, target.id, status, msg, fields)
-
-
-def partial_row(target: Target, msg: str, fields: Mapping[str, object]) -> ResultRow:
-    """The row of a container in which something was changed, though the whole failed."""
-    return ResultRow(target.name, target.id, "failed", msg, fields, partial=True)
+    return ResultRow(target.name, target.id, status, msg, fields, partial)
 
 
 class Unchanged(Exception):
@@ -7943,9 +7953,11 @@ def run_clock(host: Host, opts: Options, report: dict) -> None:
 ###############################################################################
 
 # Gives containers a zone: its data below /usr/share/zoneinfo, the link /etc/localtime, the name in
-# /etc/timezone. It never writes through a mount, and it writes nothing before what was there is
-# noted on the disk, for --undo. A container whose variable TZ says another zone is refused: the
-# variable wins over every file (tzset(3)).
+# /etc/timezone. So glibc, musl and Java all find it, in images without tzdata too.
+#
+# It never writes through a mount, and it writes nothing before what was there is noted on the disk,
+# for --undo. A container whose variable TZ says another zone is refused: the variable wins over
+# every file (tzset(3)), and only a new container can have another one.
 
 
 class ZoneRequest(NamedTuple):
@@ -7957,14 +7969,22 @@ class ZoneRequest(NamedTuple):
     restart: bool
 
 
+class FileChange(NamedTuple):
+    """What is to be written, and what is at the same paths now."""
+
+    members: Tuple[Member, ...]  # folders first, the link last
+    former: Tuple[Member, ...]
+
+
 class ZonePlan(NamedTuple):
     """What is to be done in one container."""
 
-    container: Container
-    members: Tuple[Member, ...]  # to be written
-    former: Tuple[Member, ...]  # what is at these paths now
-    undo: Optional[Undo]  # to be put back instead
-    running: bool  # do processes run that started before the change?
+    container: Container  # as it was at the look
+    change: FileChange  # empty where its processes only are to be restarted
+    undo: Optional[Undo]  # to be put back, in place of a change
+
+
+NO_FILE_CHANGE = FileChange((), ())
 
 
 def format_lasting(name: str) -> List[str]:
@@ -7979,102 +7999,150 @@ def format_lasting(name: str) -> List[str]:
     ]
 
 
-def zone_facts(request: ZoneRequest, restart: str = "no") -> dict:
-    """The fields that each row of `timezone` has; `restart` is 'no', 'needed' or 'done'."""
-    if not request.name:
-        return {"zone": None, "restart": restart, "lasting": []}
-    return {"zone": request.name, "restart": restart, "lasting": format_lasting(request.name)}
+def zone_fields(request: ZoneRequest, restart: str = "no") -> Dict[str, object]:
+    """The fields of a row.
+
+    zone: the name that was asked for, None with --undo.
+    restart: 'no', 'needed' or 'done'.
+    lasting: from format_lasting.
+    """
+    fields = {"zone": None, "restart": restart, "lasting": []}  # type: Dict[str, object]
+    if request.name:
+        fields["zone"] = request.name
+        fields["lasting"] = format_lasting(request.name)
+    return fields
 
 
 def format_left_behind(container: Container, left: Sequence[str]) -> str:
     """The note on folders that undo could not remove, and what would remove them."""
-    why, remedy = "it does not run", "start it and undo once more"
     if container.running:
-        why, remedy = "only root on the engine's host can remove them", "undo once more there"
-    return "left behind, for %s: %s; %s" % (why, ", ".join(left), remedy)
+        reason = "only root on the engine's host can remove them"
+        remedy = "undo once more there"
+    else:
+        reason = "it does not run"
+        remedy = "start it and undo once more"
+    return "left behind, for %s: %s; %s" % (reason, ", ".join(left), remedy)
 
 
-# Deciding
+# Looking
 
 
 def plan_zone(host: Host, request: ZoneRequest, container: Container) -> ZonePlan:
-    """What is to be done. Raises Unchanged, ContainerGone, Refused, MethodUnavailable."""
+    """What is to be done in one container. Raises Unchanged, ContainerGone, Refused,
+    MethodUnavailable."""
     undo = load_undo(host, "timezone", container.id)
     if request.undo:
-        if undo:
-            return ZonePlan(container, (), (), undo, container.running)
-        raise Unchanged("no change of its zone is recorded")
-    members, former = zone_members(host, container, request)
-    outdated = False  # do its processes know the old zone only?
+        if undo is None:
+            raise Unchanged("no change of its zone is recorded")
+        return ZonePlan(container, NO_FILE_CHANGE, undo)
+    path = ZONEINFO + "/" + request.name
+    require_settable_zone(container, request.name, (path, LOCALTIME, TIMEZONE))
+    change = plan_zone_files(host, container, request, path)
+    # Do its processes know the old zone only?
+    is_outdated = False
     if undo and container.running:
-        outdated = parse_instant(container.started) < parse_instant(undo.changed)
-    if members or (outdated and request.restart):
-        return ZonePlan(container, members, former, None, container.running)
-    if outdated:
-        raise Unchanged(
-            "its processes started before the change: --restart", zone_facts(request, "needed")
-        )
+        is_outdated = parse_instant(container.started) < parse_instant(undo.changed)
+    if change.members or (is_outdated and request.restart):
+        return ZonePlan(container, change, None)
+    if is_outdated:
+        msg = "its processes started before the change: --restart"
+        raise Unchanged(msg, zone_fields(request, "needed"))
     raise Unchanged("")
 
 
-def require_writable_zone(container: Container, name: str, paths: Sequence[str]) -> None:
-    """Raises Refused where the zone cannot be set by files."""
-    tz = read_tz(container)
+def require_settable_zone(container: Container, name: str, paths: Sequence[str]) -> None:
+    """Raises Refused where files cannot set the zone: `paths` are those that would be written."""
     # No variable wins over the files.
+    tz = read_tz(container)
     if tz is not None and tz not in (name, ZONEINFO + "/" + name):
         raise Refused(
             "its variable TZ=%s wins over every file, and is part of it: re-create the container"
             " with docker run -e TZ=%s" % (tz, name)
         )
-    # The files belong to this container alone.
+    # The files belong to this container alone, and can be written.
     refusal = files_refusal(container, paths)
     if refusal:
         raise Refused(
             "%s: re-create the container without that, with docker run -e TZ=%s" % (refusal, name)
         )
+    # No mount that docker inspect does not show lies over them.
     refuse_hidden_mounts(container, paths)
 
 
-def zone_members(
-    host: Host, container: Container, request: ZoneRequest
-) -> Tuple[Tuple[Member, ...], Tuple[Member, ...]]:
-    """(what is to be written, what is there now) for a zone; both empty where all is well. Folders
-    and data come first, the link last. A zone file of the container's own that agrees with the
-    host's for a year stays. Raises Refused, MethodUnavailable, ContainerGone."""
-    path, now = ZONEINFO + "/" + request.name, int(time.time())
-    require_writable_zone(container, request.name, (path, LOCALTIME, TIMEZONE))
-    former = {}  # type: Dict[str, Member]
-    for name in (path, TIMEZONE, LOCALTIME):
-        former[name] = read_member(host, container, name, ZONE_MAX)
-    # What is replaced can be put back.
-    for member in former.values():
+def require_replaceable(members: Iterable[Member]) -> None:
+    """Raises Refused for what --undo could not put back: a folder, a device."""
+    for member in members:
         if member.kind not in ("file", "link", "absent"):
             raise Refused("its %s is neither file nor link" % member.path)
-    zone_file, name_file, link = former[path], former[TIMEZONE], former[LOCALTIME]
-    if zone_file.kind == "link":
-        zone_file = read_member(host, container, path, ZONE_MAX, True)
-    linked = posixpath.normpath(posixpath.join("/etc", link.link)) == path
-    is_set = link.kind == "link" and linked
-    wanted = []
-    if not same_zone(zone_file.data, request.data, now):
-        wanted.append(Member(path, "file", request.data, mode=0o644))
+
+
+def plan_zone_files(
+    host: Host, container: Container, request: ZoneRequest, path: str
+) -> FileChange:
+    """The files that set the zone; none where all is well. A zone file of the container's own that
+    agrees with the host's for a year stays.
+
+    path: of the zone's file in the container.
+
+    Raises Refused, MethodUnavailable, ContainerGone.
+    """
+    zone_file = read_member(host, container, path, ZONE_MAX)
+    name_file = read_member(host, container, TIMEZONE, ZONE_MAX)
+    link = read_member(host, container, LOCALTIME, ZONE_MAX)
+    require_replaceable([zone_file, name_file, link])
+    former = []
+    if not has_zone_data(host, container, request, zone_file):
+        former.append(zone_file)
+    is_linked = is_link_to(link, path)
     # Many images have no /etc/timezone: with the right link none is added.
     is_named = name_file.data.strip() == os_bytes(request.name)
-    if not is_named and not (is_set and name_file.kind == "absent"):
-        wanted.append(Member(TIMEZONE, "file", os_bytes(request.name) + b"\n", mode=0o644))
-    if not is_set:
-        wanted.append(Member(LOCALTIME, "link", link=path, mode=0o777))
-    if not wanted:
-        return (), ()
+    is_name_needed = not is_linked or name_file.kind != "absent"
+    if is_name_needed and not is_named:
+        former.append(name_file)
+    if not is_linked:
+        former.append(link)
+    if not former:
+        return NO_FILE_CHANGE
+    return build_zone_files(host, container, request, former)
+
+
+def has_zone_data(
+    host: Host, container: Container, request: ZoneRequest, zone_file: Member
+) -> bool:
+    """Does the container's own file of the zone agree with the host's? `zone_file` may be a link
+    to it."""
+    if zone_file.kind == "link":
+        zone_file = read_member(host, container, zone_file.path, ZONE_MAX, True)
+    return same_zone(zone_file.data, request.data, int(time.time()))
+
+
+def is_link_to(link: Member, path: str) -> bool:
+    """Is this a link in /etc that leads to the path?"""
+    if link.kind != "link":
+        return False
+    return posixpath.normpath(posixpath.join("/etc", link.link)) == path
+
+
+def build_zone_files(
+    host: Host, container: Container, request: ZoneRequest, former: Sequence[Member]
+) -> FileChange:
+    """The new file for each of the former ones, after the folders that are missing. All belong to
+    the container's root."""
+    now = int(time.time())
     uid, gid = cp_base(host, container)
-    folders = missing_folders(host, container, [member.path for member in wanted])
-    members = [Member(folder, "dir", mode=0o755) for folder in folders] + wanted
-    before = [Member(folder, "absent") for folder in folders]
-    before += [former[member.path] for member in wanted]
-    return (
-        tuple(member._replace(uid=uid, gid=gid, mtime=now) for member in members),
-        tuple(before),
-    )
+    folders = missing_folders(host, container, [member.path for member in former])
+    members = []
+    for folder in folders:
+        members.append(Member(folder, "dir", uid=uid, gid=gid, mode=0o755, mtime=now))
+    for member in former:
+        kind, data, link, mode = "file", request.data, "", 0o644
+        if member.path == TIMEZONE:
+            data = os_bytes(request.name) + b"\n"
+        elif member.path == LOCALTIME:
+            kind, data, link, mode = "link", b"", ZONEINFO + "/" + request.name, 0o777
+        members.append(Member(member.path, kind, data, link, uid, gid, mode, now))
+    absent = [Member(folder, "absent") for folder in folders]
+    return FileChange(tuple(members), (*absent, *former))
 
 
 # Changing
@@ -8090,72 +8158,78 @@ def set_zone(host: Host, request: ZoneRequest, target: Target, plan: ZonePlan) -
             notes.append(format_left_behind(container, left))
         else:
             drop_undo(host, "timezone", container.id)
-    elif plan.members:
+    elif plan.change.members:
         write_zone(host, plan)
-    restart = "no"
-    if plan.running and request.restart:
-        answer = change(host, ["restart", container.id])
-        if answer.rc or answer.timed_out:
-            return failed_restart_row(host, request, target, answer)
-        restart = "done"
-        notes.append("restarted")
-    elif plan.running:
-        restart = "needed"
+    if not container.running:
+        return row_for(target, "changed", "; ".join(notes), zone_fields(request))
+    if not request.restart:
         notes.append("running programs may keep the old zone until --restart")
-    return row_for(target, "changed", "; ".join(notes), zone_facts(request, restart))
-
-
-def failed_restart_row(
-    host: Host, request: ZoneRequest, target: Target, answer: Answer
-) -> ResultRow:
-    """The row of a container whose files are written and whose restart failed."""
-    status, why = "failed", first_line(answer)
-    if answer.timed_out:
-        status, why = "unknown", "no answer in %g s" % host.timeout
-    msg = "its files are done, but docker restart: " + why
-    row = row_for(target, status, msg, zone_facts(request, "needed"))
-    return row._replace(partial=True)
+        return row_for(target, "changed", "; ".join(notes), zone_fields(request, "needed"))
+    try:
+        run_or_fail(host, "restart", container.id)
+    except MethodUnavailable as err:
+        status = "failed"
+        if isinstance(err, NoAnswer):
+            status = "unknown"
+        msg = "its files are done, but %s" % err
+        return row_for(target, status, msg, zone_fields(request, "needed"), partial=True)
+    notes.append("restarted")
+    return row_for(target, "changed", "; ".join(notes), zone_fields(request, "done"))
 
 
 def write_zone(host: Host, plan: ZonePlan) -> None:
-    """Writes, or leaves the container as it was. Raises MethodUnavailable, Refused."""
+    """Writes the files, or leaves the container as it was.
+
+    Raises Refused where nothing was written, NoAnswer where it is not known, MethodUnavailable with
+    the words whether all is as it was.
+    """
     container = plan.container
     is_first = load_undo(host, "timezone", container.id) is None
-    undo = save_undo(host, "timezone", container, plan.former)
+    undo = save_undo(host, "timezone", container, plan.change.former)
     try:
-        write_members(host, container, plan.members, plan.former)
+        write_members(host, container, plan.change.members, plan.change.former)
     except NoAnswer as err:
         raise NoAnswer("%s; timezone --undo puts back what was there" % err) from None
-    except Refused:  # nothing was written
+    except Refused:
         if is_first:
             drop_undo(host, "timezone", container.id)
         raise
     except MethodUnavailable as err:
-        try:
-            left = restore_undo(host, container, undo._replace(members=plan.former))
-        except (Refused, MethodUnavailable):
-            left = [member.path for member in plan.former]
-        if is_first and not left:
-            drop_undo(host, "timezone", container.id)
-        end = "all is as it was"
+        left = undo_zone_write(host, container, undo, plan.change.former)
         if left:
-            end = "not put back: %s: try timezone --undo" % ", ".join(left)
-        raise MethodUnavailable("%s; %s" % (err, end)) from None
+            raise MethodUnavailable(
+                "%s; not put back: %s: try timezone --undo" % (err, ", ".join(left))
+            ) from None
+        if is_first:
+            drop_undo(host, "timezone", container.id)
+        raise MethodUnavailable("%s; all is as it was" % err) from None
+
+
+def undo_zone_write(
+    host: Host, container: Container, undo: Undo, former: Tuple[Member, ...]
+) -> List[str]:
+    """Puts back what was there before this run, not before the first change. Returns the paths that
+    could not be put back."""
+    try:
+        return restore_undo(host, container, undo._replace(members=former))
+    except (Refused, MethodUnavailable):
+        return [member.path for member in former]
 
 
 # The command
 
 
 def parse_timezone_options(opts: Options) -> ZoneRequest:
-    """The options as typed values. Raises UsageError for two that exclude each other."""
+    """The options as typed values. Raises UsageError for two that exclude each other, and for a
+    zone that the host does not know."""
     if [opts.undo, opts.host, opts.zone is not None].count(True) > 1:
         raise UsageError("say one of --zone NAME, --host (the default) and --undo")
     if opts.undo:
-        return ZoneRequest("", b"", True, opts.restart)
+        return ZoneRequest(name="", data=b"", undo=True, restart=opts.restart)
     name = opts.zone
     if name is None:
         name = host_zone()
-    return ZoneRequest(name, zone_data(name), False, opts.restart)
+    return ZoneRequest(name, zone_data(name), undo=False, restart=opts.restart)
 
 
 def format_timezone_options(request: ZoneRequest) -> List[str]:
@@ -8177,28 +8251,28 @@ def run_timezone(host: Host, opts: Options, report: dict) -> None:
     if not opts.dry_run:
         take_lock(host)
         take_lock(host, True, name="undo.lock")
-    facts = zone_facts(request)
+    fields = zone_fields(request)
 
     def look(container: Container) -> ZonePlan:
         return plan_zone(host, request, container)
 
-    def write(target: Target, plan: ZonePlan) -> ResultRow:
+    def work(target: Target, plan: ZonePlan) -> ResultRow:
         return set_zone(host, request, target, plan)
 
-    survey = survey_containers(host, opts, "timezone: looking", targets, look, facts)
+    survey = survey_containers(host, opts, "timezone: looking", targets, look, fields)
     if opts.dry_run:
-        plan_own_calls(opts, report, survey, format_timezone_options(request), facts)
+        plan_own_calls(opts, report, survey, format_timezone_options(request), fields)
         return
     if request.restart:
         confirm_restarts(opts, [plan.container for plan in survey.all_facts()])
-    report_rows(report, run_over_survey(host, opts, survey, write, facts))
+    report_rows(report, run_over_survey(host, opts, survey, work, fields))
+    # The records of containers that are no more go, where there are records.
     if os.path.isdir(os_bytes(os.path.join(host.state, "undo"))):
         drop_undo_if_void(host, [target.id for target in list_containers(host)])
-    if opts.json or opts.quiet or request.undo:
-        return
-    say("what lasts, for new containers:")
-    for line in facts["lasting"]:
-        say(line)
+    if request.name and not opts.json and not opts.quiet:
+        say("what lasts, for new containers:")
+        for line in format_lasting(request.name):
+            say(line)
 
 
 ###############################################################################
@@ -9046,7 +9120,7 @@ def set_shift(
     if trouble:
         left = undo_failed_shift(host, shift, former)
         if left:
-            return partial_row(target, trouble + left, fields)
+            return row_for(target, "failed", trouble + left, fields, partial=True)
         return row_for(target, status, trouble + "; undone: it is as it was", fields)
     save_undo(host, "faketime", container, (), {"done": True, "stopped": False})
     fields["offset"] = request.seconds
@@ -9102,15 +9176,6 @@ def apply_shift(
     if request.restart:
         run_or_fail(host, "start", container.id)
     return watch_shift(host, request, plan, output)
-
-
-def run_or_fail(host: Host, *words: str) -> None:
-    """A docker call that must succeed. Raises NoAnswer, MethodUnavailable."""
-    answer = change(host, words)
-    if answer.timed_out:
-        raise NoAnswer("docker %s did not answer in %g s" % (words[0], host.timeout))
-    if answer.rc:
-        raise MethodUnavailable("docker %s: %s" % (words[0], first_line(answer)))
 
 
 def is_shift(clock: Clock, seconds: float) -> bool:
@@ -9297,7 +9362,7 @@ def undo_shift(host: Host, request: ShiftRequest, target: Target, plan: ShiftUnd
     left = restore_members(host, target.id, undo.members, request.restart)
     if left:
         msg = "left behind: %s" % ", ".join(left)
-        return partial_row(target, msg, NO_SHIFT)
+        return row_for(target, "failed", msg, NO_SHIFT, partial=True)
     msg = ""
     if shift.preloaded and not request.restart and not undo.more["stopped"]:
         msg = (
