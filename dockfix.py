@@ -256,15 +256,20 @@ class AccountFiles(NamedTuple):
 def escape_controls(text: str) -> str:
     """The text with control, format and undecodable characters escaped, so that nothing that comes
     from a container can steer a terminal. A line end is escaped too."""
-    return "".join(ch if ch.isprintable() else escape_character(ch) for ch in text)
+    escaped = ""
+    for character in text:
+        if not character.isprintable():
+            character = escape_character(character)
+        escaped += character
+    return escaped
 
 
-def escape_character(ch: str) -> str:
+def escape_character(character: str) -> str:
     """As a Python string literal would have it: \\x1b, \\n, \\u202e."""
-    code = ord(ch)
+    code = ord(character)
     if 0xDC80 <= code <= 0xDCFF:  # a byte that was no UTF-8 (surrogateescape)
         return "\\x%02x" % (code - 0xDC00)
-    return ch.encode("unicode_escape", "backslashreplace").decode("ascii")
+    return character.encode("unicode_escape", "backslashreplace").decode("ascii")
 
 
 def os_bytes(text: str) -> bytes:
@@ -297,13 +302,16 @@ def quote_word(text: str) -> str:
 
 def quote_printf_format(data: bytes) -> str:
     """A format of printf(1) that prints these bytes, for use between single quotes."""
-    out = ""
-    for number, byte in enumerate(data):
+    quoted = ""
+    for byte in data:
         is_plain = 32 <= byte < 127 and byte not in b"%\\'"
-        if number == 0 and byte == ord("-"):  # printf would take it for an option
-            is_plain = False
-        out += chr(byte) if is_plain else "\\%03o" % byte
-    return out
+        if byte == ord("-") and not quoted:
+            is_plain = False  # at the start printf would take it for an option
+        if is_plain:
+            quoted += chr(byte)
+        else:
+            quoted += "\\%03o" % byte
+    return quoted
 
 
 def quote_line(argv: Sequence[str]) -> str:
@@ -326,8 +334,12 @@ def parse_byte_count(text: str, kilo: int) -> Optional[int]:
     whole, fraction, letter, suffix = match.groups(default="")
     if suffix.lower() == "ib":
         kilo = 1024
-    unit = kilo ** " KMGT".index(letter.upper() or " ")
-    thousandths = int(whole) * 1000 + int(fraction.ljust(3, "0"))
+    unit = 1
+    if letter:
+        power = "KMGT".index(letter.upper()) + 1
+        unit = kilo**power
+    # In thousandths, so that no float rounds a large size.
+    thousandths = int(whole + fraction.ljust(3, "0"))
     return (thousandths * unit + 500) // 1000
 
 
@@ -575,18 +587,23 @@ def parse_tar_header(block: bytes) -> tarfile.TarInfo:
 
 
 def parse_pax(data: bytes) -> Dict[str, str]:
-    """The records of a pax header, "LENGTH KEY=VALUE" and a newline each. Raises ArchiveError."""
-    records, at = {}, 0
-    start_of_record = re.compile(rb"([0-9]{1,8}) ([^=\n\0]+)=")
-    while at < len(data):
-        start = start_of_record.match(data, at)
+    """The records of a pax header, "LENGTH KEY=VALUE" and a newline each, where LENGTH counts the
+    whole record. Raises ArchiveError."""
+    records = {}
+    begin = 0
+    form = re.compile(rb"([0-9]{1,8}) ([^=\n\0]+)=")
+    while begin < len(data):
+        start = form.match(data, begin)
         if not start:
             raise ArchiveError("a tar header is not understood")
-        end = at + int(start.group(1))
-        if not start.end() < end <= len(data) or data[end - 1 : end] != b"\n":
+        length, key = start.groups()
+        end = begin + int(length)
+        is_whole = start.end() < end <= len(data)
+        if not is_whole or data[end - 1 : end] != b"\n":
             raise ArchiveError("a tar header is not understood")
-        records[os_text(start.group(2))] = os_text(data[start.end() : end - 1])
-        at = end
+        value = data[start.end() : end - 1]
+        records[os_text(key)] = os_text(value)
+        begin = end
     return records
 
 
@@ -594,13 +611,19 @@ def apply_extended_headers(member: tarfile.TarInfo, extra: Dict[str, str]) -> No
     """Writes into the member what its pax headers and GNU long names say. Raises ArchiveError."""
     try:
         for key in ("uid", "gid", "size", "mtime"):
-            setattr(member, key, int(float(extra.get(key, getattr(member, key)))))
+            number = extra.get(key, getattr(member, key))
+            setattr(member, key, int(float(number)))
     except (ValueError, OverflowError):
         raise ArchiveError("a tar header is not understood") from None
     member.name = extra.get("path", member.name)
     member.linkname = extra.get("linkpath", member.linkname)
-    member.pax_headers = {key: extra[key] for key in extra if key.startswith(TAR_XATTR)}
-    if member.size < 0 or any(key.startswith("GNU.sparse") for key in extra):
+    member.pax_headers = {}
+    for key, value in extra.items():
+        if key.startswith("GNU.sparse"):
+            raise ArchiveError("a tar header is not understood")
+        if key.startswith(TAR_XATTR):
+            member.pax_headers[key] = value
+    if member.size < 0:
         raise ArchiveError("a tar header is not understood")
     if member.type in TAR_HEADER_ONLY:
         member.size = 0
@@ -619,10 +642,13 @@ def within_volume(member: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def below_first(name: str) -> str:
+    """The name without its first folder; '.' where nothing is left."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
-    if name.startswith("/") or ".." in parts or not parts:
+    leads_out = name.startswith("/") or ".." in parts
+    if leads_out or not parts:
         raise ArchiveError("the name %s leads out of the volume" % escape_controls(name))
-    return "/".join(parts[1:]) or "."
+    inside = "/".join(parts[1:])
+    return inside or "."
 
 
 class VolumeEntry(NamedTuple):
@@ -647,12 +673,14 @@ def volume_entries(reader: TarReader) -> Iterator[Tuple[str, VolumeEntry]]:
         for piece in reader.data():
             digest.update(piece)
         member = within_volume(member)
-        yield member.name, volume_entry(member, digest.hexdigest())
+        entry = volume_entry(member, digest.hexdigest())
+        yield member.name, entry
 
 
 def volume_entry(member: tarfile.TarInfo, digest: str) -> VolumeEntry:
     """What means nothing for the kind of the member is empty: a link's mode, a folder's digest."""
-    kind, mode, link, device = member.type, member.mode & 0o7777, "", (0, 0)
+    kind, link, device = member.type, "", (0, 0)
+    mode = member.mode & 0o7777
     if member.isreg():
         kind = tarfile.REGTYPE
     else:
@@ -663,9 +691,16 @@ def volume_entry(member: tarfile.TarInfo, digest: str) -> VolumeEntry:
         link = member.linkname
     if member.ischr() or member.isblk():
         device = (member.devmajor, member.devminor)
-    attributes = tuple(sorted(member.pax_headers.items()))
-    owner = (member.uid, member.gid)
-    return VolumeEntry(kind, mode, owner, link, member.size, digest, device, attributes)
+    return VolumeEntry(
+        kind=kind,
+        mode=mode,
+        owner=(member.uid, member.gid),
+        link=link,
+        size=member.size,
+        digest=digest,
+        device=device,
+        attributes=tuple(sorted(member.pax_headers.items())),
+    )
 
 
 class VolumeDifferences:
@@ -2447,11 +2482,11 @@ def facts_of_driver(name: str) -> Optional[StorageDriver]:
 
 
 class Target(NamedTuple):
-    """One container as `docker ps` lists it. id is the full one."""
+    """One container as `docker ps` lists it."""
 
-    id: str
+    id: str  # 64 hexadecimal digits
     name: str
-    status: str
+    status: str  # for people: 'Up 2 hours', 'Exited (0) 3 days ago'; '' where docker prints none
 
 
 class Container(NamedTuple):
@@ -2488,28 +2523,33 @@ class Container(NamedTuple):
 def parse_ps(text: str) -> List[Target]:
     """Rows of `docker ps --format "{{.ID}} {{.Names}} {{.Status}}"`. Raises EnvironmentFault."""
     targets = []
-    seen = set()  # type: Set[str]
+    listed = set()  # type: Set[str]
     for line in text.split("\n"):
         if not line.strip():
             continue
-        parts = line.rstrip("\r").split(" ", 2)
-        if len(parts) < 2 or not re.match(r"[0-9a-f]{64}\Z", parts[0]):
+        ident, blank, rest = line.rstrip("\r").partition(" ")
+        names, _, status = rest.partition(" ")
+        if not blank or not re.match(r"[0-9a-f]{64}\Z", ident):
             raise EnvironmentFault(
                 "docker ps gave an answer that is not understood: %s" % line[:80],
                 "docker ps -a --no-trunc",
             )
-        ident = parts[0]
-        if ident in seen:
+        if ident in listed:
             raise EnvironmentFault(
                 "docker ps lists one container twice: %s" % ident[:12], "docker ps -a --no-trunc"
             )
-        seen.add(ident)
-        # With --no-trunc Names also lists link aliases ("other/alias").
-        names = [name for name in parts[1].split(",") if name and "/" not in name]
-        name = names[0] if names else ident[:12]
-        status = parts[2] if len(parts) > 2 else ""
+        listed.add(ident)
+        name = first_name(names) or ident[:12]
         targets.append(Target(ident, name, status))
     return targets
+
+
+def first_name(names: str) -> str:
+    """The container's own name. With --no-trunc Names also lists link aliases ("other/alias")."""
+    for name in names.split(","):
+        if name and "/" not in name:
+            return name
+    return ""
 
 
 class DaemonFault(NamedTuple):
@@ -2594,18 +2634,20 @@ def parse_objects(data: bytes) -> List[dict]:
         if not isinstance(objects, list):
             raise ValueError("not a list")
         for doc in objects:
-            if not isinstance(doc, dict) or not (doc.get("Id") or doc.get("Name")):
+            if not isinstance(doc, dict):
                 raise ValueError("not a list of objects")
+            if not doc.get("Id") and not doc.get("Name"):
+                raise ValueError("an object without a name")
         return objects
 
     return parse_answer(data.decode("utf-8", "replace"), parse_list)
 
 
-def parse_answer(one: object, take: Callable):
-    """take(one), or EnvironmentFault where the object lacks what is taken, or has it of another
-    kind."""
+def parse_answer(answer: object, parse: Callable):
+    """parse(answer), or EnvironmentFault where the answer lacks what is parsed, or has it of
+    another type. So `parse` may take what it needs without asking whether it is there."""
     try:
-        return take(one)
+        return parse(answer)
     except (ValueError, TypeError, AttributeError, KeyError, IndexError, RecursionError):
         raise EnvironmentFault(
             "docker inspect gave an answer that is not understood", "docker inspect CONTAINER"
@@ -2614,7 +2656,8 @@ def parse_answer(one: object, take: Callable):
 
 def parse_container(doc: dict) -> Container:
     """doc: an object of `docker inspect`. Raises as parse_answer expects."""
-    if not re.match(r"[0-9a-f]{64}\Z", doc["Id"]):
+    ident = doc["Id"]
+    if not re.match(r"[0-9a-f]{64}\Z", ident):
         raise ValueError("no id")
     state, host = doc["State"], doc["HostConfig"]
     if not isinstance(host, dict):
@@ -2622,34 +2665,54 @@ def parse_container(doc: dict) -> Container:
     pid = state.get("Pid") or 0
     if not isinstance(pid, int) or isinstance(pid, bool):
         raise ValueError("no pid")
-    config = doc.get("Config") or {}
-    graph = doc.get("GraphDriver") or {}
-    layer = graph.get("Data") or {}
-    command = [doc.get("Path") or "", *(doc.get("Args") or [])]
+    config = object_at(doc, "Config")
+    graph = object_at(doc, "GraphDriver")
+    layer = object_at(graph, "Data")
+    is_removing = state.get("Status") == "removing"
+    name = text_at(doc, "Name") or ident[:12]
     return Container(
-        id=doc["Id"],
-        name=str(doc.get("Name") or doc["Id"][:12]).lstrip("/"),
+        id=ident,
+        name=name.lstrip("/"),
         running=state["Running"] is True,
         paused=state.get("Paused") is True,
         restarting=state.get("Restarting") is True,
-        being_removed=state.get("Status") == "removing" or state.get("Dead") is True,
+        being_removed=is_removing or state.get("Dead") is True,
         pid=pid,
-        started=str(state.get("StartedAt") or ""),
-        command=tuple(str(word) for word in command),
-        env=tuple(str(word) for word in config.get("Env") or []),
-        user=str(config.get("User") or ""),
-        working_dir=str(config.get("WorkingDir") or ""),
+        started=text_at(state, "StartedAt"),
+        command=(text_at(doc, "Path"), *texts_at(doc, "Args")),
+        env=texts_at(config, "Env"),
+        user=text_at(config, "User"),
+        working_dir=text_at(config, "WorkingDir"),
         mounts=tuple(inspect_mounts(doc["Mounts"] or [], host)),
         read_only=host.get("ReadonlyRootfs") is True,
-        userns=str(host.get("UsernsMode") or ""),
+        userns=text_at(host, "UsernsMode"),
         auto_remove=host.get("AutoRemove") is True,
-        restart_policy=format_restart_policy(host.get("RestartPolicy") or {}),
+        restart_policy=format_restart_policy(object_at(host, "RestartPolicy")),
         restart_count=int(doc.get("RestartCount") or 0),
-        driver=str(graph.get("Name") or ""),
+        driver=text_at(graph, "Name"),
         layer={str(key): str(value) for key, value in layer.items()},
-        docker_root=str(doc.get("ResolvConfPath") or "").partition("/containers/")[0],
+        docker_root=text_at(doc, "ResolvConfPath").partition("/containers/")[0],
         inspect=doc,
     )
+
+
+# In an inspect object null, an empty value and a key that is not there mean the same.
+
+
+def object_at(doc: dict, key: str) -> dict:
+    return doc.get(key) or {}
+
+
+def list_at(doc: dict, key: str) -> list:
+    return doc.get(key) or []
+
+
+def text_at(doc: dict, key: str) -> str:
+    return str(doc.get(key) or "")
+
+
+def texts_at(doc: dict, key: str) -> Tuple[str, ...]:
+    return tuple(str(value) for value in list_at(doc, key))
 
 
 def format_restart_policy(policy: dict) -> str:
@@ -2665,21 +2728,29 @@ def format_restart_policy(policy: dict) -> str:
 
 
 def inspect_mounts(mounts: list, host: dict) -> List[Tuple[str, str]]:
-    """(source, destination) of every mount in any of the places engines since 1.12 note them in."""
+    """(source, destination) of every mount, from all the places where engines since 1.12 note them:
+    mounts (Mounts), and of host (HostConfig) Binds, Tmpfs and Mounts."""
     pairs = []
     for mount in mounts:
-        pairs.append((mount.get("Source") or mount.get("Name") or "", mount["Destination"]))
-    for bind in host.get("Binds") or []:
+        source = text_at(mount, "Source") or text_at(mount, "Name")
+        pairs.append((source, mount["Destination"]))
+    for bind in list_at(host, "Binds"):
         source, colon, rest = bind.partition(":")
         if colon:
-            pairs.append((source, rest.split(":")[0]))
+            path, _, _ = rest.partition(":")
+            pairs.append((source, path))
         else:
-            pairs.append(("", bind))
-    for path in host.get("Tmpfs") or {}:
+            pairs.append(("", bind))  # an anonymous volume
+    for path in object_at(host, "Tmpfs"):
         pairs.append(("tmpfs", path))
-    for mount in host.get("Mounts") or []:
-        pairs.append((mount.get("Source") or mount.get("Type") or "", mount["Target"]))
-    return [(str(source), posixpath.normpath("/" + target.lstrip("/"))) for source, target in pairs]
+    for mount in list_at(host, "Mounts"):
+        source = text_at(mount, "Source") or text_at(mount, "Type")
+        pairs.append((source, mount["Target"]))
+    normalised = []
+    for source, path in pairs:
+        destination = posixpath.normpath("/" + path.lstrip("/"))
+        normalised.append((source, destination))
+    return normalised
 
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "y": 365 * 86400}
@@ -2721,38 +2792,47 @@ def parse_instant(text: object) -> float:
 def self_binds(mounts: Sequence[Mount]) -> List[Mount]:
     """The mounts of a folder onto itself: the files below such a mount point are those that lie
     there without the mount."""
-    by_number = {one.number: one for one in mounts}
-    found = []
-    for one in mounts:
-        parent = by_number.get(one.parent)
-        if parent is None or not one.number or parent.dev != one.dev:
+    by_number = {mount.number: mount for mount in mounts}
+    binds = []
+    for mount in mounts:
+        parent = by_number.get(mount.parent)
+        if parent is None or not mount.number or parent.dev != mount.dev:
             continue
-        below = one.point[len(parent.point.rstrip("/")) :]
-        if one.root == (parent.root.rstrip("/") + below or "/"):
-            found.append(one)
-    return found
+        # The folder of the file system at which the parent shows the mount point.
+        below_parent = mount.point[len(parent.point.rstrip("/")) :]
+        folder = parent.root.rstrip("/") + below_parent
+        if mount.root == (folder or "/"):
+            binds.append(mount)
+    return binds
 
 
 def mountinfo_word(path: str) -> str:
     """A path as mountinfo writes it (show_mountinfo in the kernel's fs/proc_namespace.c)."""
-    return re.sub(r"[ \t\n\\]", lambda found: "\\%03o" % ord(found.group()), path)
+    for character in "\\ \t\n":  # the backslash first: the others bring new ones
+        path = path.replace(character, "\\%03o" % ord(character))
+    return path
 
 
-def points_of_others(mounts: Sequence[Mount]) -> set:
-    """Mount points (bytes) below which other files lie than in the folder itself: a walk over that
-    folder leaves them out. The layers of an old engine, which binds its driver's folder onto
-    itself, are no others."""
-    own = set(self_binds(mounts))
-    return {os_bytes(one.point) for one in mounts if one not in own}
+def points_of_others(mounts: Sequence[Mount]) -> Set[bytes]:
+    """Mount points below which other files lie than in the folder itself: a walk over that folder
+    leaves them out. The layers of an old engine, which binds its driver's folder onto itself, are
+    no others."""
+    binds = set(self_binds(mounts))
+    return {os_bytes(mount.point) for mount in mounts if mount not in binds}
 
 
 class OwnMount(NamedTuple):
-    """A place at which Docker itself mounts. place: below Docker's root ('': the root itself); '*'
-    stands for one name, '**' for all that is below. kind: 'itself': the daemon binds the folder
-    onto itself. Only such a bind is Docker's own; a disk that somebody mounted there is not;
+    """A place at which Docker itself mounts.
+
+    place: below Docker's root ('': the root itself); '*' stands for one name, '**' for all that is
+    below. kind is one of these:
+    'itself': the daemon binds the folder onto itself. Only such a bind is Docker's own; a disk that
+        somebody mounted there is not.
     'container': the root, the memory or the secrets of one container, plugin or step of a build.
-    Docker unmounts it when that ends; 'data': files that a volume's options or a volume plugin
-    name. Docker mounts and unmounts them, dockfix never does."""
+        Docker unmounts it when that ends.
+    'data': files that a volume's options or a volume plugin name. Docker mounts and unmounts them,
+        dockfix never does.
+    """
 
     place: str
     kind: str
@@ -2760,12 +2840,12 @@ class OwnMount(NamedTuple):
 
 def driver_mounts() -> Tuple[OwnMount, ...]:
     """What storage drivers mount: each its home onto itself (until 17.12), and its layers."""
-    mounts = []
+    rows = []
     for name, driver in STORAGE_DRIVERS.items():
-        mounts.append(OwnMount(name, "itself"))
+        rows.append(OwnMount(name, "itself"))
         for place in driver.mounts:
-            mounts.append(OwnMount(name + "/" + place, "container"))
-    return tuple(mounts)
+            rows.append(OwnMount("%s/%s" % (name, place), "container"))
+    return tuple(rows)
 
 
 # Sources, beside the table of storage drivers: moby's daemon/daemon_linux.go (the root itself, from
@@ -2804,13 +2884,15 @@ def place_pattern(place: str) -> str:
 def own_mount_kind(root: str, mount: Mount, bound: Sequence[Mount]) -> str:
     """Of which kind of OWN_MOUNTS a mount at or below Docker's root is; '' for one that is not
     Docker's own. bound: the self_binds among all mounts."""
-    if not (mount.point + "/").startswith(root.rstrip("/") + "/"):
+    root = root.rstrip("/")
+    if not (mount.point + "/").startswith(root + "/"):
         return ""
-    below = mount.point[len(root.rstrip("/")) :]
+    below_root = mount.point[len(root) :]
+    is_bound = mount in bound
     for row in OWN_MOUNTS:
-        if row.kind == "itself" and mount not in bound:
+        if row.kind == "itself" and not is_bound:
             continue
-        if re.match(place_pattern(row.place) + r"\Z", below):
+        if re.match(place_pattern(row.place) + r"\Z", below_root):
             return row.kind
     return ""
 
@@ -2819,32 +2901,37 @@ def foreign_mounts(root: str, mounts: Sequence[Mount]) -> List[Mount]:
     """The mounts below Docker's root (not the disk that the root itself is on) that are not
     Docker's own."""
     bound = self_binds(mounts)
-    below = [one for one in mounts if one.point.startswith(root.rstrip("/") + "/")]
-    return [one for one in below if not own_mount_kind(root, one, bound)]
+    inside = root.rstrip("/") + "/"
+    foreign = []
+    for mount in mounts:
+        if mount.point.startswith(inside) and not own_mount_kind(root, mount, bound):
+            foreign.append(mount)
+    return foreign
 
 
 def root_mount(mounts: List[Mount], container: Container) -> Optional[Mount]:
-    """The mount at / that provably is the container's own writable layer: its upperdir, or its
-    device, is the one in GraphDriver.Data. None where that cannot be shown."""
-    layer = container.layer
+    """The mount at / that provably is the container's own writable layer. None where that cannot be
+    shown."""
     for mount in mounts:
-        if mount.point != "/":
-            continue
-        if mount.fstype == "overlay" and mount.root == "/" and layer.get("UpperDir"):
-            upper = [o[len("upperdir=") :] for o in mount.options if o.startswith("upperdir=")]
-            # overlay2 passes a path relative to its home when the options fill a page.
-            relative = "/".join(layer["UpperDir"].split("/")[-2:])
-            if upper and upper[0] in (layer["UpperDir"], relative):
-                return mount
-        if (
-            mount.root == "/rootfs"
-            and layer.get("DeviceName")
-            and mount.source == "/dev/mapper/" + layer["DeviceName"]
-        ):
-            return mount
-        if mount.fstype == "zfs" and layer.get("Dataset") and mount.source == layer["Dataset"]:
+        if mount.point == "/" and shows_layer(mount, container.layer):
             return mount
     return None
+
+
+def shows_layer(mount: Mount, layer: Dict[str, str]) -> bool:
+    """Whether a mount's upperdir, device or data set is the one that GraphDriver.Data names."""
+    upper = layer.get("UpperDir")
+    if mount.fstype == "overlay" and mount.root == "/" and upper:
+        # overlay2 passes a path relative to its home when the options fill a page.
+        relative = "/".join(upper.split("/")[-2:])
+        for option in mount.options:
+            if option.startswith("upperdir="):
+                return option in ("upperdir=" + upper, "upperdir=" + relative)
+    device = layer.get("DeviceName")
+    if device and mount.root == "/rootfs" and mount.source == "/dev/mapper/" + device:
+        return True
+    data_set = layer.get("Dataset")
+    return bool(data_set) and mount.fstype == "zfs" and mount.source == data_set
 
 
 # docker info, of any engine from 0.12 to 29, as text or JSON.
@@ -2990,7 +3077,9 @@ def parse_info(text: str) -> EngineInfo:
 
 
 def parse_count(text: Optional[str]) -> Optional[int]:
-    return None if text is None else int(text)
+    if text is None:
+        return None
+    return int(text)
 
 
 def info_from_json(text: str) -> Optional[InfoAnswer]:
@@ -3184,11 +3273,12 @@ def parse_reported_pool(status: Dict[str, str]) -> ReportedPool:
 
 def parse_pool_sizes(status: Dict[str, str]) -> Dict[str, Optional[int]]:
     """Bytes by the fields of ReportedPool."""
-    parse = parse_docker_size
-    printed = [status[key] for key in POOL_SIZES if key in status]
-    if all(parse_old_pool_size(text) is not None for text in printed):
-        parse = parse_old_pool_size
-    sizes = {field: parse(status.get(key, "")) for key, field in POOL_SIZES.items()}
+    sizes = {}
+    for key, field in POOL_SIZES.items():
+        text = status.get(key, "")
+        sizes[field] = parse_docker_size(text)
+        if is_old_pool(status):
+            sizes[field] = parse_old_pool_size(text)
     for kind in ("data", "metadata"):
         used, total = sizes[kind + "_used"], sizes[kind + "_total"]
         # The two are printed together: one alone is damage.
@@ -3198,6 +3288,12 @@ def parse_pool_sizes(status: Dict[str, str]) -> Dict[str, Optional[int]]:
     if sizes["min_free"] == 0 and sizes["data_total"] is None:
         sizes["min_free"] = None
     return sizes
+
+
+def is_old_pool(status: Dict[str, str]) -> bool:
+    """Whether all sizes are printed as engines up to 1.2 print them."""
+    printed = [status[key] for key in POOL_SIZES if key in status]
+    return all(parse_old_pool_size(text) is not None for text in printed)
 
 
 def parse_old_pool_size(text: str) -> Optional[int]:
@@ -3324,19 +3420,24 @@ def run_or_fail(host: Host, *words: str) -> None:
 
 
 def first_line(answer: Answer) -> str:
-    lines = [line.strip() for line in answer.text().split("\n") if line.strip()]
-    return lines[0][:300] if lines else "no message"
+    """The first line with something in it, for messages."""
+    for line in answer.text().split("\n"):
+        if line.strip():
+            return line.strip()[:300]
+    return "no message"
 
 
 def list_containers(host: Host, filters: Sequence[str] = ()) -> List[Target]:
-    words = ["ps", "-a", "--no-trunc", "--format", "{{.ID}} {{.Names}} {{.Status}}"]
-    for one in filters:
-        words += ["--filter", one]
-    return parse_ps(os_text(require_answer(query(host, *words), "docker ps").out))
+    """All containers, also stopped ones, that pass the filters (of `docker ps --filter`)."""
+    arguments = ["ps", "-a", "--no-trunc", "--format", "{{.ID}} {{.Names}} {{.Status}}"]
+    for condition in filters:
+        arguments += ["--filter", condition]
+    answer = require_answer(query(host, *arguments), "docker ps")
+    return parse_ps(answer.out_text())
 
 
 def inspect_containers(host: Host, ids: Sequence[str]) -> Dict[str, Container]:
-    """Facts by id, without those that are gone or being removed."""
+    """Containers by id, without those that are gone or being removed."""
     containers = {}
     for doc in inspect_objects(host, "container", ids):
         container = parse_answer(doc, parse_container)
@@ -3346,24 +3447,24 @@ def inspect_containers(host: Host, ids: Sequence[str]) -> Dict[str, Container]:
 
 
 def inspect_running(host: Host, ident: str) -> Container:
-    """A container's facts as they are now. Raises ContainerGone."""
-    for one in inspect_containers(host, [ident]).values():
-        return one
+    """A container as it is now. Raises ContainerGone."""
+    for container in inspect_containers(host, [ident]).values():
+        return container
     raise ContainerGone
 
 
 def inspect_objects(host: Host, kind: str, names: Sequence[str]) -> List[dict]:
-    """Whole objects (kind: container, image, volume, network). One call for CHUNK_IDS of them; what
-    is gone is left out by docker, which then exits 1 but prints the others."""
+    """Whole objects (kind: container, image, volume, network), CHUNK_IDS of them in one call. What
+    is gone is left out: docker then exits 1 but prints the others."""
     verb = ["inspect", "--type", kind]
     if kind in ("volume", "network"):  # 1.12 has --type for the other two kinds only
         verb = [kind, "inspect"]
+    gone = r"[Nn]o such (container|object|image|volume)|network .* not found"
     objects = []  # type: List[dict]
     for start in range(0, len(names), CHUNK_IDS):
-        answer = query(host, *verb, *names[start : start + CHUNK_IDS])
-        if answer.rc and not re.search(
-            r"[Nn]o such (container|object|image|volume)|network .* not found", answer.text()
-        ):
+        chunk = names[start : start + CHUNK_IDS]
+        answer = query(host, *verb, *chunk)
+        if answer.rc and not re.search(gone, answer.text()):
             require_answer(answer, "docker inspect")
         objects += parse_objects(answer.out)
     return objects
@@ -3375,19 +3476,22 @@ def volume_device(host: Host, source: str) -> str:
     not look like the host's /etc."""
     name = source
     if "/" in source:
-        if not source.endswith("/_data"):
+        folder, last = os.path.split(source)
+        if last != "_data":
             return ""
-        name = os.path.basename(os.path.dirname(source))
+        name = os.path.basename(folder)
     if name in ("", "tmpfs"):
         return ""
-    volumes = inspect_objects(host, "volume", [name])
-    if not volumes:
-        return ""
-    return str((volumes[0].get("Options") or {}).get("device") or "")
+    for volume in inspect_objects(host, "volume", [name]):
+        return text_at(object_at(volume, "Options"), "device")
+    return ""
 
 
-def is_gone_now(host: Host, container: str, text: str) -> bool:
-    return is_gone(text) and container not in inspect_containers(host, [container])
+def is_gone_now(host: Host, ident: str, text: str) -> bool:
+    """Whether the text says that the container is no more, and docker agrees."""
+    if not is_gone(text):
+        return False
+    return ident not in inspect_containers(host, [ident])
 
 
 def engine_info(host: Host) -> EngineInfo:
@@ -3409,24 +3513,28 @@ def read_engine_info(host: Host) -> EngineInfo:
 def userns_base(info: EngineInfo) -> Tuple[int, int]:
     """First host uid and gid of a remapped engine, (0, 0) without remapping. The root then ends in
     UID.GID (docker's own naming). Raises MethodUnavailable where `docker cp` is unproven."""
-    if any("name=rootless" in option for option in info.security_options):
+    options = info.security_options
+    if any("name=rootless" in option for option in options):
         raise MethodUnavailable("docker cp under a rootless engine is not proven safe")
     if not info.root:
         raise MethodUnavailable("docker info does not say where Docker's root is")
-    found = re.search(r"/([0-9]+)\.([0-9]+)/?$", info.root)
-    if found:
-        return int(found.group(1)), int(found.group(2))
-    if any("userns" in option for option in info.security_options):
+    remapped = re.search(r"/([0-9]+)\.([0-9]+)/?$", info.root)
+    if remapped:
+        uid, gid = remapped.groups()
+        return int(uid), int(gid)
+    if any("userns" in option for option in options):
         raise MethodUnavailable("the engine remaps users, and its root does not say from which uid")
     return 0, 0
 
 
 def engine_userns(host: Host) -> Tuple[int, int]:
     """First host uid and gid of the engine's remapping; looked up once, and only for docker cp."""
+    known = host.known
     with host.guard:
-        if host.known.engine_userns is None:
-            host.known.engine_userns = userns_base(engine_info(host))
-        return host.known.engine_userns
+        if known.engine_userns is None:
+            info = engine_info(host)
+            known.engine_userns = userns_base(info)
+        return known.engine_userns
 
 
 SYSTEMD_MARK = "/run/systemd/system"  # sd_booted(3)
