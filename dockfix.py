@@ -25,7 +25,7 @@ f"dockfix needs Python 3.6 or newer: run it as  python3 dockfix.py"
 #   16 layer records: what a Docker root holds
 #
 # Where to add: a command: COMMANDS (30) and a chapter of its own; a storage driver: a row of
-# STORAGE_DRIVERS (5); a finding of `storage`: storage_findings (19); a refusal of chpasswd:
+# STORAGE_DRIVERS (5); a finding of `storage`: STORAGE_FINDINGS (19); a refusal of chpasswd:
 # require_settable (9), of a storage change: require_stoppable (24); a setting that
 # `restore` carries over: CREATE and the *_settings functions (23); another wording of docker's
 # errors: DAEMON_FAULTS (6), of `docker info`: INFO_KEYS (6).
@@ -10324,6 +10324,9 @@ class Measured(NamedTuple):
     size: Optional[int]
     reason: str
 
+    def is_complete(self) -> bool:
+        return self.reason == ""
+
 
 def open_folder_at(name: bytes, parent: Optional[int]) -> int:
     """A descriptor of a folder in an open one (None: by its path); a link is not followed."""
@@ -12330,107 +12333,272 @@ def require_engine_of(host: Host, engine: dict) -> Host:
 
 # Shows where the space goes: driver, pool, disks, images, containers, volumes, logs, build cache;
 # and findings, each with the command to type next.
+#
 # It only looks. It never changes anything, and never prints an unknown figure as 0: what cannot be
-# read is None, and the reason stands in result["missing"].
+# read is None, and the reason stands in `missing`.
+#
 # It rests on `docker info`, on the files below Docker's root, on statvfs, and on dmsetup and the
-# loop files of a devicemapper pool. Each figure's source stands in result["sources"].
+# loop files of a devicemapper pool. Each figure comes with its source.
+#
+# To add a finding: write a function that takes StorageFacts and returns a list of Finding, and add
+# its name to STORAGE_FINDINGS. Then add a row to CASES in tests/unit/test_findings.py: the facts,
+# and the finding that they make. A fact that is not in StorageFacts yet is a field of it first, and
+# collect_from_files fills it in.
+
+
+# Facts.
+
+
+Value = TypeVar("Value")
+
+
+class Fact(Generic[Value]):
+    """A value and where it comes from. value: None where it is unknown; source: '' there."""
+
+    def __init__(self, value: Optional[Value] = None, source: str = "") -> None:
+        self.value = value
+        self.source = source if value is not None else ""
+
+
+def first_known(*facts: Fact[Value]) -> Fact[Value]:
+    """The first fact whose value is known. The facts stand in the order of trust."""
+    for fact in facts:
+        if fact.value is not None:
+            return fact
+    return Fact()
+
+
+class EngineFacts(NamedTuple):
+    """What is known of the engine.
+
+    image_store: "graphdriver" or "containerd".
+    system: the engine's operating system, as docker info has it.
+    """
+
+    driver: Fact[str] = Fact()
+    server_version: Fact[str] = Fact()
+    root: Fact[str] = Fact()
+    image_store: Fact[str] = Fact()
+    system: Optional[str] = None
+    backing_filesystem: Optional[str] = None
+
+
+class PoolSpace(NamedTuple):
+    """The data space or the metadata space of a thin pool. Sizes are bytes.
+
+    device: as docker info has it.
+    available: what can still be used; never more than the disk of a loop file has free.
+    loop_file: the path of the file that holds the space.
+    allocated: what that file takes of its disk.
+    disk_free: what that disk has free.
+    """
+
+    device: Fact[str] = Fact()
+    used: Fact[int] = Fact()
+    total: Fact[int] = Fact()
+    available: Fact[int] = Fact()
+    loop_file: Fact[str] = Fact()
+    allocated: Fact[int] = Fact()
+    disk_free: Fact[int] = Fact()
+
+    def used_percent(self) -> Optional[float]:
+        return percent(self.used.value, self.total.value)
+
+
+class Pool(NamedTuple):
+    """The thin pool of devicemapper. Sizes are bytes.
+
+    mode: "loop", "direct" or "unknown", and mode_reason says why.
+    state: "rw", "ro", "out_of_data_space" or "Fail".
+    base_device_size: what a container's file system may take.
+    min_free: what the driver keeps free in the data space.
+    """
+
+    name: Fact[str] = Fact()
+    mode: Fact[str] = Fact()
+    mode_reason: Fact[str] = Fact()
+    state: Fact[str] = Fact()
+    needs_check: Fact[bool] = Fact()
+    failed: Fact[bool] = Fact()
+    block_size: Fact[int] = Fact()
+    base_device_size: Fact[int] = Fact()
+    min_free: Fact[int] = Fact()
+    data: PoolSpace = PoolSpace()
+    metadata: PoolSpace = PoolSpace()
+
+
+class Disk(NamedTuple):
+    """The file system under a path, as df shows it. Sizes are bytes, and the names are those of the
+    JSON document."""
+
+    path: str
+    device: int  # st_dev
+    total: int
+    free: int
+    filesystem: Optional[str]
+    mount_point: Optional[str]
+    used_percent: Optional[float]
+    inodes_used_percent: Optional[float]
+
+
+class DiskUse(NamedTuple):
+    """A disk, and what of Docker's is on it."""
+
+    disk: Disk
+    purposes: List[str]
+
+    def title(self) -> str:
+        return "the disk under %s (%s)" % (self.disk.path, ", ".join(self.purposes))
+
+
+class DriverFolder(NamedTuple):
+    """A storage driver's folder below Docker's root. size: bytes, measured only where the driver is
+    not the engine's own."""
+
+    driver: str
+    path: str
+    in_use: bool
+    size: Optional[int]
+
+
+UNKNOWN_SIZE = Measured(None, "unknown")
+
+
+# What takes space: one row for each thing. The names are those of the JSON document.
+
+
+class ContainerUsage(NamedTuple):
+    """A container's own files, or its logs. rotated: something keeps its log short."""
+
+    name: str
+    running: Optional[bool]
+    rotated: bool
+    id: str
+    size: Optional[int]
+    complete: bool
+
+
+class VolumeUsage(NamedTuple):
+    name: str
+    size: Optional[int]
+    complete: bool
+
+
+class LayerUsage(NamedTuple):
+    """A layer of the build cache, or an orphan."""
+
+    layer: str
+    size: Optional[int]
+    complete: bool
+
+
+class ImageUsage(NamedTuple):
+    """An image. size: bytes of the layers that no other image has, which is what deleting it would
+    give; used: a container was made of it."""
+
+    id: str
+    tags: List[str]
+    size: Optional[int]
+    used: bool
+    dangling: bool
+
+
+class FolderUsage(NamedTuple):
+    path: str
+    size: Optional[int]
+    complete: bool
+
+
+MeasuredRow = TypeVar("MeasuredRow", ContainerUsage, VolumeUsage, LayerUsage, FolderUsage)
+Row = TypeVar("Row", ContainerUsage, VolumeUsage, LayerUsage, FolderUsage, ImageUsage)
+
+
+class Usage(Generic[Row]):
+    """All things of one kind, the largest first.
+
+    count: None where it is unknown how many there are.
+    size: the sum of what is known; None, never 0, where nothing is.
+    complete: nothing is missing in rows and size.
+    count_source: where count comes from, '' for the rows.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Row] = (),
+        count: Optional[int] = None,
+        size: Optional[int] = None,
+        complete: bool = False,
+        count_source: str = "",
+    ) -> None:
+        self.rows = sorted(rows, key=lambda row: row.size or 0, reverse=True)  # type: List[Row]
+        self.count = count
+        self.size = size
+        self.complete = complete
+        self.count_source = count_source
+
+
+class EngineUsage(NamedTuple):
+    """What takes space, by kind. What of it could be freed is a kind of its own."""
+
+    # Of containers: their own files, without those of their images.
+    containers: Usage[ContainerUsage] = Usage()
+    stopped_containers: Usage[ContainerUsage] = Usage()
+    # What json-file and local have written, rotated files too.
+    logs: Usage[ContainerUsage] = Usage()
+    volumes: Usage[VolumeUsage] = Usage()
+    # No container has them.
+    unused_volumes: Usage[VolumeUsage] = Usage()
+    # BuildKit's layers that no image has.
+    build_cache: Usage[LayerUsage] = Usage()
+    # Layers that nothing has.
+    orphans: Usage[LayerUsage] = Usage()
+    images: Usage[ImageUsage] = Usage()
+    # They have a name, but no container.
+    unused_images: Usage[ImageUsage] = Usage()
+    # They have neither.
+    dangling_images: Usage[ImageUsage] = Usage()
+    # A single folder; None where the engine does not use it.
+    containerd_store: Optional[Usage[FolderUsage]] = None
 
 
 class StorageFacts(NamedTuple):
-    """What the files of this host tell. layers: None where they are not readable. sizes: keys are
-    (kind, name), such as ("container", ID) or ("volume", NAME)."""
+    """All that `storage` knows. Its result row and its findings are made from this alone.
 
-    layers: Optional[Layers]
-    sizes: Dict[Tuple, Measured]
-    options: List[OptionSource]
+    missing: what is not known, a line for each.
+    elsewhere: why the files of this host tell nothing of the engine, '' where they do.
+    on_system_disk: Docker's root is on the disk of /.
+    deleted_loop_files: those of the pool that have no name any more.
+    warning, critical: per cent of fullness.
+    """
 
+    engine: EngineFacts = EngineFacts()
+    pool: Optional[Pool] = None
+    disks: Sequence[DiskUse] = ()
+    on_system_disk: bool = False
+    deleted_loop_files: Sequence[LoopFile] = ()
+    usage: EngineUsage = EngineUsage()
+    drivers_on_disk: Sequence[DriverFolder] = ()
+    options: Sequence[OptionSource] = ()
+    missing: Sequence[str] = ()
+    elsewhere: str = ""
+    warning: float = 80.0
+    critical: float = 90.0
 
-NO_FACTS = StorageFacts(None, {}, [])
-UNKNOWN_SIZE = Measured(None, "unknown")
-POOL_KEYS = [
-    *POOL_WORDS.values(),
-    *POOL_SIZES.values(),
-    "mode",
-    "mode_why",
-    "state",
-    "needs_check",
-    "failed",
-    "data_allocated",
-    "metadata_allocated",
-    "data_disk_free",
-    "metadata_disk_free",
-]
-USAGE_KINDS = (
-    "containers",
-    "stopped_containers",
-    "logs",
-    "volumes",
-    "unused_volumes",
-    "build_cache",
-    "orphans",
-    "images",
-    "unused_images",
-    "dangling_images",
-)
+    def root(self) -> str:
+        return self.engine.root.value or DOCKER_ROOT
 
+    def in_containerd(self) -> bool:
+        return self.engine.image_store.value == "containerd"
 
-# The result and its facts
-
-
-def new_storage(info: EngineInfo) -> dict:
-    """The result row with what docker info says. Everything else is filled in where it is known.
-    Sizes are bytes, or None."""
-    status = info.driver_status
-    result = {
-        "driver": None,
-        "server_version": None,
-        "root": None,
-        "image_store": None,
-        "os": info.os_type or None,
-        "backing_filesystem": status.get("Backing Filesystem"),
-        "pool": None,
-        "disk": None,
-        "disks": [],
-        "usage": {},
-        "drivers_on_disk": [],
-        "options": [],
-        "sources": {},
-        "missing": [],
-        "msg": "",
-    }  # type: dict
-    note_fact(result, "driver", info.driver or None, "docker info")
-    note_fact(result, "server_version", info.version or None, "docker info")
-    note_fact(result, "root", info.root or None, "docker info")
-    if status.get("driver-type"):
-        note_fact(result, "image_store", "containerd", "docker info")
-    elif info.driver in STORAGE_DRIVERS:
-        note_fact(result, "image_store", "graphdriver", "docker info")
-    if any(key in POOL_SIZES or key in POOL_WORDS for key in status):
-        note_reported_pool(result, status)
-    return result
-
-
-def note_reported_pool(result: dict, status: Dict[str, str]) -> None:
-    """The pool as docker info reports it. Its sizes are rounded to four digits."""
-    result["pool"] = dict.fromkeys(POOL_KEYS)
-    for name, value in parse_reported_pool(status)._asdict().items():
-        source = "docker info"
-        if name in POOL_SIZES.values():
-            source += " (four digits)"
-        note_fact(result, "pool." + name, value, source)
-
-
-def note_fact(result: dict, key: str, value: object, source: str, better: bool = False) -> None:
-    """Set a fact that is not known yet, and its source. better: replace a fact from a less trusted
-    source too. key: a key of the result, or "pool." and a key of its pool."""
-    holder, name = result, key
-    if key.startswith("pool."):
-        holder, name = result["pool"], key[len("pool.") :]
-    if value is None:
-        return
-    if better or holder.get(name) is None:
-        holder[name] = value
-        result["sources"][key] = source
+    def driver_options(self) -> Dict[str, str]:
+        """The storage options in force, such as {"dm.basesize": "20G"}."""
+        settings = {}
+        for source in self.options:
+            for option in source.options:
+                if source.used and option.name == "storage-opt":
+                    key, _, setting = option.value.partition("=")
+                    settings[key] = setting
+        return settings
 
 
 def percent(part: Optional[int], whole: Optional[int]) -> Optional[float]:
@@ -12440,7 +12608,189 @@ def percent(part: Optional[int], whole: Optional[int]) -> Optional[float]:
     return round(100.0 * part / whole, 1)
 
 
-# Reading: options, disks, drivers
+# Parsing docker info.
+
+
+def parse_engine(info: EngineInfo) -> EngineFacts:
+    """The engine as docker info has it."""
+    image_store = None
+    if info.driver_status.get("driver-type"):
+        image_store = "containerd"
+    elif info.driver in STORAGE_DRIVERS:
+        image_store = "graphdriver"
+    return EngineFacts(
+        driver=Fact(info.driver or None, "docker info"),
+        server_version=Fact(info.version or None, "docker info"),
+        root=Fact(info.root or None, "docker info"),
+        image_store=Fact(image_store, "docker info"),
+        system=info.os_type or None,
+        backing_filesystem=info.driver_status.get("Backing Filesystem"),
+    )
+
+
+# The pool, from docker info, the kernel and its files.
+
+
+class PoolFile(NamedTuple):
+    """A file that holds a space of the pool. Sizes are bytes."""
+
+    path: str
+    length: int
+    allocated: int
+    disk_free: int
+
+
+class PoolEvidence(NamedTuple):
+    """What this host tells of the pool, beside docker info.
+
+    loops: the files of "data" and "metadata" that are there.
+    kernel: None where dmsetup does not know the pool.
+    default_name: how the driver names the pool, '' where that cannot be told.
+    base_size: bytes of the base device, by the driver's record.
+    """
+
+    loops: Dict[str, PoolFile]
+    kernel: Optional[ThinPool] = None
+    default_name: str = ""
+    base_size: Optional[int] = None
+
+
+class PoolReport:
+    """The pool as docker info has it; every fact is unknown where it has none. The keys are fields
+    of ReportedPool."""
+
+    def __init__(self, info: EngineInfo) -> None:
+        self.pool = None  # type: Optional[ReportedPool]
+        if any(key in POOL_SIZES or key in POOL_WORDS for key in info.driver_status):
+            self.pool = parse_reported_pool(info.driver_status)
+
+    def text(self, key: str) -> Fact[str]:
+        return Fact(getattr(self.pool, key, None), "docker info")
+
+    def size(self, key: str) -> Fact[int]:
+        """Bytes; docker info rounds them to four digits."""
+        return Fact(getattr(self.pool, key, None), "docker info (four digits)")
+
+    def failed(self) -> Fact[bool]:
+        if self.pool is None:
+            return Fact()
+        return Fact(self.pool.failed, "docker info")
+
+
+def parse_pool(info: EngineInfo) -> Optional[Pool]:
+    """The pool as docker info has it, None where it has none."""
+    reported = PoolReport(info)
+    if reported.pool is None:
+        return None
+    return combine_pool(reported, PoolEvidence({}))
+
+
+def combine_pool(reported: PoolReport, evidence: PoolEvidence) -> Pool:
+    """The pool by the kernel, by its files, and by docker info, in this order of trust."""
+    mode = pool_mode_of(reported, evidence)
+    name = reported.text("name")
+    if evidence.default_name:
+        name = first_known(name, Fact(evidence.default_name, "its folder's inode"))
+    base_size = Fact(evidence.base_size, "metadata/base")
+    pool = Pool(
+        name=name,
+        mode=mode.mode,
+        mode_reason=mode.reason,
+        failed=reported.failed(),
+        block_size=reported.size("block_size"),
+        base_device_size=first_known(base_size, reported.size("base_device_size")),
+        min_free=reported.size("min_free"),
+        data=combine_pool_space("data", reported, evidence),
+        metadata=combine_pool_space("metadata", reported, evidence),
+    )
+    kernel = evidence.kernel
+    if not kernel:
+        return pool
+    return pool._replace(
+        state=Fact(kernel.state, "dmsetup"),
+        needs_check=Fact(kernel.needs_check, "dmsetup"),
+        failed=Fact(kernel.state == "Fail", "dmsetup"),
+        block_size=Fact(kernel.block, "dmsetup"),
+    )
+
+
+class PoolMode(NamedTuple):
+    """mode and reason as in Pool."""
+
+    mode: Fact[str]
+    reason: Fact[str]
+
+
+def pool_mode_of(reported: PoolReport, evidence: PoolEvidence) -> PoolMode:
+    """The kernel decides; else docker info; and where that cannot tell, a loop file that is
+    there."""
+    if evidence.kernel:
+        return kernel_pool_mode(evidence.kernel)
+    mode = reported.text("mode")
+    reason = reported.text("mode_why")
+    if mode.value not in (None, "unknown") or not evidence.loops:
+        return PoolMode(mode, reason)
+    path = next(iter(evidence.loops.values())).path
+    text = "there is a loop file %s" % path
+    return PoolMode(Fact("loop", mode.source), Fact(text, reason.source))
+
+
+def kernel_pool_mode(pool: ThinPool) -> PoolMode:
+    """Major number 7 is the loop driver (kernel: admin-guide/devices.txt)."""
+    mode = "direct"
+    reason = "its data device is no loop device"
+    if pool.data_dev.startswith("7:"):
+        mode = "loop"
+        reason = "its data device is a loop device"
+    return PoolMode(Fact(mode, "dmsetup"), Fact(reason, "dmsetup"))
+
+
+def combine_pool_space(kind: str, reported: PoolReport, evidence: PoolEvidence) -> PoolSpace:
+    """One space of the pool, of "data" and "metadata". The kernel is exact. A loop file is as long
+    as the space, unless the file was made longer since."""
+    total = reported.size(kind + "_total")
+    space = PoolSpace(
+        device=reported.text(kind + "_file"),
+        used=reported.size(kind + "_used"),
+        total=total,
+        available=reported.size(kind + "_available"),
+        loop_file=reported.text(kind + "_loop_file"),
+    )
+    loop = evidence.loops.get(kind)
+    if loop:
+        # The file's length replaces a rounded figure that it confirms.
+        if total.value is None or abs(total.value - loop.length) < total.value // 1000:
+            total = Fact(loop.length, "stat of the loop file")
+        space = space._replace(
+            total=total,
+            loop_file=first_known(space.loop_file, Fact(loop.path, "stat")),
+            allocated=Fact(loop.allocated, "stat"),
+            disk_free=Fact(loop.disk_free, "statvfs"),
+        )
+    if evidence.kernel:
+        return with_kernel_figures(space, kind, evidence.kernel)
+    return space
+
+
+def with_kernel_figures(space: PoolSpace, kind: str, kernel: ThinPool) -> PoolSpace:
+    """A space with what the kernel says: nothing where the pool has failed."""
+    used, total = kernel.data_used, kernel.data_total
+    if kind == "metadata":
+        used, total = kernel.metadata_used, kernel.metadata_total
+    if used is None or total is None:
+        return space
+    available = Fact(total - used, "dmsetup")
+    disk_free = space.disk_free.value
+    if disk_free is not None:
+        available = Fact(max(0, min(total - used, disk_free)), "dmsetup, statvfs")
+    return space._replace(
+        used=Fact(used, "dmsetup"),
+        total=Fact(total, "dmsetup"),
+        available=available,
+    )
+
+
+# Reading: options, disks, drivers.
 
 
 def engine_options(root: str) -> List[OptionSource]:
@@ -12448,77 +12798,87 @@ def engine_options(root: str) -> List[OptionSource]:
     they name this root; else in the daemon's own command line and the daemon.json that it names."""
     own = without_remap(root)
     configured = option_sources()
-    running = []  # type: List[OptionSource]
+    of_process = []  # type: List[OptionSource]
+    of_settings = []  # type: List[OptionSource]
     for daemon in running_daemons():
         given = dict(daemon.options)
         config_file = given.get("config-file") or "/etc/docker/daemon.json"
         text, options, fault = read_settings(config_file, parse_daemon_json)
         data_root = given.get("data-root") or dict(options).get("data-root") or DOCKER_ROOT
         if data_root == own:
-            running.append(daemon._replace(used=True))
-            running.append(OptionSource("daemon.json", config_file, "", text, options, True, fault))
-    configured_data_root = next_options(configured).get("data-root") or DOCKER_ROOT
-    if configured_data_root != own:
-        return running
-    return configured + [
-        source._replace(used=False) for source in running if source.kind == "running"
-    ]
+            of_process.append(daemon)
+            of_settings.append(
+                OptionSource("daemon.json", config_file, "", text, options, True, fault)
+            )
+    configured_root_option = next_options(configured).get("data-root") or DOCKER_ROOT
+    if configured_root_option == own:
+        return configured + of_process
+    running = []
+    for daemon, settings in zip(of_process, of_settings):
+        # No file of this host says how that daemon is started: its command line counts.
+        running += [daemon._replace(used=True), settings]
+    return running
 
 
-def read_disk(path: str, mounts: List[Mount]) -> Optional[dict]:
-    """The file system under a path, as df shows it; None where it cannot be asked."""
-    space = suppress_errors(read_disk_room, path)
+def read_disk(path: str, mounts: List[Mount]) -> Optional[Disk]:
+    """The file system under a path; None where it cannot be asked."""
+    space = suppress_errors(os.statvfs, os_bytes(path))
     folder = suppress_errors(os.stat, os_bytes(path))
     if not space or not folder:
         return None
+    filesystem = mount_point = None
     mount = mount_of(real_path(path), mounts)
-    used = space.total - space.free
-    inodes_used = space.inodes_total - space.inodes_free
-    return {
-        "path": path,
-        "device": folder.st_dev,
-        "total": space.total,
-        "free": space.available,
-        "filesystem": mount.fstype if mount else None,
-        "mount_point": mount.point if mount else None,
-        "used_percent": percent(used, used + space.available),
-        "inodes_used_percent": percent(inodes_used, inodes_used + space.inodes_available),
-        "for": [],
-    }
+    if mount:
+        filesystem = mount.fstype
+        mount_point = mount.point
+    # As df does: what is kept for root counts neither as used nor as free.
+    used = space.f_blocks - space.f_bfree
+    inodes_used = space.f_files - space.f_ffree
+    return Disk(
+        path=path,
+        device=folder.st_dev,
+        total=space.f_blocks * space.f_frsize,
+        free=space.f_bavail * space.f_frsize,
+        filesystem=filesystem,
+        mount_point=mount_point,
+        used_percent=percent(used, used + space.f_bavail),
+        inodes_used_percent=percent(inodes_used, inodes_used + space.f_favail),
+    )
 
 
-def collect_disks(root: str, result: dict) -> List[dict]:
+def collect_disks(root: str, driver: str) -> List[DiskUse]:
     """Each file system that holds a part of Docker's data, once."""
     mounts = mounts_of()
-    disks = []  # type: List[dict]
-    by_device = {}  # type: Dict[int, dict]
+    by_device = {}  # type: Dict[int, DiskUse]
     places = (
         ("Docker's root", root),
         ("volumes", root + "/volumes"),
-        ("layers", "%s/%s" % (root, result["driver"])),
+        ("layers", "%s/%s" % (root, driver)),
         ("pool files", root + "/devicemapper/devicemapper"),
         ("containerd's store", containerd_root(root)),
     )
     for purpose, path in places:
         disk = read_disk(path, mounts)
-        if not disk:
-            continue
-        if disk["device"] not in by_device:
-            by_device[disk["device"]] = disk
-            disks.append(disk)
-        by_device[disk["device"]]["for"].append(purpose)
-    if disks and disks[0]["path"] == root:
-        note_fact(result, "disk", disks[0], "statvfs")
-    return disks
+        if disk:
+            use = by_device.setdefault(disk.device, DiskUse(disk, []))
+            use.purposes.append(purpose)
+    return list(by_device.values())
 
 
-def collect_driver(result: dict, layers: Optional[Layers], options: List[OptionSource]) -> None:
-    """The driver where no daemon tells it, and every driver's folder below the root."""
-    root = result["root"]
-    on_disk = []
+def drivers_below(root: str) -> List[str]:
+    """The storage drivers that have a folder below Docker's root."""
+    drivers = []
     for driver in STORAGE_DRIVERS:
         if os.path.isdir(os_bytes(os.path.join(root, driver))):
-            on_disk.append(driver)
+            drivers.append(driver)
+    return drivers
+
+
+def complete_engine(
+    engine: EngineFacts, layers: Optional[Layers], options: List[OptionSource], on_disk: List[str]
+) -> EngineFacts:
+    """The engine, with what the options and the files tell where no daemon does. on_disk: the
+    drivers that have a folder."""
     of_containers = []  # type: List[str]
     if layers:
         for facts in layers.containers.values():
@@ -12526,59 +12886,100 @@ def collect_driver(result: dict, layers: Optional[Layers], options: List[OptionS
                 of_containers.append(facts["driver"])
     in_containerd = any(driver not in STORAGE_DRIVERS for driver in of_containers)
     if not in_containerd and not on_disk:
-        in_containerd = has_rootfs(root)
-    if in_containerd:
-        note_fact(result, "image_store", "containerd", "the containers' files")
-    note_fact(result, "driver", next_options(options).get("storage-driver"), "configuration")
+        in_containerd = has_rootfs(str(engine.root.value))
+    usual = None
     if of_containers:
         usual = max(of_containers, key=of_containers.count)
-        note_fact(result, "driver", usual, "the containers' files")
-    if len(on_disk) == 1:
-        note_fact(result, "driver", on_disk[0], "the only driver's folder")
-    for driver in on_disk:
-        result["drivers_on_disk"].append(
-            {
-                "driver": driver,
-                "path": os.path.join(root, driver),
-                "in_use": driver == result["driver"],
-                "size": None,
-            }
-        )
+    return engine._replace(
+        driver=first_known(
+            engine.driver,
+            Fact(next_options(options).get("storage-driver"), "configuration"),
+            Fact(usual, "the containers' files"),
+            Fact(on_disk[0] if len(on_disk) == 1 else None, "the only driver's folder"),
+        ),
+        image_store=first_known(
+            engine.image_store,
+            Fact("containerd" if in_containerd else None, "the containers' files"),
+        ),
+    )
 
 
-# Reading: the devicemapper pool
+# Reading: the devicemapper pool.
 
 
-def collect_pool(host: Host, root: str, result: dict, layers: Optional[Layers]) -> Dict[str, int]:
-    """What the kernel and the loop files say of the pool: better than docker info's four digits.
-    Returns {device name: bytes mapped} of the active thin devices."""
+class KernelPool(NamedTuple):
+    """What dmsetup tells.
+
+    pool: None where it does not know this pool.
+    devices: {name: bytes mapped} of the active thin devices.
+    faults: why something could not be read.
+    """
+
+    pool: Optional[ThinPool]
+    devices: Dict[str, int]
+    faults: List[str]
+
+
+class PoolFiles(NamedTuple):
+    """The files of "data" and "metadata" that are there, and why others could not be read."""
+
+    by_kind: Dict[str, PoolFile]
+    faults: List[str]
+
+
+class PoolReading(NamedTuple):
+    """A pool by all sources, None where there is none; devices and faults as in KernelPool."""
+
+    pool: Optional[Pool]
+    devices: Dict[str, int]
+    faults: List[str]
+
+
+def read_pool(host: Host, root: str, info: EngineInfo, layers: Optional[Layers]) -> PoolReading:
+    """The pool by all sources: docker info, dmsetup, its files and the driver's records."""
     home = os.path.join(root, "devicemapper")
-    if not result["pool"]:
-        result["pool"] = dict.fromkeys(POOL_KEYS)
-    pool = result["pool"]
+    reported = PoolReport(info)
+    default_name = ""
     prefix = pool_prefix(home)
     if prefix:
-        note_fact(result, "pool.name", prefix + "pool", "its folder's inode")
+        default_name = prefix + "pool"
+    name = reported.text("name").value or default_name
+    kernel = read_kernel_pool(host, name)
+    evidence = PoolEvidence(
+        loops={},
+        kernel=kernel.pool,
+        default_name=default_name,
+        base_size=recorded_base_size(layers),
+    )
+    loops = PoolFiles({}, [])
+    # A direct pool has no files: what is there was left by a loop pool of former days.
+    if pool_mode_of(reported, evidence).mode.value != "direct":
+        loops = read_loop_files(home, reported)
+    pool = combine_pool(reported, evidence._replace(loops=loops.by_kind))
+    faults = kernel.faults
+    if pool.mode.value == "loop":
+        faults = faults + loops.faults
+    return PoolReading(pool, kernel.devices, faults)
+
+
+def read_kernel_pool(host: Host, name: str) -> KernelPool:
+    """One call of dmsetup for all tables, one for all states."""
+    pool = None
+    faults = []
     status_text = ""
     try:
         table_text = read_dmsetup(host, "table")
         status_text = read_dmsetup(host, "status")
-        table = device_line(table_text, pool["name"])
-        status = device_line(status_text, pool["name"])
+        table = device_line(table_text, name)
+        status = device_line(status_text, name)
         if table and status:
-            note_pool(result, parse_thin_pool(table, status))
+            pool = parse_thin_pool(table, status)
     except EnvironmentFault as err:
-        result["missing"].append(err.msg)
-    if pool["mode"] != "direct":
-        for kind in ("data", "metadata"):
-            default = os.path.join(home, "devicemapper", kind)
-            note_loop_file(result, kind, str(pool[kind + "_loop_file"] or default))
-    for row in layers.rows if layers else []:
-        if row["layer"] == "base" and row["driver"] == "devicemapper":
-            size = row.get("device_size")
-            note_fact(result, "pool.base_device_size", size, "metadata/base", better=True)
-    thin_devices = re.findall(r"^(\S+): 0 [0-9]+ thin ([0-9]+) ", status_text, re.M)
-    return {name: int(sectors) * 512 for name, sectors in thin_devices}
+        faults.append(err.msg)
+    devices = {}
+    for device, sectors in re.findall(r"^(\S+): 0 [0-9]+ thin ([0-9]+) ", status_text, re.M):
+        devices[device] = int(sectors) * 512
+    return KernelPool(pool, devices, faults)
 
 
 def read_dmsetup(host: Host, verb: str) -> str:
@@ -12594,96 +12995,190 @@ def device_line(text: str, name: str) -> str:
     return ""
 
 
-def note_pool(result: dict, pool: ThinPool) -> None:
-    """The pool as the kernel reports it."""
-    # Major number 7 is the loop driver (kernel: admin-guide/devices.txt).
-    if pool.data_dev.startswith("7:"):
-        mode, reason = "loop", "its data device is a loop device"
-    else:
-        mode, reason = "direct", "its data device is no loop device"
-    facts = {
-        "block_size": pool.block,
-        "state": pool.state,
-        "needs_check": pool.needs_check,
-        "failed": pool.state == "Fail",
-        "mode": mode,
-        "mode_why": reason,
-    }  # type: Dict[str, object]
+def read_loop_files(home: str, reported: PoolReport) -> PoolFiles:
+    """The pool's files, where docker info names them, else where the driver puts them."""
+    files = {}
+    faults = []
     for kind in ("data", "metadata"):
-        used = getattr(pool, kind + "_used")
-        total = getattr(pool, kind + "_total")
-        facts[kind + "_used"] = used
-        facts[kind + "_total"] = total
-        facts[kind + "_available"] = total - used if total is not None else None
-    for name, value in facts.items():
-        note_fact(result, "pool." + name, value, "dmsetup", better=True)
+        path = reported.text(kind + "_loop_file").value
+        if not path:
+            path = os.path.join(home, "devicemapper", kind)
+        try:
+            loop = read_loop_file(path)
+        except OSError as err:
+            faults.append("%s: %s" % (path, err.strerror))
+            continue
+        if loop:
+            files[kind] = loop
+    return PoolFiles(files, faults)
 
 
-def note_loop_file(result: dict, kind: str, path: str) -> None:
-    """What a loop file says of the pool. The file is as long as the pool, unless it was made longer
-    since. Only the file tells what it has allocated, and how much room the disk under it has."""
-    pool = result["pool"]
-    sources = result["sources"]
+def read_loop_file(path: str) -> Optional[PoolFile]:
+    """None where it is no regular file, or its disk cannot be asked. Raises OSError where nothing
+    is there."""
+    state = os.lstat(os_bytes(path))
     disk = read_disk(os.path.dirname(path), [])
-    try:
-        state = os.lstat(os_bytes(path))
-    except OSError as err:
-        if pool["mode"] == "loop":
-            result["missing"].append("%s: %s" % (path, err.strerror))
-        return
     if not stat.S_ISREG(state.st_mode) or not disk:
-        return
-    if pool["mode"] in (None, "unknown"):
-        pool.update(mode="loop", mode_why="there is a loop file %s" % path)
-    total = pool[kind + "_total"]
-    used = pool[kind + "_used"]
-    # The file's length replaces a rounded figure that it confirms, never the kernel's own.
-    exact = False
-    if sources.get("pool.%s_total" % kind) != "dmsetup":
-        exact = total is None or abs(total - state.st_size) < total // 1000
-    note_fact(result, "pool.%s_loop_file" % kind, path, "stat")
-    note_fact(result, "pool.%s_allocated" % kind, state.st_blocks * 512, "stat")
-    note_fact(result, "pool.%s_disk_free" % kind, disk["free"], "statvfs")
-    note_fact(result, "pool.%s_total" % kind, state.st_size, "stat of the loop file", better=exact)
-    if sources.get("pool.%s_used" % kind) == "dmsetup" and total is not None:
-        available = max(0, min(total - used, disk["free"]))
-        name = "pool.%s_available" % kind
-        note_fact(result, name, available, "dmsetup, statvfs", better=True)
+        return None
+    allocated = state.st_blocks * 512
+    return PoolFile(path, state.st_size, allocated, disk.free)
 
 
-# Reading: sizes
+def recorded_base_size(layers: Optional[Layers]) -> Optional[int]:
+    """Bytes of the base device, by the driver's own record."""
+    if not layers:
+        return None
+    for row in layers.rows:
+        if row["driver"] == "devicemapper" and row["layer"] == "base":
+            return row.get("device_size")
+    return None
 
 
-def collect_sizes(
-    opts: Options, root: str, result: dict, layers: Layers, devices: Dict[str, int]
-) -> Dict[Tuple, Measured]:
-    """The sizes of folders, which are walked, of thin devices, and of logs, which are only listed.
-    devices: bytes mapped in the active thin devices."""
-    sizes = device_sizes(layers, devices)
-    folders = layer_folders(layers)
-    folders.update(volume_folders(root, result, layers))
-    if result["image_store"] == "containerd":
-        folders["store", ""] = containerd_root(root)
-    for tree in result["drivers_on_disk"]:
-        if not tree["in_use"]:
-            folders["driver", tree["driver"]] = tree["path"]
-    folders = {key: path for key, path in folders.items() if os.path.isdir(os_bytes(path))}
+# Reading: sizes.
+
+
+class VolumeFolders(NamedTuple):
+    """{volume: its folder}. fault: why they could not be listed, '' where they were."""
+
+    paths: Dict[str, str]
+    fault: str
+
+
+class Sizes(NamedTuple):
+    """What was measured: of containers and their logs by container id, of layers by layer, of
+    volumes by name, of storage drivers that are not in use by driver.
+
+    image_layers: only of a driver whose layers are whole copies.
+    store: of containerd's store.
+    faults: a line for each folder that was not measured as a whole.
+    """
+
+    containers: Dict[str, Measured]
+    logs: Dict[str, Measured]
+    volumes: Dict[str, Measured]
+    cache_layers: Dict[str, Measured]
+    orphans: Dict[str, Measured]
+    image_layers: Dict[str, Measured]
+    drivers: Dict[str, Measured]
+    store: Measured
+    faults: List[str]
+
+
+def read_volume_folders(root: str, layers: Layers) -> VolumeFolders:
+    """That there is no folder of volumes is a fault only where a container has a volume."""
+    folder = root + "/volumes"
+    try:
+        names = sorted(os.listdir(os_bytes(folder)))
+    except FileNotFoundError as err:
+        if not any(facts["volumes"] for facts in layers.containers.values()):
+            return VolumeFolders({}, "")
+        return VolumeFolders({}, "%s: %s" % (folder, err.strerror))
+    except OSError as err:
+        return VolumeFolders({}, "%s: %s" % (folder, err.strerror))
+    paths = {}
+    for raw_name in names:
+        name = os.fsdecode(raw_name)
+        path = os.path.join(folder, name)
+        # Beside the volumes is their database, a file.
+        if os.path.isdir(os_bytes(path)):
+            paths[name] = path
+    return VolumeFolders(paths, "")
+
+
+def measure_all(
+    opts: Options, root: str, layers: Layers, folders: Dict[Tuple, str], devices: Dict[str, int]
+) -> Sizes:
+    """Folders are walked, thin devices were told by dmsetup, and logs are only listed.
+
+    folders: {(kind, name): folder}, those of folders_to_measure.
+    devices: bytes mapped in the active thin devices.
+    """
+    sizes = {}  # type: Dict[Tuple, Measured]
+    faults = []  # type: List[str]
     if opts.quick:
         for key in folders:
             sizes[key] = Measured(None, "not measured (--quick)")
     else:
-        progress = Progress("storage", len(folders), opts.quiet)
-        seconds = 1e9 if opts.full else WALK_SECONDS
-        sizes.update(measure_folders(folders, seconds, progress.show))
-        progress.end()
+        sizes = walk_folders(opts, folders)
+    sizes.update(device_sizes(layers, devices))
     add_init_layers(sizes)
     if not opts.quick:
-        result["missing"] += incomplete_sizes(folders, sizes)[:20]
-    for container in layers.containers:
-        sizes["log", container] = log_size(root, container)
-    for tree in result["drivers_on_disk"]:
-        tree["size"] = sizes.get(("driver", tree["driver"]), UNKNOWN_SIZE).size
+        faults = incomplete_sizes(folders, sizes)
+    logs = {}
+    for ident in layers.containers:
+        logs[ident] = log_size(root, ident)
+    return Sizes(
+        containers=sizes_of(sizes, "container"),
+        logs=logs,
+        volumes=sizes_of(sizes, "volume"),
+        cache_layers=sizes_of(sizes, "cache"),
+        orphans=sizes_of(sizes, "orphan"),
+        image_layers=sizes_of(sizes, "image"),
+        drivers=sizes_of(sizes, "driver"),
+        store=sizes.get(("store", ""), UNKNOWN_SIZE),
+        faults=faults[:20],
+    )
+
+
+def walk_folders(opts: Options, folders: Dict[Tuple, str]) -> Dict[Tuple, Measured]:
+    """The sizes of folders; in WALK_SECONDS, unless --full gives all the time that it takes."""
+    seconds = WALK_SECONDS
+    if opts.full:
+        seconds = 1e9
+    progress = Progress("storage", len(folders), opts.quiet)
+    sizes = measure_folders(folders, seconds, progress.show)
+    progress.end()
     return sizes
+
+
+def folders_to_measure(
+    layers: Layers, volumes: VolumeFolders, store: str, drivers: Dict[str, str]
+) -> Dict[Tuple, str]:
+    """{(kind, name): folder} of those that are there.
+
+    store: containerd's, '' where it is not used.
+    drivers: {driver that is not in use: its folder}.
+    """
+    folders = layer_folders(layers)
+    for name, path in volumes.paths.items():
+        folders["volume", name] = path
+    folders["store", ""] = store
+    for name, path in drivers.items():
+        folders["driver", name] = path
+    return {key: path for key, path in folders.items() if os.path.isdir(os_bytes(path))}
+
+
+def layer_folders(layers: Layers) -> Dict[Tuple, str]:
+    """{(kind, name): folder} of the layers whose size no record tells. kind: the role, or "cache";
+    name: the container's id for a container's layers, else the layer."""
+    folders = {}  # type: Dict[Tuple, str]
+    for row in layers.rows:
+        kind = row["role"]
+        name = row["layer"]
+        if kind in ("container", "container-init"):
+            name = row["container"]["id"]
+        elif is_build_cache(row):
+            kind = "cache"
+        elif kind != "orphan" and not STORAGE_DRIVERS[row["driver"]].full_copies:
+            continue  # layerdb has the size of an image's layer
+        folder = own_folder(row)
+        if folder:
+            folders[kind, name] = folder
+    return folders
+
+
+def is_build_cache(row: dict) -> bool:
+    """Whether a layer is of BuildKit's cache alone."""
+    return row["note"] == "build cache"
+
+
+def sizes_of(sizes: Dict[Tuple, Measured], kind: str) -> Dict[str, Measured]:
+    """{name: size} of one kind."""
+    chosen = {}
+    for key, size in sizes.items():
+        if key[0] == kind:
+            chosen[key[1]] = size
+    return chosen
 
 
 def device_sizes(layers: Layers, devices: Dict[str, int]) -> Dict[Tuple, Measured]:
@@ -12693,64 +13188,31 @@ def device_sizes(layers: Layers, devices: Dict[str, int]) -> Dict[Tuple, Measure
         device = row.get("device")
         if not device or row["role"] != "container":
             continue
-        reason = "" if device in devices else "its device is not active"
-        sizes["container", row["container"]["id"]] = Measured(devices.get(device), reason)
+        ident = row["container"]["id"]
+        sizes["container", ident] = Measured(None, "its device is not active")
+        if device in devices:
+            sizes["container", ident] = Measured(devices[device], "")
     return sizes
-
-
-def layer_folders(layers: Layers) -> Dict[Tuple, str]:
-    """{(kind, name): folder} of the layers whose size no record tells."""
-    folders = {}  # type: Dict[Tuple, str]
-    for row in layers.rows:
-        if row["note"] == "build cache":
-            kind = "cache"
-        elif row["role"] in ("container", "container-init", "orphan"):
-            kind = row["role"]
-        elif STORAGE_DRIVERS[row["driver"]].full_copies:
-            kind = row["role"]
-        else:
-            continue  # layerdb has the size of an image's layer
-        folder = own_folder(row)
-        if folder:
-            of_container = kind.startswith("container")
-            name = row["container"]["id"] if of_container else row["layer"]
-            folders[kind, name] = folder
-    return folders
-
-
-def volume_folders(root: str, result: dict, layers: Layers) -> Dict[Tuple, str]:
-    """The volumes' folders. A folder of volumes that is not readable is noted as unread; that there
-    is none is a fault only where a container has a volume."""
-    folder = root + "/volumes"
-    try:
-        names = sorted(os.listdir(os_bytes(folder)))
-    except OSError as err:
-        expected = any(facts["volumes"] for facts in layers.containers.values())
-        if expected or not isinstance(err, FileNotFoundError):
-            layers.unread[folder] = str(err.strerror)
-            result["missing"].append("%s: %s" % (folder, err.strerror))
-        return {}
-    return {("volume", name): os.path.join(folder, name) for name in map(os.fsdecode, names)}
 
 
 def add_init_layers(sizes: Dict[Tuple, Measured]) -> None:
     """Add each container's init layer to the container: it goes when the container goes. With vfs
     it is a whole copy."""
-    for key in [key for key in sizes if key[0] == "container-init"]:
-        init = sizes.pop(key)
-        own = sizes.get(("container", key[1]), Measured(None, ""))
-        total = None
-        if own.size is not None and init.size is not None:
-            total = own.size + init.size
-        sizes["container", key[1]] = Measured(total, own.reason or init.reason)
+    for ident, init in sizes_of(sizes, "container-init").items():
+        key = ("container", ident)
+        own = sizes.get(key, UNKNOWN_SIZE)
+        total = add_sizes((own.size, init.size))
+        sizes[key] = Measured(total, own.reason or init.reason)
 
 
 def incomplete_sizes(folders: Dict[Tuple, str], sizes: Dict[Tuple, Measured]) -> List[str]:
     """A line for each folder that was not measured as a whole."""
     lines = []
     for key, path in folders.items():
-        measured = sizes.get(key)
-        if not measured or not measured.reason:
+        if key[0] == "container-init":
+            continue  # its size is in its container's
+        measured = sizes[key]
+        if measured.is_complete():
             continue
         line = "%s: %s" % (path, measured.reason)
         if measured.size is not None:
@@ -12778,159 +13240,120 @@ def log_size(root: str, container: str) -> Measured:
     return Measured(total, "")
 
 
-# Deciding: what is used, and what could be freed
+# Deciding: what is used, and what could be freed.
 
 
-def add_usage(result: dict, layers: Optional[Layers], sizes: dict, info: EngineInfo) -> None:
-    """Fill result["usage"]: {kind: {"count", "size", "complete", "rows"}}, with what could be freed
-    as kinds of their own. size sums up what is known; it is None where nothing is."""
-    usage = result["usage"]
-    readable = layers is not None and not layers.unread
-    if layers:
-        add_container_usage(usage, layers, sizes, readable)
-        add_layer_usage(result, layers, sizes, readable)
-    else:
-        for kind in USAGE_KINDS:
-            usage[kind] = usage_part([], False)
-    if result["image_store"] == "containerd":
-        store = sizes.get(("store", ""), UNKNOWN_SIZE)
-        path = containerd_root(result["root"]) if layers else ""
-        row = {"path": path, "size": store.size, "complete": store.reason == ""}
-        usage["containerd_store"] = usage_part([row], True)
-    for kind, count in (
-        ("containers", info.containers),
-        ("stopped_containers", info.stopped),
-        ("images", info.images),
-    ):
-        part = usage[kind]
-        if part["count"] is None and not part["rows"] and count is not None:
-            part["count"] = count
-            result["sources"]["usage.%s.count" % kind] = "docker info"
+def sum_known(sizes: Sequence[Optional[int]], whole: bool) -> Optional[int]:
+    """The sum of the sizes that are known; None, never 0, where none is. whole: there are no more
+    sizes than these."""
+    known = [size for size in sizes if size is not None]
+    if known or (whole and not sizes):
+        return sum(known)
+    return None
 
 
-def usage_part(rows: List[dict], whole: bool, count: Optional[int] = None) -> dict:
-    """One kind's count, sum and rows. whole: the rows are all that there are; without it there may
-    be more, so no row does not mean that there is none. count: where it is not the number of rows.
-    The sum is of what is known: None, never 0, where nothing is."""
-    known = [row["size"] for row in rows if row["size"] is not None]
-    number = len(rows) if count is None else count
-    size = None
-    if known or (whole and not rows):
-        size = sum(known)
-    return {
-        "count": number if number or whole else None,
-        "size": size,
-        "complete": whole and all(row["complete"] for row in rows),
-        "rows": largest_first(rows),
-    }
+def usage_of(rows: Sequence[MeasuredRow], whole: bool) -> Usage[MeasuredRow]:
+    """The rows with their number and sum. whole: the rows are all that there are; else there may be
+    more, so that no row does not mean that there is none."""
+    count = None
+    if rows or whole:
+        count = len(rows)
+    sizes = [row.size for row in rows]
+    return Usage(
+        rows=rows,
+        count=count,
+        size=sum_known(sizes, whole),
+        complete=whole and all(row.complete for row in rows),
+    )
 
 
-def largest_first(rows: List[dict]) -> List[dict]:
-    return sorted(rows, key=lambda row: -(row["size"] or 0))
-
-
-def sized_rows(
-    sizes: dict, kind: str, names: Iterable[str], facts: Callable[[str], dict]
-) -> List[dict]:
-    """A row for each name, with its measured size."""
+def container_rows(layers: Layers, sizes: Dict[str, Measured]) -> List[ContainerUsage]:
+    """A row for each container. sizes: of their own files, or of their logs."""
     rows = []
-    for name in names:
-        measured = sizes.get((kind, name), UNKNOWN_SIZE)
-        rows.append(dict(facts(name), size=measured.size, complete=measured.reason == ""))
+    for ident, facts in layers.containers.items():
+        measured = sizes.get(ident, UNKNOWN_SIZE)
+        rows.append(
+            ContainerUsage(
+                name=facts["name"],
+                running=facts["running"],
+                rotated=facts["rotated"],
+                id=ident,
+                size=measured.size,
+                complete=measured.is_complete(),
+            )
+        )
     return rows
 
 
-def add_container_usage(usage: dict, layers: Layers, sizes: dict, readable: bool) -> None:
-    """Containers, their logs, and volumes."""
-    containers = layers.containers
-    stopped = [name for name in sorted(containers) if containers[name]["running"] is False]
-    states_known = all(facts["running"] is not None for facts in containers.values())
-    held = set()  # type: set
-    for facts in containers.values():
-        held.update(facts["volumes"])
-    volumes = [name for kind, name in sizes if kind == "volume"]
-    unused = [name for name in volumes if name not in held]
+def volume_rows(volumes: VolumeFolders, sizes: Dict[str, Measured]) -> List[VolumeUsage]:
+    rows = []
+    for name in volumes.paths:
+        measured = sizes.get(name, UNKNOWN_SIZE)
+        row = VolumeUsage(name, measured.size, measured.is_complete())
+        rows.append(row)
+    return rows
 
-    def by_container(name: str) -> dict:
-        facts = containers[name]
-        return {
-            "name": facts["name"],
-            "running": facts["running"],
-            "rotated": facts["rotated"],
-            "id": name,
-        }
 
-    def by_name(name: str) -> dict:
-        return {"name": name}
+def layer_rows(rows: Iterable[dict], sizes: Dict[str, Measured]) -> List[LayerUsage]:
+    """A layer without a folder of its own, as with devicemapper, has no size."""
+    usage = []
+    for row in rows:
+        name = row["layer"]
+        measured = sizes.get(name, UNKNOWN_SIZE)
+        usage.append(LayerUsage(name, measured.size, measured.is_complete()))
+    return usage
 
-    rows = sized_rows(sizes, "container", containers, by_container)
-    usage["containers"] = usage_part(rows, readable)
-    rows = sized_rows(sizes, "container", stopped, by_container)
-    usage["stopped_containers"] = usage_part(rows, readable and states_known)
-    rows = sized_rows(sizes, "log", containers, by_container)
-    usage["logs"] = usage_part(rows, readable)
-    usage["volumes"] = usage_part(sized_rows(sizes, "volume", volumes, by_name), readable)
-    usage["unused_volumes"] = usage_part(sized_rows(sizes, "volume", unused, by_name), readable)
+
+def has_layer_records(engine: EngineFacts, layers: Layers) -> bool:
+    """Whether the records tell all layers of the engine's driver. They do not where the layers are
+    in containerd's store."""
+    if engine.image_store.value == "containerd":
+        return False
+    if engine.driver.value:
+        return engine.driver.value in layers.trees
+    return bool(layers.trees)
+
+
+def used_volumes_of(layers: Layers) -> Set[str]:
+    """The volumes that a container has, running or not."""
+    used = set()  # type: Set[str]
+    for facts in layers.containers.values():
+        used.update(facts["volumes"])
+    return used
 
 
 class ImageLayer(NamedTuple):
     """A layer of images. images: the ids of those that have it; size: bytes, None if unknown."""
 
-    images: set
+    images: Set[str]
     size: Optional[int]
 
 
-def add_layer_usage(result: dict, layers: Layers, sizes: dict, readable: bool) -> None:
-    """Images, build cache and orphans. They are unknown where they are in containerd's store, or
-    where there are no records of this driver."""
-    usage = result["usage"]
-    recorded = bool(layers.trees)
-    if result["driver"]:
-        recorded = result["driver"] in layers.trees
-    whole = readable and recorded and result["image_store"] != "containerd"
-
-    def by_layer(name: str) -> dict:
-        return {"layer": name}
-
-    names = [name for kind, name in sizes if kind == "cache"]
-    usage["build_cache"] = usage_part(sized_rows(sizes, "cache", names, by_layer), whole)
-    names = [name for kind, name in sizes if kind == "orphan"]
-    rows = sized_rows(sizes, "orphan", names, by_layer)
-    usage["orphans"] = usage_part(rows, whole and not layers.doubts)
-
-    image_layers = image_layers_of(layers, sizes)
-    images = image_rows(layers, image_layers)
-    unused = [row for row in images if not row["used"] and row["tags"]]
-    dangling = [row for row in images if row["dangling"]]
-    for kind, rows in (
-        ("images", images),
-        ("unused_images", unused),
-        ("dangling_images", dangling),
-    ):
-        chosen = {row["id"] for row in rows}
-        parts = []
-        for layer in image_layers:
-            if kind == "images" or layer.images <= chosen:
-                parts.append({"size": layer.size, "complete": layer.size is not None})
-        usage[kind] = usage_part(parts, whole, len(chosen))
-        usage[kind]["rows"] = largest_first(rows)
-
-
-def image_layers_of(layers: Layers, sizes: dict) -> List[ImageLayer]:
-    """The layers that images have. A measured size (vfs) comes before the one in layerdb."""
+def image_layers_of(layers: Layers, sizes: Sizes) -> List[ImageLayer]:
+    """The layers that images have. A measured size comes before the one in layerdb."""
     image_layers = []
     for row in layers.rows:
-        if row["role"] == "image" and row["images"]:
-            recorded = Measured(layers.sizes.get(row["layer"]), "")
-            measured = sizes.get(("image", row["layer"]), recorded)
-            ids = {image["id"] for image in row["images"]}
-            image_layers.append(ImageLayer(ids, measured.size))
+        if row["role"] != "image":
+            continue
+        images = {image["id"] for image in row["images"]}
+        size = layers.sizes.get(row["layer"])
+        measured = sizes.image_layers.get(row["layer"])
+        if measured:
+            size = measured.size
+        if images:  # the build cache has none
+            image_layers.append(ImageLayer(images, size))
     return image_layers
 
 
-def image_rows(layers: Layers, image_layers: List[ImageLayer]) -> List[dict]:
-    """A row for each image: the bytes of the layers that no other image has (what deleting it would
-    give), whether a container uses it, and whether it is dangling."""
+class ImageRows(NamedTuple):
+    """What the records say of images: all of them, and their layers."""
+
+    rows: List[ImageUsage]
+    layers: List[ImageLayer]
+
+
+def image_rows(layers: Layers, image_layers: List[ImageLayer]) -> List[ImageUsage]:
+    """A row for each image that the records have."""
     used = {facts["image"] for facts in layers.containers.values()}
     own_sizes = {}  # type: Dict[str, List[Optional[int]]]
     for layer in image_layers:
@@ -12941,144 +13364,244 @@ def image_rows(layers: Layers, image_layers: List[ImageLayer]) -> List[dict]:
     rows = []
     for image, tags in layers.images.items():
         rows.append(
-            {
-                "id": image,
-                "tags": tags,
-                "size": add_sizes(own_sizes.get(image, [None])),
-                "used": image in used,
-                "dangling": is_dangling(image, tags, used, layers.parents),
-            }
+            ImageUsage(
+                id=image,
+                tags=tags,
+                size=add_sizes(own_sizes.get(image, [None])),
+                used=image in used,
+                dangling=is_dangling(image, tags, used, layers.parents),
+            )
         )
     return rows
 
 
-# Deciding: findings
+def image_usage(images: ImageRows, whole: bool) -> Usage[ImageUsage]:
+    """All images. They share layers, so their own sizes do not add up."""
+    return sum_images(images.rows, images.layers, whole)
+
+
+def image_usage_of(
+    images: ImageRows, chosen: Callable[[ImageUsage], bool], whole: bool
+) -> Usage[ImageUsage]:
+    """The chosen images, with the sum of the layers that no other image has."""
+    rows = [row for row in images.rows if chosen(row)]
+    ids = {row.id for row in rows}
+    own = [layer for layer in images.layers if layer.images <= ids]
+    return sum_images(rows, own, whole)
+
+
+def sum_images(rows: List[ImageUsage], layers: List[ImageLayer], whole: bool) -> Usage[ImageUsage]:
+    """whole: these are all that there are."""
+    sizes = [layer.size for layer in layers]
+    count = None
+    if rows or whole:
+        count = len(rows)
+    return Usage(
+        rows=rows,
+        count=count,
+        size=sum_known(sizes, whole),
+        complete=whole and None not in sizes,
+    )
+
+
+def is_unused(image: ImageUsage) -> bool:
+    """An image with a name that no container was made of."""
+    return bool(image.tags) and not image.used
+
+
+def usage_by_files(
+    engine: EngineFacts, layers: Layers, sizes: Sizes, volumes: VolumeFolders, store: str
+) -> EngineUsage:
+    """What takes space, by the records and the measured sizes. store: containerd's, '' where its
+    place is not known."""
+    # Where something could not be read there may be more of every kind.
+    readable = not layers.unread and not volumes.fault
+    whole = readable and has_layer_records(engine, layers)
+
+    containers = container_rows(layers, sizes.containers)
+    stopped = [row for row in containers if row.running is False]
+    states_known = all(row.running is not None for row in containers)
+    usage = EngineUsage(
+        containers=usage_of(containers, readable),
+        stopped_containers=usage_of(stopped, readable and states_known),
+        logs=usage_of(container_rows(layers, sizes.logs), readable),
+    )
+
+    used = used_volumes_of(layers)
+    all_volumes = volume_rows(volumes, sizes.volumes)
+    unused = [row for row in all_volumes if row.name not in used]
+    usage = usage._replace(
+        volumes=usage_of(all_volumes, readable),
+        unused_volumes=usage_of(unused, readable),
+    )
+
+    # A doubt about one layer is a doubt about all: any of them could be an orphan.
+    proved = whole and not layers.doubts
+    cache = [row for row in layers.rows if is_build_cache(row)]
+    orphans = [row for row in layers.rows if row["role"] == "orphan"]
+    usage = usage._replace(
+        build_cache=usage_of(layer_rows(cache, sizes.cache_layers), whole),
+        orphans=usage_of(layer_rows(orphans, sizes.orphans), proved),
+    )
+
+    image_layers = image_layers_of(layers, sizes)
+    images = ImageRows(image_rows(layers, image_layers), image_layers)
+    usage = usage._replace(
+        images=image_usage(images, whole),
+        unused_images=image_usage_of(images, is_unused, whole),
+        dangling_images=image_usage_of(images, lambda row: row.dangling, whole),
+    )
+    folder = FolderUsage(store, sizes.store.size, sizes.store.is_complete())
+    return with_store(usage, engine, folder)
+
+
+def with_store(usage: EngineUsage, engine: EngineFacts, folder: FolderUsage) -> EngineUsage:
+    """The usage, with containerd's store where the engine uses it."""
+    if engine.image_store.value != "containerd":
+        return usage
+    return usage._replace(containerd_store=usage_of([folder], True))
+
+
+def usage_without_files(engine: EngineFacts) -> EngineUsage:
+    """Nothing is known where the files cannot be read."""
+    return with_store(EngineUsage(), engine, FolderUsage("", None, False))
+
+
+def with_reported_counts(usage: EngineUsage, info: EngineInfo) -> EngineUsage:
+    """The usage, with docker info's numbers of what the files do not tell."""
+    return usage._replace(
+        containers=with_reported_count(usage.containers, info.containers),
+        stopped_containers=with_reported_count(usage.stopped_containers, info.stopped),
+        images=with_reported_count(usage.images, info.images),
+    )
+
+
+def with_reported_count(usage: Usage[Row], number: Optional[int]) -> Usage[Row]:
+    """number: as docker info has it, None where it is not told."""
+    if usage.count is not None or usage.rows or number is None:
+        return usage
+    return Usage(
+        count=number,
+        size=usage.size,
+        complete=usage.complete,
+        count_source="docker info",
+    )
+
+
+# Findings: how full things are.
 
 
 FREE = "python3 dockfix.py reclaim --dry-run "
+# What to type where one of these is nearly full.
 MAKE_ROOM = {
     "data": (
         FREE + "--trim --containers --images; python3 dockfix.py pool grow --data +50G --dry-run"
     ),
     "metadata": "python3 dockfix.py pool grow --metadata +1G --dry-run",
+    "disk": FREE + "--containers --images --build-cache --logs",
 }
 
 
-def storage_findings(
-    result: dict, options: List[OptionSource], warning: float, critical: float, report: dict
-) -> None:
-    """All findings that follow from the figures, the worst first. warning, critical: per cent."""
-    findings = full_findings(result, warning, critical)
-    full = any(finding.id.startswith("full-") for finding in findings)
-    findings += pool_findings(result)
-    findings += option_findings(result, options)
-    findings += usage_findings(result)
-    findings += place_findings(result, full)
-    findings += engine_findings(result)
-    if result["missing"]:
-        remedy = "python3 dockfix.py storage --full"
-        if os.geteuid() != 0:
-            remedy = "sudo python3 dockfix.py storage"
-        text = "not known: %s" % "; ".join(result["missing"])
-        findings.append(Finding("not-known", "info", text, remedy))
-    for finding in findings:
-        add_finding(report, finding)
-    severities = ("critical", "warning", "info")
-    report["findings"].sort(key=lambda finding: severities.index(finding["severity"]))
-
-
-def full_findings(result: dict, warning: float, critical: float) -> List[Finding]:
-    """What is as full as --warning or --critical say; a finding too where no fullness is known."""
-    shares = fullness_shares(result)
-    findings = []
-    for name, subject, share, remedy in shares:
-        if share is not None and share >= warning:
-            severity = "critical" if share >= critical else "warning"
-            text = "%s is %.1f %% full" % (subject, share)
-            findings.append(Finding(name, severity, text, remedy))
-    if all(share.percent is None for share in shares):
-        findings.append(
-            Finding(
-                "fullness-unknown",
-                "info" if result["msg"] else "warning",
-                "neither the disk's nor a pool's fullness is known",
-                "sudo python3 dockfix.py storage",
-            )
-        )
-    return findings
-
-
 class Fullness(NamedTuple):
-    """How full something is. name: the finding's; percent: None where unknown."""
+    """How full something is. finding: the id of the finding on it; percent: None where unknown."""
 
-    name: str
+    finding: str
     subject: str
     percent: Optional[float]
     remedy: str
 
 
-def fullness_shares(result: dict) -> List[Fullness]:
+def fullness_of(facts: StorageFacts) -> List[Fullness]:
     """The fullness of the pool's two spaces, and of each disk in bytes and in files."""
-    pool = result["pool"] or {}
-    shares = []
-    for kind, remedy in MAKE_ROOM.items():
-        share = percent(pool.get(kind + "_used"), pool.get(kind + "_total"))
-        shares.append(Fullness("full-" + kind, "the pool's %s space" % kind, share, remedy))
-    remedy = FREE + "--containers --images --build-cache --logs"
-    for disk in result["disks"]:
-        disk_name = "the disk under %s (%s)" % (disk["path"], ", ".join(disk["for"]))
-        shares.append(Fullness("full-disk", disk_name, disk["used_percent"], remedy))
-        files = "the number of files of " + disk_name
-        shares.append(Fullness("full-inodes", files, disk["inodes_used_percent"], remedy))
-    return shares
+    fullness = []
+    pool = facts.pool or Pool()
+    for kind, space in (("data", pool.data), ("metadata", pool.metadata)):
+        fullness.append(
+            Fullness(
+                finding="full-" + kind,
+                subject="the pool's %s space" % kind,
+                percent=space.used_percent(),
+                remedy=MAKE_ROOM[kind],
+            )
+        )
+    for use in facts.disks:
+        fullness.append(
+            Fullness(
+                finding="full-disk",
+                subject=use.title(),
+                percent=use.disk.used_percent,
+                remedy=MAKE_ROOM["disk"],
+            )
+        )
+        fullness.append(
+            Fullness(
+                finding="full-inodes",
+                subject="the number of files of " + use.title(),
+                percent=use.disk.inodes_used_percent,
+                remedy=MAKE_ROOM["disk"],
+            )
+        )
+    return fullness
 
 
-def pool_findings(result: dict) -> List[Finding]:
-    """The pool's state, and what is near the point where the driver refuses to write."""
-    pool = result["pool"]
-    if not pool:
-        return []
-    findings = pool_state_findings(pool)
-    shares = {}  # type: Dict[str, Optional[float]]
-    for kind in ("data", "metadata"):
-        shares[kind] = percent(pool[kind + "_used"], pool[kind + "_total"])
-    findings += metadata_findings(shares["data"], shares["metadata"])
-    min_free = min_free_percent(pool, result["driver_options"].get("dm.min_free_space", ""))
-    room = {}  # type: Dict[str, int]
-    for kind, share in shares.items():
-        if share is None:
+def find_full(facts: StorageFacts) -> List[Finding]:
+    """What is as full as --warning or --critical say; a finding too where no fullness is known."""
+    findings = []
+    any_known = False
+    for fullness in fullness_of(facts):
+        if fullness.percent is None:
             continue
-        usable = int(pool[kind + "_total"] * (100 - min_free) / 100)
-        room[kind] = max(0, usable - pool[kind + "_used"])
-        if share > 95 - min_free:
-            findings.append(min_free_finding(kind, share, min_free, room[kind]))
-    return findings + ceiling_findings(pool, shares["data"], room.get("data"))
+        any_known = True
+        if fullness.percent < facts.warning:
+            continue
+        severity = "warning"
+        if fullness.percent >= facts.critical:
+            severity = "critical"
+        text = "%s is %.1f %% full" % (fullness.subject, fullness.percent)
+        findings.append(Finding(fullness.finding, severity, text, fullness.remedy))
+    if not any_known:
+        severity = "warning"
+        if facts.elsewhere:
+            severity = "info"
+        text = "neither the disk's nor a pool's fullness is known"
+        remedy = "sudo python3 dockfix.py storage"
+        findings.append(Finding("fullness-unknown", severity, text, remedy))
+    return findings
 
 
-def pool_state_findings(pool: dict) -> List[Finding]:
+# Findings: the pool.
+
+
+def find_bad_pool(facts: StorageFacts) -> List[Finding]:
     """A pool that failed, takes no writes, or needs a check (kernel: thin-provisioning.txt)."""
-    bad_state = pool["state"] in ("Fail", "ro", "out_of_data_space")
-    if not pool["failed"] and not bad_state and not pool["needs_check"]:
+    pool = facts.pool or Pool()
+    state = pool.state.value
+    needs_check = pool.needs_check.value
+    bad_state = state in ("Fail", "ro", "out_of_data_space")
+    if not bad_state and not needs_check and not pool.failed.value:
         return []
-    state = pool["state"] or "unknown (docker info shows zeros)"
-    if pool["needs_check"]:
-        state += ", needs_check"
-    out_of_space = pool["state"] == "out_of_data_space"
     advice = "do not grow or write to it before it is checked"
-    if out_of_space:
+    if state == "out_of_data_space":
         advice = "it takes no more data"
-    if out_of_space and not pool["needs_check"]:
+    metadata_file = pool.metadata.loop_file.value
+    if state == "out_of_data_space" and not needs_check:
         remedy = MAKE_ROOM["data"]
-    elif pool["metadata_loop_file"]:
-        remedy = pool_repair_line(pool["metadata_loop_file"])
+    elif metadata_file:
+        remedy = pool_repair_line(metadata_file)
     else:
-        remedy = "dmsetup status %s" % quote_word(pool["name"] or "")
-    text = "the pool %s is in state %s: %s" % (pool["name"], state, advice)
+        remedy = "dmsetup status %s" % quote_word(pool.name.value or "")
+    title = state or "unknown (docker info shows zeros)"
+    if needs_check:
+        title += ", needs_check"
+    text = "the pool %s is in state %s: %s" % (pool.name.value, title, advice)
     return [Finding("pool-state", "critical", text, remedy)]
 
 
-def metadata_findings(data: Optional[float], metadata: Optional[float]) -> List[Finding]:
-    """Metadata that is fuller than the data. Both are per cent."""
+def find_fuller_metadata(facts: StorageFacts) -> List[Finding]:
+    """Metadata that is fuller than the data."""
+    pool = facts.pool or Pool()
+    data = pool.data.used_percent()
+    metadata = pool.metadata.used_percent()
     if data is None or metadata is None or metadata <= data:
         return []
     text = (
@@ -13089,81 +13612,112 @@ def metadata_findings(data: Optional[float], metadata: Optional[float]) -> List[
     return [Finding("metadata-fuller", severity, text, MAKE_ROOM["metadata"])]
 
 
-def min_free_percent(pool: dict, option: str) -> float:
+def min_free_percent(facts: StorageFacts) -> float:
     """The driver's minimum of free space in per cent: by its option, else by docker info, else its
     default."""
+    option = facts.driver_options().get("dm.min_free_space", "")
     if re.match(r"[0-9]{1,2}%\Z", option):
         return float(option[:-1])
-    if pool["min_free"] is not None and pool["data_total"]:
-        return round(100.0 * pool["min_free"] / pool["data_total"], 1)
-    return 10.0  # moby: daemon/graphdriver/devmapper/deviceset.go
+    pool = facts.pool or Pool()
+    min_free = percent(pool.min_free.value, pool.data.total.value)
+    if min_free is None:
+        return 10.0  # moby: daemon/graphdriver/devmapper/deviceset.go
+    return min_free
 
 
-def min_free_finding(kind: str, share: float, min_free: float, room: int) -> Finding:
-    """The pool is near the driver's minimum of free space, or beyond it. share: per cent used."""
-    refuses = share > 100 - min_free
-    state = "so it refuses now" if refuses else "%s to go" % format_size(room)
-    text = (
-        "below %g %% free the driver refuses new containers and images: the pool's %s has %.1f %%"
-        " free, %s"
-    ) % (min_free, kind, 100 - share, state)
-    severity = "critical" if refuses else "warning"
-    return Finding("min-free-" + kind, severity, text, MAKE_ROOM[kind])
+def room_until_refusal(space: PoolSpace, min_free: float) -> Optional[int]:
+    """Bytes until the driver refuses to write; None where unknown. min_free: per cent."""
+    used = space.used.value
+    total = space.total.value
+    if not total or used is None:
+        return None
+    usable = int(total * (100 - min_free) / 100)
+    return max(0, usable - used)
 
 
-def ceiling_findings(
-    pool: dict, data_share: Optional[float], data_room: Optional[int]
-) -> List[Finding]:
-    """Which is full first, the pool or the disk under its files; and loop files that were deleted
-    under a pool. data_room: bytes until the driver refuses."""
+def find_min_free(facts: StorageFacts) -> List[Finding]:
+    """The pool is near the driver's minimum of free space, or beyond it."""
+    pool = facts.pool or Pool()
+    min_free = min_free_percent(facts)
     findings = []
-    disk_room = pool["data_disk_free"]
-    growth = 0  # bytes that the pool may still take
-    available = None  # bytes that there are for it
-    if pool["data_allocated"] is not None and disk_room is not None:
-        growth = pool["data_total"] - pool["data_allocated"]
-        available = disk_room
-    elif data_share is not None:
-        growth = pool["data_total"] - pool["data_used"]
-        available = pool["data_available"]
-    if pool["mode"] == "loop" and available is not None and available < 0.98 * growth:
-        text = "the pool may still take %s, but the disk under it has %s: the disk fills first" % (
-            format_size(growth),
-            format_size(available),
-        )
-        remedy = "python3 dockfix.py relocate --help"
-        findings.append(Finding("ceiling-beyond-disk", "warning", text, remedy))
-    if disk_room is not None and data_room is not None:
-        subject, room = "the disk under the pool files", disk_room
-        if data_room < disk_room:
-            subject, room = "the pool's data space", data_room
-        text = "next to be full: %s, in %s" % (subject, format_size(room))
-        findings.append(Finding("next-ceiling", "info", text, FREE.strip()))
-    for device, path in loop_files():
-        if re.search(r"/devicemapper/(meta)?data \(deleted\)\Z", path):
-            text = (
-                "%s still holds %s: its space comes back, and its content is lost, when the pool"
-                " goes down"
-            ) % (device, path)
-            remedy = "losetup -l %s" % device
-            findings.append(Finding("loop-deleted", "critical", text, remedy))
+    for kind, space in (("data", pool.data), ("metadata", pool.metadata)):
+        used = space.used_percent()
+        room = room_until_refusal(space, min_free)
+        if used is None or room is None or used <= 95 - min_free:
+            continue
+        severity = "warning"
+        outlook = "%s to go" % format_size(room)
+        if used > 100 - min_free:
+            severity = "critical"
+            outlook = "so it refuses now"
+        text = (
+            "below %g %% free the driver refuses new containers and images: the pool's %s has"
+            " %.1f %% free, %s"
+        ) % (min_free, kind, 100 - used, outlook)
+        findings.append(Finding("min-free-" + kind, severity, text, MAKE_ROOM[kind]))
     return findings
 
 
-def option_findings(result: dict, options: List[OptionSource]) -> List[Finding]:
-    """What is wrong with the options that the daemon is given."""
-    return (
-        conflict_findings(options)
-        + option_place_findings(options)
-        + waiting_findings(result, options)
-        + size_option_findings(result)
+def find_pool_beyond_disk(facts: StorageFacts) -> List[Finding]:
+    """A loop pool that may grow more than the disk under its files has room for."""
+    pool = facts.pool or Pool()
+    total = pool.data.total.value
+    if pool.mode.value != "loop" or total is None:
+        return []
+    # A loop file grows only where it has a hole; docker info knows nothing of holes.
+    taken = pool.data.allocated.value
+    available = pool.data.disk_free.value
+    if taken is None or available is None:
+        taken = pool.data.used.value
+        available = pool.data.available.value
+    if taken is None or available is None:
+        return []
+    growth = total - taken
+    # Two per cent: docker info rounds its figures.
+    if available >= 0.98 * growth:
+        return []
+    text = "the pool may still take %s, but the disk under it has %s: the disk fills first" % (
+        format_size(growth),
+        format_size(available),
     )
+    remedy = "python3 dockfix.py relocate --help"
+    return [Finding("ceiling-beyond-disk", "warning", text, remedy)]
 
 
-def conflict_findings(options: List[OptionSource]) -> List[Finding]:
+def find_next_ceiling(facts: StorageFacts) -> List[Finding]:
+    """Which is full first, the pool or the disk under its files."""
+    pool = facts.pool or Pool()
+    disk_room = pool.data.disk_free.value
+    pool_room = room_until_refusal(pool.data, min_free_percent(facts))
+    if disk_room is None or pool_room is None:
+        return []
+    subject = "the disk under the pool files"
+    if pool_room < disk_room:
+        subject = "the pool's data space"
+    room = min(disk_room, pool_room)
+    text = "next to be full: %s, in %s" % (subject, format_size(room))
+    return [Finding("next-ceiling", "info", text, FREE.strip())]
+
+
+def find_deleted_loop_files(facts: StorageFacts) -> List[Finding]:
+    """Loop files that were deleted under a pool."""
+    findings = []
+    for loop in facts.deleted_loop_files:
+        text = (
+            "%s still holds %s: its space comes back, and its content is lost, when the pool goes"
+            " down"
+        ) % (loop.device, loop.path)
+        findings.append(Finding("loop-deleted", "critical", text, "losetup -l %s" % loop.device))
+    return findings
+
+
+# Findings: the options that the daemon is given.
+
+
+def find_option_conflicts(facts: StorageFacts) -> List[Finding]:
     """Options that are set in two places."""
     findings = []
-    for name, places in option_conflicts(options):
+    for name, places in option_conflicts(facts.options):
         text = (
             "%s is set in more than one place (%s): with one in daemon.json the daemon does not"
             " start, else the last one wins"
@@ -13174,275 +13728,664 @@ def conflict_findings(options: List[OptionSource]) -> List[Finding]:
     return findings
 
 
-def option_place_findings(options: List[OptionSource]) -> List[Finding]:
-    """Places that cannot be read, and settings that no unit reads."""
+def find_unreadable_options(facts: StorageFacts) -> List[Finding]:
+    """Places of options that cannot be read or understood."""
     findings = []
-    for source in options:
-        if source.fault:
-            severity = "critical" if source.kind == "daemon.json" else "warning"
-            text = "%s %s" % (source.path, source.fault)
-            remedy = "cat %s" % quote_word(source.path)
-            findings.append(Finding("option-place", severity, text, remedy))
-    for source in options:
-        if source.kind == "environment" and source.options and not source.used:
-            text = "%s is set in %s, which no unit reads" % (source.options[0][0], source.where())
-            findings.append(Finding("option-unread", "info", text, "systemctl cat docker"))
+    for source in facts.options:
+        if not source.fault:
+            continue
+        severity = "warning"
+        if source.kind == "daemon.json":
+            severity = "critical"  # the daemon does not start with it
+        text = "%s %s" % (source.path, source.fault)
+        remedy = "cat %s" % quote_word(source.path)
+        findings.append(Finding("option-place", severity, text, remedy))
     return findings
 
 
-def waiting_findings(result: dict, options: List[OptionSource]) -> List[Finding]:
-    """An option that the running daemon was started without. A pool that was grown in place already
-    has the new size."""
-    running = set()  # type: set
-    given = []  # type: List[Tuple[str, str]]
-    for source in options:
+def find_unread_options(facts: StorageFacts) -> List[Finding]:
+    """Settings files that no unit reads."""
+    findings = []
+    for source in facts.options:
+        if source.kind != "environment" or source.used or not source.options:
+            continue
+        name = source.options[0].name
+        text = "%s is set in %s, which no unit reads" % (name, source.where())
+        findings.append(Finding("option-unread", "info", text, "systemctl cat docker"))
+    return findings
+
+
+def find_waiting_option(facts: StorageFacts) -> List[Finding]:
+    """An option that the running daemon was started without."""
+    running = set()  # type: Set[DaemonOption]
+    given = []  # type: List[DaemonOption]
+    for source in facts.options:
         if source.kind == "running":
             running.update(source.options)
         if source.used and source.kind in ("unit", "environment"):
             given.extend(source.options)
     if not running:
         return []
-    grown = set()
-    if result["pool"]:
-        for kind in ("data", "metadata"):
-            grown.add(("dm.loop%ssize" % kind, result["pool"][kind + "_total"]))
-    for name, value in given:
-        setting, _, size = value.partition("=")
-        if (name, value) in running or (setting, parse_option_size(size)) in grown:
+    for option in given:
+        if option in running or is_grown_to(facts.pool, option.value):
             continue
-        text = "%s %s is set, but the running daemon was started without it" % (name, value)
+        text = "%s %s is set, but the running daemon was started without it" % (
+            option.name,
+            option.value,
+        )
         remedy = "systemctl daemon-reload; systemctl restart docker"
         return [Finding("option-waiting", "warning", text, remedy)]
     return []
 
 
-def size_option_findings(result: dict) -> List[Finding]:
-    """Sizes in the driver's options that do nothing, or that keep the daemon from starting."""
-    findings = []
-    options = result["driver_options"]
-    search = "grep -rns %s /etc/docker /etc/sysconfig /etc/default /etc/systemd/system"
-    metadata = parse_option_size(options.get("dm.loopmetadatasize", ""))
-    if metadata and metadata > METADATA_MAX:
-        text = (
-            "dm.loopmetadatasize=%s: more than 15.88 GiB of metadata is never used"
-            % options["dm.loopmetadatasize"]
-        )
-        remedy = search % "dm.loopmetadatasize" + "  # it does no harm"
-        findings.append(Finding("metadata-useless", "info", text, remedy))
-    base = parse_option_size(options.get("dm.basesize", ""))
-    measured = result["sources"].get("pool.base_device_size") == "metadata/base"
-    if base and result["pool"] and measured and base < result["pool"]["base_device_size"]:
-        present = format_size(result["pool"]["base_device_size"])
-        text = (
-            "dm.basesize=%s is smaller than the pool's base device (%s): the daemon does not start"
-            " with it"
-        ) % (options["dm.basesize"], present)
-        remedy = search % "dm.basesize" + "  # make it %s or more" % present
-        findings.append(Finding("base-size-smaller", "critical", text, remedy))
-    return findings
+def is_grown_to(pool: Optional[Pool], option: str) -> bool:
+    """Whether the pool has the size that an option gives it: it was grown in place."""
+    if not pool:
+        return False
+    setting, _, size = option.partition("=")
+    if setting == "dm.loopdatasize":
+        return option_bytes(size) == pool.data.total.value
+    if setting == "dm.loopmetadatasize":
+        return option_bytes(size) == pool.metadata.total.value
+    return False
 
 
-def usage_findings(result: dict) -> List[Finding]:
-    """Large logs, and what reclaim could remove."""
-    usage = result["usage"]
-    findings = []
-    for row in usage["logs"]["rows"]:
-        if (row["size"] or 0) > LOG_LARGE and not row["rotated"]:
-            text = "the log of container %s has %s and grows without end (no max-size)" % (
-                row["name"] or row["id"][:12],
-                format_size(row["size"]),
-            )
-            findings.append(Finding("log-large", "warning", text, FREE + "--logs"))
-    for kind, subject, options in (
-        ("stopped_containers", "stopped containers", "--containers"),
-        ("dangling_images", "images without a name that nothing uses", "--images"),
-        ("unused_images", "images that no container uses", "--images --unused"),
-        ("build_cache", "layers of build cache", "--build-cache"),
-        ("unused_volumes", "volumes that no container uses", "--volumes"),
-        ("orphans", "layers that nothing has", ""),
-    ):
-        part = usage[kind]
-        if not part["count"]:
-            continue
-        remedy = FREE + options
-        if kind == "orphans":
-            remedy = "python3 dockfix.py owner --orphans"
-        elif kind == "unused_volumes":
-            remedy += "".join(" " + quote_word(row["name"]) for row in part["rows"][:20])
-        size = format_known_size(part["size"], part["complete"])
-        text = "%s: %d (size %s)" % (subject, part["count"], size)
-        findings.append(Finding(kind.replace("_", "-"), "info", text, remedy))
-    return findings
+OPTION_SEARCH = "grep -rns %s /etc/docker /etc/sysconfig /etc/default /etc/systemd/system"
 
 
-def place_findings(result: dict, full: bool) -> List[Finding]:
-    """Where the data lies: on the system disk, or left by other drivers. full: a disk or the
-    pool is nearly full."""
-    findings = []
-    root = result["root"] or DOCKER_ROOT
-    if result["disk"] and result["disk"]["device"] == os.stat("/").st_dev:
-        text = (
-            "Docker's root %s lies on the system disk: when it fills, the host stops with it" % root
-        )
-        severity = "warning" if full else "info"
-        remedy = "python3 dockfix.py relocate --help"
-        findings.append(Finding("root-on-system-disk", severity, text, remedy))
-    others = [tree for tree in result["drivers_on_disk"] if not tree["in_use"]]
-    for tree in others:
-        findings += stranded_finding(tree, result["server_version"] or "")
-    if others:
-        folders = ", ".join(
-            "%s (%s)" % (tree["path"], format_known_size(tree["size"])) for tree in others
-        )
-        text = "left by other storage drivers: " + folders
-        findings.append(Finding("other-drivers", "info", text, "python3 dockfix.py owner"))
-    return findings
-
-
-def stranded_finding(tree: dict, server_version: str) -> List[Finding]:
-    """A driver's folder on an engine that has no such driver any more."""
-    name = tree["driver"]
-    removed_in = STORAGE_DRIVERS[name].removed_in
-    major = re.match("[0-9]{1,4}", server_version)
-    if not removed_in or not major or int(major.group(0)) < removed_in:
+def find_useless_metadata(facts: StorageFacts) -> List[Finding]:
+    """More metadata than dm-thin can use."""
+    option = facts.driver_options().get("dm.loopmetadatasize", "")
+    size = option_bytes(option)
+    if size is None or size <= METADATA_MAX:
         return []
+    text = "dm.loopmetadatasize=%s: more than 15.88 GiB of metadata is never used" % option
+    remedy = OPTION_SEARCH % "dm.loopmetadatasize" + "  # it does no harm"
+    return [Finding("metadata-useless", "info", text, remedy)]
+
+
+def find_smaller_base_size(facts: StorageFacts) -> List[Finding]:
+    """A base size with which the daemon does not start."""
+    option = facts.driver_options().get("dm.basesize", "")
+    pool = facts.pool or Pool()
+    # docker info's figure is rounded, and so proves nothing.
+    if pool.base_device_size.source != "metadata/base":
+        return []
+    wanted = option_bytes(option)
+    present = pool.base_device_size.value
+    if not wanted or not present or wanted >= present:
+        return []
+    size = format_size(present)
     text = (
-        "%s is there, but engine %s has no %s driver any more: its images and containers need an"
-        " engine before %d"
-    ) % (tree["path"], server_version, name, removed_in)
-    remedy = "python3 dockfix.py owner"
-    return [Finding(name + "-stranded", "warning", text, remedy)]
+        "dm.basesize=%s is smaller than the pool's base device (%s): the daemon does not start with"
+        " it"
+    ) % (option, size)
+    remedy = OPTION_SEARCH % "dm.basesize" + "  # make it %s or more" % size
+    return [Finding("base-size-smaller", "critical", text, remedy)]
 
 
-def engine_findings(result: dict) -> List[Finding]:
-    """What holds for an engine of this kind."""
+class Reclaimable(NamedTuple):
+    """What one category of reclaim could remove. finding: the id of the finding on it."""
+
+    finding: str
+    usage: Usage
+    subject: str
+    remedy: str
+
+
+def option_bytes(text: str) -> Optional[int]:
+    """Bytes of a size as the driver's options take it: 8G, 500GB, 10GiB, all binary. None where the
+    text is no such size."""
+    match = re.match(r"([0-9]{1,12})(?:([kKmMgGtT])(?:i?[bB])?)?\Z", text)
+    if not match:
+        return None
+    unit = (match.group(2) or " ").upper()
+    return int(match.group(1)) << 10 * " KMGT".index(unit)
+
+
+# Findings: what could be freed.
+
+
+def find_large_logs(facts: StorageFacts) -> List[Finding]:
     findings = []
-    in_containerd = result["image_store"] == "containerd"
-    if in_containerd:
-        findings.append(containerd_finding(result))
-    driver = result["driver"]
-    if result["os"] == "windows" or str(driver).startswith(("windows", "lcow")):
-        text = "this is a Windows engine: dockfix looks after Linux hosts only"
-        findings.append(Finding("windows", "warning", text, "docker system df"))
-    facts = facts_of_driver(driver)
-    if facts:
-        remedy = facts.remedy.replace("ROOT", quote_word(result["root"] or DOCKER_ROOT))
-        if in_containerd:
-            remedy = "docker system df"
-        text = "%s: %s" % (driver, facts.deletion)
-        findings.append(Finding("driver-" + facts.family, "info", text, remedy))
+    for row in facts.usage.logs.rows:
+        if row.rotated or row.size is None or row.size <= LOG_LARGE:
+            continue
+        text = "the log of container %s has %s and grows without end (no max-size)" % (
+            row.name or row.id[:12],
+            format_size(row.size),
+        )
+        findings.append(Finding("log-large", "warning", text, FREE + "--logs"))
     return findings
 
 
-def containerd_finding(result: dict) -> Finding:
+def find_reclaimable(facts: StorageFacts) -> List[Finding]:
+    """What reclaim could remove, a finding for each kind."""
+    findings = []
+    for kind in reclaimable_kinds(facts.usage):
+        if not kind.usage.count:
+            continue
+        size = format_known_size(kind.usage.size, kind.usage.complete)
+        text = "%s: %d (size %s)" % (kind.subject, kind.usage.count, size)
+        findings.append(Finding(kind.finding, "info", text, kind.remedy))
+    return findings
+
+
+def reclaimable_kinds(usage: EngineUsage) -> List[Reclaimable]:
+    # Volumes go only by their names.
+    volumes = [quote_word(row.name) for row in usage.unused_volumes.rows[:20]]
+    return [
+        Reclaimable(
+            "stopped-containers",
+            usage.stopped_containers,
+            "stopped containers",
+            FREE + "--containers",
+        ),
+        Reclaimable(
+            "dangling-images",
+            usage.dangling_images,
+            "images without a name that nothing uses",
+            FREE + "--images",
+        ),
+        Reclaimable(
+            "unused-images",
+            usage.unused_images,
+            "images that no container uses",
+            FREE + "--images --unused",
+        ),
+        Reclaimable(
+            "build-cache",
+            usage.build_cache,
+            "layers of build cache",
+            FREE + "--build-cache",
+        ),
+        Reclaimable(
+            "unused-volumes",
+            usage.unused_volumes,
+            "volumes that no container uses",
+            FREE + " ".join(["--volumes", *volumes]),
+        ),
+        Reclaimable(
+            "orphans",
+            usage.orphans,
+            "layers that nothing has",
+            "python3 dockfix.py owner --orphans",
+        ),
+    ]
+
+
+# Findings: where the data lies, and what kind of engine this is.
+
+
+def find_root_on_system_disk(facts: StorageFacts) -> List[Finding]:
+    """Docker's root beside the host's own files."""
+    if not facts.on_system_disk:
+        return []
+    severity = "info"
+    for fullness in fullness_of(facts):
+        if fullness.percent is not None and fullness.percent >= facts.warning:
+            severity = "warning"
+    text = (
+        "Docker's root %s lies on the system disk: when it fills, the host stops with it"
+        % facts.root()
+    )
+    remedy = "python3 dockfix.py relocate --help"
+    return [Finding("root-on-system-disk", severity, text, remedy)]
+
+
+def find_stranded_drivers(facts: StorageFacts) -> List[Finding]:
+    """Folders of drivers that this engine does not have any more."""
+    findings = []
+    version = facts.engine.server_version.value or ""
+    major = re.match("[0-9]{1,4}", version)
+    if not major:
+        return []
+    for folder in facts.drivers_on_disk:
+        removed_in = STORAGE_DRIVERS[folder.driver].removed_in
+        if folder.in_use or not removed_in or int(major.group(0)) < removed_in:
+            continue
+        text = (
+            "%s is there, but engine %s has no %s driver any more: its images and containers need"
+            " an engine before %d"
+        ) % (folder.path, version, folder.driver, removed_in)
+        remedy = "python3 dockfix.py owner"
+        findings.append(Finding(folder.driver + "-stranded", "warning", text, remedy))
+    return findings
+
+
+def find_other_drivers(facts: StorageFacts) -> List[Finding]:
+    """What other drivers left behind."""
+    folders = []
+    for folder in facts.drivers_on_disk:
+        if not folder.in_use:
+            folders.append("%s (%s)" % (folder.path, format_known_size(folder.size)))
+    if not folders:
+        return []
+    text = "left by other storage drivers: " + ", ".join(folders)
+    return [Finding("other-drivers", "info", text, "python3 dockfix.py owner")]
+
+
+def find_containerd_store(facts: StorageFacts) -> List[Finding]:
     """Why figures are unknown on an engine with the containerd image store, and what tells them."""
+    if not facts.in_containerd():
+        return []
     place, remedy = "containerd's store", "docker system df"
-    if not result["msg"]:  # else it is another host's
-        place = store_text(result["root"])
-        remedy = store_remedy(result["root"], bool(result["server_version"]))
+    if not facts.elsewhere:
+        answers = facts.engine.server_version.value is not None
+        place = store_text(facts.root())
+        remedy = store_remedy(facts.root(), answers)
     text = (
         "images, build cache and the containers' own files are in %s, which dockfix does not take"
         " apart yet: their figures are unknown"
     ) % place
-    return Finding("containerd-store", "info", text, remedy)
+    return [Finding("containerd-store", "info", text, remedy)]
 
 
-# The command
+def find_windows(facts: StorageFacts) -> List[Finding]:
+    """An engine that dockfix cannot help."""
+    driver = facts.engine.driver.value or ""
+    of_windows = driver.startswith(("windows", "lcow"))
+    if facts.engine.system != "windows" and not of_windows:
+        return []
+    text = "this is a Windows engine: dockfix looks after Linux hosts only"
+    return [Finding("windows", "warning", text, "docker system df")]
+
+
+def find_driver_advice(facts: StorageFacts) -> List[Finding]:
+    """What deleting a file inside a container gives back, with this driver."""
+    driver = facts.engine.driver.value
+    if not driver:
+        return []
+    row = facts_of_driver(driver)
+    if not row:
+        return []
+    remedy = row.remedy.replace("ROOT", quote_word(facts.root()))
+    if facts.in_containerd():
+        remedy = "docker system df"
+    text = "%s: %s" % (driver, row.deletion)
+    return [Finding("driver-" + row.family, "info", text, remedy)]
+
+
+def find_missing(facts: StorageFacts) -> List[Finding]:
+    """What is not known."""
+    if not facts.missing:
+        return []
+    remedy = "python3 dockfix.py storage --full"
+    if os.geteuid() != 0:
+        remedy = "sudo python3 dockfix.py storage"
+    text = "not known: %s" % "; ".join(facts.missing)
+    return [Finding("not-known", "info", text, remedy)]
+
+
+# Every function that makes findings of StorageFacts. Their order is that of the report, within the
+# same severity.
+STORAGE_FINDINGS = (
+    find_full,
+    find_bad_pool,
+    find_fuller_metadata,
+    find_min_free,
+    find_pool_beyond_disk,
+    find_next_ceiling,
+    find_deleted_loop_files,
+    find_option_conflicts,
+    find_unreadable_options,
+    find_unread_options,
+    find_waiting_option,
+    find_useless_metadata,
+    find_smaller_base_size,
+    find_large_logs,
+    find_reclaimable,
+    find_root_on_system_disk,
+    find_stranded_drivers,
+    find_other_drivers,
+    find_containerd_store,
+    find_windows,
+    find_driver_advice,
+    find_missing,
+)  # type: Tuple[Callable[[StorageFacts], List[Finding]], ...]
+
+
+def storage_findings(facts: StorageFacts) -> List[Finding]:
+    findings = []  # type: List[Finding]
+    for find in STORAGE_FINDINGS:
+        findings += find(facts)
+    return findings
+
+
+def worst_first(findings: List[dict]) -> List[dict]:
+    """Findings of a report by their severity."""
+    severities = ("critical", "warning", "info")
+    return sorted(findings, key=lambda finding: severities.index(finding["severity"]))
+
+
+# The result row.
+
+
+def storage_row(facts: StorageFacts) -> dict:
+    """The result of `storage` as the JSON document has it. Sizes are bytes, or None."""
+    engine = facts.engine
+    disks = [disk_json(use) for use in facts.disks]
+    disk = None
+    if disks and disks[0]["path"] == engine.root.value:
+        disk = disks[0]
+    msg = ""
+    if facts.elsewhere:
+        msg = "%s: what only files and devices tell is unknown" % facts.elsewhere
+    pool = None
+    if facts.pool:
+        pool = {key: fact.value for key, fact in pool_facts(facts.pool).items()}
+    return {
+        "driver": engine.driver.value,
+        "server_version": engine.server_version.value,
+        "root": engine.root.value,
+        "image_store": engine.image_store.value,
+        "os": engine.system,
+        "backing_filesystem": engine.backing_filesystem,
+        "pool": pool,
+        "disk": disk,
+        "disks": disks,
+        "usage": {kind: usage_json(usage) for kind, usage in usage_by_kind(facts.usage).items()},
+        "drivers_on_disk": [folder._asdict() for folder in facts.drivers_on_disk],
+        "options": options_json(facts.options),
+        "driver_options": facts.driver_options(),
+        "sources": storage_sources(facts, disk is not None),
+        "missing": list(facts.missing),
+        "msg": msg,
+    }
+
+
+def usage_by_kind(usage: EngineUsage) -> Dict[str, Usage]:
+    """Without containerd's store where it is not used."""
+    by_kind = usage._asdict()
+    if usage.containerd_store is None:
+        del by_kind["containerd_store"]
+    return by_kind
+
+
+def disk_json(use: DiskUse) -> dict:
+    row = dict(use.disk._asdict())
+    row["for"] = use.purposes
+    return row
+
+
+def options_json(sources: Sequence[OptionSource]) -> List[dict]:
+    """A row for each option, with the place where it is set."""
+    rows = []
+    for source in sources:
+        for option in source.options:
+            rows.append(
+                {
+                    "option": option.name,
+                    "value": option.value,
+                    "where": source.where(),
+                    "used": source.used,
+                }
+            )
+    return rows
+
+
+def storage_sources(facts: StorageFacts, has_disk: bool) -> Dict[str, str]:
+    """{key of the row, such as pool.data_used: where its value comes from}."""
+    engine = facts.engine
+    sources = {
+        "driver": engine.driver.source,
+        "server_version": engine.server_version.source,
+        "root": engine.root.source,
+        "image_store": engine.image_store.source,
+    }
+    if has_disk:
+        sources["disk"] = "statvfs"
+    if facts.pool:
+        for key, fact in pool_facts(facts.pool).items():
+            sources["pool." + key] = fact.source
+    for kind, usage in usage_by_kind(facts.usage).items():
+        sources["usage.%s.count" % kind] = usage.count_source
+    return {key: source for key, source in sources.items() if source}
+
+
+def pool_facts(pool: Pool) -> Dict[str, Fact]:
+    """The facts of a pool by their keys in the JSON document."""
+    facts = {
+        "name": pool.name,
+        "mode": pool.mode,
+        "mode_why": pool.mode_reason,
+        "state": pool.state,
+        "needs_check": pool.needs_check,
+        "failed": pool.failed,
+        "block_size": pool.block_size,
+        "base_device_size": pool.base_device_size,
+        "min_free": pool.min_free,
+    }  # type: Dict[str, Fact]
+    for kind, space in (("data", pool.data), ("metadata", pool.metadata)):
+        facts[kind + "_file"] = space.device
+        facts[kind + "_used"] = space.used
+        facts[kind + "_total"] = space.total
+        facts[kind + "_available"] = space.available
+        facts[kind + "_loop_file"] = space.loop_file
+        facts[kind + "_allocated"] = space.allocated
+        facts[kind + "_disk_free"] = space.disk_free
+    return facts
+
+
+def usage_json(usage: Usage) -> dict:
+    return {
+        "count": usage.count,
+        "size": usage.size,
+        "complete": usage.complete,
+        "rows": [row._asdict() for row in usage.rows],
+    }
+
+
+# The command.
 
 
 def run_storage(host: Host, opts: Options, report: dict) -> None:
-    warning = opts.warning
-    critical = opts.critical
-    if warning > critical:
-        raise UsageError("--warning is above --critical", "python3 dockfix.py storage --help")
-    if opts.full and opts.quick:
-        raise UsageError(
-            "--full and --quick exclude each other", "python3 dockfix.py storage --help"
-        )
-    info = read_storage_info(host, opts, report)
-    result = new_storage(info or EngineInfo())
-    facts = NO_FACTS
-    reason = why_no_files(opts, info)
-    if reason:
-        result["msg"] = "%s: what only files and devices tell is unknown" % reason
+    require_storage_options(opts)
+    answer = ask_for_info(host, opts)
+    info = answer.info or EngineInfo()
+    elsewhere = why_no_files(opts, info)
+    if elsewhere:
+        reading = FileReading(facts_of_info(info, elsewhere), [])
     else:
-        facts = collect_files(host, opts, info, result, report)
-    add_usage(result, facts.layers, facts.sizes, info or EngineInfo())
-    add_options(result, facts.options)
-    report["results"].append(result)
-    storage_findings(result, facts.options, warning, critical, report)
+        reading = collect_from_files(host, opts, answer.info)
+    facts = reading.facts._replace(
+        usage=with_reported_counts(reading.facts.usage, info),
+        warning=opts.warning,
+        critical=opts.critical,
+    )
+    findings = answer.findings + reading.findings + storage_findings(facts)
+    for finding in findings:
+        add_finding(report, finding)
+    report["findings"] = worst_first(report["findings"])
+    report["results"].append(storage_row(facts))
     if opts.check and any(finding["severity"] != "info" for finding in report["findings"]):
         report["exit_code"] = 3
 
 
-def read_storage_info(host: Host, opts: Options, report: dict) -> Optional[EngineInfo]:
+def facts_of_info(info: EngineInfo, elsewhere: str) -> StorageFacts:
+    """What docker info alone tells, of an engine whose files are not here."""
+    engine = parse_engine(info)
+    return StorageFacts(
+        engine=engine,
+        pool=parse_pool(info),
+        usage=usage_without_files(engine),
+        elsewhere=elsewhere,
+    )
+
+
+def require_storage_options(opts: Options) -> None:
+    """Raises UsageError before anything is looked at."""
+    hint = "python3 dockfix.py storage --help"
+    # The limits are in their order.
+    if opts.warning > opts.critical:
+        raise UsageError("--warning is above --critical", hint)
+    # Folders are measured to their end, or not at all.
+    if opts.full and opts.quick:
+        raise UsageError("--full and --quick exclude each other", hint)
+
+
+def ask_for_info(host: Host, opts: Options) -> EngineAnswer:
     """docker info: a saved one, or the engine's. None with --root, and where no daemon answers."""
     if opts.docker_info is not None:
         if opts.docker_info == "-":
             claim_stdin(host, "the answer of docker info", "--docker-info FILE")
-        return parse_info(decode_saved(read_input(opts.docker_info, 1 << 24, "--docker-info")))
+        saved = read_input(opts.docker_info, 1 << 24, "--docker-info")
+        return EngineAnswer(parse_info(decode_saved(saved)), [])
     if opts.root is not None:
-        return None
-    answer = ask_engine(host)
-    for finding in answer.findings:
-        add_finding(report, finding)
-    return answer.info
+        return EngineAnswer(None, [])
+    return ask_engine(host)
 
 
-def why_no_files(opts: Options, info: Optional[EngineInfo]) -> str:
+def why_no_files(opts: Options, info: EngineInfo) -> str:
     """Why the files of this host tell nothing of the engine, '' where they do."""
     if opts.docker_info is not None:
         return "from a saved docker info"
-    if info and runs_elsewhere(info):
+    if runs_elsewhere(info):
         return "the engine runs on another host, %s" % info.host_name
     return ""
 
 
-def collect_files(
-    host: Host, opts: Options, info: Optional[EngineInfo], result: dict, report: dict
-) -> StorageFacts:
-    """Everything that the files and devices of this host tell. Raises EnvironmentFault where there
-    is nothing to look at: no daemon answers, and there is no root."""
+class FileReading(NamedTuple):
+    """What the files tell, and findings on the records themselves."""
+
+    facts: StorageFacts
+    findings: List[Finding]
+
+
+class LayerReading(NamedTuple):
+    """layers: None where they are not readable. faults: what could not be read; findings: on
+    records that are lost."""
+
+    layers: Optional[Layers]
+    faults: List[str]
+    findings: List[Finding]
+
+
+def collect_from_files(host: Host, opts: Options, answer: Optional[EngineInfo]) -> FileReading:
+    """Everything that the files and devices of this host tell, after docker info (answer: None
+    where it was not asked, or the daemon does not answer). Raises EnvironmentFault where there is
+    nothing to look at: no daemon answers, and there is no root."""
+    info = answer or EngineInfo()
+    engine = parse_engine(info)
     if opts.root is not None:
-        note_fact(result, "root", opts.root, "--root")
-    elif not info:
-        note_fact(result, "root", configured_root(), "configuration")
-    root = result["root"]
+        engine = engine._replace(root=Fact(opts.root, "--root"))
+    elif answer is None:
+        engine = engine._replace(root=Fact(configured_root(), "configuration"))
+    root = str(engine.root.value)
     options = engine_options(root)
-    result["disks"] = collect_disks(root, result)
-    layers = None
+    reading = read_storage_layers(host, root, answer)
+    on_disk = drivers_below(root)
+    engine = complete_engine(engine, reading.layers, options, on_disk)
+    driver = str(engine.driver.value)
+    disks = collect_disks(root, driver)
+    pool = PoolReading(parse_pool(info), {}, [])
+    deleted_loop_files = []
+    if driver == "devicemapper":
+        pool = read_pool(host, root, info, reading.layers)
+        deleted_loop_files = read_deleted_pool_files()
+    space = measure_usage(opts, engine, reading.layers, on_disk, pool.devices)
+    facts = StorageFacts(
+        engine=engine,
+        pool=pool.pool,
+        disks=disks,
+        on_system_disk=is_on_system_disk(root, disks),
+        deleted_loop_files=deleted_loop_files,
+        usage=space.usage,
+        drivers_on_disk=space.drivers,
+        options=options,
+        missing=reading.faults + pool.faults + space.faults,
+    )
+    return FileReading(facts, reading.findings)
+
+
+class SpaceReading(NamedTuple):
+    """What takes space; the folders of all drivers; a line for each thing that is not known."""
+
+    usage: EngineUsage
+    drivers: List[DriverFolder]
+    faults: List[str]
+
+
+def measure_usage(
+    opts: Options,
+    engine: EngineFacts,
+    layers: Optional[Layers],
+    on_disk: List[str],
+    devices: Dict[str, int],
+) -> SpaceReading:
+    """on_disk: the drivers that have a folder; devices: bytes mapped in the active thin devices."""
+    root = str(engine.root.value)
+    driver = str(engine.driver.value)
+    if not layers:
+        drivers = driver_folders(root, driver, on_disk, {})
+        return SpaceReading(usage_without_files(engine), drivers, [])
+    store = ""
+    if engine.image_store.value == "containerd":
+        store = containerd_root(root)
+    others = {}
+    for name in on_disk:
+        if name != driver:
+            others[name] = os.path.join(root, name)
+    volumes = read_volume_folders(root, layers)
+    folders = folders_to_measure(layers, volumes, store, others)
+    sizes = measure_all(opts, root, layers, folders, devices)
+    faults = list(sizes.faults)
+    if volumes.fault:
+        faults.insert(0, volumes.fault)
+    return SpaceReading(
+        usage=usage_by_files(engine, layers, sizes, volumes, store),
+        drivers=driver_folders(root, driver, on_disk, sizes.drivers),
+        faults=faults,
+    )
+
+
+def read_deleted_pool_files() -> List[LoopFile]:
+    """The loop files of a pool that were deleted under it."""
+    deleted = []
+    for loop in loop_files():
+        if re.search(r"/devicemapper/(meta)?data \(deleted\)\Z", loop.path):
+            deleted.append(loop)
+    return deleted
+
+
+def read_storage_layers(host: Host, root: str, info: Optional[EngineInfo]) -> LayerReading:
+    """Raises EnvironmentFault where no daemon answers and there is no root."""
     try:
         layers = read_layers(root, follow=True)
         confirm_orphans(host, root, layers, info)
-        for finding in lost_record_findings(layers):
-            add_finding(report, finding)
-        unread = sorted(layers.unread.items())[:20]
-        result["missing"] += ["%s: %s" % (path, reason) for path, reason in unread]
     except EnvironmentFault as err:
-        if not info and not result["disk"]:
+        if info is None and not read_disk(root, []):
             raise
-        result["missing"].append(err.msg)
-    collect_driver(result, layers, options)
-    devices = {}  # type: Dict[str, int]
-    if result["driver"] == "devicemapper":
-        devices = collect_pool(host, root, result, layers)
-    sizes = {}  # type: Dict[Tuple, Measured]
-    if layers:
-        sizes = collect_sizes(opts, root, result, layers, devices)
-    return StorageFacts(layers, sizes, options)
+        return LayerReading(None, [err.msg], [])
+    faults = []
+    for path, reason in sorted(layers.unread.items())[:20]:
+        faults.append("%s: %s" % (path, reason))
+    return LayerReading(layers, faults, lost_record_findings(layers))
 
 
-def add_options(result: dict, options: List[OptionSource]) -> None:
-    """Fill result["options"], and result["driver_options"] with the storage options in force."""
-    result["driver_options"] = {}
-    for source in options:
-        for name, value in source.options:
-            result["options"].append(
-                {"option": name, "value": value, "where": source.where(), "used": source.used}
+def is_on_system_disk(root: str, disks: List[DiskUse]) -> bool:
+    """Whether Docker's root is on the disk of /."""
+    if not disks:
+        return False
+    first = disks[0].disk
+    return first.path == root and first.device == os.stat("/").st_dev
+
+
+def driver_folders(
+    root: str, driver: str, on_disk: List[str], sizes: Dict[str, Measured]
+) -> List[DriverFolder]:
+    """driver: the engine's; on_disk: those that have a folder."""
+    folders = []
+    for name in on_disk:
+        folders.append(
+            DriverFolder(
+                driver=name,
+                path=os.path.join(root, name),
+                in_use=name == driver,
+                size=sizes.get(name, UNKNOWN_SIZE).size,
             )
-            if source.used and name == "storage-opt":
-                key, _, setting = value.partition("=")
-                result["driver_options"][key] = setting
+        )
+    return folders
 
 
 ###############################################################################

@@ -551,7 +551,9 @@ def test_a_ceiling_beyond_the_disk(box, pool):
 
     def little_room(module):
         real = module.read_disk
-        module.read_disk = lambda *of: (lambda disk: disk and dict(disk, free=20 * GIB))(real(*of))
+        module.read_disk = lambda *of: (lambda disk: disk and disk._replace(free=20 * GIB))(
+            real(*of)
+        )
         no_options(module)
 
     os.truncate(pool.at("devicemapper", "devicemapper", "data"), blocks * 65536)
@@ -589,8 +591,10 @@ def test_deleted_loop_files_that_are_still_held(box, pool):
     def held(module):
         no_options(module)
         module.loop_files = lambda: [
-            ("/dev/loop0", "/var/lib/docker/devicemapper/devicemapper/data (deleted)"),
-            ("/dev/loop1", "/iso (deleted)"),
+            module.LoopFile(
+                "/dev/loop0", "/var/lib/docker/devicemapper/devicemapper/data (deleted)"
+            ),
+            module.LoopFile("/dev/loop1", "/iso (deleted)"),
         ]
 
     _, _, found = look(box, prelude=held)
@@ -686,12 +690,15 @@ def test_a_root_on_the_system_disk(box, make, limit, severity):
     def no_disk_of_its_own(module):
         no_options(module)
         real = module.read_disk
-        module.read_disk = lambda path, mounts: dict(
-            real(path, mounts) or {},
-            device=os.stat("/").st_dev,
-            used_percent=50.0,
-            inodes_used_percent=50.0,
-        )
+
+        def system_disk(path, mounts):
+            disk = real(path, mounts)
+            device = os.stat("/").st_dev
+            return disk and disk._replace(
+                device=device, used_percent=50.0, inodes_used_percent=50.0
+            )
+
+        module.read_disk = system_disk
 
     found = look(box, *limit, prelude=no_disk_of_its_own)[2]["root-on-system-disk"]
     assert (
