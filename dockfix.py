@@ -20721,6 +20721,15 @@ def report_restarts(have: Stock, empty: Sequence[str]) -> None:
 # 26. pool
 ###############################################################################
 
+# pool grow makes a devicemapper loop pool larger in place; pool recreate backs everything up, sets
+# the old storage aside and has docker begin anew, with another pool or with overlay2. A pool never
+# shrinks and is never loaded with files that are shorter than its table says: it would not come up
+# again. The old storage is renamed, never deleted, and nothing is written into a volume in place.
+#
+# The facts: docker keeps the pool's two files as ROOT/devicemapper/devicemapper/data and metadata
+# (moby, daemon/graphdriver/devmapper/deviceset.go); dm-thin's table, status and largest metadata are
+# in the kernel's Documentation/admin-guide/device-mapper/thin-provisioning.rst.
+
 
 class LoopPool(NamedTuple):
     """The daemon's pool, as it is.
@@ -20895,11 +20904,11 @@ def require_no_shrinking(pool: LoopPool, sizes: Dict[str, int]) -> None:
 def run_grow(host: Host, opts: Options, report: dict) -> None:
     """Makes the pool larger in place.
 
-    Before the first call that changes anything these programs are asked, in this order:
-    prove_engine: docker context, version, info; the service's main process (systemctl show), and
-    docker info once more, through the socket that this process has open. collect_engine:
-    docker.socket's state; with --offline, docker ps and docker inspect. collect_loop_pool: dmsetup
-    table and status, and losetup -j for each of the two files. Then come the refusals, the plan, the
+    Before the first call that changes anything these programs are asked, in this order.
+    prove_engine: docker context, version and info; the service's main process (systemctl show), and
+    docker info once more, through the socket that this process has open. collect_engine: the state
+    of docker.socket; with --offline, docker ps and docker inspect. collect_loop_pool: dmsetup table
+    and status, and losetup -j for each of the two files. Then come the refusals, the plan, the
     question and the journal (run_change), and the plan's first step lengthens a file (truncate).
     """
     if not opts.data and not opts.metadata:
@@ -21006,8 +21015,8 @@ def pool_devices(pool: LoopPool) -> Dict[str, Device]:
 def superblock_test(mode: str, pool: LoopPool, kind: str) -> Tuple[str, ...]:
     """A test of the number of blocks in the pool's superblock: is it that of now?
 
-    It is on the disk with the pool down too, and tells whether the pool was ever loaded with another
-    length. Source: kernel, drivers/md/dm-thin-metadata.c, struct thin_disk_superblock; the space
+    It is on the disk with the pool down too, and tells whether the pool was ever loaded with
+    another length. Source: kernel, drivers/md/dm-thin-metadata.c, struct thin_disk_superblock; the space
     maps of data and metadata begin at bytes 64 and 192 with nr_blocks.
     """
     if kind == "data":
@@ -21150,75 +21159,75 @@ def grow_offline(
     )
 
 
-SET_ASIDE = (
-    "devicemapper",
-    "image",
-    "containers",
-    "buildkit",
-)  # volumes, networks and plugins stay
+# pool recreate.
+
+# What is set aside below Docker's root. Volumes, networks and plugins stay.
+SET_ASIDE = ("devicemapper", "image", "containers", "buildkit")
+NEW_DRIVERS = ("devicemapper", "overlay2")
+
+
+class NewStorage(NamedTuple):
+    """What is to be made in place of the pool.
+
+    driver: one of NEW_DRIVERS.
+    sizes: of a new pool, bytes by 'data' and 'metadata'.
+    base_size: of a container's file system in a new pool, in bytes; None: Docker's default.
+    """
+
+    driver: str
+    sizes: Dict[str, int]
+    base_size: Optional[int]
+
+    def is_pool(self) -> bool:
+        return self.driver == "devicemapper"
+
+    def describe(self) -> str:
+        if not self.is_pool():
+            return self.driver
+        text = "a pool of %s data, %s metadata" % (
+            format_size(self.sizes["data"]),
+            format_size(self.sizes["metadata"]),
+        )
+        if self.base_size is not None:
+            text += ", base size %s" % format_option_size(self.base_size)
+        return text
 
 
 def run_recreate(host: Host, opts: Options, report: dict) -> None:
+    """Backs everything up, sets the old storage aside, and has docker begin anew with what the
+    backup has."""
+    driver = require_new_driver(opts)
+    host, identity = prove_engine(host)
+    engine = collect_engine(host, identity)
+    pool = collect_loop_pool(host, engine)
+    new = NewStorage(driver, asked_sizes(opts, pool), opts.base_size)
+    stock = collect_stock(host, engine.containers)
+    size = require_recreate(host, opts, engine, stock, pool, new)
+    backup = plan_whole_backup(host, opts, stock, new)
+    plan = plan_recreate(host, engine, pool, backup, new, size)
+    report["left_out"] = backup.left_out
+    for line in backup.left_out:
+        say("dockfix: not in the backup: " + line)
+    question = "stop docker, set %s aside, and build it anew as %s?" % (
+        ", ".join(SET_ASIDE),
+        plan.goal,
+    )
+    run_change(host, opts, report, plan, question)
+    compare_stock(host, opts, report, plan)
+
+
+def require_new_driver(opts: Options) -> str:
+    """The driver that is asked for. Raises UsageError where the options do not fit together."""
     driver = opts.driver or "devicemapper"
-    if driver not in ("devicemapper", "overlay2") or (
-        driver == "overlay2" and (opts.data or opts.metadata or opts.base_size is not None)
-    ):
+    sized = opts.data or opts.metadata or opts.base_size is not None
+    if driver not in NEW_DRIVERS or (driver == "overlay2" and sized):
         raise UsageError("--driver takes overlay2 (then without sizes) or devicemapper")
     if not opts.backup:
         raise UsageError(
             "where to, with the backup? --backup DIR, a folder on another disk that does not"
             " exist yet"
         )
-    host, identity = prove_engine(host)
-    engine = collect_engine(host, identity)
-    pool = collect_loop_pool(host, engine)
-    sizes = asked_sizes(opts, pool)
-    stock = collect_stock(host, engine.containers)
-    size = require_recreate(host, opts, engine, stock, pool, sizes, driver)
-    sized = (
-        {"StorageOpt": {}} if driver == "overlay2" else {}
-    )  # which knows no size of a container's own
-    sizes_of = {
-        title_of(one): (one["HostConfig"].get("StorageOpt") or {}).get("size")
-        for one in engine.containers
-        if sized
-    }
-    limits = [
-        "the limit of %s's own files (%s): overlay2 sets none" % pair
-        for pair in sizes_of.items()
-        if pair[1]
-    ]
-    stock = stock._replace(
-        containers=[
-            dict(one, HostConfig=dict(one["HostConfig"], **sized))
-            for one in engine.containers
-            if not (is_running(one) and one["HostConfig"].get("AutoRemove"))
-        ]
-    )
-    kept = plan_backup(host, os.path.abspath(opts.backup), stock, [], live=False)
-    kept = kept._replace(
-        loads=[
-            name
-            for name, refs in (
-                ("images.tar", image_refs(stock.images)),
-                ("own.tar", own_image_references(kept)),
-            )
-            if refs
-        ],
-        left_out=list(kept.left_out) + limits,
-    )
-    plan = plan_recreate(host, opts, engine, pool, kept, sizes, driver, size)
-    report["left_out"] = kept.left_out
-    for line in kept.left_out:
-        say("dockfix: not in the backup: " + line)
-    run_change(
-        host,
-        opts,
-        report,
-        plan,
-        "stop docker, set %s aside, and build it anew as %s?" % (", ".join(SET_ASIDE), plan.goal),
-    )
-    compare_stock(host, opts, report, plan)
+    return driver
 
 
 def require_recreate(
@@ -21227,31 +21236,35 @@ def require_recreate(
     engine: Engine,
     stock: Stock,
     pool: LoopPool,
-    sizes: Dict[str, int],
-    driver: str,
+    new: NewStorage,
 ) -> int:
     """Bytes that the backup takes. Raises Refused."""
-    info, folder = engine_info(host), os.path.abspath(opts.backup)
+    info = engine_info(host)
+    # The tasks and secrets of a swarm are in no backup.
     if info.swarm not in ("", "inactive"):
         raise Refused(
             "this host is a node of a swarm (%s): its tasks and secrets cannot be carried over"
             % info.swarm,
             "docker swarm leave, then again",
         )
+    # All of the old pool must be readable.
     require_healthy_pool(pool)
-    if driver == "overlay2":
-        require_overlay(host, engine.root)
+    # The new storage works here.
+    if new.is_pool():
+        require_sizes(pool, new.sizes, opts.overcommit)
     else:
-        require_sizes(pool, sizes, opts.overcommit)
+        require_overlay(host, engine.root)
+    # Docker can be stopped, and the pool taken down, without a loss.
     require_stoppable(host, engine, opts.lose_autoremove)
     require_no_foreign_pool(host, every_pool(pool.name), pool.name)
-    size, room = estimate_backup_size(host, stock), read_disk_room(engine.root).available
-    same = (
-        os.stat(os_bytes(os.path.dirname(folder))).st_dev == os.stat(os_bytes(engine.root)).st_dev
-        if os.path.isdir(os.path.dirname(folder))
-        else False
-    )
-    require_backup_folder(host, folder, size * 2 if same else size)
+    # There is room for the backup, and for old and new side by side.
+    size = estimate_backup_size(host, stock)
+    folder = os.path.abspath(opts.backup)
+    needed = size
+    if is_on_same_disk(os.path.dirname(folder), engine.root):
+        needed = size * 2
+    room = read_disk_room(engine.root).available
+    require_backup_folder(host, folder, needed)
     if size > room:
         raise Refused(
             "old and new lie side by side for a while: the new one takes up to %s, and the disk of"
@@ -21261,153 +21274,228 @@ def require_recreate(
     return size
 
 
+def is_on_same_disk(folder: str, root: str) -> bool:
+    """False where the folder is not there."""
+    if not os.path.isdir(os_bytes(folder)):
+        return False
+    return os.stat(os_bytes(folder)).st_dev == os.stat(os_bytes(root)).st_dev
+
+
 def require_overlay(host: Host, root: str) -> None:
     """overlay2 needs the kernel's overlay, and a file system that it works on."""
     file_system = STORAGE_DRIVERS["overlay2"].file_system
-    if (
-        "\t%s\n" % file_system not in read_host_text("/proc/filesystems")
-        and query_host(host, ("modprobe", "-n", file_system)).rc
-    ):
+    known = "\t%s\n" % file_system in read_host_text("/proc/filesystems")
+    if not known and query_host(host, ("modprobe", "-n", file_system)).rc:
         raise Refused(
             "this kernel has no overlay file system", "keep devicemapper: leave --driver out"
         )
     require_fit_disk(host, "overlay2", root)
 
 
+def plan_whole_backup(host: Host, opts: Options, stock: Stock, new: NewStorage) -> Backup:
+    """All that docker holds, but for containers that vanish when they are stopped (--rm;
+    require_stoppable has asked for their names)."""
+    containers = []
+    limits = []
+    for doc in stock.containers:
+        settings = doc["HostConfig"]
+        if is_running(doc) and settings.get("AutoRemove"):
+            continue
+        if not new.is_pool():  # overlay2 has no size for each container
+            limit = (settings.get("StorageOpt") or {}).get("size")
+            doc = dict(doc, HostConfig=dict(settings, StorageOpt={}))
+            if limit:
+                name = title_of(doc)
+                limits.append(
+                    "the limit of %s's own files (%s): overlay2 sets none" % (name, limit)
+                )
+        containers.append(doc)
+    stock = stock._replace(containers=containers)
+    backup = plan_backup(host, os.path.abspath(opts.backup), stock, [], live=False)
+    loads = []
+    if image_refs(stock.images):
+        loads.append("images.tar")
+    if own_image_references(backup):
+        loads.append("own.tar")
+    return backup._replace(loads=loads, left_out=[*backup.left_out, *limits])
+
+
 def plan_recreate(
-    host: Host,
-    opts: Options,
-    engine: Engine,
-    pool: LoopPool,
-    kept: Backup,
-    sizes: Dict[str, int],
-    driver: str,
-    size: int,
+    host: Host, engine: Engine, pool: LoopPool, backup: Backup, new: NewStorage, size: int
 ) -> Plan:
     """size: bytes of the backup."""
     name = new_name("pool-recreate")
-    keeps, stock, overlay = (
-        os.path.join(engine.root, ".dockfix-" + name),
-        kept.stock,
-        driver == "overlay2",
-    )
-    base = ""
-    if opts.base_size is not None:
-        base = ", base size %s" % format_option_size(opts.base_size)
-    goal = (
-        "overlay2"
-        if overlay
-        else "a pool of %s data, %s metadata%s"
-        % (format_size(sizes["data"]), format_size(sizes["metadata"]), base)
-    )
-    # A backup that is complete stays, whatever becomes of the change.
-    sealed = seal_step(host, kept, lossy=False, undoable=False)
-    backup = settings_steps(host, kept, sealed.id)
-    images = wanted_images(stock)
-    backup += save_steps(host, kept, "images.tar", images, size, True, sealed.id)
-    own = own_steps(host, kept, False, sealed.id)
-    own += save_steps(host, kept, "own.tar", wanted_commits(kept), 0, True, sealed.id)
-    own += volume_steps(host, kept, sealed.id)
-    own += [*verify_steps(kept), sealed]
-    # What is made in the new storage is undone as a whole: its tree is set aside.
-    have = Stock([], [], stock.networks, stock.volumes)
-    new = restore_steps(host, kept, have, fill=False, undoable=False)
+    keeps = os.path.join(engine.root, ".dockfix-" + name)
+    stock = backup.stock
+    steps = recreate_steps(host, engine, pool, backup, new, keeps, size)
+    images = image_refs(stock.images)
     for doc in stock.containers:
-        new += container_steps(host, kept, doc, undoable=False)
-    wait = 5
-    started = start_levels(host, stock.containers, wait, by_name=True)
-    for doc in stock.containers:
-        title = title_of(doc)
-        runs = state_test(host, title, ".State.Running", "true")
-        started += start_again_steps(
-            host, [doc], title, runs, optional=True, wait=wait, daemon="up"
-        )
-    steps = [answers_step(engine), *backup]
-    steps += hold_policies(host, stock.containers) + stop_container_steps(host, engine.containers)
-    steps += nothing_new_steps(host, engine, stock, "before")
-    steps += own + nothing_new_steps(host, engine, stock, "after")
-    glob = every_pool(pool.name)  # the new one has another name, and may be up after a reboot
-    steps += (
-        down_steps(engine, glob)
-        + mask_unit_steps(engine, True)
-        + set_aside_steps(engine, keeps, overlay)
-    )
-    steps += () if overlay else make_pool_steps(engine, keeps, sizes)
-    steps += (
-        option_steps(new_options(opts, sizes, driver))
-        + mask_unit_steps(engine, False)
-        + up_steps(engine, "" if overlay else glob)
-    )
-    seen = (("has", "Storage Driver: " + driver, *host.docker, "info"),)
-    seen += (
-        () if overlay else (("has", "0 %d thin-pool" % (sizes["data"] // 512), "dmsetup", "table"),)
-    )
-    steps += [Step("new-storage", "the daemon has the new storage", check=seen), *new, *started]
-    ask_id = (*host.docker, "inspect", "--type", "image", "-f", "{{.Id}}")
-    back = tuple(
-        ("says", one["Id"], *ask_id, ref) for one in stock.images for ref in image_refs([one])
-    )
-    steps.append(Step("images-back", "every image is back under its id", check=back))
+        images.append(own_image_reference(backup, doc, RESTORED_REPOSITORY))
     facts = {
-        "containers": [title_of(one) for one in stock.containers],
-        "backup": kept.folder,
-        "disk": disk_tests(host, kept.folder),
-        "images": (
-            image_refs(stock.images)
-            + [own_image_reference(kept, one, RESTORED_REPOSITORY) for one in stock.containers]
-        ),
+        "containers": [title_of(doc) for doc in stock.containers],
+        "images": images,
+        "backup": backup.folder,
+        "disk": disk_tests(host, backup.folder),
     }
     facts.update(engine.identity.facts(host, engine.root))
-    return make_plan(name, "pool recreate", goal, tuple(steps), keeps, facts)
+    return make_plan(name, "pool recreate", new.describe(), steps, keeps, facts)
 
 
-def new_options(
-    opts: Options, sizes: Dict[str, int], driver: str
-) -> List[Tuple[str, str, Optional[str]]]:
+def recreate_steps(
+    host: Host,
+    engine: Engine,
+    pool: LoopPool,
+    backup: Backup,
+    new: NewStorage,
+    keeps: str,
+    size: int,
+) -> List[Step]:
+    """All the steps in their order; above each what undoes it. keeps: the folder for the old
+    storage; size: bytes of the backup."""
+    stock = backup.stock
+    # The new pool has another name, and may be up after a reboot.
+    pools = every_pool(pool.name)
+    # A backup that is complete stays, whatever becomes of the change: the undo of its files is void
+    # once this step is begun.
+    sealed = seal_step(host, backup, lossy=False, undoable=False)
+
+    # Docker answers. Undo, last of all: what ran is started by name.
+    steps = [answers_step(engine)]
+
+    # The images are saved while containers run. Undo: the backup's files are removed.
+    steps += settings_steps(host, backup, sealed.id)
+    images = wanted_images(stock)
+    steps += save_steps(host, backup, "images.tar", images, size, True, sealed.id)
+
+    # No restarts; the containers stopped. Undo: the restart policies; answers_step starts them.
+    steps += hold_policies(host, stock.containers)
+    steps += stop_container_steps(host, engine.containers)
+
+    # What the containers and volumes hold, from the stopped state, then the proof that the backup is
+    # whole. What others make meanwhile would be in the old storage only, so this fails where
+    # somebody did. Undo: the files and the images that were made for it are removed.
+    steps += nothing_new_steps(host, engine, stock, "before")
+    steps += own_steps(host, backup, False, sealed.id)
+    steps += save_steps(host, backup, "own.tar", wanted_commits(backup), 0, True, sealed.id)
+    steps += volume_steps(host, backup, sealed.id)
+    steps += verify_steps(backup)
+    steps.append(sealed)
+    steps += nothing_new_steps(host, engine, stock, "after")
+
+    # The daemon stopped, and held down over a reboot. Undo: started, the hold taken away.
+    steps += down_steps(engine, pools)
+    steps += mask_unit_steps(engine, True)
+
+    # The old storage aside, files for a new pool in its place. Undo: what is there by then is moved
+    # to KEEPS/newer-..., and the old storage back.
+    steps += set_aside_steps(engine, keeps, new)
+    if new.is_pool():
+        steps += make_pool_steps(engine, keeps, new.sizes)
+
+    # The daemon's settings. Undo: the bytes of before.
+    steps += option_steps(new_options(new))
+
+    # Docker started on the new storage. Undo: the hold again; containers and daemon stopped.
+    steps += mask_unit_steps(engine, False)
+    steps += up_steps(engine, pools if new.is_pool() else "")
+    steps.append(new_storage_step(host, new))
+
+    # What the backup has, in the new storage. Undo: none for each, the new storage is set aside as a
+    # whole. Volumes and networks have stayed.
+    have = Stock([], [], stock.networks, stock.volumes)
+    steps += restore_steps(host, backup, have, fill=False, undoable=False)
+    for doc in stock.containers:
+        steps += container_steps(host, backup, doc, undoable=False)
+    steps += start_new_steps(host, stock)
+
+    # The proof. Where it fails, all of the above is undone.
+    steps.append(images_back_step(host, stock))
+    return steps
+
+
+def new_storage_step(host: Host, new: NewStorage) -> Step:
+    checks = [("has", "Storage Driver: " + new.driver, *host.docker, "info")]
+    if new.is_pool():
+        sectors = new.sizes["data"] // 512
+        checks.append(("has", "0 %d thin-pool" % sectors, "dmsetup", "table"))
+    return Step("new-storage", "the daemon has the new storage", check=tuple(checks))
+
+
+def start_new_steps(host: Host, stock: Stock) -> List[Step]:
+    """What ran is started by name: the containers have new ids. What does not start is said, and is
+    no reason to go back."""
+    wait = 5.0
+    steps = start_levels(host, stock.containers, wait, by_name=True)
+    for doc in stock.containers:
+        name = title_of(doc)
+        runs = state_test(host, name, ".State.Running", "true")
+        steps += start_again_steps(host, [doc], name, runs, optional=True, wait=wait, daemon="up")
+    return steps
+
+
+def images_back_step(host: Host, stock: Stock) -> Step:
+    ask_id = (*host.docker, "inspect", "--type", "image", "-f", "{{.Id}}")
+    checks = []
+    for image in stock.images:
+        for ref in image_refs([image]):
+            checks.append(("says", image["Id"], *ask_id, ref))
+    return Step("images-back", "every image is back under its id", check=tuple(checks))
+
+
+def new_options(new: NewStorage) -> List[Tuple[str, str, Optional[str]]]:
     """The daemon's options for the new storage, for option_steps."""
-    wanted = [("storage-driver", "", driver)]  # type: List[Tuple[str, str, Optional[str]]]
-    if driver == "overlay2":
-        values = [value for source in option_sources() for _, value in source.options]
-        return wanted + [
-            ("storage-opt", key, None)
-            for key in sorted(
-                {value.partition("=")[0] for value in values if value.startswith("dm.")}
-            )
-        ]
-    wanted += [
-        ("storage-opt", "dm.loop%ssize" % kind, format_option_size(size))
-        for kind, size in sizes.items()
-    ]
-    if opts.base_size is not None:
-        wanted.append(("storage-opt", "dm.basesize", format_option_size(opts.base_size)))
+    wanted = [("storage-driver", "", new.driver)]  # type: List[Tuple[str, str, Optional[str]]]
+    if not new.is_pool():
+        # dockerd does not start with options of another driver.
+        keys = set()  # type: Set[str]
+        for source in option_sources():
+            keys.update(value.partition("=")[0] for _, value in source.options)
+        wanted += [("storage-opt", key, None) for key in sorted(keys) if key.startswith("dm.")]
+        return wanted
+    for kind, size in new.sizes.items():
+        wanted.append(("storage-opt", "dm.loop%ssize" % kind, format_option_size(size)))
+    if new.base_size is not None:
+        wanted.append(("storage-opt", "dm.basesize", format_option_size(new.base_size)))
     return wanted
 
 
 def nothing_new_steps(host: Host, engine: Engine, stock: Stock, when: str) -> List[Step]:
-    """What others make, or tag anew, meanwhile would be in the old tree only. The images that
-    dockfix makes itself are left out."""
-    names = [
-        "%s %s" % (name, one["Id"])
-        for one in stock.images
-        for name in (one.get("RepoTags") or ["<none>:<none>"])
-        + [digest.split("@")[0] + ":<none>" for digest in one.get("RepoDigests") or []]
-    ]
+    """What others make, or tag anew, meanwhile would be in the old storage only.
+
+    when: a word for the steps' ids. The images that dockfix makes itself are left out.
+    """
+    containers = [doc["Id"] for doc in engine.containers]
     form = '{{if ne .Repository "%s"}}{{.Repository}}:{{.Tag}} {{.ID}}{{end}}' % BACKUP_REPOSITORY
-    looks = (
-        ("containers", ("ps", "-aq", "--no-trunc"), [one["Id"] for one in engine.containers]),
-        ("images", ("images", "--no-trunc", "--format", form), names),
-    )
     return [
-        Step(
-            "nothing-new-%s:%s" % (when, what),
-            "see that nobody made %s meanwhile" % what,
-            check=(("among", "\n".join(sorted(known)), *host.docker, *words),),
-        )
-        for what, words, known in looks
+        nothing_new_step(host, when, "containers", containers, ("ps", "-aq", "--no-trunc")),
+        nothing_new_step(
+            host, when, "images", listed_images(stock), ("images", "--no-trunc", "--format", form)
+        ),
     ]
 
 
-def set_aside_steps(engine: Engine, keeps: str, overlay: bool) -> Tuple[Step, ...]:
+def nothing_new_step(
+    host: Host, when: str, kind: str, known: Sequence[str], words: Sequence[str]
+) -> Step:
+    return Step(
+        "nothing-new-%s:%s" % (when, kind),
+        "see that nobody made %s meanwhile" % kind,
+        check=(("among", "\n".join(sorted(known)), *host.docker, *words),),
+    )
+
+
+def listed_images(stock: Stock) -> List[str]:
+    """The lines of `docker images` for these: NAME:TAG ID."""
+    lines = []
+    for image in stock.images:
+        names = list(image.get("RepoTags") or ["<none>:<none>"])
+        for digest in image.get("RepoDigests") or []:
+            names.append(digest.split("@")[0] + ":<none>")
+        lines += ["%s %s" % (name, image["Id"]) for name in names]
+    return lines
+
+
+def set_aside_steps(engine: Engine, keeps: str, new: NewStorage) -> List[Step]:
     """Renames inside the root. What the new daemon makes at the same places goes to KEEPS/newer-...
     on the way back."""
     steps = [
@@ -21416,59 +21504,64 @@ def set_aside_steps(engine: Engine, keeps: str, overlay: bool) -> Tuple[Step, ..
             "make " + keeps,
             ("mkdir", "-m", "700", keeps),
             (("ok", "test", "-d", keeps),),
-            (tidy_step(keeps),),
+            undo=(tidy_step(keeps),),
         )
     ]
-    for part in SET_ASIDE + ("overlay2",) * overlay:
-        old, stray = os.path.join(engine.root, part), os.path.join(keeps, "newer-" + part)
+    parts = list(SET_ASIDE)
+    if not new.is_pool():
+        parts.append(new.driver)  # of an earlier change of driver
+    for part in parts:
+        old = os.path.join(engine.root, part)
+        aside, newer = os.path.join(keeps, part), os.path.join(keeps, "newer-" + part)
         if os.path.lexists(os_bytes(old)):
-            steps.append(
-                move_step(
-                    "aside:" + part, "set %s aside" % old, old, os.path.join(keeps, part), stray
-                )
-            )
+            steps.append(move_step("aside:" + part, "set %s aside" % old, old, aside, newer))
         else:
-            newer = Step(
-                "newer-aside",
-                "move the newer %s aside" % old,
-                ("mv", "-T", old, stray),
-                (("not", "test", "-e", old),),
-            )
-            steps.append(Step("aside:" + part, "there is no %s yet" % old, undo=(newer,)))
-    return tuple(steps)
+            steps.append(no_part_step(part, old, newer))
+    return steps
 
 
-def make_pool_steps(engine: Engine, keeps: str, sizes: Dict[str, int]) -> Tuple[Step, ...]:
-    """The notes' dd: it only sets a length, and it would cut a longer file, so only in a folder
-    that is dockfix's own."""
-    made, place = os.path.join(keeps, "made"), os.path.join(engine.root, "devicemapper")
+def no_part_step(part: str, old: str, newer: str) -> Step:
+    """For what is not there yet: only its undo has anything to do."""
+    newer_aside = Step(
+        "newer-aside",
+        "move the newer %s aside" % old,
+        ("mv", "-T", old, newer),
+        (("not", "test", "-e", old),),
+    )
+    return Step("aside:" + part, "there is no %s yet" % old, undo=(newer_aside,))
+
+
+def make_pool_steps(engine: Engine, keeps: str, sizes: Dict[str, int]) -> List[Step]:
+    """The sparse files of a new pool. dd only sets a length, and it would cut a longer file, so it
+    works in a folder that is dockfix's own."""
+    made = os.path.join(keeps, "made")
+    folder = made + "/devicemapper"
+    place = os.path.join(engine.root, "devicemapper")
     steps = [
         Step(
             "new-pool-folder",
             "make " + made,
-            ("mkdir", "-p", "-m", "700", made + "/devicemapper"),
-            (("ok", "test", "-d", made + "/devicemapper", "-o", "-d", place),),
+            ("mkdir", "-p", "-m", "700", folder),
+            (("ok", "test", "-d", folder, "-o", "-d", place),),
         )
     ]
     for kind, size in sizes.items():
-        path = os.path.join(made, "devicemapper", kind)
-        steps.append(
-            Step(
-                "new-pool:" + kind,
-                "make %s, %s" % (path, format_size(size)),
-                ("dd", "if=/dev/zero", "of=" + path, "bs=1M", "count=0", "seek=%d" % (size >> 20)),
-                (("says", str(size >> 20 << 20), "stat", "-c", "%s", path),),
-            )
+        path = os.path.join(folder, kind)
+        mebibytes = size >> 20
+        made_file = Step(
+            "new-pool:" + kind,
+            "make %s, %s" % (path, format_size(size)),
+            ("dd", "if=/dev/zero", "of=" + path, "bs=1M", "count=0", "seek=%d" % mebibytes),
+            (("says", str(mebibytes << 20), "stat", "-c", "%s", path),),
         )
-    return (
-        *tuple(steps),
-        Step(
-            "new-pool-in-place",
-            "put it in place",
-            ("mv", "-T", made, place),
-            (("ok", "test", "!", "-e", made, "-a", "-d", place),),
-        ),
+        steps.append(made_file)
+    in_place = Step(
+        "new-pool-in-place",
+        "put it in place",
+        ("mv", "-T", made, place),
+        (("ok", "test", "!", "-e", made, "-a", "-d", place),),
     )
+    return [*steps, in_place]
 
 
 ###############################################################################
