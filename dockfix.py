@@ -11993,8 +11993,8 @@ NOT_THE_SERVICE = "  # for this host's docker service; no other engine's storage
 
 
 class Client(NamedTuple):
-    """A docker command without what names an engine: words; and that: host (-H), context
-    (--context), '' for none."""
+    """A docker command, with what names an engine apart: host is the value of -H, context that of
+    --context; '' for none."""
 
     words: Tuple[str, ...]
     host: str
@@ -12002,10 +12002,14 @@ class Client(NamedTuple):
 
 
 class Service(NamedTuple):
-    """This host's docker service, proved to be what answers. socket: where its main process
-    listens; root: its data, links resolved; main: the words that print the number of its main
-    process; configured: do the host's settings name that root (so that it can be told with the
-    daemon down)?"""
+    """This host's docker service, proved to be what answers.
+
+    socket: where its main process listens.
+    root: its data, links resolved.
+    main: the program that prints the number of its main process.
+    configured: whether the host's settings name that root, so that it can be told with the daemon
+        down.
+    """
 
     socket: str
     root: str
@@ -12015,9 +12019,9 @@ class Service(NamedTuple):
     def facts(self, host: Host, new_root: str) -> dict:
         """What a plan keeps of it: tests for the moment when it begins, and what resume and
         rollback prove again. new_root: the root afterwards."""
-        told = engine_info(host).root
+        root = engine_info(host).root
         proof = [
-            ["has", "Docker Root Dir: " + told, *host.docker, "info"],
+            ["has", "Docker Root Dir: " + root, *host.docker, "info"],
             ["serves", self.root, *self.main],
         ]
         engine = {
@@ -12034,32 +12038,36 @@ def without_remap(root: str) -> str:
     return re.sub(r"/[0-9]+\.[0-9]+\Z", "", root)
 
 
-def split_client(words: Sequence[str]) -> Client:
+def split_client(command: Sequence[str]) -> Client:
     """Only what stands behind the docker program counts: `sudo -H docker` names no engine."""
-    programs = [
-        number
-        for number, word in enumerate(words)
-        if re.match(r"(docker|podman)(-[\w.]+)?\Z", os.path.basename(word))
-    ]
-    start = programs[0] + 1 if programs else 1
-    kept, named, rest = list(words[:start]), {"H": "", "c": ""}, list(words[start:])
+    start = 1
+    for number, word in enumerate(command):
+        if re.match(r"(docker|podman)(-[\w.]+)?\Z", os.path.basename(word)):
+            start = number + 1
+            break
+    words, rest = list(command[:start]), list(command[start:])
+    named = {"host": "", "context": ""}
     while rest:
         word = rest.pop(0)
-        found = re.match(r"-(H|c)=?(.*)\Z|--(host|context)(?:=(.*))?\Z", word, re.S)
-        if not found:
-            kept.append(word)
+        option = re.match(r"(-H|-c|--host(?==|\Z)|--context(?==|\Z))=?(.*)\Z", word, re.S)
+        if not option:
+            words.append(word)
             continue
-        flag, value = found.group(1) or found.group(3), found.group(2) or found.group(4)
+        flag, value = option.groups()
         if not value and rest:
             value = rest.pop(0)
-        named["H" if flag in ("H", "host") else "c"] = value or ""
-    return Client(tuple(kept), named["H"], named["c"])
+        if flag in ("-H", "--host"):
+            named["host"] = value
+        else:
+            named["context"] = value
+    return Client(tuple(words), named["host"], named["context"])
 
 
 def with_socket(host: Host, socket: str) -> Host:
     """The same with a docker command that speaks to this unix socket, whatever the environment
     says."""
-    return host._replace(docker=(*split_client(host.docker).words, "-H", "unix://" + socket))
+    client = split_client(host.docker)
+    return host._replace(docker=(*client.words, "-H", "unix://" + socket))
 
 
 def client_endpoint(host: Host) -> str:
@@ -12067,37 +12075,49 @@ def client_endpoint(host: Host) -> str:
     tcp://HOST:PORT, by docker's own word; no daemon is asked. Clients before 19.03 know no
     contexts: there it is -H, else DOCKER_HOST, else the default."""
     answer = query(host, "context", "inspect", "--format", "{{.Endpoints.docker.Host}}")
-    told = answer.out_text().strip()
-    if answer.rc == 0 and "://" in told:
-        return told
+    endpoint = answer.out_text().strip()
+    if answer.rc == 0 and "://" in endpoint:
+        return endpoint
     if re.search(r"context .*not found", answer.text()):
         raise EnvironmentFault("docker: " + first_line(answer), "docker context ls")
-    named = split_client(host.docker).host or os_text(
-        os.fsencode(os.environ.get("DOCKER_HOST", ""))
-    )
-    return named or "unix://" + DEFAULT_SOCKET
+    client = split_client(host.docker)
+    if client.host:
+        return client.host
+    variable = os.fsencode(os.environ.get("DOCKER_HOST", ""))
+    if variable:
+        return os_text(variable)
+    return "unix://" + DEFAULT_SOCKET
 
 
 def own_engine_hint(host: Host) -> str:
     """How to speak to this host's service instead: by what it is that names another engine."""
     client = split_client(host.docker)
     if client.host or client.context:
-        return "--docker %s" % quote_word(quote_line(client.words)) + NOT_THE_SERVICE
-    if os.environ.get("DOCKER_HOST"):
-        return "env -u DOCKER_HOST python3 dockfix.py ..." + NOT_THE_SERVICE
-    return "env DOCKER_HOST=unix://%s python3 dockfix.py ...%s" % (DEFAULT_SOCKET, NOT_THE_SERVICE)
+        line = "--docker " + quote_word(quote_line(client.words))
+    elif os.environ.get("DOCKER_HOST"):
+        line = "env -u DOCKER_HOST python3 dockfix.py ..."
+    else:
+        line = "env DOCKER_HOST=unix://%s python3 dockfix.py ..." % DEFAULT_SOCKET
+    return line + NOT_THE_SERVICE
+
+
+def socket_of(endpoint: str) -> str:
+    """The path of a unix socket's endpoint; '' for an engine that is reached in another way."""
+    if not endpoint.startswith("unix://"):
+        return ""
+    return endpoint[len("unix://") :] or DEFAULT_SOCKET
 
 
 def require_local_socket(host: Host, endpoint: str) -> str:
     """The path of the unix socket. Raises Refused for an engine that is reached in another way, and
     for a rootless one's socket."""
-    if not endpoint.startswith("unix://"):
+    socket = socket_of(endpoint)
+    if not socket:
         raise Refused(
             "the docker command speaks to %s: that engine need not be on this host, and is not"
             " reached as its docker service is" % endpoint,
             own_engine_hint(host),
         )
-    socket = endpoint[len("unix://") :] or DEFAULT_SOCKET
     if real_path(socket).startswith("/run/user/"):
         raise Refused(
             "the docker command speaks to a rootless engine, at %s" % endpoint,
@@ -12106,11 +12126,14 @@ def require_local_socket(host: Host, endpoint: str) -> str:
     return socket
 
 
-def require_docker(host: Host, *words: str) -> Answer:
-    """podman answers to docker's words (podman-docker, or its socket), but its storage is another
-    one, and no service. words: of the docker call that tells ('version': client and engine;
-    '--version': the client alone). Its answer, failed or not. Raises Refused."""
-    answer = query(host, *words)
+def require_docker(host: Host, *arguments: str) -> Answer:
+    """docker's answer, failed or not. Raises Refused where podman answers.
+
+    podman takes docker's words (podman-docker, or its socket), but its storage is another one, and
+    no service. arguments: of the docker call that tells ('version': client and engine; '--version':
+    the client alone).
+    """
+    answer = query(host, *arguments)
     if re.search(r"podman", answer.text(), re.I):
         raise Refused(
             "what answers is podman, not Docker: dockfix does not change its storage",
@@ -12128,58 +12151,86 @@ def require_rootful(host: Host, info: EngineInfo, endpoint: str) -> None:
             own_engine_hint(host),
         )
     here = os.uname().nodename
+    if not info.host_name:
+        raise Refused("the engine at %s does not say on which host it is" % endpoint, "docker info")
     if info.host_name != here:
         raise Refused(
             "the engine at %s is on the host %s, and this is %s" % (endpoint, info.host_name, here),
-            "run dockfix on %s" % info.host_name if info.host_name else "docker info",
+            "run dockfix on " + info.host_name,
         )
 
 
 def main_process_words() -> Tuple[str, ...]:
-    """What prints the number of the service's main process: systemd, or the pid file that the
-    daemon is started with."""
+    """The program that prints the number of the service's main process: systemd's, or one for the
+    pid file that the daemon is started with."""
     if os.path.isdir(SYSTEMD_MARK):
         return ("systemctl", "show", "-p", "MainPID", "docker.service")
-    return ("cat", next_options(option_sources()).get("pidfile") or DEFAULT_PID_FILE)
+    return ("cat", service_pid_file())
 
 
-def main_process(host: Host, words: Tuple[str, ...]) -> int:
-    """The number of the service's main process, 0 where it does not run."""
-    pid = last_number(query_host(host, words).out_text())
-    return pid if process_is_alive(pid) else 0
+def service_pid_file(settings_file: str = "/etc/default/docker") -> str:
+    """The pid file of a daemon that an init script starts.
+
+    Debian's and Ubuntu's script (docker's contrib/init/sysvinit-debian/docker) reads both variables
+    from the settings file and runs `dockerd -p "$DOCKER_PIDFILE" $DOCKER_OPTS`: an option comes
+    later and wins.
+    """
+    option = next_options(option_sources()).get("pidfile")
+    if option:
+        return option
+    _, variables, _ = read_settings(settings_file, environment_settings)
+    path = variables.get("DOCKER_PIDFILE", "")
+    if path.startswith("/") and "$" not in path:
+        return path
+    return DEFAULT_PID_FILE
+
+
+def main_process(host: Host, main: Tuple[str, ...]) -> int:
+    """The number of the service's main process, 0 where it does not run. main: as
+    main_process_words has it."""
+    answer = query_host(host, main)
+    pid = last_number(answer.out_text())
+    if not process_is_alive(pid):
+        return 0
+    return pid
 
 
 def socket_holder(socket: str) -> str:
     """Who listens at a path, for messages. systemd (pid 1) only where it is the only one."""
-    found = sorted((pid for pid in all_processes() if process_listens(pid, socket)), reverse=True)
-    return process_name(found[0]) if found else "a process that this host does not show"
+    listening = [pid for pid in all_processes() if process_listens(pid, socket)]
+    if not listening:
+        return "a process that this host does not show"
+    return process_name(max(listening))
 
 
 def require_service_process(
     host: Host, pid: int, main: Sequence[str], socket: str, root: str
 ) -> None:
-    """Raises Refused where the service's main process is not what listens at the socket, or not
-    what has the root."""
-    asked = "%s, of which the docker command gets its answers (data in %s)" % (socket, root)
+    """Raises Refused where the service's main process (pid, 0 for none) is not what listens at the
+    socket, or not what has the root."""
+    asked = "%s, from which the docker command gets its answers (data in %s)," % (socket, root)
     service = "the docker service of this host"
+    # The service runs.
     if not pid:
         raise Refused(
             "%s is held by %s, and %s does not run (%s names no process)"
             % (asked, socket_holder(socket), service, quote_line(main)),
             own_engine_hint(host),
         )
+    # It, or a process that it started, listens at the socket.
     family = process_and_children(pid)
-    answering = [one for one in family if process_listens(one, socket)]
-    if not answering:
+    listening = [member for member in family if process_listens(member, socket)]
+    if not listening:
         raise Refused(
             "%s is held by %s, and %s is %s"
             % (asked, socket_holder(socket), service, process_name(pid)),
             own_engine_hint(host),
         )
-    if not any(process_uses(one, root) for one in answering):
+    # The same process has the root.
+    if not any(process_uses(member, root) for member in listening):
         raise Refused(
             "%s, %s, has no file of %s open: that is another engine's root"
-            % (service, process_name(answering[0]), root),
+            % (service, process_name(listening[0]), root),
             own_engine_hint(host),
         )
 
@@ -12188,48 +12239,60 @@ def info_by_socket(host: Host, socket: str) -> EngineInfo:
     """What `docker info` says by this very socket: named by a descriptor of this process (proc(5)),
     which a docker command that goes to another host, or runs in a container, does not find. Raises
     OSError, EnvironmentFault."""
-    place = os.open(os_bytes(socket), os.O_PATH | os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(os_bytes(socket), os.O_PATH | os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return read_engine_info(with_socket(host, "/proc/%d/fd/%d" % (os.getpid(), place)))
+        path = "/proc/%d/fd/%d" % (os.getpid(), descriptor)
+        return read_engine_info(with_socket(host, path))
     finally:
-        os.close(place)
+        os.close(descriptor)
 
 
-def engine_identity(info: EngineInfo) -> Tuple[str, str, str, str]:
-    return info.id, info.host_name, info.root, info.version
+def is_same_engine(first: EngineInfo, second: EngineInfo) -> bool:
+    return (
+        first.id == second.id
+        and first.host_name == second.host_name
+        and first.root == second.root
+        and first.version == second.version
+    )
 
 
 def require_same_answer(host: Host, socket: str, info: EngineInfo) -> None:
     """Raises Refused where the docker command, as it was given, does not speak to this socket of
     this host."""
+    command = quote_line(host.docker)
     try:
-        found = info_by_socket(host, socket)
+        by_socket = info_by_socket(host, socket)
     except (OSError, EnvironmentFault) as err:
+        reason = str(err)
+        if isinstance(err, OSError) and err.strerror:
+            reason = err.strerror
         raise Refused(
             "the docker command (%s) does not reach %s of this host: %s"
-            % (quote_line(host.docker), socket, getattr(err, "strerror", None) or err),
+            % (command, socket, reason),
             "--docker docker; a wrapper that goes to another host or into a container will not do",
         ) from None
-    if engine_identity(found) != engine_identity(info):
+    if not is_same_engine(by_socket, info):
         raise Refused(
             "the docker command (%s) speaks to another engine (data in %s) than %s (data in %s)"
-            % (quote_line(host.docker), info.root, socket, found.root),
+            % (command, info.root, socket, by_socket.root),
             own_engine_hint(host),
         )
 
 
 def require_root_of_engine(host: Host, info: Optional[EngineInfo], root: str) -> None:
     """For what is done on the files of a root themselves, of whichever engine of this host. info:
-    what it told, None where it is silent: then the root is that of this host's settings, so it must
+    what it says, None where it is silent: then the root is that of this host's settings, so it must
     be the service that was meant. Raises Refused."""
     endpoint = client_endpoint(host)
-    if not endpoint.startswith("unix://"):
+    socket = socket_of(endpoint)
+    # The engine is on this host.
+    if not socket:
         raise Refused(
             "the docker command speaks to %s: that %s is a folder of this host cannot be proved"
             % (endpoint, root),
             own_engine_hint(host),
         )
-    socket = endpoint[len("unix://") :] or DEFAULT_SOCKET
+    # A silent engine is this host's service.
     if info is None:
         if real_path(socket) != real_path(DEFAULT_SOCKET):
             raise Refused(
@@ -12238,6 +12301,7 @@ def require_root_of_engine(host: Host, info: Optional[EngineInfo], root: str) ->
                 own_engine_hint(host),
             )
         return
+    # What listens at the socket has the root.
     users = [pid for pid in all_processes() if process_uses(pid, real_path(root))]
     if not any(process_listens(pid, socket) for pid in users):
         raise Refused(
@@ -12250,81 +12314,106 @@ def require_root_of_engine(host: Host, info: Optional[EngineInfo], root: str) ->
 
 def root_by_settings(pid: int) -> str:
     """The data root of the service's next start: by the host's settings, else by the command line
-    of its process of now."""
-    set_here = next_options(option_sources()).get("data-root")
-    words = (
-        (suppress_errors(read_host_text, "/proc/%d/cmdline" % pid) or "").split("\0") if pid else []
-    )
-    return real_path(set_here or dict(parse_daemon_flags(words)).get("data-root") or DOCKER_ROOT)
+    of its process of now (pid, 0 for none)."""
+    root = next_options(option_sources()).get("data-root")
+    if not root and pid:
+        command_line = suppress_errors(read_host_text, "/proc/%d/cmdline" % pid) or ""
+        root = dict(parse_daemon_flags(command_line.split("\0"))).get("data-root")
+    return real_path(root or DOCKER_ROOT)
+
+
+def require_root_user() -> None:
+    if os.geteuid() != 0:
+        raise EnvironmentFault(
+            "only root can see which process the docker service is", "sudo python3 dockfix.py ..."
+        )
 
 
 def prove_engine(host: Host) -> Tuple[Host, Service]:
     """The host with a docker command that speaks to this host's docker service and nothing else,
     and what is known of that service. Everything that stops, moves or edits begins with this, a dry
     run too. Raises Refused where another engine answers."""
-    if os.geteuid() != 0:
-        raise EnvironmentFault(
-            "only root can see which process the docker service is", "sudo python3 dockfix.py ..."
-        )
+    require_root_user()
     endpoint = client_endpoint(host)
-    socket = require_local_socket(host, endpoint)  # before a host far away is waited for
+    # The socket is this host's: asked first, because an engine far away may take long to answer.
+    socket = require_local_socket(host, endpoint)
+    # Docker answers, on this host, as root.
     require_answer(require_docker(host, "version"), "docker version")
     info = engine_info(host)
     require_rootful(host, info, endpoint)
-    root, main = real_path(info.root), main_process_words()
+    # The service's process listens there and has the root.
+    root = real_path(info.root)
+    main = main_process_words()
     pid = main_process(host, main)
     require_service_process(host, pid, main, socket, root)
     require_same_answer(host, socket, info)
+    # It will have the same root after its next start.
+    own_root = without_remap(root)
     next_root = root_by_settings(pid)
-    if next_root != without_remap(root):
+    if next_root != own_root:
         raise Refused(
             "the docker service has its data in %s, and would have it in %s after its next start"
-            % (without_remap(root), next_root),
+            % (own_root, next_root),
             "put data-root right in its settings, or restart docker; then again",
         )
-    return with_socket(host, socket), Service(socket, root, main, root_by_settings(0) == next_root)
+    is_configured = root_by_settings(0) == next_root
+    return with_socket(host, socket), Service(socket, root, main, is_configured)
 
 
 def require_engine_of(host: Host, engine: dict) -> Host:
     """The same for a change that was begun: the docker command of now means the engine of then, and
     the service of this host, up or down, still is that engine. engine: Service.facts. Raises
     Refused."""
-    if os.geteuid() != 0:
-        raise EnvironmentFault(
-            "only root can see which process the docker service is", "sudo python3 dockfix.py ..."
-        )
+    require_root_user()
+    # The docker command means the same socket.
     endpoint = client_endpoint(host)
-    begun, roots = engine["socket"], engine["roots"]
-    if real_path(require_local_socket(host, endpoint)) != real_path(begun):
+    socket, roots = engine["socket"], engine["roots"]
+    if real_path(require_local_socket(host, endpoint)) != real_path(socket):
         raise Refused(
             "the docker command speaks to %s, and the change is about the docker service at %s"
-            % (endpoint, begun),
+            % (endpoint, socket),
             own_engine_hint(host),
         )
-    require_docker(host, "--version")  # no daemon is asked: a poke at docker.socket might start it
+    # It is Docker's. No daemon is asked: a connection to docker.socket might start it.
+    require_docker(host, "--version")
+    # A service that runs has one of the change's roots.
+    pid = wait_for_root(host, roots)
+    # One that is down will have one of them after its next start.
+    if not pid and engine["configured"]:
+        next_root = root_by_settings(0)
+        if next_root not in [without_remap(root) for root in roots]:
+            raise Refused(
+                "the docker service of this host is down, and by its settings its data is in %s,"
+                " not in %s" % (next_root, " or ".join(sorted(set(roots)))),
+                "put data-root right in its settings, then again",
+            )
+    return with_socket(host, socket)
+
+
+def wait_for_root(host: Host, roots: Sequence[str]) -> int:
+    """The number of the service's main process, once it has files of one of the roots open: a
+    daemon that just starts has none open yet. 0 where the service is down. Raises Refused after 30
+    seconds."""
     main = main_process_words()
-    until = time.monotonic() + 30
-    pid = main_process(host, main)
-    while pid and not any(
-        process_uses(one, root) for one in process_and_children(pid) for root in roots
-    ):
-        if time.monotonic() > until:  # one that just starts has nothing open yet
+    end = time.monotonic() + 30
+    while True:
+        pid = main_process(host, main)
+        if not pid or has_one_of(pid, roots):
+            return pid
+        if time.monotonic() > end:
             raise Refused(
                 "the docker service of this host, %s, has no file of %s open"
                 % (process_name(pid), " or ".join(sorted(set(roots)))),
                 "docker info; the settings that name its data root",
             )
         time.sleep(0.2)
-        pid = main_process(host, main)
-    if not pid and engine["configured"]:
-        next_root = root_by_settings(0)
-        if next_root not in map(without_remap, roots):
-            raise Refused(
-                "the docker service of this host is down, and by its settings its data is in %s,"
-                " not in %s" % (next_root, " or ".join(sorted(set(roots)))),
-                "put data-root right in its settings, then again",
-            )
-    return with_socket(host, begun)
+
+
+def has_one_of(pid: int, roots: Sequence[str]) -> bool:
+    for member in process_and_children(pid):
+        if any(process_uses(member, root) for root in roots):
+            return True
+    return False
 
 
 ###############################################################################

@@ -336,3 +336,26 @@ def test_a_daemon_of_another_user_is_not_this_hosts(dockfix, monkeypatch):
 
     monkeypatch.setattr(dockfix, "read_host_text", text)
     assert not dockfix.is_of_this_host(pid)
+
+
+@pytest.mark.parametrize(
+    "settings, path",
+    [
+        ("DOCKER_PIDFILE=/srv/docker.pid\n", "/srv/docker.pid"),
+        ('export DOCKER_PIDFILE="/srv/my docker.pid"\n', "/srv/my docker.pid"),
+        ("DOCKER_PIDFILE=/var/run/$BASE.pid\n", "/var/run/docker.pid"),
+        ("DOCKER_OPTS=--debug\n", "/var/run/docker.pid"),
+        (None, "/var/run/docker.pid"),
+    ],
+)
+def test_the_pid_file_of_an_init_script(dockfix, tmp_path, monkeypatch, settings, path):
+    """An option of the daemon comes behind the variable, and wins."""
+    file = tmp_path / "docker"
+    if settings is not None:
+        file.write_text(settings)
+    monkeypatch.setattr(dockfix, "option_sources", list)
+    assert dockfix.service_pid_file(str(file)) == path
+    option = dockfix.DaemonOption("pidfile", "/run/other.pid")
+    source = dockfix.OptionSource("environment", "/x", "DOCKER_OPTS", "", (option,), True)
+    monkeypatch.setattr(dockfix, "option_sources", lambda: [source])
+    assert dockfix.service_pid_file(str(file)) == "/run/other.pid"
