@@ -768,16 +768,20 @@ class VolumeDifferences:
 # 3. What a run knows and reports
 ###############################################################################
 
-# The report of a run, which becomes its JSON document or its text, and the script of a dry run.
-# Nothing here looks at Docker or changes anything. The exit codes and the keys of the report are a
-# promise to the scripts that call dockfix: they never change their meaning. No secret may enter a
-# report or a script.
+# What goes through a whole run: its options, what it has learned on the way, its report, which
+# becomes a JSON document or text, and the script of a dry run. Nothing here looks at Docker or
+# changes anything. The exit codes and the keys of the report are a promise to the scripts that call
+# dockfix: they never change their meaning. No secret may enter a report or a script.
+
+
+# The options, and what a run has learned.
 
 
 class Options(NamedTuple):
-    """What the command line says, as values: sizes in bytes, durations in seconds. The command
-    table (chapter 26) parses it; nothing writes to it afterwards. A command's own options have
-    their defaults where another command runs.
+    """What the command line says, as values: sizes in bytes, durations in seconds.
+
+    parse_command_line makes it; nothing writes to it afterwards. The options of other commands have
+    their defaults.
     """
 
     # Of all commands.
@@ -22800,13 +22804,19 @@ def emit(report: dict, opts: Options, command: Optional["Command"]) -> None:
 #
 # Two traps of argparse: in a subparser, the default of a shared option overwrites the value that
 # stood before the command, so there are no subparsers; and a value such as -1.5d is taken for an
-# option. A command line is refused (UsageError) before anything is
-# looked at, and a word that may be a password is never repeated in the message.
+# option. A command line is refused (UsageError) before anything is looked at, and a word that may
+# be a password is never repeated in the message.
+
+
+# How an option is declared.
 
 
 class Option(NamedTuple):
-    """names and settings as argparse's add_argument takes them. Where an option is not given, the
-    default that Options has for it stands."""
+    """An option as argparse's add_argument takes it.
+
+    Its field in Options has the option's name, or settings["dest"]. Where the option is not given,
+    the field keeps its default: none is declared here.
+    """
 
     names: Tuple[str, ...]
     settings: dict
@@ -23116,22 +23126,18 @@ TIMEZONE_OPTIONS = (
 
 
 class Command(NamedTuple):
-    """A command. usage: the line of --help. run(host, opts, report) does the work, show(report,
-    quiet) returns the text for people. examples: the rest of --help.
-
-    arguments: None where the command chooses containers; else (least, most) arguments that it takes
-    itself, in opts.arguments. shows_findings: the text of `show` has the findings in it.
-    """
+    """A command: its help and its functions."""
 
     name: str
-    summary: str
-    usage: str
+    summary: str  # its line in the list of commands
+    usage: str  # the first line of its --help
     options: Tuple[Option, ...]
-    run: Callable
-    show: Callable[[dict, bool], str]
-    examples: str
+    run: Callable[[Host, Options, dict], None]  # run(host, opts, report) does the work
+    show: Callable[[dict, bool], str]  # show(report, quiet) returns the text for people
+    examples: str  # the rest of its --help
+    # (least, most) arguments that it takes itself; None where it chooses containers
     arguments: Optional[Tuple[int, int]] = None
-    shows_findings: bool = False
+    shows_findings: bool = False  # the text of `show` has the findings in it
 
     def all_options(self) -> Tuple[Option, ...]:
         if self.arguments is None:
@@ -23459,7 +23465,8 @@ def make_parser(command: Optional[Command]) -> Parser:
     name = "dockfix"
     options = GLOBAL_OPTIONS  # type: Tuple[Option, ...]
     if command:
-        name, options = command.name, GLOBAL_OPTIONS + command.all_options()
+        name = command.name
+        options = GLOBAL_OPTIONS + command.all_options()
     parser = Parser(prog=name, add_help=False, allow_abbrev=False)
     for option in options:
         parser.add_argument(*option.names, **option.settings)
@@ -23564,13 +23571,15 @@ def adapt_to_argparse(words: List[str]) -> List[str]:
 
 
 def parse_command_line(argv: Sequence[str]) -> Tuple[Optional[Command], Options]:
-    """The command, None where none is given, and its options. The words are split at the first --
-    before argparse sees them: behind it stand the command of `exec`, or names of containers. Raises
-    UsageError."""
-    words, behind = list(argv), []  # type: List[str], List[str]
+    """The command, None where none is given, and its options. Raises UsageError."""
+    # The words are split at the first -- before argparse sees them: behind it stand the command of
+    # `exec`, or names of containers.
+    words = list(argv)
+    behind = []  # type: List[str]
     if "--" in words:
-        cut = words.index("--")
-        words, behind = words[:cut], words[cut + 1 :]
+        dashes = words.index("--")
+        behind = words[dashes + 1 :]
+        words = words[:dashes]
     name, rest = split_command(words)
     command = find_command(name)
     parser = make_parser(command)
@@ -23582,31 +23591,41 @@ def parse_command_line(argv: Sequence[str]) -> Tuple[Optional[Command], Options]
     if unknown:
         parser.error("unknown option: %s" % hide_value(unknown[0]))
     given = vars(parsed)
-    if command:
-        set_arguments(command, given, extras, behind)
-    values = dict(common_defaults(given), command=name or "")
+    values = common_defaults(given)
     for option, value in given.items():
-        if isinstance(value, list):
-            value = tuple(value)
-        values[option] = value
-    return command, Options(**values)
+        # argparse collects values in lists
+        values[option] = tuple(value) if isinstance(value, list) else value
+    if command:
+        values["command"] = command.name
+        names = [*given["containers"], *extras]
+        values["containers"], values["arguments"] = split_arguments(command, names, behind)
+    opts = Options(**values)
+    if command:
+        require_arguments(command, opts)
+    return command, opts
 
 
-def set_arguments(command: Command, given: dict, extras: List[str], behind: List[str]) -> None:
-    """Sets what a command works on: "containers", and "arguments" where it takes some itself (of
-    `exec` what stands behind --). Requires that the containers are names, and that the number of
-    arguments is right."""
-    given["containers"] += extras
+def split_arguments(
+    command: Command, names: List[str], behind: List[str]
+) -> Tuple[Tuple[str, ...], Tuple[str, ...]]:
+    """The containers that a command works on, and the arguments that it takes itself. behind: what
+    stands behind --."""
     if command.name == "exec":
-        given["arguments"] = behind
-    else:
-        given["containers"] += behind
+        return tuple(names), tuple(behind)
     if command.arguments is None:
-        require_names(given["containers"] + given.get("exclude", []))
+        return tuple(names + behind), ()
+    return (), tuple(names + behind)
+
+
+def require_arguments(command: Command, opts: Options) -> None:
+    """Raises UsageError."""
+    # The words that choose containers are names.
+    if command.arguments is None:
+        require_names(opts.containers + opts.exclude)
         return
-    arguments = given["arguments"] = given["containers"]
+    # The command gets as many arguments as it takes; --help and --version need none.
     least, most = command.arguments
-    if "help" in given or "version" in given or least <= len(arguments) <= most:
+    if opts.help or opts.version or least <= len(opts.arguments) <= most:
         return
     if most == 0:
         takes = "no arguments"
@@ -23614,8 +23633,11 @@ def set_arguments(command: Command, given: dict, extras: List[str], behind: List
         takes = format_count(most, "argument")
     else:
         takes = "%d to %d arguments" % (least, most)
+    given = "none is given"
+    if opts.arguments:
+        given = " ".join(opts.arguments)
     raise UsageError(
-        "%s takes %s: %s" % (command.name, takes, " ".join(arguments) or "none is given"),
+        "%s takes %s: %s" % (command.name, takes, given),
         "python3 dockfix.py %s --help" % command.name,
     )
 
