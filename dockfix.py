@@ -7,7 +7,7 @@ f"dockfix needs Python 3.6 or newer: run it as  python3 dockfix.py"
 #
 #    1 constants, errors              17 layer owners and orphans
 #    2 text, sizes, tar streams       18 which engine answers
-#    3 what a run reports             19 storage: where the space goes
+#    3 options, report of a run       19 storage: where the space goes
 #    4 the host: processes, files,    20 owner: whose a directory, layer or device is
 #      lock, terminal                 21 reclaim: give space back
 #    5 storage drivers: one row each  22 the change engine: step, plan, journal, script
@@ -24,11 +24,11 @@ f"dockfix needs Python 3.6 or newer: run it as  python3 dockfix.py"
 #   15 Docker's root: place, sizes, devicemapper's pool
 #   16 layer records: what a Docker root holds
 #
-# Where to add: a command: COMMANDS (30) and a chapter of its own; a storage driver: a row of
-# STORAGE_DRIVERS (5); a finding of `storage`: STORAGE_FINDINGS (19); a refusal of chpasswd:
-# require_settable (9), of a storage change: require_stoppable (24); a setting that
-# `restore` carries over: CREATE and the *_settings functions (23); another wording of docker's
-# errors: DAEMON_FAULTS (6), of `docker info`: INFO_KEYS (6).
+# Where to add: a command: COMMANDS (30) and a chapter of its own; an option: the table (30) and a
+# field of Options (3); a storage driver: a row of STORAGE_DRIVERS (5); a finding of `storage`:
+# STORAGE_FINDINGS (19); a refusal of chpasswd: require_settable (9), of a storage change:
+# require_stoppable (24); a setting that `restore` carries over: CREATE and the *_settings functions
+# (23); another wording of docker's errors: DAEMON_FAULTS (6), of `docker info`: INFO_KEYS (6).
 
 import os
 import sys
