@@ -27,8 +27,8 @@ f"dockfix needs Python 3.6 or newer: run it as  python3 dockfix.py"
 # Where to add: a command: COMMANDS (30) and a chapter of its own; an option: the table (30) and a
 # field of Options (3); a storage driver: a row of STORAGE_DRIVERS (5); a finding of `storage`:
 # STORAGE_FINDINGS (19); a refusal of chpasswd: require_settable (9), of a storage change:
-# require_stoppable (24); a setting that `restore` carries over: CREATE and the *_settings functions
-# (23); another wording of docker's errors: DAEMON_FAULTS (6), of `docker info`: INFO_KEYS (6).
+# require_stoppable (24); a setting that `restore` carries over: a row of CREATE_FLAGS (23); another
+# wording of docker's errors: DAEMON_FAULTS (6), of `docker info`: INFO_KEYS (6).
 
 import os
 import sys
@@ -16911,115 +16911,32 @@ class Recipe(NamedTuple):
     lost: List[str]
 
 
-class CreateFlag(NamedTuple):
-    """A setting of a container, its flag of `docker create`, and the shape of its value (a key of
-    SHAPES, or "switch" for a flag that stands alone)."""
-
-    setting: str
-    flag: str
-    shape: str
+# The forms of a setting's value: each makes the texts behind the flag's =, one for each time that
+# the flag is given. No text: the flag is not given.
 
 
-# The settings that have a flag of docker create, as SETTING:FLAG, by the shape of their values. A
-# setting is a key of HostConfig, or a name that one of the *_settings functions gives.
-CREATE = {
-    "text": (
-        "Hostname:hostname Domainname:domainname User:user WorkingDir:workdir"
-        " StopSignal:stop-signal StopTimeout:stop-timeout MacAddress:mac-address Entry:entrypoint"
-        " HealthCmd:health-cmd Interval:health-interval Timeout:health-timeout"
-        " StartPeriod:health-start-period StartInterval:health-start-interval"
-        " Retries:health-retries NetworkMode:network VolumeDriver:volume-driver"
-        " CgroupnsMode:cgroupns IpcMode:ipc PidMode:pid UTSMode:uts UsernsMode:userns"
-        " ShmSize:shm-size LogDriver:log-driver Runtime:runtime OomScoreAdj:oom-score-adj"
-        " CgroupParent:cgroup-parent CpuShares:cpu-shares CpuPeriod:cpu-period CpuQuota:cpu-quota"
-        " PidsLimit:pids-limit CpuRealtimePeriod:cpu-rt-period CpuRealtimeRuntime:cpu-rt-runtime"
-        " CpusetCpus:cpuset-cpus CpusetMems:cpuset-mems BlkioWeight:blkio-weight Memory:memory"
-        " MemoryReservation:memory-reservation MemorySwap:memory-swap"
-        " MemorySwappiness:memory-swappiness KernelMemory:kernel-memory"
-    ),
-    "switch": (
-        "AutoRemove:rm Privileged:privileged PublishAllPorts:publish-all ReadonlyRootfs:read-only"
-        " OomKillDisable:oom-kill-disable Init:init Tty:tty OpenStdin:interactive"
-        " NoHealth:no-healthcheck"
-    ),
-    "list": (
-        "Binds:volume VolumesFrom:volumes-from CapAdd:cap-add CapDrop:cap-drop Dns:dns"
-        " DnsOptions:dns-opt DnsSearch:dns-search ExtraHosts:add-host Env:env Expose:expose"
-        " GroupAdd:group-add DeviceCgroupRules:device-cgroup-rule SecurityOpt:security-opt"
-        " Publish:publish Aliases:network-alias Ip:ip Ip6:ip6 LinkLocal:link-local-ip Attach:attach"
-        " Mounts:mount Gpus:gpus Cdi:device"
-    ),
-    "map": (
-        "StorageOpt:storage-opt Sysctls:sysctl Annotations:annotation Labels:label LogOpts:log-opt"
-    ),
-    "tmpfs": "Tmpfs:tmpfs",
-    "device": "Devices:device",
-    "ulimit": "Ulimits:ulimit",
-    "link": "Links:link",
-    "cpus": "NanoCpus:cpus",
-    "restart": "RestartPolicy:restart",
-    "rate": (
-        "BlkioWeightDevice:blkio-weight-device BlkioDeviceReadBps:device-read-bps"
-        " BlkioDeviceWriteBps:device-write-bps BlkioDeviceReadIOps:device-read-iops"
-        " BlkioDeviceWriteIOps:device-write-iops"
-    ),
-}
-
-# Values that docker notes by itself where nothing was asked for.
-DEFAULTS = {"ShmSize": 1 << 26, "MemorySwappiness": -1, "PidsLimit": -1}
-
-# Empty values that somebody asked for. An empty value of any other setting was not asked for.
-IMPLIED = (("MemorySwappiness", 0), ("StopTimeout", 0), ("Entry", ""))
+def as_text(value: object) -> List[str]:
+    return ["%s" % value]
 
 
-def parse_create_flags() -> List[CreateFlag]:
-    """The rows of CREATE, in its order: so the flags stand in a recipe."""
-    flags = []
-    for shape, pairs in CREATE.items():
-        for pair in pairs.split():
-            setting, flag = pair.split(":")
-            flags.append(CreateFlag(setting, "--" + flag, shape))
-    return flags
+def as_switch(value: object) -> List[str]:
+    """For a flag that stands alone, without a =."""
+    return [""]
 
 
-CREATE_FLAGS = parse_create_flags()
-
-# Keys of Config and HostConfig that a recipe understands: those with a flag of their own, and those
-# that become other settings or that docker derives by itself.
-KNOWN_SETTINGS = {row.setting for row in CREATE_FLAGS} | {
-    "AttachStdin",
-    "AttachStdout",
-    "AttachStderr",
-    "ExposedPorts",
-    "StdinOnce",
-    "Cmd",
-    "Entrypoint",
-    "Healthcheck",
-    "ArgsEscaped",
-    "Image",
-    "NetworkDisabled",
-    "Volumes",
-    "OnBuild",
-    "Shell",
-    "ContainerIDFile",
-    "ConsoleSize",
-    "MaskedPaths",
-    "ReadonlyPaths",
-    "Isolation",
-    "LogConfig",
-    "PortBindings",
-    "DeviceRequests",
-}
+def as_list(values: Iterable[str]) -> List[str]:
+    return list(values)
 
 
-# The text behind a flag's =, one for each time that the flag is given.
-
-
-def format_map(values: dict) -> List[str]:
+def as_map(values: Dict[str, str]) -> List[str]:
     return ["%s=%s" % pair for pair in sorted(values.items())]
 
 
-def format_tmpfs(mounts: Dict[str, str]) -> List[str]:
+def as_period(nanoseconds: int) -> List[str]:
+    return ["%dns" % nanoseconds]
+
+
+def as_tmpfs(mounts: Dict[str, str]) -> List[str]:
     """mounts: path to mount options, which may be empty."""
     texts = []
     for path, mount_options in sorted(mounts.items()):
@@ -17027,46 +16944,194 @@ def format_tmpfs(mounts: Dict[str, str]) -> List[str]:
     return texts
 
 
-def format_devices(devices: List[dict]) -> List[str]:
+def as_devices(devices: List[dict]) -> List[str]:
     return ["%(PathOnHost)s:%(PathInContainer)s:%(CgroupPermissions)s" % row for row in devices]
 
 
-def format_link(link: str) -> str:
+def as_ulimits(limits: List[dict]) -> List[str]:
+    return ["%(Name)s=%(Soft)d:%(Hard)d" % row for row in limits]
+
+
+def as_links(links: List[str]) -> List[str]:
     """NAME:ALIAS of '/db:/web/alias' (HostConfig.Links) and of 'db:alias' or 'db' (the Links of a
     network)."""
-    name, _, alias = link.partition(":")
-    name = name.lstrip("/")
-    alias = alias.split("/")[-1]
-    return "%s:%s" % (name, alias or name)
+    texts = []
+    for link in links:
+        name, _, alias = link.partition(":")
+        name = name.lstrip("/")
+        alias = alias.split("/")[-1]
+        texts.append("%s:%s" % (name, alias or name))
+    return texts
 
 
-def format_cpus(nano_cpus: int) -> List[str]:
+def as_cpus(nano_cpus: int) -> List[str]:
+    """HostConfig.NanoCpus counts billionths of a processor."""
     return ["%d.%09d" % divmod(nano_cpus, 10**9)]
 
 
-def restart_texts(policy: dict) -> List[str]:
+def as_restart_policy(policy: dict) -> List[str]:
     text = format_restart_policy(policy)
     return [text] if text else []
 
 
-def format_rates(limits: List[dict]) -> List[str]:
+def as_rates(limits: List[dict]) -> List[str]:
     """Limits of block devices: Rate in bytes or operations per second, or a Weight."""
     return ["%s:%s" % (row["Path"], row.get("Rate", row.get("Weight"))) for row in limits]
 
 
-# Shape of a value -> the function that makes the texts. No text: the flag is not given.
-SHAPES = {
-    "text": lambda value: [value],
-    "list": lambda value: value,
-    "map": format_map,
-    "tmpfs": format_tmpfs,
-    "device": format_devices,
-    "ulimit": lambda limits: ["%(Name)s=%(Soft)d:%(Hard)d" % row for row in limits],
-    "link": lambda links: [format_link(link) for link in links],
-    "cpus": format_cpus,
-    "restart": restart_texts,
-    "rate": format_rates,
-}  # type: Dict[str, Callable[..., List[str]]]
+# The settings that a recipe carries.
+
+
+class CreateFlag(NamedTuple):
+    """A setting of a container, and its flag of `docker create`.
+
+    field: where `docker inspect` has it. After a *, it is one that docker inspect has in another
+        way, and that one of the functions below makes.
+    form: makes the texts behind the flag's =.
+    default: the value that docker notes by itself where nothing was asked for.
+    empty: the empty value that somebody may have asked for. Any other one was not asked for.
+    inherited: `docker create` takes it from the image: it is given only where it is not the
+        image's.
+    """
+
+    field: str
+    flag: str
+    form: Callable[..., List[str]] = as_text
+    default: object = None
+    empty: object = None
+    inherited: bool = False
+
+
+# One more setting that restore carries over is one more row. The flags stand in a recipe in this
+# order.
+CREATE_FLAGS = (
+    CreateFlag("Config.Hostname", "--hostname"),
+    CreateFlag("Config.Domainname", "--domainname"),
+    CreateFlag("Config.User", "--user", inherited=True),
+    CreateFlag("Config.WorkingDir", "--workdir", inherited=True),
+    CreateFlag("Config.StopSignal", "--stop-signal", inherited=True),
+    CreateFlag("Config.StopTimeout", "--stop-timeout", empty=0, inherited=True),
+    CreateFlag("Config.MacAddress", "--mac-address"),
+    CreateFlag("*Entrypoint", "--entrypoint", empty=""),
+    CreateFlag("*HealthCommand", "--health-cmd"),
+    CreateFlag("Config.Healthcheck.Interval", "--health-interval", as_period, inherited=True),
+    CreateFlag("Config.Healthcheck.Timeout", "--health-timeout", as_period, inherited=True),
+    CreateFlag(
+        "Config.Healthcheck.StartPeriod", "--health-start-period", as_period, inherited=True
+    ),
+    CreateFlag(
+        "Config.Healthcheck.StartInterval", "--health-start-interval", as_period, inherited=True
+    ),
+    CreateFlag("Config.Healthcheck.Retries", "--health-retries", inherited=True),
+    CreateFlag("HostConfig.NetworkMode", "--network"),
+    CreateFlag("HostConfig.VolumeDriver", "--volume-driver"),
+    CreateFlag("HostConfig.CgroupnsMode", "--cgroupns"),
+    CreateFlag("HostConfig.IpcMode", "--ipc"),
+    CreateFlag("HostConfig.PidMode", "--pid"),
+    CreateFlag("HostConfig.UTSMode", "--uts"),
+    CreateFlag("HostConfig.UsernsMode", "--userns"),
+    CreateFlag("HostConfig.ShmSize", "--shm-size", default=1 << 26),
+    CreateFlag("HostConfig.LogConfig.Type", "--log-driver"),
+    CreateFlag("HostConfig.Runtime", "--runtime"),
+    CreateFlag("HostConfig.OomScoreAdj", "--oom-score-adj"),
+    CreateFlag("HostConfig.CgroupParent", "--cgroup-parent"),
+    CreateFlag("HostConfig.CpuShares", "--cpu-shares"),
+    CreateFlag("HostConfig.CpuPeriod", "--cpu-period"),
+    CreateFlag("HostConfig.CpuQuota", "--cpu-quota"),
+    CreateFlag("HostConfig.PidsLimit", "--pids-limit", default=-1),
+    CreateFlag("HostConfig.CpuRealtimePeriod", "--cpu-rt-period"),
+    CreateFlag("HostConfig.CpuRealtimeRuntime", "--cpu-rt-runtime"),
+    CreateFlag("HostConfig.CpusetCpus", "--cpuset-cpus"),
+    CreateFlag("HostConfig.CpusetMems", "--cpuset-mems"),
+    CreateFlag("HostConfig.BlkioWeight", "--blkio-weight"),
+    CreateFlag("HostConfig.Memory", "--memory"),
+    CreateFlag("HostConfig.MemoryReservation", "--memory-reservation"),
+    CreateFlag("HostConfig.MemorySwap", "--memory-swap"),
+    CreateFlag("HostConfig.MemorySwappiness", "--memory-swappiness", default=-1, empty=0),
+    CreateFlag("HostConfig.KernelMemory", "--kernel-memory"),
+    CreateFlag("HostConfig.AutoRemove", "--rm", as_switch),
+    CreateFlag("HostConfig.Privileged", "--privileged", as_switch),
+    CreateFlag("HostConfig.PublishAllPorts", "--publish-all", as_switch),
+    CreateFlag("HostConfig.ReadonlyRootfs", "--read-only", as_switch),
+    CreateFlag("HostConfig.OomKillDisable", "--oom-kill-disable", as_switch),
+    CreateFlag("HostConfig.Init", "--init", as_switch),
+    CreateFlag("Config.Tty", "--tty", as_switch),
+    CreateFlag("Config.OpenStdin", "--interactive", as_switch),
+    CreateFlag("*NoHealthCheck", "--no-healthcheck", as_switch),
+    CreateFlag("HostConfig.Binds", "--volume", as_list),
+    CreateFlag("HostConfig.VolumesFrom", "--volumes-from", as_list),
+    CreateFlag("HostConfig.CapAdd", "--cap-add", as_list),
+    CreateFlag("HostConfig.CapDrop", "--cap-drop", as_list),
+    CreateFlag("HostConfig.Dns", "--dns", as_list),
+    CreateFlag("HostConfig.DnsOptions", "--dns-opt", as_list),
+    CreateFlag("HostConfig.DnsSearch", "--dns-search", as_list),
+    CreateFlag("HostConfig.ExtraHosts", "--add-host", as_list),
+    CreateFlag("Config.Env", "--env", as_list),
+    CreateFlag("Config.ExposedPorts", "--expose", as_list),
+    CreateFlag("HostConfig.GroupAdd", "--group-add", as_list),
+    CreateFlag("HostConfig.DeviceCgroupRules", "--device-cgroup-rule", as_list),
+    CreateFlag("HostConfig.SecurityOpt", "--security-opt", as_list),
+    CreateFlag("HostConfig.PortBindings", "--publish", as_list),
+    CreateFlag("*Endpoint.Aliases", "--network-alias", as_list),
+    CreateFlag("*Endpoint.IPv4Address", "--ip", as_list),
+    CreateFlag("*Endpoint.IPv6Address", "--ip6", as_list),
+    CreateFlag("*Endpoint.LinkLocalIPs", "--link-local-ip", as_list),
+    CreateFlag("*Attach", "--attach", as_list),
+    CreateFlag("HostConfig.Mounts", "--mount", as_list),
+    CreateFlag("HostConfig.DeviceRequests", "--gpus", as_list),
+    CreateFlag("*CdiDevices", "--device", as_list),
+    CreateFlag("HostConfig.StorageOpt", "--storage-opt", as_map),
+    CreateFlag("HostConfig.Sysctls", "--sysctl", as_map),
+    CreateFlag("HostConfig.Annotations", "--annotation", as_map),
+    CreateFlag("Config.Labels", "--label", as_map),
+    CreateFlag("HostConfig.LogConfig.Config", "--log-opt", as_map),
+    CreateFlag("HostConfig.Tmpfs", "--tmpfs", as_tmpfs),
+    CreateFlag("HostConfig.Devices", "--device", as_devices),
+    CreateFlag("HostConfig.Ulimits", "--ulimit", as_ulimits),
+    CreateFlag("HostConfig.Links", "--link", as_links),
+    CreateFlag("HostConfig.NanoCpus", "--cpus", as_cpus),
+    CreateFlag("HostConfig.RestartPolicy", "--restart", as_restart_policy),
+    CreateFlag("HostConfig.BlkioWeightDevice", "--blkio-weight-device", as_rates),
+    CreateFlag("HostConfig.BlkioDeviceReadBps", "--device-read-bps", as_rates),
+    CreateFlag("HostConfig.BlkioDeviceWriteBps", "--device-write-bps", as_rates),
+    CreateFlag("HostConfig.BlkioDeviceReadIOps", "--device-read-iops", as_rates),
+    CreateFlag("HostConfig.BlkioDeviceWriteIOps", "--device-write-iops", as_rates),
+)
+
+# Fields without a flag that are no loss: the functions below make settings of them, docker derives
+# them by itself, or they mean something on Windows only.
+FIELDS_WITHOUT_FLAG = (
+    "Config.AttachStdin",
+    "Config.AttachStdout",
+    "Config.AttachStderr",
+    "Config.StdinOnce",
+    "Config.Cmd",
+    "Config.Entrypoint",
+    "Config.ArgsEscaped",
+    "Config.Image",
+    "Config.NetworkDisabled",
+    "Config.Volumes",
+    "Config.OnBuild",
+    "Config.Shell",
+    "HostConfig.ContainerIDFile",
+    "HostConfig.ConsoleSize",
+    "HostConfig.MaskedPaths",
+    "HostConfig.ReadonlyPaths",
+    "HostConfig.Isolation",
+)
+
+
+def field_value(doc: dict, field: str) -> object:
+    """What an object of `docker inspect` has at a path like HostConfig.LogConfig.Type; None where
+    it has nothing."""
+    value = doc  # type: object
+    for key in field.split("."):
+        if not value:
+            return None
+        if not isinstance(value, dict):
+            raise TypeError("%s is no object" % field)
+        value = value.get(key)
+    return value
 
 
 def format_csv_line(fields: Sequence[str]) -> str:
@@ -17079,20 +17144,15 @@ def format_csv_line(fields: Sequence[str]) -> str:
     return ",".join(quoted)
 
 
-def format_create_options(settings: dict) -> List[str]:
-    """The arguments for all settings that have a flag and that were asked for."""
-    options = []
-    for row in CREATE_FLAGS:
-        value = settings.get(row.setting)
-        if value == DEFAULTS.get(row.setting):
-            continue
-        if not value and (row.setting, value) not in IMPLIED:
-            continue
-        if row.shape == "switch":
-            options.append(row.flag)
-        else:
-            options += ["%s=%s" % (row.flag, text) for text in SHAPES[row.shape](value)]
-    return options
+def format_flag(row: CreateFlag, value: object) -> List[str]:
+    """The arguments for one setting; [] where it was not asked for."""
+    if value is None or value == row.default:
+        return []
+    if not value and (row.empty is None or value != row.empty):
+        return []
+    if row.form is as_switch:
+        return [row.flag]
+    return ["%s=%s" % (row.flag, text) for text in row.form(value)]
 
 
 def create_recipe(doc: dict, image: dict, others: Sequence[dict]) -> Recipe:
@@ -17104,41 +17164,67 @@ def create_recipe(doc: dict, image: dict, others: Sequence[dict]) -> Recipe:
     Raises KeyError, TypeError and the like for an object of another kind, as parse_answer expects.
     """
     config, host = doc["Config"], doc["HostConfig"]
-    lost = unknown_settings(host, config)
-    settings = dict(host)
-    settings.update(reference_settings(host, others))
-    settings["SecurityOpt"] = security_options(host)
-    calls = network_calls(doc, settings["NetworkMode"])
-    settings.update(network_settings(doc, settings["NetworkMode"]))
-    settings.update(config_settings(config, image, settings))
+    settings = plain_settings(doc, image)
+    # What is not carried as it stands in the object. The later ones use the names of containers.
+    references = reference_settings(host, others)
+    settings.update(references)
+    mode = references["HostConfig.NetworkMode"]
+    settings.update(config_settings(config, image, host, mode))
     settings.update(health_settings(config, image))
-    command, entry_settings = command_and_entry(config, image)
-    settings.update(entry_settings)
-    settings.update(mount_settings(doc, settings, others))
+    command, entrypoint = command_and_entrypoint(config, image)
+    settings["*Entrypoint"] = entrypoint
+    settings.update(mount_settings(doc, references["HostConfig.VolumesFrom"], others))
+    settings["HostConfig.SecurityOpt"] = security_options(host)
+    settings["HostConfig.PortBindings"] = published_ports(host)
+    settings.update(device_settings(host))
+    settings.update(network_settings(doc, mode))
+    options = ["--name=" + title_of(doc)]
+    for row in CREATE_FLAGS:
+        options += format_flag(row, settings.get(row.field))
+    lost = unknown_settings(doc)
     for mount in host.get("Mounts") or []:
         lost += lost_mount_options(mount)
-    settings.update(log_settings(host))
-    settings["Publish"] = published_ports(host)
-    settings.update(device_settings(host))
-    options = ["--name=" + title_of(doc), *format_create_options(settings)]
     if any("\ufffd" in text for text in options + command):
         lost.append("bytes that are not UTF-8 (docker itself shows U+FFFD)")
-    bound = image_bound_settings(config, image)
-    return Recipe(options, command, seccomp_profile(host), calls, bound, lost)
+    return Recipe(
+        options=options,
+        command=command,
+        stdin=seccomp_profile(host),
+        networks=network_calls(doc, mode),
+        bound=image_bound_settings(config, image),
+        lost=lost,
+    )
 
 
-def unknown_settings(host: dict, config: dict) -> List[str]:
+def plain_settings(doc: dict, image: dict) -> Dict[str, object]:
+    """By field of CREATE_FLAGS what the container has there. image: the Config of its image."""
+    settings = {}
+    for row in CREATE_FLAGS:
+        if row.field.startswith("*"):
+            continue
+        value = field_value(doc, row.field)
+        if row.inherited and value == field_value({"Config": image}, row.field):
+            value = None
+        settings[row.field] = value
+    return settings
+
+
+def unknown_settings(doc: dict) -> List[str]:
     """The settings that this program does not know, with their values as JSON."""
+    known = set()
+    for field in [*FIELDS_WITHOUT_FLAG, *[row.field for row in CREATE_FLAGS]]:
+        known.add(".".join(field.split(".")[:2]))
     unknown = []
-    for key, value in list(host.items()) + list(config.items()):
-        if value and key not in KNOWN_SETTINGS:
-            unknown.append("%s (%s)" % (key, json.dumps(value, sort_keys=True)))
+    for part in ("HostConfig", "Config"):
+        for key, value in doc[part].items():
+            if value and "%s.%s" % (part, key) not in known:
+                unknown.append("%s (%s)" % (key, json.dumps(value, sort_keys=True)))
     return unknown
 
 
 def reference_settings(host: dict, others: Sequence[dict]) -> dict:
     """The settings that name other containers, by their names: docker notes ids, and a container
-    that is made again has another id."""
+    that is made again has another id. host: HostConfig."""
     names = {}
     for other in others:
         for reference in (other["Id"], other["Id"][:12], title_of(other)):
@@ -17147,12 +17233,13 @@ def reference_settings(host: dict, others: Sequence[dict]) -> dict:
     for source in host.get("VolumesFrom") or []:  # CONTAINER[:MODE]
         container, colon, mode = source.partition(":")
         volumes_from.append(names.get(container, container) + colon + mode)
-    settings = {"VolumesFrom": volumes_from}  # type: dict
+    settings = {"HostConfig.VolumesFrom": volumes_from}  # type: dict
     for key in ("NetworkMode", "IpcMode", "PidMode"):
-        settings[key] = host.get(key)
-        kind, _, container = (host.get(key) or "").partition(":")
+        value = host.get(key)
+        kind, _, container = (value or "").partition(":")
         if kind == "container":
-            settings[key] = "container:" + names.get(container, container)
+            value = "container:" + names.get(container, container)
+        settings["HostConfig." + key] = value
     return settings
 
 
@@ -17180,11 +17267,6 @@ def security_options(host: dict) -> List[str]:
     return options
 
 
-def log_settings(host: dict) -> dict:
-    log = host.get("LogConfig") or {}
-    return {"LogDriver": log.get("Type"), "LogOpts": log.get("Config")}
-
-
 def published_ports(host: dict) -> List[str]:
     """[IP:][HOST_PORT]:PORT/PROTOCOL for each binding."""
     published = []
@@ -17207,7 +17289,7 @@ def device_settings(host: dict) -> dict:
             cdi += request.get("DeviceIDs") or []
         else:
             gpus.append(format_gpu_request(request))
-    return {"Cdi": cdi, "Gpus": gpus}
+    return {"*CdiDevices": cdi, "HostConfig.DeviceRequests": gpus}
 
 
 def format_gpu_request(request: dict) -> str:
@@ -17222,17 +17304,12 @@ def format_gpu_request(request: dict) -> str:
         ("device", ",".join(request.get("DeviceIDs") or [])),
         ("count", count),
         ("capabilities", ",".join(kinds)),
-        ("options", format_csv_line(format_map(request.get("Options") or {}))),
+        ("options", format_csv_line(as_map(request.get("Options") or {}))),
     ]
     return format_csv_line(["%s=%s" % (key, value) for key, value in pairs if value])
 
 
 # Settings of Config. The image's own are not repeated: `docker create` takes them from it.
-
-
-def differing(config: dict, image: dict, keys: Sequence[str]) -> dict:
-    """Those of the keys whose value is not the image's."""
-    return {key: config.get(key) for key in keys if config.get(key) != image.get(key)}
 
 
 def own_variables(config: dict, image: dict) -> List[str]:
@@ -17246,28 +17323,28 @@ def has_value(variable: str) -> bool:
     return variable.find("=") > 0
 
 
-def config_settings(config: dict, image: dict, settings: dict) -> dict:
-    """settings: those of HostConfig, with NetworkMode as a recipe has it."""
-    found = differing(config, image, ("User", "WorkingDir", "StopSignal", "StopTimeout"))
-    shares_name = re.match(r"host\Z|container:", settings["NetworkMode"] or "")
-    if not shares_name and settings.get("UTSMode") != "host":
-        found["Hostname"] = config.get("Hostname")
-        found["Domainname"] = config.get("Domainname")
-    found["Tty"] = config.get("Tty")
-    found["OpenStdin"] = config.get("OpenStdin")
+def config_settings(config: dict, image: dict, host: dict, mode: Optional[str]) -> dict:
+    """mode: HostConfig.NetworkMode, with containers by their names."""
+    settings = {}  # type: dict
+    # Who shares another's host name has none of its own: docker refuses one.
+    if re.match(r"host\Z|container:", mode or "") or host.get("UTSMode") == "host":
+        settings["Config.Hostname"] = None
+        settings["Config.Domainname"] = None
     if config.get("OpenStdin") and not config.get("StdinOnce"):
-        found["Attach"] = ["stdout"]  # with stdin attached docker would note StdinOnce
-    found["Env"] = [text for text in own_variables(config, image) if has_value(text)]
-    found["Labels"] = {}
+        settings["*Attach"] = ["stdout"]  # with stdin attached docker would note StdinOnce
+    variables = own_variables(config, image)
+    settings["Config.Env"] = [variable for variable in variables if has_value(variable)]
+    labels = {}
     labels_of_image = image.get("Labels") or {}
     for key, value in (config.get("Labels") or {}).items():
         if labels_of_image.get(key) != value:
-            found["Labels"][key] = value
+            labels[key] = value
+    settings["Config.Labels"] = labels
     exposed = set(config.get("ExposedPorts") or {})
     exposed -= set(image.get("ExposedPorts") or {})
-    exposed -= set(settings.get("PortBindings") or {})
-    found["Expose"] = sorted(exposed)
-    return found
+    exposed -= set(host.get("PortBindings") or {})
+    settings["Config.ExposedPorts"] = sorted(exposed)
+    return settings
 
 
 def replaces_entrypoint(config: dict, image: dict) -> bool:
@@ -17277,15 +17354,16 @@ def replaces_entrypoint(config: dict, image: dict) -> bool:
     return not config.get("Cmd") and bool(image.get("Cmd"))
 
 
-def command_and_entry(config: dict, image: dict) -> Tuple[List[str], dict]:
-    """The arguments behind the image, and the setting for --entrypoint, which takes one word: the
-    others go before the command."""
-    entrypoint, command = config.get("Entrypoint") or [], config.get("Cmd") or []
+def command_and_entrypoint(config: dict, image: dict) -> Tuple[List[str], Optional[str]]:
+    """The arguments behind the image, and the value of --entrypoint (None: not given), which takes
+    one word: the others go before the command."""
+    entrypoint = config.get("Entrypoint") or []
+    command = config.get("Cmd") or []
     if replaces_entrypoint(config, image):
-        return entrypoint[1:] + command, {"Entry": entrypoint[0] if entrypoint else ""}
+        return entrypoint[1:] + command, entrypoint[0] if entrypoint else ""
     if command != (image.get("Cmd") or []):
-        return list(command), {}
-    return [], {}
+        return list(command), None
+    return [], None
 
 
 def health_test(config: dict, image: dict) -> List[str]:
@@ -17298,19 +17376,12 @@ def health_test(config: dict, image: dict) -> List[str]:
 
 
 def health_settings(config: dict, image: dict) -> dict:
-    health, of_image = config.get("Healthcheck") or {}, image.get("Healthcheck") or {}
-    settings = differing(health, of_image, ("Retries",))
-    periods = ("Interval", "Timeout", "StartPeriod", "StartInterval")
-    for key, nanoseconds in differing(health, of_image, periods).items():
-        if nanoseconds:
-            settings[key] = "%dns" % nanoseconds
     test = health_test(config, image)
-    settings["NoHealth"] = test[:1] == ["NONE"]
     if test[:1] == ["CMD-SHELL"]:
-        settings["HealthCmd"] = test[1]
+        command = "".join(test[1:2])  # docker takes one without a line, and never runs it
     else:
-        settings["HealthCmd"] = quote_line(test[1:])
-    return settings
+        command = quote_line(test[1:])
+    return {"*NoHealthCheck": test[:1] == ["NONE"], "*HealthCommand": command}
 
 
 def image_bound_settings(config: dict, image: dict) -> List[str]:
@@ -17329,6 +17400,8 @@ def image_bound_settings(config: dict, image: dict) -> List[str]:
     test = health_test(config, image)
     if test[:1] == ["CMD"]:
         bound.append("a health check that is not a shell line (%s)" % quote_line(test[1:]))
+    if test == ["CMD-SHELL"]:
+        bound.append("a health check without a line")
     return bound
 
 
@@ -17350,23 +17423,24 @@ def is_predefined_network(name: str) -> bool:
     return name in ("default", "bridge", "host", "none") or name.startswith("container:")
 
 
-def endpoint_settings(doc: dict, endpoint: dict) -> dict:
-    """The settings of one endpoint: an object of NetworkSettings.Networks."""
+def endpoint_settings(doc: dict, endpoint: dict) -> Dict[str, List[str]]:
+    """By field of CREATE_FLAGS. endpoint: an object of NetworkSettings.Networks."""
     ipam = endpoint.get("IPAMConfig") or {}
     aliases = endpoint.get("Aliases") or []
     return {
-        "Aliases": [alias for alias in aliases if alias != doc["Id"][:12]],  # docker adds the id
-        "Ip": [ipam["IPv4Address"]] if ipam.get("IPv4Address") else [],
-        "Ip6": [ipam["IPv6Address"]] if ipam.get("IPv6Address") else [],
-        "LinkLocal": ipam.get("LinkLocalIPs"),
-        "Links": endpoint.get("Links"),
+        # docker adds the id by itself
+        "*Endpoint.Aliases": [alias for alias in aliases if alias != doc["Id"][:12]],
+        "*Endpoint.IPv4Address": list(filter(None, [ipam.get("IPv4Address")])),
+        "*Endpoint.IPv6Address": list(filter(None, [ipam.get("IPv6Address")])),
+        "*Endpoint.LinkLocalIPs": ipam.get("LinkLocalIPs") or [],
+        "HostConfig.Links": endpoint.get("Links") or [],
     }
 
 
 def endpoint_options(endpoint: dict) -> List[str]:
     """Options of an endpoint that are fields of --network for `docker create`, and flags for
     `docker network connect`."""
-    options = ["driver-opt=" + text for text in format_map(endpoint.get("DriverOpts") or {})]
+    options = ["driver-opt=" + text for text in as_map(endpoint.get("DriverOpts") or {})]
     if endpoint.get("GwPriority"):
         options.append("gw-priority=%s" % endpoint["GwPriority"])
     return options
@@ -17377,18 +17451,21 @@ def network_settings(doc: dict, mode: Optional[str]) -> dict:
     endpoints = doc["NetworkSettings"].get("Networks") or {}
     first = first_network(doc, mode or "default")
     endpoint = endpoints.get(first) or {}
-    settings = {"NetworkMode": first, "MacAddress": doc["Config"].get("MacAddress")}
+    address = doc["Config"].get("MacAddress")
+    if not address:
+        address = endpoint.get("MacAddress") or ""
+        if address.startswith("02:42:"):  # docker made it itself
+            address = ""
+    network = first
     if first in ("default", "bridge"):
-        settings["NetworkMode"] = ""
-    if not settings["MacAddress"]:
-        settings["MacAddress"] = endpoint.get("MacAddress") or ""
-        if settings["MacAddress"].startswith("02:42:"):  # docker made it itself
-            settings["MacAddress"] = ""
+        network = ""
+    settings = {"Config.MacAddress": address}
     if first in endpoints and not is_predefined_network(first):
-        settings.update(endpoint_settings(doc, endpoints[first]))
-        options = endpoint_options(endpoints[first])
+        settings.update(endpoint_settings(doc, endpoint))
+        options = endpoint_options(endpoint)
         if options:
-            settings["NetworkMode"] = format_csv_line(["name=" + first, *options])
+            network = format_csv_line(["name=" + first, *options])
+    settings["HostConfig.NetworkMode"] = network
     return settings
 
 
@@ -17411,10 +17488,9 @@ def connect_call(doc: dict, name: str, endpoint: dict) -> List[str]:
     settings = endpoint_settings(doc, endpoint)
     call = ["network", "connect"]
     for row in CREATE_FLAGS:
-        if row.setting in settings:
+        if settings.get(row.field):
             flag = row.flag.replace("network-", "")  # --network-alias is --alias here
-            texts = SHAPES[row.shape](settings[row.setting] or [])
-            call += ["%s=%s" % (flag, text) for text in texts]
+            call += ["%s=%s" % (flag, text) for text in row.form(settings[row.field])]
     call += ["--" + option for option in endpoint_options(endpoint)]
     return [*call, name, title_of(doc)]
 
@@ -17423,31 +17499,31 @@ def connect_call(doc: dict, name: str, endpoint: dict) -> List[str]:
 # Mounts has all that there is, the anonymous volumes with the names that docker gave them.
 
 
-def mount_settings(doc: dict, settings: dict, others: Sequence[dict]) -> dict:
-    """settings: those of HostConfig, with containers by their names. An anonymous volume gets its
-    name of now: so the new container has the same data."""
+def mount_settings(doc: dict, volumes_from: List[str], others: Sequence[dict]) -> dict:
+    """volumes_from: HostConfig.VolumesFrom, with containers by their names. An anonymous volume
+    gets its name of now: so the new container has the same data."""
     mounts = doc.get("Mounts") or []
-    binds = asked_binds(settings)
-    covered = asked_mount_points(settings, others)
+    binds = asked_binds(doc["HostConfig"])
+    covered = asked_mount_points(doc["HostConfig"], volumes_from, others)
     for mount in mounts:
         if mount.get("Name") and posixpath.normpath(mount["Destination"]) not in covered:
             mode = ":ro" if mount.get("RW") is False else ""
             binds.append("%s:%s%s" % (mount["Name"], mount["Destination"], mode))
-    lines = [format_mount(asked, mounts) for asked in settings.get("Mounts") or []]
-    return {"Binds": binds, "Mounts": lines}
+    lines = [format_mount(asked, mounts) for asked in doc["HostConfig"].get("Mounts") or []]
+    return {"HostConfig.Binds": binds, "HostConfig.Mounts": lines}
 
 
-def asked_binds(settings: dict) -> List[str]:
+def asked_binds(host: dict) -> List[str]:
     """A bind without a colon is the path of an anonymous volume: it gets a name."""
-    return [bind for bind in settings.get("Binds") or [] if ":" in bind]
+    return [bind for bind in host.get("Binds") or [] if ":" in bind]
 
 
-def asked_mount_points(settings: dict, others: Sequence[dict]) -> Set[str]:
+def asked_mount_points(host: dict, volumes_from: List[str], others: Sequence[dict]) -> Set[str]:
     """The paths in the container that a setting of HostConfig mounts something at."""
-    paths = [bind.split(":")[1] for bind in asked_binds(settings)]
-    paths += [mount["Target"] for mount in settings.get("Mounts") or []]
-    paths += list(settings.get("Tmpfs") or {})
-    sources = [source.split(":")[0] for source in settings["VolumesFrom"]]
+    paths = [bind.split(":")[1] for bind in asked_binds(host)]
+    paths += [mount["Target"] for mount in host.get("Mounts") or []]
+    paths += list(host.get("Tmpfs") or {})
+    sources = [source.split(":")[0] for source in volumes_from]
     for other in others:
         if title_of(other) in sources:
             paths += [mount["Destination"] for mount in other.get("Mounts") or []]
@@ -17475,8 +17551,8 @@ def format_mount(asked: dict, mounts: Sequence[dict]) -> str:
         ("tmpfs-size", tmpfs.get("SizeBytes")),
         ("tmpfs-mode", "%o" % tmpfs["Mode"] if tmpfs.get("Mode") else ""),
     ]
-    pairs += [("volume-label", text) for text in format_map(volume.get("Labels") or {})]
-    pairs += [("volume-opt", text) for text in format_map(driver.get("Options") or {})]
+    pairs += [("volume-label", text) for text in as_map(volume.get("Labels") or {})]
+    pairs += [("volume-opt", text) for text in as_map(driver.get("Options") or {})]
     fields = []
     for key, value in pairs:
         if value:
@@ -17518,7 +17594,7 @@ def lost_mount_options(asked: dict) -> List[str]:
 
 
 def format_map_flags(flag: str, values: Optional[dict]) -> List[str]:
-    return ["--%s=%s" % (flag, text) for text in format_map(values or {})]
+    return ["--%s=%s" % (flag, text) for text in as_map(values or {})]
 
 
 def network_recipe(doc: dict) -> List[str]:
@@ -20174,8 +20250,21 @@ def own_image_step(host: Host, backup: Backup, doc: dict, ref: str, undoable: bo
     if backup.own[doc["Id"]] == COMMIT:
         words = ("tag", own_image_reference(backup, doc), ref)
         return create_step(host, "image", ref, words, undoable)
+    words = ["import", "-", ref]
+    if exported_config(doc):
+        entrypoint = json.dumps(exported_config(doc)["Entrypoint"])
+        words.insert(1, "--change=ENTRYPOINT " + entrypoint)
     path = backup.path(backup.export_file(doc["Id"]))
-    return create_step(host, "image", ref, ("import", "-", ref), undoable, source=path)
+    return create_step(host, "image", ref, words, undoable, source=path)
+
+
+def exported_config(doc: dict) -> dict:
+    """The Config of the image that docker import makes of a container's export: docker create
+    cannot give an entrypoint of several words."""
+    entrypoint = doc["Config"].get("Entrypoint") or []
+    if len(entrypoint) > 1:
+        return {"Entrypoint": entrypoint}
+    return {}
 
 
 def fill_steps(host: Host, backup: Backup, new: Sequence[str], empty: Sequence[str]) -> List[Step]:
@@ -20268,8 +20357,8 @@ def image_for_container(backup: Backup, doc: dict) -> Tuple[str, dict]:
     own = backup.own[doc["Id"]]
     if own == COMMIT:
         return own_image_reference(backup, doc, RESTORED_REPOSITORY), doc["Config"]
-    if own == EXPORT:  # docker import gives none
-        return own_image_reference(backup, doc, RESTORED_REPOSITORY), {}
+    if own == EXPORT:
+        return own_image_reference(backup, doc, RESTORED_REPOSITORY), exported_config(doc)
     image = next(image for image in backup.stock.images if image["Id"] == doc["Image"])
     refs = image_refs([image])
     ref = doc["Config"].get("Image") or ""  # what was asked for, when it was made

@@ -952,8 +952,8 @@ def test_a_volume_that_an_earlier_restore_left_empty_is_filled(small):
 
 def test_a_container_that_cannot_be_committed_is_exported(small):
     """Its image was removed by force: docker commit fails, the container goes on."""
-    small.docker("commit", "small", "gone:1")
-    small.docker("run", "-d", "--name", "noimg", "--network", "none", "gone:1")
+    small.docker("commit", "--change", 'ENTRYPOINT ["/bin/sh", "-c"]', "small", "gone:1")
+    small.docker("run", "-d", "--name", "noimg", "--network", "none", "gone:1", "sleep 2147483647")
     small.inside("noimg", "echo mine > /root/own2")
     small.docker("stop", "-t", "0", "noimg")
     small.docker("rmi", "-f", run(small.engine, "images", "-q", "gone:1").strip())
@@ -963,7 +963,9 @@ def test_a_container_that_cannot_be_committed_is_exported(small):
     assert made.rc == 0 and b"docker export took them" in made.err, made
     assert small.dockfix("backup", "--verify", at).rc == 0 and leavings(small.engine) == []
     wipe(small)
-    assert small.dockfix("restore", "-y", at).rc == 0
+    back = small.dockfix("restore", "-y", at)
+    assert back.rc == 0 and b"not carried over" not in back.out, back
+    assert inspect(small.engine, "noimg")["noimg"]["Config"]["Entrypoint"] == ["/bin/sh", "-c"]
     assert small.inside("noimg", "cat /root/own2") == b"mine\n"
     assert small.inside("small", "cat /root/own") == b"mine\n"
     small.images["busybox"] = "ring/busybox"

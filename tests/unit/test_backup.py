@@ -408,6 +408,38 @@ def test_what_only_an_image_can_carry_is_bound(dockfix):
     assert more == [] and recipe.bound == [] and recipe.command == []
 
 
+def test_a_health_check_without_a_line_is_no_fault_of_the_container(dockfix):
+    """docker takes one; only an image made of the container carries it."""
+    more, _, recipe = words_for(dockfix, container(config={"Healthcheck": {"Test": ["CMD-SHELL"]}}))
+    assert more == [] and recipe.bound == ["a health check without a line"]
+
+
+def test_an_exported_container_keeps_an_entrypoint_of_several_words(dockfix):
+    """docker create takes one word; docker import has been told all of them."""
+    doc = container(config={"Entrypoint": ["/e", 'a "b"'], "Cmd": ["-x"]})
+    plain = container("plain", "b", config={"Entrypoint": ["/e"], "Cmd": ["-x"]})
+    kept = dockfix.Backup(
+        "/kept",
+        dockfix.Stock([doc, plain], [], [], []),
+        {doc["Id"]: "export", plain["Id"]: "export"},
+        {},
+        [],
+        [],
+        "2024-01-01T00:00:00Z",
+    )
+    host = dockfix.make_host()
+    host.known.create_knows_pull = True
+    imports = dockfix.restore_steps(host, kept, dockfix.Stock([], [], [], []))
+    assert [step.argv[1:-1] for step in imports] == [
+        ("import", '--change=ENTRYPOINT ["/e", "a \\"b\\""]', "-"),
+        ("import", "-"),
+    ]
+    ref, config = dockfix.image_for_container(kept, doc)
+    recipe = dockfix.create_recipe(doc, config, [doc])
+    assert ref == imports[0].argv[-1] and recipe.bound == [] and recipe.command == ["-x"]
+    assert not any(word.startswith("--entrypoint") for word in recipe.options)
+
+
 def test_what_has_no_flag_is_named(dockfix):
     doc = container(
         host={
@@ -1558,6 +1590,35 @@ def test_a_container_that_neither_commit_nor_export_keeps_is_failed_and_the_rest
     assert b"max depth exceeded" in result.err and b"layer gone" in result.err
     assert kept_manifest(at)["loads"] == ["images.tar"]
     assert kept_manifest(at)["own"] == {plain.id("web"): "lost"}
+
+
+def test_a_volume_that_cannot_be_read_is_failed_and_the_rest_stays(plain, tmp_path):
+    plain.world["rules"] = [rule for rule in plain.world["rules"] if rule["on"] != "volume"]
+    volumes = [{"Name": name, "Driver": "local"} for name in ("bad", "good")]
+    plain.rule("volume", has="inspect", out=json.dumps(volumes).encode())
+    plain.rule("volume", has="ls", out=b"bad\ngood\n")
+    plain.rule(
+        "cp", has="/dockfix-1/", rc=1, err=b"Error response from daemon: input/output error\n"
+    )
+    plain.rule("cp", has="/dockfix-2/", out=make_archive.volume([("data/f", b"x")]))
+    saved(plain, images_tar("img:latest").all_members())
+    at = str(tmp_path / "kept")
+    plain.rule("version", out=b"20.10\n")
+    # the container that carries the volumes is there and gone as asked
+    exists = lambda *words: ("ok", "true")
+    result = plain.run(
+        "backup", "--json", at, prelude=lambda module: setattr(module, "exists_test", exists)
+    )
+    assert result.rc == 3, result
+    assert result.statuses() == {"backup": "changed", "volume bad": "failed"}
+    assert b"input/output error" in result.err
+    assert list(kept_manifest(at)["volumes"]) == ["good"]
+    assert sorted(name for name in os.listdir(at) if name.startswith("volume-")) == [
+        "volume-2.tar",
+        "volume-2.tar.sha256",
+    ]
+    verified = plain.run("backup", "--verify", "--json", at)
+    assert verified.rc == 3 and verified.statuses()["volume bad"] == "failed"
 
 
 def test_a_save_that_fails_finds_the_image_that_is_the_reason(plain, tmp_path):
