@@ -14486,16 +14486,18 @@ def driver_folders(
 ###############################################################################
 
 # Says which container, image or volume a layer, folder, snapshot or device belongs to.
+#
 # It only looks, and works with the daemon down. It never guesses: "orphan" is a layer for which
 # every record was readable and none names it; everything else that cannot be told is "unknown".
-# It rests on the records below Docker's root (see "Docker storage on disk"), on /sys/block for
-# device names, and on `docker inspect`, against which the records are checked.
+#
+# It rests on the records below Docker's root (see "Layer records"), on /sys/block for device
+# names, and on `docker inspect`, against which the records are checked.
 
 
 SYS_BLOCK = "/sys/block"  # kernel: dm-N/dm/name
 
 
-# Parsing the words asked for
+# What a word means.
 
 
 def rows_named(layers: Layers, word: str) -> List[int]:
@@ -14507,8 +14509,10 @@ def rows_named(layers: Layers, word: str) -> List[int]:
         if name in layers.words:
             return layers.words[name]
     matches = hashes_that_begin(layers, bare)
-    if len({tuple(layers.words[name]) for name in matches}) > 1:
-        require_longer_hash(layers, word, matches)
+    # A layer may have several hashes: its own, its chain id, its diff id.
+    meanings = {tuple(layers.words[name]) for name in matches}
+    if len(meanings) > 1:
+        raise ambiguous_hash_error(layers, word, matches)
     if not matches:
         return []
     return layers.words[matches[0]]
@@ -14521,23 +14525,30 @@ def names_in_word(word: str, bare: str) -> List[str]:
     if device:
         names.append(device.group(1))
     if "/" in word:
-        parts = posixpath.normpath(word).split("/")
-        names += [part for part in parts if re.match(LAYER + "|[0-9A-Z]{26}\\Z", part)]
+        for part in posixpath.normpath(word).split("/"):
+            # A layer's folder, or a short link of overlay2.
+            if re.match(LAYER + "|[0-9A-Z]{26}\\Z", part):
+                names.append(part)
     return names
 
 
 def hashes_that_begin(layers: Layers, text: str) -> List[str]:
     """The hashes that begin with this text; those of init layers only where it ends in -init."""
-    is_init = text.endswith("-init")
-    stem = text[: -len("-init")] if is_init else text
+    stem = text
+    wants_init = text.endswith("-init")
+    if wants_init:
+        stem = text[: -len("-init")]
     if not stem:
         return []
-    hashes = [name for name in layers.words if re.match(LAYER, name) and name.startswith(stem)]
-    return [name for name in hashes if name.endswith("-init") == is_init]
+    hashes = []
+    for name in layers.words:
+        if name.startswith(stem) and name.endswith("-init") == wants_init:
+            hashes.append(name)
+    return [name for name in hashes if re.match(LAYER, name)]
 
 
-def require_longer_hash(layers: Layers, word: str, matches: List[str]) -> None:
-    """Refuses the beginning of several hashes, with the owners that it may mean."""
+def ambiguous_hash_error(layers: Layers, word: str, matches: List[str]) -> UsageError:
+    """The beginning of several hashes, with the owners that it may mean."""
     meanings = []
     for name in sorted(matches):
         row = layers.rows[layers.words[name][0]]
@@ -14545,94 +14556,26 @@ def require_longer_hash(layers: Layers, word: str, matches: List[str]) -> None:
     listed = ", ".join(meanings[:6])
     if len(meanings) > 6:
         listed += ", ..."
-    raise UsageError(
-        "%s begins %d hashes: %s" % (word, len(matches), listed), "give more of the hash"
-    )
-
-
-# Reading
+    text = "%s begins %d hashes: %s" % (word, len(matches), listed)
+    return UsageError(text, "give more of the hash")
 
 
 def other_names(word: str) -> List[str]:
     """The word, and what this host knows it by: the device-mapper name of a dm-N, the real path of
     a path."""
     names = [word]
-    device = real_path(word) if word.startswith("/dev/") else word
+    device = word
+    if word.startswith("/dev/"):
+        device = real_path(word)
     node = re.match(r"(?:/dev/)?(dm-[0-9]+)\Z", device)
     if node:
-        name = suppress_errors(read_host_text, "%s/%s/dm/name" % (SYS_BLOCK, node.group(1)))
+        path = "%s/%s/dm/name" % (SYS_BLOCK, node.group(1))
+        name = suppress_errors(read_host_text, path)
         if name is not None:
             names.append(name.strip())
     if "/" in word or os.path.lexists(os_bytes(word)):
         names.append(real_path(word))
     return names
-
-
-def measure_orphans(rows: List[dict]) -> None:
-    """Add "size" to each row: allocated bytes, or None. WALK_SECONDS is the time for all rows."""
-    folders = {}  # type: Dict[Tuple, str]
-    for row in rows:
-        folder = orphan_folder(row)
-        if folder:
-            folders[row["driver"], row["layer"]] = folder
-    sizes = measure_folders(folders, WALK_SECONDS, lambda text: None)
-    for row in rows:
-        key = (row["driver"], row["layer"])
-        row["size"], reason = sizes.get(key, (None, "its size is not in files"))
-        row["note"] = join_notes(row["note"], reason)
-
-
-def orphan_folder(row: dict) -> str:
-    """The folder that removing a layer gives back. The overlay drivers keep all of a layer in one
-    folder, and all of it would be given back."""
-    if STORAGE_DRIVERS[row["driver"]].layer_folder == ".":
-        for path in row["paths"]:
-            if path.endswith("/" + row["layer"]):
-                return path
-    return own_folder(row)
-
-
-# Deciding
-
-
-def is_containerd_store(root: str, layers: Layers, info: Optional[EngineInfo]) -> bool:
-    """Whether images and layers of this root are in containerd's store."""
-    if info:
-        return has_containerd_store(info)
-    if containers_elsewhere(layers):
-        return True
-    return not layers.trees and has_rootfs(root)
-
-
-def containers_elsewhere(layers: Layers) -> List[dict]:
-    """The containers whose layers are not below Docker's root."""
-    with_layer = {row["container"]["id"] for row in layers.rows if row["container"]}
-    elsewhere = []
-    for ident, facts in layers.containers.items():
-        other_driver = facts["driver"] and facts["driver"] not in STORAGE_DRIVERS
-        if other_driver and ident not in with_layer:
-            elsewhere.append(facts)
-    return elsewhere
-
-
-def owners_of(layers: Layers, opts: Options, report: dict) -> List[dict]:
-    """The rows asked for, each once, in the order asked. A word that means none is an error of its
-    own."""
-    if opts.orphans and not opts.arguments:
-        return [row for row in layers.rows if row["role"] == "orphan"]
-    if not opts.arguments:
-        return list(layers.rows)
-    chosen = []  # type: List[int]
-    for word in opts.arguments:
-        numbers = find_rows_of(layers, word)
-        for number in numbers:
-            if number not in chosen:
-                chosen.append(number)
-        if not numbers:
-            add_error(report, no_owner_error(layers, word))
-    if report["errors"] and chosen:
-        report["exit_code"] = 3
-    return [layers.rows[number] for number in chosen]
 
 
 def find_rows_of(layers: Layers, word: str) -> List[int]:
@@ -14642,6 +14585,30 @@ def find_rows_of(layers: Layers, word: str) -> List[int]:
         if numbers:
             return numbers
     return []
+
+
+class OwnerSearch(NamedTuple):
+    """The rows asked for, each once, in the order asked; an error for each word that means none."""
+
+    rows: List[dict]
+    errors: List[DockfixError]
+
+
+def owners_of(layers: Layers, words: Sequence[str]) -> OwnerSearch:
+    """All rows where there are no words."""
+    if not words:
+        return OwnerSearch(list(layers.rows), [])
+    chosen = []  # type: List[int]
+    errors = []
+    for word in words:
+        numbers = find_rows_of(layers, word)
+        if not numbers:
+            errors.append(no_owner_error(layers, word))
+        for number in numbers:
+            if number not in chosen:
+                chosen.append(number)
+    rows = [layers.rows[number] for number in chosen]
+    return OwnerSearch(rows, errors)
 
 
 def no_owner_error(layers: Layers, word: str) -> DockfixError:
@@ -14655,23 +14622,24 @@ def no_owner_error(layers: Layers, word: str) -> DockfixError:
     text = "%s: not found among the layers, devices, containers and images" % word
     if layers.unread:
         text += ", or its record could not be read"
-    return UsageError(
-        text,
+    hint = (
         "a hash or its beginning, a path, l/LINK, a device name, dm-N, a device id, a container's"
-        " name, an image's tag; all of them: python3 dockfix.py owner",
+        " name, an image's tag; all of them: python3 dockfix.py owner"
     )
+    return UsageError(text, hint)
 
 
 def no_layer_error(layers: Layers, ident: str) -> EnvironmentFault:
     """Why a container that is there has no layer below Docker's root."""
-    facts = layers.containers[ident]
-    if ident in layers.lost:
-        lost = layers.lost[ident]
-        return EnvironmentFault(
-            "container %s has no layer record, so its layer is unknown: %s is missing"
-            % (lost.name or ident[:12], lost.missing),
-            "python3 dockfix.py owner lists the layers of which one is its own, as unknown",
+    lost = layers.lost.get(ident)
+    if lost:
+        text = "container %s has no layer record, so its layer is unknown: %s is missing" % (
+            lost.name or ident[:12],
+            lost.missing,
         )
+        hint = "python3 dockfix.py owner lists the layers of which one is its own, as unknown"
+        return EnvironmentFault(text, hint)
+    facts = layers.containers[ident]
     text = "container %s (%s) is there, but its layer is not below Docker's root (driver %s)" % (
         facts["name"],
         ident[:12],
@@ -14680,67 +14648,140 @@ def no_layer_error(layers: Layers, ident: str) -> EnvironmentFault:
     return EnvironmentFault(text, "docker inspect %s" % ident[:12])
 
 
-# What is wrong: errors and findings
+# Orphans.
 
 
-def add_orphan_doubts(layers: Layers, rows: List[dict], report: dict) -> None:
-    """An error for what keeps layers from being proved orphans: that none was found does not mean
-    that there is none."""
-    if not layers.doubts:
-        return
-    unreadable = [doubt for doubt in layers.doubts if doubt.unreadable]
-    reasons = sorted({doubt.reason for doubt in unreadable or layers.doubts})
-    subject = "more orphans" if rows else "orphans"
-    text = "whether there are %s cannot be told: %s" % (subject, "; ".join(reasons[:3]))
+def orphans_of(layers: Layers) -> List[dict]:
+    return [row for row in layers.rows if row["role"] == "orphan"]
+
+
+def orphans_with_sizes(layers: Layers) -> List[dict]:
+    """The orphans' rows, with "size": allocated bytes, or None. WALK_SECONDS is the time for all of
+    them."""
+    rows = orphans_of(layers)
+    folders = {}  # type: Dict[Tuple, str]
+    for row in rows:
+        folder = orphan_folder(row)
+        if folder:
+            folders[row["driver"], row["layer"]] = folder
+    sizes = measure_folders(folders, WALK_SECONDS, lambda text: None)
+    not_in_files = Measured(None, "its size is not in files")
+    measured_rows = []
+    for row in rows:
+        measured = sizes.get((row["driver"], row["layer"]), not_in_files)
+        note = join_notes(row["note"], measured.reason)
+        measured_rows.append(dict(row, size=measured.size, note=note))
+    return measured_rows
+
+
+def orphan_folder(row: dict) -> str:
+    """The folder that removing a layer gives back. The overlay drivers keep all of a layer in one
+    folder, and all of it would be given back."""
+    if STORAGE_DRIVERS[row["driver"]].layer_folder == ".":
+        for path in row["paths"]:
+            if path.endswith("/" + row["layer"]):
+                return path
+    return own_folder(row)
+
+
+def orphan_doubt_error(layers: Layers, rows: List[dict]) -> EnvironmentFault:
+    """What keeps layers from being proved orphans: that none was found does not mean that there is
+    none. rows: the orphans that were found."""
+    reasons = {doubt.reason for doubt in unreadable_doubts(layers) or layers.doubts}
+    subject = "orphans"
+    if rows:
+        subject = "more orphans"
+    text = "whether there are %s cannot be told: %s" % (subject, "; ".join(sorted(reasons)[:3]))
     hint = "sudo python3 dockfix.py ..."
     if os.geteuid() == 0:
         hint = "the findings say what is missing"
-    add_error(report, EnvironmentFault(text, hint))
-    if rows or not unreadable:
-        report["exit_code"] = 3
+    return EnvironmentFault(text, hint)
 
 
-def add_containerd_error(root: str, answers: bool, rows: List[dict], report: dict) -> None:
-    """An error for layers in containerd's store. answers: whether the daemon does."""
+def unreadable_doubts(layers: Layers) -> List[Doubt]:
+    return [doubt for doubt in layers.doubts if doubt.unreadable]
+
+
+# The containerd image store.
+
+
+def is_containerd_store(root: str, layers: Layers, info: Optional[EngineInfo]) -> bool:
+    """Whether images and layers of this root are in containerd's store. info: None where the daemon
+    does not answer."""
+    if info:
+        return has_containerd_store(info)
+    if containers_elsewhere(layers):
+        return True
+    return not layers.trees and has_rootfs(root)
+
+
+def containers_elsewhere(layers: Layers) -> List[dict]:
+    """The containers whose layers are not below Docker's root."""
+    with_layer = set()
+    for row in layers.rows:
+        if row["container"]:
+            with_layer.add(row["container"]["id"])
+    elsewhere = []
+    for ident, facts in layers.containers.items():
+        if not facts["driver"] or facts["driver"] in STORAGE_DRIVERS:
+            continue
+        if ident not in with_layer:
+            elsewhere.append(facts)
+    return elsewhere
+
+
+def containerd_error(root: str, answers: bool) -> EnvironmentFault:
+    """Layers in containerd's store. answers: whether the daemon does."""
     text = "the layers are in %s, which dockfix cannot read yet" % store_text(root)
-    add_error(report, EnvironmentFault(text, store_remedy(root, answers)))
-    if rows:
-        report["exit_code"] = 3
+    return EnvironmentFault(text, store_remedy(root, answers))
 
 
-def compare_with_docker(
+# The files against docker inspect.
+
+
+def find_differences(
     host: Host,
-    layers: Layers,
     rows: List[dict],
-    opts: Options,
+    words: Sequence[str],
     inspected: Optional[Dict[str, Container]],
-    report: dict,
-) -> None:
+) -> List[Finding]:
     """What `docker inspect` says, one call for all containers, against the files. inspected: its
     answer where it is known already."""
     own = {row["container"]["id"]: row for row in rows if row["role"] == "container"}
     if inspected is None:
         try:
-            inspected = inspect_own(host, list(own), not opts.arguments)
+            inspected = inspect_own(host, list(own), not words)
         except EnvironmentFault as err:
             text = "not checked against docker inspect: %s" % err.msg
-            add_finding(report, Finding("owner-unchecked", "info", text, err.hint))
-            return
-    elif opts.arguments:
-        inspected = {ident: facts for ident, facts in inspected.items() if ident in own}
+            return [Finding("owner-unchecked", "info", text, err.hint)]
     different = []
     for ident, row in own.items():
         difference = inspect_differences(row, inspected.get(ident))
         if difference:
-            different.append("%s: %s" % (row["container"]["name"] or ident[:12], difference))
+            name = row["container"]["name"] or ident[:12]
+            different.append("%s: %s" % (name, difference))
     for container in inspected.values():
-        if container.id not in own and container.driver in STORAGE_DRIVERS:
+        # With words only some of the containers were asked for.
+        if words or container.id in own:
+            continue
+        if container.driver in STORAGE_DRIVERS:
             different.append("%s: it has no layer by the files" % container.name)
-    if different:
-        text = "files and docker inspect differ (made or removed just now?): %s" % "; ".join(
-            different[:10]
-        )
-        add_finding(report, Finding("owner-differs", "warning", text, "python3 dockfix.py owner"))
+    if not different:
+        return []
+    text = "files and docker inspect differ (made or removed just now?): %s" % "; ".join(
+        different[:10]
+    )
+    return [Finding("owner-differs", "warning", text, "python3 dockfix.py owner")]
+
+
+def inspect_own(host: Host, idents: List[str], add_listed: bool) -> Dict[str, Container]:
+    """docker inspect of these containers; add_listed: and of all that docker lists."""
+    wanted = set(idents)
+    if add_listed:
+        wanted.update(container.id for container in list_containers(host))
+    if not wanted:
+        return {}
+    return inspect_containers(host, sorted(wanted))
 
 
 def inspect_differences(row: dict, container: Optional[Container]) -> str:
@@ -14748,15 +14789,10 @@ def inspect_differences(row: dict, container: Optional[Container]) -> str:
     where both agree or it says nothing: aufs, btrfs and vfs name no paths."""
     if container is None:
         return "docker does not know it"
-    # LowerDir names the layers below
-    own = [value for key, value in sorted(container.layer.items()) if key != "LowerDir"]
-    reported = set()
-    for value in own:
-        reported.update(value.split("/"))
-        reported.add(value.split("-", 3)[-1])
     layer = row["layer"]
-    if reported and row["layer"] not in reported:
-        layer = " ".join(own)
+    names = reported_layer_names(container)
+    if names and row["layer"] not in names:
+        layer = " ".join(own_layer_values(container))
     device_id = str(row.get("device_id"))
     checks = (
         ("name", row["container"]["name"], container.name),
@@ -14773,50 +14809,31 @@ def inspect_differences(row: dict, container: Optional[Container]) -> str:
     return "; ".join(differences)
 
 
-def inspect_own(host: Host, idents: List[str], add_listed: bool) -> Dict[str, Container]:
-    """docker inspect of these containers; add_listed: and of all that docker lists."""
-    wanted = set(idents)
-    if add_listed:
-        wanted.update(container.id for container in list_containers(host))
-    if not wanted:
-        return {}
-    return inspect_containers(host, sorted(wanted))
+def own_layer_values(container: Container) -> List[str]:
+    """GraphDriver.Data of docker inspect, without LowerDir, which names the layers below."""
+    values = []
+    for key, value in sorted(container.layer.items()):
+        if key != "LowerDir":
+            values.append(value)
+    return values
 
 
-def owner_findings(
-    root: str,
-    layers: Layers,
-    rows: List[dict],
-    opts: Options,
-    info: Optional[EngineInfo],
-    report: dict,
-) -> None:
-    """What to know about the rows, and what could not be read."""
-    if opts.arguments:
-        add_driver_advice(rows, report)
-    if is_containerd_store(root, layers, info) or containers_elsewhere(layers):
-        place = containerd_root(root) or CONTAINERD_ROOT
-        text = "images and containers of the containerd store are not in Docker's root but in %s"
-        remedy = store_remedy(root, bool(info))
-        add_finding(report, Finding("owner-containerd", "info", text % place, remedy))
-    orphans = [row for row in layers.rows if row["role"] == "orphan"]
-    unknown = [row for row in layers.rows if row["role"] == UNKNOWN]
-    for finding in lost_record_findings(layers):
-        add_finding(report, finding)
-    add_unproved(layers, unknown, report)
-    if orphans and not opts.arguments:
-        text = (
-            "layers that nothing has: %d; a pull or build that runs now makes such layers too, so"
-            " look again when none runs; nothing is deleted here"
-        ) % len(orphans)
-        remedy = "python3 dockfix.py owner --orphans"
-        add_finding(report, Finding("owner-orphans", "info", text, remedy))
-    if layers.unread:
-        add_unread(layers, len(unknown), report)
+def reported_layer_names(container: Container) -> Set[str]:
+    """Every word of GraphDriver.Data that may be a layer's name: a part of a path, or the end of a
+    device's name."""
+    names = set()  # type: Set[str]
+    for value in own_layer_values(container):
+        names.update(value.split("/"))
+        names.add(value.split("-", 3)[-1])
+    return names
 
 
-def add_driver_advice(rows: List[dict], report: dict) -> None:
+# Findings.
+
+
+def find_driver_advices(rows: List[dict]) -> List[Finding]:
     """For each driver, what to know before a container's folder is touched."""
+    findings = []
     for driver, facts in STORAGE_DRIVERS.items():
         row = first_container_row(rows, driver)
         if not row or not facts.advice:
@@ -14824,7 +14841,8 @@ def add_driver_advice(rows: List[dict], report: dict) -> None:
         name = row["container"]["name"] or row["container"]["id"]
         text = facts.advice % (own_folder(row) or row["paths"][0])
         remedy = "docker exec %s rm FILE" % quote_word(name)
-        add_finding(report, Finding("owner-" + driver, "info", text, remedy))
+        findings.append(Finding("owner-" + driver, "info", text, remedy))
+    return findings
 
 
 def first_container_row(rows: List[dict], driver: str) -> Optional[dict]:
@@ -14835,61 +14853,128 @@ def first_container_row(rows: List[dict], driver: str) -> Optional[dict]:
     return None
 
 
-def add_unproved(layers: Layers, unknown: List[dict], report: dict) -> None:
-    """A finding on layers whose owner cannot be told, where no record that is missing or not
-    readable explains it."""
+def find_layers_elsewhere(root: str, layers: Layers, info: Optional[EngineInfo]) -> List[Finding]:
+    if not is_containerd_store(root, layers, info) and not containers_elsewhere(layers):
+        return []
+    text = "images and containers of the containerd store are not in Docker's root but in %s" % (
+        containerd_root(root) or CONTAINERD_ROOT
+    )
+    remedy = store_remedy(root, info is not None)
+    return [Finding("owner-containerd", "info", text, remedy)]
+
+
+def find_unproved(layers: Layers) -> List[Finding]:
+    """Layers whose owner cannot be told, where no record that is missing or not readable explains
+    it."""
+    unknown = count_unknown(layers)
     if not unknown or layers.unread or layers.lost:
-        return
+        return []
     reasons = sorted({doubt.reason for doubt in layers.doubts})
-    text = "of %d layers it is unknown whose they are: %s" % (len(unknown), "; ".join(reasons[:3]))
-    add_finding(report, Finding("owner-unknown", "warning", text, "python3 dockfix.py owner"))
+    text = "the owner of %s is unknown: %s" % (
+        format_count(unknown, "layer"),
+        "; ".join(reasons[:3]),
+    )
+    return [Finding("owner-unknown", "warning", text, "python3 dockfix.py owner")]
 
 
-def add_unread(layers: Layers, unknown: int, report: dict) -> None:
-    """A finding on records that could not be read. unknown: the number of layers without owner."""
+def find_orphans(layers: Layers) -> List[Finding]:
+    orphans = orphans_of(layers)
+    if not orphans:
+        return []
+    text = (
+        "layers that nothing has: %d; a pull or build that runs now makes such layers too, so look"
+        " again when none runs; nothing is deleted here"
+    ) % len(orphans)
+    remedy = "python3 dockfix.py owner --orphans"
+    return [Finding("owner-orphans", "info", text, remedy)]
+
+
+def find_unread_records(layers: Layers) -> List[Finding]:
+    """Records that could not be read."""
     unread = list(layers.unread.items())
-    text = "not readable, or missing: " + "; ".join("%s: %s" % pair for pair in unread[:5])
+    if not unread:
+        return []
+    listed = ["%s: %s" % (path, reason) for path, reason in unread[:5]]
+    text = "not readable, or missing: " + "; ".join(listed)
     if len(unread) > 5:
         text += " and %d more" % (len(unread) - 5)
+    unknown = count_unknown(layers)
     if unknown:
-        text += "; so of %d layers it cannot be told whose they are" % unknown
+        text += "; so the owner of %s is unknown" % format_count(unknown, "layer")
     remedy = "sudo python3 dockfix.py owner"
     if os.geteuid() == 0:
-        remedy = "ls -la %s" % quote_word(nearest_folder(unread[0][0]))
-    add_finding(report, Finding("owner-unread", "warning", text, remedy))
+        first_path, _ = unread[0]
+        remedy = "ls -la %s" % quote_word(nearest_folder(first_path))
+    return [Finding("owner-unread", "warning", text, remedy)]
 
 
-# The command
+def count_unknown(layers: Layers) -> int:
+    """The number of layers whose owner cannot be told."""
+    unknown = [row for row in layers.rows if row["role"] == UNKNOWN]
+    return len(unknown)
+
+
+# The command.
 
 
 def run_owner(host: Host, opts: Options, report: dict) -> None:
     if opts.orphans and opts.arguments:
         raise UsageError("--orphans takes no words", "python3 dockfix.py owner --orphans")
-    info = None
-    root = opts.root
-    if root is None:
+    answer = EngineAnswer(None, [])
+    if opts.root is None:
         answer = ask_engine(host)
-        info = answer.info
-        for finding in answer.findings:
-            add_finding(report, finding)
-        if info:
-            # The files looked at must be those of the engine that answers.
-            require_same_host(info, "its layers")
-        root = info.root if info else configured_root()
+    info = answer.info
+    root = root_of_owner(opts, info)
     layers = read_layers(root, follow=opts.root is None)
     inspected = confirm_orphans(host, root, layers, info)
-    rows = owners_of(layers, opts, report)
+    search = owners_of(layers, opts.arguments)
+    rows = search.rows
+    findings = list(answer.findings)
     if opts.orphans:
-        measure_orphans(rows)
+        rows = orphans_with_sizes(layers)
+    elif info:
+        findings += find_differences(host, rows, opts.arguments, inspected)
+    if opts.arguments:
+        findings += find_driver_advices(rows)
+    findings += find_layers_elsewhere(root, layers, info)
+    findings += lost_record_findings(layers)
+    findings += find_unproved(layers)
+    if not opts.arguments:
+        findings += find_orphans(layers)
+    findings += find_unread_records(layers)
     report["results"] += rows
-    if info and not opts.orphans:
-        compare_with_docker(host, layers, rows, opts, inspected, report)
-    owner_findings(root, layers, rows, opts, info, report)
-    if opts.orphans:
-        add_orphan_doubts(layers, rows, report)
-    all_asked = not opts.arguments and (opts.orphans or not layers.rows)
-    if all_asked and is_containerd_store(root, layers, info):
-        add_containerd_error(root, bool(info), rows, report)
+    for finding in findings:
+        add_finding(report, finding)
+    for err in search.errors:
+        add_error(report, err)
+    add_errors_of_all(report, opts, root, layers, info)
+    if report["errors"] and rows:
+        report["exit_code"] = 3
+
+
+def root_of_owner(opts: Options, info: Optional[EngineInfo]) -> str:
+    """Whose files are looked at: those that --root names, else those of the engine that answers,
+    which must be this host's; else those that the daemon's options name."""
+    if opts.root is not None:
+        return opts.root
+    if info is None:
+        return configured_root()
+    require_same_host(info, "its layers")
+    return info.root
+
+
+def add_errors_of_all(
+    report: dict, opts: Options, root: str, layers: Layers, info: Optional[EngineInfo]
+) -> None:
+    """Why the answer may lack layers, where it was not narrowed by words."""
+    if opts.arguments:
+        return
+    if opts.orphans and layers.doubts:
+        add_error(report, orphan_doubt_error(layers, report["results"]))
+        if not unreadable_doubts(layers):
+            report["exit_code"] = 3  # all could be read, but not all can be told
+    if (opts.orphans or not layers.rows) and is_containerd_store(root, layers, info):
+        add_error(report, containerd_error(root, info is not None))
 
 
 ###############################################################################

@@ -82,14 +82,9 @@ class Storage:
     def ask(self, *words):
         """The rows of these words, as `owner` finds them, without the start of a program for each
         of hundreds of words."""
-        report = {"errors": [], "exit_code": 0}
-        rows = self.module.owners_of(
-            self.module.read_layers(self.engine.root),
-            self.module.Options(arguments=tuple(words)),
-            report,
-        )
-        assert report["errors"] == [] and rows, words
-        return rows
+        search = self.module.owners_of(self.module.read_layers(self.engine.root), words)
+        assert search.errors == [] and search.rows, words
+        return search.rows
 
     def inspect(self, *names, kind="container"):
         return json.loads(self.engine.docker("inspect", "--type", kind, *names).stdout.decode())

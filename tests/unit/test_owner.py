@@ -89,11 +89,8 @@ def named(dockfix):
     """The layers a word means, asked without a process for each word."""
 
     def ask(root, word):
-        report = {"errors": [], "exit_code": 0}
-        rows = dockfix.owners_of(
-            dockfix.read_layers(root.path), dockfix.Options(arguments=(word,)), report
-        )
-        return [row["layer"] for row in rows]
+        search = dockfix.owners_of(dockfix.read_layers(root.path), (word,))
+        return [row["layer"] for row in search.rows]
 
     return ask
 
