@@ -8398,7 +8398,9 @@ def run_timezone(host: Host, opts: Options, report: dict) -> None:
 #
 # It must never leave a container that does not start: the library is tried in commands of its own
 # before a file that others read names it, the container is watched afterwards, and what does not do
-# well is undone. What undo needs is on the disk before the first write.
+# well is undone. What undo needs is on the disk before the first write. Nothing but whole seconds
+# is ever written to /etc/faketimerc: a line that libfaketime does not understand ends every program
+# that reads it.
 #
 # Facts: ELF files as in elf(5) and the Linux Standard Base (symbol versions); ld.so.preload as in
 # ld.so(8), which musl does not read; libfaketime's README and source for its files and variables
@@ -8407,13 +8409,17 @@ def run_timezone(host: Host, opts: Options, report: dict) -> None:
 
 # Offsets and instants
 
+
 LAST_INSTANT = 253402300799  # 9999-12-31 23:59:59 UTC
+WALL_TIME = r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-5][0-9]\Z"
 
 
 def parse_offset(spec: str) -> int:
     """Whole seconds of '+8h', '-1.5d', '90m': sign, number, one unit of s m h d y (365 days).
-    Raises UsageError for the rest: libfaketime itself takes +1w for one second and +1h30m for one
-    minute."""
+
+    Raises UsageError for anything else: libfaketime itself takes +1w for one second and +1h30m for
+    one minute.
+    """
     match = re.match(r"([+-]?)([0-9]{1,30})(?:\.([0-9]{1,9}))?([smhdy])\Z", spec, re.A)
     if not match:
         raise UsageError(
@@ -8422,7 +8428,8 @@ def parse_offset(spec: str) -> int:
             "a week is +7d, 1h30m is +90m or +1.5h",
         )
     sign, whole, fraction, unit = match.groups()
-    fraction = fraction or ""
+    if fraction is None:
+        fraction = ""
     # Integers only: a float would lose seconds of a long offset. Halves are rounded up.
     scale = 10 ** len(fraction)
     twice = 2 * int(whole + fraction) * UNITS[unit]
@@ -8436,9 +8443,12 @@ def parse_offset(spec: str) -> int:
     return seconds
 
 
-def check_instant(instant: int, option: str) -> None:
-    """Raises UsageError for a clock (seconds since 1970) that would stand where programs fail.
-    `option` is what asks for it."""
+def require_instant(instant: int, option: str) -> None:
+    """Raises UsageError for a clock that would stand where programs fail.
+
+    instant: where it would stand, in seconds since 1970.
+    option: what asks for it, for the message.
+    """
     if 0 <= instant <= LAST_INSTANT:
         return
     reason = "after the year 9999"
@@ -8452,9 +8462,8 @@ def check_instant(instant: int, option: str) -> None:
 
 def parse_wall(text: str) -> int:
     """'YYYY-MM-DD HH:MM:SS' in seconds since 1970, as if it were UTC. Raises UsageError."""
-    form = r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-5][0-9]\Z"
     try:
-        if not re.match(form, text, re.A):
+        if not re.match(WALL_TIME, text, re.A):
             raise ValueError("another form")
         return calendar.timegm(time.strptime(text, "%Y-%m-%d %H:%M:%S"))
     except ValueError:
@@ -8464,13 +8473,46 @@ def parse_wall(text: str) -> int:
 
 
 def wall_instants(zone: bytes, wall: int) -> List[int]:
-    """The instants at which the clocks of a zone (data of its file) show a wall time of parse_wall:
-    none where the clocks skip it, two where it comes twice."""
+    """The instants at which the clocks of a zone show a wall time: none where the clocks skip it,
+    two where it comes twice.
+
+    zone: the data of its file.
+    wall: from parse_wall.
+    """
+    # An offset that holds at the instant holds a day before, a day after, or now.
     offsets = set()
-    for shift in (-86400, 0, 86400):
+    for shift in (-DAY, 0, DAY):
         near = min(max(0, wall + shift), LAST_INSTANT)
-        offsets.add(zone_offset(zone, near)[0])
-    return sorted(wall - east for east in offsets if zone_offset(zone, wall - east)[0] == east)
+        offsets.add(zone_offset(zone, near).east)
+    instants = []
+    for east in offsets:
+        if zone_offset(zone, wall - east).east == east:
+            instants.append(wall - east)
+    return sorted(instants)
+
+
+def find_wall_instant(wall_time: str, zone: str) -> int:
+    """The instant (seconds since 1970) at which the clocks of a zone show a wall time. Raises
+    UsageError where there is none, or two."""
+    wall = parse_wall(wall_time)
+    # Zones are known from 1970 on only.
+    require_instant(min(wall + DAY, LAST_INSTANT), "--at '%s'" % wall_time)
+    instants = wall_instants(zone_data(zone), wall)
+    if not instants:
+        raise UsageError(
+            "%s never comes in %s: the clocks are changed then" % (wall_time, zone),
+            "an hour earlier or later",
+        )
+    if len(instants) > 1:
+        hints = []
+        for instant in instants:
+            utc = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(instant))
+            hints.append("--at '%s' --zone UTC" % utc)
+        raise UsageError(
+            "%s comes twice in %s: the clocks are changed then" % (wall_time, zone),
+            "; ".join(hints),
+        )
+    return instants[0]
 
 
 # ELF files: which library fits
@@ -8497,6 +8539,31 @@ class Segment(NamedTuple):
     size: int
 
 
+class ElfLayout(NamedTuple):
+    """How the file of an ELF header is to be read."""
+
+    bits: int
+    order: str  # struct's letter for its byte order
+    machine: int
+    segments: List[Segment]
+    end: int  # the file is at least as long
+
+
+class ElfNames(NamedTuple):
+    """The names in the dynamic section."""
+
+    needed: Tuple[str, ...]
+    wants: Tuple[str, ...]
+    has: Tuple[str, ...]
+
+
+class DynamicEntry(NamedTuple):
+    """An entry of the dynamic section."""
+
+    tag: int
+    value: int
+
+
 class Processor(NamedTuple):
     """A processor: its name in messages, and Debian's folder below /lib for its libraries."""
 
@@ -8515,119 +8582,152 @@ MACHINES = {
     243: Processor("riscv", "riscv64-linux-gnu"),
 }
 ELF_STEPS = 4096  # no honest table is longer; a hostile one may go round in a ring
-# p_type and d_tag of elf(5)
-PT_LOAD, PT_DYNAMIC, PT_INTERP, PT_NOTE = 1, 2, 3, 4
-DT_NEEDED, DT_STRTAB, DT_VERNEED, DT_VERDEF = 1, 5, 0x6FFFFFFE, 0x6FFFFFFC
+SEGMENTS_MAX = 256
+NAME_MAX = 256  # bytes of a library's name, or of a symbol version's
+# p_type of elf(5)
+PT_LOAD = 1
+PT_DYNAMIC = 2
+PT_INTERP = 3
+PT_NOTE = 4
+# d_tag of elf(5)
+DT_NEEDED = 1
+DT_STRTAB = 5
+DT_VERNEED = 0x6FFFFFFE
+DT_VERDEF = 0x6FFFFFFC
 
 
 def parse_elf(data: bytes, whole: bool = True) -> Elf:
-    """The facts of an ELF file. With whole=False, `data` is the first part of a program. Raises
-    ValueError for what is no ELF file, is cut short or contradicts itself."""
-    if data[:4] != b"\x7fELF" or data[4:5] not in (b"\1", b"\2") or data[5:6] not in (b"\1", b"\2"):
+    """The facts of an ELF file.
+
+    whole: False where `data` is the first part of a program; it has no names then.
+
+    Raises ValueError for what is no ELF file, is cut short or contradicts itself.
+    """
+    is_of_known_form = data[4:5] in (b"\1", b"\2") and data[5:6] in (b"\1", b"\2")
+    if data[:4] != b"\x7fELF" or not is_of_known_form:
         raise ValueError("not an ELF file")
+    names = ElfNames((), (), ())
     try:
-        return parse_elf_body(data, whole)
+        layout = parse_elf_layout(data)
+        if whole:
+            if layout.end > len(data):
+                raise ValueError("it is cut short")
+            names = parse_elf_names(layout, data)
+        loader = join_segments(layout, data, PT_INTERP)
+        notes = join_segments(layout, data, PT_NOTE)
+        return Elf(
+            bits=layout.bits,
+            machine=layout.machine,
+            interp=loader.split(b"\0")[0].decode("ascii"),
+            go=b"Go\0\0" in notes,
+            needed=names.needed,
+            wants=names.wants,
+            has=names.has,
+        )
     except (struct.error, LookupError, UnicodeDecodeError, OverflowError):
         raise ValueError("its tables contradict each other") from None
 
 
-def parse_elf_body(data: bytes, whole: bool) -> Elf:
-    """parse_elf for data with the right first bytes. Raises what a wrong table leads to."""
-    wide, order = data[4] == 2, ">"
+def parse_elf_layout(data: bytes) -> ElfLayout:
+    """The header and the segments. Raises ValueError, struct.error, OverflowError."""
+    order = ">"
     if data[5] == 1:
         order = "<"
-    header_form, segment_form = "H8xII6x4H", "III4xI12x"
-    if wide:
-        header_form, segment_form = "H12xQQ6x4H", "I4xQQ8xQ16x"
+    bits, header_form, segment_form = 32, "H8xII6x4H", "III4xI12x"
+    if data[4] == 2:
+        bits, header_form, segment_form = 64, "H12xQQ6x4H", "I4xQQ8xQ16x"
     header = struct.unpack_from(order + header_form, data, 18)
-    machine, first_segment, sections, segment_size, segment_count, section_size, section_count = (
-        header
-    )
-    if segment_count > 256:
+    machine, first_segment, sections, segment_size, segment_count = header[:5]
+    section_size, section_count = header[5:]
+    if segment_count > SEGMENTS_MAX:
         raise ValueError("it has too many segments")
+    end = sections + section_size * section_count
     segments = []
     for number in range(segment_count):
         at = first_segment + segment_size * number
-        segments.append(Segment(*struct.unpack_from(order + segment_form, data, at)))
-    end = sections + section_size * section_count
-    loader, notes = b"", b""
-    for segment in segments:
+        segment = Segment(*struct.unpack_from(order + segment_form, data, at))
+        segments.append(segment)
         end = max(end, segment.offset + segment.size)
-        part = data[segment.offset : segment.offset + min(segment.size, ELF_STEPS)]
-        if segment.kind == PT_INTERP:
-            loader += part
-        elif segment.kind == PT_NOTE:
-            notes += part
-    if whole and end > len(data):
-        raise ValueError("it is cut short")
-    elf = Elf(
-        bits=64 if wide else 32,
-        machine=machine,
-        interp="",
-        go=False,
-    )
-    if whole:
-        elf = add_elf_names(elf, data, order, segments)
-    return elf._replace(interp=loader.split(b"\0")[0].decode("ascii"), go=b"Go\0\0" in notes)
+    return ElfLayout(bits, order, machine, segments, end)
 
 
-def add_elf_names(elf: Elf, data: bytes, order: str, segments: List[Segment]) -> Elf:
-    """`elf` with the names of its dynamic section. They lie in one string table; the versions lie
-    in two chains."""
-    pairs = elf_dynamic(elf.bits, data, order, segments)
-    tables = dict(pairs)
+def join_segments(layout: ElfLayout, data: bytes, kind: int) -> bytes:
+    """The content of all segments of a kind, at most 4 KiB of each."""
+    content = b""
+    for segment in layout.segments:
+        if segment.kind == kind:
+            size = min(segment.size, ELF_STEPS)
+            content += data[segment.offset : segment.offset + size]
+    return content
+
+
+def parse_elf_names(layout: ElfLayout, data: bytes) -> ElfNames:
+    """The names of the dynamic section. They lie in one string table; the versions lie in two
+    chains. Raises ValueError, LookupError, struct.error, UnicodeDecodeError."""
+    entries = parse_dynamic_section(layout, data)
+    tables = {entry.tag: entry.value for entry in entries}
 
     def name_at(offset: int) -> str:
-        at = elf_place(segments, tables[DT_STRTAB] + offset)
-        return data[at : at + 256].split(b"\0")[0].decode("ascii")
+        at = find_address(layout.segments, tables[DT_STRTAB] + offset)
+        return data[at : at + NAME_MAX].split(b"\0")[0].decode("ascii")
 
-    wants, has = [], []  # type: List[int], List[int]
+    wants = []  # type: List[int]
     if DT_VERNEED in tables:
-        place = elf_place(segments, tables[DT_VERNEED])
-        wants = elf_chain(data, order, place, "2xH4xII", "8xII")
+        at = find_address(layout.segments, tables[DT_VERNEED])
+        wants = parse_version_table(data, layout.order, at, "2xH4xII", "8xII")
+    has = []  # type: List[int]
     if DT_VERDEF in tables:
-        place = elf_place(segments, tables[DT_VERDEF])
-        has = elf_chain(data, order, place, "6xH4xII", "II")
-    return elf._replace(
-        needed=tuple(name_at(value) for tag, value in pairs if tag == DT_NEEDED),
+        at = find_address(layout.segments, tables[DT_VERDEF])
+        has = parse_version_table(data, layout.order, at, "6xH4xII", "II")
+    needed = [entry.value for entry in entries if entry.tag == DT_NEEDED]
+    return ElfNames(
+        needed=tuple(name_at(offset) for offset in needed),
         wants=tuple(name_at(offset) for offset in wants),
         has=tuple(name_at(offset) for offset in has),
     )
 
 
-def elf_dynamic(
-    bits: int, data: bytes, order: str, segments: List[Segment]
-) -> List[Tuple[int, int]]:
-    """The pairs (tag, value) of the dynamic section, [] without one. A pair of zeros ends it."""
-    form, step = order + "II", 8
-    if bits == 64:
-        form, step = order + "QQ", 16
-    pairs = []  # type: List[Tuple[int, int]]
-    for segment in segments:
-        if segment.kind != PT_DYNAMIC:
-            continue
-        end = segment.offset + min(segment.size, step * ELF_STEPS)
-        for at in range(segment.offset, end - step + 1, step):
-            tag, value = struct.unpack_from(form, data, at)
-            if (tag, value) == (0, 0):
-                break
-            pairs.append((tag, value))
-        break
-    return pairs
+def parse_dynamic_section(layout: ElfLayout, data: bytes) -> List[DynamicEntry]:
+    """The entries of the dynamic section, [] without one. An entry of zeros ends it. Raises
+    struct.error."""
+    form, step = layout.order + "II", 8
+    if layout.bits == 64:
+        form, step = layout.order + "QQ", 16
+    entries = []  # type: List[DynamicEntry]
+    dynamic = [segment for segment in layout.segments if segment.kind == PT_DYNAMIC]
+    if not dynamic:
+        return entries
+    start = dynamic[0].offset
+    end = start + min(dynamic[0].size, step * ELF_STEPS)
+    for at in range(start, end - step + 1, step):
+        entry = DynamicEntry(*struct.unpack_from(form, data, at))
+        if entry == DynamicEntry(0, 0):
+            break
+        entries.append(entry)
+    return entries
 
 
-def elf_place(segments: List[Segment], address: int) -> int:
+def find_address(segments: List[Segment], address: int) -> int:
     """Where in the file the byte of an address is. Raises LookupError where no segment has it."""
     for segment in segments:
-        if segment.kind == PT_LOAD and segment.address <= address < segment.address + segment.size:
+        if segment.kind != PT_LOAD:
+            continue
+        if segment.address <= address < segment.address + segment.size:
             return segment.offset + address - segment.address
     raise LookupError("no segment holds this address")
 
 
-def elf_chain(data: bytes, order: str, at: int, entry_form: str, part_form: str) -> List[int]:
-    """The name offsets of a version table at `at`: entries (number of parts, first part, next
-    entry), each with a chain of parts (name, next part). The forms are struct's. Raises ValueError
-    for a table that goes round in a ring."""
+def parse_version_table(
+    data: bytes, order: str, at: int, entry_form: str, part_form: str
+) -> List[int]:
+    """The name offsets of a version table at `at`.
+
+    order: struct's letter for the byte order.
+    entry_form: struct's form of an entry: number of parts, first part, next entry.
+    part_form: of a part: name, next part. Both next ones are distances, 0 at the last.
+
+    Raises ValueError for a table that goes round in a ring, struct.error.
+    """
     names = []
     steps_left = ELF_STEPS
     next_entry = 1
@@ -8649,7 +8749,8 @@ def glibc_number(version: str) -> List[int]:
     """[2, 31] of 'GLIBC_2.31', [] for a symbol version that is no release."""
     if not re.match(r"GLIBC_[0-9]{1,4}(\.[0-9]{1,4}){1,3}\Z", version):
         return []
-    return [int(number) for number in version[len("GLIBC_") :].split(".")]
+    numbers = version[len("GLIBC_") :].split(".")
+    return [int(number) for number in numbers]
 
 
 def format_processor(elf: Elf) -> str:
@@ -8663,56 +8764,55 @@ def format_processor(elf: Elf) -> str:
 def elf_mismatch(library: Elf, libc: Elf) -> str:
     """Why a library cannot be loaded beside this libc.so.6, '' where nothing speaks against it.
     Symbol versions are compared, not releases: an old library made on a new system may fit."""
+    # Both are for the same processor.
     if format_processor(library) != format_processor(libc):
         return "it is for %s, the container's libc for %s" % (
             format_processor(library),
             format_processor(libc),
         )
+    # It is made for this C library.
     if "libc.so.6" not in library.needed:
         return "it is not built for glibc"
+    # That one is new enough.
     newest = max([glibc_number(version) for version in libc.has], default=[])
     missing = []
     for version in library.wants:
+        # Another library's own versions are not libc's to have.
         if not version.startswith("GLIBC_") or version in libc.has:
             continue
         number = glibc_number(version)
         if not number or number > newest:
             missing.append(version)
-    if not missing:
-        return ""
-    return "it needs %s, the container's glibc ends at GLIBC_%s" % (
-        max(missing, key=glibc_number),
-        ".".join(map(str, newest)),
-    )
-
-
-GLIBC_OWN = (  # comes with libc.so.6
-    r"(lib(c|m|dl|rt|pthread)\.so\.[0-9]+|ld-linux.*\.so\.[0-9]+|ld64\.so\.[0-9]+)\Z"
-)
-# How new a libfaketime is, by the variables that it reads: (name in its file, release), the newest
-# first.
-RANKS = (
-    (b"FAKETIME_FOLLOW_ABSOLUTE", "after 0.9.12"),
-    (b"FAKETIME_DISABLE_SHM", "about 0.9.11"),
-    (b"FAKETIME_FORCE_MONOTONIC_FIX", "0.9.10"),
-    (b"/etc/faketimerc", "before 0.9.10"),
-    (b"", "no libfaketime"),
-)
+    if missing:
+        return "it needs %s, the container's glibc ends at GLIBC_%s" % (
+            max(missing, key=glibc_number),
+            ".".join(map(str, newest)),
+        )
+    return ""
 
 
 # What travels
 
 
-class ShiftRequest(NamedTuple):
-    """The options of one run, as typed values."""
+class LibraryAge(NamedTuple):
+    """How new a libfaketime is, by a variable that it reads."""
 
-    action: str  # 'set', 'undo', 'status'
-    seconds: int  # by how much the clock is to be ahead
-    watch: float  # seconds
-    at: Optional[str]  # the wall time of --at
-    zone: Optional[str]  # the zone of --at, never None with it
-    restart: bool
-    step_running: bool
+    variable: bytes  # in its file
+    release: str  # for messages
+
+
+# The newest first. The last one fits any file: it is no libfaketime.
+RANKS = (
+    LibraryAge(b"FAKETIME_FOLLOW_ABSOLUTE", "after 0.9.12"),
+    LibraryAge(b"FAKETIME_DISABLE_SHM", "about 0.9.11"),
+    LibraryAge(b"FAKETIME_FORCE_MONOTONIC_FIX", "0.9.10"),
+    LibraryAge(b"/etc/faketimerc", "before 0.9.10"),
+    LibraryAge(b"", "no libfaketime"),
+)
+# The newest that keeps a program alive which starts as root and goes on as another user.
+RANK_FOR_ROOT_DROPPERS = 0
+# The oldest that serves a new container by variables alone.
+RANK_FOR_NEW_CONTAINERS = 1
 
 
 class Library(NamedTuple):
@@ -8725,6 +8825,20 @@ class Library(NamedTuple):
     fault: str  # why it cannot serve, '' where it can
 
 
+class ShiftRequest(NamedTuple):
+    """The options of one run, as typed values."""
+
+    action: str  # 'set', 'undo', 'status'
+    seconds: int  # by how much the clock is to be ahead
+    watch: float  # seconds
+    at: Optional[str]  # the wall time of --at
+    zone: Optional[str]  # the zone of --at, never None with it
+    restart: bool
+    step_running: bool
+    libraries: List[Library]  # to choose from; [] where one is built in the container
+    source: Dict[str, bytes]  # of libfaketime, by file name; {} where there are libraries
+
+
 class FirstProgram(NamedTuple):
     """The first process of a container."""
 
@@ -8733,12 +8847,35 @@ class FirstProgram(NamedTuple):
     drops_root: bool  # does it start as root and go on as another user?
 
 
+class ProgramFile(NamedTuple):
+    """A program in a container."""
+
+    path: str
+    head: bytes  # the first part of its file
+
+
+class Libc(NamedTuple):
+    """The C library of a container."""
+
+    folder: str
+    elf: Elf
+
+
 class Needs(NamedTuple):
     """What a library must fit in a container."""
 
-    folder: str  # of libc.so.6
-    libc: Elf
+    libc: Libc
     drops_root: bool
+
+
+class ShiftRecord(NamedTuple):
+    """What the undo record holds beside the files."""
+
+    done: bool  # False while a change is under way; it stays so where that was cut off
+    offset: int  # seconds
+    stopped: bool  # dockfix stopped the container, and has not seen it well since
+    build: str  # a folder in the container in which a library is built, '' for none
+    library: str  # path on the host
 
 
 class Shift(NamedTuple):
@@ -8746,14 +8883,18 @@ class Shift(NamedTuple):
 
     container: Container
     undo: Optional[Undo]
-    preloaded: Optional[bool]  # do its running programs use a libfaketime? None: cannot be seen
+    record: Optional[ShiftRecord]  # of the undo
+    users: Dict[int, bool]  # from processes_of
+    # Do its running programs use a libfaketime? None: cannot be seen
+    preloaded: Optional[bool]
 
 
 class ShiftPlan(NamedTuple):
     """A shift that is to be set in one container."""
 
     shift: Shift
-    former: Tuple[Member, Member]  # ld.so.preload and faketimerc at the look
+    preload: Member  # ld.so.preload at the look
+    rc: Member  # faketimerc at the look
     program: str  # path of the first process, '' where it is not known
     needs: Needs
     library: Optional[Library]  # None where it is yet to be built
@@ -8765,6 +8906,7 @@ class ShiftUndo(NamedTuple):
 
     shift: Shift
     undo: Undo
+    record: ShiftRecord
 
 
 class OutputCount(NamedTuple):
@@ -8780,6 +8922,12 @@ FAKETIMERC_PATH = "/etc/faketimerc"
 # dockfix's.
 PRIVATE = "/usr/lib/libfaketime-dockfix-%s.so.1"
 PRIVATE_FORM = b"/libfaketime-dockfix-"
+PLAIN_OFFSET = rb"[+-][0-9]+(\.[0-9]+)?[smhdy]?\n?\Z"  # in a faketimerc that is not dockfix's
+LIBRARY_MAX = 1 << 24  # bytes
+LIBC_MAX = 1 << 25  # bytes
+SOURCE_FILES_MAX = 100
+SOURCE_FILE_MAX = 1 << 22  # bytes
+LOG_MAX = 1 << 20  # bytes of a container's log that are read
 # Static programs that do nothing but start others
 INITS = ("tini", "tini-static", "docker-init", "dumb-init", "catatonit", "s6-svscan", "runsvdir")
 USER_SWITCHERS = (
@@ -8787,7 +8935,15 @@ USER_SWITCHERS = (
     rb"(gosu|su-exec|setpriv|runuser|setuidgid|s6-setuidgid|chpst|sudo|su)"
     rb"(?=[\s\"']|$)"
 )
-NO_SHIFT = {"offset": None, "library": None, "preloaded": None}  # type: Dict[str, object]
+GLIBC_OWN = (  # comes with libc.so.6
+    r"(lib(c|m|dl|rt|pthread)\.so\.[0-9]+|ld-linux.*\.so\.[0-9]+|ld64\.so\.[0-9]+)\Z"
+)
+# The fields of a row of which nothing is known.
+NO_SHIFT = {
+    "offset": None,  # seconds by which the clock is ahead
+    "library": None,  # its path on the host
+    "preloaded": None,  # do running programs use it?
+}  # type: Dict[str, object]
 NO_STOP = "it was started with --rm: stopped for a restart, it would be removed"
 RECIPE = (
     "docker run -v %s:/opt/libfaketime.so.1:ro -e LD_PRELOAD=/opt/libfaketime.so.1 -e FAKETIME=%+d"
@@ -8799,43 +8955,68 @@ RECIPE = (
 # Looking into a container
 
 
-def format_library_age(library: Library) -> str:
-    """How new a library is, for messages."""
-    return RANKS[library.rank][1]
+def look_at_shift(host: Host, container: Container) -> Shift:
+    """A container as it is now, with the record of an earlier shift. Raises DockfixError for a
+    record that cannot be read."""
+    undo = load_undo(host, "faketime", container.id)
+    record = None
+    if undo:
+        record = read_shift_record(undo)
+    users = processes_of(container)
+    preloaded = None
+    if users:
+        preloaded = any(users.values())
+    return Shift(container, undo, record, users, preloaded)
 
 
-def find_program(host: Host, container: Container, word: str) -> Tuple[str, bytes]:
-    """(path, first part) of a program as the container finds it by its PATH. ('', b'') where it is
-    not found."""
+def read_shift_record(undo: Undo) -> ShiftRecord:
+    """The facts of an undo record with their types."""
+    facts = undo.more
+    return ShiftRecord(
+        done=facts["done"],
+        offset=facts["offset"],
+        stopped=facts["stopped"],
+        build=facts["build"],
+        library=str(facts.get("library", "")),
+    )
+
+
+def find_program(host: Host, container: Container, word: str) -> Optional[ProgramFile]:
+    """A program as the container finds it by its PATH, None where it is not found."""
     if not word:
-        return "", b""
-    folders = [container.working_dir]
-    if "/" not in word:
-        search_path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-        for variable in container.env:
-            if variable.startswith("PATH="):
-                search_path = variable[len("PATH=") :]
-                break
-        folders = search_path.split(":")
-    for folder in folders:
+        return None
+    for folder in program_folders(container, word):
         path = posixpath.join("/", folder, word)
         try:
-            member, data = read_first_by_cp(host, container, path, HEAD_BYTES, True)
+            first = read_first_by_cp(host, container, path, HEAD_BYTES, True)
         except (FileNotFoundError, MethodUnavailable):
             continue
-        if member.isreg():
-            return path, data[:HEAD_BYTES]
-    return "", b""
+        if first.header.isreg():
+            return ProgramFile(path, first.data[:HEAD_BYTES])
+    return None
+
+
+def program_folders(container: Container, word: str) -> List[str]:
+    """Where a word of the command is looked for: with a slash in the working directory, else in
+    the folders of PATH."""
+    if "/" in word:
+        return [container.working_dir]
+    for variable in container.env:
+        if variable.startswith("PATH="):
+            return variable[len("PATH=") :].split(":")
+    # what docker sets where the image has no PATH
+    return ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"]
 
 
 def parse_interpreter(script: bytes) -> str:
     """The interpreter in the first line of a script; of '#!/usr/bin/env NAME' it is NAME."""
-    line = script[len(b"#!") :].split(b"\n")[0].split()
-    if not line:
+    first_line_of_script = script[len(b"#!") :].split(b"\n")[0]
+    words = first_line_of_script.split()
+    if not words:
         return ""
-    if line[0].endswith(b"/env"):
-        return format_bytes(line[-1])
-    return format_bytes(line[0])
+    if words[0].endswith(b"/env"):
+        return format_bytes(words[-1])
+    return format_bytes(words[0])
 
 
 def entrypoint_programs(container: Container) -> List[str]:
@@ -8851,45 +9032,62 @@ def entrypoint_programs(container: Container) -> List[str]:
 def switches_user(texts: Sequence[bytes]) -> bool:
     """Does a command or script call a program that goes on as another user? Comments do not
     count."""
-    lines = []
     for text in texts:
-        lines += [line for line in text.split(b"\n") if not line.lstrip().startswith(b"#")]
-    return re.search(USER_SWITCHERS, b"\n".join(lines)) is not None
+        for line in text.split(b"\n"):
+            is_comment = line.lstrip().startswith(b"#")
+            if not is_comment and re.search(USER_SWITCHERS, line):
+                return True
+    return False
+
+
+SCRIPTS_MAX = 8  # that are read: a script may name itself as its interpreter
 
 
 def first_program(host: Host, container: Container) -> FirstProgram:
     """The first process of a container: by /proc, or else by the container's configuration."""
-    path, head, uid = first_process(container)
-    name = posixpath.basename(path)
+    process = first_process(container)
+    path, head = process.program, process.head
     texts = [os_bytes(" ".join(container.command))]
     for word in entrypoint_programs(container):
-        found_path, data = "", b""
-        if posixpath.basename(word) != name:
-            found_path, data = find_program(host, container, word)
+        program = None
+        if posixpath.basename(word) != posixpath.basename(process.program):
+            program = find_program(host, container, word)
         # The interpreter of a script may be a script itself.
-        while data[:2] == b"#!" and len(texts) < 9:
-            texts.append(data)
-            found_path, data = find_program(host, container, parse_interpreter(data))
-        if not path:
-            path, head = found_path, data
-    starts_as_root = container.user.split(":")[0] in ("", "0", "root")
-    drops_root = uid >= 0 and starts_as_root and uid != engine_userns(host)[0]
-    return FirstProgram(path, head, drops_root or switches_user(texts))
+        while program and program.head[:2] == b"#!" and len(texts) <= SCRIPTS_MAX:
+            texts.append(program.head)
+            program = find_program(host, container, parse_interpreter(program.head))
+        if program and not path:
+            path, head = program.path, program.head
+    drops_root = has_dropped_root(host, container, process.uid) or switches_user(texts)
+    return FirstProgram(path, head, drops_root)
 
 
-def find_libc(host: Host, container: Container, machine: int) -> Tuple[str, Elf]:
-    """(folder, facts) of the container's libc.so.6. `machine` is the number of the processor in an
-    ELF file, 0 where it is not known. Raises Refused."""
+def has_dropped_root(host: Host, container: Container, uid: int) -> bool:
+    """Was the first process started as root, and is it another user now? `uid` is its own as the
+    host sees it, -1 where it cannot be seen."""
+    if uid < 0 or container.user.split(":")[0] not in ("", "0", "root"):
+        return False
+    return uid != engine_userns(host)[0]
+
+
+def find_libc(host: Host, container: Container, machine: int) -> Libc:
+    """The container's libc.so.6.
+
+    machine: the number of the processor in an ELF file, 0 where it is not known.
+
+    Raises Refused where there is none.
+    """
     folders = []
     for number, processor in MACHINES.items():
         if machine in (0, number):
             folders.append("/lib/" + processor.folder)
-    for folder in [*folders, "/lib64", "/usr/lib64", "/usr/lib", "/lib"]:
-        libc = read_member(host, container, folder + "/libc.so.6", 1 << 25, True)
+    folders += ["/lib64", "/usr/lib64", "/usr/lib", "/lib"]
+    for folder in folders:
+        libc = read_member(host, container, folder + "/libc.so.6", LIBC_MAX, True)
         if libc.kind != "file":
             continue
         try:
-            return folder, parse_elf(libc.data)
+            return Libc(folder, parse_elf(libc.data))
         except ValueError as err:
             raise Refused("its %s/libc.so.6 is not understood: %s" % (folder, err)) from None
     raise Refused(
@@ -8901,10 +9099,15 @@ def find_libc(host: Host, container: Container, machine: int) -> Tuple[str, Elf]
 # Libraries
 
 
+def format_library_age(library: Library) -> str:
+    """How new a library is, for messages."""
+    return RANKS[library.rank].release
+
+
 def judge_library(path: str, data: bytes) -> Library:
     """The facts of a library file; its `fault` says why it cannot serve."""
     rank = 0
-    while RANKS[rank][0] not in data:
+    while RANKS[rank].variable not in data:
         rank += 1
     try:
         elf = parse_elf(data)
@@ -8927,21 +9130,24 @@ def find_host_libraries() -> List[str]:
     return [path for path in paths if os.path.isfile(path)]
 
 
-def host_libraries(paths: Sequence[str]) -> List[Library]:
+def host_libraries(given_paths: Sequence[str]) -> List[Library]:
     """The libraries of --lib in the order given, else those of the usual places, the newest first.
     Raises UsageError, EnvironmentFault."""
+    paths = list(given_paths)
+    if not paths:
+        paths = find_host_libraries()
     libraries = []
-    for path in paths or find_host_libraries():
-        data = read_input(path, 1 << 24, "--lib")
+    for path in paths:
+        data = read_input(path, LIBRARY_MAX, "--lib")
         libraries.append(judge_library(os.path.abspath(path), data))
     if not libraries:
         raise EnvironmentFault(
             "there is no libfaketime in this host's usual places, and dockfix brings none",
             "--lib FILE (Debian: apt-get install libfaketime; EL: EPEL has it)",
         )
-    if paths:
-        return libraries
-    return sorted(libraries, key=lambda library: library.rank)
+    if not given_paths:
+        libraries.sort(key=lambda library: library.rank)
+    return libraries
 
 
 def lacks_library(host: Host, container: Container, folder: str, name: str) -> bool:
@@ -8955,18 +9161,24 @@ def lacks_library(host: Host, container: Container, folder: str, name: str) -> b
 
 def library_refusal(host: Host, container: Container, library: Library, needs: Needs) -> str:
     """Why a library cannot serve in this container, '' where it can."""
+    # It is a libfaketime.
     if library.fault or library.elf is None:
         return library.fault
-    mismatch = elf_mismatch(library.elf, needs.libc)
+    # The container's C library can load it.
+    mismatch = elf_mismatch(library.elf, needs.libc.elf)
     if mismatch:
         return mismatch
+    # What it needs itself is there.
     missing = []
     for name in library.elf.needed:
-        if not re.match(GLIBC_OWN, name) and lacks_library(host, container, needs.folder, name):
+        if re.match(GLIBC_OWN, name):
+            continue
+        if lacks_library(host, container, needs.libc.folder, name):
             missing.append(name)
     if missing:
         return "it needs %s, which is not in the container" % ", ".join(missing)
-    if needs.drops_root and library.rank:
+    # The entrypoint survives it.
+    if needs.drops_root and library.rank > RANK_FOR_ROOT_DROPPERS:
         return (
             "its entrypoint starts as root and goes on as another user, where a libfaketime up"
             " to 0.9.12 (this one: %s) ends it or hangs" % format_library_age(library)
@@ -8990,40 +9202,46 @@ def choose_library(
     )
 
 
-def build_source(folder: str) -> Dict[str, bytes]:
-    """The files of libfaketime's folder src, at most 100. Raises UsageError."""
+def read_library_source(folder: str) -> Dict[str, bytes]:
+    """The files of libfaketime's folder src by their names, at most 100. Raises UsageError."""
     folder = os.path.join(folder, "src")
+    listed = suppress_errors(os.listdir, folder)
     names = []
-    for name in sorted(suppress_errors(os.listdir, folder) or []):
-        if os.path.isfile(os.path.join(folder, name)):
-            names.append(name)
-    names = names[:100]
+    if listed is not None:
+        names = [name for name in sorted(listed) if os.path.isfile(os.path.join(folder, name))]
+    names = names[:SOURCE_FILES_MAX]
     if "libfaketime.c" not in names or "Makefile" not in names:
         raise UsageError(
             "--build-from: there is no source of libfaketime in %s" % folder,
             "apt-get source libfaketime, or its source unpacked: DIR holds src/libfaketime.c",
         )
-    return {name: read_input(os.path.join(folder, name), 1 << 22, "--build-from") for name in names}
+    source = {}
+    for name in names:
+        path = os.path.join(folder, name)
+        source[name] = read_input(path, SOURCE_FILE_MAX, "--build-from")
+    return source
 
 
 def build_library(host: Host, container: Container, source: Dict[str, bytes]) -> Library:
     """Compiles libfaketime inside the container, in a folder that is gone afterwards. Raises
     Refused, MethodUnavailable."""
+    # There is a compiler.
     for tool in ("make", "gcc"):
         if change(host, ["exec", container.id, tool, "--version"]).rc:
             raise Refused("there is no %s in it to compile with" % tool)
-    uid, gid = cp_base(host, container)
     folder = "/.dockfix-build-%s" % os.urandom(6).hex()
+    uid, gid = cp_base(host, container)
     save_undo(host, "faketime", container, (), {"build": folder})
-    members = [Member(folder, "dir", uid=uid, gid=gid, mode=0o755, mtime=int(time.time()))]
+    now = int(time.time())
+    members = [Member(folder, "dir", uid=uid, gid=gid, mode=0o755, mtime=now)]
     for name, data in source.items():
-        path = folder + "/" + name
-        members.append(members[0]._replace(path=path, kind="file", data=data, mode=0o644))
+        members.append(Member(folder + "/" + name, "file", data, "", uid, gid, 0o644, now))
     write_members(host, container, members)
     make = ("exec", "-u", "0", container.id, "make", "-C", folder, "CC=gcc", "libfaketime.so.1")
     answer = change_host(host, host.docker + make, None, max(host.timeout, BUILD_SECONDS))
-    built = read_member(host, container, folder + "/libfaketime.so.1", 1 << 24)
-    if remove_build(host, container, folder) or answer.rc or built.kind != "file":
+    built = read_member(host, container, folder + "/libfaketime.so.1", LIBRARY_MAX)
+    left = remove_build(host, container, folder)
+    if left or answer.rc or built.kind != "file":
         raise MethodUnavailable(
             "make in it failed (exit %d): %s" % (answer.rc, compiler_error(answer)[:300])
         )
@@ -9048,40 +9266,40 @@ def remove_build(host: Host, container: Container, folder: str) -> List[str]:
 # Deciding
 
 
-def plan_shift(
-    host: Host, request: ShiftRequest, libraries: List[Library], shift: Shift
-) -> ShiftPlan:
-    """The plan. `libraries` is empty where one is built in the container later. Looks only:
-    everything that speaks against the shift is raised here, before anything is written. Raises
-    Unchanged where the clock is shifted by that already; Refused, MethodUnavailable."""
+def plan_shift(host: Host, request: ShiftRequest, shift: Shift) -> ShiftPlan:
+    """What is to be done in one container. Looks only: all that speaks against the shift is raised
+    here, before anything is written.
+
+    Raises Unchanged where the clock is shifted by that already, Refused, MethodUnavailable.
+    """
     container = shift.container
     require_shiftable(request, shift)
     preload = read_member(host, container, PRELOAD_PATH)
     rc = read_member(host, container, FAKETIMERC_PATH)
     require_known_files(shift, preload, rc)
-    if shift.undo and is_in_place(request, shift.undo, preload, rc):
+    if shift.record and is_in_place(request, shift.record, preload, rc):
         fields = {
             "offset": request.seconds,
-            "library": shift.undo.more["library"],
+            "library": shift.record.library,
             "preloaded": shift.preloaded,
         }  # type: Dict[str, object]
-        raise Unchanged("it is shifted so already", fields)
+        raise Unchanged("it is shifted by that already", fields)
     program = first_program(host, container)
     machine, note = judge_program(posixpath.basename(program.path), program.head)
-    folder, libc = find_libc(host, container, machine)
+    libc = find_libc(host, container, machine)
+    # Each file has its folder; dockfix makes none for them.
     missing = missing_folders(host, container, (PRELOAD_PATH, PRIVATE))
-    # A file without its folder could not be written.
     if missing:
         raise Refused("it has no %s" % ", no ".join(missing))
-    # A clock of 32 bits ends.
-    if libc.bits == 32 and time.time() + request.seconds >= 1 << 31:
+    # Its clock can hold the new time.
+    if libc.elf.bits == 32 and time.time() + request.seconds >= 1 << 31:
         raise Refused("its programs are of 32 bits: their clock ends in January 2038")
     require_no_step(request, shift)
-    needs = Needs(folder, libc, program.drops_root)
+    needs = Needs(libc, program.drops_root)
     library = None
-    if libraries:
-        library = choose_library(host, container, libraries, needs)
-    return ShiftPlan(shift, (preload, rc), program.path, needs, library, note)
+    if request.libraries:
+        library = choose_library(host, container, request.libraries, needs)
+    return ShiftPlan(shift, preload, rc, program.path, needs, library, note)
 
 
 def require_shiftable(request: ShiftRequest, shift: Shift) -> None:
@@ -9093,10 +9311,9 @@ def require_shiftable(request: ShiftRequest, shift: Shift) -> None:
             "it does not run (or is paused, or restarting): the library could not be tried in it"
         )
     # No earlier change is half done.
-    if shift.undo and not shift.undo.more["done"]:
+    if shift.record and not shift.record.done:
         raise Refused(
-            "an earlier change was cut off: python3 dockfix.py faketime --undo %s"
-            % shift.container.name
+            "an earlier change was cut off: python3 dockfix.py faketime --undo %s" % container.name
         )
     # A restart does not delete the container.
     if request.restart and container.auto_remove:
@@ -9120,8 +9337,10 @@ def require_shiftable(request: ShiftRequest, shift: Shift) -> None:
 def require_known_files(shift: Shift, preload: Member, rc: Member) -> None:
     """Raises Refused for files that dockfix has not written and could not put back safely."""
     # Both are files, or not there.
-    if {preload.kind, rc.kind} - {"file", "absent"}:
-        raise Refused("its %s or %s is no plain file" % (PRELOAD_PATH, FAKETIMERC_PATH))
+    for member in (preload, rc):
+        if member.kind not in ("file", "absent"):
+            raise Refused("its %s or %s is no plain file" % (PRELOAD_PATH, FAKETIMERC_PATH))
+    # With a record, what was there before is noted.
     if shift.undo:
         return
     # No other libfaketime is loaded beside this one.
@@ -9131,7 +9350,7 @@ def require_known_files(shift: Shift, preload: Member, rc: Member) -> None:
             % (PRELOAD_PATH, format_bytes(preload.data[:200].strip()))
         )
     # An undo puts back an offset that programs can read.
-    if rc.kind == "file" and not re.match(rb"[+-][0-9]+(\.[0-9]+)?[smhdy]?\n?\Z", rc.data):
+    if rc.kind == "file" and not re.match(PLAIN_OFFSET, rc.data):
         raise Refused(
             "its %s is not dockfix's and no plain offset (%s): put back by an undo, it would"
             " end each program that reads it; remove it first"
@@ -9139,20 +9358,27 @@ def require_known_files(shift: Shift, preload: Member, rc: Member) -> None:
         )
 
 
-def is_in_place(request: ShiftRequest, undo: Undo, preload: Member, rc: Member) -> bool:
+def format_faketimerc(seconds: int) -> bytes:
+    """The content of /etc/faketimerc. libfaketime takes a number without a unit for seconds."""
+    return b"%+d\n" % seconds
+
+
+def is_in_place(request: ShiftRequest, record: ShiftRecord, preload: Member, rc: Member) -> bool:
     """Is this very shift in the files already, with no restart wished for?"""
     return (
         not request.restart
-        and rc.data == b"%+d\n" % request.seconds
-        and undo.more["offset"] == request.seconds
+        and rc.data == format_faketimerc(request.seconds)
+        and record.offset == request.seconds
         and PRIVATE_FORM in preload.data
     )
 
 
 def require_no_step(request: ShiftRequest, shift: Shift) -> None:
     """Raises Refused where the clock of running programs would step and nobody asked for that."""
+    # The programs start anew, or a step is wished for.
     if request.restart or request.step_running:
         return
+    # None of them uses the library: they keep the real time until they are restarted.
     if shift.preloaded:
         reason = "its running programs use"
     elif shift.preloaded is None and shift.undo:
@@ -9165,13 +9391,20 @@ def require_no_step(request: ShiftRequest, shift: Shift) -> None:
     )
 
 
-def judge_program(name: str, head: bytes) -> Tuple[int, str]:
-    """(number of the processor, note for the user) of the first process, from the first part of its
-    file. 0 where it is not known. Raises Refused where a shift would not reach the process."""
+class ProgramVerdict(NamedTuple):
+    """What the file of the first process tells."""
+
+    machine: int  # the number of the processor, 0 where it is not known
+    note: str  # for the user
+
+
+def judge_program(name: str, head: bytes) -> ProgramVerdict:
+    """What the first process is, by the first part of its file. Raises Refused where a shift would
+    not reach it."""
     try:
         elf = parse_elf(head, whole=False)
     except ValueError:
-        return 0, "what its first process is cannot be told"
+        return ProgramVerdict(0, "what its first process is cannot be told")
     # Its loader reads ld.so.preload.
     if "musl" in elf.interp:
         raise Refused(
@@ -9185,61 +9418,84 @@ def judge_program(name: str, head: bytes) -> Tuple[int, str]:
             " would keep the real time" % name
         )
     if elf.interp:
-        return elf.machine, ""
+        return ProgramVerdict(elf.machine, "")
     # A static first process only starts others.
     if name not in INITS:
         raise Refused(
             "its first process, %s, is a static program, which loads no library: it would keep"
             " the real time" % name
         )
-    return elf.machine, "its first process, %s, is static and keeps the real time" % name
+    note = "its first process, %s, is static and keeps the real time" % name
+    return ProgramVerdict(elf.machine, note)
 
 
 # Changing
 
 
-def set_shift(
-    host: Host, request: ShiftRequest, source: Dict[str, bytes], target: Target, plan: ShiftPlan
-) -> ResultRow:
-    """Shifts one container: library, trial, offset, ld.so.preload last, restart, watch. What undo
-    needs is on the disk before the first write. `source` is libfaketime's, {} where the plan has a
-    library."""
-    shift, library, container = plan.shift, plan.library, plan.shift.container
-    former = plan.former  # type: Tuple[Member, ...]
-    status, trouble = "failed", ""
-    facts = {"done": False, "offset": request.seconds, "stopped": False, "build": "", "library": ""}
-    try:
-        save_undo(host, "faketime", container, former, facts)
-        if library is None:
-            built = build_library(host, container, source)
-            library = choose_library(host, container, [built], plan.needs)
-        path = PRIVATE % hashlib.sha256(library.data).hexdigest()[:12]
-        former = (*former, read_member(host, container, path, 1 << 24))
-        save_undo(host, "faketime", container, former, {"library": library.path})
-        trouble = apply_shift(host, request, plan, library, former[-1])
-    except NoAnswer as err:  # what was sent may still arrive: nothing is put back under it
-        raise NoAnswer(
-            "%s; look again, then: python3 dockfix.py faketime --undo %s"
-            % (err, shift.container.name)
-        ) from None
-    except Refused as err:
-        status, trouble = "refused", str(err)
-    except (MethodUnavailable, EnvironmentFault) as err:
-        trouble = str(err)
+class ShiftOutcome(NamedTuple):
+    """How the attempt to shift one container ended."""
+
+    status: str  # 'changed', 'refused' or 'failed'
+    trouble: str  # why it does not do well with the library, '' where it does
+    library: Optional[Library]  # None where none was built
+    former: Tuple[Member, ...]  # what was there before this run
+
+
+def set_shift(host: Host, request: ShiftRequest, target: Target, plan: ShiftPlan) -> ResultRow:
+    """Shifts one container, and undoes that where it does not do well. Returns the row."""
+    shift = plan.shift
+    outcome = try_shift(host, request, plan)
     fields = dict(NO_SHIFT)
-    if library is not None:
-        fields["library"] = library.path
-    if trouble:
-        left = undo_failed_shift(host, shift, former)
+    if outcome.library is not None:
+        fields["library"] = outcome.library.path
+    if outcome.trouble:
+        left = undo_failed_shift(host, shift, outcome.former)
         if left:
-            return row_for(target, "failed", trouble + left, fields, partial=True)
-        return row_for(target, status, trouble + "; undone: it is as it was", fields)
-    save_undo(host, "faketime", container, (), {"done": True, "stopped": False})
+            return row_for(target, "failed", outcome.trouble + left, fields, partial=True)
+        msg = outcome.trouble + "; undone: it is as it was"
+        return row_for(target, outcome.status, msg, fields)
+    save_undo(host, "faketime", shift.container, (), {"done": True, "stopped": False})
     fields["offset"] = request.seconds
     fields["preloaded"] = shift.preloaded
     if request.restart:
         fields["preloaded"] = True
     return row_for(target, "changed", format_shift(request, plan), fields)
+
+
+def try_shift(host: Host, request: ShiftRequest, plan: ShiftPlan) -> ShiftOutcome:
+    """Library, trial, offset, ld.so.preload last, restart, watch. What undo needs is on the disk
+    before the first write. Raises NoAnswer, ContainerGone."""
+    container = plan.shift.container
+    library = plan.library
+    former = (plan.preload, plan.rc)  # type: Tuple[Member, ...]
+    record = ShiftRecord(
+        done=False,
+        offset=request.seconds,
+        stopped=False,
+        build="",
+        library="",
+    )
+    try:
+        save_undo(host, "faketime", container, former, dict(record._asdict()))
+        if library is None:
+            built = build_library(host, container, request.source)
+            library = choose_library(host, container, [built], plan.needs)
+        path = PRIVATE % hashlib.sha256(library.data).hexdigest()[:12]
+        private = read_member(host, container, path, LIBRARY_MAX)
+        former = (*former, private)
+        save_undo(host, "faketime", container, former, {"library": library.path})
+        trouble = apply_shift(host, request, plan, library, private)
+    except NoAnswer as err:  # what was sent may still arrive: nothing is put back under it
+        raise NoAnswer(
+            "%s; look again, then: python3 dockfix.py faketime --undo %s" % (err, container.name)
+        ) from None
+    except Refused as err:
+        return ShiftOutcome("refused", str(err), library, former)
+    except (MethodUnavailable, EnvironmentFault) as err:
+        return ShiftOutcome("failed", str(err), library, former)
+    if trouble:
+        return ShiftOutcome("failed", trouble, library, former)
+    return ShiftOutcome("changed", "", library, former)
 
 
 def format_shift(request: ShiftRequest, plan: ShiftPlan) -> str:
@@ -9249,50 +9505,65 @@ def format_shift(request: ShiftRequest, plan: ShiftPlan) -> str:
         notes.append("%s %s" % (request.at, request.zone))
     if plan.note:
         notes.append(plan.note)
-    if not request.restart and plan.shift.preloaded:
-        notes.append("its running programs follow within 10 s")
-    elif not request.restart:
-        notes.append("its first process follows when it is restarted (--restart)")
+    if not request.restart:
+        if plan.shift.preloaded:
+            notes.append("its running programs follow within 10 s")
+        else:
+            notes.append("its first process follows when it is restarted (--restart)")
     return "; ".join(notes)
 
 
 def apply_shift(
     host: Host, request: ShiftRequest, plan: ShiftPlan, library: Library, private: Member
 ) -> str:
-    """Writes the library, tries it, writes the rest, watches. `private` is what was at the
-    library's place. Returns why the container does not do well with it, '' where it does. Raises
-    Refused, MethodUnavailable."""
+    """Writes the library, tries it, writes the rest, watches.
+
+    private: what was at the library's place.
+
+    Returns why the container does not do well with it, '' where it does. Raises Refused,
+    MethodUnavailable, ContainerGone.
+    """
     container = plan.shift.container
-    preload, rc = plan.former
     uid, gid = cp_base(host, container)
-    new_file = Member("", "file", uid=uid, gid=gid, mode=0o644, mtime=int(time.time()))
+    now = int(time.time())
     if private.data != library.data:
-        written = new_file._replace(path=private.path, data=library.data)
+        written = Member(private.path, "file", library.data, "", uid, gid, 0o644, now)
         write_members(host, container, [written], [private])
     try_library(host, request.seconds, plan, library, private.path)
     output = count_output(host, request, container, time.time() - request.watch)
     if request.restart:
         save_undo(host, "faketime", container, (), {"stopped": True})
         run_or_fail(host, "stop", container.id)
-    offset = new_file._replace(path=FAKETIMERC_PATH, data=b"%+d\n" % request.seconds)
-    write_members(host, container, [offset], [rc])
-    lines = []
-    for line in preload.data.splitlines(True):
-        if PRIVATE_FORM not in line:
-            lines.append(line.rstrip(b"\n") + b"\n")
-    lines.append(os_bytes(private.path) + b"\n")
-    new_preload = new_file._replace(path=PRELOAD_PATH, data=b"".join(lines))
-    if preload.kind == "file":
-        new_preload = new_preload._replace(uid=preload.uid, gid=preload.gid, mode=preload.mode)
-    write_members(host, container, [new_preload], [preload])
+    offset = format_faketimerc(request.seconds)
+    rc = Member(FAKETIMERC_PATH, "file", offset, "", uid, gid, 0o644, now)
+    write_members(host, container, [rc], [plan.rc])
+    lines = preload_lines(plan.preload.data, private.path)
+    mode = 0o644
+    if plan.preload.kind == "file":
+        uid, gid, mode = plan.preload.uid, plan.preload.gid, plan.preload.mode
+    preload = Member(PRELOAD_PATH, "file", lines, "", uid, gid, mode, now)
+    write_members(host, container, [preload], [plan.preload])
     if request.restart:
         run_or_fail(host, "start", container.id)
     return watch_shift(host, request, plan, output)
 
 
+def preload_lines(former: bytes, path: str) -> bytes:
+    """ld.so.preload with the library at its end, and without an earlier one of dockfix's."""
+    lines = []
+    for line in former.splitlines(True):
+        if PRIVATE_FORM not in line:
+            lines.append(line.rstrip(b"\n") + b"\n")
+    lines.append(os_bytes(path) + b"\n")
+    return b"".join(lines)
+
+
 def is_shift(clock: Clock, seconds: float) -> bool:
     """Is a clock ahead by so many seconds? Two more each way for whole seconds and a busy host."""
     return clock.least - 2 <= seconds <= clock.most + 2
+
+
+SMALL_SHIFT = 60  # seconds: less could not be told from a slow host
 
 
 def try_library(
@@ -9302,8 +9573,8 @@ def try_library(
     Raises Refused."""
     shift = plan.shift
     trial_seconds = seconds
-    if abs(seconds) < 60:
-        trial_seconds = 86400  # a small shift could not be told from a slow host
+    if abs(seconds) < SMALL_SHIFT:
+        trial_seconds = DAY
     trial = "the trial of %s" % library.path
     env = ["LD_PRELOAD=" + private_path, "FAKETIME=%+d" % trial_seconds]
     try:
@@ -9311,7 +9582,7 @@ def try_library(
         # The clock is right before the first shift.
         if not shift.undo and not is_shift(real, 0):
             raise Refused("its clock is %+d s off already, and not by dockfix" % real.least)
-        shifted = read_clock(host, shift.container, env, True)
+        shifted = read_clock(host, shift.container, env, quiet=True)
     except MethodUnavailable as err:
         raise Refused("%s: %s" % (trial, err)) from None
     # The library shifts the clock by what is asked.
@@ -9319,7 +9590,7 @@ def try_library(
         raise Refused(
             "%s shifted the clock by %+d s, not by %+d s" % (trial, shifted.least, trial_seconds)
         )
-    # Python's timed waits end.
+    # Python's timed waits end: with some releases they hang on the monotonic clock.
     if re.match(r".*/python[0-9.]*\Z", plan.program):
         code = "import signal, threading; signal.alarm(4); threading.Event().wait(0.1)"
         argv = ["exec", shift.container.id, "env", *env, plan.program, "-c", code]
@@ -9330,24 +9601,43 @@ def try_library(
             )
 
 
+# Watching
+
+
+class StartedAs(NamedTuple):
+    """What changes when a container is started again."""
+
+    started: str  # as docker inspect has it
+    restart_count: int
+
+
+def started_as(container: Container) -> StartedAs:
+    return StartedAs(container.started, container.restart_count)
+
+
 def watch_shift(host: Host, request: ShiftRequest, plan: ShiftPlan, output: OutputCount) -> str:
     """Looks each second, for --watch seconds, whether the container does well. At the end its first
     process is the same program as before, and its output goes on: a container that hangs in its
-    entrypoint stays Up. `output` is what it wrote before. Returns what is wrong, '' for nothing."""
-    began, began_at = time.monotonic(), time.time()
-    start = None  # type: Optional[Tuple[str, int]]
-    while True:
-        container = inspect_running(host, plan.shift.container.id)
-        if start is None:
-            start = (container.started, container.restart_count)
-        trouble = shift_trouble(host, request, container, start)
-        if trouble:
-            return trouble
-        left = request.watch - (time.monotonic() - began)
-        if left <= 0 or host.stop.is_set():
-            break
+    entrypoint stays Up.
+
+    output: what it wrote before.
+
+    Returns what is wrong, '' for nothing. Raises ContainerGone.
+    """
+    began = time.monotonic()
+    began_at = time.time()
+    container = inspect_running(host, plan.shift.container.id)
+    start = started_as(container)
+    trouble = shift_trouble(host, request, container, start)
+    left = request.watch - (time.monotonic() - began)
+    while not trouble and left > 0 and not host.stop.is_set():
         time.sleep(min(1.0, left))
-    program = first_process(container)[0]
+        container = inspect_running(host, container.id)
+        trouble = shift_trouble(host, request, container, start)
+        left = request.watch - (time.monotonic() - began)
+    if trouble:
+        return trouble
+    program = first_process(container).program
     output_now = count_output(host, request, container, began_at)
     if program and posixpath.basename(program) != posixpath.basename(plan.program):
         return (
@@ -9362,17 +9652,18 @@ def watch_shift(host: Host, request: ShiftRequest, plan: ShiftPlan, output: Outp
     return ""
 
 
-def shift_trouble(
-    host: Host, request: ShiftRequest, container: Container, start: Tuple[str, int]
-) -> str:
-    """One look at a shifted container: it is up, has not been started again since `start` (time,
-    number of restarts), runs a command, and its clock is shifted. Returns what is wrong."""
-    clock, reason = None, ""
+def shift_trouble(host: Host, request: ShiftRequest, container: Container, start: StartedAs) -> str:
+    """One look at a shifted container: it is up, has not been started again since `start`, runs a
+    command, and its clock is shifted. Returns what is wrong, '' for nothing."""
+    clock = None
+    reason = ""
     try:
         clock = read_clock(host, container, quiet=True)
     except MethodUnavailable as err:
-        reason, container = str(err), inspect_running(host, container.id)
-    if not can_exec(container) or (container.started, container.restart_count) != start:
+        reason = str(err)
+        # It may have ended since it was inspected.
+        container = inspect_running(host, container.id)
+    if not can_exec(container) or started_as(container) != start:
         return "with it, the container does not stay up"
     if clock is None:
         return "with it, a command inside fails: %s" % reason
@@ -9389,28 +9680,36 @@ def is_silent(request: ShiftRequest, before: OutputCount, now: OutputCount) -> b
     if not request.watch:
         return False
     total_before = before.early + before.late
-    if request.restart and total_before and not now.early + now.late:
+    total_now = now.early + now.late
+    if request.restart and total_before > 0 and total_now == 0:
         return True
-    return total_before >= 3 and before.late > 0 and now.late == 0
+    is_regular = total_before >= 3 and before.late > 0
+    return is_regular and now.late == 0
 
 
 def count_output(
     host: Host, request: ShiftRequest, container: Container, since: float
 ) -> OutputCount:
     """In how many seconds of each half of --watch the container wrote to its log, by docker's own
-    clock. `since` is in seconds since 1970; with --restart the count begins at the container's
-    start. (0, 0) where docker cannot read the log, (1, 1) where there is more than is read."""
+    clock.
+
+    since: in seconds since 1970; with --restart the count begins at the container's start.
+
+    (0, 0) where docker cannot read the log, (1, 1) where there is more than is read.
+    """
     if request.restart:
         # The first lines are older than docker's note of the start by a little.
         since = parse_instant(container.started) - 0.3
     argv = ("logs", "-t", "--since", "%d" % since, container.id)
-    answer = query(host, *argv, limit=1 << 20, enough=1 << 20)
-    if answer.timed_out or max(answer.out_total, answer.err_total) >= 1 << 20:
+    answer = query(host, *argv, limit=LOG_MAX, enough=LOG_MAX)
+    if answer.timed_out or max(answer.out_total, answer.err_total) >= LOG_MAX:
         return OutputCount(1, 1)
     half = request.watch / 2
     early, late = set(), set()
-    for line in (answer.out + b"\n" + answer.err).decode("utf-8", "replace").split("\n"):
-        second = parse_instant(line.split(" ")[0]) - since
+    log = answer.out + b"\n" + answer.err
+    for line in log.decode("utf-8", "replace").split("\n"):
+        timestamp = line.split(" ")[0]
+        second = parse_instant(timestamp) - since
         if 0 <= second < half:
             early.add(int(second))
         elif half <= second <= 2 * half:
@@ -9418,13 +9717,13 @@ def count_output(
     return OutputCount(len(early), len(late))
 
 
+# Undoing
+
+
 def undo_failed_shift(host: Host, shift: Shift, former: Sequence[Member]) -> str:
     """Puts back what was there before this run. Returns '', or what is left, for the message."""
-    facts = None
-    if shift.undo:
-        facts = shift.undo.more
     try:
-        left = restore_members(host, shift.container.id, former, False, facts)
+        left = restore_shift(host, shift.container.id, former, False, shift.record)
     except (Refused, MethodUnavailable, EnvironmentFault) as err:
         return "; AND it could not be undone (%s): python3 dockfix.py faketime --undo %s" % (
             err,
@@ -9435,16 +9734,23 @@ def undo_failed_shift(host: Host, shift: Shift, former: Sequence[Member]) -> str
     return ""
 
 
-def restore_members(
+def restore_shift(
     host: Host,
     container_id: str,
     members: Sequence[Member],
     restart: bool,
-    facts: Optional[dict] = None,
+    record: Optional[ShiftRecord],
 ) -> List[str]:
-    """Restores files, ld.so.preload first, and returns what could not be removed. Then the undo
-    record takes back its earlier `facts`; with None it is dropped once nothing is left. A container
-    that dockfix stopped, or started with the library, is started or restarted."""
+    """Restores files, ld.so.preload first: no program that starts meanwhile may look for a library
+    that is gone. A container that dockfix stopped, or started with the library, is started or
+    restarted.
+
+    members: what is put back.
+    restart: stop a running container meanwhile.
+    record: what the undo record holds afterwards; with None it is dropped once nothing is left.
+
+    Returns what could not be removed. Raises Refused, MethodUnavailable, ContainerGone.
+    """
     container = inspect_running(host, container_id)
     undo = load_undo(host, "faketime", container_id)
     if not undo:
@@ -9453,30 +9759,32 @@ def restore_members(
         undo = save_undo(host, "faketime", container, (), {"stopped": True})
         run_or_fail(host, "stop", container.id)
         container = container._replace(running=False, pid=0)
+    now = read_shift_record(undo)
     preload = tuple(member for member in members if member.path == PRELOAD_PATH)
     restore_undo(host, container, undo._replace(members=preload))
     left = restore_undo(host, container, undo._replace(members=tuple(members)))
-    left = left + remove_build(host, container, undo.more["build"])
-    if undo.more["stopped"] and container.running:
-        run_or_fail(host, "restart", container.id)
-    elif undo.more["stopped"]:
-        run_or_fail(host, "start", container.id)
-    if facts is not None:
-        save_undo(host, "faketime", container, (), facts)
+    left = left + remove_build(host, container, now.build)
+    if now.stopped:
+        verb = "start"
+        if container.running:
+            verb = "restart"
+        run_or_fail(host, verb, container.id)
+    if record is not None:
+        save_undo(host, "faketime", container, (), dict(record._asdict()))
     elif not left:
         drop_undo(host, "faketime", container.id)
     return left
 
 
 def undo_shift(host: Host, request: ShiftRequest, target: Target, plan: ShiftUndo) -> ResultRow:
-    """Puts back what was there before dockfix's first shift, byte by byte."""
-    shift, undo = plan.shift, plan.undo
-    left = restore_members(host, target.id, undo.members, request.restart)
+    """Puts back what was there before dockfix's first shift, byte by byte. Returns the row."""
+    left = restore_shift(host, target.id, plan.undo.members, request.restart, None)
     if left:
         msg = "left behind: %s" % ", ".join(left)
         return row_for(target, "failed", msg, NO_SHIFT, partial=True)
     msg = ""
-    if shift.preloaded and not request.restart and not undo.more["stopped"]:
+    is_restarted = request.restart or plan.record.stopped
+    if plan.shift.preloaded and not is_restarted:
         msg = (
             "its running programs go back within 10 s; they keep the library until they are"
             " restarted (--restart)"
@@ -9484,35 +9792,36 @@ def undo_shift(host: Host, request: ShiftRequest, target: Target, plan: ShiftUnd
     return row_for(target, "changed", msg, dict(NO_SHIFT, offset=0))
 
 
-# --status
+# Status
 
 
-def shift_status(host: Host, shift: Shift, users: Dict[int, bool]) -> Unchanged:
+def shift_status(host: Host, shift: Shift) -> Unchanged:
     """What --status tells: what is set in the container, by its files. What its clock shows is for
-    `clock` to tell. `users` is from processes_of."""
-    undo = shift.undo
-    preload = read_member(host, shift.container, PRELOAD_PATH)
-    rc = read_member(host, shift.container, FAKETIMERC_PATH)
+    `clock` to tell."""
+    container, record = shift.container, shift.record
+    preload = read_member(host, container, PRELOAD_PATH)
+    rc = read_member(host, container, FAKETIMERC_PATH)
     fields = dict(NO_SHIFT, preloaded=shift.preloaded)
-    if undo and undo.more["done"]:
-        fields.update(offset=undo.more["offset"], library=undo.more["library"])
-        msg = "%+d s by dockfix since %s; its first process: %s" % (
-            undo.more["offset"],
-            undo.changed[:19] + "Z",
-            format_follows(shift.container, users),
-        )
-    elif undo:
-        msg = "a change was cut off: python3 dockfix.py faketime --undo %s" % shift.container.name
-    else:
-        msg = format_foreign_shift(shift, preload, rc)
+    if not shift.undo or not record:
+        return Unchanged(format_foreign_shift(shift, preload, rc), fields)
+    if not record.done:
+        msg = "a change was cut off: python3 dockfix.py faketime --undo %s" % container.name
+        return Unchanged(msg, fields)
+    fields["offset"] = record.offset
+    fields["library"] = record.library
+    msg = "%+d s by dockfix since %s; its first process: %s" % (
+        record.offset,
+        shift.undo.changed[:19] + "Z",
+        format_follows(shift),
+    )
     return Unchanged(msg, fields)
 
 
-def format_follows(container: Container, users: Dict[int, bool]) -> str:
+def format_follows(shift: Shift) -> str:
     """Does the first process follow the shifted clock?"""
-    if not users:
+    if not shift.users:
         return "cannot be seen"
-    if users.get(container.pid):
+    if shift.users.get(shift.container.pid):
         return "follows"
     return "after a restart only"
 
@@ -9537,82 +9846,73 @@ def format_foreign_shift(shift: Shift, preload: Member, rc: Member) -> str:
 # The command
 
 
+JOBS = ("offset", "at", "undo", "status")  # options that name a job: just one is given
+
+
 def parse_faketime_options(opts: Options) -> ShiftRequest:
-    """The options as typed values. Raises UsageError for none of the four jobs, for two, and for an
-    option that does not go with the job."""
-    jobs = []
-    for name in ("offset", "at", "undo", "status"):
-        if opts.is_given(name):
-            jobs.append(name)
+    """The options as typed values, with the files that --lib and --build-from name. Raises
+    UsageError, EnvironmentFault."""
+    job = parse_job(opts)
+    require_fitting_options(opts, job)
+    action, seconds, zone = "set", 0, None
+    now = int(time.time())
+    if job == "offset" and opts.offset is not None:
+        seconds = parse_offset(opts.offset)
+        require_instant(now + seconds, "--offset %s" % opts.offset)
+    elif job == "at" and opts.at is not None:
+        zone = opts.zone
+        if zone is None:
+            zone = host_zone()
+        seconds = find_wall_instant(opts.at, zone) - now
+        require_instant(now + seconds, "--at '%s'" % opts.at)
+    else:
+        action = job
+    source = {}  # type: Dict[str, bytes]
+    libraries = []  # type: List[Library]
+    if opts.build_from is not None:
+        source = read_library_source(opts.build_from)
+    elif action == "set":
+        libraries = host_libraries(opts.lib)
+    return ShiftRequest(
+        action=action,
+        seconds=seconds,
+        watch=opts.watch,
+        at=opts.at,
+        zone=zone,
+        restart=opts.restart,
+        step_running=opts.step_running,
+        libraries=libraries,
+        source=source,
+    )
+
+
+def parse_job(opts: Options) -> str:
+    """Which of JOBS is asked for. Raises UsageError for none, and for two."""
+    jobs = [name for name in JOBS if opts.is_given(name)]
     if len(jobs) != 1:
         raise UsageError(
             "say one of --offset SPEC, --at TIME, --undo, --status",
             "python3 dockfix.py faketime NAME --offset +8h",
         )
-    require_fitting_options(opts, jobs[0])
-    now = int(time.time())
-    request = ShiftRequest(
-        action="set",
-        seconds=0,
-        watch=opts.watch,
-        at=opts.at,
-        zone=None,
-        restart=opts.restart,
-        step_running=opts.step_running,
-    )
-    if opts.undo or opts.status:
-        return request._replace(action=jobs[0])
-    if opts.at is not None:
-        zone = opts.zone
-        if zone is None:
-            zone = host_zone()
-        request = request._replace(seconds=wall_instant(opts.at, zone) - now, zone=zone)
-        option = "--at '%s'" % opts.at
-    else:
-        request = request._replace(seconds=parse_offset(opts.offset or ""))
-        option = "--offset %s" % opts.offset
-    check_instant(now + request.seconds, option)
-    return request
+    return jobs[0]
 
 
 def require_fitting_options(opts: Options, job: str) -> None:
     """Raises UsageError for an option that does not go with the job, named by its option."""
     is_set = job in ("offset", "at")
     is_build = opts.build_from is not None
+    # (option, the other option, are both given?)
     misfits = (
-        ("--lib", job, opts.lib and not is_set),
-        ("--lib", "build-from", opts.lib and is_build),
+        ("--lib", job, bool(opts.lib) and not is_set),
+        ("--lib", "build-from", bool(opts.lib) and is_build),
         ("--build-from", job, is_build and not is_set),
         ("--step-running", job, opts.step_running and not is_set),
         ("--zone", job, opts.zone is not None and job != "at"),
-        ("--restart", job, opts.restart and opts.status),
+        ("--restart", job, opts.restart and job == "status"),
     )
-    for option, other, is_given in misfits:
-        if is_given:
+    for option, other, is_misfit in misfits:
+        if is_misfit:
             raise UsageError("%s does not go with --%s" % (option, other))
-
-
-def wall_instant(wall_time: str, zone: str) -> int:
-    """The instant (seconds since 1970) at which the clocks of a zone show a wall time. Raises
-    UsageError where there is none, or two."""
-    wall = parse_wall(wall_time)
-    # Zones are known from 1970 on only.
-    check_instant(min(wall + 86400, LAST_INSTANT), "--at '%s'" % wall_time)
-    instants = wall_instants(zone_data(zone), wall)
-    if len(instants) == 1:
-        return instants[0]
-    if not instants:
-        raise UsageError(
-            "%s never comes in %s: the clocks are changed then" % (wall_time, zone),
-            "an hour earlier or later",
-        )
-    hints = []
-    for instant in instants:
-        utc = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(instant))
-        hints.append("--at '%s' --zone UTC" % utc)
-    raise UsageError(
-        "%s comes twice in %s: the clocks are changed then" % (wall_time, zone), "; ".join(hints)
-    )
 
 
 def format_faketime_options(opts: Options, request: ShiftRequest) -> List[str]:
@@ -9626,42 +9926,34 @@ def format_faketime_options(opts: Options, request: ShiftRequest) -> List[str]:
         options.append("--zone=%s" % request.zone)
     if opts.build_from is not None:
         options.append("--build-from=%s" % os.path.abspath(opts.build_from))
-    options += ["--lib=%s" % os.path.abspath(path) for path in opts.lib]
-    if opts.undo:
+    for path in opts.lib:
+        options.append("--lib=%s" % os.path.abspath(path))
+    if request.action == "undo":
         options.append("--undo")
     if request.restart:
         options += ["--restart", "--yes"]
     if request.step_running:
         options.append("--step-running")
-    return [*options, "--watch=%g" % request.watch]
+    options.append("--watch=%g" % request.watch)
+    return options
 
 
-def look_at_shift(host: Host, container: Container) -> Tuple[Shift, Dict[int, bool]]:
-    """A container as it is now, and its processes by processes_of."""
-    users = processes_of(container)
-    preloaded = None
-    if users:
-        preloaded = any(users.values())
-    return Shift(container, load_undo(host, "faketime", container.id), preloaded), users
-
-
-def add_new_containers_finding(report: dict, seconds: int, plans: Sequence[ShiftPlan]) -> None:
+def new_containers_finding(seconds: int, plans: Sequence[ShiftPlan]) -> Finding:
     """Advice: how a new container gets the same shift. The library is one that is new enough for
     that, where this run uses one."""
     path = "LIBFAKETIME"
     for plan in plans:
-        if plan.library and plan.library.rank < 2:
+        if plan.library and plan.library.rank <= RANK_FOR_NEW_CONTAINERS:
             path = plan.library.path
             break
-    add_finding(
-        report,
-        Finding(
-            "faketime-new-containers",
-            "info",
+    return Finding(
+        id="faketime-new-containers",
+        severity="info",
+        text=(
             "for a new container there is a safer way, with a libfaketime of 0.9.11 or newer (for"
-            " musl, one built with musl)",
-            RECIPE % (quote_word(path), seconds),
+            " musl, one built with musl)"
         ),
+        remedy=RECIPE % (quote_word(path), seconds),
     )
 
 
@@ -9669,12 +9961,6 @@ def run_faketime(host: Host, opts: Options, report: dict) -> None:
     """Looks, prints the script of a dry run, asks about restarts, changes, watches. A container
     that does not do well is undone by itself."""
     request = parse_faketime_options(opts)
-    source = {}  # type: Dict[str, bytes]
-    libraries = []  # type: List[Library]
-    if opts.build_from is not None:
-        source = build_source(opts.build_from)
-    elif request.action == "set":
-        libraries = host_libraries(opts.lib)
     if request.action != "status":
         refuse_half_way(host)
     targets = choose_containers(host, opts)
@@ -9682,58 +9968,48 @@ def run_faketime(host: Host, opts: Options, report: dict) -> None:
         take_lock(host)
         take_lock(host, True, name="undo.lock")
         drop_undo_if_void(host, [target.id for target in list_containers(host)])
-
     if request.action == "set":
-        set_shifts(host, opts, report, request, source, libraries, targets)
+        set_shifts(host, opts, report, request, targets)
     else:
         undo_shifts(host, opts, report, request, targets)
 
 
 def set_shifts(
-    host: Host,
-    opts: Options,
-    report: dict,
-    request: ShiftRequest,
-    source: Dict[str, bytes],
-    libraries: List[Library],
-    targets: List[Target],
+    host: Host, opts: Options, report: dict, request: ShiftRequest, targets: List[Target]
 ) -> None:
-    """faketime with --offset or --at."""
+    """The jobs --offset and --at."""
 
     def look(container: Container) -> ShiftPlan:
-        shift, _ = look_at_shift(host, container)
-        return plan_shift(host, request, libraries, shift)
+        return plan_shift(host, request, look_at_shift(host, container))
 
     def work(target: Target, plan: ShiftPlan) -> ResultRow:
-        return set_shift(host, request, source, target, plan)
+        return set_shift(host, request, target, plan)
 
     survey = survey_containers(host, opts, "faketime: looking", targets, look, NO_SHIFT)
     if opts.dry_run:
         options = format_faketime_options(opts, request)
-        plan_own_calls(opts, report, survey, options, dict(NO_SHIFT, offset=request.seconds))
+        fields = dict(NO_SHIFT, offset=request.seconds)
+        plan_own_calls(opts, report, survey, options, fields)
         return
-    add_new_containers_finding(report, request.seconds, survey.all_facts())
+    plans = survey.all_facts()
+    add_finding(report, new_containers_finding(request.seconds, plans))
     if request.restart:
-        confirm_restarts(opts, [plan.shift.container for plan in survey.all_facts()])
+        confirm_restarts(opts, [plan.shift.container for plan in plans])
     report_rows(report, run_over_survey(host, opts, survey, work, NO_SHIFT))
 
 
 def undo_shifts(
-    host: Host,
-    opts: Options,
-    report: dict,
-    request: ShiftRequest,
-    targets: List[Target],
+    host: Host, opts: Options, report: dict, request: ShiftRequest, targets: List[Target]
 ) -> None:
-    """faketime with --undo or --status."""
+    """The jobs --undo and --status."""
 
     def look(container: Container) -> ShiftUndo:
-        shift, users = look_at_shift(host, container)
-        if request.action == "status" or not shift.undo:
-            raise shift_status(host, shift, users)
+        shift = look_at_shift(host, container)
+        if request.action == "status" or not shift.undo or not shift.record:
+            raise shift_status(host, shift)
         if request.restart and container.auto_remove:
             raise Refused(NO_STOP)
-        return ShiftUndo(shift, shift.undo)
+        return ShiftUndo(shift, shift.undo, shift.record)
 
     def work(target: Target, plan: ShiftUndo) -> ResultRow:
         return undo_shift(host, request, target, plan)
