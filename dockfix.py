@@ -1204,6 +1204,7 @@ def make_host(
     verbose: bool = False,
     state: str = "",
 ) -> Host:
+    """A host at the begin of a run: nothing is locked, nothing is known, no signal has come."""
     return Host(
         docker=tuple(docker),
         timeout=timeout,
@@ -1390,10 +1391,12 @@ def start_stream_threads(flow: Flow, ends: ChildEnds) -> List[StreamThread]:
     threads = []
     if flow.fill:
         ends.stdin, own_end = os.pipe()
-        threads.append(StreamThread(os.fdopen(own_end, "wb"), flow.fill))
+        stream = os.fdopen(own_end, "wb")  # type: BinaryIO
+        threads.append(StreamThread(stream, flow.fill))
     if flow.empty:
         own_end, ends.stdout = os.pipe()
-        threads.append(StreamThread(os.fdopen(own_end, "rb"), flow.empty))
+        stream = os.fdopen(own_end, "rb")
+        threads.append(StreamThread(stream, flow.empty))
     return threads
 
 
@@ -1420,10 +1423,12 @@ def open_flow(flow: Flow) -> ChildEnds:
 
 
 def bytes_flowed(ends: ChildEnds) -> int:
-    """Bytes read of the source (the child shares its offset), else written to the target; of pipes
-    nothing is known."""
-    if ends.stdin is not None and stat.S_ISREG(os.fstat(ends.stdin).st_mode):
-        return os.lseek(ends.stdin, 0, os.SEEK_CUR)
+    """Bytes read of the source, else written to the target; of pipes nothing is known."""
+    if ends.stdin is not None:
+        status = os.fstat(ends.stdin)
+        if stat.S_ISREG(status.st_mode):
+            # The child shares the offset.
+            return os.lseek(ends.stdin, 0, os.SEEK_CUR)
     if ends.stdout is not None:
         return os.fstat(ends.stdout).st_size
     return 0
@@ -1502,7 +1507,8 @@ def run_until_closed(
             elif child.poll() is not None:  # a grandchild may hold the pipe
                 is_ending = True
                 deadline = min(deadline, now + DRAIN_SECONDS)
-            for key, _ in selector.select(min(0.2, max(0.0, deadline - now))):
+            pause = min(0.2, max(0.0, deadline - now))
+            for key, _ in selector.select(pause):
                 if key.data is None:
                     unwritten = write_stdin(selector, child.stdin, unwritten)
                 elif not key.data.read():
@@ -1582,7 +1588,8 @@ def wait_child(host: Host, child: "subprocess.Popen[bytes]", seconds: float) -> 
 
 def query(host: Host, *words: str, limit: int = READ_MAX, enough: int = 0) -> Answer:
     """A docker call that only reads. Allowed in a dry run, needs no lock."""
-    return query_host(host, host.docker + words, limit, enough)
+    argv = host.docker + words
+    return query_host(host, argv, limit, enough)
 
 
 def query_host(host: Host, argv: Sequence[str], limit: int = READ_MAX, enough: int = 0) -> Answer:
@@ -1595,7 +1602,8 @@ def change(
     host: Host, words: Sequence[str], stdin: Optional[bytes] = None, limit: int = 1 << 20
 ) -> Answer:
     """A docker call that may change something."""
-    return change_host(host, host.docker + tuple(words), stdin, host.timeout, limit)
+    argv = (*host.docker, *words)
+    return change_host(host, argv, stdin, host.timeout, limit)
 
 
 def change_host(
@@ -1629,13 +1637,15 @@ def note_change(host: Host) -> None:
 def open_file(path: str, access: int = os.O_RDONLY, links: int = 0) -> int:
     """A descriptor of a plain file of the host; links are followed, but with links=os.O_NOFOLLOW.
     Never one of a fifo, whose open waits for ever, nor of a device, whose open is an act (a
-    watchdog reboots the host): judged through O_PATH, and then that very inode is opened. Raises
-    OSError."""
+    watchdog reboots the host). Raises OSError."""
+    # O_PATH opens nothing: it only names the inode, which is judged, and then opened itself.
     place = os.open(os_bytes(path), os.O_PATH | os.O_CLOEXEC | links)
     try:
-        if not stat.S_ISREG(os.fstat(place).st_mode):
+        status = os.fstat(place)
+        if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "it is no plain file", path)
-        return os.open("/proc/self/fd/%d" % place, access | os.O_NONBLOCK | os.O_CLOEXEC)
+        flags = access | os.O_NONBLOCK | os.O_CLOEXEC
+        return os.open("/proc/self/fd/%d" % place, flags)
     except FileNotFoundError:  # of the second open: never to be taken for a file that is not there
         raise OSError(errno.EIO, "/proc is not mounted", path) from None
     finally:
@@ -1798,7 +1808,9 @@ def replace_file(path: str, data: bytes, mode: int = 0o600) -> None:
     cut, meets the old bytes or the new ones and nothing between; on the disk before this returns.
     Raises OSError."""
     folder, name = os.path.split(os.path.abspath(path))
-    draft = os_bytes(os.path.join(folder, ".%s.dockfix-%s" % (name, os.urandom(6).hex())))
+    # A name that nobody can foresee, and put a link there.
+    draft_name = ".%s.dockfix-%s" % (name, os.urandom(6).hex())
+    draft = os_bytes(os.path.join(folder, draft_name))
     write_new(draft, data, mode)
     try:
         os.rename(draft, os_bytes(path))
@@ -1834,21 +1846,27 @@ def trim_mount(pid: str, point: str, device: str) -> None:
     path = os_bytes("/proc/%s/root%s" % (pid, point))
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        if device_text(os.fstat(folder).st_dev) != device:
+        status = os.fstat(folder)
+        if device_text(status.st_dev) != device:
             raise FileNotFoundError(errno.ENOENT, "it is not mounted any more")
-        fcntl.ioctl(folder, FITRIM, struct.pack("QQQ", 0, (1 << 64) - 1, 0))
+        # struct fstrim_range: start, length, the shortest extent worth trimming
+        whole = struct.pack("QQQ", 0, (1 << 64) - 1, 0)
+        fcntl.ioctl(folder, FITRIM, whole)
     finally:
         os.close(folder)
 
 
 def write_all(descriptor: int, data: bytes) -> None:
+    """One write may take a part only. Raises OSError."""
     unwritten = memoryview(data)
     while unwritten:
         unwritten = unwritten[os.write(descriptor, unwritten) :]
 
 
 def sync_folder(path: str) -> None:
-    folder = os.open(os_bytes(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    """Puts a folder's entries on the disk: a new name, or one that is gone. Raises OSError."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    folder = os.open(os_bytes(path), flags)
     try:
         os.fsync(folder)
     finally:
@@ -1888,12 +1906,12 @@ def open_state(path: str) -> None:
 
 
 def take_lock(
-    host: Host, exclusive: bool = False, mending: bool = False, name: str = "lock"
+    host: Host, exclusive: bool = False, carries_on: bool = False, name: str = "lock"
 ) -> None:
     """flock on STATE/lock: storage changes exclusive, the container commands shared. What keeps
     undo records takes STATE/undo.lock too, exclusive: two runs would note each other's changes as
     the former state. Raises Locked, and HalfWay while a storage change stands half-way (not with
-    `mending`: resume and rollback)."""
+    `carries_on`: resume and rollback)."""
     open_state(host.state)
     path = os.path.join(host.state, name)
     try:
@@ -1915,7 +1933,7 @@ def take_lock(
         ) from None
     host.held.append(lock)
     half_way = half_way_text(host)
-    if half_way and not mending:
+    if half_way and not carries_on:
         raise HalfWay("a storage change stands half-way: %s" % half_way, HALF_WAY_HINT)
 
 
@@ -1945,9 +1963,10 @@ def format_half_way(journal: dict) -> str:
     """journal: as write_journal has written it. Raises KeyError and the like for another form."""
     plan = journal["plan"]
     steps = plan["steps"]
+    # "at" is the step that is on, counted from 0; behind the last one only the end is missing.
     number = min(journal["at"] + 1, len(steps))
-    title = steps[number - 1]["title"]
-    text = "%s, step %d of %d: %s" % (plan["kind"], number, len(steps), title)
+    step = steps[number - 1]
+    text = "%s, step %d of %d: %s" % (plan["kind"], number, len(steps), step["title"])
     if journal["going"] == "back":
         text += " (being undone)"
     return text
@@ -2224,7 +2243,8 @@ def format_time_left(began: float, done: int, total: int) -> str:
     """', about 9 s left', at the speed since `began`; '' where nothing can be said."""
     if not 0 < done < total:
         return ""
-    seconds = (time.monotonic() - began) / done * (total - done)
+    elapsed = time.monotonic() - began
+    seconds = elapsed / done * (total - done)
     return ", about %d s left" % seconds
 
 
@@ -2253,9 +2273,11 @@ def in_parallel(host: Host, items: Sequence, work: Callable, jobs: int, progress
         thread.start()
         threads.append(thread)
     for thread in threads:
+        # A join without a time limit would keep Python from handling a signal.
         while thread.is_alive():
             thread.join(0.1)
-            progress.tick(sum(result is not None for result in results))
+            done = sum(result is not None for result in results)
+            progress.tick(done)
     progress.end()
     host.known.working = False
     return results
@@ -16995,7 +17017,7 @@ def read_journal(host: Host, name: str = JOURNAL) -> Optional[Journal]:
 # --- carrying a plan out
 
 
-def lock_storage(host: Host, opts: Options, mending: bool = False) -> None:
+def lock_storage(host: Host, opts: Options, carries_on: bool = False) -> None:
     """What every storage change does before it looks: only root, one at a time, none while another
     stands half-way. A dry run needs none of it."""
     if not opts.dry_run:
@@ -17003,7 +17025,7 @@ def lock_storage(host: Host, opts: Options, mending: bool = False) -> None:
             raise EnvironmentFault(
                 "only root can change Docker's storage", "sudo python3 dockfix.py ..."
             )
-        take_lock(host, exclusive=True, mending=mending)
+        take_lock(host, exclusive=True, carries_on=carries_on)
 
 
 def run_change(
@@ -22572,7 +22594,7 @@ def carry_change_on(host: Host, opts: Options, report: dict, journal: Journal) -
 
 
 def run_resume(host: Host, opts: Options, report: dict) -> None:
-    lock_storage(host, opts, mending=True)
+    lock_storage(host, opts, carries_on=True)
     journal = read_journal(host)
     if not journal:
         return say("dockfix: no storage change stands half-way; there is nothing to resume")
@@ -22597,7 +22619,7 @@ def resume_restore(host: Host, opts: Options, report: dict, journal: Journal) ->
 
 def run_rollback(host: Host, opts: Options, report: dict) -> None:
     """The change that stands half-way, else the finished one that is named (or the only one)."""
-    lock_storage(host, opts, mending=True)
+    lock_storage(host, opts, carries_on=True)
     journal = read_journal(host)
     name = opts.arguments[0] if opts.arguments else ""
     if journal and name not in ("", journal.plan.name):
