@@ -4071,6 +4071,10 @@ class Member(NamedTuple):
     mtime: int = 0
 
 
+Folders = Dict[str, Member]  # what docker cp has at each folder's path
+EditAccounts = Callable[[AccountFiles], AccountFiles]  # the files with a change in them
+
+
 # How a folder or a name of a container is opened: never through a link that has the name itself.
 OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 OPEN_TO_JUDGE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC  # the inode, without opening what it is
@@ -4085,6 +4089,7 @@ READ_ONLY = "the container's root file system is read-only"
 
 
 def can_exec(container: Container) -> bool:
+    """Does docker exec work in it?"""
     return container.running and not container.paused and not container.restarting
 
 
@@ -4121,7 +4126,8 @@ def leads_out(container: Container) -> bool:
     that is not its own. (What docker itself mounts, /etc/hosts and the like, are single files; a
     tmpfs holds nothing of the host.)"""
     memory = {destination for source, destination in container.mounts if source == "tmpfs"}
-    return any(destination not in memory for _, destination in container.mounts)
+    destinations = {destination for _, destination in container.mounts}
+    return bool(destinations - memory)
 
 
 def folders_above(paths: Iterable[str]) -> List[str]:
@@ -4135,10 +4141,12 @@ def folders_above(paths: Iterable[str]) -> List[str]:
 
 
 def deepest_first(paths: Iterable[str]) -> List[str]:
+    """In the order in which folders can be removed: what is in one comes before it."""
     return sorted(paths, key=lambda path: -len(path))
 
 
 def not_a_folder(path: str, kind: str, link: str) -> Refused:
+    """What to raise for a part of the way that is none. link: its text, where it is a link."""
     text = "a file"
     if kind == "link":
         text = "a link to %s" % link
@@ -4210,8 +4218,11 @@ def format_tar(members: Sequence[Member], base: Tuple[int, int]) -> bytes:
 
 
 def format_tar_header(member: Member, base: Tuple[int, int]) -> tarfile.TarInfo:
+    """Raises MethodUnavailable as format_tar."""
     first_uid, first_gid = base
+    # docker cp unpacks below the place that it is given, here the root.
     header = tarfile.TarInfo(member.path.lstrip("/"))
+    # A tar has the ids as a process in the container sees them.
     header.uid = member.uid - first_uid
     header.gid = member.gid - first_gid
     header.mode = member.mode
@@ -4234,11 +4245,11 @@ def is_same_member(present: Member, wanted: Member) -> bool:
         return False
     if wanted.kind in ("absent", "dir"):
         return True
-    if (present.uid, present.gid) != (wanted.uid, wanted.gid):
+    if present.uid != wanted.uid or present.gid != wanted.gid:
         return False
     if wanted.kind == "link":
         return present.link == wanted.link
-    return (present.data, present.mode) == (wanted.data, wanted.mode)
+    return present.mode == wanted.mode and present.data == wanted.data
 
 
 # By proc: the container's root, opened and proven.
@@ -4329,10 +4340,11 @@ def recorded_roots(container: Container) -> List[str]:
     places = [container.layer.get("MergedDir", "")]
     if not container.docker_root.startswith("/"):
         return places
-    # containerd's image store mounts it at ROOT/rootfs/SNAPSHOTTER/ID.
+    # With containerd's image store docker mounts it at ROOT/rootfs/SNAPSHOTTER/ID.
     stores = os.path.join(container.docker_root, "rootfs")
-    for name in suppress_errors(os.listdir, os_bytes(stores)) or []:
-        places.append(os.path.join(stores, os.fsdecode(name), container.id))
+    snapshotters = suppress_errors(os.listdir, os_bytes(stores)) or []
+    for snapshotter in map(os.fsdecode, snapshotters):
+        places.append(os.path.join(stores, snapshotter, container.id))
     places.append(recorded_layer(container))
     return places
 
@@ -4344,8 +4356,11 @@ def recorded_layer(container: Container) -> str:
     if not driver or not driver.root_is_layer:
         return ""
     record = "image/%s/layerdb/mounts/%s/mount-id" % (container.driver, container.id)
-    text = suppress_errors(read_host_text, os.path.join(container.docker_root, record)) or ""
+    text = suppress_errors(read_host_text, os.path.join(container.docker_root, record))
+    if text is None:
+        return ""
     name = text.strip()
+    # What is in the record becomes a part of a path.
     if not re.match(LAYER, name):
         return ""
     return os.path.join(container.docker_root, container.driver, driver.layer_folder, name)
@@ -4354,8 +4369,8 @@ def recorded_layer(container: Container) -> str:
 def mount_id(fd: int) -> str:
     """The kernel's number of the mount that an open file is on (proc(5), fdinfo; Linux 3.15), ''
     where it does not say."""
-    text = suppress_errors(read_host_text, "/proc/self/fdinfo/%d" % fd) or ""
-    line = re.search(r"(?m)^mnt_id:\s*([0-9]+)", text)
+    text = suppress_errors(read_host_text, "/proc/self/fdinfo/%d" % fd)
+    line = re.search(r"(?m)^mnt_id:\s*([0-9]+)", text or "")
     if line is None:
         return ""
     return line.group(1)
@@ -4380,7 +4395,9 @@ def open_regular_at(folder: int, name: str, flags: int, limit: int, path: str) -
     try:
         status = os.fstat(judged)
         require_regular(path, kind_of(status.st_mode), status.st_size, limit)
-        return os.open("/proc/self/fd/%d" % judged, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+        # The link of the kernel's own leads to this inode, whatever has the name by now.
+        inode = "/proc/self/fd/%d" % judged
+        return os.open(inode, flags | os.O_NONBLOCK | os.O_CLOEXEC)
     finally:
         os.close(judged)
 
@@ -4396,6 +4413,7 @@ def read_file_at(folder: int, name: str, limit: int, path: str) -> FileRead:
     """The file of open_regular_at. Raises MethodUnavailable for one that grows meanwhile."""
     fd = open_regular_at(folder, name, os.O_RDONLY, limit, path)
     with os.fdopen(fd, "rb") as source:
+        # Before the read: what the size was then decides whether all of it is here.
         status = os.fstat(source.fileno())
         data = source.read(limit + 1)
     if len(data) != status.st_size:
@@ -4418,7 +4436,8 @@ def read_member_at(folder: int, name: bytes, path: str, limit: int) -> Member:
     except FileNotFoundError:
         return Member(path, "absent")
     mode = stat.S_IMODE(status.st_mode)
-    return Member(path, kind, data, link, status.st_uid, status.st_gid, mode, int(status.st_mtime))
+    mtime = int(status.st_mtime)
+    return Member(path, kind, data, link, status.st_uid, status.st_gid, mode, mtime)
 
 
 # By proc: reading any path, links included.
@@ -4456,12 +4475,18 @@ class PathWalk:
             os.close(self.folders.pop())
             self.names.pop()
 
+    def is_link(self, name: bytes) -> bool:
+        """Raises OSError, FileNotFoundError where nothing has the name."""
+        status = os.stat(name, dir_fd=self.folders[-1], follow_symlinks=False)
+        return stat.S_ISLNK(status.st_mode)
+
     def read_link(self, name: bytes) -> List[bytes]:
         """The parts of a link's text, which are to be walked next. Raises OSError."""
         self.links += 1
         if self.links > LINKS_MAX:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         target = os.readlink(name, dir_fd=self.folders[-1])
+        # An absolute one starts at the container's root, not at the host's.
         if target.startswith(b"/"):
             while self.names:
                 self.leave()
@@ -4472,9 +4497,11 @@ class PathWalk:
         names = list(self.names)
         if name != b".":
             names.append(name)
-        return Place(self.folders.pop(), name, "/" + os_text(b"/".join(names)))
+        path = "/" + os_text(b"/".join(names))
+        return Place(self.folders.pop(), name, path)
 
     def close(self) -> None:
+        """Closes what end_at has not handed over."""
         for fd in self.folders:
             os.close(fd)
 
@@ -4490,6 +4517,7 @@ def resolve_by_proc(root: int, path: str, follow: bool) -> Place:
             name = b"."
             if ahead:
                 name = ahead.pop()
+            # A slash or a dot at the end adds nothing; `..` does.
             is_last = all(part in (b"", b".") for part in ahead)
             if name == b"..":
                 walk.leave()
@@ -4497,8 +4525,8 @@ def resolve_by_proc(root: int, path: str, follow: bool) -> Place:
                 if is_last:
                     return walk.end_at(b".")
                 continue
-            mode = os.stat(name, dir_fd=walk.folders[-1], follow_symlinks=False).st_mode
-            if stat.S_ISLNK(mode) and (follow or not is_last):
+            is_link = walk.is_link(name)
+            if is_link and (follow or not is_last):
                 ahead += walk.read_link(name)[::-1]
             elif is_last:
                 return walk.end_at(name)
@@ -4564,12 +4592,13 @@ def read_first_by_cp(
 def cp_read_error(host: Host, container: Container, path: str, answer: Answer) -> Exception:
     """What to raise for a docker cp that sent no tar."""
     text = answer.text()
-    # Clients say "No such container:path" where either is missing.
-    is_path_named = "Could not find the file" in text
-    if is_path_named or is_gone(text) or re.search(r"[Nn]o such file or directory", text):
-        if not is_path_named and container.id not in inspect_containers(host, [container.id]):
-            return ContainerGone()
+    if "Could not find the file" in text:
         return FileNotFoundError(errno.ENOENT, path)
+    # Other clients say "No such container:path" where either is missing: so docker is asked.
+    if is_gone(text) or re.search(r"[Nn]o such file or directory", text):
+        if container.id in inspect_containers(host, [container.id]):
+            return FileNotFoundError(errno.ENOENT, path)
+        return ContainerGone()
     if answer.timed_out:
         return MethodUnavailable("docker cp did not answer in %d s" % host.timeout)
     return MethodUnavailable("docker cp: %s" % first_line(answer))
@@ -4583,11 +4612,12 @@ def read_member_by_cp(
         first = read_first_by_cp(host, container, path, limit + HEADER_BYTES, follow)
     except FileNotFoundError:
         return Member(path, "absent")
-    if first.header.isreg():
-        require_regular(path, "file", first.header.size, limit)
-        if len(first.data) != first.header.size:
+    header = first.header
+    if header.isreg():
+        require_regular(path, "file", header.size, limit)
+        if len(first.data) != header.size:
             raise MethodUnavailable("docker cp sent only a part of %s" % path)
-    return parse_tar_member(path, first.header, first.data)
+    return parse_tar_member(path, header, first.data)
 
 
 def read_kind_by_cp(host: Host, container: Container, path: str) -> Member:
@@ -4679,14 +4709,17 @@ def open_folder(tree: Tree, path: str) -> int:
     FileNotFoundError, and Refused where a part of the way is a link, a file or a mount."""
     if path in tree.folders:
         return tree.folders[path]
-    above = open_folder(tree, posixpath.dirname(path))
-    name = os_bytes(posixpath.basename(path))
-    kind = kind_of(os.stat(name, dir_fd=above, follow_symlinks=False).st_mode)
+    above, last = posixpath.split(path)
+    parent = open_folder(tree, above)
+    name = os_bytes(last)
+    # Looked at first, only to say what it is: the open below would refuse a link as well.
+    status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+    kind = kind_of(status.st_mode)
     if kind != "dir":
-        link = suppress_errors(os.readlink, name, dir_fd=above) or b"?"
+        link = suppress_errors(os.readlink, name, dir_fd=parent) or b"?"
         raise not_a_folder(path, kind, os_text(link))
     try:
-        folder = os.open(name, OPEN_FOLDER, dir_fd=above)
+        folder = os.open(name, OPEN_FOLDER, dir_fd=parent)
     except OSError as err:
         if err.errno in CHANGED_MEANWHILE:
             raise Refused("its %s changes while it is looked at" % path) from None
@@ -4702,9 +4735,10 @@ def read_entry(tree: Tree, path: str, limit: int = -1) -> Member:
     """What is at a path whose folders are neither links nor mounts; a file's bytes unless limit is
     -1. Raises what open_folder raises but FileNotFoundError ('absent'), Refused for a mount or a
     file above `limit`, MethodUnavailable."""
-    name = os_bytes(posixpath.basename(path))
+    above, last = posixpath.split(path)
+    name = os_bytes(last)
     try:
-        folder = open_folder(tree, posixpath.dirname(path))
+        folder = open_folder(tree, above)
         judged = os.open(name, OPEN_TO_JUDGE, dir_fd=folder)
     except FileNotFoundError:
         return Member(path, "absent")
@@ -4728,10 +4762,10 @@ def draft_name(name: str) -> str:
 
 def remove_draft(tree: Tree, path: str) -> None:
     """What a killed run may have left beside a path."""
-    folder = tree.folders.get(posixpath.dirname(path), -1)
-    draft = os_bytes(draft_name(posixpath.basename(path)))
+    above, name = posixpath.split(path)
+    folder = tree.folders.get(above, -1)
     if folder >= 0:
-        suppress_errors(os.unlink, draft, dir_fd=folder)
+        suppress_errors(os.unlink, os_bytes(draft_name(name)), dir_fd=folder)
 
 
 def write_draft(folder: int, name: str, member: Member) -> None:
@@ -4742,6 +4776,7 @@ def write_draft(folder: int, name: str, member: Member) -> None:
         draft = os.open(os_bytes(draft_name(name)), CREATE_FILE, 0o600, dir_fd=folder)
         try:
             write_all(draft, member.data)
+            # The mode after the owner: a change of the owner takes the set-user-ID bit away.
             os.fchown(draft, member.uid, member.gid)
             os.fchmod(draft, member.mode)
             if old >= 0:
@@ -4780,17 +4815,20 @@ def copy_xattrs(source: int, new: int) -> None:
 def link_draft(folder: int, name: str, member: Member) -> None:
     """write_draft for a symbolic link."""
     draft = os_bytes(draft_name(name))
+    times = (member.mtime, member.mtime)
     os.symlink(os_bytes(member.link), draft, dir_fd=folder)
+    # Of the link itself, never of what it leads to.
     os.chown(draft, member.uid, member.gid, dir_fd=folder, follow_symlinks=False)
-    os.utime(draft, (member.mtime, member.mtime), dir_fd=folder, follow_symlinks=False)
+    os.utime(draft, times, dir_fd=folder, follow_symlinks=False)
 
 
 def put_member(tree: Tree, member: Member) -> None:
     """Makes a path what the member says, in one rename; what stood there is replaced, a link too.
     Raises OSError, Refused."""
-    folder = make_folders(tree, posixpath.dirname(member.path))
-    name = posixpath.basename(member.path)
+    above, name = posixpath.split(member.path)
+    folder = make_folders(tree, above)
     if member.kind == "dir":
+        # Closed to others until it is opened and shown to be no link, and has its owner.
         os.mkdir(os_bytes(name), 0o700, dir_fd=folder)
         made = open_folder(tree, member.path)
         os.fchown(made, member.uid, member.gid)
@@ -4827,8 +4865,9 @@ def remove_entry(tree: Tree, path: str) -> None:
     kind = read_entry(tree, path).kind
     if kind == "absent":
         return
-    folder = open_folder(tree, posixpath.dirname(path))
-    name = os_bytes(posixpath.basename(path))
+    above, last = posixpath.split(path)
+    folder = open_folder(tree, above)
+    name = os_bytes(last)
     if kind == "dir":
         suppress_errors(os.rmdir, name, dir_fd=folder)
     else:
@@ -4840,9 +4879,11 @@ def remove_entry(tree: Tree, path: str) -> None:
 
 def remove_below(tree: Tree, path: str, depth: int = 16) -> None:
     """Empties a folder of dockfix's own, `depth` folders deep at most, and removes it."""
-    for name in os.listdir(open_folder(tree, path)):
-        inner = posixpath.join(path, os_text(os.fsencode(name)))
-        if depth and read_entry(tree, inner).kind == "dir":
+    folder = open_folder(tree, path)
+    for name in map(os.fsencode, os.listdir(folder)):
+        inner = posixpath.join(path, os_text(name))
+        is_folder = read_entry(tree, inner).kind == "dir"
+        if is_folder and depth > 0:
             remove_below(tree, inner, depth - 1)
         else:
             remove_entry(tree, inner)
@@ -4867,6 +4908,7 @@ def moved_folder(tree: Tree) -> str:
 
 
 def require_folders_unmoved(tree: Tree) -> None:
+    """Raises PathMoved."""
     moved = moved_folder(tree)
     if moved:
         raise PathMoved(
@@ -4882,10 +4924,12 @@ def change_members_by_proc(
     present = {}  # type: Dict[str, Member]
     for member in write:
         present[member.path] = read_entry(tree, member.path, READ_BACK_MAX)
-    for found in present.values():
-        require_as_former(found, former)
+    for entry in present.values():
+        require_as_former(entry, former)
+    # Raises Refused where one of them cannot be reached, before anything is written.
     for path in remove:
         read_entry(tree, path)
+    # From here on there are changes.
     for path in [*present, *remove]:
         remove_draft(tree, path)
     for member in write:
@@ -4893,9 +4937,11 @@ def change_members_by_proc(
             put_member(tree, member)
     for path in deepest_first(remove):
         remove_entry(tree, path)
+    # What was written is where it should be, and is what it should be.
     require_folders_unmoved(tree)
     for member in write:
-        if not is_same_member(read_entry(tree, member.path, READ_BACK_MAX), member):
+        entry = read_entry(tree, member.path, READ_BACK_MAX)
+        if not is_same_member(entry, member):
             raise MethodUnavailable(
                 "what was read back of %s differs from what was written" % member.path
             )
@@ -4929,6 +4975,7 @@ def while_paused(host: Host, container: Container, action: Callable):
 
 
 def pause(host: Host, container: Container) -> None:
+    """Raises Refused where docker cannot, ContainerGone."""
     answer = change(host, ["pause", container.id])
     if answer.rc == 0 and not answer.timed_out:
         return
@@ -4947,11 +4994,11 @@ def pause(host: Host, container: Container) -> None:
 def unpause(host: Host, container: Container) -> None:
     """Whatever happened, and after a second Ctrl-C too: a container that is left paused is an
     outage."""
+    # The first signal sets host.stop, the second host.kill: neither may end these calls.
     unhurried = host._replace(kill=threading.Event(), stop=threading.Event())
     for _ in range(UNPAUSE_TRIES):
         answer = change(unhurried, ["unpause", container.id])
-        text = answer.text()
-        if answer.rc == 0 or "not paused" in text or "not running" in text or is_gone(text):
+        if answer.rc == 0 or is_nothing_to_unpause(answer.text()):
             return
         time.sleep(0.5)
     argv = (*host.docker, "unpause", container.id)
@@ -4959,12 +5006,17 @@ def unpause(host: Host, container: Container) -> None:
     host.known.not_done["unpause " + container.id] = NotDone(argv, text)
 
 
+def is_nothing_to_unpause(text: str) -> bool:
+    """By what `docker unpause` says."""
+    return "not paused" in text or "not running" in text or is_gone(text)
+
+
 def resolve_by_cp(look: Callable[[str], Member], path: str) -> str:
     """A path of the container without links, each looked at by look(path) and followed from its
     root."""
     resolved = "/"
     links = 0
-    ahead = path.split("/")[::-1]
+    ahead = path.split("/")[::-1]  # the parts to be walked, the next one last
     while ahead:
         name = ahead.pop()
         if name in ("", "."):
@@ -4986,13 +5038,11 @@ def resolve_by_cp(look: Callable[[str], Member], path: str) -> str:
     return resolved
 
 
-def collect_folders_by_cp(
-    host: Host, container: Container, paths: Sequence[str]
-) -> Dict[str, Member]:
+def collect_folders_by_cp(host: Host, container: Container, paths: Sequence[str]) -> Folders:
     """{path: what docker cp has there} of every folder above these paths, outermost first; none of
     them is a link or a mount. Raises Refused where one is, ContainerGone, MethodUnavailable."""
     require_no_mount_led_here(host, container, paths)
-    folders = {}  # type: Dict[str, Member]
+    folders = {}  # type: Folders
     for path in folders_above(paths):
         above = folders.get(posixpath.dirname(path))
         if above is not None and above.kind == "absent":
@@ -5026,7 +5076,7 @@ def require_no_mount_led_here(host: Host, container: Container, paths: Sequence[
 
 
 def read_entry_by_cp(
-    host: Host, container: Container, folders: Dict[str, Member], path: str, limit: int = -1
+    host: Host, container: Container, folders: Folders, path: str, limit: int = -1
 ) -> Member:
     """read_entry by docker cp; `folders` are those of collect_folders_by_cp."""
     above = folders.get(posixpath.dirname(path))
@@ -5050,7 +5100,7 @@ def cp_base(host: Host, container: Container) -> Tuple[int, int]:
 
 
 def send_members(
-    host: Host, container: Container, folders: Dict[str, Member], members: Sequence[Member]
+    host: Host, container: Container, folders: Folders, members: Sequence[Member]
 ) -> Answer:
     """One `docker cp - C:/`. The folders on the way go with the members, as they are: the daemon
     refuses to put a folder over what is none, so it looks at each of them once more itself, right
@@ -5073,9 +5123,7 @@ def link_to_nothing(member: Member) -> Member:
     return member._replace(kind="hard", link=".dockfix-nothing-%s" % os.urandom(8).hex())
 
 
-def require_unmoved_by_cp(
-    host: Host, container: Container, paths: Sequence[str]
-) -> Dict[str, Member]:
+def require_unmoved_by_cp(host: Host, container: Container, paths: Sequence[str]) -> Folders:
     """collect_folders_by_cp once more, after the change; PathMoved where a folder is none any more,
     or where the container did not stand still."""
     now = inspect_running(host, container.id)
@@ -5083,7 +5131,7 @@ def require_unmoved_by_cp(
     state = (container.running, container.paused, container.started)
     if leads_out(now) and (now.running, now.paused, now.started) != state:
         reason = "it was started, stopped or unpaused by something else"
-    folders = {}  # type: Dict[str, Member]
+    folders = {}  # type: Folders
     try:
         folders = collect_folders_by_cp(host, now, paths)
     except Refused as err:
@@ -5139,7 +5187,7 @@ def change_members_by_cp(
 
 
 def remove_by_cp(
-    host: Host, container: Container, folders: Dict[str, Member], paths: Sequence[str]
+    host: Host, container: Container, folders: Folders, paths: Sequence[str]
 ) -> List[str]:
     """Tries to remove what is at these paths, folders last; returns the paths of what was there."""
     present = []
@@ -5161,7 +5209,7 @@ def remove_by_cp(
 def require_as_sent(
     host: Host,
     container: Container,
-    folders: Dict[str, Member],
+    folders: Folders,
     answer: Answer,
     members: Sequence[Member],
 ) -> None:
@@ -5314,9 +5362,7 @@ def read_account_file(etc: int, name: str) -> Optional[FileRead]:
         raise MethodUnavailable("%s: %s" % (path, err.strerror)) from None
 
 
-def write_accounts_by_proc(
-    container: Container, edit: Callable[[AccountFiles], AccountFiles], stop: threading.Event
-) -> None:
+def write_accounts_by_proc(container: Container, edit: EditAccounts, stop: threading.Event) -> None:
     """Replaces the account files that `edit` changes, each atomically, under their lock, keeping
     owner, mode and xattrs. Any surprise is MethodUnavailable, and the old files are still there (or
     it says which is not)."""
@@ -5536,9 +5582,7 @@ class SentAccounts(NamedTuple):
     files: Optional[AccountFiles]
 
 
-def write_accounts_by_cp(
-    host: Host, container: Container, edit: Callable[[AccountFiles], AccountFiles]
-) -> SentAccounts:
+def write_accounts_by_cp(host: Host, container: Container, edit: EditAccounts) -> SentAccounts:
     """Replaces the account files that `edit` changes through one docker cp. Puts the old bytes back
     if what is read back differs, but not after a time-out: the daemon may still be at it. docker cp
     has no lock and is not atomic: the last way. Raises ContainerGone, Refused, PathMoved,
@@ -5546,9 +5590,7 @@ def write_accounts_by_cp(
     return while_paused(host, container, lambda now: send_accounts(host, now, edit))
 
 
-def send_accounts(
-    host: Host, container: Container, edit: Callable[[AccountFiles], AccountFiles]
-) -> SentAccounts:
+def send_accounts(host: Host, container: Container, edit: EditAccounts) -> SentAccounts:
     """write_accounts_by_cp, while nothing in the container runs that could lead it elsewhere."""
     target = find_etc_target(host, container)
     members = read_accounts_by_cp(host, container)
@@ -5857,6 +5899,9 @@ class Account(NamedTuple):
         return "Account(%r, hidden)" % (self.user,)
 
 
+Hashes = Dict[bytes, bytes]  # the hash to be set, by user
+
+
 # Users, passwords and hashes as they are given. `source` is what an error calls their origin.
 
 
@@ -5865,7 +5910,8 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 def require_user_name(user: bytes, source: str) -> None:
     """Raises UsageError for what no account file can hold as a name."""
-    if not user or any(bad in user for bad in (b":", b"\n", b"\r", b"\0", BYTE_ORDER_MARK)):
+    impossible = (b":", b"\n", b"\r", b"\0", BYTE_ORDER_MARK)
+    if not user or any(bad in user for bad in impossible):
         raise UsageError(
             "%s: a user name is not empty and has no ':', CR, LF, NUL or byte order mark in it"
             % source
@@ -5965,18 +6011,29 @@ def random_password(length: int) -> bytes:
 
 
 def sha512_crypt(password: bytes, salt: bytes, rounds: int = 5000) -> bytes:
-    """salt: 1 to 16 bytes of [./0-9A-Za-z]."""
+    """salt: 1 to 16 bytes of [./0-9A-Za-z]. The names and the numbers of the steps are those of the
+    specification."""
     sha = hashlib.sha512
-    alternate = sha(password + salt + password).digest()
-    start = password + salt + repeat_to_length(alternate, len(password))
+    # Steps 4 to 8: digest B.
+    digest_b = sha(password + salt + password).digest()
+    # Steps 1 to 3 and 9 to 12: digest A.
+    text = password + salt + repeat_to_length(digest_b, len(password))
     bits = len(password)
     while bits:
-        start += alternate if bits & 1 else password
+        if bits & 1:
+            text += digest_b
+        else:
+            text += password
         bits >>= 1
-    digest = sha(start).digest()
-    word = repeat_to_length(sha(password * len(password)).digest(), len(password))
-    seasoning = repeat_to_length(sha(salt * (16 + digest[0])).digest(), len(salt))
-    digest = sha512_rounds(digest, word, seasoning, rounds)
+    digest_a = sha(text).digest()
+    # Steps 13 to 16: sequence P, of the password's length.
+    digest_dp = sha(password * len(password)).digest()
+    p = repeat_to_length(digest_dp, len(password))
+    # Steps 17 to 20: sequence S, of the salt's length.
+    digest_ds = sha(salt * (16 + digest_a[0])).digest()
+    s = repeat_to_length(digest_ds, len(salt))
+    # Steps 21 and 22: the rounds, and the text. The default number of rounds is not written.
+    digest = sha512_rounds(digest_a, p, s, rounds)
     prefix = b"$6$"
     if rounds != 5000:
         prefix += b"rounds=%d$" % rounds
@@ -5987,40 +6044,47 @@ def repeat_to_length(block: bytes, length: int) -> bytes:
     return (block * (length // len(block) + 1))[:length]
 
 
-def sha512_rounds(digest: bytes, word: bytes, salt: bytes, rounds: int) -> bytes:
-    """The slow part. What a round mixes in repeats every 42 rounds (2 * 3 * 7), so it is laid out
-    once, two rounds at a time: three times as fast as the specification's loop."""
+def sha512_rounds(digest: bytes, p: bytes, s: bytes, rounds: int) -> bytes:
+    """Step 21, the slow part. An even round hashes the digest, a mix and P; an odd one P, a mix and
+    the digest. The mixes repeat every 42 rounds (2 * 3 * 7), so they are laid out once, two rounds
+    at a time: three times as fast as the specification's loop."""
     sha = hashlib.sha512
     mixes = []
     for number in range(42):
         mix = b""
         if number % 3:
-            mix += salt
+            mix += s
         if number % 7:
-            mix += word
+            mix += p
         mixes.append(mix)
-    pairs = [(mixes[n] + word, word + mixes[n + 1]) for n in range(0, 42, 2)]
-    full, rest = divmod(rounds, 42)
-    for even, odd in pairs * full + pairs[: rest // 2]:
-        digest = sha(odd + sha(digest + even).digest()).digest()
+    pairs = []
+    for number in range(0, 42, 2):
+        after_digest = mixes[number] + p
+        before_digest = p + mixes[number + 1]
+        pairs.append((after_digest, before_digest))
+    cycles, rest = divmod(rounds, 42)
+    for after_digest, before_digest in pairs * cycles + pairs[: rest // 2]:
+        digest = sha(before_digest + sha(digest + after_digest).digest()).digest()
     if rest % 2:
-        even, odd = pairs[rest // 2]
-        digest = sha(digest + even).digest()
+        after_digest, _ = pairs[rest // 2]
+        digest = sha(digest + after_digest).digest()
     return digest
 
 
 def sha512_text(digest: bytes) -> bytes:
-    """crypt's own base64: groups of three bytes that rotate through the digest's thirds."""
-    out = bytearray()
+    """Step 22, crypt's own base64: groups of three bytes that rotate through the digest's thirds,
+    four letters each, the lowest bits first; the last byte has two letters."""
+    text = bytearray()
     first, second, third = 0, 21, 42
     for _ in range(21):
         value = digest[first] << 16 | digest[second] << 8 | digest[third]
         for shift in (0, 6, 12, 18):
-            out.append(CRYPT64[value >> shift & 63])
+            text.append(CRYPT64[value >> shift & 63])
         first, second, third = second + 1, third + 1, first + 1
-    out.append(CRYPT64[digest[63] & 63])
-    out.append(CRYPT64[digest[63] >> 6])
-    return bytes(out)
+    last = digest[63]
+    text.append(CRYPT64[last & 63])
+    text.append(CRYPT64[last >> 6])
+    return bytes(text)
 
 
 # The judges: which line of an account file each C library takes for a user's. Pure functions.
@@ -6050,6 +6114,7 @@ class Reading(NamedTuple):
 
 
 STOPS = Reading(None)
+# What follows field 2. glibc: numbers as strtoul(3) takes them, blanks before them included.
 BLANKS = rb"[\t\v\f\r ]*"
 DIGITS = rb"(?:\+?[0-9]+|-0+)"
 GLIBC_NUMBER = BLANKS + DIGITS  # what strtoul(3) takes, without a minus
@@ -6085,7 +6150,12 @@ BUSYBOX_FORMS = {
 SAME_NAME_MAX = 100  # lines of one user in a file; more are an attack on the reader's time
 
 
+# Each judge says what its library makes of a line: a Reading, or None where it goes on to the next
+# line as if this one were not there. kind: 'passwd' or 'shadow'.
+
+
 def read_glibc(kind: str, line: FileLine, user: bytes) -> Optional[Reading]:
+    """It skips blanks before the name, and any line whose numbers are none."""
     form = BLANKS + re.escape(user) + b":([^:]*):" + GLIBC_REST[kind]
     match = re.match(form, line.text, re.S)
     if match is None:
@@ -6110,6 +6180,8 @@ def read_musl(kind: str, line: FileLine, user: bytes) -> Optional[Reading]:
 
 
 def read_busybox(kind: str, line: FileLine, user: bytes) -> Optional[Reading]:
+    """It takes blanks off every field, skips a line with another number of fields, and gives up at
+    a bad number or at a long line of shadow."""
     form = BUSYBOX_FORMS[kind]
     fields = []
     for field in line.text.split(b":"):
@@ -6121,7 +6193,7 @@ def read_busybox(kind: str, line: FileLine, user: bytes) -> Optional[Reading]:
     numbers = fields[form.numbers]
     if kind == "shadow":  # there a number may be missing
         numbers = [number for number in numbers if number]
-    # Each number that is good makes it forget that one before was bad.
+    # Only the last one counts: a good number makes it forget that one before was bad.
     if numbers and not re.match(form.number, numbers[-1]):
         return STOPS
     return Reading(fields[1])
@@ -6153,13 +6225,13 @@ def find_user_lines(
     for reader in READERS:
         taken = None
         for match in matches:
-            line = FileLine(match.group(), ended or match.end() < len(data))
-            reading = reader(kind, line, user)
+            has_end = ended or match.end() < len(data)
+            reading = reader(kind, FileLine(match.group(), has_end), user)
             if reading is None:
                 continue
             if reading.field is not None:
                 taken = AccountLine(match.start(), match.end(), reading.field)
-            break
+            break  # the first line that it takes, or at which it gives up, decides
         lines.append(taken)
     return lines
 
@@ -6214,18 +6286,24 @@ class LoginLines(NamedTuple):
     shadow: Tuple[AccountLine, ...]
 
     def same_for_all(self) -> bool:
+        """Do all C libraries take the same lines?"""
         return len(set(self.passwd)) == 1 and len(set(self.shadow)) <= 1
 
     def passwd_fields(self) -> Set[bytes]:
+        """What they read in field 2 of /etc/passwd."""
         return {line.field for line in self.passwd}
 
     def shadow_fields(self) -> Set[bytes]:
+        """What they read in field 2 of /etc/shadow."""
         return {line.field for line in self.shadow}
 
     def refers_to_shadow(self, user: bytes) -> bool:
-        return bool(self.passwd_fields() & {b"x", b"##" + user})
+        """Does /etc/passwd say, to one of them at least, that the password stands in shadow?"""
+        references = {b"x", b"##" + user}
+        return not references.isdisjoint(self.passwd_fields())
 
 
+# $ID$..., or what DES (13 characters) and BSDi (19 after _) made; crypt(5).
 WELL_FORMED_HASH = rb"(\$[0-9a-z]+\$.+|_?[./0-9A-Za-z]{13}|_[./0-9A-Za-z]{19})\Z"
 
 
@@ -6338,7 +6416,7 @@ def require_login_lines(files: AccountFiles, user: bytes, strict: bool = False) 
     whatever writes the file adds it."""
     name = format_bytes(user)
     # The name can be an account's: not a NIS entry or a comment, and no blanks that a library cuts.
-    if user[:1] in (b"+", b"-", b"#") or user != user.strip(b"\t\v\f\r "):
+    if user.startswith((b"+", b"-", b"#")) or user != user.strip(b"\t\v\f\r "):
         raise Refused("%s is no name of an account" % name)
     # Somebody can log in at all.
     if files.passwd is None:
@@ -6359,9 +6437,7 @@ def require_login_lines(files: AccountFiles, user: bytes, strict: bool = False) 
     # No line above takes in accounts from elsewhere.
     require_no_nis_before(files.passwd, passwd, name)
     require_no_nis_before(shadow_data, shadow, name)
-    return LoginLines(
-        tuple(line for line in passwd if line), tuple(line for line in shadow if line)
-    )
+    return LoginLines(tuple(filter(None, passwd)), tuple(filter(None, shadow)))
 
 
 def require_no_nul(kind: str, data: bytes) -> None:
@@ -6372,6 +6448,7 @@ def require_no_nul(kind: str, data: bytes) -> None:
 
 
 def why_no_account(files: AccountFiles, name: str, in_shadow: bool) -> str:
+    """in_shadow: there is a line of the user in /etc/shadow."""
     text = "there is no user %s in its /etc/passwd" % name
     if re.search(rb"(?m)^\+", files.passwd or b""):
         return text + " itself, and a + line takes in others from NIS"
@@ -6385,9 +6462,10 @@ def require_undamaged(
 ) -> None:
     """lines: those of find_user_lines."""
     if any(lines) and not all(lines):
+        damage = describe_damage(kind, data, user)
         raise Refused(
             "the line of %s in its /etc/%s is damaged, and C libraries differ on what it says"
-            " (%s): mend it first" % (format_bytes(user), kind, describe_damage(kind, data, user))
+            " (%s): mend it first" % (format_bytes(user), kind, damage)
         )
 
 
@@ -6404,8 +6482,10 @@ def require_no_nis_before(data: bytes, lines: Sequence[Optional[AccountLine]], n
 def require_unlocked(lines: LoginLines, user: bytes, unlock: bool) -> None:
     """Raises Refused for an account that an administrator has locked, in either file; not with
     `unlock`."""
+    if unlock:
+        return
     fields = lines.passwd_fields() | lines.shadow_fields()
-    if not unlock and any(field_state(field) == "locked" for field in fields):
+    if any(field_state(field) == "locked" for field in fields):
         raise Refused(
             "%s is locked by an administrator (! before the hash); --unlock sets a password all the"
             " same" % format_bytes(user)
@@ -6416,10 +6496,8 @@ def require_shadow_line(files: AccountFiles, lines: LoginLines, user: bytes) -> 
     """Raises Refused for a user whose password belongs into a line of /etc/shadow that is not
     there: only the image's own chpasswd can tell what such a line looks like there."""
     if not lines.shadow and lines.refers_to_shadow(user):
-        raise Refused(
-            describe_no_shadow_line(files, user)
-            + "; pwconv, run inside, makes it where the image has that"
-        )
+        reason = describe_no_shadow_line(files, user)
+        raise Refused(reason + "; pwconv, run inside, makes it where the image has that")
 
 
 # What is worth a note, before and after.
@@ -6471,15 +6549,19 @@ def today() -> int:
 
 
 def split_line(shadow: bytes, line: AccountLine) -> List[bytes]:
+    """The fields of a line of /etc/shadow, numbered from 0."""
     return shadow[line.start : line.end].split(b":")
 
 
 def has_expired(shadow: bytes, line: AccountLine) -> bool:
+    """By field 8, the day since which nobody logs in any more; shadow(5)."""
     fields = split_line(shadow, line)
-    return len(fields) > 7 and fields[7].isdigit() and int(fields[7]) <= today()
+    if len(fields) < 8 or not fields[7].isdigit():
+        return False
+    return int(fields[7]) <= today()
 
 
-def describe_change(before: AccountFiles, after: AccountFiles, hashes: Dict[bytes, bytes]) -> str:
+def describe_change(before: AccountFiles, after: AccountFiles, hashes: Hashes) -> str:
     """What is worth a note in a container whose passwords are set."""
     notes = []
     lines = {user: require_login_lines(after, user) for user in hashes}
@@ -6501,7 +6583,7 @@ def changed_more(before: AccountFiles, after: AccountFiles, users: Iterable[byte
     try:
         if blank_passwords(before, users) == blank_passwords(after, users):
             return False
-    except Refused:
+    except Refused:  # one of them has no line that can be read
         pass
     return all(require_login_lines(before, user).shadow for user in users)
 
@@ -6526,10 +6608,13 @@ def describe_odd_date(shadow: bytes, accounts: Dict[bytes, LoginLines]) -> str:
         if not lines.shadow:
             continue
         day = split_line(shadow, lines.shadow[0])[2]
-        if day.isdigit() and abs(int(day) - today()) > 1:
+        if not day.isdigit():
+            continue
+        off = int(day) - today()
+        if abs(off) > 1:
             return (
                 "the date of last change was written %d days off: is the container's clock shifted?"
-                % (int(day) - today())
+                % off
             )
     return ""
 
@@ -6537,7 +6622,7 @@ def describe_odd_date(shadow: bytes, accounts: Dict[bytes, LoginLines]) -> str:
 # The account files with the hashes in them, and whether they say what they should.
 
 
-def edit_accounts(files: AccountFiles, hashes: Dict[bytes, bytes], day: int) -> AccountFiles:
+def edit_accounts(files: AccountFiles, hashes: Hashes, day: int) -> AccountFiles:
     """The files with each user's hash and date of last change (days since 1970) set, and every
     other byte kept. Field 2 of /etc/passwd becomes `x`; where shadow has no line and that field is
     the password, the hash goes there. Raises Refused."""
@@ -6545,6 +6630,7 @@ def edit_accounts(files: AccountFiles, hashes: Dict[bytes, bytes], day: int) -> 
     for user, value in hashes.items():
         lines = require_login_lines(new, user)
         require_shadow_line(new, lines, user)
+        # The hash stands in one of the two files, and /etc/passwd tells which one it is.
         field = value
         if lines.shadow:
             field = b"x"
@@ -6553,10 +6639,12 @@ def edit_accounts(files: AccountFiles, hashes: Dict[bytes, bytes], day: int) -> 
         if lines.passwd_fields() != {field}:
             passwd = set_fields(new.passwd or b"", lines.passwd, field)
             new = AccountFiles(passwd, new.shadow)
-    for user in passwords_not_set(new, hashes):
+    # Judged as it will be read back, before anything is written.
+    left = passwords_not_set(new, hashes)
+    if left:
         raise Refused(
             "the line of %s would not be read by every C library with this hash (too long?)"
-            % format_bytes(user)
+            % format_bytes(left[0])
         )
     return new
 
@@ -6577,7 +6665,7 @@ def set_fields(
     return data
 
 
-def passwords_not_set(files: AccountFiles, hashes: Dict[bytes, bytes]) -> List[bytes]:
+def passwords_not_set(files: AccountFiles, hashes: Hashes) -> List[bytes]:
     """The users whose account would not open with the password of this hash, or also with another
     one."""
     return [user for user, value in hashes.items() if not login_takes(files, user, value)]
@@ -6589,9 +6677,12 @@ def login_takes(files: AccountFiles, user: bytes, value: bytes) -> bool:
         lines = require_login_lines(files, user, strict=True)
     except Refused:
         return False
-    if lines.passwd_fields() == {b"x"}:
-        return lines.shadow_fields() == {value}
-    return lines.passwd_fields() == {value} and lines.shadow_fields() <= {value}
+    in_passwd = lines.passwd_fields()
+    in_shadow = lines.shadow_fields()
+    if in_passwd == {b"x"}:
+        return in_shadow == {value}
+    # Programs that prefer a line in shadow, where there is one, must find the same there.
+    return in_passwd == {value} and in_shadow <= {value}
 
 
 # By exec: the image's own chpasswd, where it can do no harm.
@@ -6627,8 +6718,9 @@ def etc_state(container: Container) -> Optional[EtcState]:
     except MethodUnavailable:
         return None
     try:
-        above = os.stat("..", dir_fd=etc)
-        return EtcState(os.fstat(etc).st_ino, above.st_ctime_ns)
+        # /etc was opened below the container's root, so what is above it is that root.
+        root = os.stat("..", dir_fd=etc)
+        return EtcState(os.fstat(etc).st_ino, root.st_ctime_ns)
     finally:
         os.close(etc)
 
@@ -6666,15 +6758,14 @@ def require_steady_etc(container: Container) -> Optional[EtcState]:
     state = etc_state(container)
     if state and leads_out(container):
         require_plain_companions(container)
+        # Longer than a tick of the clock that folders have: a later change shows another time.
         time.sleep(STEADY_SECONDS)
         if etc_state(container) != state:
             raise Refused("something in it makes, renames or removes names in its / all the time")
     return state
 
 
-def require_same_etc(
-    container: Container, before: Optional[EtcState], hashes: Dict[bytes, bytes]
-) -> None:
+def require_same_etc(container: Container, before: Optional[EtcState], hashes: Hashes) -> None:
     """Raises PathMoved where /etc was swapped while the image's chpasswd ran, and that did not
     write to the /etc that is there now. before: require_steady_etc's."""
     if not before or not leads_out(container):
@@ -6694,15 +6785,16 @@ def require_same_etc(
     )
 
 
-def format_hash_lines(hashes: Dict[bytes, bytes]) -> bytes:
+def format_hash_lines(hashes: Hashes) -> bytes:
     """USER:HASH lines, as chpasswd -e reads them."""
     return b"".join(user + b":" + value + b"\n" for user, value in hashes.items())
 
 
-def exec_chpasswd(host: Host, container: Container, hashes: Dict[bytes, bytes]) -> Answer:
+def exec_chpasswd(host: Host, container: Container, hashes: Hashes) -> Answer:
     """chpasswd -e in the container, the lines on its standard input, no shell on either side. 126
     and 127 are one (moby#45795): once more by its full path, for a PATH without /usr/sbin."""
     lines = format_hash_lines(hashes)
+    # No -t: a terminal would echo the lines.
     words = ["exec", "-i", "-u", "0", container.id]
     answer = change(host, [*words, "chpasswd", "-e"], lines)
     if answer.rc in (126, 127) and not answer.timed_out:
@@ -6710,14 +6802,16 @@ def exec_chpasswd(host: Host, container: Container, hashes: Dict[bytes, bytes]) 
     return answer
 
 
-def set_by_exec(host: Host, job: PasswordJob, hashes: Dict[bytes, bytes]) -> Answer:
-    """Raises ContainerGone, MethodUnavailable, Refused, PathMoved."""
+def set_by_exec(host: Host, job: PasswordJob, hashes: Hashes) -> Answer:
+    """Runs the image's own chpasswd. Raises ContainerGone, MethodUnavailable, Refused,
+    PathMoved."""
+    container = job.container
     for user in hashes:
         require_safe_chpasswd(job, user)
-    before = require_steady_etc(job.container)
-    answer = exec_chpasswd(host, job.container, hashes)
-    require_same_etc(job.container, before, hashes)
-    if answer.rc and is_gone_now(host, job.container.id, answer.text()):
+    before = require_steady_etc(container)
+    answer = exec_chpasswd(host, container, hashes)
+    require_same_etc(container, before, hashes)
+    if answer.rc and is_gone_now(host, container.id, answer.text()):
         raise ContainerGone
     return answer
 
@@ -6738,16 +6832,18 @@ PLAIN_WORD = (
 PLAIN_NUMBER = r"[(]?(?:[0-9]{1,4}|[0-9a-f]{12}|[0-9a-f]{64})[).,:;]*"
 
 
-def hide_secrets(text: str, hashes: Dict[bytes, bytes]) -> str:
+def hide_secrets(text: str, hashes: Hashes) -> str:
     """What a program of an image said, or HIDDEN where it looks like a hash, or has one in it,
     whole, in pieces, in base64 or in hex."""
     if not is_plain_speech(text):
         return HIDDEN
     lines = format_hash_lines(hashes)
-    encoded = [lines.hex().encode(), lines.hex().upper().encode()]
+    hexadecimal = lines.hex().encode()
+    encoded = [hexadecimal, hexadecimal.upper()]
     for start in range(3):  # base64 of a part that starts elsewhere in a group of three bytes
         encoded.append(base64.b64encode(lines[start:]).rstrip(b"="))
     said = os_bytes(text)
+    # A hash may be broken up by blanks or by quotes.
     unbroken = re.sub(rb"[^$./0-9A-Za-z]", b"", said)
     for shown in (said, unbroken):
         if re.search(rb"\$(?:[0-9a-z]{1,2}|2[abxy])\$", shown):
@@ -6774,8 +6870,13 @@ def is_plain_speech(text: str) -> bool:
 
 def shares_piece(text: bytes, secret: bytes, size: int) -> bool:
     """Do both have the same `size` bytes in a row?"""
-    pieces = {secret[at : at + size] for at in range(len(secret) - size + 1)}
-    return any(text[at : at + size] in pieces for at in range(len(text) - size + 1))
+    return not pieces_of(text, size).isdisjoint(pieces_of(secret, size))
+
+
+def pieces_of(text: bytes, size: int) -> Set[bytes]:
+    """All that are `size` bytes long."""
+    ends = range(size, len(text) + 1)
+    return {text[end - size : end] for end in ends}
 
 
 # One container: the ways, one after the other, and what the read-back says.
@@ -6803,33 +6904,42 @@ def methods_for(container: Container, via: str) -> List[str]:
     return methods
 
 
+def make_hashes(opts: Options, accounts: Sequence[Account]) -> Hashes:
+    """With -e the secrets are hashes already; else each gets a fresh salt."""
+    hashes = {}
+    for account in accounts:
+        if opts.encrypted:
+            hashes[account.user] = account.secret
+        else:
+            hashes[account.user] = sha512_crypt(account.secret, random_password(16))
+    return hashes
+
+
 def set_passwords(
     host: Host, opts: Options, target: Target, job: PasswordJob, accounts: List[Account]
 ) -> ResultRow:
-    """The row of one container: tries the ways in order, judges by the read-back only."""
-    hashes = {}
-    for account in accounts:
-        hashes[account.user] = account.secret
-        if not opts.encrypted:
-            hashes[account.user] = sha512_crypt(account.secret, random_password(16))
-    fields = row_fields([account.user for account in accounts])
+    """The row of one container: tries the ways in order, judges by the read-back only. Raises
+    ContainerGone."""
+    hashes = make_hashes(opts, accounts)
+    fields = row_fields(list(hashes))
     reasons = []  # type: List[str]
     partial = None  # type: Optional[bool]
-    result = MethodResult("failed", "")
-    for method in methods_for(job.container, opts.via):
-        result = try_method(host, opts, job, method, hashes)
-        if result.status not in ("failed", "refused", "partial"):
-            notes = [note for note in (result.msg, job.notes) if note]
-            if reasons:
-                notes.append("not by " + " / ".join(reasons))
-            fields["via"] = method
-            msg = "; ".join(notes)
-            return ResultRow(target.name, target.id, result.status, msg, fields, partial)
-        partial = bool(partial) or result.status == "partial"
-        reasons.append("%s: %s" % (method, result.msg))
     status = "failed"
-    if result.status == "refused" and not partial:
-        status = "refused"
+    for method in methods_for(job.container, opts.via):
+        status, msg = try_method(host, opts, job, method, hashes)
+        if status in ("failed", "refused", "partial"):
+            # The next way may succeed.
+            partial = bool(partial) or status == "partial"
+            reasons.append("%s: %s" % (method, msg))
+            continue
+        notes = [msg, job.notes]
+        if reasons:
+            notes.append("not by " + " / ".join(reasons))
+        msg = "; ".join(note for note in notes if note)
+        fields["via"] = method
+        return ResultRow(target.name, target.id, status, msg, fields, partial)
+    if status != "refused" or partial:
+        status = "failed"
     return ResultRow(target.name, target.id, status, "; ".join(reasons), fields, partial)
 
 
@@ -6839,7 +6949,7 @@ def row_fields(users: Sequence[bytes]) -> Dict[str, object]:
 
 
 def try_method(
-    host: Host, opts: Options, job: PasswordJob, method: str, hashes: Dict[bytes, bytes]
+    host: Host, opts: Options, job: PasswordJob, method: str, hashes: Hashes
 ) -> MethodResult:
     """Raises ContainerGone."""
     try:
@@ -6857,9 +6967,7 @@ def try_method(
         return MethodResult("failed", str(err))
 
 
-def send_hashes(
-    host: Host, job: PasswordJob, method: str, hashes: Dict[bytes, bytes]
-) -> SentAccounts:
+def send_hashes(host: Host, job: PasswordJob, method: str, hashes: Hashes) -> SentAccounts:
     """Hands the hashes to a container by one way. Raises ContainerGone, MethodUnavailable,
     Refused."""
 
@@ -6876,7 +6984,7 @@ def send_hashes(
 
 
 def judge_read_back(
-    host: Host, opts: Options, job: PasswordJob, hashes: Dict[bytes, bytes], sent: SentAccounts
+    host: Host, opts: Options, job: PasswordJob, hashes: Hashes, sent: SentAccounts
 ) -> MethodResult:
     """Raises ContainerGone."""
     files = sent.files
@@ -6898,25 +7006,27 @@ def judge_read_back(
 
 
 def explain_failure(
-    answer: Optional[Answer], files: AccountFiles, hashes: Dict[bytes, bytes], left: List[bytes]
+    answer: Optional[Answer], files: AccountFiles, hashes: Hashes, left: List[bytes]
 ) -> MethodResult:
     """Where the read-back does not show every hash. left: the users that are not set."""
     if len(left) < len(hashes):
-        done = ", ".join(format_bytes(user) for user in hashes if user not in left)
-        missed = ", ".join(format_bytes(user) for user in left)
-        return MethodResult("partial", "the image's chpasswd set %s but not %s" % (done, missed))
-    if any(hashes[user] in (files.shadow or b"") for user in left):
+        done = [format_bytes(user) for user in hashes if user not in left]
+        missed = [format_bytes(user) for user in left]
+        msg = "the image's chpasswd set %s but not %s" % (", ".join(done), ", ".join(missed))
+        return MethodResult("partial", msg)
+    shadow = files.shadow or b""
+    if any(hashes[user] in shadow for user in left):
         return MethodResult(
             "partial",
             "the image's chpasswd wrote to /etc/shadow, but login reads another place (field 2 of"
             " /etc/passwd, or another line)",
         )
-    if answer and answer.rc in (126, 127):
-        return MethodResult("failed", "there is no chpasswd inside that runs (exit %d)" % answer.rc)
-    if answer and answer.rc:
+    if answer is None or answer.rc == 0:
+        return MethodResult("failed", "chpasswd reported success, but nothing changed")
+    said = "there is no chpasswd inside that runs"
+    if answer.rc not in (126, 127):
         said = hide_secrets(first_line(answer), hashes)
-        return MethodResult("failed", "%s (exit %d)" % (said, answer.rc))
-    return MethodResult("failed", "chpasswd reported success, but nothing changed")
+    return MethodResult("failed", "%s (exit %d)" % (said, answer.rc))
 
 
 # The command.
@@ -6955,6 +7065,7 @@ def password_source(host: Host, opts: Options) -> str:
 
 
 def require_generate_options(opts: Options) -> None:
+    """Raises UsageError."""
     if opts.generate != bool(opts.output):
         raise UsageError("--generate and --output FILE go together")
     if opts.generate and opts.encrypted:
@@ -6964,6 +7075,7 @@ def require_generate_options(opts: Options) -> None:
 
 
 def claim_password_stdin(host: Host, source: str) -> str:
+    """Returns the source. A dry run reads nothing. Raises UsageError."""
     hint = "--password-file FILE"
     if source == "stdin":
         hint += "; on a terminal leave --password-stdin out to be asked"
@@ -6992,6 +7104,7 @@ def read_accounts(opts: Options, source: str, user: bytes) -> List[Account]:
 
 
 def read_password_lines(opts: Options) -> List[Account]:
+    """From standard input. Raises UsageError."""
     data = read_input("-", 1 << 22, "standard input")
     if not data.strip(b"\r\n "):
         raise UsageError(
@@ -7010,6 +7123,7 @@ def read_password(path: str) -> bytes:
 
 
 def ask_twice(user: bytes) -> bytes:
+    """On the terminal, without echo. Raises UsageError."""
     try:
         first = ask_secret("New password for %s: " % escape_controls(os_text(user)))
         second = ask_secret("Retype the new password: ")
@@ -7057,6 +7171,10 @@ def format_chpasswd_options(opts: Options) -> List[str]:
     return words
 
 
+# In a script: the file that stands for what this run would read.
+LINES_FILE = '"${DOCKFIX_LINES:?file of USER:PASSWORD lines, mode 0600}"'
+
+
 def plan_chpasswd(
     opts: Options, report: dict, survey: Survey[PasswordJob], users: Sequence[bytes]
 ) -> None:
@@ -7067,8 +7185,9 @@ def plan_chpasswd(
     ids = []
     for target in survey.targets:
         if target.id in survey.rows:
-            rows.append(survey.rows[target.id])
-            lines.append(not_done_comment(rows[-1]))
+            row = survey.rows[target.id]
+            rows.append(row)
+            lines.append(not_done_comment(row))
             continue
         job = survey.facts[target.id]
         methods = methods_for(job.container, opts.via)
@@ -7081,16 +7200,15 @@ def plan_chpasswd(
         lines.append(script_comment(comment))
         ids.append(target.id)
         if not opts.generate:
-            lines.append(
-                'run %s < "${DOCKFIX_LINES:?file of USER:PASSWORD lines, mode 0600}"'
-                % quote_line([*words, target.id])
-            )
+            call = quote_line([*words, target.id])
+            lines.append("run %s < %s" % (call, LINES_FILE))
+    # The passwords of all containers go to one file, which must not be there: so one call.
     if opts.generate and ids:
         lines.append("run " + quote_line(words + ids))
     set_script(opts, report, rows, lines)
 
 
-def check_host_accounts(report: dict, before: Dict[str, Tuple]) -> None:
+def check_host_accounts(report: dict, before: Dict[str, AccountFileState]) -> None:
     """The tripwire: the host's own account files must be as they were."""
     changed = [path for path, state in host_accounts().items() if state != before.get(path)]
     if not changed:
@@ -7108,7 +7226,9 @@ def run_chpasswd(host: Host, opts: Options, report: dict) -> None:
     """look -> refuse -> (dry run: script) -> write the generated passwords -> change -> read
     back."""
     source = password_source(host, opts)
-    user = os_bytes("root" if opts.user is None else opts.user)
+    user = b"root"
+    if opts.user is not None:
+        user = os_bytes(opts.user)
     require_user_name(user, "--user")
     accounts = []  # type: List[Account]
     if source not in ("generate", "prompt") and not opts.dry_run:
@@ -7117,12 +7237,13 @@ def run_chpasswd(host: Host, opts: Options, report: dict) -> None:
     targets = choose_containers(host, opts)
     if not opts.dry_run:
         take_lock(host)
+        # Nobody is asked before the containers are known and the lock is held.
         if source == "prompt":
             accounts = read_accounts(opts, source, user)
     users = [account.user for account in accounts]
     if not users and source != "lines":
         users = [user]
-    host_before = host_accounts()
+    host_files = host_accounts()
     fields = row_fields(users)
 
     def look(container: Container) -> PasswordJob:
@@ -7140,8 +7261,13 @@ def run_chpasswd(host: Host, opts: Options, report: dict) -> None:
         return set_passwords(host, opts, target, job, passwords.get(target.id, accounts))
 
     report_rows(report, run_over_survey(host, opts, survey, work, fields))
-    check_host_accounts(report, host_before)
-    if opts.encrypted and any(account.secret.startswith(b"$y$") for account in accounts):
+    check_host_accounts(report, host_files)
+    if opts.encrypted:
+        warn_of_yescrypt(accounts)
+
+
+def warn_of_yescrypt(accounts: Sequence[Account]) -> None:
+    if any(account.secret.startswith(b"$y$") for account in accounts):
         say(
             "dockfix: warning: musl images (Alpine) and EL7 do not know $y$ hashes; $6$ works"
             " everywhere"
