@@ -4696,7 +4696,8 @@ def open_tree(container: Container) -> Tree:
     """Raises MethodUnavailable where the root is not shown to be the container's own."""
     root = open_root(container)
     points = {mount.point for mount in root.mounts}
-    return Tree(root.fd, {"/": root.fd}, points - {"/"})
+    points.discard("/")
+    return Tree(root.fd, {"/": root.fd}, points)
 
 
 def close_tree(tree: Tree) -> None:
@@ -4808,7 +4809,8 @@ def copy_xattrs(source: int, new: int) -> None:
         raise
     for name in names:
         value = os.getxattr(source, name)
-        if name not in os.listxattr(new) or os.getxattr(new, name) != value:
+        present = os.listxattr(new)
+        if name not in present or os.getxattr(new, name) != value:
             os.setxattr(new, name, value)
 
 
@@ -5105,8 +5107,9 @@ def send_members(
     """One `docker cp - C:/`. The folders on the way go with the members, as they are: the daemon
     refuses to put a folder over what is none, so it looks at each of them once more itself, right
     before it writes below (NoOverwriteDirNonDir; seen on 20.10 and 28)."""
+    paths = [member.path for member in members]
     sent = []
-    for path in folders_above([member.path for member in members]):
+    for path in folders_above(paths):
         if path in folders and folders[path].kind == "dir":
             sent.append(folders[path])
     sent += members
@@ -5128,8 +5131,9 @@ def require_unmoved_by_cp(host: Host, container: Container, paths: Sequence[str]
     or where the container did not stand still."""
     now = inspect_running(host, container.id)
     reason = ""
-    state = (container.running, container.paused, container.started)
-    if leads_out(now) and (now.running, now.paused, now.started) != state:
+    before = (container.running, container.paused, container.started)
+    after = (now.running, now.paused, now.started)
+    if leads_out(now) and after != before:
         reason = "it was started, stopped or unpaused by something else"
     folders = {}  # type: Folders
     try:
@@ -5172,10 +5176,12 @@ def change_members_by_cp(
         require_as_former(present, former)
         if not is_same_member(present, member):
             wanted.append(member)
+    # From here on there are changes.
     answer = None
     if wanted:
         answer = send_members(host, container, folders, wanted)
     removed = remove_by_cp(host, container, folders, remove)
+    # What was written is where it should be, and is what it should be.
     folders = require_unmoved_by_cp(host, container, paths)
     if answer is not None:
         require_as_sent(host, container, folders, answer, wanted)
@@ -5199,8 +5205,10 @@ def remove_by_cp(
     for member in present:
         if member.kind == "dir":
             inner.append(member.path)
-        else:
-            send_members(host, container, folders, [link_to_nothing(member)])
+            continue
+        # One docker cp for each: it ends with an error at the first link that it cannot make.
+        send_members(host, container, folders, [link_to_nothing(member)])
+    # Where it has mounts, a link could lead the image's rmdir into one.
     if inner and can_exec(container) and not leads_out(container):
         change(host, ["exec", "-u", "0", container.id, "rmdir", *deepest_first(inner)])
     return [member.path for member in present]
@@ -5331,10 +5339,13 @@ def open_etc(container: Container) -> int:
 
 
 def open_etc_below(root: OpenedRoot) -> int:
-    if not stat.S_ISDIR(os.stat("etc", dir_fd=root.fd, follow_symlinks=False).st_mode):
+    """open_etc, without its words for an OSError."""
+    status = os.stat("etc", dir_fd=root.fd, follow_symlinks=False)
+    if kind_of(status.st_mode) != "dir":
         raise Refused("its /etc is a link, not a directory")
     etc = os.open("etc", OPEN_FOLDER, dir_fd=root.fd)
     try:
+        # A mount on one of the files, and one on the folder.
         for mount in root.mounts:
             if mount.point in ACCOUNT_PATHS:
                 raise EtcIsAMount("its %s is a mount" % mount.point)
@@ -5352,7 +5363,7 @@ def read_accounts_by_proc(etc: int) -> OpenedAccounts:
 
 
 def read_account_file(etc: int, name: str) -> Optional[FileRead]:
-    """None where there is no such file."""
+    """None where there is no such file. Raises MethodUnavailable, Refused."""
     path = "/etc/" + name
     try:
         return read_file_at(etc, name, ACCOUNTS_MAX, path)
@@ -5370,6 +5381,7 @@ def write_accounts_by_proc(container: Container, edit: EditAccounts, stop: threa
     try:
         lock = lock_accounts(etc, os.fstat(etc), stop)
         try:
+            # Under the lock, so that no change of another program is lost.
             old = read_accounts_by_proc(etc)
             replace_account_files(etc, old, edit(old.content()))
         finally:
@@ -5384,6 +5396,7 @@ def lock_accounts(etc: int, owner: os.stat_result, stop: threading.Event) -> int
     """The lock of lckpwdf(3), waited for LOCK_SECONDS. owner: /etc's."""
     lock = open_accounts_lock(etc, owner)
     end = time.monotonic() + LOCK_SECONDS
+    # Asked again and again: in a thread, no signal would end a call that waits.
     try:
         while True:
             try:
@@ -5426,6 +5439,7 @@ def replace_account_files(etc: int, old: OpenedAccounts, new: AccountFiles) -> N
         try:
             replace_account_file(etc, name, data, former.status)
         except (OSError, MethodUnavailable, Refused):
+            # Back to what was read, so that no account is left with half of its change.
             for done in replaced:
                 now = os.stat(done, dir_fd=etc, follow_symlinks=False)
                 replace_account_file(etc, done, getattr(old, done).data, now)
@@ -5441,15 +5455,19 @@ def replace_account_file(etc: int, name: str, data: bytes, old: os.stat_result) 
     source = open_regular_at(etc, name, os.O_RDONLY, ACCOUNTS_MAX, "/etc/" + name)
     new = -1
     try:
+        # Closed to everybody else until all of it is there.
         new = os.open(copy, CREATE_FILE, 0o600, dir_fd=etc)
         write_all(new, data)
         os.fchown(new, old.st_uid, old.st_gid)
         os.fchmod(new, stat.S_IMODE(old.st_mode))
         copy_xattrs(source, new)
+        # On the disk before it has the name: a power cut leaves the old file or the new one.
         os.fsync(new)
-        # The file that was read, and the one that has the name now: both as they were.
+        # The file that was read, and the one that has the name now: both as they were. Not every
+        # program takes the lock.
+        opened = os.fstat(source)
         named = os.stat(name, dir_fd=etc, follow_symlinks=False)
-        if not file_state(os.fstat(source)) == file_state(named) == file_state(old):
+        if file_state(opened) != file_state(old) or file_state(named) != file_state(old):
             raise MethodUnavailable("its /etc/%s was changed by another program meanwhile" % name)
         os.rename(copy, name, src_dir_fd=etc, dst_dir_fd=etc)
     except BaseException:
@@ -5486,10 +5504,10 @@ def read_accounts_by_cp(host: Host, container: Container, first: bool = False) -
     """The account files by docker cp; ids are the host's under user-namespace remapping. The first
     look asks about /etc too, and each one where there are mounts: docker cp would follow a link
     there. Raises ContainerGone, MethodUnavailable, Refused."""
-    etc = Member("/etc", "dir")
+    etc_kind = "dir"  # where nothing speaks against it
     if first or leads_out(container):
-        etc = read_kind_by_cp(host, container, "/etc")
-    if etc.kind not in ("dir", "absent"):
+        etc_kind = read_kind_by_cp(host, container, "/etc").kind
+    if etc_kind not in ("dir", "absent"):
         raise Refused("its /etc is a link, not a directory")
     members = []
     for path in ACCOUNT_PATHS:
@@ -5519,13 +5537,17 @@ def accounts_tar(files: Sequence[Member], base: Tuple[int, int], etc: Optional[M
         folder = "/etc"
         members.append(etc)
     now = int(time.time())
-    path = folder + "/" + SHADOW_COPY_NAME
-    copy = Member(path, "file", mtime=now)
+    copy_path = folder + "/" + SHADOW_COPY_NAME
+    copy = Member(copy_path, "file", mtime=now)
     for file in files:
-        copy = file._replace(path=path, mtime=now)
+        # The content under the other name, with the owner and the mode of the file.
+        copy = file._replace(path=copy_path, mtime=now)
+        members.append(copy)
+        # Its own name becomes a second name of that content; nothing is written any more.
         place = folder + "/" + posixpath.basename(file.path)
-        link = file._replace(path=place, kind="hard", data=b"", link=path.lstrip("/"))
-        members += [copy, link]
+        target = copy_path.lstrip("/")
+        members.append(file._replace(path=place, kind="hard", data=b"", link=target))
+    # A new, empty file takes the other name: the content has only its own left.
     members.append(copy._replace(data=b"", mode=0o600))
     return format_tar(members, base)
 
@@ -5540,26 +5562,30 @@ class EtcTarget(NamedTuple):
     etc: Optional[Member]
 
     def send(self, files: Sequence[Member]) -> Answer:
-        place = ":/etc"
+        """The one docker cp that replaces these files; with none it empties the leftover."""
+        place = self.container.id + ":/etc"
         if self.etc:
-            place = ":/"
+            place = self.container.id + ":/"
         tar = accounts_tar(files, self.base, self.etc)
-        return change(self.host, ["cp", "-", self.container.id + place], tar)
+        return change(self.host, ["cp", "-", place], tar)
 
     def require_unmoved(self) -> None:
+        """Raises PathMoved. There is nothing to compare where the tar went to an /etc that is a
+        mount."""
         if self.etc:
             require_unmoved_by_cp(self.host, self.container, ACCOUNT_PATHS)
 
     def remove_leftover(self) -> None:
         """By the image's rm, where it has one and no link can lead it to a mount; a leftover that
         stays is empty."""
+        container = self.container
         path = "/etc/" + SHADOW_COPY_NAME
-        if can_exec(self.container) and not leads_out(self.container):
-            change(self.host, ["exec", "-u", "0", self.container.id, "rm", "-f", path])
-        elif self.container.running and self.etc:
+        if can_exec(container) and not leads_out(container):
+            change(self.host, ["exec", "-u", "0", container.id, "rm", "-f", path])
+        elif container.running and self.etc:
             uid, gid = self.base
-            nothing = link_to_nothing(Member(path, "file", uid=uid, gid=gid))
-            send_members(self.host, self.container, {"/etc": self.etc}, [nothing])
+            leftover = Member(path, "file", uid=uid, gid=gid)
+            send_members(self.host, container, {"/etc": self.etc}, [link_to_nothing(leftover)])
 
 
 def find_etc_target(host: Host, container: Container) -> EtcTarget:
@@ -5568,7 +5594,8 @@ def find_etc_target(host: Host, container: Container) -> EtcTarget:
     base = cp_base(host, container)
     etc = None
     if not mounts_over(container, ACCOUNT_PATHS):
-        etc = collect_folders_by_cp(host, container, ACCOUNT_PATHS)["/etc"]
+        folders = collect_folders_by_cp(host, container, ACCOUNT_PATHS)
+        etc = folders["/etc"]
         if etc.kind == "absent":
             raise Refused("it has no /etc")
     return EtcTarget(host, container, base, etc)
@@ -5593,6 +5620,7 @@ def write_accounts_by_cp(host: Host, container: Container, edit: EditAccounts) -
 def send_accounts(host: Host, container: Container, edit: EditAccounts) -> SentAccounts:
     """write_accounts_by_cp, while nothing in the container runs that could lead it elsewhere."""
     target = find_etc_target(host, container)
+    # Read once more: the look may be long ago, and every other byte is to stay as it is now.
     members = read_accounts_by_cp(host, container)
     old = members.content()
     new = edit(old)
@@ -5607,6 +5635,7 @@ def send_accounts(host: Host, container: Container, edit: EditAccounts) -> SentA
     answer = target.send(after)
     if answer.timed_out:
         return SentAccounts(answer, read_back_by_cp(host, container))
+    # The exit status of docker cp proves nothing: what is there decides.
     target.require_unmoved()
     present = read_back_by_cp(host, container)
     if present == new:
@@ -5672,12 +5701,15 @@ MEMBER_TYPES = [str, str, bytes, str, int, int, int, int]
 
 
 def format_undo(undo: Undo) -> bytes:
+    """JSON; the content of files is in base64."""
     members = []
     for member in undo.members:
-        text = base64.b64encode(member.data).decode("ascii")
-        members.append(dict(member._asdict(), data=text))
+        fields = dict(member._asdict())
+        fields["data"] = base64.b64encode(member.data).decode("ascii")
+        members.append(fields)
     record = dict(undo._asdict(), schema=UNDO_SCHEMA, members=members)
-    return (json.dumps(record, indent=1) + "\n").encode("ascii")
+    text = json.dumps(record, indent=1) + "\n"
+    return text.encode("ascii")
 
 
 def parse_undo(data: bytes, kind: str, ident: str) -> Undo:
@@ -5686,10 +5718,10 @@ def parse_undo(data: bytes, kind: str, ident: str) -> Undo:
     try:
         record = json.loads(data.decode("utf-8", "replace"))
         members = [parse_undo_member(fields) for fields in record.pop("members")]
-        if (record.pop("schema"), record["kind"], record["id"]) != (UNDO_SCHEMA, kind, ident):
+        schema = record.pop("schema")
+        if schema != UNDO_SCHEMA or record["kind"] != kind or record["id"] != ident:
             raise ValueError("another record")
-        form = UNDO_FORMS[kind]
-        if not is_undo_of_form(members, record["more"], form):
+        if not is_undo_of_form(members, record["more"], UNDO_FORMS[kind]):
             raise ValueError("not a record")
         return Undo(members=tuple(members), **record)
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
@@ -5697,6 +5729,7 @@ def parse_undo(data: bytes, kind: str, ident: str) -> Undo:
 
 
 def parse_undo_member(fields: dict) -> Member:
+    """Raises what parse_undo catches, for what has not the fields of a member."""
     content = base64.b64decode(fields["data"], validate=True)
     return Member(**dict(fields, data=content))
 
@@ -5718,6 +5751,7 @@ def is_undo_of_form(members: Sequence[Member], facts: object, form: UndoForm) ->
 
 
 def undo_path(host: Host, kind: str, ident: str) -> str:
+    """Where the record of a container is. ident: its full id."""
     return os.path.join(host.state, "undo", "%s-%s.json" % (kind, ident))
 
 
@@ -5779,6 +5813,7 @@ def utc_microseconds() -> str:
 
 
 def drop_undo(host: Host, kind: str, ident: str) -> None:
+    """Nothing is left to undo."""
     suppress_errors(os.unlink, os_bytes(undo_path(host, kind, ident)))
 
 
@@ -5797,10 +5832,13 @@ def drop_undo_if_void(host: Host, listed: Sequence[str]) -> None:
     folder = os_bytes(os.path.join(host.state, "undo"))
     for name in suppress_errors(os.listdir, folder) or []:
         record = re.match(r"([a-z]+)-([0-9a-f]{64})\.json\Z", os.fsdecode(name))
-        if record is None or record.group(2) in listed:
+        if record is None:
+            continue
+        kind, ident = record.groups()
+        if ident in listed:
             continue
         try:
-            undo = load_undo(host, record.group(1), record.group(2))
+            undo = load_undo(host, kind, ident)
         except DockfixError:  # nothing that is done now rests on it
             continue
         if undo and undo.engine and undo.engine == engine_info(host).id:
@@ -5811,8 +5849,8 @@ def drop_undo_if_void(host: Host, listed: Sequence[str]) -> None:
 
 
 def processes_of(container: Container) -> Dict[int, bool]:
-    """{pid: does it map a libfaketime?}; {} where that cannot be seen (not root, another host, none
-    runs)."""
+    """{pid: does it map a libfaketime?} of all its processes; {} where that cannot be seen (not
+    root, another host, none runs)."""
     maps = {}  # type: Dict[int, bool]
     if os.geteuid() != 0 or not container.pid:
         return maps
