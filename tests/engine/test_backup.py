@@ -742,7 +742,7 @@ def start_and_kill(lab, recorder, mark, *words):
         process.poll() is None
         and time.time() < deadline
         and not any(
-            mark.encode() in lab.read(os.path.join(recorder.log, name)).split(b"\0")
+            mark.encode() in lab.read_bytes(os.path.join(recorder.log, name)).split(b"\0")
             for name in os.listdir(recorder.log)
             if name.endswith(".argv")
         )

@@ -30,7 +30,7 @@ PASSWORDS = {way: "for the %s way" % way for way in ("exec", "proc", "cp")}
 @pytest.fixture(scope="module")
 def ways(lab):
     """{way: (run, shadows after it)}; the shadows before under None."""
-    host = lab.host_dir("chrooted", {"sleep": lab.read(static_busybox())})
+    host = lab.host_dir("chrooted", {"sleep": lab.read_bytes(static_busybox())})
     os.mkdir(os.path.join(host, "etc"))
     with open(os.path.join(host, "etc", "shadow"), "wb") as f:
         f.write(b"root:*:18000:0:99999:7:::\n")
@@ -154,13 +154,13 @@ def test_allow_shared_etc_lifts_the_refusal_but_never_for_the_hosts_own(lab):
     lab.create("own-root", "-v", "/:/etc:ro")
     lab.create("own-shadow", "-v", "/etc/shadow:/etc/shadow:ro")
     names = ["shared", "shared-created", "own-etc", "own-etc-by-link", "own-root", "own-shadow"]
-    own, before = lab.read("/etc/shadow"), lab.read(os.path.join(shared, "shadow"))
+    own, before = lab.read_bytes("/etc/shadow"), lab.read_bytes(os.path.join(shared, "shadow"))
     refused = lab.dockfix("chpasswd", *([*names, "--json"]), stdin=b"root:pw\n")
     assert refused.rc == 5 and {row["status"] for row in refused.rows.values()} == {
         "refused"
     }, refused
     assert "--allow-shared-etc" in refused.rows["shared"]["msg"]
-    assert lab.read(os.path.join(shared, "shadow")) == before
+    assert lab.read_bytes(os.path.join(shared, "shadow")) == before
     run = lab.dockfix("chpasswd", *([*names, "--allow-shared-etc", "--json"]), stdin=b"root:pw\n")
     assert run.rc == 3, run
     assert {name for name, row in run.rows.items() if row["status"] == "changed"} == {
@@ -169,9 +169,9 @@ def test_allow_shared_etc_lifts_the_refusal_but_never_for_the_hosts_own(lab):
     }, run
     assert {run.rows[name]["status"] for name in names[2:]} == {"refused"}
     for folder in (shared, stopped):
-        field = lab.field_of(lab.read(os.path.join(folder, "shadow"))).encode()
+        field = lab.field_of(lab.read_bytes(os.path.join(folder, "shadow"))).encode()
         assert lab.crypt(b"pw", field) == field
-    assert lab.read("/etc/shadow") == own
+    assert lab.read_bytes("/etc/shadow") == own
 
 
 def test_a_volume_of_the_hosts_etc_is_known_before_it_is_mounted(lab):
@@ -227,8 +227,8 @@ def test_generate_gives_every_container_its_own(lab):
     run = lab.dockfix("chpasswd", "--generate", "--output", output, "--json", *names)
     assert run.rc == 3, run
     assert os.stat(output).st_mode & 0o7777 == 0o600
-    lines = [line.split("\t") for line in lab.read(output).decode().splitlines()]
-    assert {line[0] for line in lines} >= {"gen1", "gen2", "gen3"} and lab.read(output).endswith(
+    lines = [line.split("\t") for line in lab.read_bytes(output).decode().splitlines()]
+    assert {line[0] for line in lines} >= {"gen1", "gen2", "gen3"} and lab.read_bytes(output).endswith(
         b"\n"
     )
     assert all(
@@ -243,9 +243,9 @@ def test_generate_gives_every_container_its_own(lab):
     assert [
         name for name in names if name in passwords and lab.opens(name, passwords[name])
     ] == names[:3]
-    content = lab.read(output)
+    content = lab.read_bytes(output)
     again = lab.dockfix("chpasswd", "--generate", "--output", output, "--json", *names)
-    assert again.rc == 5 and lab.read(output) == content and lab.opens("gen1", passwords["gen1"])
+    assert again.rc == 5 and lab.read_bytes(output) == content and lab.opens("gen1", passwords["gen1"])
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ class Animal:
             host = lab.host_dir(
                 name + (HOSTILE.replace("/", "_") if "hostile" in name else ""), below=self.host
             )
-            busybox = lab.read(static_busybox())
+            busybox = lab.read_bytes(static_busybox())
             with open(os.path.join(host, "sleep"), "wb") as f:
                 f.write(busybox)
             os.chmod(f.name, 0o755)
@@ -489,5 +489,5 @@ def test_no_host_directory_and_no_host_file_was_touched(lab, visit):
     assert len(lab.watched) >= 12
     for path, before in lab.watched.items():
         assert lab.tree(path) == before, path
-    shadow = lab.read("/etc/shadow")
+    shadow = lab.read_bytes("/etc/shadow")
     assert not any(lab.field_of(visit.after[a.name][0].data).encode() in shadow for a in CHANGED)

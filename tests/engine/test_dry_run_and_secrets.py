@@ -76,7 +76,7 @@ def test_the_password_is_nowhere(lab, options):
         recorder.calls()[0].parent[:2] == lab.argv()[:2]
     )  # so dockfix's own arguments are among what is searched
     state = b"".join(
-        lab.read(os.path.join(folder, file))
+        lab.read_bytes(os.path.join(folder, file))
         for folder, _, files in os.walk(lab.state)
         for file in files
     )
@@ -145,7 +145,7 @@ def test_password_files_and_generated_passwords_stay_out_of_sight(lab):
     assert run.rc == 3 and lab.opens(names[0], SENTINEL), run
     assert holds(run.out + run.err + recorder.everything()) == []
     run = lab.dockfix("chpasswd", "--generate", "--output", output, "-v", *names, recorder=recorder)
-    made = [line.split("\t")[3] for line in lab.read(output).decode().splitlines()]
+    made = [line.split("\t")[3] for line in lab.read_bytes(output).decode().splitlines()]
     assert run.rc == 3 and len(made) >= 3 and lab.opens(names[1], made[1]), run
     assert not [word for word in made if word.encode() in run.out + run.err + recorder.everything()]
 

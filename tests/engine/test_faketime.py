@@ -368,8 +368,8 @@ def test_containers_that_are_refused(lab, library, made, cannot_run):
         lab.docker("start", "r-go")
         reasons["r-go"] = "Go program"
     wait_until(
-        lambda: b"\nUid:\t0\t1000\t" in lab.read("/proc/%d/status" % lab.pid("r-dropped"))
-        or b"\nUid:\t1000\t1000\t" in lab.read("/proc/%d/status" % lab.pid("r-dropped")),
+        lambda: b"\nUid:\t0\t1000\t" in lab.read_bytes("/proc/%d/status" % lab.pid("r-dropped"))
+        or b"\nUid:\t1000\t1000\t" in lab.read_bytes("/proc/%d/status" % lab.pid("r-dropped")),
         "drop of root",
         120,
     )

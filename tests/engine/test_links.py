@@ -129,7 +129,7 @@ class Victim:
         self.options = ("-v", self.host + ":/mnt/host")
         lab.docker("rm", "-f", name, check=False)
         lab.run(name, *self.options, image=image)
-        lab.docker("cp", "-", name + ":/bin", input=tar_of("swap", lab.read(program)))
+        lab.docker("cp", "-", name + ":/bin", input=tar_of("swap", lab.read_bytes(program)))
         self.prepare(files or {})
 
     def prepare(self, files):

@@ -130,7 +130,7 @@ def seen(lab, path):
                     os.readlink(full)
                     if stat.S_ISLNK(info.st_mode)
                     else (
-                        hashlib.sha256(lab.read(full)).hexdigest()
+                        hashlib.sha256(lab.read_bytes(full)).hexdigest()
                         if stat.S_ISREG(info.st_mode)
                         else ""
                     )
@@ -205,7 +205,7 @@ def test_there_and_back_and_there_for_good(lab):
         done = go(lab, "relocate", "--json", "-y", new)
         assert done.rc == 0 and root(lab) == new and not os.path.exists(old), done
         assert (
-            json.loads(lab.read(lab.engine.path("etc", "upper", "docker", "daemon.json")).decode())[
+            json.loads(lab.read_bytes(lab.engine.path("etc", "upper", "docker", "daemon.json")).decode())[
                 "data-root"
             ]
             == new
@@ -354,7 +354,7 @@ def test_resumed_and_rolled_back_while_the_new_disk_is_not_mounted(lab):
 
 def half_way(lab, journal):
     """The title of the step that the journal says is begun."""
-    found = json.loads(lab.read(journal).decode())
+    found = json.loads(lab.read_bytes(journal).decode())
     return found["plan"]["steps"][found["at"]]["title"]
 
 
@@ -541,7 +541,7 @@ def test_containers_that_ignore_sigterm_have_their_own_time(lab):
             assert {lab.status()[name] for name in names} == {"Up"}
     finally:
         lab.docker("rm", "-f", *names)
-    said = lab.read(log)[mark:].decode("utf-8", "replace")
+    said = lab.read_bytes(log)[mark:].decode("utf-8", "replace")
     assert said.count("using the force") == 2 * len(names), said[-2000:]
     assert "Force shutdown" not in said and documents(lab) == told
 

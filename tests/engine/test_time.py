@@ -39,7 +39,7 @@ def shanghai(lab):
     ):
         if os.path.exists(path):
             with open(os.path.join(etc, os.path.basename(path)), "wb") as f:
-                f.write(lab.read(path))
+                f.write(lab.read_bytes(path))
     os.symlink(PATH, os.path.join(etc, "localtime"))
     return [
         "unshare",
@@ -291,7 +291,7 @@ def test_the_hosts_zone_for_all_then_unchanged_then_undone(lab, street, shanghai
         assert (
             now["/etc/localtime"].kind == "link"
             and now["/etc/localtime"].link == PATH
-            and now[PATH].data == lab.read(PATH)
+            and now[PATH].data == lab.read_bytes(PATH)
         ), name
         assert (
             now["/usr/share/zoneinfo/Asia/Tokyo"] == was.members["/usr/share/zoneinfo/Asia/Tokyo"]
