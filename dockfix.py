@@ -21456,8 +21456,8 @@ def report_restarts(have: Stock, empty: Sequence[str]) -> None:
 # again. The old storage is renamed, never deleted, and nothing is written into a volume in place.
 #
 # The facts: docker keeps the pool's two files as ROOT/devicemapper/devicemapper/data and metadata
-# (moby, daemon/graphdriver/devmapper/deviceset.go); dm-thin's table, status and largest metadata are
-# in the kernel's Documentation/admin-guide/device-mapper/thin-provisioning.rst.
+# (moby, daemon/graphdriver/devmapper/deviceset.go); dm-thin's table, status and largest metadata
+# are in the kernel's Documentation/admin-guide/device-mapper/thin-provisioning.rst.
 
 
 class LoopPool(NamedTuple):
@@ -22100,8 +22100,8 @@ def recreate_steps(
     steps += hold_policies(host, stock.containers)
     steps += stop_container_steps(host, engine.containers)
 
-    # What the containers and volumes hold, from the stopped state, then the proof that the backup is
-    # whole. What others make meanwhile would be in the old storage only, so this fails where
+    # What the containers and volumes hold, from the stopped state, then the proof that the backup
+    # is whole. What others make meanwhile would be in the old storage only, so this fails where
     # somebody did. Undo: the files and the images that were made for it are removed.
     steps += nothing_new_steps(host, engine, stock, "before")
     steps += own_steps(host, backup, False, sealed.id)
@@ -22129,8 +22129,8 @@ def recreate_steps(
     steps += up_steps(engine, pools if new.is_pool() else "")
     steps.append(new_storage_step(host, new))
 
-    # What the backup has, in the new storage. Undo: none for each, the new storage is set aside as a
-    # whole. Volumes and networks have stayed.
+    # What the backup has, in the new storage. Undo: none for each, the new storage is set aside as
+    # a whole. Volumes and networks have stayed.
     have = Stock([], [], stock.networks, stock.volumes)
     steps += restore_steps(host, backup, have, fill=False, undoable=False)
     for doc in stock.containers:
@@ -22299,13 +22299,13 @@ def make_pool_steps(engine: Engine, keeps: str, sizes: Dict[str, int]) -> List[S
 
 # relocate copies Docker's root to another disk and has the daemon use the copy. The old root is
 # never written to and never deleted: it is renamed aside (a mount point stays where it is), and
-# only `discard` deletes it. Whatever the copy would miss, such as a disk that is mounted into a volume,
-# is refused before anything is touched.
+# only `discard` deletes it. Whatever the copy would miss, such as a disk that is mounted into a
+# volume, is refused before anything is touched.
 #
 # The facts: dockerd takes its root from data-root (graph before 17.05). dockerd 20.10 keeps
-# absolute paths of named volumes in the containers' records and fails at them ("error evaluating symlinks
-# from mount source"; measured). A loop pool's name has the disk and the inode of its folder
-# (moby, daemon/graphdriver/devmapper/deviceset.go), so the copy comes up as another pool.
+# absolute paths of named volumes in the containers' records and fails at them ("error evaluating
+# symlinks from mount source"; measured). A loop pool's name has the disk and the inode of its
+# folder (moby, daemon/graphdriver/devmapper/deviceset.go), so the copy comes up as another pool.
 
 
 class Move(NamedTuple):
