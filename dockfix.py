@@ -80,7 +80,7 @@ from typing import (
     Sequence,
     Set,
     Tuple,
-    TypeVar,
+    Type,
     TypeVar,
     Union,
 )
@@ -121,6 +121,12 @@ SHADOW_COPY_NAME = ".shadow.dockfix"
 # beside a settings file that somebody changed during a storage change: what stood there
 FOREIGN_EDIT_SUFFIX = ".dockfix-kept"
 JOURNAL = "journal.json"  # in the state folder while a storage change is under way
+# How a storage change is going, as its journal says it.
+STATE_ON = "on"  # its steps are done, one after the other
+STATE_BACK = "back"  # they are undone, one after the other
+STATE_DONE = "done"
+STATE_UNDONE = "undone"
+STATE_DISCARDING = "discarding"  # its old data is being deleted: there is no way back
 HALF_WAY_HINT = "python3 dockfix.py resume, or: python3 dockfix.py rollback"
 HEAD_BYTES = 65536  # of a program: its kind stands at its start
 BUILD_SECONDS = 900.0  # to compile libfaketime
@@ -1967,7 +1973,7 @@ def format_half_way(journal: dict) -> str:
     number = min(journal["at"] + 1, len(steps))
     step = steps[number - 1]
     text = "%s, step %d of %d: %s" % (plan["kind"], number, len(steps), step["title"])
-    if journal["going"] == "back":
+    if journal["going"] == STATE_BACK:
         text += " (being undone)"
     return text
 
@@ -16323,13 +16329,17 @@ def plan_error(plan: Plan, fault: str) -> DockfixError:
 
 
 class Journal(NamedTuple):
-    """How far a plan is: step `at` (from 0) is begun, those before it are done; reached is the
-    furthest one ever begun. going: 'on', 'back', 'done', 'undone' or 'discarding'."""
+    """How far a plan is.
+
+    at: the step (from 0) that is begun; those before it are done.
+    reached: the furthest step that was ever begun.
+    state: STATE_ON, STATE_BACK, STATE_DONE, STATE_UNDONE or STATE_DISCARDING.
+    """
 
     plan: Plan
     at: int = 0
     reached: int = 0
-    state: str = "on"
+    state: str = STATE_ON
 
 
 def step_index(plan: Plan, step_id: str) -> int:
@@ -17142,8 +17152,20 @@ def write_journal(host: Host, journal: Journal) -> None:
         journal.reached,
         host.known.journal_plan_text,
     )
-    name = JOURNAL if journal.state in ("on", "back") else plan.name + ".json"
-    replace_file(os.path.join(host.state, name), text.encode("ascii"))
+    path = record_path(host, plan)
+    if journal.state in (STATE_ON, STATE_BACK):
+        path = journal_path(host)
+    replace_file(path, text.encode("ascii"))
+
+
+def journal_path(host: Host) -> str:
+    """Of the journal of a change that stands half-way."""
+    return os.path.join(host.state, JOURNAL)
+
+
+def record_path(host: Host, plan: Plan) -> str:
+    """Of the journal of a change that is finished, as long as its old data is kept."""
+    return os.path.join(host.state, plan.name + ".json")
 
 
 def save_journal(host: Host, journal: Journal) -> None:
@@ -17302,117 +17324,125 @@ def run_steps_on(host: Host, journal: Journal, progress: Progress) -> None:
             raise half_way_error(host, None)
         step = steps[number]
         do_step(host, step, progress.step(number + 1, step.title, step_size(step)))
-    close_journal(host, Journal(plan, len(steps), len(steps) - 1, "done"))
+    close_journal(host, Journal(plan, len(steps), len(steps) - 1, STATE_DONE))
 
 
 def undo_steps_back(host: Host, journal: Journal, progress: Progress) -> None:
     """Undoes the steps from where the journal stands down to the first. Raises HalfWay where one
-    cannot be."""
+    cannot be undone."""
     plan = journal.plan
     steps = bind_steps(plan)
     for number in range(min(journal.at, len(steps) - 1), -1, -1):
-        save_journal(host, Journal(plan, number, journal.reached, "back"))
+        save_journal(host, Journal(plan, number, journal.reached, STATE_BACK))
         if host.stop.is_set():
             raise half_way_error(host, None)
-        step = steps[number]
-        void_after = step.undo_void_after
-        if void_after and step_index(plan, void_after) <= journal.reached:
-            continue
-        for undo in step.undo:
+        for undo in undo_of(journal, steps[number]):
             try:
                 do_step(host, undo, progress.step(number + 1, undo.title, undo.size))
             except DockfixError as err:
                 raise half_way_error(host, err) from None
-    close_journal(host, Journal(plan, 0, journal.reached, "undone"))
+    close_journal(host, Journal(plan, 0, journal.reached, STATE_UNDONE))
 
 
-def kept_folder(plan: Plan, going: str) -> str:
-    """The old data that is there for rollback and discard, '' where there is none. A relocate that
-    was undone has its old root in use again."""
-    if plan.kind == "relocate" and going in ("back", "undone"):
+def undo_of(journal: Journal, step: Step) -> Tuple[Step, ...]:
+    """What undoes a step of the change; nothing where that is void by now."""
+    void_after = step.undo_void_after
+    if void_after and step_index(journal.plan, void_after) <= journal.reached:
+        return ()
+    return step.undo
+
+
+def kept_folder(plan: Plan, state: str) -> str:
+    """The old data that is there for rollback and discard, '' where there is none. state: of its
+    journal."""
+    if not keeps_data(plan, state):
         return ""
-    if plan.keeps and os.path.isdir(os_bytes(plan.keeps)):
-        return plan.keeps
-    return ""
+    return plan.keeps if os.path.isdir(os_bytes(plan.keeps)) else ""
+
+
+def keeps_data(plan: Plan, state: str) -> bool:
+    """A relocate that is undone has its old root in use again."""
+    if plan.kind == "relocate" and state in (STATE_BACK, STATE_UNDONE):
+        return False
+    return bool(plan.keeps)
 
 
 def close_journal(host: Host, journal: Journal) -> None:
     """The end of a change. Where old data is kept, the record stays under the change's name, for
     rollback and discard. Raises HalfWay: what is done stays done, nothing is undone for the sake of
     the journal."""
-    record = os.path.join(host.state, journal.plan.name + ".json")
+    record = record_path(host, journal.plan)
     try:
         if kept_folder(journal.plan, journal.state):
             write_journal(host, journal)
         elif os.path.exists(record):
             remove_file(record)
-        if os.path.exists(os.path.join(host.state, JOURNAL)):
-            remove_file(os.path.join(host.state, JOURNAL))
+        if os.path.exists(journal_path(host)):
+            remove_file(journal_path(host))
     except OSError as err:
-        back = journal.state == "undone"
+        done, again = "done", "resume"
+        if journal.state == STATE_UNDONE:
+            done, again = "undone", "rollback"
         raise HalfWay(
             "all steps are %s, but the journal in %s cannot be closed: %s"
-            % ("undone" if back else "done", host.state, err.strerror),
-            "make room there, then: python3 dockfix.py %s" % ("rollback" if back else "resume"),
+            % (done, host.state, err.strerror),
+            "make room there, then: python3 dockfix.py " + again,
         ) from None
 
 
 def closing_steps(host: Host, journal: Journal) -> List[Step]:
     """close_journal for a script that goes on with a change: run again, it or `resume` must not
     begin where that change once stood."""
-    plan, back = journal.plan, journal.state == "back"
-    now, record = os.path.join(host.state, JOURNAL), os.path.join(host.state, plan.name + ".json")
-    keeps = "" if back and plan.kind == "relocate" else plan.keeps
-    ends = (
-        ("undone", 0, journal.reached) if back else ("done", len(plan.steps), len(plan.steps) - 1)
-    )
-    noted = (
-        "sed",
-        "-i",
-        "-e",
-        's/"going": "[a-z]*", "at": [0-9]*, "reached": [0-9]*/"going": "%s", "at": %d,'
-        ' "reached": %d/' % ends,
-        record,
-    )
-    steps = (
-        [
-            Step(
-                "keep-record",
-                "keep the journal as the change's record",
-                ("mv", "-f", now, record),
-                skip_if=(("not", "test", "-d", keeps, "-a", "-e", now),),
-            ),
-            Step("note-end", "note the end in it", noted, skip_if=(("not", "test", "-d", keeps),)),
-        ]
-        if keeps
-        else []
-    )
+    plan = journal.plan
+    path, record = journal_path(host), record_path(host, plan)
+    close = ("rm", "-f", path, record)
+    if not keeps_data(plan, journal.state):
+        return [Step("close-journal", "close the journal", close)]
+    state, at, reached = STATE_DONE, len(plan.steps), len(plan.steps) - 1
+    if journal.state == STATE_BACK:
+        state, at, reached = STATE_UNDONE, 0, journal.reached
+    pattern = '"going": "[a-z]*", "at": [0-9]*, "reached": [0-9]*'
+    end = '"going": "%s", "at": %d, "reached": %d' % (state, at, reached)
+    kept = ("ok", "test", "-d", plan.keeps)
+    not_kept = ("not", "test", "-d", plan.keeps)
     return [
-        *steps,
         Step(
-            "close-journal",
-            "close the journal",
-            ("rm", "-f", now, record),
-            skip_if=(("ok", "test", "-d", keeps),) if keeps else (),
+            "keep-record",
+            "keep the journal as the change's record",
+            ("mv", "-f", path, record),
+            skip_if=((*not_kept, "-a", "-e", path),),
         ),
+        Step(
+            "note-end",
+            "note the end in it",
+            ("sed", "-i", "-e", "s/%s/%s/" % (pattern, end), record),
+            skip_if=(not_kept,),
+        ),
+        Step("close-journal", "close the journal", close, skip_if=(kept,)),
     ]
 
 
 def restore_daemon_state(host: Host, journal: Journal, progress: Progress) -> None:
     """A reboot in between may have started (or stopped) the daemon: the last steps that say what it
-    must be are made so again. On the way back only 'down' counts, once there was one: a start that
-    fails may be why one goes back."""
-    again = []  # type: List[Step]
-    for step in reversed(bind_steps(journal.plan)[: journal.at]):
-        if step.daemon and again and step.daemon != again[0].daemon:
+    must be are done again.
+
+    On the way back only 'down' counts, once there was one: a start that fails may be why one goes
+    back.
+    """
+    done = bind_steps(journal.plan)[: journal.at]
+    settling = [step for step in done if step.daemon]
+    if not settling:
+        return
+    state = settling[-1].daemon
+    was_down = any(step.daemon == "down" for step in settling)
+    if journal.state != STATE_ON and state != "down" and was_down:
+        return
+    last = []  # type: List[Step]
+    for step in reversed(settling):
+        if step.daemon != state:
             break
-        again += [step] if step.daemon else []
-    first = again and not any(step.daemon == "down" for step in journal.plan.steps[: journal.at])
-    for step in (
-        reversed(again)
-        if again and (journal.state == "on" or first or again[0].daemon == "down")
-        else ()
-    ):
+        last.insert(0, step)
+    for step in last:
         do_step(host, step, progress.step(journal.at + 1, step.title, 0))
 
 
@@ -21745,8 +21775,8 @@ def superblock_test(mode: str, pool: LoopPool, kind: str) -> Tuple[str, ...]:
     """A test of the number of blocks in the pool's superblock: is it that of now?
 
     It is on the disk with the pool down too, and tells whether the pool was ever loaded with
-    another length. Source: kernel, drivers/md/dm-thin-metadata.c, struct thin_disk_superblock; the space
-    maps of data and metadata begin at bytes 64 and 192 with nr_blocks.
+    another length. Source: kernel, drivers/md/dm-thin-metadata.c, struct thin_disk_superblock; the
+    space maps of data and metadata begin at bytes 64 and 192 with nr_blocks.
     """
     if kind == "data":
         offset, total, block = 64, pool.thin.data_total, pool.thin.block
@@ -22682,88 +22712,125 @@ def all_there_tests(host: Host, lose: Sequence[str]) -> Tuple[Tuple[str, ...], .
 # 28. resume, rollback, discard
 ###############################################################################
 
+# resume finishes a change that stands half-way, rollback undoes it (or one that is finished, as
+# long as its old data is there), discard deletes the old data. All three act on the engine of the
+# change and on no other. Only discard deletes old data, and only when it is named.
+#
+# The facts are the journal's: nothing is guessed from what the host looks like, but for the
+# devices, whose names a reboot changes (rebind_devices), and the daemon, which it may have started
+# or stopped (restore_daemon_state).
+
+
+# The engine of the change.
+
 
 def require_same_engine(host: Host, opts: Options, journal: Journal) -> Host:
     """The host with the docker command that speaks to the engine of the change. Raises HalfWay
     (Refused for a finished change) where that is another one, or the same names would mean another
     one's things."""
-    if "engine" in journal.plan.facts:
-        try:
-            return require_engine_of(host, journal.plan.facts["engine"])
-        except Refused as err:
-            msg = "%s was begun with another engine: %s" % (journal.plan.name, err.msg)
-            raise (HalfWay if read_journal(host) else Refused)(msg, err.hint) from None
+    plan = journal.plan
+    refusal = HalfWay if read_journal(host) else Refused
+    if "engine" not in plan.facts:
+        require_same_environment(opts, plan, refusal)
+        return host
+    try:
+        return require_engine_of(host, plan.facts["engine"])
+    except Refused as err:
+        msg = "%s was begun with another engine: %s" % (plan.name, err.msg)
+        raise refusal(msg, err.hint) from None
+
+
+def require_same_environment(opts: Options, plan: Plan, refusal: Type[DockfixError]) -> None:
+    """For a change that proves no engine of this host's, such as a backup: the environment names
+    the one that docker speaks to."""
     now = docker_environment()
-    begun = journal.plan.facts.get("docker", now)
-    if any(begun.get(name) != now.get(name) for name in ("DOCKER_HOST", "DOCKER_CONTEXT")):
-        given, words = ["%s=%s" % pair for pair in sorted(begun.items())], [
-            "python3",
-            "dockfix.py",
-            opts.command,
-            *opts.arguments,
-        ]
-        raise (HalfWay if read_journal(host) else Refused)(
-            "%s was begun with another engine in the environment (%s)"
-            % (journal.plan.name, ", ".join(given) or "none was named"),
-            quote_line(["env"] + ["-u" + name for name in sorted(now)] + given + words),
-        )
-    return host
+    begun = plan.facts.get("docker", now)
+    if all(begun.get(name) == now.get(name) for name in ("DOCKER_HOST", "DOCKER_CONTEXT")):
+        return
+    given = ["%s=%s" % (name, value) for name, value in sorted(begun.items())]
+    unset = ["-u" + name for name in sorted(now)]
+    raise refusal(
+        "%s was begun with another engine in the environment (%s)"
+        % (plan.name, ", ".join(given) or "none was named"),
+        quote_line(["env", *unset, *given, "python3", "dockfix.py", opts.command, *opts.arguments]),
+    )
+
+
+# Carrying a change on.
 
 
 def carry_change_on(host: Host, opts: Options, report: dict, journal: Journal) -> None:
-    """A change that stands half-way (or is to be undone) to its end, the way it was going."""
+    """A change that stands half-way, or is to be undone, to its end, the way that its journal says.
+    Raises HalfWay where it does not come there."""
     journal = journal._replace(plan=rebind_devices(host, journal.plan))
-    plan, back = journal.plan, journal.state == "back"
-    msg = "undone: %s" % plan.goal if back else plan.goal
-    disk = plan.facts.get("disk", ())
-    wrong = "" if back else failing_test(host, disk)  # the way back needs none
-    if wrong:
-        raise half_way_error(
-            host,
-            DockfixError(
-                "the disk that was mounted at %s is not there: mount it first (%s)"
-                % (disk[0][1], wrong)
-            ),
-        )
+    plan = journal.plan
+    back = journal.state == STATE_BACK
+    msg = "undone: " + plan.goal if back else plan.goal
+    if not back:  # the way back needs no disk
+        require_disk(host, plan)
     if opts.dry_run:
-        undoing = [one for step in reversed(plan.steps[: journal.at + 1]) for one in step.undo]
-        report["script"] = plan_script(
-            report,
-            plan._replace(steps=tuple(undoing), facts={}) if back else plan,
-            0 if back else journal.at,
-            closing_steps(host, journal),
-        )
-        return change_row(report, plan, "changed", "would: " + msg)
+        report["script"] = rest_script(host, report, journal)
+        change_row(report, plan, "changed", "would: " + msg)
+        return
     save_journal(host, journal)
     host.known.working = True
     progress = Progress(opts.command, len(plan.steps), opts.quiet)
     try:
         restore_daemon_state(host, journal, progress)
-        (undo_steps_back if back else run_steps_on)(host, journal, progress)
         if back:
+            undo_steps_back(host, journal, progress)
             report_left_copy(journal)
+        else:
+            run_steps_on(host, journal, progress)
+    except HalfWay:
+        raise
     except DockfixError as err:
-        raise err if isinstance(err, HalfWay) else half_way_error(host, err) from None
+        raise half_way_error(host, err) from None
     finally:
         progress.end()
         host.known.working = False
-    change_row(
-        report,
-        plan._replace(keeps=kept_folder(plan, journal.state)),
-        "changed",
-        msg + (describe_kept_length(host, plan) if back else ""),
-    )
+    if back:
+        msg += describe_kept_length(host, plan)
+    kept = plan._replace(keeps=kept_folder(plan, journal.state))
+    change_row(report, kept, "changed", msg)
     if not back:
         compare_stock(host, opts, report, plan)
+
+
+def require_disk(host: Host, plan: Plan) -> None:
+    """Raises HalfWay where a disk that the steps write to is not mounted: they would fill another
+    one."""
+    disk = plan.facts.get("disk", ())
+    wrong = failing_test(host, disk)
+    if wrong:
+        mount_point = disk[0][1]
+        text = "the disk that was mounted at %s is not there: mount it first (%s)"
+        raise half_way_error(host, DockfixError(text % (mount_point, wrong)))
+
+
+def rest_script(host: Host, report: dict, journal: Journal) -> str:
+    """What carry_change_on would do, as a script."""
+    plan = journal.plan
+    closing = closing_steps(host, journal)
+    if journal.state != STATE_BACK:
+        return plan_script(report, plan, journal.at, closing)
+    undoing = []  # type: List[Step]
+    for step in reversed(plan.steps[: journal.at + 1]):
+        undoing += undo_of(journal, step)
+    return plan_script(report, plan._replace(steps=tuple(undoing), facts={}), 0, closing)
+
+
+# resume.
 
 
 def run_resume(host: Host, opts: Options, report: dict) -> None:
     lock_storage(host, opts, carries_on=True)
     journal = read_journal(host)
     if not journal:
-        return say("dockfix: no storage change stands half-way; there is nothing to resume")
+        say("dockfix: no storage change stands half-way; there is nothing to resume")
+        return
     host = require_same_engine(host, opts, journal)
-    if journal.state == "on" and "restores" in journal.plan.facts:
+    if journal.state == STATE_ON and "restores" in journal.plan.facts:
         resume_restore(host, opts, report, journal)
     else:
         carry_change_on(host, opts, report, journal)
@@ -22781,68 +22848,84 @@ def resume_restore(host: Host, opts: Options, report: dict, journal: Journal) ->
         report_restored(host, report, journal.plan, backup)
 
 
+# rollback.
+
+
 def run_rollback(host: Host, opts: Options, report: dict) -> None:
     """The change that stands half-way, else the finished one that is named (or the only one)."""
     lock_storage(host, opts, carries_on=True)
-    journal = read_journal(host)
-    name = opts.arguments[0] if opts.arguments else ""
-    if journal and name not in ("", journal.plan.name):
-        raise HalfWay("%s stands half-way; that one comes first" % journal.plan.name, HALF_WAY_HINT)
-    journal = journal or finished_change(host, name)
+    journal = choose_change(host, opts.arguments[0] if opts.arguments else "")
+    plan = journal.plan
     host = require_same_engine(host, opts, journal)
-    if journal.state == "undone":
-        msg = "undone already; discard %s deletes what was set aside" % journal.plan.name
-        return change_row(report, journal.plan, "unchanged", msg)
-    if journal.state == "discarding":
+    if journal.state == STATE_UNDONE:
+        msg = "undone already; discard %s deletes what was set aside" % plan.name
+        change_row(report, plan, "unchanged", msg)
+        return
+    if journal.state == STATE_DISCARDING:
         raise Refused(
             "a discard of %s was interrupted: what it left of the old data is no way back"
-            % journal.plan.name,
-            "python3 dockfix.py discard " + journal.plan.name,
+            % plan.name,
+            "python3 dockfix.py discard " + plan.name,
         )
-    if journal.state == "done":
-        require_kept_data(journal.plan, True)
-        for line in list_made_since(host, journal.plan.facts):
+    if journal.state == STATE_DONE:
+        require_kept_data(plan, all_of_it=True)
+        for line in list_made_since(host, plan.facts):
             say("dockfix: made since, kept aside: " + line)
     if not opts.dry_run:
-        confirm(opts, "undo %s (%s)?" % (journal.plan.name, journal.plan.goal))
-    carry_change_on(
-        host,
-        opts,
-        report,
-        journal._replace(state="back", at=min(journal.at, len(journal.plan.steps) - 1)),
-    )
+        confirm(opts, "undo %s (%s)?" % (plan.name, plan.goal))
+    last = min(journal.at, len(plan.steps) - 1)
+    carry_change_on(host, opts, report, journal._replace(state=STATE_BACK, at=last))
+
+
+def choose_change(host: Host, name: str) -> Journal:
+    """What rollback undoes. name: '' for none. Raises HalfWay where another one stands half-way."""
+    journal = read_journal(host)
+    if not journal:
+        return finished_change(host, name)
+    if name not in ("", journal.plan.name):
+        raise HalfWay("%s stands half-way; that one comes first" % journal.plan.name, HALF_WAY_HINT)
+    return journal
 
 
 def finished_change(host: Host, name: str) -> Journal:
-    """The record of a finished change. Raises UsageError where the name means none, or no name more
-    than one."""
-    files = map(os_text, suppress_errors(os.listdir, os_bytes(host.state)) or ())
-    names = sorted(one[:-5] for one in files if one.endswith(".json") and one != JOURNAL)
-    if name not in names and (name or len(names) != 1):
-        none = "no storage change stands half-way, and %d finished ones are kept" % len(names)
+    """The record of a finished change. name: '' means the only one. Raises UsageError where it
+    means none, or more than one."""
+    files = suppress_errors(os.listdir, os_bytes(host.state)) or ()
+    names = []
+    for file in sorted(map(os_text, files)):
+        if file.endswith(".json") and file != JOURNAL:
+            names.append(file[: -len(".json")])
+    kept = "kept: " + ", ".join(names) if names else ""
+    if name and name not in names:
+        raise UsageError("there is no storage change %s" % name, kept)
+    if not name and len(names) != 1:
+        count = format_count(len(names), "finished one")
+        verb = "is" if len(names) == 1 else "are"
+        text = "no storage change stands half-way, and %s %s kept" % (count, verb)
+        raise UsageError(text, kept)
+    name = name or names[0]
+    journal = read_journal(host, name + ".json")
+    if not journal:
         raise UsageError(
-            "there is no storage change %s" % name if name else none,
-            "kept: %s" % ", ".join(names) if names else "",
+            "the storage change %s was just discarded" % name, "ls %s" % quote_word(host.state)
         )
-    found = read_journal(host, (name or names[0]) + ".json")
-    if not found:
-        raise UsageError(
-            "the storage change %s was just discarded" % (name or names[0]),
-            "ls %s" % quote_word(host.state),
-        )
-    return found
+    return journal
 
 
-def require_kept_data(plan: Plan, back: bool) -> None:
-    """Raises Refused where what was set aside is not there (for the way back: all of it), or
-    another folder is: the mount point of a disk that is not mounted."""
-    found = suppress_errors(os.stat, os_bytes(plan.keeps))
-    parts = [step.argv[-1] for step in plan.steps if step.argv[:2] == ("mv", "-T")]
-    lost = [path for path in parts if back and not os.path.lexists(os_bytes(path))]
-    if lost or not found or plan.facts.get("old", found.st_ino) != found.st_ino:
+def require_kept_data(plan: Plan, all_of_it: bool) -> None:
+    """Raises Refused where the folder of the old data is not there, or is another one: the mount
+    point of a disk that is not mounted. all_of_it: everything that was moved into it is there, too,
+    which the way back needs."""
+    lost = []
+    if all_of_it:
+        moved_to = [step.argv[-1] for step in plan.steps if step.argv[:2] == ("mv", "-T")]
+        lost = [path for path in moved_to if not os.path.lexists(os_bytes(path))]
+    folder = suppress_errors(os.stat, os_bytes(plan.keeps))
+    if not folder or plan.facts.get("old", folder.st_ino) != folder.st_ino:
+        lost.append(plan.keeps)
+    if lost:
         raise Refused(
-            "the old data is not in %s: moved, deleted, or its disk is not mounted"
-            % ([*lost, plan.keeps])[0],
+            "the old data is not in %s: moved, deleted, or its disk is not mounted" % lost[0],
             "ls -la %s; findmnt; mount the disk first" % quote_word(plan.keeps),
         )
 
@@ -22850,14 +22933,18 @@ def require_kept_data(plan: Plan, back: bool) -> None:
 def list_made_since(host: Host, facts: dict) -> List[str]:
     """Containers and image tags that the finished change did not know, and where the data of now
     stays."""
-    now = object_names(host) if "containers" in facts else {}
-    new = [
-        "%s %s" % (kind[:-1], one)
-        for kind in now
-        for one in now[kind]
-        if one not in facts.get(kind, ())
-    ]
-    return new + (["all that is in " + facts["left"]] if facts.get("left") else [])
+    lines = []
+    if "containers" in facts:
+        for kind, names in object_names(host).items():
+            known = facts.get(kind, ())
+            noun = kind[: -len("s")]
+            lines += ["%s %s" % (noun, name) for name in names if name not in known]
+    if facts.get("left"):
+        lines.append("all that is in " + facts["left"])
+    return lines
+
+
+# discard.
 
 
 def run_discard(host: Host, opts: Options, report: dict) -> None:
@@ -22867,63 +22954,70 @@ def run_discard(host: Host, opts: Options, report: dict) -> None:
     plan = journal.plan
     there = os.path.lexists(os_bytes(plan.keeps))
     if there:
-        require_kept_data(plan, False)
-    answer = ask_engine(host)
-    info = answer.info
-    for finding in answer.findings:
-        add_finding(report, finding)
-    roots = [configured_root()] + ([info.root] if info else [])
-    in_use = any((real_path(root) + "/").startswith(plan.keeps + "/") for root in roots)
-    users = [pid for pid in all_processes() if process_uses(pid, plan.keeps)]
-    if users and not in_use:  # whichever engine the docker command speaks to
-        raise Refused(
-            "%s is in use: %s has files of it open"
-            % (plan.keeps, ", ".join(map(process_name, users[:3]))),
-            "end that first; a daemon there has it as its root",
-        )
-    if in_use:
-        raise Refused(
-            "%s is Docker's root now: nothing of it is old data" % plan.keeps,
-            "rm %s, the record of the change"
-            % quote_word(os.path.join(host.state, plan.name + ".json")),
-        )
-    whole = not os.path.ismount(os_bytes(plan.keeps))  # a mount point cannot go itself
-    delete = (
-        ("rm", "-rf", "--one-file-system", "--", plan.keeps)
-        if whole
-        else ("find", plan.keeps, "-xdev", "-mindepth", "1", "-delete")
-    )
-    gone = (
-        ("not", "test", "-e", plan.keeps)
-        if whole
-        else ("silent", "find", plan.keeps, "-mindepth", "1")
-    )
-    idle = unused_name(plan.keeps) if whole else unused_name(prefix=plan.keeps + "/")
-    steps = (
-        Step("unused", "nothing uses %s" % plan.keeps, check=idle),
-        Step("delete", "delete %s" % plan.keeps, delete, (gone,)),
-    )
+        require_kept_data(plan, all_of_it=False)
+    require_out_of_use(host, report, plan)
+    steps = discard_steps(plan.keeps)
     if opts.dry_run:
-        report["script"] = plan_script(
-            report, plan._replace(goal="delete %s" % plan.keeps, steps=steps, facts={})
-        )
+        deleting = plan._replace(goal="delete " + plan.keeps, steps=steps, facts={})
+        report["script"] = plan_script(report, deleting)
     else:
         confirm(opts, "delete %s for good (the old data of %s)?" % (plan.keeps, plan.name))
-        progress = Progress("discard", len(steps), opts.quiet)
-        for number, step in enumerate(steps, 1):
-            if number == len(steps):
-                save_journal(
-                    host, journal._replace(state="discarding")
-                )  # a half-deleted tree is nothing to go back to
-            do_step(host, step, progress.step(number, step.title, 0))
-        progress.end()
-        remove_file(os.path.join(host.state, plan.name + ".json"))
-    change_row(
-        report,
-        plan._replace(keeps=""),
-        "changed",
-        ("%s is deleted" if there else "%s was not there any more; its record goes") % plan.keeps,
+        run_discard_steps(host, opts, journal, steps)
+        remove_file(record_path(host, plan))
+    msg = "%s was not there any more; its record goes" % plan.keeps
+    if there:
+        msg = "%s is deleted" % plan.keeps
+    change_row(report, plan._replace(keeps=""), "changed", msg)
+
+
+def require_out_of_use(host: Host, report: dict, plan: Plan) -> None:
+    """Refuses to delete what a daemon of this host has as its root, whichever one the docker
+    command speaks to."""
+    answer = ask_engine(host)
+    for finding in answer.findings:
+        add_finding(report, finding)
+    roots = [configured_root()]
+    if answer.info:
+        roots.append(answer.info.root)
+    if any((real_path(root) + "/").startswith(plan.keeps + "/") for root in roots):
+        raise Refused(
+            "%s is Docker's root now: nothing of it is old data" % plan.keeps,
+            "rm %s, the record of the change" % quote_word(record_path(host, plan)),
+        )
+    users = [pid for pid in all_processes() if process_uses(pid, plan.keeps)]
+    if users:
+        names = ", ".join(process_name(pid) for pid in users[:3])
+        verb = "has" if len(users) == 1 else "have"
+        raise Refused(
+            "%s is in use: %s %s files of it open" % (plan.keeps, names, verb),
+            "end that first; a daemon there has it as its root",
+        )
+
+
+def discard_steps(folder: str) -> Tuple[Step, ...]:
+    """The proof that nobody has the folder mounted, and the deleting."""
+    if os.path.ismount(os_bytes(folder)):  # a mount point cannot go itself: only what is in it
+        unused = unused_name(prefix=folder + "/")
+        delete = ("find", folder, "-xdev", "-mindepth", "1", "-delete")
+        gone = ("silent", "find", folder, "-mindepth", "1")
+    else:
+        unused = unused_name(folder)
+        delete = ("rm", "-rf", "--one-file-system", "--", folder)
+        gone = ("not", "test", "-e", folder)
+    return (
+        Step("unused", "nothing uses " + folder, check=unused),
+        Step("delete", "delete " + folder, delete, (gone,)),
     )
+
+
+def run_discard_steps(host: Host, opts: Options, journal: Journal, steps: Sequence[Step]) -> None:
+    progress = Progress("discard", len(steps), opts.quiet)
+    for number, step in enumerate(steps, 1):
+        if step.id == "delete":
+            # A half-deleted tree is nothing to go back to.
+            save_journal(host, journal._replace(state=STATE_DISCARDING))
+        do_step(host, step, progress.step(number, step.title, 0))
+    progress.end()
 
 
 ###############################################################################

@@ -222,6 +222,17 @@ def test_a_folder_of_the_operators_own_stays_on_the_way_back(host):
     ), result
 
 
+def test_the_script_of_a_rollback_leaves_the_backup_as_the_rollback_does(host):
+    """A backup that is complete is never undone."""
+    assert host.run("-y", *SIZES["recreate"]).rc == 0
+    files = sorted(os.listdir(host.backup))
+    script = host.run("-n", "rollback")
+    assert script.rc == 0 and b"back" in script.out
+    assert os.path.join(host.backup, "images.tar").encode() not in script.out
+    assert host.run("-y", "rollback").rc == 0
+    assert sorted(os.listdir(host.backup)) == files
+
+
 def test_a_container_that_cannot_start_or_is_gone_does_not_hold_up_the_way_back(host):
     before = host.fake.picture()
     assert host.run("-y", *SIZES["recreate"], kill=2).rc == -signal.SIGKILL
