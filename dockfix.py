@@ -425,17 +425,6 @@ def parse_docker_size(text: str) -> Optional[int]:
     return parse_byte_count(match.group(), 1000)
 
 
-def parse_number(name: str, text: str, low: float, high: float) -> float:
-    """The number of the option `name`. Raises UsageError."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = low - 1
-    if not low <= number <= high:
-        raise UsageError("%s takes a number from %g to %g, not %s" % (name, low, high, text))
-    return number
-
-
 def last_number(text: str) -> int:
     """The number at the end of what `systemctl show -p MainPID` or a pid file says; 0 where there
     is none."""
@@ -2786,16 +2775,6 @@ def inspect_mounts(mounts: list, host: dict) -> List[Tuple[str, str]]:
 
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "y": 365 * 86400}
-
-
-def parse_age(text: str) -> int:
-    """Seconds of '90s', '15m', '12h' or '30d'. Raises UsageError."""
-    found = re.match(r"([0-9]{1,6})([smhd])\Z", text, re.A)
-    if not found:
-        raise UsageError(
-            "not an age: %s" % text, "a number and one unit of s m h d, such as 12h or 30d"
-        )
-    return int(found.group(1)) * UNITS[found.group(2)]
 
 
 def parse_instant(text: object) -> float:
@@ -23579,6 +23558,27 @@ def number_option(
     return value_option(name, help=help, metavar=metavar, type=parse)
 
 
+def parse_number(name: str, text: str, low: float, high: float) -> float:
+    """The number of the option `name`. Raises UsageError."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = low - 1
+    if not low <= number <= high:
+        raise UsageError("%s takes a number from %g to %g, not %s" % (name, low, high, text))
+    return number
+
+
+def parse_age(text: str) -> int:
+    """Seconds of '90s', '15m', '12h' or '30d'. Raises UsageError."""
+    found = re.match(r"([0-9]{1,6})([smhd])\Z", text, re.A)
+    if not found:
+        raise UsageError(
+            "not an age: %s" % text, "a number and one unit of s m h d, such as 12h or 30d"
+        )
+    return int(found.group(1)) * UNITS[found.group(2)]
+
+
 def split_option(option: str, text: str) -> List[str]:
     """The words of a command that an option names, as a shell splits them. Raises UsageError."""
     try:
@@ -24401,9 +24401,10 @@ class Run:
         if name is not None and ":" in name:
             name = None  # no command; it may be a password
         self.words = words
-        self.report = new_report(name, False)
-        # until the command line is parsed: enough to print why it is refused
-        self.opts = Options(json="--json" in own_words)
+        # Until the command line is parsed: enough to print why it is refused.
+        is_dry_run = "--dry-run" in own_words or "-n" in own_words
+        self.opts = Options(json="--json" in own_words, dry_run=is_dry_run)
+        self.report = new_report(name, is_dry_run)
         self.command = None  # type: Optional[Command]
         self.host = None  # type: Optional[Host]
         self.old_handlers = {}  # type: dict  # what catch_signals returned
@@ -24481,9 +24482,8 @@ def run_command(run: Run) -> None:
         where = half_way_text(run.host)
         if where:
             text = "a storage change stands half-way, or is under way: " + where
-            add_finding(
-                run.report, Finding("half-way", "critical", text, "python3 dockfix.py resume")
-            )
+            remedy = "python3 dockfix.py resume"
+            add_finding(run.report, Finding("half-way", "critical", text, remedy))
     run.command.run(run.host, opts, run.report)
 
 
@@ -24517,8 +24517,11 @@ def catch_signals(host: Host) -> dict:
 def add_refusal(report: dict, err: DockfixError) -> None:
     """The error; a dry run's script ends with the same exit code as the real run would."""
     add_error(report, err)
-    if err.code == Refused.code and report["dry_run"] and "script" not in report:
-        report["script"] = script_text(report, [script_comment("refused: " + err.msg)], 1)
+    if "script" in report or not report["dry_run"]:
+        return
+    if err.code == Refused.code:
+        comment = script_comment("refused: " + err.msg)
+        report["script"] = script_text(report, [comment], 1)
 
 
 def add_interruption(run: Run, err: BaseException) -> None:
@@ -24566,13 +24569,17 @@ def complete_hints(run: Run) -> None:
         for word in shared_words(run.opts):
             shared_options += quote_word(word) + " "
     call = OwnCall(quote_line(run.words), shared_options)
-    for error in run.report["errors"]:
+    report = run.report
+    for error in report["errors"]:
         error["hint"] = complete_hint(error["hint"], call)
-    for finding in run.report["findings"]:
+    for finding in report["findings"]:
         finding["remedy"] = complete_hint(finding["remedy"], call)
-    for row in run.report["results"]:
-        if shared_options and row.get("keeps"):
-            row["options"] = shared_options  # for the commands that show_change names
+    if not shared_options:
+        return
+    # For the commands that show_change names.
+    for row in report["results"]:
+        if row.get("keeps"):
+            row["options"] = shared_options
 
 
 # The end.
