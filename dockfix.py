@@ -4056,7 +4056,6 @@ class Member(NamedTuple):
     mtime: int = 0
 
 
-Folders = Dict[str, Member]  # what docker cp has at each folder's path
 EditAccounts = Callable[[AccountFiles], AccountFiles]  # the files with a change in them
 
 
@@ -5025,11 +5024,20 @@ def resolve_by_cp(look: Callable[[str], Member], path: str) -> str:
     return resolved
 
 
-def collect_folders_by_cp(host: Host, container: Container, paths: Sequence[str]) -> Folders:
-    """{path: what docker cp has there} of every folder above these paths, outermost first; none of
-    them is a link or a mount. Raises Refused where one is, ContainerGone, MethodUnavailable."""
+class CpTree(NamedTuple):
+    """A container as docker cp has it, and the folders above the paths in question, by their path,
+    outermost first; none of them is a link or a mount."""
+
+    host: Host
+    container: Container
+    folders: Dict[str, Member]
+
+
+def read_tree_by_cp(host: Host, container: Container, paths: Sequence[str]) -> CpTree:
+    """Raises Refused where a folder above one of these paths is a link or a mount, ContainerGone,
+    MethodUnavailable."""
     require_no_mount_led_here(host, container, paths)
-    folders = {}  # type: Folders
+    folders = {}  # type: Dict[str, Member]
     for path in folders_above(paths):
         above = folders.get(posixpath.dirname(path))
         if above is not None and above.kind == "absent":
@@ -5039,7 +5047,7 @@ def collect_folders_by_cp(host: Host, container: Container, paths: Sequence[str]
         if member.kind not in ("dir", "absent"):
             raise not_a_folder(path, member.kind, member.link)
         folders[path] = member
-    return folders
+    return CpTree(host, container, folders)
 
 
 def require_no_mount_led_here(host: Host, container: Container, paths: Sequence[str]) -> None:
@@ -5062,16 +5070,14 @@ def require_no_mount_led_here(host: Host, container: Container, paths: Sequence[
             raise Refused("its %s is a mount (%s)" % (place, source or "volume"))
 
 
-def read_entry_by_cp(
-    host: Host, container: Container, folders: Folders, path: str, limit: int = -1
-) -> Member:
-    """read_entry by docker cp; `folders` are those of collect_folders_by_cp."""
-    above = folders.get(posixpath.dirname(path))
+def read_entry_by_cp(tree: CpTree, path: str, limit: int = -1) -> Member:
+    """read_entry by docker cp."""
+    above = tree.folders.get(posixpath.dirname(path))
     if above is not None and above.kind == "absent":
         return Member(path, "absent")
     if limit < 0:
-        return read_kind_by_cp(host, container, path)
-    return read_member_by_cp(host, container, path, limit)
+        return read_kind_by_cp(tree.host, tree.container, path)
+    return read_member_by_cp(tree.host, tree.container, path, limit)
 
 
 def cp_base(host: Host, container: Container) -> Tuple[int, int]:
@@ -5086,21 +5092,21 @@ def cp_base(host: Host, container: Container) -> Tuple[int, int]:
     return base
 
 
-def send_members(
-    host: Host, container: Container, folders: Folders, members: Sequence[Member]
-) -> Answer:
+def send_members(tree: CpTree, members: Sequence[Member]) -> Answer:
     """One `docker cp - C:/`. The folders on the way go with the members, as they are: the daemon
     refuses to put a folder over what is none, so it looks at each of them once more itself, right
-    before it writes below (NoOverwriteDirNonDir; seen on 20.10 and 28)."""
+    before it writes below (NoOverwriteDirNonDir; seen on 20.10 and 28). Raises ContainerGone."""
     paths = [member.path for member in members]
     sent = []
     for path in folders_above(paths):
-        if path in folders and folders[path].kind == "dir":
-            sent.append(folders[path])
+        folder = tree.folders.get(path)
+        if folder and folder.kind == "dir":
+            sent.append(folder)
     sent += members
-    tar = format_tar(sent, cp_base(host, container))
-    answer = change(host, ["cp", "-", container.id + ":/"], tar)
-    if answer.rc and is_gone_now(host, container.id, answer.text()):
+    container = tree.container
+    tar = format_tar(sent, cp_base(tree.host, container))
+    answer = change(tree.host, ["cp", "-", container.id + ":/"], tar)
+    if answer.rc and is_gone_now(tree.host, container.id, answer.text()):
         raise ContainerGone
     return answer
 
@@ -5111,22 +5117,21 @@ def link_to_nothing(member: Member) -> Member:
     return member._replace(kind="hard", link=".dockfix-nothing-%s" % os.urandom(8).hex())
 
 
-def require_unmoved_by_cp(host: Host, container: Container, paths: Sequence[str]) -> Folders:
-    """collect_folders_by_cp once more, after the change; PathMoved where a folder is none any more,
-    or where the container did not stand still."""
+def require_unmoved_by_cp(host: Host, container: Container, paths: Sequence[str]) -> CpTree:
+    """read_tree_by_cp once more, after the change; PathMoved where a folder is none any more, or
+    where the container did not stand still. container: as it was before the change."""
     now = inspect_running(host, container.id)
     reason = ""
     before = (container.running, container.paused, container.started)
     after = (now.running, now.paused, now.started)
     if leads_out(now) and after != before:
         reason = "it was started, stopped or unpaused by something else"
-    folders = {}  # type: Folders
     try:
-        folders = collect_folders_by_cp(host, now, paths)
+        tree = read_tree_by_cp(host, now, paths)
+        if not reason:
+            return tree
     except Refused as err:
         reason = err.msg
-    if not reason:
-        return folders
     advice = ""
     places = host_sources(now)
     if places:
@@ -5154,36 +5159,32 @@ def change_members_by_cp(
     first, so what can fail for want of space goes first. A file is removed by link_to_nothing, a
     folder by rmdir inside, where something runs that has no mounts."""
     paths = [member.path for member in write] + list(remove)
-    folders = collect_folders_by_cp(host, container, paths)
+    tree = read_tree_by_cp(host, container, paths)
     wanted = []  # type: List[Member]
     for member in write:
-        present = read_entry_by_cp(host, container, folders, member.path, READ_BACK_MAX)
+        present = read_entry_by_cp(tree, member.path, READ_BACK_MAX)
         require_as_former(present, former)
         if not is_same_member(present, member):
             wanted.append(member)
     # From here on there are changes.
     answer = None
     if wanted:
-        answer = send_members(host, container, folders, wanted)
-    removed = remove_by_cp(host, container, folders, remove)
+        answer = send_members(tree, wanted)
+    removed = remove_by_cp(tree, remove)
     # What was written is where it should be, and is what it should be.
-    folders = require_unmoved_by_cp(host, container, paths)
+    tree = require_unmoved_by_cp(host, container, paths)
     if answer is not None:
-        require_as_sent(host, container, folders, answer, wanted)
-    left = []
-    for path in removed:
-        if read_entry_by_cp(host, container, folders, path).kind != "absent":
-            left.append(path)
+        require_as_sent(tree, answer, wanted)
+    left = [path for path in removed if read_entry_by_cp(tree, path).kind != "absent"]
     return deepest_first(left)
 
 
-def remove_by_cp(
-    host: Host, container: Container, folders: Folders, paths: Sequence[str]
-) -> List[str]:
+def remove_by_cp(tree: CpTree, paths: Sequence[str]) -> List[str]:
     """Tries to remove what is at these paths, folders last; returns the paths of what was there."""
+    container = tree.container
     present = []
     for path in paths:
-        member = read_entry_by_cp(host, container, folders, path)
+        member = read_entry_by_cp(tree, path)
         if member.kind != "absent":
             present.append(member)
     inner = []
@@ -5192,23 +5193,18 @@ def remove_by_cp(
             inner.append(member.path)
             continue
         # One docker cp for each: it ends with an error at the first link that it cannot make.
-        send_members(host, container, folders, [link_to_nothing(member)])
+        send_members(tree, [link_to_nothing(member)])
     # Where it has mounts, a link could lead the image's rmdir into one.
     if inner and can_exec(container) and not leads_out(container):
-        change(host, ["exec", "-u", "0", container.id, "rmdir", *deepest_first(inner)])
+        words = ["exec", "-u", "0", container.id, "rmdir"]
+        change(tree.host, words + deepest_first(inner))
     return [member.path for member in present]
 
 
-def require_as_sent(
-    host: Host,
-    container: Container,
-    folders: Folders,
-    answer: Answer,
-    members: Sequence[Member],
-) -> None:
+def require_as_sent(tree: CpTree, answer: Answer, members: Sequence[Member]) -> None:
     """Reads back what docker cp was to write. Raises NoAnswer, MethodUnavailable."""
     for member in members:
-        present = read_entry_by_cp(host, container, folders, member.path, READ_BACK_MAX)
+        present = read_entry_by_cp(tree, member.path, READ_BACK_MAX)
         if is_same_member(present, member):
             continue
         if answer.timed_out:
@@ -5570,7 +5566,8 @@ class EtcTarget(NamedTuple):
         elif container.running and self.etc:
             uid, gid = self.base
             leftover = Member(path, "file", uid=uid, gid=gid)
-            send_members(self.host, container, {"/etc": self.etc}, [link_to_nothing(leftover)])
+            tree = CpTree(self.host, container, {"/etc": self.etc})
+            send_members(tree, [link_to_nothing(leftover)])
 
 
 def find_etc_target(host: Host, container: Container) -> EtcTarget:
@@ -5579,8 +5576,8 @@ def find_etc_target(host: Host, container: Container) -> EtcTarget:
     base = cp_base(host, container)
     etc = None
     if not mounts_over(container, ACCOUNT_PATHS):
-        folders = collect_folders_by_cp(host, container, ACCOUNT_PATHS)
-        etc = folders["/etc"]
+        tree = read_tree_by_cp(host, container, ACCOUNT_PATHS)
+        etc = tree.folders["/etc"]
         if etc.kind == "absent":
             raise Refused("it has no /etc")
     return EtcTarget(host, container, base, etc)

@@ -395,12 +395,12 @@ def test_a_mount_is_where_its_destination_leads(dockfix, box, monkeypatch, targe
         os.symlink("../usr/share/zoneinfo", box.at("fs", "held", link[1:]))
     paths = ["/usr/share/zoneinfo/Asia/Tokyo"]
     if not hit:
-        assert set(dockfix.collect_folders_by_cp(host, container, paths)) == set(
+        assert set(dockfix.read_tree_by_cp(host, container, paths).folders) == set(
             dockfix.folders_above(paths)
         )
         return
     with pytest.raises(dockfix.Refused, match="is a mount"):
-        dockfix.collect_folders_by_cp(host, container, paths)
+        dockfix.read_tree_by_cp(host, container, paths)
 
 
 def test_what_differs_from_the_look_is_not_overwritten(dockfix, box, seam):
