@@ -17929,11 +17929,11 @@ def health_test(config: dict, image: dict) -> List[str]:
 
 
 def health_settings(config: dict, image: dict) -> dict:
+    """--no-healthcheck, or the line of --health-cmd: words become one, quoted for a shell."""
     test = health_test(config, image)
+    command = quote_line(test[1:])
     if test[:1] == ["CMD-SHELL"]:
         command = "".join(test[1:2])  # docker takes one without a line, and never runs it
-    else:
-        command = quote_line(test[1:])
     return {"*NoHealthCheck": test[:1] == ["NONE"], "*HealthCommand": command}
 
 
@@ -19238,7 +19238,9 @@ class PlatformImage(NamedTuple):
 
 def is_inside_archive(name: str) -> bool:
     """Is it a path that stays in the archive, and not an endless one?"""
-    return 0 < len(name) <= 1024 and not name.startswith("/") and ".." not in name.split("/")
+    if not 0 < len(name) <= 1024:
+        return False
+    return not name.startswith("/") and ".." not in name.split("/")
 
 
 def full_name(ref: str) -> str:
@@ -19257,6 +19259,8 @@ def full_name(ref: str) -> str:
 
 
 def blob_path(digest: str) -> str:
+    """Where an archive in the form of OCI (image-spec, image-layout.md) has the bytes of a
+    digest."""
     return "blobs/" + digest.replace(":", "/", 1)
 
 
@@ -19292,7 +19296,8 @@ def is_listed(image: dict, ref: str) -> bool:
     """Is it the entry of manifest.json for that tag, or for the image of that id?"""
     if ref.startswith("sha256:"):
         return ref == "sha256:" + config_digest(image)
-    return full_name(ref) in [full_name(str(tag)) for tag in image.get("RepoTags") or []]
+    names = [full_name(str(tag)) for tag in image.get("RepoTags") or []]
+    return full_name(ref) in names
 
 
 def is_attestation(descriptor: dict) -> bool:
@@ -19660,12 +19665,18 @@ def name_for_backup(backup: Backup, name: str) -> str:
 
 
 def own_image_reference(backup: Backup, doc: dict, repository: str = BACKUP_REPOSITORY) -> str:
-    """The tag of the image that is made of a container."""
+    """The tag of the image that is made of a container.
+
+    doc: the container's object of `docker inspect`.
+    repository: RESTORED_REPOSITORY for the name that it has after a restore.
+    """
+    # docker takes at most 128 characters for the part behind the colon
     tag = "%s-%s" % (title_of(doc)[:90], doc["Id"][:12])
     return name_for_backup(backup, "%s:%s" % (repository, tag))
 
 
 def own_image_references(backup: Backup) -> List[str]:
+    """The tags of all images that the backup makes of containers, until they are saved."""
     references = []
     for doc in backup.stock.containers:
         if backup.own[doc["Id"]] == COMMIT:
@@ -19775,17 +19786,17 @@ def readable_mount_point(doc: dict, volume: str) -> str:
 
 
 def left_out(stock: Stock, volumes: Dict[str, VolumeFile], live: bool = True) -> List[str]:
-    """What a backup does not hold, in words. live: what runs goes on meanwhile."""
-    texts = networks_left_out(stock) + volumes_left_out(stock, volumes)
-    binds = set()
-    for doc in stock.containers:
-        for mount in doc.get("Mounts") or []:
-            if mount.get("Source") and not mount.get("Name"):
-                binds.add((mount["Source"], title_of(doc)))
-    texts += ["the host's %s, mounted into %s" % bind for bind in sorted(binds)]
+    """What a backup does not hold, in words.
+
+    volumes: those whose content it holds.
+    live: what runs goes on meanwhile.
+    """
+    texts = networks_left_out(stock)
+    texts += volumes_left_out(stock, volumes)
+    texts += binds_left_out(stock)
     for image in stock.images:
-        if image.get("RepoDigests"):
-            digests = ", ".join(image["RepoDigests"])
+        digests = ", ".join(image.get("RepoDigests") or [])
+        if digests:
             texts.append("digests of %s: docker load brings back tags only" % digests)
     if live:
         texts += writes_left_out(stock, volumes)
@@ -19794,13 +19805,28 @@ def left_out(stock: Stock, volumes: Dict[str, VolumeFile], live: bool = True) ->
     return texts
 
 
+def binds_left_out(stock: Stock) -> List[str]:
+    """Folders and files of the host, which containers have."""
+    binds = set()
+    for doc in stock.containers:
+        for mount in doc.get("Mounts") or []:
+            # a volume has a name, and a Source below Docker's root
+            if mount.get("Source") and not mount.get("Name"):
+                binds.add((mount["Source"], title_of(doc)))
+    return ["the host's %s, mounted into %s" % bind for bind in sorted(binds)]
+
+
 def networks_left_out(stock: Stock) -> List[str]:
+    """Networks of a swarm or of a plugin. docker makes its own ones again by itself."""
     carried = carried_networks(stock)
     texts = []
     for network in stock.networks:
-        if network not in carried and not is_builtin_network(network):
-            facts = (network["Name"], network["Driver"], network.get("Scope"))
-            texts.append("network %s (driver %s, scope %s)" % facts)
+        if network in carried or is_builtin_network(network):
+            continue
+        texts.append(
+            "network %s (driver %s, scope %s)"
+            % (network["Name"], network["Driver"], network.get("Scope"))
+        )
     return texts
 
 
@@ -19820,14 +19846,16 @@ def volumes_left_out(stock: Stock, volumes: Dict[str, VolumeFile]) -> List[str]:
 
 
 def writes_left_out(stock: Stock, volumes: Dict[str, VolumeFile]) -> List[str]:
+    """What changes in a volume while it is read, or after that."""
     texts = []
     for doc in stock.containers:
         if not is_running(doc):
             continue
         for mount in doc.get("Mounts") or []:
             if mount.get("Name") in volumes:
-                facts = (title_of(doc), mount["Name"])
-                texts.append("what %s writes to volume %s meanwhile" % facts)
+                texts.append(
+                    "what %s writes to volume %s meanwhile" % (title_of(doc), mount["Name"])
+                )
     return texts
 
 
@@ -19964,6 +19992,7 @@ def missing_files(backup: Backup) -> List[str]:
 
 
 def incomplete_backup(folder: str, missing: str) -> Refused:
+    """The refusal of a folder. missing: the names of what is not there, or not readable."""
     return Refused(
         "%s holds no complete backup: %s is missing or broken" % (folder, missing),
         "ls -la %s; where a backup was interrupted, make it once more" % quote_word(folder),
@@ -20017,14 +20046,19 @@ def file_steps(
 
 
 def settings_steps(host: Host, backup: Backup, undo_void_after: str = "") -> List[Step]:
-    """The folder, and what inspect says of everything."""
+    """The folder, and what inspect says of everything, in a file for each kind of thing."""
     steps = folder_steps(backup.folder)
     for file, kind, docs in zip(STOCK_FILES, STOCK_KINDS, backup.stock):
-        argv = ("echo", "[]")  # type: Tuple[str, ...]
-        if docs:
-            argv = inspect_words(host, kind) + tuple(inspected_name(doc) for doc in docs)
-        title = "settings of " + format_count(len(docs), kind)
-        steps += file_steps(title, argv, backup.path(file), undo_void_after=undo_void_after)
+        names = [inspected_name(doc) for doc in docs]
+        argv = (*inspect_words(host, kind), *names)
+        if not names:
+            argv = ("echo", "[]")  # docker inspect wants a name
+        steps += file_steps(
+            "settings of " + format_count(len(names), kind),
+            argv,
+            backup.path(file),
+            undo_void_after=undo_void_after,
+        )
     return steps
 
 
@@ -20101,14 +20135,15 @@ def save_steps(
 
 
 def image_needs(backup: Backup) -> Dict[str, str]:
-    """By container id the key (WantedImage) of the image that it comes back from."""
+    """By container id the key (WantedImage) of the image that it comes back from. A container whose
+    whole tree is exported needs none."""
     needs = {}
     for doc in backup.stock.containers:
-        own = backup.own[doc["Id"]]
-        if own == IN_IMAGE:
-            needs[doc["Id"]] = doc["Image"]
-        elif own != EXPORT:
-            needs[doc["Id"]] = own_image_reference(backup, doc)
+        ident = doc["Id"]
+        if backup.own[ident] == IN_IMAGE:
+            needs[ident] = doc["Image"]
+        elif backup.own[ident] != EXPORT:
+            needs[ident] = own_image_reference(backup, doc)
     return needs
 
 
@@ -20165,6 +20200,8 @@ def verify_step(backup: Backup, name: str) -> Step:
 
 
 def verify_steps(backup: Backup) -> List[Step]:
+    """Every file against its sum, right after they were written: for pool recreate, which then
+    takes the old data away."""
     return [verify_step(backup, name) for name in backup.files()]
 
 
@@ -20178,12 +20215,7 @@ PROBE_END = ".probe"
 
 def wanted_images(stock: Stock) -> List[WantedImage]:
     """Every image by all its tags, or its id."""
-    used = {}  # type: Dict[str, List[str]]  # by image, the manifests that containers use
-    for doc in stock.containers:
-        descriptor = doc.get("ImageManifestDescriptor") or {}
-        manifest = descriptor.get("digest")
-        if manifest:  # from engine 28 on, with the containerd store
-            used.setdefault(str(doc["Image"]), []).append(str(manifest))
+    manifests = used_manifests(stock)
     wanted = []
     for image in stock.images:
         platform = Platform(
@@ -20191,14 +20223,32 @@ def wanted_images(stock: Stock) -> List[WantedImage]:
             processor=str(image.get("Architecture") or ""),
             variant=str(image.get("Variant") or ""),
         )
-        manifests = tuple(used.get(image["Id"], ()))
-        refs = tuple(image_refs([image]))
-        wanted.append(WantedImage(image["Id"], refs, platform, manifests))
+        wanted.append(
+            WantedImage(
+                key=image["Id"],
+                refs=tuple(image_refs([image])),
+                platform=platform,
+                manifests=tuple(manifests.get(image["Id"], ())),
+            )
+        )
     return wanted
 
 
+def used_manifests(stock: Stock) -> Dict[str, List[str]]:
+    """By image the digests of the manifests that containers use. Engines say that from 28 on, with
+    the containerd store: there an image may have a manifest for each platform."""
+    used = {}  # type: Dict[str, List[str]]
+    for doc in stock.containers:
+        descriptor = doc.get("ImageManifestDescriptor") or {}
+        digest = descriptor.get("digest")
+        if digest:
+            used.setdefault(str(doc["Image"]), []).append(str(digest))
+    return used
+
+
 def wanted_commits(backup: Backup) -> List[WantedImage]:
-    return [WantedImage(ref, (ref,)) for ref in own_image_references(backup)]
+    """The images that are made of containers. Any platform is right: docker has just made them."""
+    return [WantedImage(key=ref, refs=(ref,)) for ref in own_image_references(backup)]
 
 
 def parse_wanted(row: dict) -> WantedImage:
@@ -20241,6 +20291,7 @@ def archive_faults(
 
 
 def first_fault(faults: Sequence[str]) -> str:
+    """One line of many faults: an image with one layer missing often lacks all of them."""
     if len(faults) == 1:
         return faults[0]
     return "%s (and %d more)" % (faults[0], len(faults) - 1)
@@ -20279,9 +20330,12 @@ def failing_images(
 
 
 def save_images(host: Host, request: dict, tick: Callable[[int], None]) -> None:
-    """A task. Saves the images, reads back what docker has written (it can leave layers out and
-    exit 0: moby#49784, moby#49473), and saves again without what is not whole: the file that stays
-    can be loaded. Raises DockfixError."""
+    """A task: saves the images, and reads back what docker has written, which can leave layers out
+    and exit 0 (moby#49784, moby#49473). Then it saves again without what is not whole: the file
+    that stays can be loaded. Raises DockfixError.
+
+    request: of save_steps. Where it names no record nothing may be lacking.
+    """
     path, record, needs = request["file"], request["record"], request["needs"]
     images = [parse_wanted(row) for row in request["wanted"]]
     if not record:
@@ -20293,17 +20347,20 @@ def save_images(host: Host, request: dict, tick: Callable[[int], None]) -> None:
     while True:
         images = [image for image in images if image.key not in lacking]
         if not images:
-            break
+            break  # nothing to save, and no file
         faults, failure = try_save(host, images, path, tick)
         if not faults and not failure:
             break
-        if not faults:  # docker itself, or the disk
+        if not faults:
+            # docker itself failed, or the disk is full: no image is the reason
             raise save_error(images, faults, failure)
         lacking.update(faults)
         suppress_errors(remove_file, path)
-    containers = [ident for ident in sorted(needs) if needs[ident] in lacking]
-    lacking_things = {"images": lacking, "containers": containers}
-    replace_file(record, json.dumps(lacking_things, sort_keys=True).encode("ascii"))
+    note = {
+        "images": lacking,
+        "containers": [ident for ident in sorted(needs) if needs[ident] in lacking],
+    }
+    replace_file(record, json.dumps(note, sort_keys=True).encode("ascii"))
 
 
 def try_save(
@@ -20317,11 +20374,13 @@ def try_save(
 
 
 def save_error(images: Sequence[WantedImage], faults: Dict[str, str], failure: str) -> DockfixError:
+    """failure: what docker said, '' where it called the archive whole."""
     if failure:
         return DockfixError(failure)
-    texts = [
-        "%s: %s" % (image.refs[0], faults[image.key]) for image in images if image.key in faults
-    ]
+    texts = []
+    for image in images:
+        if image.key in faults:
+            texts.append("%s: %s" % (image.refs[0], faults[image.key]))
     return DockfixError("docker save has not written all of " + "; ".join(texts[:3]))
 
 
@@ -20338,22 +20397,23 @@ def missing_commits(host: Host, images: Sequence[WantedImage]) -> Dict[str, str]
 
 def judge_backup(backup: Backup, tick: Callable[[int], None] = lambda done: None) -> Backup:
     """The backup with all that its archives lack noted in `own` and `lacks`, read from the archives
-    themselves."""
+    themselves: gigabytes."""
     known = lost_ids(backup)
-    wanted = [image for image in wanted_images(backup.stock) if image.key not in known]
-    faults = faults_of_all_archives(backup, wanted + wanted_commits(backup), tick)
+    images = [image for image in wanted_images(backup.stock) if image.key not in known]
+    faults = faults_of_all_archives(backup, images + wanted_commits(backup), tick)
     lacks = list(backup.lacks)
-    for image in wanted:
+    for image in images:
         if image.key in faults:
             lacks.append(Lack(image.refs[0], image.key, faults[image.key]))
+    # A container whose image is not whole cannot be made.
     own = dict(backup.own)
     needs = image_needs(backup)
     for doc in backup.stock.containers:
         ident = doc["Id"]
-        why = faults.get(needs.get(ident, ""))
-        if why and own[ident] != LOST:
+        fault = faults.get(needs.get(ident, ""))
+        if fault and own[ident] != LOST:
             own[ident] = LOST
-            lacks.append(Lack(title_of(doc), ident, "its image: " + why))
+            lacks.append(Lack(title_of(doc), ident, "its image: " + fault))
     return backup._replace(own=own, lacks=lacks)
 
 
@@ -20417,12 +20477,17 @@ def seal_step(host: Host, backup: Backup, lossy: bool, undoable: bool = True) ->
 
 
 def seal_backup(host: Host, request: dict, tick: Callable[[int], None]) -> None:
-    """A task. Writes the manifest: what was planned, and what has become of it."""
-    folder, manifest = request["folder"], request["manifest"]
+    """A task: writes the manifest, which says what was planned, and what has become of it.
+
+    request: of seal_step.
+    """
+    folder = request["folder"]
+    manifest = request["manifest"]
     if request["lossy"]:
         note_lacks(folder, request, manifest)
     loads = []
-    for name in manifest["loads"]:  # where no image was whole there is no archive
+    for name in manifest["loads"]:
+        # where no image was whole there is no archive
         if os.path.exists(os_bytes(os.path.join(folder, name))):
             loads.append(name)
     manifest["loads"] = loads
@@ -20431,32 +20496,42 @@ def seal_backup(host: Host, request: dict, tick: Callable[[int], None]) -> None:
 
 
 def note_lacks(folder: str, request: dict, manifest: dict) -> None:
-    """Corrects a manifest by what the steps have left in the folder."""
-    lacking = {"images": {}, "containers": []}  # type: dict
-    record = os.path.join(folder, LACKING_FILE)
-    if os.path.exists(os_bytes(record)):
-        lacking = json.loads(read_all(record).decode("ascii"))
+    """Corrects a manifest by what the steps have left in the folder: a container is exported where
+    the plan was another one, and what is in no file is lacking."""
+    images, containers = read_lacking_note(folder)
     lacks = []
     for ident, tag in sorted(request["images"].items()):
-        if ident in lacking["images"]:
-            lacks.append(Lack(tag, ident, lacking["images"][ident]))
-    for ident, own in manifest["own"].items():
-        if own == EXPORT or ident in lacking["containers"]:
+        if ident in images:
+            lacks.append(Lack(tag, ident, images[ident]))
+    own = manifest["own"]
+    for ident in own:
+        if own[ident] == EXPORT or ident in containers:
             is_exported = has_sum(folder, "export-%s.tar" % ident)
-            manifest["own"][ident] = EXPORT if is_exported else LOST
+            own[ident] = EXPORT if is_exported else LOST
     for ident, title in sorted(request["containers"].items()):
-        if manifest["own"].get(ident) == LOST:
+        if own.get(ident) == LOST:
             lacks.append(Lack(title, ident, "neither docker commit nor docker export keeps it"))
     for name, place in sorted(manifest["volumes"].items()):
-        if not has_sum(folder, place[0]):
+        if not has_sum(folder, VolumeFile(*place).file):
             del manifest["volumes"][name]
             lacks.append(Lack("volume " + name, "", "docker cp cannot read its content"))
     manifest["lacks"] = [lack._asdict() for lack in lacks]
 
 
+def read_lacking_note(folder: str) -> Tuple[Dict[str, str], List[str]]:
+    """What save_images could not save: by image the reason, and the ids of the containers that need
+    such an image."""
+    path = os.path.join(folder, LACKING_FILE)
+    if not os.path.exists(os_bytes(path)):
+        return {}, []  # there was no image to save
+    note = json.loads(read_all(path).decode("ascii"))
+    return note["images"], note["containers"]
+
+
 def has_sum(folder: str, name: str) -> bool:
     """Is a file there as a whole? Its sum is written after it."""
-    return os.path.exists(os_bytes(os.path.join(folder, name + ".sha256")))
+    path = os.path.join(folder, name + ".sha256")
+    return os.path.exists(os_bytes(path))
 
 
 TASKS.update({"save-images": save_images, "write-manifest": seal_backup})
@@ -20468,6 +20543,7 @@ TAR_END = bytes(2 * TAR_BLOCK)
 
 
 def helper_image(backup: Backup) -> str:
+    """The tag of the image that the container for volumes is made from."""
     return name_for_backup(backup, BACKUP_REPOSITORY + ":helper")
 
 
@@ -20764,51 +20840,80 @@ def restore_steps(
 
 
 def load_steps(host: Host, backup: Backup, have: Stock, undoable: bool) -> List[Step]:
-    """docker load; then the containers' own images under a name of their own. undoable: as
-    create_step has it."""
+    """docker load; then the containers' own images under a name of their own.
+
+    have: what the engine has.
+    undoable: as create_step has it.
+    """
     known = set(image_refs(have.images))
-    known |= {image["Id"] for image in have.images}
-    own = []
-    commits = False
-    for doc in backup.stock.containers:
-        kind = backup.own[doc["Id"]]
-        ref = own_image_reference(backup, doc, RESTORED_REPOSITORY)
-        if kind in (COMMIT, EXPORT) and ref not in known:
-            own.append(own_image_step(host, backup, doc, ref, undoable))
-            commits = commits or kind == COMMIT
+    for image in have.images:
+        known.add(image["Id"])
+    own = own_image_steps(host, backup, known, undoable)
     lost = lost_ids(backup)
     whole = [image for image in backup.stock.images if image["Id"] not in lost]
     new = [ref for ref in image_refs(whole) if ref not in known]
-    if not new and not commits:
+    if not new and not needs_commits(backup, known):
         return own  # nothing of the archives is needed
-    # All images of containers come along, whichever are needed.
+    # All images of containers come along, whichever are needed: they go again.
     passing = [remove_step(host, "image", ref) for ref in own_image_references(backup)]
     undo = ()  # type: Tuple[Step, ...]
     if undoable:
         undo = (*[remove_step(host, "image", ref) for ref in new], *passing)
     loads = []
     for name in backup.loads:
-        words = ("load", "-q")
-        path = backup.path(name)
         loads.append(
-            docker_step(host, "load:" + name, "load %s" % name, words, source=path, undo=undo)
+            docker_step(
+                host,
+                "load:" + name,
+                "load " + name,
+                ("load", "-q"),
+                source=backup.path(name),
+                undo=undo,
+            )
         )
     if not loads:
         return own
     return loads + own + passing
 
 
-def own_image_step(host: Host, backup: Backup, doc: dict, ref: str, undoable: bool) -> Step:
-    """The image that a container with files of its own is made from."""
-    if backup.own[doc["Id"]] == COMMIT:
-        words = ("tag", own_image_reference(backup, doc), ref)
-        return create_step(host, "image", ref, words, undoable)
-    words = ["import", "-", ref]
-    if exported_config(doc):
-        entrypoint = json.dumps(exported_config(doc)["Entrypoint"])
-        words.insert(1, "--change=ENTRYPOINT " + entrypoint)
-    path = backup.path(backup.export_file(doc["Id"]))
-    return create_step(host, "image", ref, words, undoable, source=path)
+def needs_commits(backup: Backup, known: Set[str]) -> bool:
+    """Is an image that was made of a container not there yet? known: tags and ids of images."""
+    for doc in backup.stock.containers:
+        if backup.own[doc["Id"]] != COMMIT:
+            continue
+        if own_image_reference(backup, doc, RESTORED_REPOSITORY) not in known:
+            return True
+    return False
+
+
+def own_image_steps(host: Host, backup: Backup, known: Set[str], undoable: bool) -> List[Step]:
+    """The images that containers with files of their own are made from.
+
+    known: tags and ids of the images that are there.
+    undoable: as create_step has it.
+    """
+    steps = []
+    for doc in backup.stock.containers:
+        own = backup.own[doc["Id"]]
+        ref = own_image_reference(backup, doc, RESTORED_REPOSITORY)
+        if ref in known:
+            continue
+        if own == COMMIT:
+            words = ["tag", own_image_reference(backup, doc), ref]
+            steps.append(create_step(host, "image", ref, words, undoable))
+        elif own == EXPORT:
+            words = ["import", *import_options(doc), "-", ref]
+            path = backup.path(backup.export_file(doc["Id"]))
+            steps.append(create_step(host, "image", ref, words, undoable, source=path))
+    return steps
+
+
+def import_options(doc: dict) -> List[str]:
+    """Gives the image of an export what exported_config says."""
+    entrypoint = exported_config(doc).get("Entrypoint")
+    if not entrypoint:
+        return []
+    return ["--change=ENTRYPOINT " + json.dumps(entrypoint)]
 
 
 def exported_config(doc: dict) -> dict:
@@ -20822,31 +20927,52 @@ def exported_config(doc: dict) -> dict:
 
 def fill_steps(host: Host, backup: Backup, new: Sequence[str], empty: Sequence[str]) -> List[Step]:
     """Through a container that never runs: docker unpacks, not dockfix. Filled is what holds, read
-    back, what the backup has."""
+    back, what the backup has.
+
+    new: the volumes that this restore makes.
+    empty: those that an earlier one has left empty.
+    """
     steps = []
     if new:
-        unused = []
-        for name in new:
-            ask = (*host.docker, "ps", "-aq", "--filter", "volume=" + name)
-            unused.append(("silent", *ask))
-        title = "no container has the new volumes"
-        steps.append(Step("volumes-unused", title, check=tuple(unused)))
+        steps.append(unused_step(host, new))
     points = {}
     for number, name in enumerate(sorted([*new, *empty]), 1):
         points[name] = "/dockfix-%d/data" % number
     work = []
     for name in empty:
-        title = "volume %s is still empty" % name
-        request = fill_request(backup, name, points[name])
-        work.append(task_step(host, "empty:" + name, title, "require-empty-volume", request))
+        work.append(
+            task_step(
+                host,
+                "empty:" + name,
+                "volume %s is still empty" % name,
+                "require-empty-volume",
+                fill_request(backup, name, points[name]),
+            )
+        )
     for name, point in points.items():
         request = fill_request(backup, name, point)
-        title = "content of volume %s" % name
-        size = suppress_errors(os.path.getsize, os_bytes(request["file"])) or 0
-        work.append(task_step(host, "fill:" + name, title, "fill-volume", request, size=size))
+        work.append(
+            task_step(
+                host,
+                "fill:" + name,
+                "content of volume " + name,
+                "fill-volume",
+                request,
+                size=suppress_errors(os.path.getsize, os_bytes(request["file"])) or 0,
+            )
+        )
+    binds = ["%s:%s" % (name, point) for name, point in points.items()]
     image_step = mount_points_step(host, backup, points)
-    binds = ["%s:%s" % bind for bind in points.items()]
     return steps + helper_steps(host, backup, binds, work, image_step)
+
+
+def unused_step(host: Host, volumes: Sequence[str]) -> Step:
+    """Ends the change where somebody has taken a volume that it has just made."""
+    checks = []
+    for name in volumes:
+        ask = (*host.docker, "ps", "-aq", "--filter", "volume=" + name)
+        checks.append(("silent", *ask))
+    return Step("volumes-unused", "no container has the new volumes", check=tuple(checks))
 
 
 def fill_request(backup: Backup, name: str, point: str) -> Dict[str, str]:
@@ -20884,8 +21010,8 @@ def container_steps(
     undoable: as create_step has it.
     """
     name = title_of(doc)
-    ref, config = image_for_container(backup, doc)
-    recipe = parse_answer(doc, lambda obj: create_recipe(obj, config, backup.stock.containers))
+    ref, _ = image_for_container(backup, doc)
+    recipe = container_recipe(backup, doc)
     steps = create_container_steps(host, name, ref, recipe, undoable, optional)
     is_missing = exists_test(host, "container", name, False)
     for words in recipe.networks:
@@ -20912,19 +21038,31 @@ def image_for_container(backup: Backup, doc: dict) -> Tuple[str, dict]:
         return own_image_reference(backup, doc, RESTORED_REPOSITORY), doc["Config"]
     if own == EXPORT:
         return own_image_reference(backup, doc, RESTORED_REPOSITORY), exported_config(doc)
-    image = next(image for image in backup.stock.images if image["Id"] == doc["Image"])
+    for image in backup.stock.images:
+        if image["Id"] == doc["Image"]:
+            break
+    else:
+        raise KeyError("no image %s" % doc["Image"])
     refs = image_refs([image])
-    ref = doc["Config"].get("Image") or ""  # what was asked for, when it was made
-    if ref not in refs and ref + ":latest" not in refs:
-        ref = refs[0]
-    return ref, image.get("Config") or {}
+    asked = doc["Config"].get("Image") or ""  # the name that docker create was given
+    if asked in refs or asked + ":latest" in refs:
+        return asked, image.get("Config") or {}
+    return refs[0], image.get("Config") or {}
+
+
+def container_recipe(backup: Backup, doc: dict) -> Recipe:
+    """How a container is made from its image of now."""
+    _, config = image_for_container(backup, doc)
+    others = backup.stock.containers
+    return parse_answer(doc, lambda obj: create_recipe(obj, config, others))
 
 
 def joined_test(host: Host, name: str, network: str, joined: bool) -> Tuple[str, ...]:
     """Has a container a network, or (not joined) has it not?"""
     mode = "has" if joined else "lacks"
-    networks = ("inspect", "-f", "{{json .NetworkSettings.Networks}}", name)
-    return (mode, json.dumps(network) + ":", *host.docker, *networks)
+    key = json.dumps(network) + ":"
+    template = "{{json .NetworkSettings.Networks}}"
+    return (mode, key, *host.docker, "inspect", "-f", template, name)
 
 
 def create_container_steps(
@@ -20973,17 +21111,20 @@ def each_container_steps(host: Host, backup: Backup, doc: dict, is_known: bool) 
 
 
 def unready_test(host: Host, backup: Backup, doc: dict) -> Tuple[str, ...]:
-    """Is the new container not there, or not in its networks as it was?"""
+    """Is the new container not there, or not in its networks as it was? Then it is not started:
+    what it serves would be reached by the wrong ones."""
     name = title_of(doc)
-    _, config = image_for_container(backup, doc)
-    recipe = parse_answer(doc, lambda obj: create_recipe(obj, config, backup.stock.containers))
-    if not recipe.networks:
+    calls = container_recipe(backup, doc).networks
+    if not calls:
         return exists_test(host, "container", name, False)
     conditions = []
-    for words in recipe.networks:
-        joined = "(index .NetworkSettings.Networks %s)" % json.dumps(words[-2])
-        conditions.append(joined if words[1] == "connect" else "(not %s)" % joined)
-    template = "{{if and %s}}ready{{end}}" % " ".join([*conditions, "true"])
+    for words in calls:
+        # a network that the container has not is a zero value, which is false (text/template)
+        condition = "(index .NetworkSettings.Networks %s)" % json.dumps(words[-2])
+        if words[1] == "disconnect":
+            condition = "(not %s)" % condition
+        conditions.append(condition)
+    template = "{{if and true %s}}ready{{end}}" % " ".join(conditions)
     argv = (*host.docker, "inspect", "--type", "container", "-f", template, name)
     return ("lacks", "ready", *argv)
 
@@ -21001,6 +21142,8 @@ def find_lost_settings(
 
 
 def recipe_words(doc: dict, docs: Sequence[dict]) -> List[str]:
+    """All that a recipe says of a container, as if its image said nothing. docs: all containers
+    that it may refer to."""
     recipe = parse_answer(doc, lambda obj: create_recipe(obj, {}, docs))
     words = [*recipe.options, *recipe.command, *recipe.bound]
     for call in recipe.networks:
@@ -21042,26 +21185,33 @@ def compare_containers(
 
 
 def never_started(doc: dict) -> bool:
-    return str(doc["State"].get("StartedAt")).startswith("0001")
+    """docker gives the first instant of the year 1 then."""
+    started = str(doc["State"].get("StartedAt"))
+    return started.startswith("0001")
 
 
 def compare_stock(host: Host, opts: Options, report: dict, plan: Plan) -> None:
-    """What came back, container by container, beside what the backup says."""
-    if plan.facts.get("backup") and not opts.dry_run:
-        backup = read_backup(plan.facts["backup"])
-        add_container_rows(report, compare_containers(host, backup, {}, ()))
+    """What came back after pool recreate, container by container, beside what the backup says."""
+    folder = plan.facts.get("backup")
+    if folder and not opts.dry_run:
+        rows = compare_containers(host, read_backup(folder), {}, ())
+        add_container_rows(report, rows)
 
 
 def add_container_rows(report: dict, rows: List[dict]) -> None:
+    """A row that failed, of a container or of something else, makes exit code 3."""
     report["results"] += rows
-    if any(row["status"] == "failed" for row in report["results"]):
-        report["exit_code"] = 3
+    for row in report["results"]:
+        if row["status"] == "failed":
+            report["exit_code"] = 3
 
 
 # backup
 
 
 def run_backup(host: Host, opts: Options, report: dict) -> None:
+    """One row for the backup, one for each thing that should be in it and is not (exit code 3). What
+    it cannot hold by its nature stands in left_out."""
     folder = os.path.abspath(opts.arguments[0])
     if opts.step:
         run_script_step(host, opts)
@@ -21075,24 +21225,23 @@ def run_backup(host: Host, opts: Options, report: dict) -> None:
     containers, unreadable = look_each_container(host)
     stock = collect_stock(host, containers)
     require_backup_folder(host, folder, estimate_backup_size(host, stock))
-    backup = plan_backup(host, folder, stock, ["images.tar"] if stock.images else [])
-    plan = make_plan(
-        new_name("backup"),
-        "backup",
-        backup_goal(backup),
-        backup_steps(host, backup),
-        facts={
-            "disk": disk_tests(host, folder),
-            "lacks": ["not in the backup: %s: %s" % pair for pair in sorted(unreadable.items())],
-        },
-    )
+    loads = ["images.tar"] if stock.images else []
+    backup = plan_backup(host, folder, stock, loads)
+    facts = {
+        "disk": disk_tests(host, folder),
+        "lacks": ["not in the backup: %s: %s" % pair for pair in sorted(unreadable.items())],
+    }
+    goal = backup_goal(backup)
+    steps = backup_steps(host, backup)
+    plan = make_plan(new_name("backup"), "backup", goal, steps, facts=facts)
     report["left_out"] = backup.left_out
     run_change(host, opts, report, plan)
     lacks = dict(unreadable)
     if not opts.dry_run:
         made = read_backup(folder)
         report_exported(backup, made)
-        lacks.update((lack.target, lack.why) for lack in made.lacks)
+        for lack in made.lacks:
+            lacks[lack.target] = lack.why
     report_incomplete(report, lacks)
 
 
@@ -21125,16 +21274,19 @@ def backup_steps(host: Host, backup: Backup) -> List[Step]:
 
 
 def backup_goal(backup: Backup) -> str:
+    """For people."""
+    stock = backup.stock
     return "backup of %s, %s, %s, %s in %s" % (
-        format_count(len(backup.stock.images), "image"),
-        format_count(len(backup.stock.containers), "container"),
-        format_count(len(carried_networks(backup.stock)), "network"),
+        format_count(len(stock.images), "image"),
+        format_count(len(stock.containers), "container"),
+        format_count(len(carried_networks(stock)), "network"),
         format_count(len(backup.volumes), "volume"),
         backup.folder,
     )
 
 
 def report_exported(planned: Backup, made: Backup) -> None:
+    """Says which containers have come another way than planned."""
     names = []
     for doc in made.stock.containers:
         ident = doc["Id"]
@@ -21194,16 +21346,18 @@ def read_images_of(opts: Options, backup: Backup) -> Backup:
 
 
 def verify_sums(host: Host, opts: Options, report: dict, backup: Backup) -> List[str]:
-    """The files that differ from their sums. A row for each file."""
+    """The names of the files that differ from their sums. A row for each file, also of a dry run:
+    it only reads."""
     names = backup.files()
     progress = Progress("verify", len(names), opts.quiet)
-    reader = host._replace(dry_run=False)  # it only reads
+    reader = host._replace(dry_run=False)
     damaged = []
     for number, name in enumerate(names, 1):
         step = verify_step(backup, name)
+        tick = progress.step(number, name, step_size(step))
         status, msg = "unchanged", "as it was written"
         try:
-            do_step(reader, step, progress.step(number, name, step_size(step)))
+            do_step(reader, step, tick)
         except DockfixError:
             status, msg = "failed", "differs from its sum"
             damaged.append(name)
@@ -21218,22 +21372,11 @@ def verify_sums(host: Host, opts: Options, report: dict, backup: Backup) -> List
 def restore_refusals(backup: Backup, have: Stock, filled: float) -> List[str]:
     """What stands in the way. What is the same already is adopted.
 
+    have: what the engine has.
     filled: when this backup has filled its volumes (seconds since 1970, 0: never). A volume that is
         younger is another one.
     """
-    reasons = []
-    # A container of that name is the same one.
-    containers = {title_of(doc): doc for doc in have.containers}
-    for doc in backup.stock.containers:
-        name = title_of(doc)
-        if name in containers:
-            lost = find_lost_settings(
-                doc, backup.stock.containers, containers[name], have.containers
-            )
-            if lost:
-                reasons.append(
-                    "container %s exists, and differs in %s" % (name, ", ".join(lost[:3]))
-                )
+    reasons = container_refusals(backup, have)
     # A network of that name is the same one.
     networks = {title_of(network): network for network in have.networks}
     for network in carried_networks(backup.stock):
@@ -21247,6 +21390,22 @@ def restore_refusals(backup: Backup, have: Stock, filled: float) -> List[str]:
         if there and (not filled or is_made_after(there, filled)):
             reasons.append("volume %s exists" % volume["Name"])
     return reasons + image_refusals(backup, have)
+
+
+def container_refusals(backup: Backup, have: Stock) -> List[str]:
+    """A container of that name is the same one."""
+    reasons = []
+    containers = {title_of(doc): doc for doc in have.containers}
+    for doc in backup.stock.containers:
+        name = title_of(doc)
+        there = containers.get(name)
+        if not there:
+            continue
+        lost = find_lost_settings(doc, backup.stock.containers, there, have.containers)
+        if lost:
+            settings = ", ".join(lost[:3])
+            reasons.append("container %s exists, and differs in %s" % (name, settings))
+    return reasons
 
 
 def image_refusals(backup: Backup, have: Stock) -> List[str]:
@@ -21300,13 +21459,15 @@ def volumes_left_empty(host: Host, backup: Backup, have: Stock) -> List[str]:
 
 def holds_nothing(host: Host, have: Stock, volume: dict) -> bool:
     """Read through a container that has the volume; without one, from its folder, where that can be
-    seen."""
+    seen. What cannot be told counts as something."""
+    name = volume["Name"]
     for doc in have.containers:
         for mount in doc.get("Mounts") or []:
-            if mount.get("Name") == volume["Name"]:
+            if mount.get("Name") == name:
                 place = "%s:%s" % (doc["Id"], mount["Destination"])
                 return volume_is_empty(host, place) is True
-    return suppress_errors(os.listdir, os_bytes(str(volume.get("Mountpoint") or "/"))) == []
+    folder = str(volume.get("Mountpoint") or "/")
+    return suppress_errors(os.listdir, os_bytes(folder)) == []
 
 
 def run_restore(host: Host, opts: Options, report: dict) -> None:
@@ -21338,8 +21499,8 @@ def run_restore(host: Host, opts: Options, report: dict) -> None:
 def filled_note(host: Host, backup: Backup) -> str:
     """The path of the file which says that this backup has filled its volumes on this engine."""
     engine = re.sub(r"\W", "", engine_info(host).id)
-    name = "restored-%s-%s.txt" % (backup.made.replace(":", ""), engine)
-    return os.path.join(host.state, name)
+    made = backup.made.replace(":", "")
+    return os.path.join(host.state, "restored-%s-%s.txt" % (made, engine))
 
 
 def require_room_for_restore(host: Host, backup: Backup) -> None:
@@ -21366,17 +21527,21 @@ def require_whole_files(host: Host, opts: Options, report: dict, backup: Backup)
 
 
 def plan_restore(host: Host, backup: Backup, have: Stock, note: str) -> Plan:
-    """backup: as judge_backup gives it. note: of filled_note."""
+    """The plan of a restore. Its facts are what restored_backup and report_restored need, after a
+    kill too.
+
+    backup: as judge_backup gives it.
+    have: what the engine has.
+    note: the path of filled_note.
+    """
     empty = volumes_left_empty(host, backup, have)
     report_restarts(have, empty)
-    known = [title_of(doc) for doc in have.containers]
     steps = restore_steps(host, backup, have, empty=empty)
-    steps.append(
-        Step("make-state", "make %s" % host.state, ("mkdir", "-m", "700", "-p", host.state))
-    )
-    steps.append(
-        put_file("note-filled", "note that the volumes are filled", note, backup.folder, 0o600)
-    )
+    make_state = ("mkdir", "-m", "700", "-p", host.state)
+    steps.append(Step("state-folder", "make " + host.state, make_state))
+    title = "note that the volumes are filled"
+    steps.append(put_file("note-filled", title, note, backup.folder, 0o600))
+    known = [title_of(doc) for doc in have.containers]
     for doc in backup.stock.containers:
         steps += each_container_steps(host, backup, doc, title_of(doc) in known)
     facts = {
@@ -21399,27 +21564,34 @@ def restored_backup(plan: Plan) -> Backup:
 
 
 def report_restored(host: Host, report: dict, plan: Plan, backup: Backup) -> None:
-    """A row for each container, and for what else the backup lacks."""
+    """A row for each container, and for what else the backup lacks.
+
+    plan: of plan_restore.
+    backup: as it was judged then.
+    """
     known = plan.facts["known"]
     lacks = {lack.id: lack for lack in backup.lacks}
     failed = {}
-    ids = set()
     for doc in backup.stock.containers:
         name = title_of(doc)
-        ids.add(doc["Id"])
+        lack = lacks.pop(doc["Id"], None)
         if backup.own[doc["Id"]] == LOST and name not in known:
             failed[name] = "not in the backup"
-            if doc["Id"] in lacks:
-                failed[name] += ": " + lacks[doc["Id"]].why
-            continue
+            if lack:
+                failed[name] += ": " + lack.why
         for step in each_container_steps(host, backup, doc, name in known):
-            if step.id in host.known.failed_steps and name not in failed:
-                failed[name] = host.known.failed_steps[step.id]
-    report["results"] += [lacking_row(lack) for lack in backup.lacks if lack.id not in ids]
-    add_container_rows(report, compare_containers(host, backup, failed, known))
+            # the first that failed is the reason: the others were left out
+            if step.id in host.known.failed_steps:
+                failed.setdefault(name, host.known.failed_steps[step.id])
+    for lack in backup.lacks:
+        if lack.id in lacks:
+            report["results"].append(lacking_row(lack))
+    rows = compare_containers(host, backup, failed, known)
+    add_container_rows(report, rows)
 
 
 def restore_goal(backup: Backup) -> str:
+    """For people. What is lacking is not counted."""
     lost = lost_ids(backup)
     images = [image for image in backup.stock.images if image["Id"] not in lost]
     containers = [ident for ident in backup.own if backup.own[ident] != LOST]
