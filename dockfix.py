@@ -17014,8 +17014,8 @@ def steps_and_undos(steps: Iterable[Step]) -> Iterable[Step]:
 
 def plan_script(report: dict, plan: Plan, start: int = 0, closing: Sequence[Step] = ()) -> str:
     """The change from step `start` on as a POSIX script; a step that fails undoes what was done, as
-    the real run would, and ends in 1 (7: the undoing failed). Where the plan says beforehand what it
-    cannot do (the fact "lacks") it ends in 3. closing: what comes after the change."""
+    the real run would, and ends in 1 (7: the undoing failed). Where the plan says beforehand what
+    it cannot do (the fact "lacks") it ends in 3. closing: what comes after the change."""
     plan = plan._replace(steps=bind_steps(plan), devices={})
     lines = [script_comment(plan.goal)]
     for text in plan.facts.get("lacks", ()):
@@ -21210,8 +21210,8 @@ def add_container_rows(report: dict, rows: List[dict]) -> None:
 
 
 def run_backup(host: Host, opts: Options, report: dict) -> None:
-    """One row for the backup, one for each thing that should be in it and is not (exit code 3). What
-    it cannot hold by its nature stands in left_out."""
+    """One row for the backup, one for each thing that should be in it and is not (exit code 3).
+    What it cannot hold by its nature stands in left_out."""
     folder = os.path.abspath(opts.arguments[0])
     if opts.step:
         run_script_step(host, opts)
