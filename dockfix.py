@@ -324,6 +324,14 @@ def quote_line(argv: Sequence[str]) -> str:
     return " ".join(quote_word(word) for word in argv)
 
 
+def format_names(names: Sequence[str]) -> str:
+    """'a, b, c and 2 more'."""
+    text = ", ".join(names[:3])
+    if len(names) > 3:
+        text += " and %d more" % (len(names) - 3)
+    return text
+
+
 # Numbers and sizes.
 
 
@@ -752,9 +760,7 @@ class VolumeDifferences:
         ):
             if not names:
                 continue
-            shown = ", ".join(escape_controls(name) for name in names[:3])
-            if len(names) > 3:
-                shown += " and %d more" % (len(names) - 3)
+            shown = format_names([escape_controls(name) for name in names])
             out.append("%s %s" % (shown, verb))
         return out
 
@@ -2717,6 +2723,11 @@ def parse_container(doc: dict) -> Container:
     )
 
 
+def parse_containers(docs: Sequence[dict]) -> List[Container]:
+    """Objects of `docker inspect`. Raises EnvironmentFault."""
+    return [parse_answer(doc, parse_container) for doc in docs]
+
+
 # In an inspect object null, an empty value and a key that is not there mean the same.
 
 
@@ -3342,65 +3353,76 @@ def pool_mode(name: str, data_file: str, data_loop_file: str) -> Tuple[str, str]
 
 
 def title_of(doc: dict) -> str:
+    """The name of a container, network or volume, from its inspect object."""
     return doc["Name"].lstrip("/")
 
 
-def find_needs(doc: dict, others: Sequence[dict]) -> List[str]:
+def is_running(doc: dict) -> bool:
+    """Container.running, from the object of a backup; also true for paused and restarting ones."""
+    return doc["State"].get("Running") is True
+
+
+def find_needs(container: Container, others: Sequence[Container]) -> List[str]:
     """Ids of the containers that must be there, and up, before this one: links, shared namespaces,
     volumes-from, compose's depends_on."""
-    references = container_references(doc)
+    references = container_references(container)
     needed = []
     for other in others:
-        if other is doc:
+        if other is container:
             continue
-        names = (title_of(other), other["Id"], other["Id"][:12])
-        if is_compose_need(doc, other) or not references.isdisjoint(names):
-            needed.append(other["Id"])
+        names = (other.name, other.id, other.id[:12])
+        if not references.isdisjoint(names) or is_compose_need(container, other):
+            needed.append(other.id)
     return needed
 
 
-def container_references(doc: dict) -> Set[str]:
+def container_references(container: Container) -> Set[str]:
     """The names and ids by which a container's settings mean other containers."""
-    host = doc["HostConfig"]
+    host = container.inspect["HostConfig"]
+    networks = object_at(container.inspect["NetworkSettings"], "Networks")
     references = set()
     for key in ("NetworkMode", "IpcMode", "PidMode"):
-        mode = host.get(key) or ""
-        if mode.startswith("container:"):
-            references.add(mode[len("container:") :])
-    links = list(host.get("VolumesFrom") or []) + list(host.get("Links") or [])
-    for network in (doc["NetworkSettings"].get("Networks") or {}).values():
-        links += network.get("Links") or []
+        kind, _, reference = text_at(host, key).partition(":")
+        if kind == "container":
+            references.add(reference)
+    links = [*list_at(host, "VolumesFrom"), *list_at(host, "Links")]  # CONTAINER[:...]
+    for network in networks.values():
+        links += list_at(network, "Links")
     for link in links:
-        references.add(link.split(":")[0].lstrip("/"))
+        reference, _, _ = link.partition(":")
+        references.add(reference.lstrip("/"))
     return references
 
 
-def is_compose_need(doc: dict, other: dict) -> bool:
+def is_compose_need(container: Container, other: Container) -> bool:
     """Whether docker compose's labels say that a container depends on the other one."""
     compose = "com.docker.compose."
-    labels = doc["Config"].get("Labels") or {}
-    other_labels = other["Config"].get("Labels") or {}
-    project = labels.get(compose + "project")
-    if not project or other_labels.get(compose + "project") != project:
+    labels = object_at(container.inspect["Config"], "Labels")
+    other_labels = object_at(other.inspect["Config"], "Labels")
+    project = text_at(labels, compose + "project")
+    if not project or text_at(other_labels, compose + "project") != project:
         return False
-    depends_on = (labels.get(compose + "depends_on") or "").split(",")
-    services = [entry.split(":")[0] for entry in depends_on]
+    depends_on = text_at(labels, compose + "depends_on")  # SERVICE[:CONDITION...],...
+    services = [entry.split(":")[0] for entry in depends_on.split(",")]
     return other_labels.get(compose + "service") in services
 
 
-def sort_by_needs(docs: Sequence[dict]) -> List[dict]:
+def sort_by_needs(containers: Sequence[Container]) -> List[Container]:
     """Containers so that each comes behind those it needs, otherwise as they were started; a circle
     is cut there."""
-    waiting = sorted(docs, key=lambda doc: (doc["State"].get("StartedAt") or "", doc["Name"]))
-    needs = {doc["Id"]: set(find_needs(doc, docs)) for doc in docs}
-    ordered = []  # type: List[dict]
+    waiting = sorted(containers, key=lambda container: (container.started, container.name))
+    needs = {container.id: set(find_needs(container, containers)) for container in containers}
+    ordered = []  # type: List[Container]
     done = set()  # type: Set[str]
     while waiting:
-        ready = [doc for doc in waiting if needs[doc["Id"]] <= done]
-        doc = ready[0] if ready else waiting[0]
-        ordered.append(doc)
-        done.add(doc["Id"])
-        waiting.remove(doc)
+        following = waiting[0]
+        for container in waiting:
+            if needs[container.id] <= done:
+                following = container
+                break
+        ordered.append(following)
+        done.add(following.id)
+        waiting.remove(following)
     return ordered
 
 
@@ -18204,66 +18226,25 @@ def volume_recipe(doc: dict) -> List[str]:
 # 24. The daemon
 ###############################################################################
 
-
-# --- setting them where they live
-
-
-def edit_flags(text: str, name: str, key: str, value: Optional[str]) -> str:
-    """A command line, or the variable for it, with one option set (None: taken away) and every
-    other byte kept. key: of a storage-opt, '' for a plain option. A new one is put behind the last
-    storage option that is there."""
-    flag = r"(?<![\w-])(?:%s)" % "|".join(re.escape(word) for word in FLAGS if FLAGS[word] == name)
-    found = re.compile(
-        r"(%s(?:=|\s+))([\"']?)%s([^\s\"']*)\2" % (flag, re.escape(key + "=") if key else "")
-    )
-    if value is None:
-        return re.sub(r"[ \t]*" + found.pattern, "", text)
-    if found.search(text):
-        return found.sub(
-            lambda m: "%s%s%s%s%s"
-            % (m.group(1), m.group(2), key + "=" if key else "", value, m.group(2)),
-            text,
-        )
-    last = list(re.finditer(r"--storage-(?:opt|driver)(?:=|\s+)([\"']?)[^\s\"']*\1", text))
-    new = " --%s %s%s" % (name, key + "=" if key else "", value)
-    return text[: last[-1].end()] + new + text[last[-1].end() :] if last else text
+# Stops this host's containers and its docker service for a storage change, starts them again as they
+# were, and sets the daemon's options where they are set today. The functions here look, refuse and
+# make steps; only the change engine carries a step out.
+#
+# No container may be lost (one with --rm vanishes when it stops). A daemon that is silent is not
+# taken for one that is stopped. What somebody else mounted is not unmounted, and a setting is edited
+# only in a place that is understood.
+#
+# Facts: systemd.service(5) and systemd.unit(5) for units and drop-ins; moby's daemon/daemon.go (a
+# daemon that stops gives its containers 15 seconds) and cmd/dockerd for its options; `docker update
+# --restart` is there since 1.11.
 
 
-def edit_daemon_json(text: str, name: str, key: str, value: Optional[str]) -> str:
-    """The same of daemon.json, whose other keys stay, in their order."""
-    found = json.loads(text or "{}")
-    name = "graph" if name == "data-root" and "graph" in found else name
-    if key:
-        kept = [one for one in found.get("storage-opts") or [] if one.partition("=")[0] != key]
-        found["storage-opts"] = kept + (["%s=%s" % (key, value)] if value is not None else [])
-    else:
-        found[name] = value
-    return (
-        json.dumps(
-            {
-                one: what
-                for one, what in found.items()
-                if what not in (None, []) or one not in (name, "storage-opts")
-            },
-            indent=4,
-        )
-        + "\n"
-    )
-
-
-# --- what docker holds, and the steps that make and remove it: the same for every storage change
-
-REMOVE = {
-    "container": ("rm", "-f", "-v"),
-    "image": ("rmi",),
-    "network": ("network", "rm"),
-    "volume": ("volume", "rm"),
-}
+# What docker holds.
 
 
 class Stock(NamedTuple):
-    """What an engine holds, or a backup of it, as docker's inspect gives it. Containers stand in
-    the order of their dependencies."""
+    """What an engine holds, or a backup of it, as docker's inspect gives it. Each container stands
+    behind those it needs."""
 
     containers: List[dict]
     images: List[dict]
@@ -18271,149 +18252,179 @@ class Stock(NamedTuple):
     volumes: List[dict]
 
 
-def inspect_all_containers(host: Host) -> List[dict]:
-    """What docker inspect says of each, in the order of their dependencies: two docker calls.
-    Raises EnvironmentFault."""
-    return parse_answer(
-        inspect_objects(host, "container", [target.id for target in list_containers(host)]),
-        sort_by_needs,
-    )
+class InspectedContainers(NamedTuple):
+    """containers: each behind those it needs. unreadable: by the name of a container, why docker
+    cannot show it, or that its object is not understood."""
+
+    containers: List[Container]
+    unreadable: Dict[str, str]
 
 
-def look_each_container(host: Host) -> Tuple[List[dict], Dict[str, str]]:
+def inspect_all_containers(host: Host) -> List[Container]:
+    """All containers, each behind those it needs: two docker calls. Raises EnvironmentFault."""
+    ids = [target.id for target in list_containers(host)]
+    containers = parse_containers(inspect_objects(host, "container", ids))
+    return parse_answer(containers, sort_by_needs)
+
+
+def inspect_readable_containers(host: Host) -> InspectedContainers:
     """The same for a backup: one container that docker cannot show, or shows in a way that is not
-    understood, does not keep the others from it. Its name, with the reason, is in the second
-    result."""
+    understood, does not keep the others from it."""
     targets = list_containers(host)
-    docs, odd = inspect_each(host, targets)
+    docs, unreadable = inspect_each(host, targets)
     names = {target.id: target.name for target in targets}
-    understood = []
+    containers = []
     for doc in docs:
         try:
-            parse_answer(doc, require_plain_container)
-            understood.append(doc)
+            containers.append(parse_answer(doc, parse_backup_container))
         except EnvironmentFault as err:
             ident = str(doc.get("Id"))
-            odd[names.get(ident) or ident] = err.msg
-    return sort_by_needs(understood), odd
+            unreadable[names.get(ident, ident)] = err.msg
+    return InspectedContainers(sort_by_needs(containers), unreadable)
 
 
 def inspect_each(host: Host, targets: List[Target]) -> Tuple[List[dict], Dict[str, str]]:
-    """All in one call; where docker fails at one of them (its layer is lost: "RWLayer is
-    unexpectedly nil"), one by one."""
+    """Objects, and what docker says of those that it cannot show, by name. All in one call; where
+    docker fails at one of them (its layer is lost: "RWLayer is unexpectedly nil"), one by one."""
+    docs = []  # type: List[dict]
+    faults = {}
     try:
         return inspect_objects(host, "container", [target.id for target in targets]), {}
     except EnvironmentFault:
-        docs, odd = [], {}  # type: List[dict], Dict[str, str]
         for target in targets:
             try:
                 docs += inspect_objects(host, "container", [target.id])
             except EnvironmentFault as err:
-                odd[target.name] = err.msg
-        if not docs:  # not one container is odd, but docker
+                faults[target.name] = err.msg
+        if not docs:  # the fault is docker's, and not that of one container
             raise
-        return docs, odd
+    return docs, faults
 
 
-def require_plain_container(doc: dict) -> None:
-    """Takes of an object of `docker inspect` all that a backup and a restore take; raises as
-    parse_answer expects."""
+def parse_backup_container(doc: dict) -> Container:
+    """A container of which everything is understood that a backup and a restore take later. Raises
+    as parse_answer expects."""
+    container = parse_container(doc)
     create_recipe(doc, {}, [doc])
-    sort_by_needs([doc])
+    sort_by_needs([container])
     own_changes(doc, "")
-    is_running(doc)
-    if not all(isinstance(one, str) for one in (doc["Id"], doc["Name"], doc["Image"])):
-        raise ValueError("no name")
+    for key in ("Name", "Image"):
+        if not isinstance(doc[key], str):
+            raise ValueError("no " + key)
+    return container
 
 
-def collect_stock(host: Host, containers: List[dict]) -> Stock:
-    """These and all else: six docker calls more, whatever there is. Raises EnvironmentFault."""
-    lists = [
-        ("images", "-q", "--no-trunc"),
-        ("network", "ls", "-q", "--no-trunc"),
-        ("volume", "ls", "-q"),
-    ]
-    names = [
-        require_answer(query(host, *words), "docker " + words[0]).out_text().split()
-        for words in lists
-    ]
-    images = inspect_objects(
-        host, "image", sorted(set(names[0]) | {one["Image"] for one in containers})
-    )
+def own_changes(doc: dict, diff: str) -> bool:
+    """Does `docker diff` show files of the container's own? Not mount points and the folders on the
+    way to them. diff: lines such as 'A /path'."""
+    made_for_mounts = set()
+    for mount in list_at(doc, "Mounts"):
+        path = posixpath.normpath(mount["Destination"])
+        while path not in made_for_mounts:
+            made_for_mounts.add(path)
+            path = posixpath.dirname(path)
+    for line in diff.split("\n"):
+        path = line[2:]
+        if line.strip() and path not in made_for_mounts:
+            return True
+    return False
+
+
+def collect_stock(host: Host, containers: Sequence[Container]) -> Stock:
+    """These containers and all else: six docker calls, whatever there is. Raises
+    EnvironmentFault."""
+    image_ids = set(list_words(host, "images", "-q", "--no-trunc"))
+    networks = list_words(host, "network", "ls", "-q", "--no-trunc")
+    volumes = list_words(host, "volume", "ls", "-q")
+    image_ids.update(container.inspect["Image"] for container in containers)
     return Stock(
-        containers,
-        images,
-        inspect_objects(host, "network", names[1]),
-        inspect_objects(host, "volume", names[2]),
+        containers=[container.inspect for container in containers],
+        images=inspect_objects(host, "image", sorted(image_ids)),
+        networks=inspect_objects(host, "network", networks),
+        volumes=inspect_objects(host, "volume", volumes),
     )
+
+
+def list_words(host: Host, *arguments: str) -> List[str]:
+    """The ids or names that a docker command lists. Raises EnvironmentFault."""
+    answer = require_answer(query(host, *arguments), "docker " + arguments[0])
+    return answer.out_text().split()
 
 
 def object_names(host: Host) -> Dict[str, List[str]]:
     """Names of all containers and tags of all images; a finished change knows them, so that a
     rollback can tell what was made since."""
-    answers = (
-        ("containers", query(host, "ps", "-a", "--format", "{{.Names}}")),
-        ("images", query(host, "images", "--format", "{{.Repository}}:{{.Tag}}")),
-    )
-    return {
-        kind: [line for line in answer.out_text().split("\n") if line and "<none>" not in line]
-        for kind, answer in answers
+    answers = {
+        "containers": query(host, "ps", "-a", "--format", "{{.Names}}"),
+        "images": query(host, "images", "--format", "{{.Repository}}:{{.Tag}}"),
     }
-
-
-def is_running(doc: dict) -> bool:
-    return doc["State"].get("Running") is True  # paused and restarting ones too
+    names = {}
+    for kind, answer in answers.items():
+        lines = answer.out_text().split("\n")
+        names[kind] = [line for line in lines if line and "<none>" not in line]
+    return names
 
 
 def image_refs(images: Sequence[dict]) -> List[str]:
     """Every tag of every image, or its id: saved by id an image comes back without a name."""
-    return [ref for one in images for ref in one.get("RepoTags") or [one["Id"]]]
+    refs = []  # type: List[str]
+    for image in images:
+        refs += list_at(image, "RepoTags") or [image["Id"]]
+    return refs
+
+
+# Tests, and steps about one object of docker's. See TESTS for the first word of a test.
+
+
+REMOVE_COMMANDS = {
+    "container": ("rm", "-f", "-v"),
+    "image": ("rmi",),
+    "network": ("network", "rm"),
+    "volume": ("volume", "rm"),
+}
 
 
 def inspect_words(host: Host, kind: str) -> Tuple[str, ...]:
-    return host.docker + (
-        ("inspect", "--type", kind) if kind in ("container", "image") else (kind, "inspect")
-    )
+    if kind in ("container", "image"):
+        return (*host.docker, "inspect", "--type", kind)
+    return (*host.docker, kind, "inspect")
 
 
 def exists_test(host: Host, kind: str, name: str, there: bool = True) -> Tuple[str, ...]:
-    """A container or network is what bears the name: docker takes one like 'db' for the beginning
+    """A container or network must bear the very name: docker takes one like 'db' for the beginning
     of an id, too."""
+    inspect = inspect_words(host, kind)
     if kind not in ("container", "network"):
-        return ("ok" if there else "not", *inspect_words(host, kind), name)
-    named = "[/%s]" % name if kind == "container" else "[%s]" % name
-    return (
-        "has" if there else "lacks",
-        named,
-        *inspect_words(host, kind),
-        "-f",
-        "[{{.Name}}]",
-        name,
-    )
+        return ("ok" if there else "not", *inspect, name)
+    shown = "[%s]" % name
+    if kind == "container":
+        shown = "[/%s]" % name
+    return ("has" if there else "lacks", shown, *inspect, "-f", "[{{.Name}}]", name)
 
 
-def state_test(host: Host, name: str, what: str, want: str) -> Tuple[str, ...]:
-    return ("says", want, *host.docker, "inspect", "-f", "{{%s}}" % what, name)
+def state_test(host: Host, name: str, field: str, value: str) -> Tuple[str, ...]:
+    """field: of a container's object, such as .State.Running, or another Go template."""
+    return ("says", value, *host.docker, "inspect", "-f", "{{%s}}" % field, name)
+
+
+def answers_test(host: Host) -> Tuple[str, ...]:
+    return ("ok", *host.docker, "version", "--format", "{{.Server.Version}}")
 
 
 def docker_step(host: Host, step_id: str, title: str, words: Sequence[str], **fields) -> Step:
     """fields: of the Step."""
-    return Step(step_id, title, host.docker + tuple(words), **fields)
-
-
-def answers_test(docker: Tuple[str, ...]) -> Tuple[str, ...]:
-    return ("ok", *docker, "version", "--format", "{{.Server.Version}}")
+    return Step(step_id, title, (*host.docker, *words), **fields)
 
 
 def remove_step(host: Host, kind: str, name: str) -> Step:
     """Of a daemon that is down nothing is known: there it fails."""
-    gone = exists_test(host, kind, name, False)
+    is_gone = exists_test(host, kind, name, False)
     return docker_step(
         host,
         "remove-%s:%s" % (kind, name),
         "remove %s %s" % (kind, name),
-        REMOVE[kind] + (name,),
-        check=(gone, answers_test(host.docker)),
+        (*REMOVE_COMMANDS[kind], name),
+        check=(is_gone, answers_test(host)),
     )
 
 
@@ -18422,149 +18433,109 @@ def create_step(
 ) -> Step:
     """undoable: False where all that docker holds then is set aside on the way back. fields: of the
     Step."""
+    undo = ()  # type: Tuple[Step, ...]
+    if undoable:
+        undo = (remove_step(host, kind, name),)
     return docker_step(
         host,
         "make-%s:%s" % (kind, name),
         "%s %s" % (kind, name),
         words,
         check=(exists_test(host, kind, name),),
-        undo=(remove_step(host, kind, name),) if undoable else (),
+        undo=undo,
         **fields,
     )
 
 
-def start_again_steps(
-    host: Host,
-    docs: Sequence[dict],
-    name: str = "",
-    test: Tuple[str, ...] = (),
-    **fields,
+# Stopping and starting containers.
+
+
+def stop_levels(containers: Sequence[Container]) -> List[List[Container]]:
+    """Containers in the order in which they may be stopped: those that nothing needs first, those
+    of one level side by side. containers: each behind those it needs."""
+    levels = []  # type: List[List[Container]]
+    number_of = {}  # type: Dict[str, int]
+    for container in containers:
+        # A container that needs none is on level 0, every other one above all that it needs.
+        number = 0
+        for ident in find_needs(container, containers):
+            if ident in number_of:
+                number = max(number, number_of[ident] + 1)
+        number_of[container.id] = number
+        if number == len(levels):
+            levels.append([])
+        levels[number].append(container)
+    levels.reverse()
+    return levels
+
+
+def stop_container_steps(
+    host: Host, containers: Sequence[Container], by_name: bool = False
 ) -> List[Step]:
-    """Starts by name what ran when it was looked at, and pauses what was paused. A new container
-    counts as started once it ever was: it may end at once. fields: of each Step."""
-    steps = []
-    for doc in [one for one in docs if is_running(one)]:
-        title, who = title_of(doc), name or title_of(doc)
-        started = test or state_test(
-            host, who, 'eq (printf "%.4s" .State.StartedAt) "0001"', "false"
-        )
-        steps.append(
-            docker_step(
-                host,
-                "start:" + title,
-                "start %s" % title,
-                ("start", who),
-                check=(started,),
-                **fields,
-            )
-        )
-        if doc["State"].get("Paused") is True:
-            steps.append(
-                docker_step(
-                    host,
-                    "pause:" + title,
-                    "pause %s" % title,
-                    ("pause", who),
-                    check=(state_test(host, who, ".State.Paused", "true"),),
-                    **fields,
-                )
-            )
-    return steps
-
-
-def some_names(docs: Sequence[dict]) -> str:
-    names = [title_of(doc) for doc in docs]
-    return ", ".join(names[:3]) + (" and %d more" % (len(names) - 3) if names[3:] else "")
-
-
-def stop_levels(docs: Sequence[dict]) -> List[List[dict]]:
-    """Containers in the order in which they may be stopped, those that nothing needs first; those
-    of one level side by side. docs: in the order of their dependencies."""
-    depth = {}  # type: Dict[str, int]
-    for doc in docs:
-        below = [depth[ident] for ident in find_needs(doc, docs) if ident in depth]
-        depth[doc["Id"]] = 1 + max(below) if below else 0
-    levels = [[doc for doc in docs if depth[doc["Id"]] == one] for one in set(depth.values())]
-    return sorted(levels, key=lambda level: -depth[level[0]["Id"]])
-
-
-def stop_container_steps(host: Host, docs: Sequence[dict], again: bool = False) -> List[Step]:
     """Stops what ran when it was looked at: side by side, each with the time that is its own, in
     order of dependency, what is paused first. A daemon that stops gives all of them 15 seconds
-    together and leaves the others behind, running. There is no undo here: answers_step holds it.
-    again: the same containers by name, after the change: they may be other ones, or not there, and
-    no failure is one."""
-    running = [doc for doc in docs if is_running(doc)]
-    paused = [doc for doc in running if doc["State"].get("Paused") is True]
+    together and leaves the others behind, running. There is no undo here: answers_step has it.
+
+    by_name: after the change, when they may be other containers or not there; so no failure is one.
+    """
+    paused = [container for container in containers if container.running and container.paused]
+    others = [container for container in containers if container.running and not container.paused]
     steps = []
     if paused:
-        steps.append(halt_step(host, "unpause-paused", "unpause", paused, again))
-        steps.append(halt_step(host, "stop-paused", "stop", paused, again))
-    levels = stop_levels([doc for doc in running if doc not in paused])
-    for number, level in enumerate(levels, 1):
-        steps.append(halt_step(host, "stop-level:%d" % number, "stop", level, again))
+        steps.append(halt_step(host, "unpause-paused", "unpause", paused, by_name))
+        steps.append(halt_step(host, "stop-paused", "stop", paused, by_name))
+    for number, level in enumerate(stop_levels(others), 1):
+        steps.append(halt_step(host, "stop-level:%d" % number, "stop", level, by_name))
     return steps
 
 
-def halt_step(host: Host, step_id: str, verb: str, docs: Sequence[dict], again: bool) -> Step:
-    """verb: stop or unpause."""
-    names = [title_of(doc) if again else doc["Id"] for doc in docs]
-    ask = ids_to(host, verb)
-    for name in names:
-        ask += ("--filter", "name=^/?%s$" % re.escape(name) if again else "id=" + name)
-    check = (("silent" if again else "none", *ask),)
-    title = "%s %s" % (verb, some_names(docs))
+def halt_step(
+    host: Host, step_id: str, verb: str, containers: Sequence[Container], by_name: bool
+) -> Step:
+    """verb: stop or unpause. by_name: as in stop_container_steps."""
+    references = []
+    filters = []  # type: List[str]
+    for container in containers:
+        if by_name:
+            references.append(container.name)
+            filters += ["--filter", "name=^/?%s$" % re.escape(container.name)]
+        else:
+            references.append(container.id)
+            filters += ["--filter", "id=" + container.id]
+    test = "silent" if by_name else "none"
+    names = [container.name for container in containers]
     return docker_step(
-        host, step_id, title, (verb,), each=tuple(names), check=check, optional=again
+        host,
+        step_id,
+        "%s %s" % (verb, format_names(names)),
+        (verb,),
+        each=tuple(references),
+        check=((test, *ids_to(host, verb), *filters),),
+        optional=by_name,
     )
 
 
 def ids_to(host: Host, verb: str) -> Tuple[str, ...]:
     """The program that prints the ids of what there is to stop, or to unpause."""
-    which = ("--filter", "status=paused") if verb == "unpause" else ()
-    return (*host.docker, "ps", "-q", "--no-trunc", *which)
+    command = (*host.docker, "ps", "-q", "--no-trunc")
+    if verb == "unpause":
+        return (*command, "--filter", "status=paused")
+    return command
 
 
-def start_levels(
-    host: Host, docs: Sequence[dict], wait: float = 0.0, by_name: bool = False
-) -> List[Step]:
-    """Starts what ran, side by side, those first that others need. These steps have no tests:
-    start_again_steps behind them tells what does not run. wait: as a Step has it."""
-    steps = []
-    levels = reversed(stop_levels([doc for doc in docs if is_running(doc)]))
-    for number, level in enumerate(levels, 1):
-        if len(level) > 1:
-            names = tuple(title_of(doc) if by_name else doc["Id"] for doc in level)
-            title = "start %s, side by side" % some_names(level)
-            step_id = "start-level:%d" % number
-            steps.append(
-                docker_step(
-                    host,
-                    step_id,
-                    title,
-                    ("start",),
-                    each=names,
-                    optional=True,
-                    wait=wait,
-                    daemon="up",
-                )
-            )
-    return steps
-
-
-def halt_the_rest(host: Host, daemon: str) -> List[Step]:
-    """What others have started meanwhile. With the daemon down nothing runs that docker could
+def stop_others_steps(host: Host, daemon: str) -> List[Step]:
+    """Stops what others have started meanwhile. With the daemon down nothing runs that docker could
     stop. daemon: as a Step has it."""
     steps = []
     for verb, state in (("unpause", "is paused"), ("stop", "runs")):
-        ask = ids_to(host, verb)
+        ids = ids_to(host, verb)
         step = docker_step(
             host,
             "%s-others" % verb,
             "%s what else %s" % (verb, state),
             (verb,),
-            each_of=ask,
-            check=(("silent", *ask),),
+            each_of=ids,
+            check=(("silent", *ids),),
             optional=True,
             daemon=daemon,
         )
@@ -18572,274 +18543,426 @@ def halt_the_rest(host: Host, daemon: str) -> List[Step]:
     return steps
 
 
-def policy_of(doc: dict) -> str:
-    return format_restart_policy(doc["HostConfig"].get("RestartPolicy") or {})
+def start_levels(
+    host: Host, containers: Sequence[Container], wait: float = 0.0, by_name: bool = False
+) -> List[Step]:
+    """Starts what ran, side by side, those first that others need. These steps have no tests:
+    start_again_steps behind them tells what does not run. wait: as a Step has it."""
+    running = [container for container in containers if container.running]
+    levels = stop_levels(running)
+    levels.reverse()
+    steps = []
+    for number, level in enumerate(levels, 1):
+        if len(level) == 1:
+            continue
+        names = [container.name for container in level]
+        references = names if by_name else [container.id for container in level]
+        step = docker_step(
+            host,
+            "start-level:%d" % number,
+            "start %s, side by side" % format_names(names),
+            ("start",),
+            each=tuple(references),
+            optional=True,
+            wait=wait,
+            daemon="up",
+        )
+        steps.append(step)
+    return steps
 
 
-def with_policy(host: Host, docs: Sequence[dict]) -> List[dict]:
+def start_again_steps(
+    host: Host,
+    containers: Sequence[Container],
+    by_id: bool = False,
+    must_run: bool = False,
+    **fields,
+) -> List[Step]:
+    """Starts what ran when it was looked at, and pauses what was paused.
+
+    by_id: they are the same containers; else they are known by name.
+    must_run: a start counts while the container runs. Else it counts once there was one, because a
+        new container may end at once.
+    fields: of each Step.
+    """
+    steps = []
+    for container in containers:
+        if not container.running:
+            continue
+        reference = container.id if by_id else container.name
+        never_started = 'eq (printf "%.4s" .State.StartedAt) "0001"'  # year 1
+        is_started = state_test(host, reference, never_started, "false")
+        if must_run:
+            is_started = state_test(host, reference, ".State.Running", "true")
+        start = docker_step(
+            host,
+            "start:" + container.name,
+            "start " + container.name,
+            ("start", reference),
+            check=(is_started,),
+            **fields,
+        )
+        steps.append(start)
+        if not container.paused:
+            continue
+        pause = docker_step(
+            host,
+            "pause:" + container.name,
+            "pause " + container.name,
+            ("pause", reference),
+            check=(state_test(host, reference, ".State.Paused", "true"),),
+            **fields,
+        )
+        steps.append(pause)
+    return steps
+
+
+# Restart policies: while containers are stopped, neither a reboot nor a start of the daemon may
+# start one, and so change what is being moved or backed up.
+
+
+def with_policy(host: Host, containers: Sequence[Container]) -> List[Container]:
     """The containers whose restart policy can be held: Docker changes one from 1.11 on (`docker
     update --restart`), and not that of a container that it has failed to remove, which never
     starts again."""
     version = re.match(r"1\.([0-9]+)\.", engine_info(host).version)
     if version and int(version.group(1)) < 11:
         return []
-    return [doc for doc in docs if policy_of(doc) and not doc["State"].get("Dead")]
+    held = []
+    for container in containers:
+        if container.restart_policy and not container.being_removed:
+            held.append(container)
+    return held
 
 
-def policy_steps(host: Host, docs: Sequence[dict], optional: bool = False) -> List[Step]:
+def policy_steps(host: Host, containers: Sequence[Container], optional: bool = False) -> List[Step]:
     """Gives each container its restart policy back; one that is gone needs none."""
     steps = []
-    for doc in with_policy(host, docs):
-        gone = (
-            ("not", *inspect_words(host, "container"), doc["Id"]),
-            answers_test(host.docker),
+    for container in with_policy(host, containers):
+        is_gone = (
+            ("not", *inspect_words(host, "container"), container.id),
+            answers_test(host),
         )
-        words = ("update", "--restart=" + policy_of(doc), doc["Id"])
-        name = title_of(doc)
-        steps.append(
-            docker_step(
-                host,
-                "policy:" + name,
-                "restart policy of " + name,
-                words,
-                skip_if=gone,
-                optional=optional,
-            )
+        step = docker_step(
+            host,
+            "policy:" + container.name,
+            "restart policy of " + container.name,
+            ("update", "--restart=" + container.restart_policy, container.id),
+            skip_if=is_gone,
+            optional=optional,
         )
+        steps.append(step)
     return steps
 
 
-def hold_policies(host: Host, docs: Sequence[dict]) -> List[Step]:
-    """Restart policies off while containers are stopped: a reboot in between must not start, and
-    change, what is being moved or backed up, nor may a start of the daemon."""
-    held = with_policy(host, docs)
+def hold_policies(host: Host, containers: Sequence[Container]) -> List[Step]:
+    """Takes the restart policies away, in one docker call."""
+    held = with_policy(host, containers)
     if not held:
         return []
-    words = ("update", "--restart=no", *tuple(doc["Id"] for doc in held))
-    title = "no restart of %s meanwhile" % some_names(held)
-    return [docker_step(host, "no-restarts", title, words, undo=tuple(policy_steps(host, held)))]
+    names = [container.name for container in held]
+    step = docker_step(
+        host,
+        "no-restarts",
+        "no restart of %s meanwhile" % format_names(names),
+        ("update", "--restart=no", *[container.id for container in held]),
+        undo=tuple(policy_steps(host, held)),
+    )
+    return [step]
 
 
-# --- stopping and starting the daemon, and setting its options: the same for every storage change
-
-DROP_IN = "/etc/systemd/system/docker.service.d/zz-dockfix.conf"
-MASK_DROP_IN = "/etc/systemd/system/docker.service.d/zz-dockfix-hold.conf"
-
-
-def reload_step(step_id: str) -> Step:
-    return Step(step_id, "let systemd read its units again", ("systemctl", "daemon-reload"))
+# The daemon as it stands, and what speaks against stopping it.
 
 
 class Engine(NamedTuple):
-    """The daemon as it stands, so that it can be stopped and started again as it was. root:
-    DockerRootDir, links resolved; containers: as docker inspect has them, in the order of their
-    dependencies; identity: what prove_engine found."""
+    """The daemon as it stands, so that it can be stopped and started again as it was.
 
-    docker: Tuple[str, ...]
-    systemd: bool
-    socket: bool
+    host: with a docker command that speaks to this daemon only.
+    has_systemd: systemd runs the service; else an init script does.
+    has_socket_unit: docker.socket is active: whoever connects to it starts the daemon.
+    root: Docker's root, links resolved.
+    containers: each behind those it needs; [] where the daemon is not to be stopped.
+    identity: what prove_engine found.
+    """
+
+    host: Host
+    has_systemd: bool
+    has_socket_unit: bool
     root: str
-    containers: List[dict]
+    containers: List[Container]
     identity: Service
 
-    def service(self, verb: str, unit: str = "docker") -> Tuple[str, ...]:
-        return (
-            ("systemctl", verb, unit + ("" if "." in unit else ".service"))
-            if self.systemd
-            else ("service", unit, verb)
-        )
-
-    def start(
-        self,
-        step_id: str = "start-docker",
-        title: str = "start docker",
-        checks: Sequence[Tuple[str, ...]] = (),
-        **fields,
-    ) -> Step:
-        """What answers then must be the service's new main process, on this very root. checks: more
-        tests that must hold; fields: of the Step."""
-        up = (answers_test(self.docker), ("serves", self.root, *self.identity.main), *checks)
-        return Step(step_id, title, self.service("start"), up, wait=120, **fields)
-
-    def start_socket(self) -> Step:
-        return Step(
-            "start-socket",
-            "start docker.socket",
-            self.service("start", "docker.socket"),
-            (("ok", *self.service("is-active", "docker.socket")),),
-        )
+    def service(self, verb: str, unit: str = "docker.service") -> Tuple[str, ...]:
+        """The program for the verb: start, stop, is-active. Without systemd there is no unit but
+        the service itself."""
+        if self.has_systemd:
+            return ("systemctl", verb, unit)
+        return ("service", "docker", verb)
 
 
 def collect_engine(host: Host, identity: Service, stop: bool = True) -> Engine:
     """host and identity: as prove_engine gave them. stop: whether the daemon is to be stopped, for
     which its containers are looked up."""
-    systemd = os.path.isdir(SYSTEMD_MARK)
-    socket = systemd and query_host(host, ("systemctl", "is-active", "docker.socket")).rc == 0
-    return Engine(
-        host.docker,
-        systemd,
-        socket,
-        identity.root,
-        inspect_all_containers(host) if stop else [],
-        identity,
-    )
+    has_systemd = os.path.isdir(SYSTEMD_MARK)
+    has_socket_unit = False
+    if has_systemd:
+        answer = query_host(host, ("systemctl", "is-active", "docker.socket"))
+        has_socket_unit = answer.rc == 0
+    containers = []  # type: List[Container]
+    if stop:
+        containers = inspect_all_containers(host)
+    return Engine(host, has_systemd, has_socket_unit, identity.root, containers, identity)
 
 
 def require_stoppable(host: Host, engine: Engine, lose: Sequence[str]) -> None:
-    """Refuses where stopping the daemon would lose a container, or would not stop it."""
+    """Raises Refused where stopping the daemon would lose a container, or would not stop it. lose:
+    the names given with --lose-autoremove."""
+    # The containers stop with the daemon.
     if engine_info(host).live_restore:
         raise Refused(
             "the daemon has live-restore: its containers, and the pool under them, would outlive"
             " the stop",
             "set live-restore to false, restart docker, then again",
         )
-    doomed = [
-        title_of(one)
-        for one in engine.containers
-        if is_running(one) and one["HostConfig"].get("AutoRemove") and title_of(one) not in lose
-    ]
+    # No container vanishes when it stops, unless the user said so.
+    doomed = []
+    for container in engine.containers:
+        if container.running and container.auto_remove and container.name not in lose:
+            doomed.append(container.name)
     if doomed:
+        options = " ".join("--lose-autoremove " + name for name in doomed)
         raise Refused(
             "docker removes %s for good when it stops (--rm)" % ", ".join(doomed),
-            "stop it yourself, or --lose-autoremove " + " --lose-autoremove ".join(doomed),
+            "stop it yourself, or " + options,
         )
-    foreign = [one.point for one in foreign_mounts(engine.root, mounts_of())]
+    # Whatever is mounted below the root is Docker's own, and goes with the daemon.
+    foreign = [mount.point for mount in foreign_mounts(engine.root, mounts_of())]
     if foreign:
         raise Refused(
-            "there is a mount below Docker's root that is not Docker's own: %s"
-            % ", ".join(foreign),
+            "there is a mount below Docker's root that is not Docker's own: " + ", ".join(foreign),
             "umount %s" % quote_line(foreign),
         )
 
 
+# Starting the daemon. What is undone last stands first in a plan: answers_step.
+
+
+def start_step(
+    engine: Engine,
+    step_id: str = "start-docker",
+    title: str = "start docker",
+    checks: Sequence[Tuple[str, ...]] = (),
+    **fields,
+) -> Step:
+    """What answers then must be the service's new main process, on this very root. checks: more
+    tests that must hold; fields: of the Step."""
+    is_up = (
+        answers_test(engine.host),
+        ("serves", engine.root, *engine.identity.main),
+        *checks,
+    )
+    return Step(step_id, title, engine.service("start"), is_up, wait=120, **fields)
+
+
+def start_socket_step(engine: Engine) -> Step:
+    return Step(
+        "start-socket",
+        "start docker.socket",
+        engine.service("start", "docker.socket"),
+        (("ok", *engine.service("is-active", "docker.socket")),),
+    )
+
+
+def clear_failures_step() -> Step:
+    """systemd refuses a start to what was started often lately."""
+    return Step(
+        "clear-failures",
+        "clear earlier failures",
+        ("systemctl", "reset-failed", "docker.service"),
+        optional=True,
+    )
+
+
 def run_again(engine: Engine) -> Tuple[Step, ...]:
-    """Starts by name what ran before: docker itself leaves those down that were stopped by hand
-    before, or have no restart policy."""
+    """Starts what ran before: docker itself leaves those down that were stopped by hand before, or
+    have no restart policy. Nothing of it is worth undoing a change for."""
     wait = 30
-    docs = [doc for doc in engine.containers if not doc["HostConfig"].get("AutoRemove")]
-    steps = start_levels(engine, docs, wait)
-    for doc in docs:
-        started = state_test(engine, doc["Id"], ".State.Running", "true")
-        steps += start_again_steps(
-            engine, [doc], doc["Id"], started, optional=True, wait=wait, daemon="up"
-        )
+    staying = [container for container in engine.containers if not container.auto_remove]
+    steps = start_levels(engine.host, staying, wait)
+    steps += start_again_steps(
+        engine.host, staying, by_id=True, must_run=True, optional=True, wait=wait, daemon="up"
+    )
     return tuple(steps)
 
 
 def answers_step(engine: Engine) -> Step:
-    """The daemon is up, also after a reboot. What its undoing does comes last of all: start by name
-    what ran."""
-    return engine.start("docker-answers", "docker answers", undo=run_again(engine), daemon="up")
-
-
-def stop_steps(host: Host, engine: Engine, pool: str = "") -> Tuple[Step, ...]:
-    """All containers and the daemon stopped, for a change that keeps the containers; go_again
-    brings them up."""
-    steps = [answers_step(engine), *hold_policies(host, engine.containers)]
-    steps += stop_container_steps(host, engine.containers)
-    return tuple(steps) + down_steps(engine, pool)
+    """The daemon is up, also after a reboot. What its undo does comes last of all: what ran is
+    started."""
+    undo = run_again(engine)
+    return start_step(engine, "docker-answers", "docker answers", undo=undo, daemon="up")
 
 
 def go_again(host: Host, engine: Engine) -> Tuple[Step, ...]:
     """What ran runs, and every container has its restart policy: nothing of it is worth undoing the
     change for."""
-    return run_again(engine) + tuple(policy_steps(host, engine.containers, optional=True))
+    policies = policy_steps(host, engine.containers, optional=True)
+    return (*run_again(engine), *policies)
+
+
+def up_steps(
+    engine: Engine, pool: str = "", checks: Sequence[Tuple[str, ...]] = ()
+) -> Tuple[Step, ...]:
+    """One start attempt; undone by a stop of the containers and of the daemon that was started.
+    pool: as in down_steps; checks: what must hold of the daemon then, too."""
+    halt = stop_container_steps(engine.host, engine.containers, by_name=True)
+    undo = (*halt, *down_steps(engine, pool, as_undo=True))
+    start = start_step(engine, checks=checks, undo=undo, daemon="up")
+    if engine.has_socket_unit:
+        return (start, start_socket_step(engine))
+    return (start,)
+
+
+# Stopping the daemon.
+
+
+def stop_steps(host: Host, engine: Engine, pool: str = "") -> Tuple[Step, ...]:
+    """All containers and the daemon stopped, for a change that keeps the containers; go_again
+    brings them up. pool: as in down_steps."""
+    return (
+        answers_step(engine),
+        *hold_policies(host, engine.containers),
+        *stop_container_steps(host, engine.containers),
+        *down_steps(engine, pool),
+    )
 
 
 def down_steps(engine: Engine, pool: str = "", as_undo: bool = False) -> Tuple[Step, ...]:
-    """docker.socket first, or a poke at it starts the daemon again; what the daemon left mounted;
-    then the proof that nothing of it is left. The containers are stopped before
-    (stop_container_steps). as_undo: the steps undo a start, so they have no undo of their own, and
-    the daemon need not stay down."""
+    """The daemon stopped, with the proof that nothing of it is left. stop_container_steps stopped
+    the containers before.
+
+    pool: the name of its loop pool, or a pattern of names, '' for none: that is taken down too.
+    as_undo: the steps undo a start, so they have no undo of their own, and the daemon need not stay
+        down.
+    """
     daemon = "" if as_undo else "down"
-    down = ("not", *answers_test(engine.docker)[1:])
-    again = (engine.start(),)
-    if engine.systemd:  # what was started often lately is refused a start
-        again = (
-            Step(
-                "clear-failures",
-                "clear earlier failures",
-                ("systemctl", "reset-failed", "docker.service"),
-                optional=True,
-            ),
-            *again,
-        )
-    steps = halt_the_rest(engine, daemon)
-    if engine.socket:
-        steps.append(
-            Step(
-                "stop-socket",
-                "stop docker.socket",
-                engine.service("stop", "docker.socket"),
-                (("not", *engine.service("is-active", "docker.socket")),),
-                daemon=daemon,
-                undo=() if as_undo else (engine.start_socket(),),
-            )
-        )
-    gone = (down, ("unserved", engine.root, *engine.identity.main))  # silent is not stopped
-    if engine.systemd:  # or deactivating: silent is not stopped
-        gone += (
-            ("not", *engine.service("is-active")),
-            ("lacks", "activating", *engine.service("is-active")),
-        )
-    steps += [
-        Step(
-            "stop-docker",
-            "stop docker",
-            engine.service("stop"),
-            gone,
-            undo=() if as_undo else again,
-            wait=120,
-            daemon=daemon,
-        ),
-        *list(again[:-1]),
-    ]
-    databases = (
-        "closed",
-        "find",
-        "/proc",
-        "-mindepth",
-        "3",
-        "-maxdepth",
-        "3",
-        "-path",
-        "/proc/[0-9]*/fd/*",
-        "-lname",
-        os.path.join(engine.root, "*.db"),
-    )
-    steps.append(
-        Step("no-daemon", "no daemon is left", check=(down, databases), wait=30, daemon=daemon)
-    )
-    devices = pool and os.path.join(MAPPER, re.match("docker-[^-]+-|", pool).group())
-    steps.append(unmount_step(engine.root, devices, as_undo))
-    return tuple(steps) + (pool_down(engine, pool, daemon) if pool else ())
+    steps = stop_others_steps(engine.host, daemon)
+    # The socket first: a connection to it would start the daemon again.
+    if engine.has_socket_unit:
+        steps.append(stop_socket_step(engine, as_undo))
+    steps.append(stop_service_step(engine, as_undo))
+    if engine.has_systemd:
+        steps.append(clear_failures_step())
+    steps.append(no_daemon_step(engine, daemon))
+    device_prefix = ""
+    own_pool = re.match(r"docker-[^-]+-", pool)
+    if own_pool:
+        device_prefix = os.path.join(MAPPER, own_pool.group())
+    steps.append(unmount_step(engine.root, device_prefix, as_undo))
+    if pool:
+        steps += pool_down(engine, pool, daemon)
+    return tuple(steps)
 
 
-def unmount_step(root: str, devices: str, as_undo: bool) -> Step:
+def stop_socket_step(engine: Engine, as_undo: bool) -> Step:
+    """as_undo: as in down_steps."""
+    undo = () if as_undo else (start_socket_step(engine),)
+    return Step(
+        "stop-socket",
+        "stop docker.socket",
+        engine.service("stop", "docker.socket"),
+        (("not", *engine.service("is-active", "docker.socket")),),
+        daemon="" if as_undo else "down",
+        undo=undo,
+    )
+
+
+def stop_service_step(engine: Engine, as_undo: bool) -> Step:
+    """as_undo: as in down_steps."""
+    # A daemon that does not answer may still run, or be on its way up or down.
+    checks = [silent_test(engine), ("unserved", engine.root, *engine.identity.main)]
+    undo = [start_step(engine)]
+    if engine.has_systemd:
+        is_active = engine.service("is-active")
+        checks += [("not", *is_active), ("lacks", "activating", *is_active)]
+        undo.insert(0, clear_failures_step())
+    if as_undo:
+        undo = []
+    return Step(
+        "stop-docker",
+        "stop docker",
+        engine.service("stop"),
+        tuple(checks),
+        undo=tuple(undo),
+        wait=120,
+        daemon="" if as_undo else "down",
+    )
+
+
+def silent_test(engine: Engine) -> Tuple[str, ...]:
+    _, *command = answers_test(engine.host)
+    return ("not", *command)
+
+
+def no_daemon_step(engine: Engine, daemon: str) -> Step:
+    """No process has one of Docker's databases open: not the daemon, and no second one on the same
+    root. daemon: as a Step has it."""
+    find = ("find", "/proc", "-mindepth", "3", "-maxdepth", "3", "-path", "/proc/[0-9]*/fd/*")
+    are_closed = ("closed", *find, "-lname", os.path.join(engine.root, "*.db"))
+    return Step(
+        "no-daemon",
+        "no daemon is left",
+        check=(silent_test(engine), are_closed),
+        wait=30,
+        daemon=daemon,
+    )
+
+
+def unmount_step(root: str, device_prefix: str, as_undo: bool) -> Step:
     """What the daemon, which is down, left mounted is unmounted where nobody uses it; else the step
-    fails, with the names. devices: how the devices of its pool begin. The mounts of containers need
-    no undo: a start makes them. as_undo: as in down_steps."""
-    folders = {row.place.split("/")[0] for row in OWN_MOUNTS if row.kind != "data"} - {""}
-    check = unused_name(*[os.path.join(root, one) for one in sorted(folders)], prefix=devices)
+    fails, with the names. The mounts of containers need no undo: a start makes them.
+
+    device_prefix: how the paths of its pool's devices begin, '' for none. as_undo: as in
+    down_steps.
+    """
+    folders = set()
+    for row in OWN_MOUNTS:
+        if row.kind != "data" and row.place:
+            folders.add(os.path.join(root, row.place.split("/")[0]))
+    checks = [not_mounted_test(sorted(folders), device_prefix)]
     undo = []  # type: List[Step]
-    mounts = mounts_of()
-    bound = self_binds(mounts)
-    for one in bound:
-        if own_mount_kind(root, one, bound) != "itself":
+    bound = self_binds(mounts_of())
+    for mount in bound:
+        if own_mount_kind(root, mount, bound) != "itself":
             continue
-        if one.point == root:  # it cannot be renamed as long as it is one
-            check += (("not", *mounted_words(root)),)
-        else:
-            undo += bind_again(one)
+        if mount.point == root:  # it cannot be renamed as long as it is one
+            checks.append(("not", *mounted_words(root)))
+        elif not as_undo:
+            undo += bind_again(mount)
     return Step(
         "no-mounts",
         "no mount is left",
         unmount=root,
-        check=check,
-        undo=() if as_undo else tuple(undo),
+        check=tuple(checks),
+        undo=tuple(undo),
         wait=30,
         daemon="" if as_undo else "down",
     )
+
+
+def not_mounted_test(paths: Sequence[str], prefix: str = "") -> Tuple[str, ...]:
+    """Nothing is mounted at or below the paths, and no device or place whose path begins with
+    `prefix`, in any process's view. What it prints where it fails names the processes."""
+    beginnings = []
+    for path in paths:
+        word = mountinfo_word(path)
+        beginnings += [word + "/", word + " "]
+    if prefix:
+        beginnings.append(mountinfo_word(prefix))
+    patterns = []  # type: List[str]
+    for beginning in beginnings:
+        patterns += ["-e", " " + beginning]
+    find = ("find", "/proc", "-mindepth", "2", "-maxdepth", "2", "-name", "mountinfo")
+    return ("unmounted", *find, "-exec", "grep", "-l", "-s", "-F", *patterns, "{}", "+")
 
 
 def mounted_words(point: str) -> Tuple[str, ...]:
@@ -18853,90 +18976,75 @@ def bind_again(mount: Mount) -> List[Step]:
     """What Docker's daemon had bound onto itself, as it was. Docker's root itself is left out: a
     daemon that wants that binds it at its start, and one that finds it bound would not unmount it
     at its end."""
-    there = (("ok", *mounted_words(mount.point)),)
-    bind = ("mount", "--bind", mount.point, mount.point)
-    steps = [Step("bind:" + mount.point, "bind %s onto itself" % mount.point, bind, there)]
-    if not mount.tags:
-        private = ("mount", "--make-private", mount.point)
-        steps.append(
-            Step("private:" + mount.point, "make the mount %s private" % mount.point, private)
-        )
-    return steps
+    point = mount.point
+    bind = Step(
+        "bind:" + point,
+        "bind %s onto itself" % point,
+        ("mount", "--bind", point, point),
+        (("ok", *mounted_words(point)),),
+    )
+    if mount.tags:
+        return [bind]
+    private = Step(
+        "private:" + point,
+        "make the mount %s private" % point,
+        ("mount", "--make-private", point),
+    )
+    return [bind, private]
 
 
-def pool_down(engine: Engine, pool: str, daemon: str) -> Tuple[Step, ...]:
+def pool_down(engine: Engine, pool: str, daemon: str) -> List[Step]:
     """The pool (a name, or a pattern of names), and the containers' devices on it, taken down.
     daemon: as a Step has it."""
+    find = ("find", MAPPER, "-name")
     remove = ("-exec", "dmsetup", "remove", "--retry", "{}", ";")
-    files = [
-        os.path.join(engine.root, "devicemapper/devicemapper", kind)
-        for kind in ("data", "metadata")
-    ]
-    gone = (
-        ("no_device", "find", MAPPER, "-name", pool),
-        *tuple(("silent", "losetup", "-j", path) for path in files),
+    devices = pool[: -len("pool")] + "*"
+    checks = [("no_device", *find, pool)]  # type: List[Tuple[str, ...]]
+    for kind in ("data", "metadata"):
+        path = os.path.join(engine.root, "devicemapper/devicemapper", kind)
+        checks.append(("silent", "losetup", "-j", path))
+    devices_down = Step(
+        "containers-devices-down",
+        "take down the containers' devices that outlived the daemon",
+        (*find, devices, "!", "-name", "*-pool", *remove),
+        optional=True,
     )
-    return (
-        Step(
-            "containers-devices-down",
-            "take down the containers' devices that outlived the daemon",
-            ("find", MAPPER, "-name", pool[: -len("pool")] + "*", "!", "-name", "*-pool", *remove),
-            optional=True,
-        ),
-        Step(
-            "pool-down",
-            "take the pool down if it outlived the daemon",
-            ("find", MAPPER, "-name", pool, *remove),
-            gone,
-            wait=10,
-            daemon=daemon,
-        ),
+    down = Step(
+        "pool-down",
+        "take the pool down if it outlived the daemon",
+        (*find, pool, *remove),
+        tuple(checks),
+        wait=10,
+        daemon=daemon,
     )
+    return [devices_down, down]
 
 
-def up_steps(
-    engine: Engine, pool: str = "", checks: Sequence[Tuple[str, ...]] = ()
-) -> Tuple[Step, ...]:
-    """One start attempt; undone by a stop of the containers and of the daemon that was started.
-    checks: what must hold of the daemon then, too."""
-    halt = stop_container_steps(engine, engine.containers, again=True)
-    stop = (*halt, *down_steps(engine, pool, as_undo=True))
-    start = engine.start(checks=checks, undo=stop, daemon="up")
-    if engine.socket:
-        return (start, engine.start_socket())
-    return (start,)
+# While old and new are being swapped a reboot must not start docker on half of it.
 
 
-def disk_tests(host: Host, path: str) -> List[List[str]]:
-    """Tests: the disk on which a folder lies, or will, is mounted where it is now. After a reboot
-    it need not be, and what is written to the folder below its mount point fills another disk, and
-    is hidden later."""
-    place = path if os.path.isdir(os_bytes(path)) else os.path.dirname(path)
-    answer = query_host(host, ("stat", "-c", "%m", place))
-    return (
-        [["says", answer.out_text().strip(), "stat", "-c", "%m", place]] if answer.rc == 0 else []
-    )
+DROP_IN = "/etc/systemd/system/docker.service.d/zz-dockfix.conf"
+MASK_DROP_IN = "/etc/systemd/system/docker.service.d/zz-dockfix-hold.conf"
+MASK_TEXT = """\
+# dockfix: a storage change stands half-way: python3 dockfix.py resume
+[Unit]
+ConditionPathExists=!/
+"""
 
 
-def unused_name(*paths: str, prefix: str = "") -> Tuple[Tuple[str, ...], ...]:
-    """Tests: nothing is mounted at or below the paths, and no device or place whose path begins
-    with `prefix`, in any process's view. What the failing one prints names the processes."""
-    ends = [mountinfo_word(path) + tail for path in paths for tail in "/ "]
-    ends += [mountinfo_word(prefix)] if prefix else []
-    words = [word for one in ends for word in ("-e", " " + one)]
-    find = ("find", "/proc", "-mindepth", "2", "-maxdepth", "2", "-name", "mountinfo")
-    return (("unmounted", *find, "-exec", "grep", "-l", "-s", "-F", *tuple(words), "{}", "+"),)
+def reload_step(step_id: str) -> Step:
+    return Step(step_id, "let systemd read its units again", ("systemctl", "daemon-reload"))
 
 
 def folder_step(step_id: str, folder: str) -> Step:
     """A folder for a file of dockfix's own among systemd's."""
-    return Step(step_id, "make " + folder, ("mkdir", "-p", folder), undo=(tidy_step(folder),))
+    undo = (tidy_step(folder),)
+    return Step(step_id, "make " + folder, ("mkdir", "-p", folder), undo=undo)
 
 
 def mask_unit_steps(engine: Engine, hold: bool) -> Tuple[Step, ...]:
-    """While old and new are being swapped a reboot must not start docker on half of it. Hosts
-    without systemd have no such hold."""
-    if not engine.systemd:
+    """Holds docker down, or lets it start again. Hosts without systemd have no such hold."""
+    if not engine.has_systemd:
         return ()
     reload = reload_step("reload-units")
     if hold:
@@ -18949,15 +19057,11 @@ def mask_unit_steps(engine: Engine, hold: bool) -> Tuple[Step, ...]:
 
 
 def mask_step(undo: Tuple[Step, ...]) -> Step:
-    unit = (
-        "# dockfix: a storage change stands half-way: python3 dockfix.py"
-        " resume\n[Unit]\nConditionPathExists=!/\n"
-    )
     return Step(
         "hold-docker",
         "hold docker down, also over a reboot",
         path=MASK_DROP_IN,
-        data=unit,
+        data=MASK_TEXT,
         mode=0o644,
         undo=undo,
     )
@@ -18973,113 +19077,221 @@ def unmask_step(undo: Tuple[Step, ...]) -> Step:
     )
 
 
-def option_steps(
-    wanted: Sequence[Tuple[str, str, Optional[str]]], add: bool = True
-) -> Tuple[Step, ...]:
-    """Steps that set (name, key, value) of the daemon's options where they live; value None takes
-    one away; what is set nowhere is added (with `add`) beside the other storage options, else to
-    daemon.json. Raises Refused where two places set one, or a place is not understood."""
+# Setting the daemon's options, each in the place where it is set today.
+
+
+class OptionChange(NamedTuple):
+    """An option of the daemon that is to be set.
+
+    name: by FLAGS. key: of a storage-opt, such as dm.basesize; '' for a plain option. value: None
+    takes the option away.
+    """
+
+    name: str
+    key: str
+    value: Optional[str]
+
+    def prefix(self) -> str:
+        """What stands before the value in the option's text."""
+        if self.key:
+            return self.key + "="
+        return ""
+
+    def is_about(self, option: DaemonOption) -> bool:
+        return option.name == self.name and option.value.startswith(self.prefix())
+
+    def wanted_values(self) -> List[str]:
+        """The values of the option, as DaemonOption has them, once the change is made."""
+        if self.value is None:
+            return []
+        return [self.prefix() + self.value]
+
+
+def edit_flags(text: str, change: OptionChange) -> str:
+    """A command line, or the variable for it, with one option changed and every other byte kept. A
+    new one is put behind the last storage option that is there; without one nothing is changed."""
+    flags = [re.escape(flag) for flag, name in FLAGS.items() if name == change.name]
+    flag = r"(?<![\w-])(?:%s)(?:=|\s+)" % "|".join(flags)
+    prefix = change.prefix()
+    option = r"(?P<begin>%s)(?P<quote>[\"']?)%s[^\s\"']*(?P=quote)" % (flag, re.escape(prefix))
+    if change.value is None:
+        return re.sub(r"[ \t]*" + option, "", text)
+    value = prefix + change.value
+
+    def with_value(match) -> str:
+        return match.group("begin") + match.group("quote") + value + match.group("quote")
+
+    edited, count = re.subn(option, with_value, text)
+    if count:
+        return edited
+    storage_option = r"--storage-(?:opt|driver)(?:=|\s+)([\"']?)[^\s\"']*\1"
+    ends = [match.end() for match in re.finditer(storage_option, text)]
+    if not ends:
+        return text
+    return "%s --%s %s%s" % (text[: ends[-1]], change.name, value, text[ends[-1] :])
+
+
+def edit_daemon_json(text: str, change: OptionChange) -> str:
+    """The same of daemon.json, whose other keys stay, in their order."""
+    settings = json.loads(text or "{}")
+    if change.key:
+        options = []
+        for option in list_at(settings, "storage-opts"):
+            key, _, _ = option.partition("=")
+            if key != change.key:
+                options.append(option)
+        options += change.wanted_values()
+        settings["storage-opts"] = options
+        if not options:
+            del settings["storage-opts"]
+    else:
+        name = change.name
+        if name == "data-root" and "graph" in settings:
+            name = "graph"  # its name until 17.05
+        settings[name] = change.value
+        if change.value is None:
+            del settings[name]
+    return json.dumps(settings, indent=4) + "\n"
+
+
+def edit_source(kind: str, text: str, change: OptionChange) -> str:
+    """kind: of an OptionSource."""
+    if kind == "daemon.json":
+        return edit_daemon_json(text, change)
+    return edit_flags(text, change)
+
+
+def parse_source(kind: str, text: str) -> Tuple[DaemonOption, ...]:
+    """kind: of an OptionSource."""
+    if kind == "daemon.json":
+        return parse_daemon_json(text)
+    return parse_daemon_flags(shell_words(text))
+
+
+def option_steps(changes: Sequence[OptionChange], add: bool = True) -> Tuple[Step, ...]:
+    """Steps that change the daemon's options where they are set. What is set nowhere is added (with
+    `add`) beside the other storage options, else to daemon.json. Raises Refused where two places
+    set one, or a place is not understood."""
+    sources = require_editable_sources()
+    texts = [source.raw for source in sources]
+    for change in changes:
+        number = place_of_option(sources, change, add)
+        if number is not None:
+            texts[number] = edit_source(sources[number].kind, texts[number], change)
+    steps = []  # type: List[Step]
+    for source, text in zip(sources, texts):
+        if text != source.raw:
+            steps += option_edit(source, text)
+    require_options_set(sources, texts, changes, add)
+    if any(step.path == DROP_IN for step in steps):
+        steps.append(reload_step("options-reload"))
+    return tuple(steps)
+
+
+def require_editable_sources() -> List[OptionSource]:
+    """The places that set the daemon's options on its next start. Raises Refused."""
     sources = option_sources()
-    for name, places in option_conflicts(sources):
-        if name.startswith(("dm.", "storage-", "data-root")):
+    # No storage option is set in two places.
+    for conflict in option_conflicts(sources):
+        if conflict.option.startswith(("dm.", "storage-", "data-root")):
             raise Refused(
-                "%s is set in two places: %s" % (name, " and ".join(places)),
+                "%s is set in two places: %s" % (conflict.option, " and ".join(conflict.places)),
                 "leave it in one of them, then again",
             )
-    bad = next((source for source in sources if source.fault), None)
-    if bad:
-        raise Refused(
-            "%s: %s" % (bad.where(), bad.fault),
-            "mend it first: docker would not start with it either",
-        )
-    sources = [source for source in sources if source.used]
-    new = {}  # type: Dict[OptionSource, str]
-    for name, key, value in wanted:
-        lives = [
-            source
-            for source in sources
-            if any(
-                one == name and what.startswith(key + "=" if key else "")
-                for one, what in source.options
-            )
-        ]
-        beside = [
-            source for source in sources if any(one == "storage-opt" for one, _ in source.options)
-        ]
-        beside += [source for source in sources if source.kind == "daemon.json"]
-        home = (lives or (beside if add and value is not None else []))[:1]
-        for source in home:
-            new[source] = (edit_daemon_json if source.kind == "daemon.json" else edit_flags)(
-                new.get(source, source.raw), name, key, value
-            )
-    steps = tuple(
-        step
-        for source, text in new.items()
-        if text != source.raw
-        for step in option_edit(source, text)
-    )
-    told = []  # type: List[Tuple[str, str]]
+    # Every place can be read.
     for source in sources:
-        text = new.get(source, source.raw)
-        told += (
-            parse_daemon_json(text)
-            if source.kind == "daemon.json"
-            else parse_daemon_flags(shell_words(text))
-        )
-    for name, key, value in wanted:
-        now = [
-            what for one, what in told if one == name and what.startswith(key + "=" if key else "")
-        ]
-        if now != ([] if value is None else [(key + "=" if key else "") + value]) and (add or now):
+        if source.fault:
             raise Refused(
-                "%s cannot be edited where it is set (%s)"
-                % (key or name, ", ".join(source.where() for source in sources)),
-                "set it there by hand",
+                "%s: %s" % (source.where(), source.fault),
+                "repair it first: docker would not start with it either",
             )
-    if any(step.path == DROP_IN for step in steps):
-        return (*steps, reload_step("options-reload"))
-    return steps
+    return [source for source in sources if source.used]
 
 
-def option_edit(source: OptionSource, text: str) -> Tuple[Step, ...]:
+def place_of_option(
+    sources: Sequence[OptionSource], change: OptionChange, add: bool
+) -> Optional[int]:
+    """Which of the sources has the option, or is to have it; None where none is. add: as in
+    option_steps."""
+    for number, source in enumerate(sources):
+        if any(change.is_about(option) for option in source.options):
+            return number
+    if not add or change.value is None:
+        return None
+    for number, source in enumerate(sources):
+        if any(option.name == "storage-opt" for option in source.options):
+            return number
+    for number, source in enumerate(sources):
+        if source.kind == "daemon.json":
+            return number
+    return None
+
+
+def require_options_set(
+    sources: Sequence[OptionSource],
+    texts: Sequence[str],
+    changes: Sequence[OptionChange],
+    add: bool,
+) -> None:
+    """Reads the edited texts as the daemon will. Raises Refused where one does not say what was
+    wanted: its form is not understood."""
+    options = []  # type: List[DaemonOption]
+    for source, text in zip(sources, texts):
+        options += parse_source(source.kind, text)
+    for change in changes:
+        values = [option.value for option in options if change.is_about(option)]
+        if values == change.wanted_values():
+            continue
+        if not values and not add:  # it is set nowhere, and may stay so
+            continue
+        places = ", ".join(source.where() for source in sources)
+        raise Refused(
+            "%s cannot be edited where it is set (%s)" % (change.key or change.name, places),
+            "set it there by hand",
+        )
+
+
+def option_edit(source: OptionSource, text: str) -> List[Step]:
     """The steps that put the edited text of one place where it belongs: for a unit, a drop-in of
     dockfix's own."""
     path = real_path(source.path)
     if source.kind == "unit":
-        step = put_file(
+        drop_in = put_file(
             "options:" + DROP_IN,
             "set the options in " + DROP_IN,
             DROP_IN,
             "[Service]\nExecStart=\nExecStart=%s\n" % text,
             undo_after=(reload_step("reload-units"),),
         )
-        return (folder_step("options-folder", os.path.dirname(DROP_IN)), step)
-    if source.kind == "daemon.json":
-        return (put_file("options:" + path, "set the options in " + path, path, text),)
+        return [folder_step("options-folder", os.path.dirname(DROP_IN)), drop_in]
+    step_id = "options:" + path
+    if source.kind == "environment":
+        step_id += ":" + source.variable
+        text = edit_variable(source, path, text)
+    return [put_file(step_id, "set the options in " + path, path, text)]
+
+
+def edit_variable(source: OptionSource, path: str, text: str) -> str:
+    """A settings file with another value of the variable, in the line that counts: the last one.
+    Raises Refused."""
     whole = read_host_text(path)
-    lines = list(
-        re.finditer(
-            r"(?m)^[ \t]*(?:export[ \t]+)?%s=((?:.*\\\n)*.*)" % re.escape(source.variable), whole
-        )
-    )
-    if not lines or path.endswith((".service", ".conf")) or source.raw not in lines[-1].group(1):
+    form = r"(?m)^[ \t]*(?:export[ \t]+)?%s=((?:.*\\\n)*.*)" % re.escape(source.variable)
+    spans = [match.span(1) for match in re.finditer(form, whole)]
+    start, end = spans[-1] if spans else (0, 0)
+    value = whole[start:end]
+    is_unit = path.endswith((".service", ".conf"))
+    if not spans or is_unit or source.raw not in value:
         raise Refused("%s cannot be edited" % source.where(), "set the options there by hand")
-    start, end = lines[-1].span(1)
-    return (
-        put_file(
-            "options:%s:%s" % (path, source.variable),
-            "set the options in " + path,
-            path,
-            whole[:start] + whole[start:end].replace(source.raw, text) + whole[end:],
-        ),
-    )
+    return whole[:start] + value.replace(source.raw, text) + whole[end:]
 
 
 def new_name(kind: str) -> str:
+    """A name for a plan of this kind."""
     return kind + time.strftime("-%Y%m%d-%H%M%S")
 
 
-# --- the place of Docker's root: the same for pool recreate and relocate
+# The disk of Docker's root, and the pools on it.
+
 
 UNFIT_FILE_SYSTEMS = {
     "vfat",
@@ -19103,28 +19315,50 @@ UNFIT_FILE_SYSTEMS = {
 
 
 def require_fit_disk(host: Host, driver: str, where: str) -> None:
-    """Refuses a file system on which the driver, or the containers, would not work."""
+    """Raises Refused for a file system on which the driver, or the containers, would not work."""
     mount = mount_of(where, mounts_of())
-    flags = set(mount.flags) & {"ro", "noexec", "nosuid"}
+    if mount is None:
+        raise Refused(
+            "on which file system %s lies is not known" % where,
+            "findmnt --target %s" % quote_word(where),
+        )
+    # Docker's root can be on it.
     if mount.fstype in UNFIT_FILE_SYSTEMS or mount.fstype.startswith("fuse"):
         raise Refused(
             "%s lies on %s, on which Docker's root cannot live" % (where, mount.fstype),
             "ext4, or xfs with ftype=1",
         )
+    # Containers can write there, and run their programs.
+    flags = sorted({"ro", "noexec", "nosuid"}.intersection(mount.flags))
     if flags:
         raise Refused(
-            "%s is mounted %s: containers would not work there"
-            % (mount.point, ",".join(sorted(flags))),
-            "mount -o remount,rw,exec,suid %s, and mend /etc/fstab" % quote_word(mount.point),
+            "%s is mounted %s: containers would not work there" % (mount.point, ",".join(flags)),
+            "mount -o remount,rw,exec,suid %s, and correct /etc/fstab" % quote_word(mount.point),
         )
+    # The driver can tell a folder's entries apart.
     facts = facts_of_driver(driver)
     needs_ftype = facts is not None and facts.needs_ftype
-    may_lack_ftype = mount.fstype == "xfs" and needs_ftype and has_program("xfs_info")
-    if may_lack_ftype and b"ftype=0" in query_host(host, ("xfs_info", mount.point)).out:
-        raise Refused(
-            "%s is an xfs without ftype: %s cannot use it" % (mount.point, driver),
-            "mkfs.xfs -n ftype=1, on an empty disk",
-        )
+    if needs_ftype and mount.fstype == "xfs" and has_program("xfs_info"):
+        answer = query_host(host, ("xfs_info", mount.point))
+        if b"ftype=0" in answer.out:
+            raise Refused(
+                "%s is an xfs without ftype: %s cannot use it" % (mount.point, driver),
+                "mkfs.xfs -n ftype=1, on an empty disk",
+            )
+
+
+def disk_tests(host: Host, path: str) -> List[List[str]]:
+    """Tests: the disk on which a folder lies, or will, is mounted where it is now. After a reboot
+    it need not be, and what is written to the folder below its mount point fills another disk, and
+    is hidden later."""
+    folder = path
+    if not os.path.isdir(os_bytes(path)):
+        folder = os.path.dirname(path)
+    ask = ("stat", "-c", "%m", folder)
+    answer = query_host(host, ask)
+    if answer.rc:
+        return []
+    return [["says", answer.out_text().strip(), *ask]]
 
 
 def every_pool(name: str) -> str:
@@ -19134,31 +19368,16 @@ def every_pool(name: str) -> str:
 
 
 def require_no_foreign_pool(host: Host, pattern: str, name: str) -> None:
-    """A pool of the pattern that is taken down must be this daemon's, old or new."""
-    others = [
-        one
-        for one in query_host(host, ("find", MAPPER, "-name", pattern)).out_text().split()
-        if os.path.basename(one) != name
-    ]
-    if others:
-        raise Refused(
-            "%s lies where Docker's pool is to be, and is not this daemon's" % others[0],
-            "dmsetup info; take it down if no daemon uses it: dmsetup remove %s"
-            % os.path.basename(others[0]),
-        )
-
-
-# --- what a backup holds: the same for backup, restore and pool recreate
-
-
-def own_changes(doc: dict, diff: str) -> bool:
-    """Does `docker diff` show files of the container's own? Not mount points and the folders on the
-    way to them."""
-    points = {posixpath.normpath(one["Destination"]) for one in doc.get("Mounts") or []}
-    on_way = {
-        path[:n] for path in points for n in range(1, len(path) + 1) if path[n : n + 1] in ("/", "")
-    }
-    return any(line[2:] not in on_way for line in diff.split("\n") if line.strip())
+    """Raises Refused where a pool of the pattern, which is to be taken down, is another daemon's.
+    name: this daemon's own."""
+    answer = query_host(host, ("find", MAPPER, "-name", pattern))
+    for path in answer.out_text().split():
+        pool = os.path.basename(path)
+        if pool != name:
+            raise Refused(
+                "%s lies where Docker's pool is to be, and is not this daemon's" % path,
+                "dmsetup info; take it down if no daemon uses it: dmsetup remove " + pool,
+            )
 
 
 ###############################################################################
@@ -19967,12 +20186,14 @@ def parse_backup(folder: str, manifest: dict, documents: Sequence[list]) -> Back
     """manifest: what seal_backup has written; documents: what STOCK_FILES hold. Raises KeyError,
     TypeError and the like for anything else."""
     containers, images, networks, volumes = documents
+    ordered = sort_by_needs([parse_container(doc) for doc in containers])
+    docs = [container.inspect for container in ordered]
     lacks = []
     for row in manifest.get("lacks", []):  # a backup of an earlier version has no such key
         lacks.append(Lack(str(row["target"]), str(row["id"]), str(row["why"])))
     return Backup(
         folder=folder,
-        stock=Stock(sort_by_needs(containers), images, networks, volumes),
+        stock=Stock(docs, images, networks, volumes),
         own=manifest["own"],
         volumes={name: VolumeFile(*place) for name, place in manifest["volumes"].items()},
         loads=manifest["loads"],
@@ -21101,12 +21322,16 @@ def each_container_steps(host: Host, backup: Backup, doc: dict, is_known: bool) 
     """The steps for one container of a restore: made where it is not known, and started where it
     ran and was never started since."""
     if is_known:
-        return start_again_steps(host, [doc], optional=True, counts=True)
+        return start_again_steps(host, parse_containers([doc]), optional=True, counts=True)
     if backup.own[doc["Id"]] == LOST:
         return []
     made = container_steps(host, backup, doc, optional=True)
     return made + start_again_steps(
-        host, [doc], skip_if=(unready_test(host, backup, doc),), optional=True, counts=True
+        host,
+        parse_containers([doc]),
+        skip_if=(unready_test(host, backup, doc),),
+        optional=True,
+        counts=True,
     )
 
 
@@ -21161,6 +21386,7 @@ def compare_containers(
     """
     docs = backup.stock.containers
     now = inspect_all_containers(host)
+    now_docs = [container.inspect for container in now]
     rows = []
     for doc in docs:
         name = title_of(doc)
@@ -21169,11 +21395,11 @@ def compare_containers(
         ident, status = "", "failed"
         fault = failed.get(name, "")
         for new in now:
-            if title_of(new) == name:
-                ident = new["Id"]
+            if new.name == name:
+                ident = new.id
                 status = "unchanged" if name in known else "changed"
-                lost = find_lost_settings(doc, docs, new, now) + lost
-                if not fault and is_running(doc) and never_started(new):
+                lost = find_lost_settings(doc, docs, new.inspect, now_docs) + lost
+                if not fault and is_running(doc) and never_started(new.inspect):
                     fault = "it ran, and was not started again"
         if fault:
             status = "failed"
@@ -21222,7 +21448,7 @@ def run_backup(host: Host, opts: Options, report: dict) -> None:
     lock_storage(host, opts)
     for finding in read_lost_record_findings(host):
         add_finding(report, finding)
-    containers, unreadable = look_each_container(host)
+    containers, unreadable = inspect_readable_containers(host)
     stock = collect_stock(host, containers)
     require_backup_folder(host, folder, estimate_backup_size(host, stock))
     loads = ["images.tar"] if stock.images else []
@@ -21837,7 +22063,7 @@ def run_grow(host: Host, opts: Options, report: dict) -> None:
         return change_row(report, plan, "unchanged", plan.goal)
     stops = "nothing stops"
     if opts.offline and larger_kinds(pool, sizes):
-        running = sum(1 for doc in engine.containers if is_running(doc))
+        running = sum(1 for container in engine.containers if container.running)
         stops = "docker and its %s stop meanwhile" % format_count(running, "running container")
     run_change(host, opts, report, plan, "grow the %s (%s)?" % (plan.goal, stops))
 
@@ -21850,7 +22076,7 @@ def plan_grow(
     for kind, request in (("data", opts.data), ("metadata", opts.metadata)):
         if request:
             size = format_option_size(sizes[kind])
-            wanted.append(("storage-opt", "dm.loop%ssize" % kind, size))
+            wanted.append(OptionChange("storage-opt", "dm.loop%ssize" % kind, size))
     options = option_steps(wanted, add=False)
     larger = larger_kinds(pool, sizes)
     named = planned_pool(pool)
@@ -22275,7 +22501,7 @@ def recreate_steps(
     steps += save_steps(host, backup, "images.tar", images, size, True, sealed.id)
 
     # No restarts; the containers stopped. Undo: the restart policies; answers_step starts them.
-    steps += hold_policies(host, stock.containers)
+    steps += hold_policies(host, parse_containers(stock.containers))
     steps += stop_container_steps(host, engine.containers)
 
     # What the containers and volumes hold, from the stopped state, then the proof that the backup
@@ -22332,11 +22558,11 @@ def start_new_steps(host: Host, stock: Stock) -> List[Step]:
     """What ran is started by name: the containers have new ids. What does not start is said, and is
     no reason to go back."""
     wait = 5.0
-    steps = start_levels(host, stock.containers, wait, by_name=True)
-    for doc in stock.containers:
-        name = title_of(doc)
-        runs = state_test(host, name, ".State.Running", "true")
-        steps += start_again_steps(host, [doc], name, runs, optional=True, wait=wait, daemon="up")
+    containers = parse_containers(stock.containers)
+    steps = start_levels(host, containers, wait, by_name=True)
+    steps += start_again_steps(
+        host, containers, must_run=True, optional=True, wait=wait, daemon="up"
+    )
     return steps
 
 
@@ -22349,20 +22575,22 @@ def images_back_step(host: Host, stock: Stock) -> Step:
     return Step("images-back", "every image is back under its id", check=tuple(checks))
 
 
-def new_options(new: NewStorage) -> List[Tuple[str, str, Optional[str]]]:
+def new_options(new: NewStorage) -> List[OptionChange]:
     """The daemon's options for the new storage, for option_steps."""
-    wanted = [("storage-driver", "", new.driver)]  # type: List[Tuple[str, str, Optional[str]]]
+    wanted = [OptionChange("storage-driver", "", new.driver)]
     if not new.is_pool():
         # dockerd does not start with options of another driver.
         keys = set()  # type: Set[str]
         for source in option_sources():
             keys.update(value.partition("=")[0] for _, value in source.options)
-        wanted += [("storage-opt", key, None) for key in sorted(keys) if key.startswith("dm.")]
+        for key in sorted(keys):
+            if key.startswith("dm."):
+                wanted.append(OptionChange("storage-opt", key, None))
         return wanted
     for kind, size in new.sizes.items():
-        wanted.append(("storage-opt", "dm.loop%ssize" % kind, format_option_size(size)))
+        wanted.append(OptionChange("storage-opt", "dm.loop%ssize" % kind, format_option_size(size)))
     if new.base_size is not None:
-        wanted.append(("storage-opt", "dm.basesize", format_option_size(new.base_size)))
+        wanted.append(OptionChange("storage-opt", "dm.basesize", format_option_size(new.base_size)))
     return wanted
 
 
@@ -22371,7 +22599,7 @@ def nothing_new_steps(host: Host, engine: Engine, stock: Stock, when: str) -> Li
 
     when: a word for the steps' ids. The images that dockfix makes itself are left out.
     """
-    containers = [doc["Id"] for doc in engine.containers]
+    containers = [container.id for container in engine.containers]
     form = '{{if ne .Repository "%s"}}{{.Repository}}:{{.Tag}} {{.ID}}{{end}}' % BACKUP_REPOSITORY
     return [
         nothing_new_step(host, when, "containers", containers, ("ps", "-aq", "--no-trunc")),
@@ -22696,7 +22924,7 @@ def relocate_steps(
     rsync = driver != "devicemapper" and has_program("rsync")
     pools = require_own_pools(host, move)
     root = moved_root(engine, move)
-    is_new = ("has", "Docker Root Dir: " + move.new, *engine.docker, "info")
+    is_new = ("has", "Docker Root Dir: " + move.new, *engine.host.docker, "info")
     up = up_steps(engine._replace(root=root), pools.new, checks=(is_new,))
     started = up[0].id  # from then on docker may have written to the new root: it is never emptied
 
@@ -22726,7 +22954,7 @@ def relocate_steps(
     steps.append(records_step(move, root))
 
     # The daemon's settings. Undo: the bytes of before.
-    steps += option_steps((("data-root", "", move.new),))
+    steps += option_steps([OptionChange("data-root", "", move.new)])
 
     # The old root aside, so that nobody takes it for the one in use. Undo: moved back.
     if aside != move.old:
@@ -23145,15 +23373,15 @@ def require_out_of_use(host: Host, report: dict, plan: Plan) -> None:
 def discard_steps(folder: str) -> Tuple[Step, ...]:
     """The proof that nobody has the folder mounted, and the deleting."""
     if os.path.ismount(os_bytes(folder)):  # a mount point cannot go itself: only what is in it
-        unused = unused_name(prefix=folder + "/")
+        unused = not_mounted_test([], prefix=folder + "/")
         delete = ("find", folder, "-xdev", "-mindepth", "1", "-delete")
         gone = ("silent", "find", folder, "-mindepth", "1")
     else:
-        unused = unused_name(folder)
+        unused = not_mounted_test([folder])
         delete = ("rm", "-rf", "--one-file-system", "--", folder)
         gone = ("not", "test", "-e", folder)
     return (
-        Step("unused", "nothing uses " + folder, check=unused),
+        Step("unused", "nothing uses " + folder, check=(unused,)),
         Step("delete", "delete " + folder, delete, (gone,)),
     )
 

@@ -96,8 +96,8 @@ def test_the_scripts_do_the_same(tmp_path, shell, awk):
 
 def test_who_holds_what_stays_and_the_line_that_ends_it(tmp_path):
     ask = (
-        "print(dockfix.failing_test(host, dockfix.unused_name(root + '/containers', root +"
-        " '/devicemapper')))"
+        "print(dockfix.failing_test(host, [dockfix.not_mounted_test([root + '/containers', root +"
+        " '/devicemapper'])]))"
     )
     _, said = run(tmp_path, python("dockfix.unmount_left(host, root); " + ask))
     root = str(tmp_path / "docker's root")

@@ -732,14 +732,14 @@ def test_order_of_dependency(dockfix):
             state={"StartedAt": "2024-01-01T00:00:09Z"},
         ),
     ]
-    names = [one["Name"][1:] for one in dockfix.sort_by_needs(docs)]
+    names = [one.name for one in dockfix.sort_by_needs(dockfix.parse_containers(docs))]
     for first, then in (("pod", "app"), ("app", "web"), ("web", "data"), ("c-db", "c-web")):
         assert names.index(first) < names.index(then), names
     circle = [
         container("a1", "1", host={"Links": ["/b1:/a1/b"]}),
         container("b1", "2", host={"Links": ["/a1:/b1/a"]}),
     ]
-    assert len(dockfix.sort_by_needs(circle)) == 2
+    assert len(dockfix.sort_by_needs(dockfix.parse_containers(circle))) == 2
 
 
 def test_a_networks_own_command(dockfix):
@@ -858,18 +858,20 @@ def test_images_are_saved_by_all_their_tags(dockfix):
 def test_containers_are_stopped_side_by_side_those_first_that_need_others(dockfix):
     """Two webs need the cache and the database; what is paused serves nobody and goes first."""
     host = dockfix.make_host()
-    docs = dockfix.sort_by_needs(
-        [
-            container("web", "a", host={"Links": ["/cache:/web/c"]}),
-            container("web2", "d", host={"Links": ["/db:/web2/d"]}),
-            container("cache", "e", host={"Links": ["/db:/cache/d"]}),
-            container("db", "b"),
-            container("alone", "f"),
-            container("still", "9", state={"Paused": True}),
-            container("off", "c", state={"Running": False}),
-        ]
+    containers = dockfix.sort_by_needs(
+        dockfix.parse_containers(
+            [
+                container("web", "a", host={"Links": ["/cache:/web/c"]}),
+                container("web2", "d", host={"Links": ["/db:/web2/d"]}),
+                container("cache", "e", host={"Links": ["/db:/cache/d"]}),
+                container("db", "b"),
+                container("alone", "f"),
+                container("still", "9", state={"Paused": True}),
+                container("off", "c", state={"Running": False}),
+            ]
+        )
     )
-    steps = dockfix.stop_container_steps(host, docs)
+    steps = dockfix.stop_container_steps(host, containers)
 
     def ids(letters):
         return {letter * 64 for letter in letters}
@@ -881,12 +883,12 @@ def test_containers_are_stopped_side_by_side_those_first_that_need_others(dockfi
         (("stop",), ids("de")),
         (("stop",), ids("bf")),
     ]
-    begin = dockfix.start_levels(host, docs)
+    begin = dockfix.start_levels(host, containers)
     assert [(step.argv[1:], set(step.each)) for step in begin] == [
         (("start",), ids("bf9")),
         (("start",), ids("de")),
     ]
-    later = dockfix.stop_container_steps(host, docs, again=True)
+    later = dockfix.stop_container_steps(host, containers, by_name=True)
     assert [set(step.each) for step in later[2:]] == [{"web"}, {"web2", "cache"}, {"db", "alone"}]
     assert all(step.optional for step in later) and not any(step.optional for step in steps)
 
@@ -910,24 +912,27 @@ def test_restart_policies_are_held_where_docker_can_change_them(dockfix, version
         container("empty", "e", host={"RestartPolicy": {}}),
         container("nameless", "f", host={"RestartPolicy": {"MaximumRetryCount": 0}}),
     ]
-    steps = dockfix.hold_policies(host, docs)
+    containers = dockfix.parse_containers(docs)
+    steps = dockfix.hold_policies(host, containers)
     ids = [letter * 64 for letter in held]
     assert [step.argv[1:] for step in steps] == [("update", "--restart=no", *ids)] * bool(held)
     back = [("--restart=always", "a" * 64), ("--restart=on-failure:3", "d" * 64)]
     assert [one.argv[2:] for step in steps for one in step.undo] == back[: len(held)]
-    assert [one.argv[2:] for one in dockfix.policy_steps(host, docs)] == back[: len(held)]
+    assert [one.argv[2:] for one in dockfix.policy_steps(host, containers)] == back[: len(held)]
 
 
 def test_what_ran_is_started_in_order_and_paused_again(dockfix):
     host = dockfix.make_host()
-    docs = dockfix.sort_by_needs(
-        [
-            container("web", "a", host={"Links": ["/db:/web/d"]}),
-            container("db", "b", state={"Paused": True}),
-            container("off", "c", state={"Running": False}),
-        ]
+    containers = dockfix.sort_by_needs(
+        dockfix.parse_containers(
+            [
+                container("web", "a", host={"Links": ["/db:/web/d"]}),
+                container("db", "b", state={"Paused": True}),
+                container("off", "c", state={"Running": False}),
+            ]
+        )
     )
-    assert [step.argv[1:] for step in dockfix.start_again_steps(host, docs)] == [
+    assert [step.argv[1:] for step in dockfix.start_again_steps(host, containers)] == [
         ("start", "db"),
         ("pause", "db"),
         ("start", "web"),
@@ -1650,7 +1655,8 @@ def test_links_with_and_without_an_alias(dockfix):
     assert recipe.networks == [["network", "connect", "--link=db:db", "n2", "web"]]
     doc = container(host={"Links": ["/db:/web/d", "/db:/web/db"]})
     assert words_for(dockfix, doc)[0] == ["--link=db:d", "--link=db:db"]
-    assert dockfix.find_needs(container(networks=ends), [container("db", "b")]) == ["b" * 64]
+    web, database = dockfix.parse_containers([container(networks=ends), container("db", "b")])
+    assert dockfix.find_needs(web, [database]) == ["b" * 64]
 
 
 ODD = [

@@ -717,31 +717,26 @@ def test_what_is_no_pool_is_not_understood(dockfix, table, status):
 def test_a_flag_is_set_where_it_stands_and_nothing_else_moves(
     dockfix, text, name, key, value, after
 ):
-    assert dockfix.edit_flags(text, name, key, value) == after
+    assert dockfix.edit_flags(text, dockfix.OptionChange(name, key, value)) == after
 
 
 def test_daemon_json_keeps_its_other_keys_and_their_order(dockfix):
+    def edit(text, *change):
+        return dockfix.edit_daemon_json(text, dockfix.OptionChange(*change))
+
     text = json.dumps({"b": 1, "storage-opts": ["dm.fs=xfs", "dm.basesize=1G"], "a": {"c": None}})
-    assert json.loads(dockfix.edit_daemon_json(text, "storage-opt", "dm.basesize", "2G")) == {
+    edited = json.loads(edit(text, "storage-opt", "dm.basesize", "2G"))
+    assert edited == {
         "b": 1,
         "storage-opts": ["dm.fs=xfs", "dm.basesize=2G"],
         "a": {"c": None},
     }
-    assert list(json.loads(dockfix.edit_daemon_json(text, "storage-opt", "dm.basesize", "2G"))) == [
-        "b",
-        "storage-opts",
-        "a",
-    ]
-    gone = dockfix.edit_daemon_json(
-        dockfix.edit_daemon_json(text, "storage-opt", "dm.fs", None),
-        "storage-opt",
-        "dm.basesize",
-        None,
-    )
+    assert list(edited) == ["b", "storage-opts", "a"]
+    gone = edit(text, "storage-opt", "dm.fs", None)
+    gone = edit(gone, "storage-opt", "dm.basesize", None)
     assert json.loads(gone) == {"b": 1, "a": {"c": None}}
-    assert json.loads(dockfix.edit_daemon_json("", "storage-driver", "", "overlay2")) == {
-        "storage-driver": "overlay2"
-    }
+    assert json.loads(edit("", "storage-driver", "", "overlay2")) == {"storage-driver": "overlay2"}
+    assert json.loads(edit('{"graph": "/a"}', "data-root", "", "/b")) == {"graph": "/b"}
 
 
 @pytest.mark.parametrize(

@@ -505,7 +505,7 @@ REFUSED = [  # (what is done before, words, exit code, what it says, what mends 
         ["--data", "5G"],
         5,
         "/etc/docker/daemon.json",
-        "mend it first",
+        "repair it first",
     ),
     ("rm /etc/docker/daemon.json; " + READ_ONLY, ["--data", "5G"], 5, "state ro", "thin_check"),
 ]
