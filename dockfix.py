@@ -15448,33 +15448,144 @@ def add_errors_of_all(
 ###############################################################################
 
 # Gives space back: logs, trim, containers, images, build cache, volumes.
+#
 # It lists what it would remove, asks, and removes nothing that it did not list. Without a category
 # it only lists. It never uses force: docker refuses what came into use meanwhile. Volumes go only
 # when they are named.
+#
 # It rests on `docker inspect` (what is used), on the layer table (what removing gives back), and
 # afterwards on what is gone and on statvfs: the gain is measured, not added up.
+#
+# A category is a row of CATEGORIES, at the end of the chapter: what it removes, and how.
+
+
+class ContainerMount(NamedTuple):
+    """Where a container's file system is mounted, in the view of the process `pid`. device: as
+    MAJOR:MINOR."""
+
+    pid: str
+    point: str
+    device: str
 
 
 class Candidate(NamedTuple):
-    """One thing whose removal gives space back. refs: the words docker removes it by, or a path
-    (logs, trim); size: bytes on the disk that nothing else needs, None where unknown; lost: what is
-    gone for good."""
+    """One thing whose removal gives space back.
+
+    names: the words by which docker removes it.
+    size: bytes on the disk that nothing else needs, None where unknown.
+    lost: what is gone for good, for people.
+    path: of a log.
+    mount: of what is trimmed.
+    """
 
     category: str
     name: str
     id: str
-    refs: Tuple[str, ...]
+    names: Tuple[str, ...]
     size: Optional[int]
     lost: str
+    path: str = ""
+    mount: Optional[ContainerMount] = None
+
+
+class CandidateList(NamedTuple):
+    """What could be removed, and why something could not be looked at."""
+
+    candidates: List[Candidate]
+    faults: List[EnvironmentFault]
+
+
+class Removal(NamedTuple):
+    """What became of a candidate. status: as in a container command's row."""
+
+    candidate: Candidate
+    status: str
+    msg: str
+
+    def to_json(self) -> Dict[str, object]:
+        return {
+            "target": self.candidate.name,
+            "id": self.candidate.id,
+            "status": self.status,
+            "msg": self.msg,
+            "category": self.candidate.category,
+            "size": self.candidate.size,
+        }
+
+
+class Space(NamedTuple):
+    """What is free and used now, in bytes; None where unknown.
+
+    disk_free: on the disk of Docker's root, and on that of containerd's store.
+    has_pool: only then do the others mean something.
+    pool_data_used: in the devicemapper pool.
+    loop_file_allocated: what the pool's loop file takes of its disk.
+    """
+
+    disk_free: Optional[int]
+    has_pool: bool = False
+    pool_data_used: Optional[int] = None
+    loop_file_allocated: Optional[int] = None
+
+    def to_json(self) -> Dict[str, Optional[int]]:
+        space = {"disk_free": self.disk_free}
+        if self.has_pool:
+            space["pool_data_used"] = self.pool_data_used
+            space["loop_file_allocated"] = self.loop_file_allocated
+        return space
+
+
+class LayerSizes:
+    """Measures layers and folders, each layer once.
+
+    absent: why the root is no folder of this host, '' where it is one.
+    until: when measuring gives up, by the monotonic clock.
+    points: mount points, whose content does not count.
+    """
+
+    def __init__(self, host: Host, absent: str) -> None:
+        self.host = host
+        self.absent = absent
+        self.until = time.monotonic() + 6 * WALK_SECONDS
+        self.points = points_of_others(mounts_of())
+        self.known = {}  # type: Dict[str, Optional[int]]
+
+    def of_path(self, path: str) -> Optional[int]:
+        """Allocated bytes below a path; None where they are not all known."""
+        if self.absent:
+            return None  # a folder of that name here is another engine's
+        measured = disk_usage(path, self.until, self.points)
+        if measured.reason:
+            return None
+        return measured.size
+
+    def of_layer(self, row: dict) -> Optional[int]:
+        """Allocated bytes of one layer. A thin device tells its mapped sectors, and only while it
+        is active."""
+        layer = row["layer"]
+        if layer not in self.known:
+            if row["driver"] == "devicemapper":
+                size = thin_device_size(self.host, row.get("device") or "none")
+            else:
+                size = self.of_path(own_folder(row))
+            self.known[layer] = size
+        return self.known[layer]
+
+    def of_layers(self, rows: Iterable[dict]) -> Optional[int]:
+        """The sum; None where one is unknown."""
+        return add_sizes([self.of_layer(row) for row in rows])
 
 
 class Inventory(NamedTuple):
-    """What reclaim chooses from, read once: Docker's root, whole inspect objects, and the layer
-    table (None where it cannot be read). store: where containerd keeps images and layers, '' where
-    they are below Docker's root. absent: why the root is no folder of this host, '' where it is
-    one. faults: what could not be looked at, and why; it grows while the candidates are listed."""
+    """What reclaim chooses from, read once.
 
-    host: Host
+    root: Docker's root.
+    store: where containerd keeps images and layers, '' where they are below Docker's root.
+    absent: why the root is no folder of this host, '' where it is one.
+    containers, images: whole objects of docker inspect.
+    layers: None where they cannot be read.
+    """
+
     root: str
     driver: str
     store: str
@@ -15482,75 +15593,83 @@ class Inventory(NamedTuple):
     containers: List[dict]
     images: List[dict]
     layers: Optional[Layers]
-    faults: List[EnvironmentFault]
-    until: float  # when measuring gives up, by the monotonic clock
-    points: set  # mount points: their contents do not count
-    sizes: Dict[str, Optional[int]]  # of layers, as far as they were asked for
+    sizes: LayerSizes
+
+    def layer_rows(self) -> List[dict]:
+        if self.layers is None:
+            return []
+        return self.layers.rows
 
 
-# {category: docker's words}, in the order of work. Logs need no daemon and a trim needs no space;
-# images can go only after their containers.
-CATEGORIES = {
-    "logs": (),
-    "trim": (),
-    "containers": ("rm",),
-    "images": ("rmi",),
-    "build-cache": ("builder", "prune", "-a", "-f"),
-    "volumes": ("volume", "rm"),
-}  # type: Dict[str, Tuple[str, ...]]
 # (option, the category that it needs)
 NARROWING_OPTIONS = (("older_than", "containers"), ("unused", "images"), ("max_log", "logs"))
 KEEP_LOGS_SHORT = (
     "dockfix: to keep them short from now on, in /etc/docker/daemon.json (for containers created"
     ' afterwards): "log-driver": "json-file", "log-opts": {"max-size": "100m", "max-file": "3"}'
 )
+OTHER_HOST_HINT = "findmnt -T %s; on the engine's own host it works"
 
 
-# Reading: the inventory and its sizes
+# Reading: the inventory and its sizes.
+
+
+class EngineObjects(NamedTuple):
+    """What docker answers. info: None where the daemon does not answer."""
+
+    info: Optional[EngineInfo]
+    containers: List[dict]
+    images: List[dict]
+
+
+def read_engine_objects(host: Host) -> EngineObjects:
+    """All containers and images. Raises EnvironmentFault."""
+    info = engine_info(host)
+    idents = [container.id for container in list_containers(host)]
+    containers = inspect_objects(host, "container", idents)
+    answer = require_answer(query(host, "images", "-q", "-a", "--no-trunc"), "docker images")
+    image_ids = sorted(set(answer.out_text().split()))
+    images = inspect_objects(host, "image", image_ids)
+    return EngineObjects(info, containers, images)
 
 
 def collect_inventory(host: Host, chosen: Sequence[str]) -> Inventory:
     """Raises EnvironmentFault with the daemon down, except for logs: a full disk is cured with them
     first."""
-    info = None  # type: Optional[EngineInfo]
-    containers = []  # type: List[dict]
-    images = []  # type: List[dict]
     try:
-        info = engine_info(host)
-        idents = [container.id for container in list_containers(host)]
-        containers = inspect_objects(host, "container", idents)
-        answer = require_answer(query(host, "images", "-q", "-a", "--no-trunc"), "docker images")
-        images = inspect_objects(host, "image", sorted(set(answer.out_text().split())))
+        engine = read_engine_objects(host)
     except EnvironmentFault as err:
         if list(chosen) != ["logs"]:
-            logs = (
+            hint = err.hint + (
                 "; where a full disk keeps it down: python3 dockfix.py reclaim --logs, which needs"
                 " no daemon"
             )
-            raise EnvironmentFault(err.msg, err.hint + logs) from None
-        info = None
-    root = info.root if info else configured_root()
-    absent = why_absent(info, root)
+            raise EnvironmentFault(err.msg, hint) from None
+        engine = EngineObjects(None, [], [])
+    root = configured_root()
+    driver = ""
+    if engine.info:
+        root = engine.info.root
+        driver = engine.info.driver
+    absent = why_absent(engine.info, root)
     is_folder = os.path.isdir(os_bytes(root))
     writes_below_root = "logs" in chosen or "trim" in chosen
     if is_folder and writes_below_root and os.geteuid() == 0:
-        require_root_of_engine(host, info, root)
+        require_root_of_engine(host, engine.info, root)
+    layers = None
     store = ""
-    if not absent and info and has_containerd_store(info):
-        store = containerd_root(root)
+    if not absent:
+        layers = layers_if_readable(root)
+        if engine.info and has_containerd_store(engine.info):
+            store = containerd_root(root)
     return Inventory(
-        host=host,
         root=root,
-        driver=info.driver if info else "",
+        driver=driver,
         store=store,
         absent=absent,
-        containers=containers,
-        images=images,
-        layers=None if absent else layers_if_readable(root),
-        faults=[],
-        until=time.monotonic() + 6 * WALK_SECONDS,
-        points=points_of_others(mounts_of()),
-        sizes={},
+        containers=engine.containers,
+        images=engine.images,
+        layers=layers,
+        sizes=LayerSizes(host, absent),
     )
 
 
@@ -15572,29 +15691,6 @@ def why_absent(info: Optional[EngineInfo], root: str) -> str:
     return ""
 
 
-def path_bytes(inventory: Inventory, path: str) -> Optional[int]:
-    """Allocated bytes below a path; None where they are not all known."""
-    if inventory.absent:
-        return None  # a folder of that name here is another engine's
-    size, reason = disk_usage(path, inventory.until, inventory.points)
-    if reason:
-        return None
-    return size
-
-
-def layer_size(inventory: Inventory, row: dict) -> Optional[int]:
-    """Allocated bytes of one layer. A thin device tells its mapped sectors, and only while it is
-    active."""
-    layer = row["layer"]
-    if layer not in inventory.sizes:
-        if row["driver"] == "devicemapper":
-            size = thin_device_size(inventory.host, row.get("device") or "none")
-        else:
-            size = path_bytes(inventory, own_folder(row))
-        inventory.sizes[layer] = size
-    return inventory.sizes[layer]
-
-
 def thin_device_size(host: Host, device: str) -> Optional[int]:
     """Bytes mapped in a thin device, None where it is not active."""
     answer = query_host(host, ("dmsetup", "status", device))
@@ -15606,41 +15702,12 @@ def thin_device_size(host: Host, device: str) -> Optional[int]:
     return int(match.group(1)) * 512
 
 
-def container_size(inventory: Inventory, ident: str) -> Optional[int]:
-    """Bytes of a container's own layers; None where no record says which they are."""
-    own = []
-    for row in inventory.layers.rows if inventory.layers else []:
-        if row["container"] and row["container"]["id"] == ident:
-            own.append(row)
-    if not any(row["role"] == "container" for row in own):
-        return None
-    return add_sizes([layer_size(inventory, row) for row in own])
-
-
-def image_size(inventory: Inventory, image: dict) -> Optional[int]:
-    """Bytes of the layers that only this image has; None where its layers are not all known."""
-    ident = bare_id(image["Id"])
-    if not inventory.layers or ident not in inventory.layers.images:
-        return None
-    layers = 0
-    own = []
-    for row in inventory.layers.rows:
-        if row["role"] != "image":
-            continue
-        users = [user["id"] for user in row["images"]]
-        if ident in users:
-            layers += 1
-        if users == [ident]:
-            own.append(row)
-    if "RootFS" in image and layers != len(image["RootFS"].get("Layers") or ()):
-        return None
-    return add_sizes([layer_size(inventory, row) for row in own])
-
-
 def disk_free(inventory: Inventory) -> Optional[int]:
     """Bytes free under Docker's root, and under containerd's store where that is on another disk;
     None where that is not this host's."""
-    free = None if inventory.absent else free_bytes(inventory.root)
+    if inventory.absent:
+        return None
+    free = free_bytes(inventory.root)
     root = suppress_errors(os.stat, os_bytes(inventory.root))
     store = suppress_errors(os.stat, os_bytes(inventory.store or inventory.root))
     if root is None or store is None or root.st_dev == store.st_dev:
@@ -15648,66 +15715,238 @@ def disk_free(inventory: Inventory) -> Optional[int]:
     return add_sizes((free, free_bytes(inventory.store)))
 
 
-def space_now(host: Host, inventory: Inventory) -> Dict[str, Optional[int]]:
-    """Bytes: free on the disk of Docker's root; with devicemapper, used in the pool and allocated
-    by its loop file. None where unknown."""
-    space = {"disk_free": disk_free(inventory)}  # type: Dict[str, Optional[int]]
-    if inventory.driver == "devicemapper":
-        info = engine_info(host)
-        pool = parse_reported_pool(info.driver_status)
-        space["pool_data_used"] = None
-        space["loop_file_allocated"] = None
-        try:
-            space["pool_data_used"] = thin_pool(host, str(pool.name)).data_used
-            state = os.lstat(os_bytes(pool.data_loop_file or ""))
-            space["loop_file_allocated"] = state.st_blocks * 512
-        except (OSError, EnvironmentFault):
-            pass  # not root, or a pool on a device of its own
-    return space
+def read_space(host: Host, inventory: Inventory) -> Space:
+    space = Space(disk_free(inventory))
+    if inventory.driver != "devicemapper":
+        return space
+    info = engine_info(host)
+    pool = parse_reported_pool(info.driver_status)
+    space = space._replace(has_pool=True)
+    try:
+        used = thin_pool(host, str(pool.name)).data_used
+        space = space._replace(pool_data_used=used)
+        state = os.lstat(os_bytes(pool.data_loop_file or ""))
+        return space._replace(loop_file_allocated=state.st_blocks * 512)
+    except (OSError, EnvironmentFault):
+        return space  # not root, or a pool on a device of its own
 
 
-# Deciding: the candidates of each category
+# Deciding: logs.
+
+
+def list_logs(host: Host, opts: Options, inventory: Inventory) -> CandidateList:
+    """json logs longer than --max-log, by Docker's own layout: a path from inspect could name
+    anything."""
+    try:
+        require_container_files(inventory, "the logs")
+    except EnvironmentFault as err:
+        return CandidateList([], [err])
+    limit = LOG_LIMIT
+    if opts.max_log is not None:
+        limit = opts.max_log
+    candidates = []
+    names = container_names(inventory)
+    for ident in sorted(names, key=lambda ident: names[ident]):
+        path = os.path.join(inventory.root, "containers", ident, ident + "-json.log")
+        state = suppress_errors(os.lstat, os_bytes(path))
+        if not state or not stat.S_ISREG(state.st_mode) or state.st_size <= limit:
+            continue
+        candidates.append(
+            Candidate(
+                category="logs",
+                name=names[ident],
+                id=ident,
+                names=(),
+                size=state.st_blocks * 512,
+                lost="its log so far, %s; it goes on from here" % format_size(state.st_size),
+                path=path,
+            )
+        )
+    return CandidateList(candidates, [])
+
+
+def container_names(inventory: Inventory) -> Dict[str, str]:
+    """{container id: its name}, by docker; by the files where the daemon does not answer."""
+    names = {}
+    for inspected in inventory.containers:
+        names[inspected["Id"]] = container_name(inspected)
+    if not names and inventory.layers:
+        for ident, facts in inventory.layers.containers.items():
+            names[ident] = facts["name"]
+    return names
 
 
 def container_name(inspected: dict) -> str:
     return inspected["Name"].lstrip("/")
 
 
-def container_candidates(host: Host, opts: Options, inventory: Inventory) -> List[Candidate]:
-    """Stopped containers. docker rm, without -f, refuses one that was started meanwhile."""
+def require_container_files(inventory: Inventory, subject: str) -> None:
+    """Raises EnvironmentFault where the containers' folders below Docker's root cannot be looked
+    at, or are not those of this engine."""
+    cannot = "%s cannot be read: " % subject
+    # The root is a folder of this host.
+    if inventory.absent:
+        raise EnvironmentFault(cannot + inventory.absent, OTHER_HOST_HINT % inventory.root)
+    # The folders can be read.
+    folder = os.path.join(inventory.root, "containers")
+    idents = [inspected["Id"] for inspected in inventory.containers]
+    try:
+        names = set(os.listdir(os_bytes(folder)))
+        own = [ident for ident in idents if os_bytes(ident) in names]
+        for ident in own:
+            require_listable(os.path.join(folder, ident))
+    except OSError as err:
+        reason = "%s: %s" % (os_text(os.fsencode(err.filename)), err.strerror)
+        hint = "ls -la %s" % quote_word(nearest_folder(folder))
+        if os.geteuid() != 0:
+            hint = "sudo python3 dockfix.py reclaim --logs"
+        raise EnvironmentFault(cannot + reason, hint) from None
+    # They are those of the containers that docker has.
+    if idents and not own:
+        reason = "none of docker's containers has a folder in %s" % folder
+        raise EnvironmentFault(cannot + reason, OTHER_HOST_HINT % inventory.root)
+
+
+def require_listable(folder: str) -> None:
+    """Raises OSError where a folder is not readable; not where it was removed meanwhile."""
+    try:
+        os.listdir(os_bytes(folder))
+    except FileNotFoundError:
+        return
+
+
+# Deciding: what to trim.
+
+
+def list_trims(host: Host, opts: Options, inventory: Inventory) -> CandidateList:
+    """Running containers of devicemapper, by their mounts in dockerd's own view. Never by `fstrim
+    /proc/PID/root`: fstrim resolves that link to / and trims the host (seen to do)."""
+    if inventory.driver != "devicemapper":
+        if opts.take_trim:
+            say(
+                "dockfix: nothing to trim: with %s what is deleted in a container is free at once"
+                % inventory.driver
+            )
+        return CandidateList([], [])
+    running = {}  # type: Dict[str, dict]
+    for inspected in inventory.containers:
+        if inspected["State"].get("Running"):
+            device = inspected["GraphDriver"]["Data"]["DeviceName"]
+            running[device] = inspected
+    if not running:
+        return CandidateList([], [])
+    if os.geteuid() != 0 or inventory.absent:
+        reason = "only root can trim"
+        if inventory.absent:
+            reason = "the containers' file systems cannot be trimmed: %s" % inventory.absent
+        fault = EnvironmentFault(reason, "sudo python3 dockfix.py reclaim --trim")
+        return CandidateList([], [fault])
     candidates = []
-    least_age = opts.older_than or 0
+    mounts = read_device_mounts(inventory.root)
+    not_mounted = []
+    for device, inspected in running.items():
+        if device in mounts:
+            candidates.append(trim_candidate(inspected, mounts[device]))
+        else:
+            not_mounted.append(container_name(inspected))
+    faults = []
+    if not_mounted:
+        text = "not trimmed: %s: no daemon of this host has it mounted" % ", ".join(
+            sorted(not_mounted)
+        )
+        faults.append(EnvironmentFault(text, "python3 dockfix.py storage"))
+    return CandidateList(candidates, faults)
+
+
+def trim_candidate(inspected: dict, mount: ContainerMount) -> Candidate:
+    return Candidate(
+        category="trim",
+        name=container_name(inspected),
+        id=inspected["Id"],
+        names=(),
+        size=None,
+        lost="nothing; what its deleted files still hold goes back to the pool",
+        mount=mount,
+    )
+
+
+def read_device_mounts(root: str) -> Dict[str, ContainerMount]:
+    """{thin device: where it is mounted}, in the views of the daemons of this host."""
+    mounts = {}  # type: Dict[str, ContainerMount]
+    for daemon in running_daemons():
+        pid = daemon.variable
+        for mount in mounts_of(pid):
+            if mount.point.startswith(root + "/devicemapper/mnt/"):
+                device = mount.source[len("/dev/mapper/") :]
+                mounts.setdefault(device, ContainerMount(pid, mount.point, mount.dev))
+    return mounts
+
+
+# Deciding: containers.
+
+
+def list_stopped_containers(host: Host, opts: Options, inventory: Inventory) -> CandidateList:
+    """docker rm, without -f, refuses one that was started meanwhile."""
+    candidates = []
+    now = time.time()
     for inspected in inventory.containers:
         state = inspected["State"]
-        finished = parse_instant(state.get("FinishedAt"))
-        ended = max(finished, parse_instant(inspected.get("Created")))
+        ended = when_ended(inspected)
         if state.get("Running") or state.get("Paused") or state.get("Restarting"):
             continue
-        if time.time() - ended < least_age:
+        if now - ended < (opts.older_than or 0):
             continue
-        ident = inspected["Id"]
-        folder = os.path.join(inventory.root, "containers", ident)
-        size = add_sizes((container_size(inventory, ident), path_bytes(inventory, folder)))
         age = "an unknown time"
         if ended:
-            age = "%d days" % ((time.time() - ended) // 86400)
-        lost = "its own files and its log; stopped for %s" % age
+            age = format_count(int((now - ended) // 86400), "day")
+        ident = inspected["Id"]
         candidates.append(
-            Candidate("containers", container_name(inspected), ident, (ident,), size, lost)
+            Candidate(
+                category="containers",
+                name=container_name(inspected),
+                id=ident,
+                names=(ident,),
+                size=container_size(inventory, ident),
+                lost="its own files and its log; stopped for %s" % age,
+            )
         )
-    return candidates
+    return CandidateList(candidates, [])
 
 
-def image_candidates(host: Host, opts: Options, inventory: Inventory) -> List[Candidate]:
+def when_ended(inspected: dict) -> float:
+    """Seconds since 1970, 0 where unknown. One that never ran has only been created."""
+    finished = parse_instant(inspected["State"].get("FinishedAt"))
+    created = parse_instant(inspected.get("Created"))
+    return max(finished, created)
+
+
+def container_size(inventory: Inventory, ident: str) -> Optional[int]:
+    """Bytes of a container's own layers and of its folder with the log; None where no record says
+    which its layers are."""
+    own = []
+    for row in inventory.layer_rows():
+        if row["container"] and row["container"]["id"] == ident:
+            own.append(row)
+    if not any(row["role"] == "container" for row in own):
+        return None
+    folder = os.path.join(inventory.root, "containers", ident)
+    layers = inventory.sizes.of_layers(own)
+    return add_sizes((layers, inventory.sizes.of_path(folder)))
+
+
+# Deciding: images.
+
+
+def list_unused_images(host: Host, opts: Options, inventory: Inventory) -> CandidateList:
     """Dangling images; with --unused every image that no container was created from. docker rmi,
     without -f, refuses what is in use."""
-    used = {inspected.get("Image") for inspected in inventory.containers}
-    parents = {image.get("Parent") for image in inventory.images}
+    used = {str(inspected.get("Image")) for inspected in inventory.containers}
+    parents = {str(image.get("Parent")) for image in inventory.images}
     candidates = []
     for image in inventory.images:
         ident = image["Id"]
         tags = without_none(image.get("RepoTags"))
-        # an image that was pulled by its digest has that for a name
+        # An image that was pulled by its digest has that for a name.
         names = tags or without_none(image.get("RepoDigests"))
         if is_dangling(ident, names, used, parents):
             lost = "an image without a name"
@@ -15717,15 +15956,15 @@ def image_candidates(host: Host, opts: Options, inventory: Inventory) -> List[Ca
             continue
         candidates.append(
             Candidate(
-                "images",
-                ", ".join(tags) or ident[:19],
-                ident,
-                tuple(names or [ident]),
-                image_size(inventory, image),
-                lost,
+                category="images",
+                name=", ".join(tags) or ident[:19],
+                id=ident,
+                names=tuple(names or [ident]),
+                size=image_size(inventory, image),
+                lost=lost,
             )
         )
-    return candidates
+    return CandidateList(candidates, [])
 
 
 def without_none(names: Optional[List[str]]) -> List[str]:
@@ -15733,33 +15972,62 @@ def without_none(names: Optional[List[str]]) -> List[str]:
     return [name for name in names or [] if not name.startswith("<none>")]
 
 
-def build_cache_candidates(host: Host, opts: Options, inventory: Inventory) -> List[Candidate]:
+def image_size(inventory: Inventory, image: dict) -> Optional[int]:
+    """Bytes of the layers that only this image has; None where its layers are not all known."""
+    ident = bare_id(image["Id"])
+    if not inventory.layers or ident not in inventory.layers.images:
+        return None
+    number = 0
+    own = []
+    for row in inventory.layer_rows():
+        if row["role"] != "image":
+            continue
+        users = [user["id"] for user in row["images"]]
+        if ident in users:
+            number += 1
+        if users == [ident]:
+            own.append(row)
+    if "RootFS" in image and number != len(image["RootFS"].get("Layers") or ()):
+        return None
+    return inventory.sizes.of_layers(own)
+
+
+# Deciding: build cache and volumes.
+
+
+def list_build_cache(host: Host, opts: Options, inventory: Inventory) -> CandidateList:
     """All of BuildKit's cache. Where its records cannot be read there may be one: docker removes it
     all the same."""
-    name = "BuildKit's cache"
+    size = None
     lost = "the next builds begin from nothing"
-    if not cache_is_known(inventory):
-        return [Candidate("build-cache", name, "", (), None, "if there is any: " + lost)]
-    rows = []
-    for row in inventory.layers.rows if inventory.layers else []:
-        if row["note"] == "build cache":
-            rows.append(row)
-    if not rows:
-        return []
-    size = add_sizes([layer_size(inventory, row) for row in rows])
-    lost = "%d layers; %s" % (len(rows), lost)
-    return [Candidate("build-cache", name, "", (), size, lost)]
+    if cache_is_known(inventory):
+        rows = [row for row in inventory.layer_rows() if is_build_cache(row)]
+        if not rows:
+            return CandidateList([], [])
+        size = inventory.sizes.of_layers(rows)
+        lost = "%s; %s" % (format_count(len(rows), "layer"), lost)
+    else:
+        lost = "if there is any: " + lost
+    cache = Candidate(
+        category="build-cache",
+        name="BuildKit's cache",
+        id="",
+        names=(),
+        size=size,
+        lost=lost,
+    )
+    return CandidateList([cache], [])
 
 
 def cache_is_known(inventory: Inventory) -> bool:
     """Whether the records below Docker's root tell of all the build cache."""
-    if not inventory.layers or inventory.driver not in inventory.layers.trees:
+    layers = inventory.layers
+    if not layers or inventory.driver not in layers.trees:
         return False
-    unread = inventory.layers.unread
-    return not any(path.endswith("/buildkit/snapshots.db") for path in unread)
+    return not any(path.endswith("/buildkit/snapshots.db") for path in layers.unread)
 
 
-def volume_candidates(host: Host, opts: Options, inventory: Inventory) -> List[Candidate]:
+def list_volumes(host: Host, opts: Options, inventory: Inventory) -> CandidateList:
     """The volumes that were named; without a category, those that no container has. Raises
     UsageError and Refused before anything is removed."""
     users = volume_users(inventory)
@@ -15767,7 +16035,9 @@ def volume_candidates(host: Host, opts: Options, inventory: Inventory) -> List[C
     if not names:
         answer = require_answer(query(host, "volume", "ls", "-q"), "docker volume ls")
         names = answer.out_text().split()
-    volumes = {volume["Name"]: volume for volume in inspect_objects(host, "volume", names)}
+    volumes = {}
+    for volume in inspect_objects(host, "volume", names):
+        volumes[volume["Name"]] = volume
     # Every volume that was named is there.
     unknown = [name for name in names if name not in volumes]
     if unknown:
@@ -15786,9 +16056,10 @@ def volume_candidates(host: Host, opts: Options, inventory: Inventory) -> List[C
         lost = "ALL DATA in it"
         if not opts.take_volumes:
             lost += " (goes only when named: --volumes %s)" % name
-        size = path_bytes(inventory, volumes[name].get("Mountpoint") or "")
+        folder = volumes[name].get("Mountpoint") or ""
+        size = inventory.sizes.of_path(folder)
         candidates.append(Candidate("volumes", name, name, (name,), size, lost))
-    return candidates
+    return CandidateList(candidates, [])
 
 
 def volume_users(inventory: Inventory) -> Dict[str, str]:
@@ -15801,104 +16072,7 @@ def volume_users(inventory: Inventory) -> Dict[str, str]:
     return users
 
 
-def log_candidates(host: Host, opts: Options, inventory: Inventory) -> List[Candidate]:
-    """json logs longer than --max-log, by Docker's own layout: a path from inspect could name
-    anything."""
-    names = {inspected["Id"]: container_name(inspected) for inspected in inventory.containers}
-    try:
-        require_container_files(inventory, "the logs")
-    except EnvironmentFault as err:
-        inventory.faults.append(err)
-        return []
-    if not names and inventory.layers:
-        names = {ident: facts["name"] for ident, facts in inventory.layers.containers.items()}
-    candidates = []
-    limit = LOG_LIMIT if opts.max_log is None else opts.max_log
-    for ident, name in sorted(names.items(), key=lambda item: item[1]):
-        path = os.path.join(inventory.root, "containers", ident, ident + "-json.log")
-        state = suppress_errors(os.lstat, os_bytes(path))
-        if state and stat.S_ISREG(state.st_mode) and state.st_size > limit:
-            lost = "its log so far, %s; it goes on from here" % format_size(state.st_size)
-            size = state.st_blocks * 512
-            candidates.append(Candidate("logs", name, ident, (path,), size, lost))
-    return candidates
-
-
-def require_container_files(inventory: Inventory, subject: str) -> None:
-    """Raises EnvironmentFault where the containers' folders below Docker's root cannot be looked
-    at, or are not those of this engine."""
-    cannot = "%s cannot be read: " % subject
-    if inventory.absent:
-        hint = "findmnt -T %s; on the engine's own host it works" % inventory.root
-        raise EnvironmentFault(cannot + inventory.absent, hint)
-    folder = os.path.join(inventory.root, "containers")
-    idents = [inspected["Id"] for inspected in inventory.containers]
-    try:
-        names = set(os.listdir(os_bytes(folder)))
-        own = [ident for ident in idents if os_bytes(ident) in names]
-        for ident in own:
-            require_listable(os.path.join(folder, ident))
-    except OSError as err:
-        reason = "%s: %s" % (os_text(os.fsencode(err.filename)), err.strerror)
-        hint = "ls -la %s" % quote_word(nearest_folder(folder))
-        if os.geteuid() != 0:
-            hint = "sudo python3 dockfix.py reclaim --logs"
-        raise EnvironmentFault(cannot + reason, hint) from None
-    if idents and not own:
-        reason = "none of docker's containers has a folder in %s" % folder
-        hint = "findmnt -T %s; on the engine's own host it works" % inventory.root
-        raise EnvironmentFault(cannot + reason, hint)
-
-
-def require_listable(folder: str) -> None:
-    """Raises OSError where a folder is not readable; not where it was removed meanwhile."""
-    try:
-        os.listdir(os_bytes(folder))
-    except FileNotFoundError:
-        return
-
-
-def trim_candidates(host: Host, opts: Options, inventory: Inventory) -> List[Candidate]:
-    """Running containers of devicemapper, by their mounts in dockerd's own view. Never by `fstrim
-    /proc/PID/root`: fstrim resolves that link to / and trims the host (seen to do)."""
-    if inventory.driver != "devicemapper":
-        if opts.take_trim:
-            say(
-                "dockfix: nothing to trim: with %s what is deleted in a container is free at once"
-                % inventory.driver
-            )
-        return []
-    running = [item for item in inventory.containers if item["State"].get("Running")]
-    if not running:
-        return []
-    if os.geteuid() != 0 or inventory.absent:
-        reason = "only root can trim"
-        if inventory.absent:
-            reason = "the containers' file systems cannot be trimmed: %s" % inventory.absent
-        fault = EnvironmentFault(reason, "sudo python3 dockfix.py reclaim --trim")
-        inventory.faults.append(fault)
-        return []
-    candidates = []
-    wanted = {item["GraphDriver"]["Data"]["DeviceName"]: item for item in running}
-    lost = "nothing; what its deleted files still hold goes back to the pool"
-    for daemon in running_daemons():
-        pid = daemon.variable
-        for mount in mounts_of(pid):
-            if not mount.point.startswith(inventory.root + "/devicemapper/mnt/"):
-                continue
-            item = wanted.pop(mount.source[len("/dev/mapper/") :], None)
-            if item:
-                refs = (pid, mount.point, mount.dev)
-                name = container_name(item)
-                candidates.append(Candidate("trim", name, item["Id"], refs, None, lost))
-    if wanted:
-        missing = ", ".join(sorted(container_name(item) for item in wanted.values()))
-        fault = EnvironmentFault(
-            "not trimmed: %s: no daemon of this host has it mounted" % missing,
-            "python3 dockfix.py storage",
-        )
-        inventory.faults.append(fault)
-    return candidates
+# Deciding: what it gives back.
 
 
 def estimate_gain(inventory: Inventory, candidates: List[Candidate]) -> Optional[int]:
@@ -15913,87 +16087,81 @@ def estimate_gain(inventory: Inventory, candidates: List[Candidate]) -> Optional
             images.add(bare_id(candidate.id))
         else:
             sizes.append(candidate.size)
-    if inventory.layers and images:
-        for row in inventory.layers.rows:
-            users = {image["id"] for image in row["images"]}
-            if row["role"] == "image" and users and users <= images:
-                sizes.append(layer_size(inventory, row))
+    for row in inventory.layer_rows():
+        users = {image["id"] for image in row["images"]}
+        if row["role"] == "image" and users and users <= images:
+            sizes.append(inventory.sizes.of_layer(row))
     return add_sizes(sizes)
 
 
-# Changing
+# Changing.
 
 
-def candidate_row(candidate: Candidate, status: str, msg: str) -> dict:
-    return {
-        "target": candidate.name,
-        "id": candidate.id,
-        "status": status,
-        "msg": msg,
-        "category": candidate.category,
-        "size": candidate.size,
-    }
-
-
-def attempt(candidate: Candidate, action: Callable[[Candidate], str]) -> dict:
-    """The result row of an action. It raises OSError or DockfixError where it fails, and returns a
-    remark, or ''."""
-    try:
-        return candidate_row(candidate, "changed", action(candidate) or candidate.lost)
-    except FileNotFoundError:
-        return candidate_row(candidate, "skipped", "gone")
-    except (OSError, DockfixError) as err:
-        return candidate_row(candidate, "failed", getattr(err, "strerror", None) or str(err))
-
-
-def cut_logs(host: Host, inventory: Inventory, candidates: List[Candidate]) -> List[dict]:
-    def cut(candidate: Candidate) -> str:
-        truncate_file(candidate.refs[0])
-        return ""
-
-    rows = [attempt(candidate, cut) for candidate in candidates]
-    if rows:
+def cut_logs(host: Host, inventory: Inventory, candidates: List[Candidate]) -> List[Removal]:
+    removals = []
+    for candidate in candidates:
+        try:
+            truncate_file(candidate.path)
+        except (OSError, DockfixError) as err:
+            removals.append(failed_removal(candidate, err))
+            continue
+        removals.append(Removal(candidate, "changed", candidate.lost))
+    if removals:
         say(KEEP_LOGS_SHORT)
-    return rows
+    return removals
 
 
-def trim_layers(host: Host, inventory: Inventory, candidates: List[Candidate]) -> List[dict]:
-    def trim(candidate: Candidate) -> str:
-        before = space_now(host, inventory).get("pool_data_used")
-        pid, point, device = candidate.refs
-        trim_mount(pid, point, device)
-        after = space_now(host, inventory).get("pool_data_used")
-        if before is None or after is None:
-            return ""
-        return "%s handed back to the pool" % format_size(max(0, before - after))
-
-    return [attempt(candidate, trim) for candidate in candidates]
+def failed_removal(candidate: Candidate, err: Exception) -> Removal:
+    if isinstance(err, FileNotFoundError):
+        return Removal(candidate, "skipped", "gone")
+    return Removal(candidate, "failed", getattr(err, "strerror", None) or str(err))
 
 
-def remove_candidates(host: Host, inventory: Inventory, candidates: List[Candidate]) -> List[dict]:
+def trim_containers(host: Host, inventory: Inventory, candidates: List[Candidate]) -> List[Removal]:
+    removals = []
+    for candidate in candidates:
+        try:
+            msg = trim_container(host, inventory, candidate)
+        except (OSError, DockfixError) as err:
+            removals.append(failed_removal(candidate, err))
+            continue
+        removals.append(Removal(candidate, "changed", msg))
+    return removals
+
+
+def trim_container(host: Host, inventory: Inventory, candidate: Candidate) -> str:
+    """What the pool has got back, for people. Raises OSError and DockfixError."""
+    before = read_space(host, inventory).pool_data_used
+    mount = candidate.mount
+    if mount:
+        trim_mount(mount.pid, mount.point, mount.device)
+    after = read_space(host, inventory).pool_data_used
+    if before is None or after is None:
+        return candidate.lost
+    return "%s handed back to the pool" % format_size(max(0, before - after))
+
+
+def remove_objects(host: Host, inventory: Inventory, candidates: List[Candidate]) -> List[Removal]:
     """docker rm, rmi and volume rm, 20 at a time. What is gone afterwards is what was removed."""
     if not candidates:
         return []
-    category = candidates[0].category
     output = ""
+    category = candidates[0].category
     for start in range(0, len(candidates), 20):
-        refs = []  # type: List[str]
+        names = []  # type: List[str]
         for candidate in left_in_place(host, candidates[start : start + 20]):
-            refs.extend(candidate.refs)
-        if not host.stop.is_set() and (refs or category == "build-cache"):
-            argv = host.docker + CATEGORIES[category] + tuple(refs)
+            names.extend(candidate.names)
+        if names and not host.stop.is_set():
+            argv = host.docker + CATEGORIES[category].docker_words + tuple(names)
             output += change_host(host, argv, seconds=max(host.timeout, 600)).text()
-    empty_cache = r"(?m)^Total(?: reclaimed space)?:\s+0\s?B\s*$"
-    if category == "build-cache" and re.search(empty_cache, output):
-        return [candidate_row(candidates[0], "unchanged", "there is none")]
-    remaining = remaining_ids(host, candidates, output)
-    rows = []
+    remaining = remaining_ids(host, candidates)
+    removals = []
     for candidate in candidates:
-        status, msg = "changed", candidate.lost
         if candidate.id in remaining:
-            status, msg = removal_status(candidate, output)
-        rows.append(candidate_row(candidate, status, msg))
-    return rows
+            removals.append(judge_remaining(candidate, output))
+        else:
+            removals.append(Removal(candidate, "changed", candidate.lost))
+    return removals
 
 
 def left_in_place(host: Host, candidates: List[Candidate]) -> List[Candidate]:
@@ -16001,113 +16169,145 @@ def left_in_place(host: Host, candidates: List[Candidate]) -> List[Candidate]:
     tag."""
     if candidates[0].category != "images":
         return candidates
-    names = {}  # type: Dict[str, set]
+    names = {}  # type: Dict[str, Set[str]]
     for image in inspect_objects(host, "image", [candidate.id for candidate in candidates]):
         tags = image.get("RepoTags") or []
         digests = image.get("RepoDigests") or []
         names[image["Id"]] = {image["Id"], *tags, *digests}
-    return [item for item in candidates if set(item.refs) <= names.get(item.id, set())]
+    unmoved = []
+    for candidate in candidates:
+        if set(candidate.names) <= names.get(candidate.id, set()):
+            unmoved.append(candidate)
+    return unmoved
 
 
-def remaining_ids(host: Host, candidates: List[Candidate], output: str) -> set:
-    """The ids that are still there. The build cache has the id '', and only docker's output tells
-    whether it was removed."""
+def remaining_ids(host: Host, candidates: List[Candidate]) -> Set[str]:
+    """The ids of containers, images or volumes that are still there."""
     category = candidates[0].category
-    if category == "build-cache":
-        failed = re.search(r"(?i)error|unknown|not a docker command", output)
-        return {""} if failed else set()
     if category == "containers":
         return {container.id for container in list_containers(host)}
-    kind = category[:-1]  # docker's word: image, volume
-    key = "Id" if category == "images" else "Name"
-    objects = inspect_objects(host, kind, [candidate.id for candidate in candidates])
-    return {inspected[key] for inspected in objects}
+    ids = [candidate.id for candidate in candidates]
+    if category == "images":
+        return {image["Id"] for image in inspect_objects(host, "image", ids)}
+    return {volume["Name"] for volume in inspect_objects(host, "volume", ids)}
 
 
-def removal_status(candidate: Candidate, output: str) -> Tuple[str, str]:
-    """(status, msg) of what is still there, by docker's words about it."""
-    names = (*candidate.refs, candidate.id[:12], candidate.id[7:19])
+def judge_remaining(candidate: Candidate, output: str) -> Removal:
+    """What docker says of something that is still there."""
+    names = (*candidate.names, candidate.id[:12], candidate.id[7:19])
     lines = []
     for line in output.split("\n"):
         if any(name in line for name in names):
             lines.append(line)
     if not lines:
         lines = ["docker said nothing of it"]
+    first = lines[0].strip()
     in_use = (
         r"in use|is using|running container|is being used|stop the container|conflict|dependent"
         r" child"
     )
     if re.search(in_use, " ".join(lines)):
-        return "skipped", "in use meanwhile: " + lines[0].strip()
-    return "failed", lines[0].strip()
+        return Removal(candidate, "skipped", "in use meanwhile: " + first)
+    return Removal(candidate, "failed", first)
 
 
-COLLECTORS = {
-    "logs": log_candidates,
-    "trim": trim_candidates,
-    "containers": container_candidates,
-    "images": image_candidates,
-    "build-cache": build_cache_candidates,
-    "volumes": volume_candidates,
+def prune_build_cache(
+    host: Host, inventory: Inventory, candidates: List[Candidate]
+) -> List[Removal]:
+    """The build cache has no names, so only docker's output tells whether it was removed."""
+    if not candidates:
+        return []
+    cache = candidates[0]
+    output = ""
+    if not host.stop.is_set():
+        argv = host.docker + CATEGORIES["build-cache"].docker_words
+        output = change_host(host, argv, seconds=max(host.timeout, 600)).text()
+    if re.search(r"(?m)^Total(?: reclaimed space)?:\s+0\s?B\s*$", output):
+        return [Removal(cache, "unchanged", "there is none")]
+    if re.search(r"(?i)error|unknown|not a docker command", output):
+        return [judge_remaining(cache, output)]
+    return [Removal(cache, "changed", cache.lost)]
+
+
+class Category(NamedTuple):
+    """What an option of reclaim removes.
+
+    docker_words: the docker command, () where docker has no part in it.
+    list: what could be removed.
+    remove: removes what was listed; it is given the candidates of its own category.
+    """
+
+    docker_words: Tuple[str, ...]
+    list: Callable[[Host, Options, Inventory], CandidateList]
+    remove: Callable[[Host, Inventory, List[Candidate]], List[Removal]]
+
+
+# In the order of work. Logs need no daemon and a trim needs no space; images can go only after
+# their containers.
+CATEGORIES = {
+    "logs": Category((), list_logs, cut_logs),
+    "trim": Category((), list_trims, trim_containers),
+    "containers": Category(("rm",), list_stopped_containers, remove_objects),
+    "images": Category(("rmi",), list_unused_images, remove_objects),
+    "build-cache": Category(("builder", "prune", "-a", "-f"), list_build_cache, prune_build_cache),
+    "volumes": Category(("volume", "rm"), list_volumes, remove_objects),
 }
-REMOVERS = {
-    "logs": cut_logs,
-    "trim": trim_layers,
-    "containers": remove_candidates,
-    "images": remove_candidates,
-    "build-cache": remove_candidates,
-    "volumes": remove_candidates,
-}
 
 
-# The command
+# The command.
 
 
 def run_reclaim(host: Host, opts: Options, report: dict) -> None:
     """Read, list, ask, remove, read again: what is gone is judged by the state afterwards, and the
     gain by statvfs. Without a category it only lists."""
-    chosen = [name for name in CATEGORIES if getattr(opts, "take_" + name.replace("-", "_"))]
+    chosen = chosen_categories(opts)
     require_reclaim_options(opts, chosen)
     if chosen:
         refuse_half_way(host)
     inventory = collect_inventory(host, chosen)
-    candidates = []  # type: List[Candidate]
-    for name in chosen or CATEGORIES:
-        candidates += collect_candidates(host, opts, inventory, name)
-    report.update(root=inventory.root, promised=estimate_gain(inventory, candidates))
-    for fault in inventory.faults:
+    listing = list_candidates(host, opts, inventory, chosen or list(CATEGORIES))
+    candidates = listing.candidates
+    report["root"] = inventory.root
+    report["promised"] = estimate_gain(inventory, candidates)
+    for fault in listing.faults:
         add_error(report, fault)
-    if inventory.faults and not candidates:
+    if listing.faults and not candidates:
         return  # nothing was found, but not all was looked at: exit 6 with the reasons
-    report["exit_code"] = 3 if inventory.faults else 0
+    incomplete = 3 if listing.faults else 0
+    report["exit_code"] = incomplete
     if not chosen or opts.dry_run:
         status = "changed" if chosen else "unchanged"
-        report["results"] = [candidate_row(item, status, item.lost) for item in candidates]
+        removals = [Removal(candidate, status, candidate.lost) for candidate in candidates]
+        report["results"] = [removal.to_json() for removal in removals]
         if opts.dry_run:
-            format_reclaim_script(host, report, inventory, candidates if chosen else [])
+            lines = script_lines(host, listing, chosen)
+            report["script"] = script_text(report, lines, len(listing.faults))
         return
-    confirm_reclaim(opts, inventory, candidates)
+    confirm_reclaim(opts, listing)
     lock_reclaim(host, chosen)
-    report["before"] = space_now(host, inventory)
+    before = read_space(host, inventory)
+    report["before"] = before.to_json()
+    removals = []
     for name in chosen:
-        in_category = [item for item in candidates if item.category == name]
-        report["results"] += REMOVERS[name](host, inventory, in_category)
-    removed = []
-    for candidate, row in zip(candidates, report["results"]):
-        if row["status"] == "changed":
-            removed.append(candidate)
-    report_gain(host, report, inventory, removed)
-    report["exit_code"] = exit_code(report["results"])
-    if report["exit_code"] == 0 and inventory.faults:
-        report["exit_code"] = 3
+        own = [candidate for candidate in candidates if candidate.category == name]
+        of_category = CATEGORIES[name].remove(host, inventory, own)
+        removals += of_category
+        # At once: a later category may end the run.
+        report["results"] += [removal.to_json() for removal in of_category]
+    gain = measure_gain(host, inventory, before, removals)
+    report["after"] = gain.after.to_json()
+    report["freed"] = gain.freed
+    for finding in gain.findings:
+        add_finding(report, finding)
+    report["exit_code"] = exit_code(report["results"]) or incomplete
 
 
-def collect_candidates(
-    host: Host, opts: Options, inventory: Inventory, category: str
-) -> List[Candidate]:
-    """One category's candidates. Raises EnvironmentFault if docker's answer is not understood."""
-    collect = COLLECTORS[category]
-    return parse_answer(inventory, lambda answer: collect(host, opts, answer))
+def chosen_categories(opts: Options) -> List[str]:
+    chosen = []
+    for name in CATEGORIES:
+        if getattr(opts, "take_" + name.replace("-", "_")):
+            chosen.append(name)
+    return chosen
 
 
 def require_reclaim_options(opts: Options, chosen: Sequence[str]) -> None:
@@ -16122,20 +16322,39 @@ def require_reclaim_options(opts: Options, chosen: Sequence[str]) -> None:
             )
 
 
-def confirm_reclaim(opts: Options, inventory: Inventory, candidates: List[Candidate]) -> None:
-    """Show what would be removed, and ask."""
-    for fault in inventory.faults:
+def list_candidates(
+    host: Host, opts: Options, inventory: Inventory, categories: Sequence[str]
+) -> CandidateList:
+    """Raises EnvironmentFault if docker's answer is not understood."""
+    candidates = []
+    faults = []
+    for name in categories:
+        listing = list_category(host, opts, inventory, CATEGORIES[name])
+        candidates += listing.candidates
+        faults += listing.faults
+    return CandidateList(candidates, faults)
+
+
+def list_category(
+    host: Host, opts: Options, inventory: Inventory, category: Category
+) -> CandidateList:
+    return parse_answer(inventory, lambda answer: category.list(host, opts, answer))
+
+
+def confirm_reclaim(opts: Options, listing: CandidateList) -> None:
+    """Shows what would be removed, and asks."""
+    for fault in listing.faults:
         say("dockfix: warning: %s" % fault.msg)
-    for candidate in candidates:
+    for candidate in listing.candidates:
         size = format_known_size(candidate.size)
         line = (candidate.category, size, candidate.name, candidate.lost)
         say("  %-11s %10s  %s: %s" % line)
-    if candidates:
-        confirm(opts, "remove for good what is listed (%d)?" % len(candidates))
+    if listing.candidates:
+        confirm(opts, "remove for good what is listed (%d)?" % len(listing.candidates))
 
 
 def lock_reclaim(host: Host, chosen: Sequence[str]) -> None:
-    """Take the lock. On a disk without a free byte logs are cut without it: a full disk is cured
+    """Takes the lock. On a disk without a free byte logs are cut without it: a full disk is cured
     with them first. Not while a storage change stands half-way."""
     try:
         take_lock(host)
@@ -16146,55 +16365,68 @@ def lock_reclaim(host: Host, chosen: Sequence[str]) -> None:
         say("dockfix: warning: %s; going on without the lock" % err.msg)
 
 
-def report_gain(host: Host, report: dict, inventory: Inventory, removed: List[Candidate]) -> None:
-    """What the disk has more than before, measured. The file system may need a moment."""
-    before = report["before"]["disk_free"]
+class Gain(NamedTuple):
+    """What was measured afterwards. freed: bytes that the disk has more, None where unknown."""
+
+    after: Space
+    freed: Optional[int]
+    findings: List[Finding]
+
+
+def measure_gain(host: Host, inventory: Inventory, before: Space, removals: List[Removal]) -> Gain:
+    """What the disk has more than before. The file system may need a moment."""
+    removed = [removal.candidate for removal in removals if removal.status == "changed"]
     estimated = estimate_gain(inventory, removed)
-    end = time.monotonic() + 5
     after = disk_free(inventory)
-    while estimated and before is not None and after is not None and time.monotonic() < end:
-        if after - before >= 0.95 * estimated:
-            break
-        time.sleep(0.2)
-        after = disk_free(inventory)
-    report["after"] = dict(space_now(host, inventory), disk_free=after)
-    report["freed"] = None
-    if before is None or after is None:
-        return
-    freed = after - before
-    report["freed"] = freed
-    if estimated and abs(freed - estimated) > 0.05 * estimated + (1 << 20):
-        text = (
-            "%s were to be freed, the disk has %s more: other programs wrote or deleted meanwhile,"
-            " or a process still holds a deleted file open"
-        ) % (format_size(estimated), format_size(freed))
-        remedy = "lsof +L1 %s" % inventory.root
-        add_finding(report, Finding("reclaim-differs", "info", text, remedy))
+    if estimated and before.disk_free is not None:
+        wanted = before.disk_free + 0.95 * estimated
+        end = time.monotonic() + 5
+        while after is not None and after < wanted and time.monotonic() < end:
+            time.sleep(0.2)
+            after = disk_free(inventory)
+    space = read_space(host, inventory)._replace(disk_free=after)
+    if before.disk_free is None or after is None:
+        return Gain(space, None, [])
+    freed = after - before.disk_free
+    tolerance = 0.05 * (estimated or 0) + (1 << 20)
+    if not estimated or abs(freed - estimated) <= tolerance:
+        return Gain(space, freed, [])
+    text = (
+        "%s were to be freed, the disk has %s more: other programs wrote or deleted meanwhile, or a"
+        " process still holds a deleted file open"
+    ) % (format_size(estimated), format_size(freed))
+    remedy = "lsof +L1 %s" % inventory.root
+    return Gain(space, freed, [Finding("reclaim-differs", "info", text, remedy)])
 
 
-def format_reclaim_script(
-    host: Host, report: dict, inventory: Inventory, candidates: List[Candidate]
-) -> None:
-    """Fill report["script"] with the commands that do the same."""
-    lines = [script_comment("not looked at: " + fault.msg) for fault in inventory.faults]
-    for candidate in candidates:
+# The script of a dry run.
+
+
+def script_lines(host: Host, listing: CandidateList, chosen: Sequence[str]) -> List[str]:
+    """The commands that do the same; without a category there is nothing to do."""
+    lines = []
+    for fault in listing.faults:
+        lines.append(script_comment("not looked at: " + fault.msg))
+    if not chosen:
+        return lines
+    for candidate in listing.candidates:
         title = "%s %s: %s" % (candidate.category, candidate.name, candidate.lost)
         lines.append(script_comment(title))
         lines.append(format_removal(host, candidate))
-    report["script"] = script_text(report, lines, len(inventory.faults))
+    return lines
 
 
 def format_removal(host: Host, candidate: Candidate) -> str:
     """The line of a script that removes a candidate."""
-    if candidate.category == "trim":
-        pid, point, _ = candidate.refs
-        inside = ("nsenter", "-t", pid, "-m", "--")
-        is_mounted = quote_line((*inside, "mountpoint", "-q", point))
-        return is_mounted + " && run " + quote_line((*inside, "fstrim", "-v", point))
-    if candidate.category == "logs":
-        return "run " + quote_line(("truncate", "-s", "0", "--", *candidate.refs))
-    argv = host.docker + CATEGORIES[candidate.category] + candidate.refs
-    return "run " + quote_line(argv)
+    if candidate.mount:
+        inside = ("nsenter", "-t", candidate.mount.pid, "-m", "--")
+        is_mounted = quote_line((*inside, "mountpoint", "-q", candidate.mount.point))
+        trim = quote_line((*inside, "fstrim", "-v", candidate.mount.point))
+        return "%s && run %s" % (is_mounted, trim)
+    if candidate.path:
+        return "run " + quote_line(("truncate", "-s", "0", "--", candidate.path))
+    docker_words = CATEGORIES[candidate.category].docker_words
+    return "run " + quote_line(host.docker + docker_words + candidate.names)
 
 
 ###############################################################################

@@ -75,13 +75,11 @@ def test_ages_that_are_none(dockfix, text):
 )
 def test_what_is_still_there_is_judged_by_dockers_words(dockfix, said, status):
     ident = "ab" * 32
-    spoil = dockfix.Candidate("containers", "web", ident, (ident,), None, "")
-    assert (
-        dockfix.removal_status(spoil, "another line\n" + (said % ident if "%s" in said else said))[
-            0
-        ]
-        == status
-    )
+    candidate = dockfix.Candidate("containers", "web", ident, (ident,), None, "")
+    if "%s" in said:
+        said = said % ident
+    removal = dockfix.judge_remaining(candidate, "another line\n" + said)
+    assert removal.status == status
 
 
 @pytest.mark.parametrize(
