@@ -1112,7 +1112,7 @@ class Mount(NamedTuple):
     tags: Tuple[str, ...] = ()  # shared:N, master:N ...; none: private
 
 
-def device_text(number: int) -> str:
+def format_device(number: int) -> str:
     """MAJOR:MINOR, as the kernel's tables have it."""
     return "%d:%d" % (os.major(number), os.minor(number))
 
@@ -1682,7 +1682,7 @@ def read_host_text(path: str) -> str:
     return os_text(read_all(path, 1 << 20))
 
 
-def settings_text(path: str) -> str:
+def read_settings_text(path: str) -> str:
     """A settings file, whose name may come from another program's command line. One without a size
     is empty: the kernel's own files only look plain, and to read from some is to take from them
     (/proc/kmsg). Raises OSError."""
@@ -1848,7 +1848,7 @@ def trim_mount(pid: str, point: str, device: str) -> None:
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         status = os.fstat(folder)
-        if device_text(status.st_dev) != device:
+        if format_device(status.st_dev) != device:
             raise FileNotFoundError(errno.ENOENT, "it is not mounted any more")
         # struct fstrim_range: start, length, the shortest extent worth trimming
         whole = struct.pack("QQQ", 0, (1 << 64) - 1, 0)
@@ -1926,27 +1926,27 @@ def take_lock(
         fcntl.flock(lock, kind | fcntl.LOCK_NB)
     except OSError:
         os.close(lock)
-        changed = half_way_text(host) or "something"
+        changed = describe_half_way(host) or "something"
         raise Locked(
             "another dockfix, or a child of one that was killed, changes %s now (lock: %s)"
             % (changed, path),
             "wait for it: fuser -v %s" % path,
         ) from None
     host.held.append(lock)
-    half_way = half_way_text(host)
+    half_way = describe_half_way(host)
     if half_way and not carries_on:
         raise HalfWay("a storage change stands half-way: %s" % half_way, HALF_WAY_HINT)
 
 
-def refuse_half_way(host: Host) -> None:
+def require_no_half_way(host: Host) -> None:
     """For what changes something, before it asks the daemon anything: with a storage change
     half-way that may well be down. Raises HalfWay, and Locked while another run carries the change
     on."""
-    if not host.dry_run and half_way_text(host):
+    if not host.dry_run and describe_half_way(host):
         take_lock(host)
 
 
-def half_way_text(host: Host) -> str:
+def describe_half_way(host: Host) -> str:
     """Where a storage change stands ('pool recreate, step 7 of 12: TITLE'), '' where there is none.
     Fails closed: a journal that is not understood is one."""
     path = os.path.join(host.state, JOURNAL)
@@ -1988,7 +1988,7 @@ def file_state(status: os.stat_result) -> Tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
 
 
-def host_accounts() -> Dict[str, AccountFileState]:
+def read_host_accounts() -> Dict[str, AccountFileState]:
     """The host's own account files by their paths: nothing in a container may change them."""
     states = {}
     for path in ("/etc/shadow", "/etc/passwd"):
@@ -4319,7 +4319,7 @@ def is_own_layer(root: int, mounts: List[Mount], container: Container) -> bool:
     """Is an opened root the container's own layer: by the mount at /, or by the folder that Docker
     has on record?"""
     mount = root_mount(mounts, container)
-    if mount and mount.dev == device_text(os.fstat(root).st_dev):
+    if mount and mount.dev == format_device(os.fstat(root).st_dev):
         return True
     return is_recorded_root(root, container)
 
@@ -7252,7 +7252,7 @@ def plan_chpasswd(
 
 def check_host_accounts(report: dict, before: Dict[str, AccountFileState]) -> None:
     """The tripwire: the host's own account files must be as they were."""
-    changed = [path for path, state in host_accounts().items() if state != before.get(path)]
+    changed = [path for path, state in read_host_accounts().items() if state != before.get(path)]
     if not changed:
         return
     text = (
@@ -7275,7 +7275,7 @@ def run_chpasswd(host: Host, opts: Options, report: dict) -> None:
     accounts = []  # type: List[Account]
     if source not in ("generate", "prompt") and not opts.dry_run:
         accounts = read_accounts(opts, source, user)
-    refuse_half_way(host)
+    require_no_half_way(host)
     targets = choose_containers(host, opts)
     if not opts.dry_run:
         take_lock(host)
@@ -7285,7 +7285,7 @@ def run_chpasswd(host: Host, opts: Options, report: dict) -> None:
     users = [account.user for account in accounts]
     if not users and source != "lines":
         users = [user]
-    host_files = host_accounts()
+    host_files = read_host_accounts()
     fields = row_fields(users)
 
     def look(container: Container) -> PasswordJob:
@@ -7463,7 +7463,7 @@ def plan_exec(
 def run_exec(host: Host, opts: Options, report: dict) -> None:
     """Runs the command in each chosen container, --jobs at a time."""
     request = parse_exec_options(host, opts)
-    refuse_half_way(host)
+    require_no_half_way(host)
     targets = choose_containers(host, opts)
     if opts.dry_run:
         plan_exec(host, opts, report, request, targets)
@@ -8548,7 +8548,7 @@ def run_timezone(host: Host, opts: Options, report: dict) -> None:
     """Looks, prints the script of a dry run, asks about restarts, notes what was there, writes,
     reads back, restarts."""
     request = parse_timezone_options(opts)
-    refuse_half_way(host)
+    require_no_half_way(host)
     targets = choose_containers(host, opts)
     if not opts.dry_run:
         take_lock(host)
@@ -10152,7 +10152,7 @@ def run_faketime(host: Host, opts: Options, report: dict) -> None:
     that does not do well is undone by itself."""
     request = parse_faketime_options(opts)
     if request.action != "status":
-        refuse_half_way(host)
+        require_no_half_way(host)
     targets = choose_containers(host, opts)
     if request.action != "status" and not opts.dry_run:
         take_lock(host)
@@ -10411,7 +10411,7 @@ def read_settings(path: str, parse: Callable[[str], Parsed]) -> Tuple[str, Parse
     """(the text of a file, what parse makes of it, why it cannot be read or understood). A file
     that is not there, or not readable, has the text ''; what cannot be parsed counts as ''."""
     try:
-        text = settings_text(path)
+        text = read_settings_text(path)
     except FileNotFoundError:
         return "", parse(""), ""
     except OSError as err:
@@ -11035,7 +11035,7 @@ def pool_prefix(home: str) -> str:
     status = suppress_errors(os.stat, os_bytes(home))
     if not status:
         return ""
-    return "docker-%s-%d-" % (device_text(status.st_dev), status.st_ino)
+    return "docker-%s-%d-" % (format_device(status.st_dev), status.st_ino)
 
 
 def pool_repair_line(metadata: str) -> str:
@@ -16263,7 +16263,7 @@ def run_reclaim(host: Host, opts: Options, report: dict) -> None:
     chosen = chosen_categories(opts)
     require_reclaim_options(opts, chosen)
     if chosen:
-        refuse_half_way(host)
+        require_no_half_way(host)
     inventory = collect_inventory(host, chosen)
     listing = list_candidates(host, opts, inventory, chosen or list(CATEGORIES))
     candidates = listing.candidates
@@ -16637,13 +16637,13 @@ def parse_loop_devices(text: str) -> List[str]:
 def device_number(path: str) -> str:
     """Of a device: MAJOR:MINOR, '' where it is not there."""
     status = suppress_errors(os.stat, os_bytes(path))
-    return device_text(status.st_rdev) if status else ""
+    return format_device(status.st_rdev) if status else ""
 
 
 def disk_number(folder: str) -> str:
     """Of the disk that a folder lies on: MAJOR:MINOR, '' where the folder is not there."""
     status = suppress_errors(os.stat, os_bytes(folder))
-    return device_text(status.st_dev) if status else ""
+    return format_device(status.st_dev) if status else ""
 
 
 class Test(NamedTuple):
@@ -17529,7 +17529,8 @@ def change_row(report: dict, plan: Plan, status: str, msg: str) -> None:
 
 def half_way_error(host: Host, err: Optional[DockfixError]) -> HalfWay:
     return HalfWay(
-        "%sthe change stands half-way: %s" % (err.msg + "; " if err else "", half_way_text(host)),
+        "%sthe change stands half-way: %s"
+        % (err.msg + "; " if err else "", describe_half_way(host)),
         HALF_WAY_HINT,
     )
 
@@ -25108,7 +25109,7 @@ def run_command(run: Run) -> None:
     run.host = make_host(opts.docker, opts.timeout, opts.dry_run, opts.verbose, opts.state)
     run.old_handlers = catch_signals(run.host)
     if run.command.name not in ("resume", "rollback"):
-        where = half_way_text(run.host)
+        where = describe_half_way(run.host)
         if where:
             text = "a storage change stands half-way, or is under way: " + where
             remedy = "python3 dockfix.py resume"

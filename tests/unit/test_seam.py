@@ -200,7 +200,7 @@ def test_a_file_of_the_host_is_read_to_a_limit(dockfix, tmp_path):
         dockfix.read_all(str(tmp_path / "none"))
     # The kernel makes these up as they are read, and some give what they have once only.
     assert dockfix.read_all("/proc/self/status").startswith(b"Name:")
-    assert dockfix.settings_text("/proc/self/status") == ""
+    assert dockfix.read_settings_text("/proc/self/status") == ""
 
 
 def test_a_log_is_emptied_only_where_it_is_a_plain_file(dockfix, tmp_path):
