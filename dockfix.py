@@ -4707,6 +4707,7 @@ def open_tree(container: Container) -> Tree:
 
 
 def close_tree(tree: Tree) -> None:
+    """Closes the root and every folder."""
     for fd in tree.folders.values():
         suppress_errors(os.close, fd)
 
@@ -5218,8 +5219,8 @@ def remove_by_cp(tree: CpTree, paths: Sequence[str]) -> List[str]:
         send_members(tree, [link_to_nothing(member)])
     # Where it has mounts, a link could lead the image's rmdir into one.
     if inner and can_exec(container) and not leads_out(container):
-        words = ["exec", "-u", "0", container.id, "rmdir"]
-        change(tree.host, words + deepest_first(inner))
+        call = ["exec", "-u", "0", container.id, "rmdir"]
+        change(tree.host, call + deepest_first(inner))
     return [member.path for member in present]
 
 
@@ -5312,6 +5313,7 @@ class OpenedAccounts(NamedTuple):
 
 
 def file_content(file: Optional[FileRead]) -> Optional[bytes]:
+    """None where there is no file."""
     if file is None:
         return None
     return file.data
@@ -5498,6 +5500,7 @@ class AccountMembers(NamedTuple):
 
 
 def member_content(member: Member) -> Optional[bytes]:
+    """None where nothing is."""
     if member.kind == "absent":
         return None
     return member.data
@@ -5667,7 +5670,7 @@ def send_accounts(host: Host, container: Container, edit: EditAccounts) -> SentA
 class Undo(NamedTuple):
     """What STATE/undo/KIND-ID.json holds: what was at each path before dockfix's first change of
     this kind. `engine` is `docker info`'s ID, `changed` the time of the last change (ISO 8601 in
-    UTC), `more` the feature's own facts."""
+    UTC), `facts` what the feature itself has to know (the file calls them `more`)."""
 
     kind: str
     id: str
@@ -5675,7 +5678,7 @@ class Undo(NamedTuple):
     engine: str
     changed: str
     members: Tuple[Member, ...]
-    more: dict
+    facts: dict
 
 
 class UndoForm(NamedTuple):
@@ -5712,6 +5715,7 @@ def format_undo(undo: Undo) -> bytes:
         fields["data"] = base64.b64encode(member.data).decode("ascii")
         members.append(fields)
     record = dict(undo._asdict(), schema=UNDO_SCHEMA, members=members)
+    record["more"] = record.pop("facts")
     text = json.dumps(record, indent=1) + "\n"
     return text.encode("ascii")
 
@@ -5725,9 +5729,10 @@ def parse_undo(data: bytes, kind: str, ident: str) -> Undo:
         schema = record.pop("schema")
         if schema != UNDO_SCHEMA or record["kind"] != kind or record["id"] != ident:
             raise ValueError("another record")
-        if not is_undo_of_form(members, record["more"], UNDO_FORMS[kind]):
+        facts = record.pop("more")
+        if not is_undo_of_form(members, facts, UNDO_FORMS[kind]):
             raise ValueError("not a record")
-        return Undo(members=tuple(members), **record)
+        return Undo(members=tuple(members), facts=facts, **record)
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
         raise ValueError("not an undo record of dockfix") from None
 
@@ -5779,23 +5784,24 @@ def save_undo(
     kind: str,
     container: Container,
     former: Sequence[Member],
-    more: Optional[dict] = None,
+    facts: Optional[dict] = None,
 ) -> Undo:
     """Notes what was there, on the disk before this returns and so before the container is touched.
     Of a path that the record has already, the older state stays: undo goes back to before dockfix's
-    first change. `more` replaces facts of the same name."""
-    facts = {}  # type: Dict[str, object]
+    first change. `facts` replace those of the same name."""
+    all_facts = {}  # type: Dict[str, object]
     members = ()  # type: Tuple[Member, ...]
     old = load_undo(host, kind, container.id)
     if old:
-        facts.update(old.more)
+        all_facts.update(old.facts)
         members = old.members
-    if more:
-        facts.update(more)
+    if facts:
+        all_facts.update(facts)
     recorded = {member.path for member in members}
     members += tuple(member for member in former if member.path not in recorded)
     engine = engine_info(host).id
-    undo = Undo(kind, container.id, container.name, engine, utc_microseconds(), members, facts)
+    now = utc_microseconds()
+    undo = Undo(kind, container.id, container.name, engine, now, members, all_facts)
     try:
         os.makedirs(os_bytes(os.path.join(host.state, "undo")), 0o700, exist_ok=True)
         replace_file(undo_path(host, kind, container.id), format_undo(undo))
@@ -5847,56 +5853,6 @@ def drop_undo_if_void(host: Host, listed: Sequence[str]) -> None:
             continue
         if undo and undo.engine and undo.engine == engine_info(host).id:
             drop_undo(host, undo.kind, undo.id)
-
-
-# The processes of a container, where root is on the engine's host.
-
-
-def processes_of(container: Container) -> Dict[int, bool]:
-    """{pid: does it map a libfaketime?} of all its processes; {} where that cannot be seen (not
-    root, another host, none runs)."""
-    maps = {}  # type: Dict[int, bool]
-    if os.geteuid() != 0 or not container.pid:
-        return maps
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
-        try:
-            if os_bytes(container.id) in read_all("/proc/%s/cgroup" % name):
-                maps[int(name)] = b"faketime" in read_all("/proc/%s/maps" % name)
-        except OSError:  # ended meanwhile
-            continue
-    return maps
-
-
-class FirstProcess(NamedTuple):
-    """A container's first process: the path of its program, that program's first bytes, and its
-    uid as the host sees it."""
-
-    program: str
-    head: bytes
-    uid: int
-
-
-UNSEEN = FirstProcess("", b"", -1)
-
-
-def first_process(container: Container) -> FirstProcess:
-    """UNSEEN where it cannot be seen."""
-    if os.geteuid() != 0 or not container.pid:
-        return UNSEEN
-    proc = "/proc/%d" % container.pid
-    program = proc + "/exe"  # the very file that runs, whatever its name
-    try:
-        if os_bytes(container.id) not in read_all(proc + "/cgroup"):
-            return UNSEEN
-        head = read_head(program, HEAD_BYTES)
-        uid = re.search(rb"^Uid:\s+\d+\s+(\d+)", read_all(proc + "/status"), re.M)
-        if uid is None:
-            return UNSEEN
-        return FirstProcess(os.readlink(program), head, int(uid.group(1)))
-    except OSError:
-        return UNSEEN
 
 
 ###############################################################################
@@ -6083,6 +6039,7 @@ def sha512_crypt(password: bytes, salt: bytes, rounds: int = 5000) -> bytes:
 
 
 def repeat_to_length(block: bytes, length: int) -> bytes:
+    """The block again and again, cut off at `length` bytes."""
     return (block * (length // len(block) + 1))[:length]
 
 
@@ -6483,6 +6440,7 @@ def require_login_lines(files: AccountFiles, user: bytes, strict: bool = False) 
 
 
 def require_no_nul(kind: str, data: bytes) -> None:
+    """Raises Refused. For C a text ends at a NUL, and the libraries differ on what comes after."""
     if b"\0" in data:
         raise Refused(
             "its /etc/%s has NUL bytes in it: what login reads there is not certain" % kind
@@ -6837,10 +6795,10 @@ def exec_chpasswd(host: Host, container: Container, hashes: Hashes) -> Answer:
     and 127 are one (moby#45795): once more by its full path, for a PATH without /usr/sbin."""
     lines = format_hash_lines(hashes)
     # No -t: a terminal would echo the lines.
-    words = ["exec", "-i", "-u", "0", container.id]
-    answer = change(host, [*words, "chpasswd", "-e"], lines)
+    call = ["exec", "-i", "-u", "0", container.id]
+    answer = change(host, [*call, "chpasswd", "-e"], lines)
     if answer.rc in (126, 127) and not answer.timed_out:
-        answer = change(host, [*words, "/usr/sbin/chpasswd", "-e"], lines)
+        answer = change(host, [*call, "/usr/sbin/chpasswd", "-e"], lines)
     return answer
 
 
@@ -7199,18 +7157,18 @@ def generate_passwords(
 
 def format_chpasswd_options(opts: Options) -> List[str]:
     """The options that a script must repeat to do the same."""
-    words = ["--via", opts.via]
+    options = ["--via", opts.via]
     if opts.encrypted:
-        words.append("--encrypted")
+        options.append("--encrypted")
     if opts.unlock:
-        words.append("--unlock")
+        options.append("--unlock")
     if opts.allow_shared_etc:
-        words.append("--allow-shared-etc")
-    words += shared_words(opts)
+        options.append("--allow-shared-etc")
+    options += shared_words(opts)
     if opts.generate:
-        words += ["--generate", "--output", os.path.abspath(opts.output)]
-        words += ["--user", opts.user or "root"]
-    return words
+        options += ["--generate", "--output", os.path.abspath(opts.output)]
+        options += ["--user", opts.user or "root"]
+    return options
 
 
 # In a script: the file that stands for what this run would read.
@@ -7221,7 +7179,7 @@ def plan_chpasswd(
     opts: Options, report: dict, survey: Survey[PasswordJob], users: Sequence[bytes]
 ) -> None:
     """The dry run: rows as they would be, and the script."""
-    words = ["python3", program_path(), "chpasswd", *format_chpasswd_options(opts)]
+    call = ["python3", program_path(), "chpasswd", *format_chpasswd_options(opts)]
     rows = []
     lines = []
     ids = []
@@ -7242,11 +7200,11 @@ def plan_chpasswd(
         lines.append(script_comment(comment))
         ids.append(target.id)
         if not opts.generate:
-            call = quote_line([*words, target.id])
-            lines.append("run %s < %s" % (call, LINES_FILE))
+            line = quote_line([*call, target.id])
+            lines.append("run %s < %s" % (line, LINES_FILE))
     # The passwords of all containers go to one file, which must not be there: so one call.
     if opts.generate and ids:
-        lines.append("run " + quote_line(words + ids))
+        lines.append("run " + quote_line(call + ids))
     set_script(opts, report, rows, lines)
 
 
@@ -7309,6 +7267,7 @@ def run_chpasswd(host: Host, opts: Options, report: dict) -> None:
 
 
 def warn_of_yescrypt(accounts: Sequence[Account]) -> None:
+    """Which images know the hashes cannot be told from here."""
     if any(account.secret.startswith(b"$y$") for account in accounts):
         say(
             "dockfix: warning: musl images (Alpine) and EL7 do not know $y$ hashes; $6$ works"
@@ -9159,9 +9118,26 @@ def look_at_shift(host: Host, container: Container) -> Shift:
     return Shift(container, undo, record, users, preloaded)
 
 
+def processes_of(container: Container) -> Dict[int, bool]:
+    """{pid: does it map a libfaketime?} of all its processes; {} where that cannot be seen (not
+    root, another host, none runs)."""
+    maps = {}  # type: Dict[int, bool]
+    if os.geteuid() != 0 or not container.pid:
+        return maps
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            if os_bytes(container.id) in read_all("/proc/%s/cgroup" % name):
+                maps[int(name)] = b"faketime" in read_all("/proc/%s/maps" % name)
+        except OSError:  # ended meanwhile
+            continue
+    return maps
+
+
 def read_shift_record(undo: Undo) -> ShiftRecord:
     """The facts of an undo record with their types."""
-    facts = undo.more
+    facts = undo.facts
     return ShiftRecord(
         done=facts["done"],
         offset=facts["offset"],
@@ -9231,6 +9207,36 @@ def switches_user(texts: Sequence[bytes]) -> bool:
 
 
 SCRIPTS_MAX = 8  # that are read: a script may name itself as its interpreter
+
+
+class FirstProcess(NamedTuple):
+    """A container's first process: the path of its program, that program's first bytes, and its
+    uid as the host sees it."""
+
+    program: str
+    head: bytes
+    uid: int
+
+
+UNSEEN = FirstProcess("", b"", -1)
+
+
+def first_process(container: Container) -> FirstProcess:
+    """UNSEEN where it cannot be seen."""
+    if os.geteuid() != 0 or not container.pid:
+        return UNSEEN
+    proc = "/proc/%d" % container.pid
+    program = proc + "/exe"  # the very file that runs, whatever its name
+    try:
+        if os_bytes(container.id) not in read_all(proc + "/cgroup"):
+            return UNSEEN
+        head = read_head(program, HEAD_BYTES)
+        uid = re.search(rb"^Uid:\s+\d+\s+(\d+)", read_all(proc + "/status"), re.M)
+        if uid is None:
+            return UNSEEN
+        return FirstProcess(os.readlink(program), head, int(uid.group(1)))
+    except OSError:
+        return UNSEEN
 
 
 def first_program(host: Host, container: Container) -> FirstProgram:

@@ -158,7 +158,7 @@ def test_undo_goes_back_to_before_the_first_change(dockfix, box, seam):
         host, container, [old._replace(data=b"again"), old._replace(path="/etc/new", gid=0)]
     )
     undo = dockfix.load_undo(host, "test", container.id)
-    assert undo.members == (old, absent) and undo.more == {"zone": "B"} and undo.name == "web"
+    assert undo.members == (old, absent) and undo.facts == {"zone": "B"} and undo.name == "web"
     path = os.path.join(box.state, "undo", "test-%s.json" % container.id)
     assert (
         stat.S_IMODE(os.stat(path).st_mode) == 0o600
