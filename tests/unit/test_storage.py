@@ -973,6 +973,23 @@ def test_no_daemon_but_its_files(box, make, rule):
     )
 
 
+def test_with_the_daemon_down_the_disk_of_the_layers_is_known(box, make):
+    make()
+    box.rule("info", rc=1, err=DOWN)
+    _, one, _ = look(box, "--root", box.at("root"))
+    assert "layers" in one["disk"]["for"]
+
+
+def test_orphans_without_a_folder_are_counted(box, pool):
+    """A layer of devicemapper is a device, so its size is in no folder."""
+    pool.orphan()
+    dmsetup(box, tail="-")
+    _, one, found = look(box)
+    part = one["usage"]["orphans"]
+    assert (part["count"], part["size"], part["complete"]) == (1, None, False)
+    assert "1 (size unknown)" in found["orphans"]["text"]
+
+
 def test_no_docker_at_all_and_no_root(box, make):
     def nowhere(module):
         no_options(module)
