@@ -982,6 +982,7 @@ def test_with_the_daemon_down_the_disk_of_the_layers_is_known(box, make):
 
 def test_orphans_without_a_folder_are_counted(box, pool):
     """A layer of devicemapper is a device, so its size is in no folder."""
+    pool.image(1, "a:1")
     pool.orphan()
     dmsetup(box, tail="-")
     _, one, found = look(box)
