@@ -10224,9 +10224,9 @@ def undo_shifts(
 # 14. The daemon's options
 ###############################################################################
 
-# Where the options of Docker's daemon are set: the command line of its unit with drop-ins, variables
-# and files of the unit, daemon.json; and what the daemons that run were started with. It only
-# reads; a place that cannot be read is one with a fault, and never one without options.
+# Where the options of Docker's daemon are set: the command line of its unit with drop-ins, the
+# variables and files of the unit, daemon.json; and what the daemons that run were started with. It
+# only reads; a place that cannot be read is one with a fault, and never one without options.
 #
 # Facts: systemd.syntax(7), systemd.exec(5), dockerd(8), proc(5).
 
@@ -10244,8 +10244,8 @@ class DaemonOption(NamedTuple):
 class OptionSource(NamedTuple):
     """One place that can set options of the daemon.
 
-    kind, raw: 'unit', the ExecStart line in force; 'environment', what `variable` holds in a file or
-        an Environment= line; 'daemon.json', its text; 'running', the command line of a process.
+    kind, raw: 'unit', the ExecStart line in force; 'environment', what `variable` holds in a file
+        or an Environment= line; 'daemon.json', its text; 'running', a process's command line.
     path: the file. variable: the variable's name; for a process, its id.
     options: what is set there, in its order.
     used: the daemon is given them on its next start.
@@ -11108,6 +11108,7 @@ def strip_algorithm(digest: str) -> str:
 
 
 def bare_id(ident: str) -> str:
+    """An id without the algorithm in front, whichever it is."""
     return ident.split(":")[-1]
 
 
@@ -11152,10 +11153,12 @@ class MountRecord(NamedTuple):
 
 
 class DriverRecords(NamedTuple):
-    """The records of image/<driver>, by name; None: there, but not readable.
+    """The records of image/DRIVER, by name. A value is None where the record is there, but not
+    readable.
 
-    tags: {image: its tags}; metadata: {image that has any: the image that its build began from, ''
-    where none is recorded}.
+    chains: by chain id. mounts: by container. images: the diff ids of each image.
+    tags: {image: its tags}.
+    metadata: {image that has any: the image that its build began from, '' where none is recorded}.
     """
 
     chains: Dict[str, Optional[ChainRecord]]
@@ -11168,7 +11171,8 @@ class DriverRecords(NamedTuple):
 def parse_word_record(files: Dict[str, bytes], name: str, form: str) -> str:
     """The only word of a record's file, without 'sha256:'. Raises ValueError where it does not have
     the form."""
-    text = files.get(name, b"").decode("ascii", "replace").strip()
+    data = files.get(name, b"")
+    text = data.decode("ascii", "replace").strip()
     if not re.match(form, text):
         raise ValueError("its %s is not valid" % name)
     return strip_algorithm(text)
@@ -11183,24 +11187,30 @@ def parse_optional_record(files: Dict[str, bytes], name: str, form: str) -> str:
 
 def parse_object_record(data: Optional[bytes]) -> dict:
     """The JSON object of a record's file. Raises ValueError where it is none."""
-    record = json.loads((data or b"").decode("utf-8", "surrogateescape"))
+    text = (data or b"").decode("utf-8", "surrogateescape")
+    record = json.loads(text)
     if not isinstance(record, dict):
         raise ValueError("it is not a JSON object")
     return record
 
 
 def parse_chain_record(files: Dict[str, bytes]) -> ChainRecord:
-    size = re.match(rb"[0-9]{1,18}\Z", files.get("size", b"").strip())
+    """layerdb/sha256/CHAIN. Raises ValueError where a file of it is damaged."""
+    size = None
+    text = files.get("size", b"").strip()
+    if re.match(rb"[0-9]{1,18}\Z", text):
+        size = int(text)
     digest = "sha256:" + HASH
     return ChainRecord(
         layer=parse_word_record(files, "cache-id", LAYER),
         parent=parse_optional_record(files, "parent", digest),
-        size=int(size.group(0)) if size else None,
+        size=size,
         diff=parse_optional_record(files, "diff", digest),
     )
 
 
 def parse_mount_record(files: Dict[str, bytes]) -> MountRecord:
+    """layerdb/mounts/CONTAINER. Raises ValueError where a file of it is damaged."""
     return MountRecord(
         layer=parse_word_record(files, "mount-id", LAYER),
         init=parse_optional_record(files, "init-id", LAYER),
@@ -11209,8 +11219,9 @@ def parse_mount_record(files: Dict[str, bytes]) -> MountRecord:
 
 
 def parse_image_record(files: Dict[str, bytes]) -> List[str]:
-    """The diff ids of an image's configuration."""
-    rootfs = parse_object_record(files.get("")).get("rootfs") or {}
+    """The diff ids of an image's configuration, lowest first. Raises ValueError."""
+    config = parse_object_record(files.get(""))
+    rootfs = config.get("rootfs") or {}
     diff_ids = rootfs.get("diff_ids") or []
     for diff in diff_ids:
         if not isinstance(diff, str) or not re.match("sha256:" + HASH, diff):
@@ -11219,17 +11230,21 @@ def parse_image_record(files: Dict[str, bytes]) -> List[str]:
 
 
 def parse_repositories(files: Dict[str, bytes]) -> Dict[str, List[str]]:
-    """{image id: tags and digests} of repositories.json, whose inner keys are whole references
-    since 1.10 and bare tags before."""
+    """{image id: tags and digests, sorted} of repositories.json, whose inner keys are whole
+    references since 1.10 and bare tags before."""
     tags = {}  # type: Dict[str, List[str]]
-    repositories = parse_object_record(files.get("")).get("Repositories") or {}
+    record = parse_object_record(files.get(""))
+    repositories = record.get("Repositories") or {}
     for name, references in repositories.items():
         for reference, image in references.items():
             tag = reference
             if not reference.startswith(name):
                 tag = name + ":" + reference
-            tags.setdefault(bare_id(str(image)), []).append(tag)
-    return {image: sorted(image_tags) for image, image_tags in tags.items()}
+            image_tags = tags.setdefault(bare_id(str(image)), [])
+            image_tags.append(tag)
+    for image_tags in tags.values():
+        image_tags.sort()
+    return tags
 
 
 # Parsing: the records of containers, drivers and BuildKit.
@@ -11237,7 +11252,25 @@ def parse_repositories(files: Dict[str, bytes]) -> Dict[str, List[str]]:
 
 def parse_graph_parent(files: Dict[str, bytes]) -> str:
     """The parent of an image of an engine before 1.10, or ''."""
-    return str(parse_object_record(files.get("json")).get("parent") or "")
+    record = parse_object_record(files.get("json"))
+    return str(record.get("parent") or "")
+
+
+class ContainerRecord(NamedTuple):
+    """What containers/ID tells of a container. An unreadable record has nothing but the defaults.
+
+    name, driver, image: '' where not known.
+    running: None where it is not said.
+    volumes: the names of its volumes, and the folders that are no volumes.
+    rotated: something keeps the container's log from growing without end.
+    """
+
+    name: str = ""
+    driver: str = ""
+    image: str = ""
+    running: Optional[bool] = None
+    volumes: Tuple[str, ...] = ()
+    rotated: bool = False
 
 
 def parse_image_parent(files: Dict[str, bytes]) -> str:
@@ -11246,29 +11279,34 @@ def parse_image_parent(files: Dict[str, bytes]) -> str:
     return parse_optional_record(files, "parent", "sha256:" + HASH)
 
 
-def parse_container_record(files: Dict[str, bytes]) -> Dict[str, object]:
-    """name, driver, image; running (None: not said), volumes (names), rotated: whether something
-    keeps the container's log from growing without end."""
+def parse_container_record(files: Dict[str, bytes]) -> ContainerRecord:
+    """config.json is the file of engines before 1.10. Raises ValueError, TypeError or
+    AttributeError where the record is damaged."""
     config = parse_object_record(files.get("config.v2.json", files.get("config.json")))
-    return {
-        "name": str(config.get("Name") or "").lstrip("/"),
-        "driver": str(config.get("Driver") or ""),
-        "image": strip_algorithm(str(config.get("Image") or "")),
-        "running": (config.get("State") or {}).get("Running"),
-        "volumes": recorded_volumes(config),
-        "rotated": has_rotated_log(config, files),
-    }
+    state = config.get("State") or {}
+    return ContainerRecord(
+        name=str(config.get("Name") or "").lstrip("/"),
+        driver=str(config.get("Driver") or ""),
+        image=strip_algorithm(str(config.get("Image") or "")),
+        running=state.get("Running"),
+        volumes=recorded_volumes(config),
+        rotated=has_rotated_log(config, files),
+    )
 
 
-def recorded_volumes(config: dict) -> List[str]:
+def recorded_volumes(config: dict) -> Tuple[str, ...]:
     """The names of a container's volumes, and the folders that are no volumes. Engines since 1.7
     list MountPoints, older ones Volumes."""
+    mounts = config.get("MountPoints") or {}
+    volumes = config.get("Volumes") or {}
     sources = []
-    for mount in (config.get("MountPoints") or {}).values():
-        sources.append(str(mount.get("Name") or mount.get("Source") or ""))
-    for source in (config.get("Volumes") or {}).values():
-        sources.append(str(source))
-    return [re.sub(r".*/volumes/([^/]+)/_data\Z", r"\1", source) for source in sources]
+    for mount in mounts.values():
+        sources.append(mount.get("Name") or mount.get("Source") or "")
+    sources += volumes.values()
+    names = []
+    for source in sources:
+        names.append(re.sub(r".*/volumes/([^/]+)/_data\Z", r"\1", str(source)))
+    return tuple(names)
 
 
 def has_rotated_log(config: dict, files: Dict[str, bytes]) -> bool:
@@ -11277,7 +11315,8 @@ def has_rotated_log(config: dict, files: Dict[str, bytes]) -> bool:
         return False
     host_config = parse_object_record(files["hostconfig.json"])
     log = host_config.get("LogConfig") or config.get("LogConfig") or {}
-    if "max-size" in (log.get("Config") or {}):
+    options = log.get("Config") or {}
+    if "max-size" in options:
         return True
     return log.get("Type") not in (None, "", "json-file")
 
@@ -11292,14 +11331,17 @@ class DeviceRecord(NamedTuple):
 
 
 def parse_device_record(files: Dict[str, bytes]) -> DeviceRecord:
+    """The record of a layer in a pool. Raises ValueError where it has no device."""
     record = parse_object_record(files.get(""))
-    device_id, size = record.get("device_id"), record.get("size")
+    device_id = record.get("device_id")
+    size = record.get("size")
     # bool is a kind of int in Python, so isinstance is not enough
     if type(device_id) is not int:
         raise ValueError("it has no device_id")
     if type(size) is not int:
         size = None
-    return DeviceRecord(device_id, record.get("deleted") is True, size)
+    deleted = record.get("deleted") is True
+    return DeviceRecord(device_id, deleted, size)
 
 
 class LowerRecord(NamedTuple):
@@ -11310,28 +11352,53 @@ class LowerRecord(NamedTuple):
     below: Tuple[str, ...]
 
 
+LAYER_WORD = "[0-9A-Za-z]{25,}"  # what may be a layer's name, or a short link's, in any text
+
+
+def parse_lower_record(files: Dict[str, bytes]) -> LowerRecord:
+    """From the file `link` of a layer, and the one file that names the layers below it."""
+    short_names = find_layer_words(files.get("link", b""))
+    below = b""
+    for name in ("lower", "lower-id", ""):
+        if name in files:
+            below = files[name]
+            break
+    short = short_names[0] if short_names else ""
+    return LowerRecord(short, find_layer_words(below))
+
+
+def find_layer_words(data: bytes) -> Tuple[str, ...]:
+    return tuple(re.findall(LAYER_WORD, data.decode("ascii", "replace")))
+
+
+BOLT_MAGIC = (b"\xed\xda\x0c\xed", b"\xed\x0c\xda\xed")
+
+
+# Where the first two pages may begin: a page has 4 KiB or a power of 2 more.
+BOLT_PAGES = (0, 4096, 8192, 16384, 32768, 65536)
+
+
 BUILDKIT_NAME = 25  # characters of the layer names that BuildKit gives
 
 
 def is_bolt(data: bytes) -> bool:
     """Whether this is a bbolt database: its magic number stands in one of the first two pages
     (bbolt internal/common/meta.go), in the byte order of the host that wrote it."""
-    magic = (b"\xed\xda\x0c\xed", b"\xed\x0c\xda\xed")
-    pages = [0] + [4096 << power for power in range(5)]
-    return any(data[page + 16 : page + 20] in magic for page in pages)
+    return any(data[page + 16 : page + 20] in BOLT_MAGIC for page in BOLT_PAGES)
 
 
-def find_names(data: bytes, names: set) -> set:
+def find_names(data: bytes, names: Set[str]) -> Set[str]:
     """Which of these names (of 25 or 64 characters) a BuildKit database holds. Its pages are not
     parsed: a name in a page that is no longer used counts too, which errs on the side of
     keeping."""
     present = set()
     for run in re.findall(rb"[0-9a-z]{25,}", data):
         text = run.decode("ascii")
-        for start in range(len(text) - 24):
-            for end in (start + 25, start + 64):
-                if text[start:end] in names:
-                    present.add(text[start:end])
+        for start in range(len(text) - BUILDKIT_NAME + 1):
+            for length in (BUILDKIT_NAME, 64):
+                name = text[start : start + length]
+                if name in names:
+                    present.add(name)
     return present
 
 
@@ -11339,34 +11406,45 @@ def find_names(data: bytes, names: set) -> set:
 
 
 def chain_gaps(records: DriverRecords) -> Dict[str, str]:
-    """{place in image/<driver>: why it must have been there} of the layer records that others name.
-
-    Each chain id is a hash over the parent's and its own diff id, so a record that lost either file
-    is seen too.
-    """
+    """{place in image/<driver>: why it must have been there} of the layer records that others
+    name."""
     gaps = {}  # type: Dict[str, str]
-
-    def require_chain(chain: str, user: str) -> None:
+    for chain, user in needed_chains(records):
         if chain and chain not in records.chains:
             gaps["layerdb/sha256/" + chain] = "missing, though %s needs it" % user
-
-    for image, diff_ids in records.images.items():
-        for chain in chain_ids(diff_ids or ()):
-            require_chain(chain, "image " + image[:12])
-    for container, mount in records.mounts.items():
-        if mount:
-            require_chain(mount.parent, "container " + container[:12])
     for chain, record in records.chains.items():
         if not record:
             continue
-        require_chain(record.parent, "layer " + chain[:12])
+        place = "layerdb/sha256/" + chain
         if not record.diff:
-            gaps["layerdb/sha256/%s/diff" % chain] = "missing"
-            continue
-        below = ["sha256:" + record.parent] if record.parent else []
-        if chain_id(below, "sha256:" + record.diff) != "sha256:" + chain:
-            gaps["layerdb/sha256/%s/parent" % chain] = "missing, or not that of this layer"
+            gaps[place + "/diff"] = "missing"
+        elif not is_own_chain_id(chain, record):
+            gaps[place + "/parent"] = "missing, or not that of this layer"
     return gaps
+
+
+def needed_chains(records: DriverRecords) -> List[Tuple[str, str]]:
+    """(chain id, what needs it) of every layer that a record names; '' for an image's lowest."""
+    needed = []
+    for image, diff_ids in records.images.items():
+        for chain in chain_ids(diff_ids or ()):
+            needed.append((chain, "image " + image[:12]))
+    for container, mount in records.mounts.items():
+        if mount:
+            needed.append((mount.parent, "container " + container[:12]))
+    for chain, record in records.chains.items():
+        if record:
+            needed.append((record.parent, "layer " + chain[:12]))
+    return needed
+
+
+def is_own_chain_id(chain: str, record: ChainRecord) -> bool:
+    """Whether a layer's name is the hash over its parent's and its own diff id. It is not where the
+    record lost its file `parent`."""
+    below = []
+    if record.parent:
+        below.append("sha256:" + record.parent)
+    return chain_id(below, "sha256:" + record.diff) == "sha256:" + chain
 
 
 def image_gaps(records: DriverRecords) -> Dict[str, str]:
@@ -11383,14 +11461,15 @@ def image_gaps(records: DriverRecords) -> Dict[str, str]:
     return gaps
 
 
-def mount_gaps(records: DriverRecords, containers: Dict[str, dict]) -> Dict[str, str]:
+def mount_gaps(records: DriverRecords, containers: Dict[str, ContainerRecord]) -> Dict[str, str]:
     """{place in image/<driver>: why it must have been there}: a container stands on its image's
     layers, unless the image has none."""
     gaps = {}
     for container, mount in records.mounts.items():
         if not mount or mount.parent or container not in containers:
             continue
-        if records.images.get(containers[container]["image"]) != []:
+        image = containers[container].image
+        if records.images.get(image) != []:
             gaps["layerdb/mounts/%s/parent" % container] = "missing"
     return gaps
 
@@ -11413,7 +11492,8 @@ class OpenRoot(NamedTuple):
     """A Docker root while it is read.
 
     follow: links of its own first level are followed (the daemon's own root, not a foreign disk's).
-    unread: {path: what is wrong with it}; doubts: why no orphan can be proved.
+    unread: {path: what is wrong with it}, and doubts: why no orphan can be proved. Both grow while
+        the root is read.
     """
 
     path: str
@@ -11423,152 +11503,185 @@ class OpenRoot(NamedTuple):
     doubts: List[Doubt]
 
 
-def note_unreadable(root: OpenRoot, path: str, err: Exception, hides: Optional[str]) -> None:
-    """Notes a record that could not be read. hides: the driver whose orphans cannot be proved
+def note_unreadable(root: OpenRoot, path: str, err: Exception, needed_for: Optional[str]) -> None:
+    """Notes a record that could not be read. needed_for: the driver whose orphans cannot be proved
     without it, '' for all drivers, None for none."""
-    reason = str(err)
-    if getattr(err, "errno", 0) in (errno.ENOTDIR, errno.ELOOP):
-        reason = "a link, or not a folder: not followed"
-    elif getattr(err, "strerror", None):  # OSError
-        reason = str(getattr(err, "strerror", ""))
-    elif getattr(err, "msg", None):  # Refused, and the JSON parser's errors
-        reason = str(getattr(err, "msg", ""))
-    root.unread[os.path.normpath(os.path.join(root.path, path))] = reason
-    if hides is not None:
-        root.doubts.append(Doubt(hides, "what would tell whose it is could not be read", True))
+    full_path = os.path.normpath(os.path.join(root.path, path))
+    root.unread[full_path] = format_read_error(err)
+    if needed_for is not None:
+        reason = "what would tell whose it is could not be read"
+        root.doubts.append(Doubt(needed_for, reason, True))
 
 
-def note_gap(root: OpenRoot, place: str, reason: str, driver: str, unreadable: bool) -> None:
+def format_read_error(err: Exception) -> str:
+    if isinstance(err, OSError):
+        if err.errno in (errno.ENOTDIR, errno.ELOOP):
+            return "a link, or not a folder: not followed"
+        return str(err.strerror or err)
+    if isinstance(err, (DockfixError, json.JSONDecodeError)):
+        return err.msg
+    return str(err)
+
+
+def note_gap(root: OpenRoot, place: str, reason: str, needed_for: str, unreadable: bool) -> None:
     """Notes a record that is missing or makes no sense, and that no layer of the driver ('' all)
     can be proved an orphan without it."""
     path = os.path.normpath(os.path.join(root.path, place))
     root.unread[path] = reason
-    root.doubts.append(Doubt(driver, "%s is %s" % (path, reason), unreadable))
+    doubt = Doubt(needed_for, "%s is %s" % (path, reason), unreadable)
+    root.doubts.append(doubt)
 
 
 def is_below(root: OpenRoot, name: str) -> bool:
-    return suppress_errors(os.lstat, os_bytes(os.path.join(root.path, name))) is not None
+    """Whether a file, folder or link is there."""
+    path = os.path.join(root.path, name)
+    return os.path.lexists(os_bytes(path))
 
 
-def open_below(root: OpenRoot, path: str, hides: Optional[str], must: bool = False) -> int:
+def open_below(root: OpenRoot, path: str, needed_for: Optional[str], required: bool = False) -> int:
     """A descriptor of a folder below the root, opened part by part so that no link is followed; -1
-    where it is not there, or not readable, which is noted."""
-    at = os.dup(root.fd)
+    where it is not there, or not readable, which is noted. required: it has to be there."""
+    folder = os.dup(root.fd)
     try:
         for depth, part in enumerate(path.split("/")):
-            link = 0 if root.follow and depth == 0 else os.O_NOFOLLOW
+            link = os.O_NOFOLLOW
+            if root.follow and depth == 0:
+                link = 0
             inner = os.open(
-                os_bytes(part), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | link, dir_fd=at
+                os_bytes(part),
+                os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | link,
+                dir_fd=folder,
             )
-            os.close(at)
-            at = inner
-        return at
+            os.close(folder)
+            folder = inner
+        return folder
     except OSError as err:
-        os.close(at)
-        if must or not isinstance(err, FileNotFoundError):
-            note_unreadable(root, path, err, hides)
+        os.close(folder)
+        if required or not isinstance(err, FileNotFoundError):
+            note_unreadable(root, path, err, needed_for)
         return -1
 
 
 def names_of_form(folder: int, form: str) -> List[str]:
     """The names in an open folder that have the form, sorted."""
-    names = sorted(os_text(os.fsencode(name)) for name in os.listdir(folder))
-    return [name for name in names if re.match(form, name)]
+    names = []
+    for raw_name in os.listdir(folder):
+        name = os_text(os.fsencode(raw_name))
+        if re.match(form, name):
+            names.append(name)
+    return sorted(names)
 
 
 def list_records(
-    root: OpenRoot, path: str, hides: Optional[str], form: str = HASH, must: bool = False
+    root: OpenRoot,
+    path: str,
+    needed_for: Optional[str],
+    form: str = HASH,
+    required: bool = False,
 ) -> List[str]:
     """The names in `path` that have the form. Where `path` is not readable, that is noted, and
-    there are none. hides, must: as for read_records."""
-    top = open_below(root, path, hides, must)
-    if top < 0:
+    there are none. needed_for, required: as for read_records."""
+    folder = open_below(root, path, needed_for, required)
+    if folder < 0:
         return []
     try:
-        return names_of_form(top, form)
+        return names_of_form(folder, form)
     except OSError as err:
-        note_unreadable(root, path, err, hides)
+        note_unreadable(root, path, err, needed_for)
         return []
     finally:
-        os.close(top)
+        os.close(folder)
 
 
 def read_records(
     root: OpenRoot,
     path: str,
     files: Sequence[str],
-    parse: Callable,
-    hides: Optional[str],
+    parse: Callable[[Dict[str, bytes]], Parsed],
+    needed_for: Optional[str],
     form: str = HASH,
-    must: bool = False,
-    soft: bool = False,
-) -> dict:
-    """{name: parse({file: bytes})} of every folder in `path` whose name has the form; files=(): of
-    every file there, as {'': bytes}. None: not readable or not understood, which is noted, or
-    vanished meanwhile.
+    required: bool = False,
+    each_needed: bool = True,
+) -> Dict[str, Optional[Parsed]]:
+    """{name: parse({file: bytes})} of the records in a folder. A value is None where the record is
+    not readable or not understood, which is noted, or vanished meanwhile.
 
-    hides: the driver whose orphans cannot be proved then ('' all, None none; soft: only where
-    `path` itself is not readable). must: `path` has to be there.
+    path: the folder. form: that of the records' names.
+    files: those of a record that are read; () where a record is no folder, but a file, whose bytes
+        parse gets as {'': bytes}.
+    needed_for: the driver whose orphans cannot be proved without these records: '' all drivers,
+        None none. each_needed: False where only the folder itself is needed for that.
+    required: the folder has to be there.
     """
-    top = open_below(root, path, hides, must)
-    if top < 0:
+    folder = open_below(root, path, needed_for, required)
+    if folder < 0:
         return {}
     records = {}
-    record_hides = None if soft else hides
+    record_needed_for = needed_for if each_needed else None
     try:
-        for name in names_of_form(top, form):
+        for name in names_of_form(folder, form):
             place = os.path.join(path, name)
-            records[name] = read_record(root, top, place, files, parse, record_hides)
+            records[name] = read_record(root, folder, place, files, parse, record_needed_for)
         return records
     except OSError as err:
-        note_unreadable(root, path, err, hides)
+        note_unreadable(root, path, err, needed_for)
         return {}
     finally:
-        os.close(top)
+        os.close(folder)
 
 
 def read_record(
     root: OpenRoot,
-    top: int,
+    folder: int,
     path: str,
     files: Sequence[str],
-    parse: Callable,
-    hides: Optional[str],
-) -> object:
-    """One record, as read_records returns it. top: the open folder that holds it."""
+    parse: Callable[[Dict[str, bytes]], Parsed],
+    needed_for: Optional[str],
+) -> Optional[Parsed]:
+    """One record, as read_records returns it. folder: the open folder that holds it; path: that of
+    the record, below the root."""
     name = os.path.basename(path)
-    folder, data = top, {}
     try:
         if files:
-            folder = open_folder_at(os_bytes(name), top)
-        for file in files or (name,):
-            content = read_record_file(folder, file)
-            if content is not None:
-                data[file if files else ""] = content
-        return parse(data)
+            content = read_record_folder(folder, name, files)
+        else:
+            content = read_record_files(folder, [name])
+            content = {"": content[name]} if content else {}
+        return parse(content)
     except FileNotFoundError:  # the folder vanished meanwhile
         return None
     except (OSError, Refused, ValueError, TypeError, AttributeError, RecursionError) as err:
-        note_unreadable(root, path, err, hides)
+        note_unreadable(root, path, err, needed_for)
         return None
-    finally:
-        if folder != top:
-            os.close(folder)
 
 
-def read_record_file(folder: int, name: str) -> Optional[bytes]:
-    """The bytes of a regular file of at most RECORD_MAX bytes, None where it is not there. The size
-    is asked first, because read() allocates a buffer of the size that it is given."""
+def read_record_folder(folder: int, name: str, files: Sequence[str]) -> Dict[str, bytes]:
+    """{file: its bytes} of a record that is a folder, without those that are not there. Raises
+    OSError and Refused."""
+    record = open_folder_at(os_bytes(name), folder)
     try:
-        fd = open_regular_at(folder, name, os.O_RDONLY, RECORD_MAX, name)
-    except FileNotFoundError:
-        return None
-    with os.fdopen(fd, "rb") as source:
-        size = min(RECORD_MAX, os.fstat(source.fileno()).st_size)
-        return source.read(size + 1)
+        return read_record_files(record, files)
+    finally:
+        os.close(record)
 
 
-def readable(records: dict) -> dict:
+def read_record_files(folder: int, files: Sequence[str]) -> Dict[str, bytes]:
+    """{file: its bytes} in an open folder, without those that are not there. Raises OSError, and
+    Refused for one that is no regular file, or longer than RECORD_MAX."""
+    content = {}
+    for name in files:
+        try:
+            fd = open_regular_at(folder, name, os.O_RDONLY, RECORD_MAX, name)
+        except FileNotFoundError:
+            continue
+        with os.fdopen(fd, "rb") as source:
+            # read() allocates a buffer of the size that it is given, so that is asked first
+            size = min(RECORD_MAX, os.fstat(source.fileno()).st_size)
+            content[name] = source.read(size + 1)
+    return content
+
+
+def readable(records: Dict[str, Optional[Parsed]]) -> Dict[str, Parsed]:
     """Without the records that could not be read."""
     return {name: record for name, record in records.items() if record is not None}
 
@@ -11581,7 +11694,8 @@ def list_driver_homes(root: OpenRoot) -> Dict[str, List[str]]:
     homes = {}
     for name, driver in STORAGE_DRIVERS.items():
         folder = os.path.normpath(os.path.join(name, driver.layer_folder))
-        homes[name] = list_records(root, folder, name, layer_form(driver))
+        form = layer_form(driver)
+        homes[name] = list_records(root, folder, needed_for=name, form=form)
     return homes
 
 
@@ -11593,15 +11707,23 @@ def layer_form(driver: StorageDriver) -> str:
     return LAYER
 
 
-def read_container_records(root: OpenRoot, must: bool) -> Dict[str, dict]:
-    """{id: its facts, empty ones where its record is not readable}."""
-    files = ("config.v2.json", "config.json", "hostconfig.json")
-    containers = read_records(
-        root, "containers", files, parse_container_record, "", must=must, soft=True
+def read_container_records(root: OpenRoot, required: bool) -> Dict[str, ContainerRecord]:
+    """{id: its record}. One that is not readable is there all the same: no layer that it may have
+    is an orphan."""
+    containers = {}
+    records = read_records(
+        root,
+        "containers",
+        ("config.v2.json", "config.json", "hostconfig.json"),
+        parse_container_record,
+        needed_for="",
+        required=required,
+        each_needed=False,
     )
-    for container, facts in containers.items():
-        if not facts:
-            containers[container] = parse_container_record({"config.json": b"{}"})
+    for container, record in records.items():
+        if record is None:
+            record = ContainerRecord()
+        containers[container] = record
     return containers
 
 
@@ -11610,122 +11732,144 @@ def read_build_database(root: OpenRoot, homes: Dict[str, List[str]]) -> bytes:
     gone, or is none, its layers look as if they had no owner."""
     place = "buildkit/snapshots.db"
     databases = read_records(
-        root, "buildkit", (), lambda files: files.get(""), "", form=r"snapshots\.db\Z"
+        root, "buildkit", (), parse_whole_file, needed_for="", form=r"snapshots\.db\Z"
     )
     content = databases.get("snapshots.db")
     if content is not None and not is_bolt(content):
-        note_gap(root, place, "not a BuildKit database", "", True)
+        note_gap(root, place, "not a BuildKit database", "", unreadable=True)
     if databases or not any(homes.values()):
         return content or b""
     if has_buildkit_layer(homes) or is_below(root, "buildkit"):
-        note_gap(root, place, "missing, though BuildKit was at work here", "", False)
+        reason = "missing, though BuildKit was at work here"
+        note_gap(root, place, reason, "", unreadable=False)
     return b""
+
+
+def parse_whole_file(files: Dict[str, bytes]) -> Optional[bytes]:
+    """A record that is a file, as it is; None where it vanished meanwhile."""
+    return files.get("")
 
 
 def has_buildkit_layer(homes: Dict[str, List[str]]) -> bool:
     """Whether BuildKit has made one of these layers."""
     lengths = set()  # type: Set[int]
     for names in homes.values():
-        lengths.update(len(name) for name in names)
+        lengths.update(map(len, names))
     return BUILDKIT_NAME in lengths
 
 
-def is_since_1_10(root: OpenRoot, graph: Dict[str, str]) -> bool:
+def is_since_1_10(root: OpenRoot, graph: Dict[str, Optional[str]]) -> bool:
     """Whether an engine since 1.10, which keeps image/<driver>, was at work here: before, all that
     is known of images was in graph/."""
-    return not graph or is_below(root, "image")
+    if not graph:
+        return True
+    return is_below(root, "image")
 
 
-def read_driver_records(root: OpenRoot, driver: str, must: bool) -> DriverRecords:
-    """image/<driver>. must: it has to be there."""
+def read_driver_records(root: OpenRoot, driver: str, required: bool) -> DriverRecords:
+    """The records in image/DRIVER. required: they have to be there."""
     place = "image/%s/" % driver
     chains = read_records(
         root,
         place + "layerdb/sha256",
         ("cache-id", "parent", "size", "diff"),
         parse_chain_record,
-        driver,
-        must=must,
+        needed_for=driver,
+        required=required,
     )
     mounts = read_records(
         root,
         place + "layerdb/mounts",
         ("mount-id", "init-id", "parent"),
         parse_mount_record,
-        driver,
+        needed_for=driver,
         form=LAYER,
     )
     images = read_records(
-        root, place + "imagedb/content/sha256", (), parse_image_record, driver, must=must
+        root,
+        place + "imagedb/content/sha256",
+        (),
+        parse_image_record,
+        needed_for=driver,
+        required=required,
     )
     metadata = read_records(
-        root, place + "imagedb/metadata/sha256", ("parent",), parse_image_parent, driver, soft=True
+        root,
+        place + "imagedb/metadata/sha256",
+        ("parent",),
+        parse_image_parent,
+        needed_for=driver,
+        each_needed=False,
     )
-    tags = read_records(
-        root, "image/" + driver, (), parse_repositories, driver, form=r"repositories\.json\Z"
-    )
-    if must and not tags:
+    tags = read_tags(root, place, "repositories.json", driver)
+    if required and tags is None:
         # the engine makes this file with the folder; without it a tag may have named an image that
         # is gone
-        note_gap(root, place + "repositories.json", "missing", driver, False)
-    return DriverRecords(chains, mounts, images, tags.get("repositories.json") or {}, metadata)
+        note_gap(root, place + "repositories.json", "missing", driver, unreadable=False)
+    return DriverRecords(chains, mounts, images, tags or {}, metadata)
+
+
+def read_tags(
+    root: OpenRoot, folder: str, name: str, driver: str
+) -> Optional[Dict[str, List[str]]]:
+    """{image: its tags}: empty where the file is not readable, None where it is not there."""
+    form = re.escape(name) + r"\Z"
+    records = read_records(
+        root, os.path.normpath(folder), (), parse_repositories, needed_for=driver, form=form
+    )
+    if name not in records:
+        return None
+    return records[name] or {}
 
 
 def read_old_tags(root: OpenRoot, driver: str) -> Dict[str, List[str]]:
     """{image: its tags} of engines before 1.10."""
-    form = "repositories-%s\\Z" % re.escape(driver)
-    records = read_records(root, ".", (), parse_repositories, driver, form=form)
-    return records.get("repositories-" + driver) or {}
+    return read_tags(root, ".", "repositories-" + driver, driver) or {}
 
 
 def note_graph_gaps(
-    root: OpenRoot, driver: str, graph: Dict[str, str], tagged: Dict[str, List[str]]
+    root: OpenRoot, driver: str, graph: Dict[str, Optional[str]], tags: Dict[str, List[str]]
 ) -> None:
-    """Images of engines before 1.10 that another one stands on or a tag names, and whose record is
-    gone."""
+    """Notes the images of engines before 1.10 that another one stands on or a tag names, and whose
+    record is gone."""
     users = {}
     for image, parent in graph.items():
         if parent:
             users[parent] = "image " + image[:12]
-    for image, tags in tagged.items():
-        users[image] = "the tag " + tags[0]
-    for image in sorted(set(users) - set(graph)):
+    for image, image_tags in tags.items():
+        users[image] = "the tag " + image_tags[0]
+    for image in sorted(users):
+        if image in graph:
+            continue
         reason = "missing, though %s needs it" % users[image]
-        note_gap(root, "graph/" + image, reason, driver, False)
+        note_gap(root, "graph/" + image, reason, driver, unreadable=False)
 
 
 def read_lower_records(root: OpenRoot, driver: str) -> Dict[str, LowerRecord]:
-    """{layer: LowerRecord} of the drivers that keep such files (moby daemon/graphdriver: overlay2's
-    link and lower, overlay's lower-id, aufs' layers/)."""
-
-    def words(data: bytes) -> Tuple[str, ...]:
-        return tuple(re.findall("[0-9A-Za-z]{25,}", data.decode("ascii", "replace")))
-
-    def take_lower(files: Dict[str, bytes]) -> LowerRecord:
-        short = words(files.get("link", b""))
-        below = files.get("lower", files.get("lower-id", files.get("", b"")))
-        return LowerRecord(short[0] if short else "", words(below))
-
+    """{layer: what the driver itself notes of it}; {} for drivers that keep no such files."""
     facts = STORAGE_DRIVERS[driver]
+    folder = driver
     if facts.lower_folder:
-        folder = driver + "/" + facts.lower_folder
-        return readable(read_records(root, folder, (), take_lower, driver, form=LAYER))
-    if facts.lower_files:
-        files = facts.lower_files
-        return readable(read_records(root, driver, files, take_lower, driver, form=LAYER))
-    return {}
+        folder += "/" + facts.lower_folder
+    elif not facts.lower_files:
+        return {}
+    records = read_records(
+        root, folder, facts.lower_files, parse_lower_record, needed_for=driver, form=LAYER
+    )
+    return readable(records)
 
 
 def short_links(root: OpenRoot, driver: str) -> Dict[str, List[str]]:
-    """{layer: its short names} of a driver that keeps a folder of links."""
+    """{layer: its short names} of a driver that keeps a folder of links to ../LAYER/diff."""
     links = {}  # type: Dict[str, List[str]]
-    folder = STORAGE_DRIVERS[driver].link_folder
-    if not folder:
+    link_folder = STORAGE_DRIVERS[driver].link_folder
+    if not link_folder:
         return links
-    for name in list_records(root, driver + "/" + folder, None, form="[0-9A-Z]+\\Z"):
-        path = os.path.join(root.path, driver, folder, name)
-        target = os_text(suppress_errors(os.readlink, os_bytes(path)) or b"")
-        parts = target.split("/")  # ../LAYER/diff
+    folder = os.path.join(driver, link_folder)
+    for name in list_records(root, folder, needed_for=None, form="[0-9A-Z]+\\Z"):
+        path = os.path.join(root.path, folder, name)
+        target = suppress_errors(os.readlink, os_bytes(path)) or b""
+        parts = os_text(target).split("/")
         if len(parts) == 3 and parts[0] == "..":
             links.setdefault(parts[1], []).append(name)
     return links
@@ -11740,8 +11884,8 @@ def short_links(root: OpenRoot, driver: str) -> Dict[str, List[str]]:
 # no layers below Docker's root; they have no rows here.
 #
 # What must never happen: that a layer in use is called an orphan, because `reclaim --orphans` takes
-# those away. A layer is one only where every record was readable and whole, none names it, nothing has
-# it mounted, no other layer stands on it, and a daemon that answers agrees. Otherwise it is
+# those away. A layer is one only where every record was readable and whole, none names it, nothing
+# has it mounted, no other layer stands on it, and a daemon that answers agrees. Otherwise it is
 # "unknown".
 
 
@@ -11751,7 +11895,8 @@ def short_links(root: OpenRoot, driver: str) -> Dict[str, List[str]]:
 class LostRecord(NamedTuple):
     """A container whose layer record is gone, so that no file names its layer.
 
-    missing: the path of that record; root: the Docker root (or its uid.gid folder) that it was in;
+    name: '' where not known. missing: the path of that record.
+    root: the Docker root (or its uid.gid folder) that it was in.
     known: docker still has the container in memory.
     """
 
@@ -11765,36 +11910,41 @@ LOST_REASON = "it may be of container %s, whose layer record is missing"
 
 
 class Layers(NamedTuple):
-    """The owners of the layers below a Docker root, from its files alone.
+    """The owners of the layers below a Docker root. The fields are filled while its files are read,
+    and corrected by what the daemon says (confirm_orphans).
 
-    rows: {"layer", "driver", "paths", "role", "container", "images", "note"}, with devicemapper
-        also "device", "device_id" and "device_size". Role "unknown": the owner cannot be told.
-    words: each name of a row (full id, tag, chain id, diff id, short link, device id) -> the
+    rows: a row for each layer, as `owner` prints it: {"layer", "driver", "paths", "role",
+        "container", "images", "note"}, in a pool also "device", "device_id" and "device_size".
+        Roles: image, container, container-init, orphan, unknown (the owner cannot be told).
+    names: each name of a row (full id, tag, chain id, diff id, short link, device id) -> the
         numbers of its rows.
-    containers: {id: what parse_container_record returns}; images: {id: tags}.
+    containers: {id: its record}. images: {id: tags}.
     unread: {path: why it could not be read, or what is wrong with it}.
     sizes: {layer: bytes of the files that it adds, by layerdb}.
-    trees: {driver with image records here: their number}.
+    image_counts: {driver with image records here: their number}.
     lost: {container id: its record that is gone}.
     doubts: what keeps layers from being proved orphans.
     parents: the images that another image's build began from.
     """
 
     rows: List[dict]
-    words: Dict[str, List[int]]
-    containers: Dict[str, dict]
+    names: Dict[str, List[int]]
+    containers: Dict[str, ContainerRecord]
     images: Dict[str, List[str]]
     unread: Dict[str, str]
     sizes: Dict[str, int]
-    trees: Dict[str, int]
+    image_counts: Dict[str, int]
     lost: Dict[str, LostRecord]
     doubts: List[Doubt]
     parents: Set[str]
 
 
 class LayerOwner(NamedTuple):
-    """The owner of a layer: its role, the container's id, the images' ids, a remark, and the
-    layer's other names."""
+    """The owner of a layer by the records.
+
+    role: as in Layers. container: its id, '' for none. images: their ids. note: a remark.
+    aliases: the layer's other names.
+    """
 
     role: str
     container: str = ""
@@ -11804,6 +11954,20 @@ class LayerOwner(NamedTuple):
 
 
 UNKNOWN = "unknown"  # the role of a layer of which it cannot be told whose it is
+
+
+class LayerTree(NamedTuple):
+    """What all drivers of one tree have in common: a Docker root, or its uid.gid folder.
+
+    homes: {driver: its layers' names}. containers: {id: its record}.
+    graph: {image of an engine before 1.10: its parent, None where not readable}.
+    since_1_10: an engine since 1.10 was at work here.
+    """
+
+    homes: Dict[str, List[str]]
+    containers: Dict[str, ContainerRecord]
+    graph: Dict[str, Optional[str]]
+    since_1_10: bool
 
 
 def join_notes(*notes: str) -> str:
@@ -11817,12 +11981,16 @@ def format_owner(row: dict) -> str:
         return container["name"] or "container " + container["id"][:12]
     names = []
     for image in row["images"]:
-        names.append(image["tags"][0] if image["tags"] else image["id"][:12])
+        name = image["id"][:12]
+        if image["tags"]:
+            name = image["tags"][0]
+        names.append(name)
     if not names:
         return "-"
+    text = ", ".join(names[:3])
     if len(names) > 3:
-        return "%s and %d more" % (", ".join(names[:3]), len(names) - 3)
-    return ", ".join(names)
+        text += " and %d more" % (len(names) - 3)
+    return text
 
 
 def own_folder(row: dict) -> str:
@@ -11843,38 +12011,48 @@ def assign_layer_owners(
     chains: Dict[str, ChainRecord],
     mounts: Dict[str, MountRecord],
     images: Dict[str, List[str]],
-    containers: Dict[str, dict],
+    containers: Dict[str, ContainerRecord],
 ) -> Dict[str, LayerOwner]:
-    """{layer: its owner} by the records of engines since 1.10.
+    """{layer: its owner} by the records of engines since 1.10."""
+    owners = assign_image_layers(chains, mounts, images)
+    for container, mount in mounts.items():
+        role = "container"
+        init_role = "container-init"
+        note = ""
+        if container not in containers:
+            role = "orphan"
+            init_role = "orphan"
+            note = "of container %s, which is gone, or of a build" % container[:12]
+        owners[mount.layer] = LayerOwner(role, container, note=note)
+        if mount.init:
+            owners[mount.init] = LayerOwner(init_role, container, note=note)
+    return owners
 
-    An image has the layers of its diff ids. A container has its mount, and keeps the layers below
-    it alive even where their image is gone.
-    """
+
+def assign_image_layers(
+    chains: Dict[str, ChainRecord], mounts: Dict[str, MountRecord], images: Dict[str, List[str]]
+) -> Dict[str, LayerOwner]:
+    """{layer: its owner} of the layers in layerdb. An image has the layers of its diff ids; a
+    container keeps the layers below it alive even where their image is gone."""
     users = {}  # type: Dict[str, List[str]]
     diffs = {}  # type: Dict[str, str]
     for image, diff_ids in images.items():
         for chain, diff in zip(chain_ids(diff_ids), diff_ids):
             users.setdefault(chain, []).append(image)
-            diffs[chain] = diff[len("sha256:") :]
+            diffs[chain] = strip_algorithm(diff)
     standing = chains_below_containers(chains, mounts)
     owners = {}
     for chain, record in chains.items():
-        role, note = "image", ""
+        role = "image"
+        note = ""
         if chain not in users and chain in standing:
             note = "its image is gone; container %s stands on it" % standing[chain][:12]
         elif chain not in users:
-            role, note = "orphan", "in layerdb, but no image has it"
+            role = "orphan"
+            note = "in layerdb, but no image has it"
         image_ids = tuple(sorted(users.get(chain, ())))
         aliases = (chain, diffs.get(chain, chain))
         owners[record.layer] = LayerOwner(role, "", image_ids, note, aliases)
-    for container, mount in mounts.items():
-        role, init_role, note = "container", "container-init", ""
-        if container not in containers:
-            role = init_role = "orphan"
-            note = "of container %s, which is gone, or of a build" % container[:12]
-        owners[mount.layer] = LayerOwner(role, container, (), note)
-        if mount.init:
-            owners[mount.init] = LayerOwner(init_role, container, (), note)
     return owners
 
 
@@ -11896,16 +12074,20 @@ def assign_graph_owners(
 ) -> Dict[str, LayerOwner]:
     """{layer: its owner} by the records of engines before 1.10, where each layer is an image: it
     belongs to the images above it that have a tag, or that nothing stands on."""
-    users = {image: [] for image in parents}  # type: Dict[str, List[str]]
-    with_tag = set(parents) & set(tagged)
+    users = {}  # type: Dict[str, List[str]]
     topmost = set(parents) - set(parents.values())
-    for top in sorted(with_tag | topmost):
-        below, seen = top, set()
-        while below in parents and below not in seen:
-            seen.add(below)
-            users[below].append(top)
-            below = parents[below]
-    return {image: LayerOwner("image", "", tuple(tops)) for image, tops in users.items()}
+    topmost.update(image for image in tagged if image in parents)
+    for top in sorted(topmost):
+        image = top
+        seen = set()  # type: Set[str]
+        while image in parents and image not in seen:  # a damaged record may lead in a circle
+            seen.add(image)
+            users.setdefault(image, []).append(top)
+            image = parents[image]
+    owners = {}
+    for image in parents:
+        owners[image] = LayerOwner("image", images=tuple(users.get(image, ())))
+    return owners
 
 
 def mark_build_cache(
@@ -11924,67 +12106,90 @@ def mark_build_cache(
     present = find_names(database, wanted)
     marked = dict(owners)
     for name, owner in loose.items():
-        if present & {name, *owner.aliases}:
+        if not present.isdisjoint((name, *owner.aliases)):
             marked[name] = LayerOwner("image", note="build cache", aliases=owner.aliases)
     return marked
 
 
+class DriverOwners(NamedTuple):
+    """What the records of one driver tell.
+
+    owners: {layer: its owner}. recorded: the containers that have a record of their layer, readable
+    or not.
+    """
+
+    owners: Dict[str, LayerOwner]
+    recorded: Set[str]
+
+
 def assign_driver_owners(
-    root: OpenRoot,
-    driver: str,
-    names: List[str],
-    graph: Dict[str, str],
-    containers: Dict[str, dict],
-    out: Layers,
-) -> Tuple[Dict[str, LayerOwner], set]:
-    """(the owner of each layer by the records of both kinds of engines, the containers that have a
-    record of their layer, readable or not). An engine since 1.10 leaves graph/ where it was."""
-    records = read_driver_records(root, driver, bool(names) and is_since_1_10(root, graph))
-    gaps = dict(chain_gaps(records), **image_gaps(records))
-    gaps.update(mount_gaps(records, containers))
-    for place, reason in sorted(gaps.items()):
-        note_gap(root, "image/%s/%s" % (driver, place), reason, driver, False)
+    root: OpenRoot, tree: LayerTree, driver: str, layers: Layers
+) -> DriverOwners:
+    """The owners by the records of both kinds of engines: one since 1.10 leaves graph/ where it
+    was. Records that are missing are noted; images and sizes are added to `layers`."""
+    names = set(tree.homes[driver])
+    records = read_driver_records(root, driver, required=bool(names) and tree.since_1_10)
+    note_record_gaps(root, driver, records, tree.containers)
     old_tags = read_old_tags(root, driver)
     if names:
-        note_graph_gaps(root, driver, graph, old_tags)
-    # before 1.10 a container's layer has the container's id
-    old_owners = {container: LayerOwner("container", container) for container in containers}
-    old_owners.update(assign_graph_owners(readable(graph), old_tags))
-    listed = set(names)
-    owners = {layer: owner for layer, owner in old_owners.items() if layer in listed}
-    recorded = {owner.container for owner in owners.values()} | set(records.mounts)
+        note_graph_gaps(root, driver, tree.graph, old_tags)
+    owners = {}
+    recorded = set(records.mounts)
+    for container in tree.containers:
+        if container in names:  # before 1.10 a container's layer has the container's id
+            owners[container] = LayerOwner("container", container)
+            recorded.add(container)
+    for image, owner in assign_graph_owners(readable(tree.graph), old_tags).items():
+        if image in names:
+            owners[image] = owner
     owners.update(
         assign_layer_owners(
-            readable(records.chains), readable(records.mounts), readable(records.images), containers
+            readable(records.chains),
+            readable(records.mounts),
+            readable(records.images),
+            tree.containers,
         )
     )
     if STORAGE_DRIVERS[driver].in_pool and "base" in names:
         note = "the base device: image layers are snapshots of it"
         owners["base"] = LayerOwner("image", note=note)
-    for record in records.chains.values():
-        if record and record.size is not None:
-            out.sizes[record.layer] = record.size
-    add_images(root, driver, records, graph, old_tags, out)
-    return owners, recorded
+    for record in readable(records.chains).values():
+        if record.size is not None:
+            layers.sizes[record.layer] = record.size
+    add_images(root, driver, records, tree.graph, old_tags, layers)
+    return DriverOwners(owners, recorded)
+
+
+def note_record_gaps(
+    root: OpenRoot, driver: str, records: DriverRecords, containers: Dict[str, ContainerRecord]
+) -> None:
+    """Notes the records in image/DRIVER that others need, and that are missing."""
+    gaps = chain_gaps(records)
+    gaps.update(image_gaps(records))
+    gaps.update(mount_gaps(records, containers))
+    for place, reason in sorted(gaps.items()):
+        note_gap(root, "image/%s/%s" % (driver, place), reason, driver, unreadable=False)
 
 
 def add_images(
     root: OpenRoot,
     driver: str,
     records: DriverRecords,
-    graph: Dict[str, str],
+    graph: Dict[str, Optional[str]],
     old_tags: Dict[str, List[str]],
-    out: Layers,
+    layers: Layers,
 ) -> None:
-    """The images of one driver with their tags and parents, and how many records it has, where it is
-    here."""
+    """Adds the images of one driver with their tags and parents, and how many records it has, where
+    it is here."""
     before_1_10 = is_below(root, "graph") and is_below(root, driver)
     if before_1_10 or is_below(root, "image/" + driver):
-        out.trees[driver] = out.trees.get(driver, 0) + len(records.images)
-    out.parents.update(parent for parent in records.metadata.values() if parent)
-    out.parents.update(parent for parent in graph.values() if parent)
-    for image in list(records.images) + list(graph):
-        image_tags = out.images.setdefault(image, [])
+        count = layers.image_counts.get(driver, 0)
+        layers.image_counts[driver] = count + len(records.images)
+    for parent in (*records.metadata.values(), *graph.values()):
+        if parent:
+            layers.parents.add(parent)
+    for image in (*records.images, *graph):
+        image_tags = layers.images.setdefault(image, [])
         for tag in records.tags.get(image, []) + old_tags.get(image, []):
             if tag not in image_tags:
                 image_tags.append(tag)
@@ -11999,59 +12204,67 @@ def is_dangling(image: str, names: Sequence[str], used: Set[str], parents: Set[s
 
 
 def note_lost_records(
-    root: OpenRoot,
-    homes: Dict[str, List[str]],
-    recorded: Dict[str, set],
-    containers: Dict[str, dict],
-    since_1_10: bool,
-    out: Layers,
+    root: OpenRoot, tree: LayerTree, recorded: Dict[str, Set[str]], layers: Layers
 ) -> None:
-    """Containers that no record gives a layer: any layer that nothing has may be theirs."""
-    anywhere = set().union(*recorded.values())
-    present = [
-        driver
-        for driver in homes
-        if homes[driver] or recorded[driver] or is_below(root, "image/" + driver)
-    ]
-    for container, facts in containers.items():
-        driver = facts["driver"]
-        if driver not in STORAGE_DRIVERS:  # '': not known; else of containerd's store
-            lost = not driver and container not in anywhere and bool(present)
-        else:
-            elsewhere = STORAGE_DRIVERS[driver].snapshotter and driver not in present
-            lost = container not in recorded[driver] and not elsewhere
-        if not lost:
+    """Notes the containers that no record gives a layer: any layer that nothing has may be theirs.
+    recorded: {driver: the containers that have a record of their layer}."""
+    present = []
+    for driver, names in tree.homes.items():
+        if names or recorded[driver] or is_below(root, "image/" + driver):
+            present.append(driver)
+    for container, record in tree.containers.items():
+        if not is_record_lost(container, record.driver, recorded, present):
             continue
-        home = driver or present[0]
+        home = record.driver or present[0]
         place = "image/%s/layerdb/mounts" % home
-        if not since_1_10:
+        if not tree.since_1_10:
             place = os.path.join(home, STORAGE_DRIVERS[home].layer_folder)
         path = os.path.normpath(os.path.join(root.path, place, container))
-        out.lost[container] = LostRecord(facts["name"], path, root.path, False)
-        reason = LOST_REASON % (facts["name"] or container[:12])
-        root.doubts.append(Doubt(driver, reason, False))
+        layers.lost[container] = LostRecord(record.name, path, root.path, False)
+        reason = LOST_REASON % (record.name or container[:12])
+        root.doubts.append(Doubt(record.driver, reason, False))
+
+
+def is_record_lost(
+    container: str, driver: str, recorded: Dict[str, Set[str]], present: List[str]
+) -> bool:
+    """Whether a container must have a layer record here, and has none. driver: '' where not known;
+    present: the drivers that were at work here."""
+    if not driver:
+        has_record = any(container in containers for containers in recorded.values())
+        return bool(present) and not has_record
+    if driver not in STORAGE_DRIVERS:
+        return False  # its layers are in containerd's store
+    if STORAGE_DRIVERS[driver].snapshotter and driver not in present:
+        return False  # the name is that of a snapshotter of containerd's
+    return container not in recorded[driver]
 
 
 # Orphans, and their proof by the files.
 
 
 def words_in_mounts(
-    root: OpenRoot, homes: Dict[str, List[str]], owners: Dict[str, Dict[str, LayerOwner]]
-) -> set:
+    root: OpenRoot, tree: LayerTree, by_driver: Dict[str, DriverOwners]
+) -> Set[str]:
     """Every word that may be a layer's name in what is mounted, in any process's view. Looked up
     only where a layer has no owner."""
-    if not has_loose_layer(homes, owners):
+    if not has_loose_layer(tree, by_driver):
         return set()
     if os.geteuid() != 0:
         root.doubts.append(Doubt("", "only root sees whether it is mounted", True))
-    return set(re.findall("[0-9A-Za-z]{25,}", "\n".join(mount_tables())))
+    words = set()  # type: Set[str]
+    for table in mount_tables():
+        words.update(re.findall(LAYER_WORD, table))
+    return words
 
 
-def has_loose_layer(homes: Dict[str, List[str]], owners: Dict[str, Dict[str, LayerOwner]]) -> bool:
+def has_loose_layer(tree: LayerTree, by_driver: Dict[str, DriverOwners]) -> bool:
     """Whether a layer has no owner by the records."""
-    for driver, names in homes.items():
+    for driver, names in tree.homes.items():
+        owners = by_driver[driver].owners
         for name in names:
-            if name not in owners[driver] or owners[driver][name].role == "orphan":
+            owner = owners.get(name)
+            if owner is None or owner.role == "orphan":
                 return True
     return False
 
@@ -12059,8 +12272,11 @@ def has_loose_layer(homes: Dict[str, List[str]], owners: Dict[str, Dict[str, Lay
 def mount_tables() -> List[str]:
     """The text of /proc/PID/mountinfo of one process of each mount namespace; a daemon, and each
     container, can have one of its own."""
-    seen, texts = set(), []
-    for pid in [name for name in os.listdir("/proc") if name.isdigit()]:
+    seen = set()
+    texts = []
+    for pid in os.listdir("/proc"):
+        if not pid.isdigit():
+            continue
         namespace = suppress_errors(os.readlink, "/proc/%s/ns/mnt" % pid)
         if namespace is not None and namespace in seen:
             continue
@@ -12072,42 +12288,58 @@ def mount_tables() -> List[str]:
 
 
 def prove_orphans(
-    root: OpenRoot, driver: str, names: List[str], owners: Dict[str, LayerOwner], in_use: set
+    root: OpenRoot,
+    driver: str,
+    names: List[str],
+    owners: Dict[str, LayerOwner],
+    in_use: Set[str],
 ) -> Dict[str, LayerOwner]:
     """An owner for every layer that is there or that the records have.
 
     What nothing has is an orphan only if every record was readable and whole, nothing has it
     mounted and no other layer stands on it; else it is unknown. What vanished, or is being made,
-    is left out.
+    is left out. in_use: words_in_mounts.
     """
-    settled, loose = {}, {}
-    for name in set(names) | set(owners):
+    settled = {}
+    loose = {}
+    listed = set(names)
+    for name in listed | set(owners):
         owner = layer_owner_of(name, owners)
         if owner.role != "orphan":
             settled[name] = owner
-        elif name in names and not has_container_folder(root, owner):
+        elif name in listed and not has_container_folder(root, owner):
             loose[name] = owner
     if not loose:
         return settled
+    reasons = reasons_against_orphans(root, driver, set(loose), set(settled), in_use)
+    for name, owner in loose.items():
+        if name in reasons:
+            note = join_notes(owner.note, reasons[name])
+            owner = owner._replace(role=UNKNOWN, note=note)
+        settled[name] = owner
+    return settled
+
+
+def reasons_against_orphans(
+    root: OpenRoot, driver: str, loose: Set[str], settled: Set[str], in_use: Set[str]
+) -> Dict[str, str]:
+    """{layer: why it cannot be proved an orphan} of the loose ones that cannot."""
     lowers = read_lower_records(root, driver)  # what is not readable there is one more doubt
-    doubt = next((doubt for doubt in root.doubts if doubt.driver in ("", driver)), None)
+    doubts = [doubt for doubt in root.doubts if doubt.driver in ("", driver)]
     links = short_links(root, driver)
     aliases = {name: names_in_use_of(name, links, lowers) for name in loose}
-    mounted = {name for name in loose if in_use & set(aliases[name])}
-    above = layers_by_lower(lowers, {*settled, *mounted})
-    for name, owner in loose.items():
+    mounted = {name for name in loose if not in_use.isdisjoint(aliases[name])}
+    above = layers_by_lower(lowers, settled | mounted)
+    reasons = {}
+    for name in loose:
         users = [above[alias] for alias in aliases[name] if alias in above]
         if name in mounted:
-            reason = "it is mounted, though no record says whose it is"
-        elif doubt:
-            reason = doubt.reason
+            reasons[name] = "it is mounted, though no record says whose it is"
+        elif doubts:
+            reasons[name] = doubts[0].reason
         elif users:
-            reason = "layer %s stands on it" % users[0][:12]
-        else:
-            settled[name] = owner
-            continue
-        settled[name] = owner._replace(role=UNKNOWN, note=join_notes(owner.note, reason))
-    return settled
+            reasons[name] = "layer %s stands on it" % users[0][:12]
+    return reasons
 
 
 def layer_owner_of(name: str, owners: Dict[str, LayerOwner]) -> LayerOwner:
@@ -12133,18 +12365,21 @@ def names_in_use_of(
     name: str, links: Dict[str, List[str]], lowers: Dict[str, LowerRecord]
 ) -> List[str]:
     """The names by which mounts and other layers mean a layer."""
-    names = [re.sub("-(?:init|removing)\\Z", "", name), *links.get(name, [])]
+    names = [re.sub("-(?:init|removing)\\Z", "", name)]
+    names += links.get(name, [])
     if name in lowers:
         names.append(lowers[name].short)
     return names
 
 
-def layers_by_lower(lowers: Dict[str, LowerRecord], layers: set) -> Dict[str, str]:
+def layers_by_lower(lowers: Dict[str, LowerRecord], layers: Set[str]) -> Dict[str, str]:
     """{a name of a lower layer: one of these layers that stands on it}."""
     above = {}
     for layer, record in lowers.items():
-        if layer in layers:
-            above.update(dict.fromkeys(record.below, layer))
+        if layer not in layers:
+            continue
+        for lower in record.below:
+            above[lower] = layer
     return above
 
 
@@ -12155,17 +12390,11 @@ def add_rows(
     root: OpenRoot,
     driver: str,
     owners: Dict[str, LayerOwner],
-    containers: Dict[str, dict],
-    out: Layers,
+    layers: Layers,
 ) -> None:
-    """The rows of one driver."""
+    """Adds the rows of one driver, and their names."""
     home = os.path.join(root.path, driver)
-    devices = {}  # type: Dict[str, Optional[DeviceRecord]]
-    facts_of = STORAGE_DRIVERS[driver]
-    if facts_of.in_pool:
-        folder = os.path.join(driver, facts_of.layer_folder)
-        form = layer_form(facts_of)
-        devices = read_records(root, folder, (), parse_device_record, None, form)
+    devices = read_devices(root, driver)
     prefix = pool_prefix(home) if devices else ""
     links = short_links(root, driver)
     mounted = {mount.point for mount in mounts_of()} if owners else set()
@@ -12173,52 +12402,80 @@ def add_rows(
         paths = layer_paths(home, driver, name, mounted)
         if owner.role in ("orphan", UNKNOWN) and not paths:
             continue  # it vanished
-        facts = containers.get(owner.container, {})
-        row = layer_row(driver, name, owner, paths, facts, out.images)
-        words = {name, owner.container, facts.get("name", ""), *owner.aliases}
-        words.update(links.get(name, []))
-        for image in owner.images:
-            words.update([image, *out.images.get(image, [])])
+        row = layer_row(driver, name, owner, paths, layers)
+        names = names_of_layer(name, owner, layers)
+        names.update(links.get(name, []))
         device = devices.get(name)
         if device:
-            row["device"] = prefix + name
-            row["device_id"] = device.device_id
-            row["device_size"] = device.size
-            if device.deleted and not row["note"]:
-                row["note"] = (
-                    "removed; the driver deletes it later, after docker's next start at the latest"
-                )
-            words.update([str(device.device_id), prefix + name])
-        for word in words - {""}:
-            out.words.setdefault(word, []).append(len(out.rows))
-        out.rows.append(row)
+            add_device(row, device, prefix + name)
+            names.update([str(device.device_id), prefix + name])
+        for each_name in names:
+            layers.names.setdefault(each_name, []).append(len(layers.rows))
+        layers.rows.append(row)
 
 
-def layer_paths(home: str, driver: str, name: str, mounted: set) -> List[str]:
+def read_devices(root: OpenRoot, driver: str) -> Dict[str, Optional[DeviceRecord]]:
+    """{layer: its device} of a driver in a pool."""
+    facts = STORAGE_DRIVERS[driver]
+    if not facts.in_pool:
+        return {}
+    folder = os.path.join(driver, facts.layer_folder)
+    form = layer_form(facts)
+    return read_records(root, folder, (), parse_device_record, needed_for=None, form=form)
+
+
+def add_device(row: dict, device: DeviceRecord, name: str) -> None:
+    """Adds to a row the device that has the layer."""
+    row["device"] = name
+    row["device_id"] = device.device_id
+    row["device_size"] = device.size
+    if device.deleted and not row["note"]:
+        row["note"] = (
+            "removed; the driver deletes it later, after docker's next start at the latest"
+        )
+
+
+def names_of_layer(name: str, owner: LayerOwner, layers: Layers) -> Set[str]:
+    """All names that lead to a layer, but for those of the driver's own."""
+    names = {name, *owner.aliases}
+    if owner.container:
+        names.add(owner.container)
+    record = layers.containers.get(owner.container)
+    if record and record.name:
+        names.add(record.name)
+    for image in owner.images:
+        names.add(image)
+        names.update(layers.images.get(image, []))
+    return names
+
+
+def layer_paths(home: str, driver: str, name: str, mounted: Set[str]) -> List[str]:
     """The paths of a layer that are there, those that are mount points first."""
-    paths = []
+    at_rest = []
+    in_use = []
     for form in STORAGE_DRIVERS[driver].paths:
         path = os.path.join(home, form % name)
-        if os.path.lexists(os_bytes(path)):
-            paths.append(path)
-    return sorted(paths, key=lambda path: path not in mounted)
+        if not os.path.lexists(os_bytes(path)):
+            continue
+        if path in mounted:
+            in_use.append(path)
+        else:
+            at_rest.append(path)
+    return in_use + at_rest
 
 
-def layer_row(
-    driver: str,
-    name: str,
-    owner: LayerOwner,
-    paths: List[str],
-    facts: dict,
-    tags: Dict[str, List[str]],
-) -> dict:
-    """A row as Layers has it. facts: those of the owner's container, {} for none."""
-    images = owner.images
-    if not images and facts.get("image"):
-        images = (facts["image"],)
+def layer_row(driver: str, name: str, owner: LayerOwner, paths: List[str], layers: Layers) -> dict:
+    """A row as Layers has it."""
+    record = layers.containers.get(owner.container, ContainerRecord())
+    image_ids = owner.images
+    if not image_ids and record.image:
+        image_ids = (record.image,)
+    images = []
+    for image in image_ids:
+        images.append({"id": image, "tags": layers.images.get(image, [])})
     container = None
     if owner.container:
-        container = {"id": owner.container, "name": facts.get("name", "")}
+        container = {"id": owner.container, "name": record.name}
     note = owner.note
     if not note and not paths and not STORAGE_DRIVERS[driver].hidden_at_rest:
         note = "its folder is missing"
@@ -12228,7 +12485,7 @@ def layer_row(
         "paths": paths,
         "role": owner.role,
         "container": container,
-        "images": [{"id": image, "tags": tags.get(image, [])} for image in images],
+        "images": images,
         "note": note,
     }
 
@@ -12251,13 +12508,15 @@ def read_layers(path: str, follow: bool = False) -> Layers:
             "findmnt -T %s" % quote_word(path),
         )
     loose = {(row["driver"], row["layer"]) for row in first.rows if row["role"] == "orphan"}
-    if not follow or not (loose or first.unread or first.doubts):
+    is_settled = not loose and not first.unread and not first.doubts
+    if is_settled or not follow:
         return first
     time.sleep(LOOK_AGAIN_SECONDS)
     again = read_layers_once(path, follow)
     for row in again.rows:
         if row["role"] == "orphan" and (row["driver"], row["layer"]) not in loose:
-            row.update(role=UNKNOWN, note="made or removed just now")
+            row["role"] = UNKNOWN
+            row["note"] = "made or removed just now"
     # docker deletes a container's folder last: one that was whole at first is being removed
     for container in set(again.lost) - set(first.lost):
         del again.lost[container]
@@ -12265,14 +12524,37 @@ def read_layers(path: str, follow: bool = False) -> Layers:
 
 
 def looks_like_root(path: str) -> bool:
-    names = ("containers", "image", "graph")
-    return any(os.path.isdir(os_bytes(os.path.join(path, name))) for name in names)
+    """Whether a folder has any of what an engine makes first."""
+    for name in ("containers", "image", "graph"):
+        if os.path.isdir(os_bytes(os.path.join(path, name))):
+            return True
+    return False
 
 
 def read_layers_once(path: str, follow: bool) -> Layers:
-    out = Layers([], {}, {}, {}, {}, {}, {}, {}, [], set())
+    """One look at a Docker root, as read_layers has it."""
+    layers = Layers([], {}, {}, {}, {}, {}, {}, {}, [], set())
+    fd = open_docker_root(path)
+    root = OpenRoot(real_path(path), fd, follow, layers.unread, [])
+    remapped = list_records(root, ".", needed_for=None, form=r"[0-9]+\.[0-9]+\Z")
+    for name in [".", *remapped]:
+        tree_path = os.path.normpath(os.path.join(root.path, name))
+        tree_fd = open_below(root, name, needed_for=None)
+        tree_root = OpenRoot(tree_path, tree_fd, follow, layers.unread, [])
+        if tree_fd >= 0:
+            read_tree(tree_root, layers)
+            os.close(tree_fd)
+        for doubt in tree_root.doubts:
+            if doubt not in layers.doubts:
+                layers.doubts.append(doubt)
+    os.close(fd)
+    return layers
+
+
+def open_docker_root(path: str) -> int:
+    """A descriptor of a Docker root, which may be a link. Raises EnvironmentFault."""
     try:
-        fd = os.open(os_bytes(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return os.open(os_bytes(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as err:
         hint = "--root DIR names another"
         if isinstance(err, PermissionError):
@@ -12280,40 +12562,28 @@ def read_layers_once(path: str, follow: bool) -> Layers:
         raise EnvironmentFault(
             "Docker's root %s cannot be read: %s" % (path, err.strerror), hint
         ) from None
-    root = OpenRoot(real_path(path), fd, follow, out.unread, [])
-    remapped = list_records(root, ".", None, form=r"[0-9]+\.[0-9]+\Z")
-    for name in [".", *remapped]:
-        tree_path = os.path.normpath(os.path.join(root.path, name))
-        tree = OpenRoot(tree_path, open_below(root, name, None), follow, out.unread, [])
-        if tree.fd >= 0:
-            read_tree(tree, out)
-            os.close(tree.fd)
-        out.doubts.extend(tree.doubts)
-    os.close(fd)
-    out.doubts[:] = dict.fromkeys(out.doubts)  # each doubt once
-    return out
 
 
-def read_tree(root: OpenRoot, out: Layers) -> None:
-    """One tree's rows. The drivers' folders are listed before the records are read, so that a layer
-    made meanwhile is in no list."""
+def read_tree(root: OpenRoot, layers: Layers) -> None:
+    """Adds one tree's rows. The drivers' folders are listed before the records are read, so that a
+    layer made meanwhile is in no list."""
     homes = list_driver_homes(root)
-    containers = read_container_records(root, must=any(homes.values()))
-    graph = read_records(root, "graph", ("json",), parse_graph_parent, "")
+    containers = read_container_records(root, required=any(homes.values()))
+    graph = read_records(root, "graph", ("json",), parse_graph_parent, needed_for="")
     database = read_build_database(root, homes)
-    out.containers.update(containers)
-    owners = {}  # type: Dict[str, Dict[str, LayerOwner]]
-    recorded = {}  # type: Dict[str, set]
+    tree = LayerTree(homes, containers, graph, is_since_1_10(root, graph))
+    layers.containers.update(containers)
+    by_driver = {}  # type: Dict[str, DriverOwners]
+    recorded = {}  # type: Dict[str, Set[str]]
+    for driver in homes:
+        by_driver[driver] = assign_driver_owners(root, tree, driver, layers)
+        recorded[driver] = by_driver[driver].recorded
+    note_lost_records(root, tree, recorded, layers)
+    in_use = words_in_mounts(root, tree, by_driver)
     for driver, names in homes.items():
-        owners[driver], recorded[driver] = assign_driver_owners(
-            root, driver, names, graph, containers, out
-        )
-    note_lost_records(root, homes, recorded, containers, is_since_1_10(root, graph), out)
-    in_use = words_in_mounts(root, homes, owners)
-    for driver, names in homes.items():
-        with_cache = mark_build_cache(names, owners[driver], database)
+        with_cache = mark_build_cache(names, by_driver[driver].owners, database)
         settled = prove_orphans(root, driver, names, with_cache, in_use)
-        add_rows(root, driver, settled, containers, out)
+        add_rows(root, driver, settled, layers)
 
 
 # Orphans: what the daemon says.
@@ -12331,82 +12601,107 @@ def confirm_orphans(
     orphans = [row for row in layers.rows if row["role"] == "orphan"]
     if not orphans and not layers.lost:
         return None
+    of_containers = [row for row in orphans if row["container"]]
     if info is None:
         doubt = Doubt("", "only docker can tell whether that container is gone", False)
-        withdraw_orphans(layers, [row for row in orphans if row["container"]], doubt)
+        withdraw_orphans(layers, of_containers, doubt)
         return None
-    driver = info.driver
     try:
-        listed = {target.id for target in list_containers(host)}
-        inspected = inspect_containers(host, sorted(listed | set(layers.lost)))
+        ids = {target.id for target in list_containers(host)}
+        inspected = inspect_containers(host, sorted(ids.union(layers.lost)))
     except EnvironmentFault as err:
         doubt = Doubt("", "docker could not be asked about it: %s" % err.msg, True)
         withdraw_orphans(layers, orphans, doubt)
         return None
-    others = [row for row in orphans if row["container"] and row["driver"] != driver]
+    others = [row for row in of_containers if row["driver"] != info.driver]
     doubt = Doubt("", "docker, which runs with another storage driver, cannot confirm it", False)
     withdraw_orphans(layers, others, doubt)
     for container in inspected.values():
         if container.driver in STORAGE_DRIVERS:
             compare_orphans(host, root, layers, container)
-    images = info.images or 0
-    if driver in layers.trees and images > layers.trees[driver]:
-        own = [row for row in orphans if row["driver"] == driver]
-        reason = "docker has %d images, but only %d are recorded" % (images, layers.trees[driver])
-        withdraw_orphans(layers, own, Doubt(driver, reason, False))
+    compare_image_counts(layers, info, orphans)
     return inspected
 
 
-def withdraw_orphans(layers: Layers, orphans: List[dict], doubt: Doubt) -> None:
-    """Makes rows that are orphans by the files alone unknown."""
-    orphans = [row for row in orphans if row["role"] == "orphan"]
+def compare_image_counts(layers: Layers, info: EngineInfo, orphans: List[dict]) -> None:
+    """Takes back the orphans of docker's driver where docker has images that no record tells of."""
+    recorded = layers.image_counts.get(info.driver)
+    known = info.images or 0
+    if recorded is None or known <= recorded:
+        return
+    own = [row for row in orphans if row["driver"] == info.driver]
+    reason = "docker has %d images, but only %d are recorded" % (known, recorded)
+    withdraw_orphans(layers, own, Doubt(info.driver, reason, False))
+
+
+def withdraw_orphans(layers: Layers, rows: List[dict], doubt: Doubt) -> None:
+    """Makes those of the rows that are orphans by the files alone unknown."""
+    orphans = [row for row in rows if row["role"] == "orphan"]
     if not orphans:
         return
     layers.doubts.append(doubt)
     for row in orphans:
-        row.update(role=UNKNOWN, note=join_notes(row["note"], doubt.reason))
+        row["role"] = UNKNOWN
+        row["note"] = join_notes(row["note"], doubt.reason)
 
 
 def compare_orphans(host: Host, root: str, layers: Layers, container: Container) -> None:
     """Takes back what docker says that a container uses, and all that could be of a container whose
     records are gone."""
     rows = [row for row in layers.rows if row["driver"] == container.driver]
-    used = set(re.findall("[0-9a-z]{25,}", " ".join(container.layer.values())))
+    used = named_layers(container, with_lower=True)
     reason = "docker says that container %s uses it" % container.name
-    named = [row for row in rows if re.sub(r"-init\Z", "", row["layer"]) in used]
+    named = [row for row in rows if base_layer(row) in used]
     withdraw_orphans(layers, named, Doubt(container.driver, reason, False))
-    folder = os.path.join(root, "containers", container.id)
     if container.id in layers.lost:
-        layers.lost[container.id] = layers.lost[container.id]._replace(known=True)
-    elif (
-        container.id not in layers.containers
-        and not os.path.lexists(os_bytes(folder))  # else it was made just now
-        and inspect_containers(host, [container.id])
-    ):
+        lost = layers.lost[container.id]
+        layers.lost[container.id] = LostRecord(lost.name, lost.missing, lost.root, True)
+        note_layers_of(layers, container)
+    elif is_folder_lost(host, root, layers, container):
+        folder = os.path.join(root, "containers", container.id)
         layers.lost[container.id] = LostRecord(container.name, folder, root, True)
         reason = LOST_REASON % container.name
         withdraw_orphans(layers, rows, Doubt(container.driver, reason, False))
-    else:
-        return
-    note_layers_of(layers, container)
+        note_layers_of(layers, container)
+
+
+def is_folder_lost(host: Host, root: str, layers: Layers, container: Container) -> bool:
+    """Whether docker still has a container whose folder is gone, and that was not made or removed
+    just now."""
+    if container.id in layers.containers:
+        return False
+    folder = os.path.join(root, "containers", container.id)
+    if os.path.lexists(os_bytes(folder)):
+        return False
+    return bool(inspect_containers(host, [container.id]))
+
+
+def named_layers(container: Container, with_lower: bool) -> Set[str]:
+    """The layers that docker inspect names for a container. with_lower: those below its own too."""
+    names = set()  # type: Set[str]
+    for key, value in container.layer.items():
+        if with_lower or key != "LowerDir":
+            names.update(re.findall("[0-9a-z]{25,}", value))
+    return names
+
+
+def base_layer(row: dict) -> str:
+    """A layer's name as docker inspect has it: an init layer goes with the container's own."""
+    return re.sub(r"-init\Z", "", row["layer"])
 
 
 def note_layers_of(layers: Layers, container: Container) -> None:
     """Gives a container whose layer record is gone from the disk the layers that docker, which
     still has it in memory, names."""
-    own = set()  # type: set
-    for key, value in container.layer.items():
-        if key != "LowerDir":  # that names the layers below
-            own.update(re.findall("[0-9a-z]{25,}", value))
+    own = named_layers(container, with_lower=False)
+    note = "docker says that it is of container %s, whose layer record is missing" % container.name
     for number, row in enumerate(layers.rows):
-        if row["role"] != UNKNOWN or re.sub(r"-init\Z", "", row["layer"]) not in own:
+        if row["role"] != UNKNOWN or base_layer(row) not in own:
             continue
         row["container"] = {"id": container.id, "name": container.name}
-        row["note"] = "docker says that it is of container %s, whose layer record is missing" % (
-            container.name
-        )
-        for word in (container.id, container.name):
-            layers.words.setdefault(word, []).append(number)
+        row["note"] = note
+        for name in (container.id, container.name):
+            layers.names.setdefault(name, []).append(number)
 
 
 # Containers without a layer record.
@@ -12415,7 +12710,7 @@ def note_layers_of(layers: Layers, container: Container) -> None:
 def lost_record_findings(layers: Layers) -> List[Finding]:
     """A finding for each container whose layer record is gone: docker forgets it at its next start,
     and nothing else leads to its files."""
-    untold = sum(row["role"] == UNKNOWN for row in layers.rows)
+    unknown = [row for row in layers.rows if row["role"] == UNKNOWN]
     findings = []
     for container, lost in sorted(layers.lost.items()):
         short = container[:12]
@@ -12429,8 +12724,9 @@ def lost_record_findings(layers: Layers) -> List[Finding]:
         else:
             text += ", and docker does not know it any more"
             remedy = "python3 dockfix.py owner --root %s" % quote_word(lost.root)
-        if untold:
-            text += "; of %d layers it is unknown whose they are: delete none of them" % untold
+        if unknown:
+            count = format_count(len(unknown), "layer")
+            text += "; the owner of %s is unknown: delete none of them" % count
         findings.append(Finding("layer-record-lost", "warning", text, remedy))
     return findings
 
@@ -12441,9 +12737,8 @@ def read_lost_record_findings(host: Host) -> List[Finding]:
     try:
         info = engine_info(host)
         require_same_host(info, "its layers")
-        root = info.root
-        layers = read_layers(root, follow=True)
-        confirm_orphans(host, root, layers, info)
+        layers = read_layers(info.root, follow=True)
+        confirm_orphans(host, info.root, layers, info)
     except EnvironmentFault:
         return []
     return lost_record_findings(layers)
@@ -13447,8 +13742,8 @@ def complete_engine(
     of_containers = []  # type: List[str]
     if layers:
         for facts in layers.containers.values():
-            if facts["driver"]:
-                of_containers.append(facts["driver"])
+            if facts.driver:
+                of_containers.append(facts.driver)
     in_containerd = any(driver not in STORAGE_DRIVERS for driver in of_containers)
     if not in_containerd and not on_disk:
         in_containerd = has_rootfs(str(engine.root.value))
@@ -13635,7 +13930,7 @@ def read_volume_folders(root: str, layers: Layers) -> VolumeFolders:
     try:
         names = sorted(os.listdir(os_bytes(folder)))
     except FileNotFoundError as err:
-        if not any(facts["volumes"] for facts in layers.containers.values()):
+        if not any(facts.volumes for facts in layers.containers.values()):
             return VolumeFolders({}, "")
         return VolumeFolders({}, "%s: %s" % (folder, err.strerror))
     except OSError as err:
@@ -13839,9 +14134,9 @@ def container_rows(layers: Layers, sizes: Dict[str, Measured]) -> List[Container
         measured = sizes.get(ident, UNKNOWN_SIZE)
         rows.append(
             ContainerUsage(
-                name=facts["name"],
-                running=facts["running"],
-                rotated=facts["rotated"],
+                name=facts.name,
+                running=facts.running,
+                rotated=facts.rotated,
                 id=ident,
                 size=measured.size,
                 complete=measured.is_complete(),
@@ -13875,15 +14170,15 @@ def has_layer_records(engine: EngineFacts, layers: Layers) -> bool:
     if engine.image_store.value == "containerd":
         return False
     if engine.driver.value:
-        return engine.driver.value in layers.trees
-    return bool(layers.trees)
+        return engine.driver.value in layers.image_counts
+    return bool(layers.image_counts)
 
 
 def used_volumes_of(layers: Layers) -> Set[str]:
     """The volumes that a container has, running or not."""
     used = set()  # type: Set[str]
     for facts in layers.containers.values():
-        used.update(facts["volumes"])
+        used.update(facts.volumes)
     return used
 
 
@@ -13919,7 +14214,7 @@ class ImageRows(NamedTuple):
 
 def image_rows(layers: Layers, image_layers: List[ImageLayer]) -> List[ImageUsage]:
     """A row for each image that the records have."""
-    used = {facts["image"] for facts in layers.containers.values()}
+    used = {facts.image for facts in layers.containers.values()}
     own_sizes = {}  # type: Dict[str, List[Optional[int]]]
     for layer in image_layers:
         for image in layer.images:
@@ -14978,16 +15273,16 @@ def rows_named(layers: Layers, word: str) -> List[int]:
     none. Raises UsageError where it is the beginning of hashes of more than one layer."""
     bare = re.sub(r"^(?:sha256:|docker\.io/(?:library/)?|/(?=[^/]+\Z))", "", word)
     for name in names_in_word(word, bare):
-        if name in layers.words:
-            return layers.words[name]
+        if name in layers.names:
+            return layers.names[name]
     matches = hashes_that_begin(layers, bare)
     # A layer may have several hashes: its own, its chain id, its diff id.
-    meanings = {tuple(layers.words[name]) for name in matches}
+    meanings = {tuple(layers.names[name]) for name in matches}
     if len(meanings) > 1:
         raise ambiguous_hash_error(layers, word, matches)
     if not matches:
         return []
-    return layers.words[matches[0]]
+    return layers.names[matches[0]]
 
 
 def names_in_word(word: str, bare: str) -> List[str]:
@@ -15013,7 +15308,7 @@ def hashes_that_begin(layers: Layers, text: str) -> List[str]:
     if not stem:
         return []
     hashes = []
-    for name in layers.words:
+    for name in layers.names:
         if name.startswith(stem) and name.endswith("-init") == wants_init:
             hashes.append(name)
     return [name for name in hashes if re.match(LAYER, name)]
@@ -15023,7 +15318,7 @@ def ambiguous_hash_error(layers: Layers, word: str, matches: List[str]) -> Usage
     """The beginning of several hashes, with the owners that it may mean."""
     meanings = []
     for name in sorted(matches):
-        row = layers.rows[layers.words[name][0]]
+        row = layers.rows[layers.names[name][0]]
         meanings.append("%s (%s)" % (name, format_owner(row)))
     listed = ", ".join(meanings[:6])
     if len(meanings) > 6:
@@ -15087,7 +15382,7 @@ def no_owner_error(layers: Layers, word: str) -> DockfixError:
     """Why a word means no layer, and what to do."""
     bare = word.lstrip("/")
     for ident, facts in layers.containers.items():
-        if bare and (facts["name"] == bare or ident.startswith(bare)):
+        if bare and (facts.name == bare or ident.startswith(bare)):
             return no_layer_error(layers, ident)
     if re.search(r"docker-[0-9]+:[0-9]+-[0-9]+-pool\Z", word):
         return UsageError("%s is the pool of all layers" % word, "python3 dockfix.py storage")
@@ -15113,9 +15408,9 @@ def no_layer_error(layers: Layers, ident: str) -> EnvironmentFault:
         return EnvironmentFault(text, hint)
     facts = layers.containers[ident]
     text = "container %s (%s) is there, but its layer is not below Docker's root (driver %s)" % (
-        facts["name"],
+        facts.name,
         ident[:12],
-        facts["driver"] or "unknown",
+        facts.driver or "unknown",
     )
     return EnvironmentFault(text, "docker inspect %s" % ident[:12])
 
@@ -15184,10 +15479,10 @@ def is_containerd_store(root: str, layers: Layers, info: Optional[EngineInfo]) -
         return has_containerd_store(info)
     if containers_elsewhere(layers):
         return True
-    return not layers.trees and has_rootfs(root)
+    return not layers.image_counts and has_rootfs(root)
 
 
-def containers_elsewhere(layers: Layers) -> List[dict]:
+def containers_elsewhere(layers: Layers) -> List[ContainerRecord]:
     """The containers whose layers are not below Docker's root."""
     with_layer = set()
     for row in layers.rows:
@@ -15195,7 +15490,7 @@ def containers_elsewhere(layers: Layers) -> List[dict]:
             with_layer.add(row["container"]["id"])
     elsewhere = []
     for ident, facts in layers.containers.items():
-        if not facts["driver"] or facts["driver"] in STORAGE_DRIVERS:
+        if not facts.driver or facts.driver in STORAGE_DRIVERS:
             continue
         if ident not in with_layer:
             elsewhere.append(facts)
@@ -15778,7 +16073,7 @@ def container_names(inventory: Inventory) -> Dict[str, str]:
         names[inspected["Id"]] = container_name(inspected)
     if not names and inventory.layers:
         for ident, facts in inventory.layers.containers.items():
-            names[ident] = facts["name"]
+            names[ident] = facts.name
     return names
 
 
@@ -16028,7 +16323,7 @@ def list_build_cache(host: Host, opts: Options, inventory: Inventory) -> Candida
 def cache_is_known(inventory: Inventory) -> bool:
     """Whether the records below Docker's root tell of all the build cache."""
     layers = inventory.layers
-    if not layers or inventory.driver not in layers.trees:
+    if not layers or inventory.driver not in layers.image_counts:
         return False
     return not any(path.endswith("/buildkit/snapshots.db") for path in layers.unread)
 

@@ -76,7 +76,7 @@ def test_every_driver_before_and_since_1_10(dockfix, tmp_path, kind, driver):
             row["layer"] == "base" or root.paths[row["layer"]] in row["paths"]
         )
         assert all(os.path.exists(path) for path in row["paths"])
-    assert {layers.containers[one]["name"]: one for one in layers.containers} == root.names
+    assert {layers.containers[one].name: one for one in layers.containers} == root.names
 
 
 def test_devicemapper_rows_have_device_and_device_id(dockfix, tmp_path):
@@ -503,7 +503,7 @@ def test_whole_roots_of_the_corpus(dockfix, tmp_path):
         found = dockfix.read_layers(root)
         names, images = in_the_tree(root)
         assert found.unread == {} and names and images
-        assert {one: facts["name"] for one, facts in found.containers.items()} == names
+        assert {one: facts.name for one, facts in found.containers.items()} == names
         assert {
             row["container"]["name"]: row["role"]
             for row in found.rows
