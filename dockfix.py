@@ -18272,37 +18272,54 @@ def create_recipe(doc: dict, image: dict, others: Sequence[dict]) -> Recipe:
     others: the objects of all containers that it may refer to.
     Raises KeyError, TypeError and the like for an object of another kind, as parse_answer expects.
     """
-    config, host = doc["Config"], doc["HostConfig"]
-    settings = plain_settings(doc, image)
-    # What is not carried as it stands in the object. The later ones use the names of containers.
+    config = doc["Config"]
+    host = doc["HostConfig"]
     references = reference_settings(host, others)
-    settings.update(references)
     mode = references["HostConfig.NetworkMode"]
-    settings.update(config_settings(config, image, host, mode))
-    settings.update(health_settings(config, image))
     command, entrypoint = command_and_entrypoint(config, image)
-    settings["*Entrypoint"] = entrypoint
+    # First what is carried as it stands in the object, then what is not.
+    settings = plain_settings(doc, image)
+    settings.update(references)
+    settings.update(config_settings(config, image))
+    settings.update(host_name_settings(config, host, mode))
+    settings.update(health_settings(config, image))
     settings.update(mount_settings(doc, references["HostConfig.VolumesFrom"], others))
-    settings["HostConfig.SecurityOpt"] = security_options(host)
-    settings["HostConfig.PortBindings"] = published_ports(host)
     settings.update(device_settings(host))
     settings.update(network_settings(doc, mode))
+    settings["*Entrypoint"] = entrypoint
+    settings["Config.ExposedPorts"] = exposed_ports(config, image, host)
+    settings["HostConfig.SecurityOpt"] = security_options(host)
+    settings["HostConfig.PortBindings"] = published_ports(host)
     options = ["--name=" + title_of(doc)]
     for row in CREATE_FLAGS:
         options += format_flag(row, settings.get(row.field))
-    lost = unknown_settings(doc)
-    for mount in host.get("Mounts") or []:
-        lost += lost_mount_options(mount)
-    if any("\ufffd" in text for text in options + command):
-        lost.append("bytes that are not UTF-8 (docker itself shows U+FFFD)")
     return Recipe(
         options=options,
         command=command,
         stdin=seccomp_profile(host),
         networks=network_calls(doc, mode),
         bound=image_bound_settings(config, image),
-        lost=lost,
+        lost=lost_settings(doc, options + command),
     )
+
+
+def lost_settings(doc: dict, words: List[str]) -> List[str]:
+    """The settings that nothing carries over, for people. words: of the recipe."""
+    lost = unknown_settings(doc)
+    for mount in doc["HostConfig"].get("Mounts") or []:
+        lost += lost_mount_options(mount)
+    if any("\ufffd" in word for word in words):
+        lost.append("bytes that are not UTF-8 (docker itself shows U+FFFD)")
+    return lost
+
+
+def known_fields() -> Set[str]:
+    """As Config.NAME or HostConfig.NAME: what a recipe understands, whatever stands in it."""
+    fields = list(FIELDS_WITHOUT_FLAG)
+    for row in CREATE_FLAGS:
+        part, *names = row.field.split(".")
+        fields.append(".".join([part, *names[:1]]))
+    return set(fields)
 
 
 def plain_settings(doc: dict, image: dict) -> Dict[str, object]:
@@ -18320,20 +18337,23 @@ def plain_settings(doc: dict, image: dict) -> Dict[str, object]:
 
 def unknown_settings(doc: dict) -> List[str]:
     """The settings that this program does not know, with their values as JSON."""
-    known = set()
-    for field in [*FIELDS_WITHOUT_FLAG, *[row.field for row in CREATE_FLAGS]]:
-        known.add(".".join(field.split(".")[:2]))
+    known = known_fields()
     unknown = []
     for part in ("HostConfig", "Config"):
         for key, value in doc[part].items():
-            if value and "%s.%s" % (part, key) not in known:
-                unknown.append("%s (%s)" % (key, json.dumps(value, sort_keys=True)))
+            if not value or part + "." + key in known:
+                continue
+            unknown.append("%s (%s)" % (key, json.dumps(value, sort_keys=True)))
     return unknown
 
 
 def reference_settings(host: dict, others: Sequence[dict]) -> dict:
     """The settings that name other containers, by their names: docker notes ids, and a container
-    that is made again has another id. host: HostConfig."""
+    that is made again has another id.
+
+    host: HostConfig.
+    others: the objects of all containers that it may refer to.
+    """
     names = {}
     for other in others:
         for reference in (other["Id"], other["Id"][:12], title_of(other)):
@@ -18358,6 +18378,7 @@ SECCOMP_TEXT = "seccomp={"
 
 
 def seccomp_profile(host: dict) -> str:
+    """The text of a profile; '' where there is none, or one that docker knows by its name."""
     for option in host.get("SecurityOpt") or []:
         if option.startswith(SECCOMP_TEXT):
             return option[len("seccomp=") :]
@@ -18365,6 +18386,7 @@ def seccomp_profile(host: dict) -> str:
 
 
 def security_options(host: dict) -> List[str]:
+    """The values of --security-opt. host: HostConfig."""
     options = []
     for option in host.get("SecurityOpt") or []:
         if option.startswith(SECCOMP_TEXT):
@@ -18432,28 +18454,41 @@ def has_value(variable: str) -> bool:
     return variable.find("=") > 0
 
 
-def config_settings(config: dict, image: dict, host: dict, mode: Optional[str]) -> dict:
-    """mode: HostConfig.NetworkMode, with containers by their names."""
-    settings = {}  # type: dict
-    # Who shares another's host name has none of its own: docker refuses one.
-    if re.match(r"host\Z|container:", mode or "") or host.get("UTSMode") == "host":
-        settings["Config.Hostname"] = None
-        settings["Config.Domainname"] = None
-    if config.get("OpenStdin") and not config.get("StdinOnce"):
-        settings["*Attach"] = ["stdout"]  # with stdin attached docker would note StdinOnce
+def config_settings(config: dict, image: dict) -> dict:
+    """Variables and labels that are not the image's, and what is attached."""
     variables = own_variables(config, image)
-    settings["Config.Env"] = [variable for variable in variables if has_value(variable)]
     labels = {}
     labels_of_image = image.get("Labels") or {}
     for key, value in (config.get("Labels") or {}).items():
         if labels_of_image.get(key) != value:
             labels[key] = value
-    settings["Config.Labels"] = labels
+    settings = {
+        "Config.Env": [variable for variable in variables if has_value(variable)],
+        "Config.Labels": labels,
+    }  # type: dict
+    if config.get("OpenStdin") and not config.get("StdinOnce"):
+        # with standard input attached docker would note StdinOnce
+        settings["*Attach"] = ["stdout"]
+    return settings
+
+
+def host_name_settings(config: dict, host: dict, mode: Optional[str]) -> dict:
+    """Who shares another's host name has none of its own: docker refuses one.
+
+    mode: HostConfig.NetworkMode, with containers by their names.
+    """
+    shares_name = re.match(r"host\Z|container:", mode or "")
+    if shares_name or host.get("UTSMode") == "host":
+        return {"Config.Hostname": None, "Config.Domainname": None}
+    return {}
+
+
+def exposed_ports(config: dict, image: dict, host: dict) -> List[str]:
+    """Those that neither the image nor --publish exposes."""
     exposed = set(config.get("ExposedPorts") or {})
     exposed -= set(image.get("ExposedPorts") or {})
     exposed -= set(host.get("PortBindings") or {})
-    settings["Config.ExposedPorts"] = sorted(exposed)
-    return settings
+    return sorted(exposed)
 
 
 def replaces_entrypoint(config: dict, image: dict) -> bool:
@@ -18469,10 +18504,12 @@ def command_and_entrypoint(config: dict, image: dict) -> Tuple[List[str], Option
     entrypoint = config.get("Entrypoint") or []
     command = config.get("Cmd") or []
     if replaces_entrypoint(config, image):
-        return entrypoint[1:] + command, entrypoint[0] if entrypoint else ""
-    if command != (image.get("Cmd") or []):
-        return list(command), None
-    return [], None
+        if not entrypoint:
+            return command, ""
+        return entrypoint[1:] + command, entrypoint[0]
+    if command == (image.get("Cmd") or []):
+        return [], None
+    return list(command), None
 
 
 def health_test(config: dict, image: dict) -> List[str]:
@@ -18499,11 +18536,12 @@ def image_bound_settings(config: dict, image: dict) -> List[str]:
     bound = []
     for variable in own_variables(config, image):
         if not has_value(variable):
-            bound.append("variable %s" % variable)
+            bound.append("variable " + variable)
     entrypoint = config.get("Entrypoint") or []
     if replaces_entrypoint(config, image) and len(entrypoint) > 1:
         bound.append("an entrypoint of several words (%s)" % quote_line(entrypoint))
     for key in ("Shell", "OnBuild"):
+        # an empty list and no list mean the same
         if (config.get(key) or None) != (image.get(key) or None):
             bound.append(key)
     test = health_test(config, image)
@@ -18556,26 +18594,38 @@ def endpoint_options(endpoint: dict) -> List[str]:
 
 
 def network_settings(doc: dict, mode: Optional[str]) -> dict:
-    """mode: HostConfig.NetworkMode, with containers by their names."""
+    """The network that `docker create` joins, with the addresses and names that the container has
+    there.
+
+    mode: HostConfig.NetworkMode, with containers by their names.
+    """
     endpoints = doc["NetworkSettings"].get("Networks") or {}
     first = first_network(doc, mode or "default")
     endpoint = endpoints.get(first) or {}
-    address = doc["Config"].get("MacAddress")
-    if not address:
-        address = endpoint.get("MacAddress") or ""
-        if address.startswith("02:42:"):  # docker made it itself
-            address = ""
+    settings = {}  # type: dict
     network = first
     if first in ("default", "bridge"):
         network = ""
-    settings = {"Config.MacAddress": address}
     if first in endpoints and not is_predefined_network(first):
         settings.update(endpoint_settings(doc, endpoint))
         options = endpoint_options(endpoint)
         if options:
             network = format_csv_line(["name=" + first, *options])
     settings["HostConfig.NetworkMode"] = network
+    settings["Config.MacAddress"] = asked_mac_address(doc, endpoint)
     return settings
+
+
+def asked_mac_address(doc: dict, endpoint: dict) -> str:
+    """'' where docker made it itself: such an address begins with 02:42 (libnetwork, netutils,
+    genMAC)."""
+    address = doc["Config"].get("MacAddress")
+    if address:
+        return address  # it stands there only where it was asked for
+    address = endpoint.get("MacAddress") or ""
+    if address.startswith("02:42:"):
+        return ""
+    return address
 
 
 def network_calls(doc: dict, mode: Optional[str]) -> List[List[str]]:
@@ -18594,12 +18644,16 @@ def network_calls(doc: dict, mode: Optional[str]) -> List[List[str]]:
 
 
 def connect_call(doc: dict, name: str, endpoint: dict) -> List[str]:
+    """The call of `docker network connect`. name: the network's; endpoint: its object of
+    NetworkSettings.Networks."""
     settings = endpoint_settings(doc, endpoint)
     call = ["network", "connect"]
     for row in CREATE_FLAGS:
-        if settings.get(row.field):
-            flag = row.flag.replace("network-", "")  # --network-alias is --alias here
-            call += ["%s=%s" % (flag, text) for text in row.form(settings[row.field])]
+        value = settings.get(row.field)
+        if not value:
+            continue
+        flag = row.flag.replace("network-", "")  # --network-alias is --alias here
+        call += ["%s=%s" % (flag, text) for text in row.form(value)]
     call += ["--" + option for option in endpoint_options(endpoint)]
     return [*call, name, title_of(doc)]
 
@@ -18609,16 +18663,24 @@ def connect_call(doc: dict, name: str, endpoint: dict) -> List[str]:
 
 
 def mount_settings(doc: dict, volumes_from: List[str], others: Sequence[dict]) -> dict:
-    """volumes_from: HostConfig.VolumesFrom, with containers by their names. An anonymous volume
-    gets its name of now: so the new container has the same data."""
+    """An anonymous volume gets its name of now: so the new container has the same data.
+
+    volumes_from: HostConfig.VolumesFrom, with containers by their names.
+    others: the objects of all containers that it may refer to.
+    """
+    host = doc["HostConfig"]
     mounts = doc.get("Mounts") or []
-    binds = asked_binds(doc["HostConfig"])
-    covered = asked_mount_points(doc["HostConfig"], volumes_from, others)
+    covered = asked_mount_points(host, volumes_from, others)
+    binds = asked_binds(host)
     for mount in mounts:
-        if mount.get("Name") and posixpath.normpath(mount["Destination"]) not in covered:
-            mode = ":ro" if mount.get("RW") is False else ""
-            binds.append("%s:%s%s" % (mount["Name"], mount["Destination"], mode))
-    lines = [format_mount(asked, mounts) for asked in doc["HostConfig"].get("Mounts") or []]
+        name = mount.get("Name")
+        if not name or posixpath.normpath(mount["Destination"]) in covered:
+            continue
+        bind = "%s:%s" % (name, mount["Destination"])
+        if mount.get("RW") is False:
+            bind += ":ro"
+        binds.append(bind)
+    lines = [format_mount(asked, mounts) for asked in host.get("Mounts") or []]
     return {"HostConfig.Binds": binds, "HostConfig.Mounts": lines}
 
 
@@ -18629,47 +18691,79 @@ def asked_binds(host: dict) -> List[str]:
 
 def asked_mount_points(host: dict, volumes_from: List[str], others: Sequence[dict]) -> Set[str]:
     """The paths in the container that a setting of HostConfig mounts something at."""
-    paths = [bind.split(":")[1] for bind in asked_binds(host)]
-    paths += [mount["Target"] for mount in host.get("Mounts") or []]
-    paths += list(host.get("Tmpfs") or {})
+    paths = list(host.get("Tmpfs") or {})
+    for bind in asked_binds(host):  # SOURCE:PATH[:MODE]
+        paths.append(bind.split(":")[1])
+    for mount in host.get("Mounts") or []:
+        paths.append(mount["Target"])
     sources = [source.split(":")[0] for source in volumes_from]
     for other in others:
-        if title_of(other) in sources:
-            paths += [mount["Destination"] for mount in other.get("Mounts") or []]
+        if title_of(other) not in sources:
+            continue
+        for mount in other.get("Mounts") or []:
+            paths.append(mount["Destination"])
     return {posixpath.normpath(path) for path in paths}
 
 
+# Key of --mount -> where an object of HostConfig.Mounts has the value, in the order of a recipe.
+MOUNT_FIELDS = {
+    "type": "Type",
+    "source": "Source",
+    "target": "Target",
+    "readonly": "ReadOnly",
+    "consistency": "Consistency",
+    "bind-propagation": "BindOptions.Propagation",
+    "bind-nonrecursive": "BindOptions.NonRecursive",
+    "bind-recursive": "BindOptions.ReadOnlyNonRecursive",  # and another one: bind_recursion
+    "volume-nocopy": "VolumeOptions.NoCopy",
+    "volume-subpath": "VolumeOptions.Subpath",
+    "volume-driver": "VolumeOptions.DriverConfig.Name",
+    "tmpfs-size": "TmpfsOptions.SizeBytes",
+    "tmpfs-mode": "TmpfsOptions.Mode",
+}
+LOST_MOUNT_FIELDS = (
+    "ImageOptions",
+    "ClusterOptions",
+    "TmpfsOptions.Options",
+    "BindOptions.CreateMountpoint",
+)
+
+
 def format_mount(asked: dict, mounts: Sequence[dict]) -> str:
-    """The value of --mount. asked: an object of HostConfig.Mounts; mounts: all that there are, for
-    the name of an anonymous volume."""
-    bind, volume = asked.get("BindOptions") or {}, asked.get("VolumeOptions") or {}
-    tmpfs = asked.get("TmpfsOptions") or {}
-    driver = volume.get("DriverConfig") or {}
-    pairs = [
-        ("type", asked["Type"]),
-        ("source", asked.get("Source") or volume_name_at(asked["Target"], mounts)),
-        ("target", asked["Target"]),
-        ("readonly", asked.get("ReadOnly")),
-        ("consistency", asked.get("Consistency")),
-        ("bind-propagation", bind.get("Propagation")),
-        ("bind-nonrecursive", bind.get("NonRecursive")),
-        ("bind-recursive", bind_recursion(bind)),
-        ("volume-nocopy", volume.get("NoCopy")),
-        ("volume-subpath", volume.get("Subpath")),
-        ("volume-driver", driver.get("Name")),
-        ("tmpfs-size", tmpfs.get("SizeBytes")),
-        ("tmpfs-mode", "%o" % tmpfs["Mode"] if tmpfs.get("Mode") else ""),
-    ]
-    pairs += [("volume-label", text) for text in as_map(volume.get("Labels") or {})]
-    pairs += [("volume-opt", text) for text in as_map(driver.get("Options") or {})]
+    """The value of --mount.
+
+    asked: an object of HostConfig.Mounts.
+    mounts: the container's Mounts, for the name of an anonymous volume.
+    """
+    values = {key: field_value(asked, field) for key, field in MOUNT_FIELDS.items()}
+    if not values["source"]:
+        values["source"] = volume_name_at(asked["Target"], mounts)
+    values["bind-recursive"] = bind_recursion(asked.get("BindOptions") or {})
+    mode = values["tmpfs-mode"]
+    if isinstance(mode, int):
+        values["tmpfs-mode"] = "%o" % mode if mode else ""
     fields = []
-    for key, value in pairs:
+    for key, value in values.items():
+        if value is True:
+            value = "true"
         if value:
-            fields.append("%s=%s" % (key, "true" if value is True else value))
+            fields.append("%s=%s" % (key, value))
+    fields += ["volume-label=" + text for text in mount_map(asked, "VolumeOptions.Labels")]
+    options = mount_map(asked, "VolumeOptions.DriverConfig.Options")
+    fields += ["volume-opt=" + text for text in options]
     return format_csv_line(fields)
 
 
+def mount_map(asked: dict, field: str) -> List[str]:
+    """NAME=VALUE for each that an object of HostConfig.Mounts has there."""
+    values = field_value(asked, field) or {}
+    if not isinstance(values, dict):
+        raise TypeError("%s is no object" % field)
+    return as_map(values)
+
+
 def volume_name_at(path: str, mounts: Sequence[dict]) -> Optional[str]:
+    """The volume that a container has at a path; None where it has none. mounts: its Mounts."""
     for mount in mounts:
         if mount["Destination"] == path:
             return mount.get("Name")
@@ -18688,13 +18782,9 @@ def bind_recursion(bind: dict) -> str:
 def lost_mount_options(asked: dict) -> List[str]:
     """Options of a mount that --mount does not take in every Docker that knows them."""
     lost = []
-    for key, options in (
-        ("ImageOptions", asked),
-        ("ClusterOptions", asked),
-        ("Options", asked.get("TmpfsOptions") or {}),
-        ("CreateMountpoint", asked.get("BindOptions") or {}),
-    ):
-        if options.get(key):
+    for field in LOST_MOUNT_FIELDS:
+        if field_value(asked, field):
+            key = field.split(".")[-1]
             lost.append("%s of the mount at %s" % (key, asked["Target"]))
     return lost
 
@@ -18703,27 +18793,32 @@ def lost_mount_options(asked: dict) -> List[str]:
 
 
 def format_map_flags(flag: str, values: Optional[dict]) -> List[str]:
+    """--FLAG=NAME=VALUE for each."""
     return ["--%s=%s" % (flag, text) for text in as_map(values or {})]
+
+
+# Key of `docker network inspect` -> flag of `docker network create`.
+NETWORK_SWITCHES = {
+    "Internal": "--internal",
+    "Attachable": "--attachable",
+    "EnableIPv6": "--ipv6",
+    "ConfigOnly": "--config-only",
+}
 
 
 def network_recipe(doc: dict) -> List[str]:
     """The arguments of docker that make a network again, with the addresses that it has. doc: its
     object of `docker network inspect`."""
-    ipam = doc.get("IPAM") or {}
     call = ["network", "create", "--driver=" + doc["Driver"]]
-    for key, switch in (
-        ("Internal", "--internal"),
-        ("Attachable", "--attachable"),
-        ("EnableIPv6", "--ipv6"),
-        ("ConfigOnly", "--config-only"),
-    ):
+    for key, switch in NETWORK_SWITCHES.items():
         if doc.get(key):
             call.append(switch)
     if doc.get("EnableIPv4") is False:  # a Docker before 28 does not have the key
         call.append("--ipv4=false")
-    source = (doc.get("ConfigFrom") or {}).get("Network")
+    source = field_value(doc, "ConfigFrom.Network")
     if source:
         call.append("--config-from=%s" % source)
+    ipam = doc.get("IPAM") or {}
     if ipam.get("Driver") not in (None, "", "default"):
         call.append("--ipam-driver=%s" % ipam["Driver"])
     call += format_map_flags("ipam-opt", ipam.get("Options"))
