@@ -97,60 +97,73 @@ and prints a POSIX shell script that does what the real run would do.
 # 1. Constants and errors
 ###############################################################################
 
+# Limits, places, and the errors with their exit codes. A limit is no setting: it bounds what a
+# hostile container, disk or archive can make dockfix read, hold or wait for.
 
 VERSION = "0.1.0"
 SCHEMA = "dockfix/1"
+
+# Time limits, in seconds.
 CALL_SECONDS = 60.0  # default bound of one call for one container
-LOOK_AGAIN_SECONDS = 0.5  # an engine makes and removes the records of a layer one after the other
 WALK_SECONDS = 10.0  # what looking for sizes may take in all
-NOT_FINISHED = "not finished in time"
+LOOK_AGAIN_SECONDS = 0.5  # an engine makes and removes the records of a layer one after the other
+LOCK_SECONDS = 15.0  # what lckpwdf(3) waits for /etc/.pwd.lock
+DRAIN_SECONDS = 2.0  # after a kill: a grandchild may hold the pipe for ever
+BUILD_SECONDS = 900.0  # to compile libfaketime
+STEADY_SECONDS = 0.05  # the clock of a folder's last change ticks every 1 to 10 ms
+UNPAUSE_TRIES = 5
+
+# How much is read, in bytes: what is longer is refused, never held in memory.
+READ_MAX = 1 << 28  # bytes of a file of the host, or of docker's output, that is read whole
+READ_PIECE = 1 << 18
+READ_BACK_MAX = 1 << 26  # bytes of a file that was written, or is to be replaced
+HEAD_BYTES = 65536  # of a program: its kind stands at its start
+RECORD_MAX = 16 << 20  # of a record of a Docker root: a huge environment stays far below
+SHADOW_MAX = 1 << 20  # of a small settings file in a container
+ACCOUNTS_MAX = 64 << 20  # of /etc/passwd and /etc/shadow: a million accounts
+HEADER_BYTES = 16384  # of a tar: the first header is in it, with a long name or link too
+TAR_BLOCK = 512
+TAR_EXTRA_MAX = 1 << 20  # bytes of a tar member's long names and attributes
+TAR_CHUNK = 1 << 20  # bytes read at once of a tar member's content
+
+# How many.
+ARCHIVE_NAMES_MAX = 200000  # members of a docker save archive: some five for each image and layer
+ARCHIVE_STEPS_MAX = 100000  # things that its JSON names: a hostile one names the same for ever
+ARCHIVE_DEPTH_MAX = 8  # indexes in indexes, links to links
+LINKS_MAX = 40  # as many links on one path as the kernel follows
+BESIDE = 32  # docker clients at once: each takes some 20 MB
+CHUNK_IDS = 500  # ids in one docker call: 65 bytes each, far below ARG_MAX
+ID_MAX = 65535  # a user namespace of the engine spans so many ids
+PASSWORD_MAX = 511  # libcrypt's own limit, bytes
+
+# Where logs become worth a word, in bytes.
+LOG_LIMIT = 100 << 20  # bytes: reclaim empties longer logs, unless --max-log says another
+LOG_LARGE = 1 << 30  # a log without rotation that is worth a warning
+
+# Places.
 DOCKER_ROOT = "/var/lib/docker"  # where nothing else is said
 CONTAINERD_ROOT = "/var/lib/containerd"  # where its settings name no other
 CONTAINERD_SETTINGS = "/etc/containerd/config.toml"
-LOG_LIMIT = 100 << 20  # bytes: reclaim empties longer logs, unless --max-log says another
-LOG_LARGE = 1 << 30  # a log without rotation that is worth a warning
-LOCK_SECONDS = 15.0  # what lckpwdf(3) waits for /etc/.pwd.lock
-DRAIN_SECONDS = 2.0  # after a kill: a grandchild may hold the pipe for ever
-SHADOW_MAX = 1 << 20  # of a small settings file in a container
-ACCOUNTS_MAX = 64 << 20  # of /etc/passwd and /etc/shadow: a million accounts
-ID_MAX = 65535  # a user namespace of the engine spans so many ids
-BESIDE = 32  # docker clients at once: each takes some 20 MB
-CHUNK_IDS = 500  # ids in one docker call: 65 bytes each, far below ARG_MAX
-PASSWORD_MAX = 511  # libcrypt's own limit, bytes
+MAPPER = "/dev/mapper"
+SBIN_PATH = ":/usr/sbin:/sbin"  # dmsetup, losetup
+ETC_TARGETS = ("/", "/etc", "/etc/passwd", "/etc/shadow")
+SERVICE_PROGRAMS = ("systemctl", "service")
 SHADOW_COPY_NAME = ".shadow.dockfix"
 # beside a settings file that somebody changed during a storage change: what stood there
 FOREIGN_EDIT_SUFFIX = ".dockfix-kept"
 JOURNAL = "journal.json"  # in the state folder while a storage change is under way
+
 # How a storage change is going, as its journal says it.
 STATE_ON = "on"  # its steps are done, one after the other
 STATE_BACK = "back"  # they are undone, one after the other
 STATE_DONE = "done"
 STATE_UNDONE = "undone"
 STATE_DISCARDING = "discarding"  # its old data is being deleted: there is no way back
+
+# Words of several chapters.
 HALF_WAY_HINT = "python3 dockfix.py resume, or: python3 dockfix.py rollback"
-HEAD_BYTES = 65536  # of a program: its kind stands at its start
-BUILD_SECONDS = 900.0  # to compile libfaketime
-READ_MAX = 1 << 28  # bytes of a file of the host, or of docker's output, that is read whole
-READ_PIECE = 1 << 18
-READ_BACK_MAX = 1 << 26  # bytes of a file that was written, or is to be replaced
-HEADER_BYTES = 16384  # of a tar: the first header is in it, with a long name or link too
-STEADY_SECONDS = 0.05  # the clock of a folder's last change ticks every 1 to 10 ms
-UNPAUSE_TRIES = 5
-LINKS_MAX = 40  # as many links on one path as the kernel follows
-SBIN_PATH = ":/usr/sbin:/sbin"  # dmsetup, losetup
-RECORD_MAX = (
-    16 << 20
-)  # one record of a Docker root; containers with a huge environment stay far below
-TAR_BLOCK = 512
-TAR_EXTRA_MAX = 1 << 20  # bytes of a tar member's long names and attributes
-TAR_CHUNK = 1 << 20  # bytes read at once of a tar member's content
-ARCHIVE_NAMES_MAX = (
-    200000  # members of an archive of docker save: some five for each image and layer
-)
-ARCHIVE_STEPS_MAX = 100000  # things that its JSON names: a hostile one names the same for ever
-ARCHIVE_DEPTH_MAX = 8  # indexes in indexes, links to links
-MAPPER = "/dev/mapper"
-SERVICE_PROGRAMS = ("systemctl", "service")
+NOT_FINISHED = "not finished in time"
+
 # What these programs, and these words of docker's, change is not on the disk yet when they end: a
 # power cut would take it back behind the journal.
 SYNCED = {
@@ -171,7 +184,6 @@ SYNCED = {
     "commit",
     "rmi",
 }
-ETC_TARGETS = ("/", "/etc", "/etc/passwd", "/etc/shadow")
 
 
 class DockfixError(Exception):
@@ -190,22 +202,32 @@ class DockfixError(Exception):
 
 
 class UsageError(DockfixError):
+    """The command line cannot be carried out, whatever the host is like."""
+
     code = 2
 
 
 class Refused(DockfixError):
+    """A safety check says no, or a confirmation is missing."""
+
     code = 5
 
 
 class EnvironmentFault(DockfixError):
+    """What dockfix needs is not there: docker, its daemon, a driver, the rights of root."""
+
     code = 6
 
 
 class HalfWay(DockfixError):
+    """A storage change stands half-way: it must be finished or undone first."""
+
     code = 7
 
 
 class Locked(DockfixError):
+    """Another dockfix holds the lock."""
+
     code = 8
 
 
