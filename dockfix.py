@@ -5294,6 +5294,36 @@ def change_members(
         close_tree(tree)
 
 
+class NewMembers:
+    """Makes what is to be written into a container: it belongs to the root of the container, and is
+    from now. Raises what cp_base raises."""
+
+    def __init__(self, host: Host, container: Container) -> None:
+        self.uid, self.gid = cp_base(host, container)
+        self.now = int(time.time())
+
+    def folder(self, path: str) -> Member:
+        return self.member(path, "dir", 0o755)
+
+    def file(self, path: str, data: bytes) -> Member:
+        return self.member(path, "file", 0o644, data=data)
+
+    def link(self, path: str, target: str) -> Member:
+        return self.member(path, "link", 0o777, link=target)
+
+    def member(self, path: str, kind: str, mode: int, data: bytes = b"", link: str = "") -> Member:
+        return Member(
+            path=path,
+            kind=kind,
+            data=data,
+            link=link,
+            uid=self.uid,
+            gid=self.gid,
+            mode=mode,
+            mtime=self.now,
+        )
+
+
 def write_members(
     host: Host, container: Container, members: Sequence[Member], former: Sequence[Member] = ()
 ) -> None:
@@ -8409,23 +8439,23 @@ def is_link_to(link: Member, path: str) -> bool:
 def build_zone_files(
     host: Host, container: Container, request: ZoneRequest, former: Sequence[Member]
 ) -> FileChange:
-    """The new file for each of the former ones, after the folders that are missing. All belong to
-    the container's root."""
-    now = int(time.time())
-    uid, gid = cp_base(host, container)
-    folders = missing_folders(host, container, [member.path for member in former])
-    members = []
-    for folder in folders:
-        members.append(Member(folder, "dir", uid=uid, gid=gid, mode=0o755, mtime=now))
-    for member in former:
-        kind, data, link, mode = "file", request.data, "", 0o644
-        if member.path == TIMEZONE:
-            data = os_bytes(request.name) + b"\n"
-        elif member.path == LOCALTIME:
-            kind, data, link, mode = "link", b"", ZONEINFO + "/" + request.name, 0o777
-        members.append(Member(member.path, kind, data, link, uid, gid, mode, now))
+    """The new file for each of the former ones, after the folders that are missing."""
+    new = NewMembers(host, container)
+    former_paths = [member.path for member in former]
+    folders = missing_folders(host, container, former_paths)
+    members = [new.folder(folder) for folder in folders]
     absent = [Member(folder, "absent") for folder in folders]
-    return FileChange(tuple(members), (*absent, *former))
+    for path in former_paths:
+        if path == LOCALTIME:
+            members.append(new.link(path, ZONEINFO + "/" + request.name))
+        elif path == TIMEZONE:
+            members.append(new.file(path, os_bytes(request.name) + b"\n"))
+        else:
+            members.append(new.file(path, request.data))
+    return FileChange(
+        members=tuple(members),
+        former=(*absent, *former),
+    )
 
 
 # Changing
@@ -8533,6 +8563,7 @@ def run_timezone(host: Host, opts: Options, report: dict) -> None:
     targets = choose_containers(host, opts)
     if not opts.dry_run:
         take_lock(host)
+        # Two runs would note each other's changes as what was there before.
         take_lock(host, True, name="undo.lock")
     fields = zone_fields(request)
 
@@ -8544,18 +8575,36 @@ def run_timezone(host: Host, opts: Options, report: dict) -> None:
 
     survey = survey_containers(host, opts, "timezone: looking", targets, look, fields)
     if opts.dry_run:
-        plan_own_calls(opts, report, survey, format_timezone_options(request), fields)
+        options = format_timezone_options(request)
+        plan_own_calls(opts, report, survey, options, fields)
         return
     if request.restart:
-        confirm_restarts(opts, [plan.container for plan in survey.all_facts()])
-    report_rows(report, run_over_survey(host, opts, survey, work, fields))
-    # The records of containers that are no more go, where there are records.
-    if os.path.isdir(os_bytes(os.path.join(host.state, "undo"))):
-        drop_undo_if_void(host, [target.id for target in list_containers(host)])
-    if request.name and not opts.json and not opts.quiet:
-        say("what lasts, for new containers:")
-        for line in format_lasting(request.name):
-            say(line)
+        containers = [plan.container for plan in survey.all_facts()]
+        confirm_restarts(opts, containers)
+    rows = run_over_survey(host, opts, survey, work, fields)
+    report_rows(report, rows)
+    drop_old_zone_records(host)
+    if not opts.json and not opts.quiet:
+        tell_what_lasts(request)
+
+
+def drop_old_zone_records(host: Host) -> None:
+    """Drops the undo records of containers that are no more. Docker is not asked where there is
+    none."""
+    folder = os.path.join(host.state, "undo")
+    if not os.path.isdir(os_bytes(folder)):
+        return
+    ids = [target.id for target in list_containers(host)]
+    drop_undo_if_void(host, ids)
+
+
+def tell_what_lasts(request: ZoneRequest) -> None:
+    """A zone that is written into a container ends with it: how the next one gets it."""
+    if request.undo:
+        return
+    say("what lasts, for new containers:")
+    for line in format_lasting(request.name):
+        say(line)
 
 
 ###############################################################################
@@ -9441,29 +9490,43 @@ def read_library_source(folder: str) -> Dict[str, bytes]:
 
 
 def build_library(host: Host, container: Container, source: Dict[str, bytes]) -> Library:
-    """Compiles libfaketime inside the container, in a folder that is gone afterwards. Raises
-    Refused, MethodUnavailable."""
+    """Compiles libfaketime inside the container, in a folder that is gone afterwards.
+
+    source: the files of libfaketime's folder src, by their names.
+
+    Raises Refused, MethodUnavailable.
+    """
     # There is a compiler.
     for tool in ("make", "gcc"):
         if change(host, ["exec", container.id, tool, "--version"]).rc:
             raise Refused("there is no %s in it to compile with" % tool)
     folder = "/.dockfix-build-%s" % os.urandom(6).hex()
-    uid, gid = cp_base(host, container)
-    save_undo(host, "faketime", container, (), {"build": folder})
-    now = int(time.time())
-    members = [Member(folder, "dir", uid=uid, gid=gid, mode=0o755, mtime=now)]
+    new = NewMembers(host, container)
+    members = [new.folder(folder)]
     for name, data in source.items():
-        members.append(Member(folder + "/" + name, "file", data, "", uid, gid, 0o644, now))
+        members.append(new.file(folder + "/" + name, data))
+    # A run that is cut off leaves the folder: --undo knows it by its name.
+    save_undo(host, "faketime", container, (), {"build": folder})
     write_members(host, container, members)
-    make = ("exec", "-u", "0", container.id, "make", "-C", folder, "CC=gcc", "libfaketime.so.1")
-    answer = change_host(host, host.docker + make, None, max(host.timeout, BUILD_SECONDS))
+    answer = run_make(host, container, folder)
     built = read_member(host, container, folder + "/libfaketime.so.1", LIBRARY_MAX)
     left = remove_build(host, container, folder)
     if left or answer.rc or built.kind != "file":
-        raise MethodUnavailable(
-            "make in it failed (exit %d): %s" % (answer.rc, compiler_error(answer)[:300])
-        )
+        reason = compiler_error(answer)[:300]
+        raise MethodUnavailable("make in it failed (exit %d): %s" % (answer.rc, reason))
     return judge_library("the library built in it", built.data)
+
+
+def run_make(host: Host, container: Container, folder: str) -> Answer:
+    """Makes the library in its folder, as root of the container. A compiler takes longer than what
+    one call may take."""
+    argv = (
+        *host.docker,
+        *("exec", "-u", "0", container.id),
+        *("make", "-C", folder, "CC=gcc", "libfaketime.so.1"),
+    )
+    seconds = max(host.timeout, BUILD_SECONDS)
+    return change_host(host, argv, None, seconds)
 
 
 def compiler_error(answer: Answer) -> str:
@@ -9742,24 +9805,22 @@ def apply_shift(
     MethodUnavailable, ContainerGone.
     """
     container = plan.shift.container
-    uid, gid = cp_base(host, container)
-    now = int(time.time())
+    new = NewMembers(host, container)
     if private.data != library.data:
-        written = Member(private.path, "file", library.data, "", uid, gid, 0o644, now)
-        write_members(host, container, [written], [private])
+        library_file = new.file(private.path, library.data)
+        write_members(host, container, [library_file], [private])
     try_library(host, request.seconds, plan, library, private.path)
     output = count_output(host, request, container, time.time() - request.watch)
     if request.restart:
         save_undo(host, "faketime", container, (), {"stopped": True})
         run_or_fail(host, "stop", container.id)
-    offset = format_faketimerc(request.seconds)
-    rc = Member(FAKETIMERC_PATH, "file", offset, "", uid, gid, 0o644, now)
+    rc = new.file(FAKETIMERC_PATH, format_faketimerc(request.seconds))
     write_members(host, container, [rc], [plan.rc])
+    # From here on, programs that start load the library.
     lines = preload_lines(plan.preload.data, private.path)
-    mode = 0o644
+    preload = new.file(PRELOAD_PATH, lines)
     if plan.preload.kind == "file":
-        uid, gid, mode = plan.preload.uid, plan.preload.gid, plan.preload.mode
-    preload = Member(PRELOAD_PATH, "file", lines, "", uid, gid, mode, now)
+        preload = plan.preload._replace(data=lines, mtime=preload.mtime)
     write_members(host, container, [preload], [plan.preload])
     if request.restart:
         run_or_fail(host, "start", container.id)
