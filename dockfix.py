@@ -3804,15 +3804,18 @@ def find_named(listed: List[Target], names: Sequence[str]) -> List[Target]:
 def find_by_name(listed: List[Target], name: str) -> List[Target]:
     """The containers a name means: a full id, else a name or glob, else an id prefix. Raises
     UsageError for a prefix of two."""
+    # docker inspect shows a name with its slash.
     if name.startswith("/"):
         name = name[1:]
-    matches = [target for target in listed if target.id == name]
-    if not matches:
-        matches = [target for target in listed if target.name == name]
-    if not matches:
-        matches = [target for target in listed if fnmatch.fnmatchcase(target.name, name)]
-    if matches or not name:
-        return matches
+    same_id = [target for target in listed if target.id == name]
+    if same_id:
+        return same_id
+    same_name = [target for target in listed if target.name == name]
+    if same_name:
+        return same_name
+    alike = [target for target in listed if fnmatch.fnmatchcase(target.name, name)]
+    if alike or not name:
+        return alike
     prefixed = [target for target in listed if target.id.startswith(name)]
     if len(prefixed) > 1:
         names = ", ".join(target.name for target in prefixed)
@@ -4009,11 +4012,15 @@ def not_done_comment(row: ResultRow) -> str:
 
 
 def set_script(opts: Options, report: dict, rows: List[ResultRow], lines: List[str]) -> None:
-    """What a dry run leaves in the report: the rows as they would be, the script of these lines,
-    and the exit code."""
+    """What a dry run leaves in the report.
+
+    rows: as they would be; the exit code follows from them.
+    lines: of the script: commands, and comments.
+    """
+    report_rows(report, rows)
     refused = [row for row in rows if row.status in ("refused", "failed")]
-    report["results"] = [row.to_json() for row in rows]
     report["script"] = script_text(report, lines, len(refused))
+    # With --exit-code, 4 says that there is something to do.
     report["exit_code"] = exit_code(report["results"], opts.exit_code)
 
 
@@ -7460,14 +7467,16 @@ def format_script_input(request: ExecRequest) -> str:
 def plan_exec(
     host: Host, opts: Options, report: dict, request: ExecRequest, targets: List[Target]
 ) -> None:
-    """The dry run: a docker exec for each container."""
+    """The dry run: a docker exec for each container, under its name."""
     source = format_script_input(request)
-    rows, lines = [], []
+    rows = []
+    lines = []
     for target in targets:
-        call = quote_line([*host.docker, *exec_argv(request, target)])
+        argv = [*host.docker, *exec_argv(request, target)]
         lines.append(script_comment(target.name))
-        lines.append("run %s < %s" % (call, source))
-        rows.append(row_for(target, "changed", "would run", NO_ANSWER))
+        lines.append("run %s < %s" % (quote_line(argv), source))
+        row = row_for(target, "changed", "would run", NO_ANSWER)
+        rows.append(row)
     set_script(opts, report, rows, lines)
 
 
@@ -7484,7 +7493,8 @@ def run_exec(host: Host, opts: Options, report: dict) -> None:
     def work(target: Target) -> ResultRow:
         return run_in_container(host, request, target)
 
-    report_rows(report, run_over_targets(host, opts, targets, work, NO_ANSWER))
+    rows = run_over_targets(host, opts, targets, work, NO_ANSWER)
+    report_rows(report, rows)
 
 
 ###############################################################################
@@ -7568,21 +7578,27 @@ def read_zone_offset(data: bytes, when: int) -> LocalOffset:
     if data[4:5] >= b"2":
         block = parse_zone_block(data, block.end, "q")
         footer = data[block.end :].decode("ascii")
-        start, rule, _ = footer.split("\n", 2)
-        if start:
+        before, rule, _ = footer.split("\n", 2)
+        if before:
             raise ValueError("no footer")
-    is_past_the_table = not block.times or when >= block.times[-1]
-    if rule and is_past_the_table:
+    is_later = not block.times or when >= block.times[-1]
+    if rule and is_later:
         return posix_offset(rule, when)
-    past = sum(instant <= when for instant in block.times)
-    number = 0  # before the first change the first type holds
+    # Before the first change the first type holds.
+    number = 0
+    past = [instant for instant in block.times if instant <= when]
     if past:
-        number = block.numbers[past - 1]
+        number = block.numbers[len(past) - 1]
     zone_type = block.types[number]
     require_zone_east(zone_type.east)
-    name_end = block.names.index(b"\0", zone_type.place)
-    name = block.names[zone_type.place : name_end]
-    return LocalOffset(zone_type.east, name.decode("ascii"))
+    name = read_abbreviation(block, zone_type.place)
+    return LocalOffset(zone_type.east, name)
+
+
+def read_abbreviation(block: ZoneBlock, place: int) -> str:
+    """The abbreviation that begins there. Raises ValueError."""
+    end = block.names.index(b"\0", place)
+    return block.names[place:end].decode("ascii")
 
 
 def parse_zone_block(data: bytes, at: int, form: str) -> ZoneBlock:
@@ -7595,26 +7611,31 @@ def parse_zone_block(data: bytes, at: int, form: str) -> ZoneBlock:
     header = struct.unpack_from(">4s16x6L", data, at)
     magic, utc_flags, standard_flags, leaps, count, kinds, chars = header
     size = struct.calcsize(">" + form)
-    at += 44
-    end = at
-    end += count * (size + 1)  # the times, and a byte for the type of each
-    end += kinds * 6
-    end += chars
-    end += leaps * (size + 4)
-    end += standard_flags + utc_flags
+    # The parts in their order: the times, the type from each on, the types, the abbreviations; then
+    # what is not read: the leap seconds and two kinds of flags.
+    times_at = at + 44
+    numbers_at = times_at + count * size
+    types_at = numbers_at + count
+    names_at = types_at + kinds * 6
+    leaps_at = names_at + chars
+    flags_at = leaps_at + leaps * (size + 4)
+    end = flags_at + standard_flags + utc_flags
     if magic != b"TZif" or end > len(data):
         raise ValueError("cut short")
-    times = struct.unpack_from(">%d%s" % (count, form), data, at)
-    at += count * size
-    numbers = data[at : at + count]
-    at += count
-    types = []
-    for _ in range(kinds):
-        types.append(ZoneType(*struct.unpack_from(">lBB", data, at)))
-        at += 6
+    times = struct.unpack_from(">%d%s" % (count, form), data, times_at)
     if list(times) != sorted(times):
         raise ValueError("out of order")
-    return ZoneBlock(times, numbers, types, data[at : at + chars], end)
+    types = []
+    for place in range(types_at, names_at, 6):
+        fields = struct.unpack_from(">lBB", data, place)
+        types.append(ZoneType(*fields))
+    return ZoneBlock(
+        times=times,
+        numbers=data[numbers_at:types_at],
+        types=types,
+        names=data[names_at:leaps_at],
+        end=end,
+    )
 
 
 def posix_offset(rule: str, when: int) -> LocalOffset:
@@ -7640,9 +7661,8 @@ def posix_offset(rule: str, when: int) -> LocalOffset:
         stop = parse_rule_day(end or DEFAULT_END, year) - summer_east
     except (OverflowError, OSError):
         raise ValueError("no such year") from None
-    if start < stop:
-        is_summer = start <= when < stop
-    else:  # south of the equator, where summer spans the new year
+    is_summer = start <= when < stop
+    if start >= stop:  # south of the equator, where summer spans the new year
         is_summer = not stop <= when < start
     if is_summer:
         return LocalOffset(summer_east, summer_name.strip("<>"))
@@ -7683,13 +7703,16 @@ def parse_rule_day(rule: str, year: int) -> int:
     match = re.match(r"(?:M([1-9]|1[0-2])\.([1-5])\.([0-6])|(J?)([0-9]{1,3}))\Z", day, re.A)
     if not match:
         raise ValueError("not a day")
-    month, week, weekday, julian, number = match.groups()
     seconds = parse_rule_clock(clock or "2")
+    month, week, weekday, julian, number = match.groups()
     if month:
-        day_of_month = weekday_in_month(year, int(month), int(week), int(weekday))
-        return calendar.timegm((year, int(month), 1, 0, 0, 0)) + DAY * day_of_month + seconds
-    day_of_year = day_in_year(year, int(number), bool(julian))
-    return calendar.timegm((year, 1, 1, 0, 0, 0)) + DAY * day_of_year + seconds
+        first_month = int(month)
+        days = weekday_in_month(year, first_month, int(week), int(weekday))
+    else:
+        first_month = 1
+        days = day_in_year(year, int(number), bool(julian))
+    midnight = calendar.timegm((year, first_month, 1, 0, 0, 0))
+    return midnight + DAY * days + seconds
 
 
 def weekday_in_month(year: int, month: int, week: int, weekday: int) -> int:
@@ -7770,7 +7793,13 @@ def format_utc_offset(east: Optional[int]) -> str:
 
 
 # A zone file for UTC of version 1: no change, one type, four letters.
-UTC_FILE = b"TZif" + bytes(16) + struct.pack(">6L", 0, 0, 0, 0, 1, 4) + bytes(6) + b"UTC\0"
+UTC_FILE = (
+    b"TZif"
+    + bytes(16)
+    + struct.pack(">6L", 0, 0, 0, 0, 1, 4)
+    + bytes(6)  # the type: no offset, no summer time, the abbreviation at 0
+    + b"UTC\0"
+)
 
 
 def zone_data(name: str, root: str = "") -> bytes:
@@ -7825,13 +7854,15 @@ def named_zones(root: str) -> List[str]:
 def installed_zones(root: str) -> Iterator[str]:
     """The names of all zones of the host, those of zone.tab first: of the five names that
     Asia/Shanghai has, it lists this one."""
-    table = suppress_errors(read_host_text, root + ZONEINFO + "/zone.tab")
+    base = root + ZONEINFO
+    table = suppress_errors(read_host_text, base + "/zone.tab")
     if table is not None:
+        # country, coordinates, name
         yield from re.findall(r"(?m)^[A-Z]{2}\t\S+\t(\S+)", table)
-    for folder, _, files in os.walk(root + ZONEINFO):
+    for folder, _, files in os.walk(base):
         for name in sorted(files):
             path = os.path.join(folder, name)
-            yield os.path.relpath(path, root + ZONEINFO)
+            yield os.path.relpath(path, base)
 
 
 def host_zone(root: str = "") -> str:
@@ -8853,9 +8884,13 @@ def parse_elf_layout(data: bytes) -> ElfLayout:
     order = ">"
     if data[5] == 1:
         order = "<"
-    bits, header_form, segment_form = 32, "H8xII6x4H", "III4xI12x"
+    bits = 32
+    header_form = "H8xII6x4H"
+    segment_form = "III4xI12x"
     if data[4] == 2:
-        bits, header_form, segment_form = 64, "H12xQQ6x4H", "I4xQQ8xQ16x"
+        bits = 64
+        header_form = "H12xQQ6x4H"
+        segment_form = "I4xQQ8xQ16x"
     header = struct.unpack_from(order + header_form, data, 18)
     machine, first_segment, sections, segment_size, segment_count = header[:5]
     section_size, section_count = header[5:]
@@ -8865,7 +8900,8 @@ def parse_elf_layout(data: bytes) -> ElfLayout:
     segments = []
     for number in range(segment_count):
         at = first_segment + segment_size * number
-        segment = Segment(*struct.unpack_from(order + segment_form, data, at))
+        fields = struct.unpack_from(order + segment_form, data, at)
+        segment = Segment(*fields)
         segments.append(segment)
         end = max(end, segment.offset + segment.size)
     return ElfLayout(bits, order, machine, segments, end)
@@ -8882,15 +8918,11 @@ def join_segments(layout: ElfLayout, data: bytes, kind: int) -> bytes:
 
 
 def parse_elf_names(layout: ElfLayout, data: bytes) -> ElfNames:
-    """The names of the dynamic section. They lie in one string table; the versions lie in two
-    chains. Raises ValueError, LookupError, struct.error, UnicodeDecodeError."""
+    """The names of the dynamic section. Raises ValueError, LookupError, struct.error,
+    UnicodeDecodeError."""
     entries = parse_dynamic_section(layout, data)
     tables = {entry.tag: entry.value for entry in entries}
-
-    def name_at(offset: int) -> str:
-        at = find_address(layout.segments, tables[DT_STRTAB] + offset)
-        return data[at : at + NAME_MAX].split(b"\0")[0].decode("ascii")
-
+    needed = [entry.value for entry in entries if entry.tag == DT_NEEDED]
     wants = []  # type: List[int]
     if DT_VERNEED in tables:
         at = find_address(layout.segments, tables[DT_VERNEED])
@@ -8899,20 +8931,30 @@ def parse_elf_names(layout: ElfLayout, data: bytes) -> ElfNames:
     if DT_VERDEF in tables:
         at = find_address(layout.segments, tables[DT_VERDEF])
         has = parse_version_table(data, layout.order, at, "6xH4xII", "II")
-    needed = [entry.value for entry in entries if entry.tag == DT_NEEDED]
+
+    def read_names(offsets: List[int]) -> Tuple[str, ...]:
+        """All names lie in one table of strings; a file without names has none."""
+        names = []
+        for offset in offsets:
+            at = find_address(layout.segments, tables[DT_STRTAB] + offset)
+            name = data[at : at + NAME_MAX].split(b"\0")[0]
+            names.append(name.decode("ascii"))
+        return tuple(names)
+
     return ElfNames(
-        needed=tuple(name_at(offset) for offset in needed),
-        wants=tuple(name_at(offset) for offset in wants),
-        has=tuple(name_at(offset) for offset in has),
+        needed=read_names(needed),
+        wants=read_names(wants),
+        has=read_names(has),
     )
 
 
 def parse_dynamic_section(layout: ElfLayout, data: bytes) -> List[DynamicEntry]:
     """The entries of the dynamic section, [] without one. An entry of zeros ends it. Raises
     struct.error."""
-    form, step = layout.order + "II", 8
+    form = layout.order + "II"
     if layout.bits == 64:
-        form, step = layout.order + "QQ", 16
+        form = layout.order + "QQ"
+    step = struct.calcsize(form)
     entries = []  # type: List[DynamicEntry]
     dynamic = [segment for segment in layout.segments if segment.kind == PT_DYNAMIC]
     if not dynamic:
@@ -8920,10 +8962,10 @@ def parse_dynamic_section(layout: ElfLayout, data: bytes) -> List[DynamicEntry]:
     start = dynamic[0].offset
     end = start + min(dynamic[0].size, step * ELF_STEPS)
     for at in range(start, end - step + 1, step):
-        entry = DynamicEntry(*struct.unpack_from(form, data, at))
-        if entry == DynamicEntry(0, 0):
+        tag, value = struct.unpack_from(form, data, at)
+        if tag == 0 and value == 0:
             break
-        entries.append(entry)
+        entries.append(DynamicEntry(tag, value))
     return entries
 
 
@@ -9164,6 +9206,8 @@ NO_SHIFT = {
     "library": None,  # its path on the host
     "preloaded": None,  # do running programs use it?
 }  # type: Dict[str, object]
+UNDONE = dict(NO_SHIFT, offset=0)  # the fields of a row of a shift that is undone
+LOOKING = "faketime: looking"  # for progress
 NO_STOP = "it was started with --rm: stopped for a restart, it would be removed"
 RECIPE = (
     "docker run -v %s:/opt/libfaketime.so.1:ro -e LD_PRELOAD=/opt/libfaketime.so.1 -e FAKETIME=%+d"
@@ -9314,15 +9358,18 @@ def first_program(host: Host, container: Container) -> FirstProgram:
     """The first process of a container: by /proc, or else by the container's configuration."""
     process = first_process(container)
     path, head = process.program, process.head
+    seen_name = posixpath.basename(process.program)
     texts = [os_bytes(" ".join(container.command))]
     for word in entrypoint_programs(container):
-        program = None
-        if posixpath.basename(word) != posixpath.basename(process.program):
-            program = find_program(host, container, word)
+        # What runs needs no second look.
+        if posixpath.basename(word) == seen_name:
+            continue
+        program = find_program(host, container, word)
         # The interpreter of a script may be a script itself.
         while program and program.head[:2] == b"#!" and len(texts) <= SCRIPTS_MAX:
             texts.append(program.head)
-            program = find_program(host, container, parse_interpreter(program.head))
+            interpreter = parse_interpreter(program.head)
+            program = find_program(host, container, interpreter)
         if program and not path:
             path, head = program.path, program.head
     drops_root = has_dropped_root(host, container, process.uid) or switches_user(texts)
@@ -9387,14 +9434,21 @@ def judge_library(path: str, data: bytes) -> Library:
 
 
 def find_host_libraries() -> List[str]:
-    """The paths of libfaketime in the usual places of this host."""
+    """The paths of libfaketime in the usual places of this host. Debian's are one folder deeper, in
+    the one that is named after the processor."""
     folders = []
     for base in ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/local/lib64"):
-        if os.path.isdir(base):
-            folders.append(base)
-            folders += [os.path.join(base, name) for name in sorted(os.listdir(base))]
-    paths = [os.path.join(folder, "faketime", "libfaketime.so.1") for folder in folders]
-    return [path for path in paths if os.path.isfile(path)]
+        if not os.path.isdir(base):
+            continue
+        folders.append(base)
+        for name in sorted(os.listdir(base)):
+            folders.append(os.path.join(base, name))
+    paths = []
+    for folder in folders:
+        path = os.path.join(folder, "faketime", "libfaketime.so.1")
+        if os.path.isfile(path):
+            paths.append(path)
+    return paths
 
 
 def host_libraries(given_paths: Sequence[str]) -> List[Library]:
@@ -9732,15 +9786,18 @@ def set_shift(host: Host, request: ShiftRequest, target: Target, plan: ShiftPlan
     if outcome.trouble:
         left = undo_failed_shift(host, shift, outcome.former)
         if left:
-            return row_for(target, "failed", outcome.trouble + left, fields, partial=True)
+            msg = outcome.trouble + left
+            return row_for(target, "failed", msg, fields, partial=True)
         msg = outcome.trouble + "; undone: it is as it was"
         return row_for(target, outcome.status, msg, fields)
-    save_undo(host, "faketime", shift.container, (), {"done": True, "stopped": False})
+    end_facts = {"done": True, "stopped": False}
+    save_undo(host, "faketime", shift.container, (), end_facts)
     fields["offset"] = request.seconds
     fields["preloaded"] = shift.preloaded
     if request.restart:
         fields["preloaded"] = True
-    return row_for(target, "changed", format_shift(request, plan), fields)
+    msg = format_shift(request, plan)
+    return row_for(target, "changed", msg, fields)
 
 
 def try_shift(host: Host, request: ShiftRequest, plan: ShiftPlan) -> ShiftOutcome:
@@ -9981,10 +10038,12 @@ def count_output(
         since = parse_instant(container.started) - 0.3
     argv = ("logs", "-t", "--since", "%d" % since, container.id)
     answer = query(host, *argv, limit=LOG_MAX, enough=LOG_MAX)
-    if answer.timed_out or max(answer.out_total, answer.err_total) >= LOG_MAX:
+    is_cut = max(answer.out_total, answer.err_total) >= LOG_MAX
+    if answer.timed_out or is_cut:
         return OutputCount(1, 1)
     half = request.watch / 2
-    early, late = set(), set()
+    early = set()
+    late = set()
     log = answer.out + b"\n" + answer.err
     for line in log.decode("utf-8", "replace").split("\n"):
         timestamp = line.split(" ")[0]
@@ -10068,7 +10127,7 @@ def undo_shift(host: Host, request: ShiftRequest, target: Target, plan: ShiftUnd
             "its running programs go back within 10 s; they keep the library until they are"
             " restarted (--restart)"
         )
-    return row_for(target, "changed", msg, dict(NO_SHIFT, offset=0))
+    return row_for(target, "changed", msg, UNDONE)
 
 
 # Status
@@ -10177,21 +10236,29 @@ def parse_job(opts: Options) -> str:
 
 
 def require_fitting_options(opts: Options, job: str) -> None:
-    """Raises UsageError for an option that does not go with the job, named by its option."""
+    """Raises UsageError for an option that does not go with the job."""
     is_set = job in ("offset", "at")
     is_build = opts.build_from is not None
-    # (option, the other option, are both given?)
-    misfits = (
-        ("--lib", job, bool(opts.lib) and not is_set),
-        ("--lib", "build-from", bool(opts.lib) and is_build),
-        ("--build-from", job, is_build and not is_set),
-        ("--step-running", job, opts.step_running and not is_set),
-        ("--zone", job, opts.zone is not None and job != "at"),
-        ("--restart", job, opts.restart and job == "status"),
-    )
-    for option, other, is_misfit in misfits:
-        if is_misfit:
-            raise UsageError("%s does not go with --%s" % (option, other))
+    # What a shift needs is given for a shift only.
+    if not is_set:
+        refuse_together("--lib", bool(opts.lib), job)
+        refuse_together("--build-from", is_build, job)
+        refuse_together("--step-running", opts.step_running, job)
+    # There is one library.
+    if is_build:
+        refuse_together("--lib", bool(opts.lib), "build-from")
+    # An offset is the same in every zone.
+    if job != "at":
+        refuse_together("--zone", opts.zone is not None, job)
+    # --status changes nothing.
+    if job == "status":
+        refuse_together("--restart", opts.restart, job)
+
+
+def refuse_together(option: str, is_given: bool, other: str) -> None:
+    """Raises UsageError where an option is given beside another one."""
+    if is_given:
+        raise UsageError("%s does not go with --%s" % (option, other))
 
 
 def format_faketime_options(opts: Options, request: ShiftRequest) -> List[str]:
@@ -10259,22 +10326,27 @@ def set_shifts(
     """The jobs --offset and --at."""
 
     def look(container: Container) -> ShiftPlan:
-        return plan_shift(host, request, look_at_shift(host, container))
+        shift = look_at_shift(host, container)
+        return plan_shift(host, request, shift)
 
     def work(target: Target, plan: ShiftPlan) -> ResultRow:
         return set_shift(host, request, target, plan)
 
-    survey = survey_containers(host, opts, "faketime: looking", targets, look, NO_SHIFT)
+    survey = survey_containers(host, opts, LOOKING, targets, look, NO_SHIFT)
     if opts.dry_run:
         options = format_faketime_options(opts, request)
-        fields = dict(NO_SHIFT, offset=request.seconds)
+        fields = dict(NO_SHIFT)
+        fields["offset"] = request.seconds
         plan_own_calls(opts, report, survey, options, fields)
         return
     plans = survey.all_facts()
-    add_finding(report, new_containers_finding(request.seconds, plans))
+    advice = new_containers_finding(request.seconds, plans)
+    add_finding(report, advice)
     if request.restart:
-        confirm_restarts(opts, [plan.shift.container for plan in plans])
-    report_rows(report, run_over_survey(host, opts, survey, work, NO_SHIFT))
+        containers = [plan.shift.container for plan in plans]
+        confirm_restarts(opts, containers)
+    rows = run_over_survey(host, opts, survey, work, NO_SHIFT)
+    report_rows(report, rows)
 
 
 def undo_shifts(
@@ -10286,6 +10358,7 @@ def undo_shifts(
         shift = look_at_shift(host, container)
         if request.action == "status" or not shift.undo or not shift.record:
             raise shift_status(host, shift)
+        # A restart does not delete the container.
         if request.restart and container.auto_remove:
             raise Refused(NO_STOP)
         return ShiftUndo(shift, shift.undo, shift.record)
@@ -10293,14 +10366,16 @@ def undo_shifts(
     def work(target: Target, plan: ShiftUndo) -> ResultRow:
         return undo_shift(host, request, target, plan)
 
-    survey = survey_containers(host, opts, "faketime: looking", targets, look, NO_SHIFT)
+    survey = survey_containers(host, opts, LOOKING, targets, look, NO_SHIFT)
     if opts.dry_run:
         options = format_faketime_options(opts, request)
-        plan_own_calls(opts, report, survey, options, dict(NO_SHIFT, offset=0))
+        plan_own_calls(opts, report, survey, options, UNDONE)
         return
     if request.restart:
-        confirm_restarts(opts, [plan.shift.container for plan in survey.all_facts()])
-    report_rows(report, run_over_survey(host, opts, survey, work, NO_SHIFT))
+        containers = [plan.shift.container for plan in survey.all_facts()]
+        confirm_restarts(opts, containers)
+    rows = run_over_survey(host, opts, survey, work, NO_SHIFT)
+    report_rows(report, rows)
 
 
 ###############################################################################
