@@ -24187,11 +24187,14 @@ def run_discard_steps(host: Host, opts: Options, journal: Journal, steps: Sequen
 # 29. Output
 ###############################################################################
 
-# What a run reports becomes text here: one JSON document, or tables for people. Nothing is decided
-# here and no figure is made here: an unknown figure is printed as "unknown", never as 0. Names,
-# messages and output come from containers, so control characters are escaped before they are
-# printed. The product goes to stdout, warnings and errors go to stderr. A table is a tuple of
-# columns below; a command whose results are one table has a row in LISTINGS.
+# What a run reports becomes text here: one JSON document, or tables for people.
+#
+# Nothing is decided here and no figure is made here: an unknown figure is printed as "unknown",
+# never as 0. Names, messages and output come from containers, so control characters are escaped
+# before they are printed. The product goes to stdout, warnings and errors go to stderr.
+#
+# TABLES has the columns of every table. A command whose results are one table has a row in
+# LISTINGS; others have a function show_COMMAND.
 
 
 class Column(NamedTuple):
@@ -24227,33 +24230,49 @@ def short_id(row: dict) -> str:
 
 def format_tally(values: List[str], order: Sequence[str]) -> str:
     """'2 changed, 1 failed' of statuses or roles: how often each value of `order` occurs."""
-    parts = ["%d %s" % (values.count(value), value) for value in order if value in values]
+    parts = []
+    for value in order:
+        number = values.count(value)
+        if number:
+            parts.append("%d %s" % (number, value))
     return ", ".join(parts)
 
 
 def render_json(report: dict) -> bytes:
     """One ASCII document: no locale can break it, and no terminal obeys it."""
-    return (json.dumps(report, indent=1, ensure_ascii=True) + "\n").encode("ascii")
+    document = json.dumps(report, indent=1, ensure_ascii=True)
+    return (document + "\n").encode("ascii")
 
 
 def render_table(columns: Sequence[Column], rows: Sequence[dict]) -> str:
-    """A line of titles and a line for each row, aligned; nothing is cut. The last column is free
-    text, so it is not padded."""
-    present = []
-    for column in columns:
-        if not column.only_with or any(column.only_with in row for row in rows):
-            present.append(column)
+    """A line of titles and a line for each row, aligned; nothing is cut."""
+    present = [column for column in columns if is_present(column, rows)]
     lines = [[column.title for column in present]]
     for row in rows:
-        lines.append([escape_controls(column.cell(row)) for column in present])
+        cells = [escape_controls(column.cell(row)) for column in present]
+        lines.append(cells)
+    # The last column is free text, so it is not padded.
     widths = []
     for number in range(len(present) - 1):
-        widths.append(max(len(line[number]) for line in lines))
-    out = []
-    for line in lines:
-        padded = [cell.ljust(width) for cell, width in zip(line, widths)]
-        out.append("  ".join([*padded, line[-1]]).rstrip() + "\n")
-    return "".join(out)
+        width = max(len(line[number]) for line in lines)
+        widths.append(width)
+    return "".join(align_line(line, widths) for line in lines)
+
+
+def is_present(column: Column, rows: Sequence[dict]) -> bool:
+    """Whether a column is printed for these rows."""
+    if not column.only_with:
+        return True
+    return any(column.only_with in row for row in rows)
+
+
+def align_line(cells: List[str], widths: List[int]) -> str:
+    """widths: of all cells but the last."""
+    aligned = []
+    for cell, width in zip(cells, widths):
+        aligned.append(cell.ljust(width))
+    aligned.append(cells[-1])
+    return "  ".join(aligned).rstrip() + "\n"
 
 
 # The report of `storage`: findings, the driver and its ceilings, and where the space goes.
@@ -24263,6 +24282,15 @@ def cell_used_percent(disk: dict) -> str:
     if disk["used_percent"] is None:
         return "unknown"
     return "%s %%" % disk["used_percent"]
+
+
+def cell_file_system(disk: dict) -> str:
+    return disk["filesystem"] or "unknown"
+
+
+def cell_purposes(disk: dict) -> str:
+    """What of Docker's is on a disk."""
+    return ", ".join(disk["for"])
 
 
 def cell_number(usage: dict) -> str:
@@ -24287,11 +24315,6 @@ def cell_set_in(option: dict) -> str:
     return option["where"] + " (not for the next start)"
 
 
-POOL_COLUMNS = (
-    Column("POOL", text_of("title")),
-    Column("DATA", size_of("data")),
-    Column("METADATA", size_of("metadata")),
-)
 POOL_ROWS = (  # the title, and what follows data_ and metadata_ in the pool's facts
     ("ceiling", "total"),
     ("allocated on disk", "allocated"),
@@ -24299,52 +24322,42 @@ POOL_ROWS = (  # the title, and what follows data_ and metadata_ in the pool's f
     ("used", "used"),
     ("available", "available"),
 )
-DISK_COLUMNS = (
-    Column("DISK", text_of("path")),
-    Column("SIZE", lambda disk: format_size(disk["total"])),
-    Column("FREE", lambda disk: format_size(disk["free"])),
-    Column("USED", cell_used_percent),
-    Column("FILE SYSTEM", lambda disk: disk["filesystem"] or "unknown"),
-    Column("FOR", lambda disk: ", ".join(disk["for"])),
-)
-USAGE_COLUMNS = (
-    Column("USED BY", text_of("title")),
-    Column("NUMBER", cell_number),
-    Column("SIZE", cell_usage_size),
-)
-OPTION_COLUMNS = (
-    Column("OPTION", text_of("option")),
-    Column("VALUE", text_of("value")),
-    Column("SET IN", cell_set_in),
-)
 LARGEST_ROWS = 10  # of each kind
 
 
 def show_storage(report: dict, quiet: bool) -> str:
     """The report for people: what is wrong first, then the ceilings, then where the space went."""
-    out = show_findings(report["findings"], quiet)
+    findings = show_findings(report["findings"], quiet)
     if quiet or not report["results"]:
-        return out
+        return findings
     facts = report["results"][0]
-    out += show_engine(facts)
+    parts = [findings, show_engine(facts)]
     if facts["pool"]:
-        out += show_pool(facts["pool"])
+        parts.append(show_pool(facts["pool"]))
     if facts["disks"]:
-        out += "\n" + render_table(DISK_COLUMNS, facts["disks"])
-    return out + show_usage(facts) + show_largest(facts) + show_options(facts["options"])
+        parts.append("\n" + render_table(TABLES["disks"], facts["disks"]))
+    parts.append(show_usage(facts))
+    parts.append(show_largest(facts))
+    parts.append(show_options(facts["options"]))
+    return "".join(parts)
 
 
 def show_findings(findings: List[dict], quiet: bool) -> str:
+    """Each with the line to type next. quiet: only what is wrong."""
     out = ""
     for finding in findings:
-        if quiet and finding["severity"] == "info":
+        severity = finding["severity"]
+        if quiet and severity == "info":
             continue
-        text, remedy = escape_controls(finding["text"]), escape_controls(finding["remedy"])
-        out += "%-8s  %s\n          -> %s\n" % (finding["severity"], text, remedy)
+        text = escape_controls(finding["text"])
+        remedy = escape_controls(finding["remedy"])
+        out += "%-8s  %s\n" % (severity, text)
+        out += "          -> %s\n" % remedy
     return out
 
 
 def show_engine(facts: dict) -> str:
+    """The driver, the version and the root, and why the files tell nothing."""
     driver = escape_controls(facts["driver"] or "driver unknown")
     version = escape_controls(facts["server_version"] or "unknown")
     root = escape_controls(facts["root"] or "unknown")
@@ -24356,27 +24369,37 @@ def show_engine(facts: dict) -> str:
 
 def show_pool(pool: dict) -> str:
     """The thin pool of devicemapper."""
+    name = escape_controls(pool["name"] or "unknown")
+    reason = escape_controls(pool["mode_why"] or "")
+    state = pool["state"] or "unknown"
+    base_size = format_known_size(pool["base_device_size"])
     heading = "\npool %s: %s (%s), state %s, base size %s\n" % (
-        escape_controls(pool["name"] or "unknown"),
+        name,
         pool["mode"],
-        escape_controls(pool["mode_why"] or ""),
-        pool["state"] or "unknown",
-        format_known_size(pool["base_device_size"]),
+        reason,
+        state,
+        base_size,
     )
     rows = []
     for title, key in POOL_ROWS:
-        data, metadata = pool.get("data_" + key), pool.get("metadata_" + key)
-        rows.append({"title": title, "data": data, "metadata": metadata})
-    return heading + render_table(POOL_COLUMNS, rows)
+        row = {
+            "title": title,
+            "data": pool.get("data_" + key),
+            "metadata": pool.get("metadata_" + key),
+        }
+        rows.append(row)
+    return heading + render_table(TABLES["pool"], rows)
 
 
 def show_usage(facts: dict) -> str:
     """A row for each kind. With a message that facts are missing, only the kinds that are known."""
     rows = []
     for kind, usage in facts["usage"].items():
-        if not facts["msg"] or usage["count"] is not None:
-            rows.append(dict(usage, title=kind.replace("_", " ")))
-    return "\n" + render_table(USAGE_COLUMNS, rows)
+        if facts["msg"] and usage["count"] is None:
+            continue
+        title = kind.replace("_", " ")
+        rows.append(dict(usage, title=title))
+    return "\n" + render_table(TABLES["usage"], rows)
 
 
 def show_largest(facts: dict) -> str:
@@ -24400,14 +24423,18 @@ def show_largest(facts: dict) -> str:
 
 def show_options(options: List[dict]) -> str:
     """The daemon's options of the next start, and those that only the running daemon has."""
-    next_start = {(row["option"], row["value"]) for row in options if row["used"]}
+    next_start = set()
+    for row in options:
+        if row["used"]:
+            next_start.add((row["option"], row["value"]))
     rows = []
     for row in options:
-        if row["used"] or (row["option"], row["value"]) not in next_start:
+        only_running = (row["option"], row["value"]) not in next_start
+        if row["used"] or only_running:
             rows.append(row)
     if not rows:
         return ""
-    return "\n" + render_table(OPTION_COLUMNS, rows)
+    return "\n" + render_table(TABLES["options"], rows)
 
 
 # Commands whose results are one table.
@@ -24424,15 +24451,30 @@ def cell_owner_id(row: dict) -> str:
 
 def cell_owner_path(row: dict) -> str:
     """The first path, else the layer; then what else is known of it."""
+    path = row["layer"]
+    if row["paths"]:
+        path = row["paths"][0]
     notes = []
     if "device_id" in row:
         notes.append("device id %d" % row["device_id"])
     if row["note"]:
         notes.append(row["note"])
-    path = row["paths"][0] if row["paths"] else row["layer"]
-    if notes:
-        path += " (%s)" % ", ".join(notes)
-    return path
+    if not notes:
+        return path
+    return "%s (%s)" % (path, ", ".join(notes))
+
+
+def cell_zone(row: dict) -> str:
+    return row["zone"] or "?"
+
+
+def cell_utc_offset(row: dict) -> str:
+    return format_utc_offset(row["utc_offset"])
+
+
+def cell_via(row: dict) -> str:
+    """The way a password went, '-' where none was set."""
+    return row["via"] or "-"
 
 
 def cell_verdict(row: dict) -> str:
@@ -24449,7 +24491,22 @@ def cell_offset(row: dict) -> str:
 
 
 def is_done(row: dict) -> bool:
+    """Whether a container is as it was to be."""
     return row["status"] in ("changed", "unchanged")
+
+
+def is_kept(row: dict) -> bool:
+    """Whether a backup has, or a restore has brought, all of something."""
+    return row["status"] != "failed"
+
+
+def is_removed(row: dict) -> bool:
+    return row["status"] == "changed"
+
+
+def is_never_left_out(row: dict) -> bool:
+    """For the commands that only show something: --quiet shows all of it."""
+    return False
 
 
 def is_in_sync(row: dict) -> bool:
@@ -24457,33 +24514,47 @@ def is_in_sync(row: dict) -> bool:
 
 
 def count_statuses(report: dict) -> str:
-    statuses = [row["status"] for row in report["results"]]
+    """'2 changed, 1 failed', as the last line."""
     order = ("changed", "unchanged", "skipped", "refused", "failed", "unknown")
-    return (format_tally(statuses, order) or "no containers") + "\n"
+    statuses = [row["status"] for row in report["results"]]
+    tally = format_tally(statuses, order)
+    if not tally:
+        tally = "no containers"
+    return tally + "\n"
 
 
 def count_layers(report: dict) -> str:
+    """'3 layers: 1 container, 2 image', as the last line."""
+    order = ("container", "container-init", "image", "orphan", UNKNOWN)
     roles = [row["role"] for row in report["results"]]
-    tally = format_tally(roles, ("container", "container-init", "image", "orphan", UNKNOWN))
     count = format_count(len(roles), "layer")
+    tally = format_tally(roles, order)
     if tally:
         count += ": " + tally
     return count + "\n"
 
 
 def describe_host_clock(report: dict) -> str:
+    """What the containers were compared with."""
     count = format_count(len(report["results"]), "container")
-    own = report["host"]
-    return "%s; the host: %s %s\n" % (count, own["zone"], format_utc_offset(own["utc_offset"]))
+    zone = report["host"]["zone"]
+    offset = format_utc_offset(report["host"]["utc_offset"])
+    return "%s; the host: %s %s\n" % (count, zone, offset)
 
 
 def format_estimate(report: dict) -> str:
     """What all candidates give back; 'at least' the sum of the known sizes, 'unknown' where none is
     known."""
-    if report.get("promised") is not None:
-        return format_size(report["promised"])
-    known = sum(row["size"] for row in report["results"] if row["size"] is not None)
-    return format_known_size(known or None, False)
+    estimate = report.get("promised")
+    if estimate is not None:
+        return format_size(estimate)
+    known = 0
+    for row in report["results"]:
+        if row["size"] is not None:
+            known += row["size"]
+    if not known:
+        return "unknown"
+    return "at least " + format_size(known)
 
 
 def describe_gain(report: dict) -> str:
@@ -24497,97 +24568,119 @@ def describe_gain(report: dict) -> str:
             "all of it: %s; nothing was removed: choose categories, such as --logs --containers\n"
             % format_estimate(report)
         )
+    return out + describe_pool_gain(report)
+
+
+def describe_pool_gain(report: dict) -> str:
+    """What devicemapper's pool and its loop file have given back; '' without a pool."""
+    out = ""
     for key, title in (
         ("pool_data_used", "used in the pool"),
         ("loop_file_allocated", "the pool's loop file"),
     ):
-        if key in report.get("after", ()):
-            before = format_known_size(report["before"][key])
-            after = format_known_size(report["after"][key])
-            out += "%s: %s -> %s\n" % (title, before, after)
+        if key not in report.get("after", ()):
+            continue
+        before = format_known_size(report["before"][key])
+        after = format_known_size(report["after"][key])
+        out += "%s: %s -> %s\n" % (title, before, after)
     return out
 
 
 def list_left_out(report: dict) -> str:
+    """What a backup could not keep, a line for each."""
     lines = []
     for name in report.get("left_out", ()):
-        lines.append("not in the backup: %s\n" % escape_controls(name))
+        line = "not in the backup: %s\n" % escape_controls(name)
+        lines.append(line)
     return "".join(lines)
 
 
 class Listing(NamedTuple):
     """How the results of a command become one table.
 
+    table: its name in TABLES.
     expected(row): the row is as it should be, so --quiet leaves it out.
     footer(report): the text below the table, which --quiet leaves out.
     """
 
-    columns: Tuple[Column, ...]
+    table: str
     expected: Callable[[dict], bool]
     footer: Callable[[dict], str]
 
 
-CONTAINER_LISTING = Listing(
-    columns=(
+LISTINGS = {
+    "chpasswd": Listing("containers", is_done, count_statuses),
+    "timezone": Listing("containers", is_done, count_statuses),
+    "faketime": Listing("containers", is_done, count_statuses),
+    "backup": Listing("backup", is_kept, list_left_out),
+    "restore": Listing("backup", is_kept, list_left_out),
+    "clock": Listing("clock", is_in_sync, describe_host_clock),
+    "owner": Listing("owner", is_never_left_out, count_layers),
+    "reclaim": Listing("reclaim", is_removed, describe_gain),
+}
+
+
+# Every table, from the left: a column's title, and how its cell comes from a row.
+TABLES = {
+    "containers": (
         Column("CONTAINER", text_of("target")),
         Column("ID", short_id),
         Column("STATUS", text_of("status")),
-        Column("VIA", lambda row: row["via"] or "-", only_with="via"),
+        Column("VIA", cell_via, only_with="via"),
         Column("MESSAGE", text_of("msg")),
     ),
-    expected=is_done,
-    footer=count_statuses,
-)
-BACKUP_LISTING = Listing(
-    columns=(
+    "backup": (
         Column("NAME", text_of("target")),
         Column("STATUS", text_of("status")),
         Column("MESSAGE", text_of("msg")),
     ),
-    expected=lambda row: row["status"] != "failed",
-    footer=list_left_out,
-)
-LISTINGS = {
-    "chpasswd": CONTAINER_LISTING,
-    "timezone": CONTAINER_LISTING,
-    "faketime": CONTAINER_LISTING,
-    "backup": BACKUP_LISTING,
-    "restore": BACKUP_LISTING,
-    "clock": Listing(
-        columns=(
-            Column("CONTAINER", text_of("target")),
-            Column("ID", short_id),
-            Column("VERDICT", cell_verdict),
-            Column("ZONE", lambda row: row["zone"] or "?"),
-            Column("UTC", lambda row: format_utc_offset(row["utc_offset"])),
-            Column("CLOCK", cell_offset),
-            Column("MESSAGE", text_of("msg")),
-        ),
-        expected=is_in_sync,
-        footer=describe_host_clock,
+    "clock": (
+        Column("CONTAINER", text_of("target")),
+        Column("ID", short_id),
+        Column("VERDICT", cell_verdict),
+        Column("ZONE", cell_zone),
+        Column("UTC", cell_utc_offset),
+        Column("CLOCK", cell_offset),
+        Column("MESSAGE", text_of("msg")),
     ),
-    "owner": Listing(
-        columns=(
-            Column("ROLE", text_of("role")),
-            Column("DRIVER", text_of("driver")),
-            Column("OWNER", format_owner),
-            Column("ID", cell_owner_id),
-            Column("SIZE", size_of("size"), only_with="size"),
-            Column("PATH", cell_owner_path),
-        ),
-        expected=lambda row: False,
-        footer=count_layers,
+    "owner": (
+        Column("ROLE", text_of("role")),
+        Column("DRIVER", text_of("driver")),
+        Column("OWNER", format_owner),
+        Column("ID", cell_owner_id),
+        Column("SIZE", size_of("size"), only_with="size"),
+        Column("PATH", cell_owner_path),
     ),
-    "reclaim": Listing(
-        columns=(
-            Column("CATEGORY", text_of("category")),
-            Column("NAME", text_of("target")),
-            Column("SIZE", size_of("size")),
-            Column("STATUS", text_of("status")),
-            Column("MESSAGE", text_of("msg")),
-        ),
-        expected=lambda row: row["status"] == "changed",
-        footer=describe_gain,
+    "reclaim": (
+        Column("CATEGORY", text_of("category")),
+        Column("NAME", text_of("target")),
+        Column("SIZE", size_of("size")),
+        Column("STATUS", text_of("status")),
+        Column("MESSAGE", text_of("msg")),
+    ),
+    # Those of `storage`.
+    "pool": (
+        Column("POOL", text_of("title")),
+        Column("DATA", size_of("data")),
+        Column("METADATA", size_of("metadata")),
+    ),
+    "disks": (
+        Column("DISK", text_of("path")),
+        Column("SIZE", size_of("total")),
+        Column("FREE", size_of("free")),
+        Column("USED", cell_used_percent),
+        Column("FILE SYSTEM", cell_file_system),
+        Column("FOR", cell_purposes),
+    ),
+    "usage": (
+        Column("USED BY", text_of("title")),
+        Column("NUMBER", cell_number),
+        Column("SIZE", cell_usage_size),
+    ),
+    "options": (
+        Column("OPTION", text_of("option")),
+        Column("VALUE", text_of("value")),
+        Column("SET IN", cell_set_in),
     ),
 }
 
@@ -24595,15 +24688,16 @@ LISTINGS = {
 def show_listing(report: dict, quiet: bool) -> str:
     """The table of a command's results and the text below it."""
     listing = LISTINGS[report["command"]]
-    if quiet:
-        rows = [row for row in report["results"] if not listing.expected(row)]
-        footer = ""
-    else:
-        rows = report["results"]
-        footer = listing.footer(report)
-    if not rows:
-        return footer
-    return render_table(listing.columns, rows) + footer
+    rows = []
+    for row in report["results"]:
+        if not quiet or not listing.expected(row):
+            rows.append(row)
+    out = ""
+    if rows:
+        out = render_table(TABLES[listing.table], rows)
+    if not quiet:
+        out += listing.footer(report)
+    return out
 
 
 # Commands whose results are no table.
@@ -24613,23 +24707,36 @@ def show_exec(report: dict, quiet: bool) -> str:
     """A heading for each container, then its output, each line under the container's name."""
     out = []
     for row in report["results"]:
-        name = escape_controls(row["target"])
-        outcome, reason = row["status"], ""
-        if row["rc"] is not None:
-            outcome = "exit %d" % row["rc"]
-        elif row["msg"]:
-            reason = ": " + escape_controls(row["msg"])
-        out.append("== %s: %s, %.1f s%s\n" % (name, outcome, row["seconds"], reason))
-        for mark, stream in (("|", "stdout"), ("!", "stderr")):
-            prefix = "%s %s " % (name, mark)
-            for line in split_output(row[stream]):
-                out.append(prefix + line + "\n")
-            cut = row.get("cut", {}).get(stream)
-            if cut:
-                out.append("%s[cut: %d more bytes of %s]\n" % (prefix, cut, stream))
+        out.append(exec_heading(row))
+        out += stream_lines(row, "stdout", "|")
+        out += stream_lines(row, "stderr", "!")
     if not quiet:
         out.append(count_statuses(report))
     return "".join(out)
+
+
+def exec_heading(row: dict) -> str:
+    """The exit status, or why there is none."""
+    outcome = row["status"]
+    reason = ""
+    if row["rc"] is not None:
+        outcome = "exit %d" % row["rc"]
+    elif row["msg"]:
+        reason = ": " + escape_controls(row["msg"])
+    name = escape_controls(row["target"])
+    return "== %s: %s, %.1f s%s\n" % (name, outcome, row["seconds"], reason)
+
+
+def stream_lines(row: dict, stream: str, mark: str) -> List[str]:
+    """What a program wrote to stdout or stderr."""
+    prefix = "%s %s " % (escape_controls(row["target"]), mark)
+    lines = []
+    for line in split_output(row[stream]):
+        lines.append(prefix + line + "\n")
+    cut = row.get("cut", {}).get(stream)
+    if cut:
+        lines.append("%s[cut: %d more bytes of %s]\n" % (prefix, cut, stream))
+    return lines
 
 
 def split_output(text: str) -> List[str]:
@@ -24637,7 +24744,11 @@ def split_output(text: str) -> List[str]:
     lines = text.split("\n")
     if not lines[-1]:
         lines.pop()
-    return ["\t".join(map(escape_controls, line.split("\t"))) for line in lines]
+    escaped = []
+    for line in lines:
+        parts = [escape_controls(part) for part in line.split("\t")]
+        escaped.append("\t".join(parts))
+    return escaped
 
 
 def show_change(report: dict, quiet: bool) -> str:
@@ -24645,23 +24756,30 @@ def show_change(report: dict, quiet: bool) -> str:
     how to delete it."""
     out = ""
     for row in report["results"]:
-        outcome = row["msg"] or row["status"]
-        out += "%s: %s\n" % (escape_controls(row["target"]), escape_controls(outcome))
-        if quiet or not row.get("keeps") or row["status"] != "changed":
-            continue
-        # the options that name the same state folder and docker command
-        name = row.get("options", "") + row["id"]
-        if row["msg"].startswith("undone"):
-            text = "what is set aside is kept in %s" % row["keeps"]
-        else:
-            text = "the old data is kept in %s; rollback %s goes back" % (row["keeps"], name)
-        out += "  %s\n" % escape_controls("%s; discard %s deletes it" % (text, name))
+        name = escape_controls(row["target"])
+        outcome = escape_controls(row["msg"] or row["status"])
+        out += "%s: %s\n" % (name, outcome)
+        if not quiet and row.get("keeps") and row["status"] == "changed":
+            out += "  %s\n" % escape_controls(describe_old_data(row))
     return out
 
 
+def describe_old_data(row: dict) -> str:
+    """The commands that lead back, or let go of the old data."""
+    folder = row["keeps"]
+    # The options name the same state folder and docker command.
+    name = row.get("options", "") + row["id"]
+    text = "the old data is kept in %s; rollback %s goes back" % (folder, name)
+    if row["msg"].startswith("undone"):
+        text = "what is set aside is kept in %s" % folder
+    return "%s; discard %s deletes it" % (text, name)
+
+
 def print_errors(findings: List[dict], errors: List[dict]) -> None:
+    """On stderr, each with the line to type next."""
     for finding in findings:
-        say("dockfix: %s: %s" % (finding["severity"], finding["text"]))
+        severity = finding["severity"]
+        say("dockfix: %s: %s" % (severity, finding["text"]))
         say("  remedy: %s" % finding["remedy"])
     for error in errors:
         say("dockfix: error: %s" % error["msg"])
@@ -24672,9 +24790,9 @@ def print_errors(findings: List[dict], errors: List[dict]) -> None:
 def emit(report: dict, opts: Options, command: Optional["Command"]) -> None:
     """Prints all that a run reports, once: the product on stdout, the rest on stderr. Raises
     DockfixError where stdout takes no more."""
-    any_changed = any(row.get("status") == "changed" for row in report["results"])
+    statuses = [row.get("status") for row in report["results"]]
     report["ok"] = report["exit_code"] == 0
-    report["changed"] = any_changed and not report["dry_run"]
+    report["changed"] = "changed" in statuses and not report["dry_run"]
     if opts.json:
         write_out(render_json(report))
         return
@@ -24682,10 +24800,13 @@ def emit(report: dict, opts: Options, command: Optional["Command"]) -> None:
     if command and command.shows_findings and report["results"]:
         findings = []  # command.show has them
     print_errors(findings, report["errors"])
+    text = ""
     if "script" in report:
-        write_out(report["script"].encode("utf-8", "backslashreplace"))
+        text = report["script"]
     elif command and (report["results"] or not report["errors"]):
-        write_out(command.show(report, opts.quiet).encode("utf-8", "backslashreplace"))
+        text = command.show(report, opts.quiet)
+    if text:
+        write_out(text.encode("utf-8", "backslashreplace"))
 
 
 ###############################################################################
