@@ -1717,7 +1717,7 @@ def read_settings_text(path: str) -> str:
 def read_input(path: str, limit: int, source: str) -> bytes:
     """A file that the user named, '-' = standard input; at most `limit` bytes, more is a
     UsageError. source: its name in messages."""
-    file = os_bytes(path)  # type: Union[bytes, int]
+    file: Union[bytes, int] = os_bytes(path)
     try:
         if path == "-":
             file = os.dup(0)  # a copy is closed, not standard input itself
