@@ -4274,8 +4274,8 @@ def format_tar_header(member: Member, base: Tuple[int, int]) -> tarfile.TarInfo:
 
 
 def is_same_member(present: Member, wanted: Member) -> bool:
-    """Is it what was to be written? A link's mode and what a directory holds say nothing; docker
-    keeps no mtime of links."""
+    """Is it what was to be written? A link's mode and what a directory holds say nothing. Nor do
+    times: docker keeps no mtime of links."""
     if present.kind != wanted.kind:
         return False
     if wanted.kind in ("absent", "dir"):
@@ -4423,9 +4423,16 @@ def is_same_mount(fd: int, other: int) -> bool:
 
 
 def open_regular_at(folder: int, name: str, flags: int, limit: int, path: str) -> int:
-    """A regular file of at most `limit` bytes; never a link, never blocks on a fifo. Judged through
-    O_PATH first, and then that very inode is opened: to open a device is to act on it (a watchdog
-    reboots the host). Raises OSError, and Refused, which calls the file `path`."""
+    """A descriptor of a regular file; never a link, never blocks on a fifo. Judged through O_PATH
+    first, and then that very inode is opened: to open a device is to act on it (a watchdog reboots
+    the host).
+
+    folder: a descriptor; the file is looked for below it, as `name`.
+    flags: os.O_RDONLY or os.O_WRONLY.
+    limit: bytes; a larger file is Refused.
+    path: what a refusal calls the file.
+
+    Raises OSError, Refused."""
     judged = os.open(os_bytes(name), OPEN_TO_JUDGE, dir_fd=folder)
     try:
         status = os.fstat(judged)
@@ -4492,6 +4499,7 @@ class PathWalk:
     link is read and walked from that root, and none is left to the kernel."""
 
     def __init__(self, root: int) -> None:
+        """root: a descriptor; it stays the caller's."""
         self.root = root
         self.folders = [os.dup(root)]  # opened, outermost first
         self.names = []  # type: List[bytes]
@@ -4605,8 +4613,12 @@ class FirstMember(NamedTuple):
 def read_first_by_cp(
     host: Host, container: Container, path: str, limit: int, follow: bool = False
 ) -> FirstMember:
-    """The first member docker cp sends for a path; the client is stopped once `limit` bytes are
-    here. Raises ContainerGone, FileNotFoundError, MethodUnavailable."""
+    """The first member docker cp sends for a path.
+
+    limit: bytes of the tar; the client is stopped once they are here, however large the file is.
+    follow: docker cp follows a link at the end of the path (-L).
+
+    Raises ContainerGone, FileNotFoundError, MethodUnavailable."""
     options = []
     if follow:
         options = ["-L"]
@@ -4672,12 +4684,16 @@ def read_member(
     host: Host, container: Container, path: str, limit: int = SHADOW_MAX, follow: bool = False
 ) -> Member:
     """What is at an absolute path of the container, in any state of it: kind 'absent' where nothing
-    is. Links above the path are followed as the container would, a link at its end with `follow`
-    only. A file larger than `limit` is Refused. Raises ContainerGone, MethodUnavailable. The path
-    of a member is the one asked for, whatever links led there."""
+    is. The path of a member is the one asked for, whatever links led there.
+
+    path: links above its end are followed, as a process in the container would follow them.
+    limit: bytes of a file; a larger one is Refused.
+    follow: a link at the end is followed too, and what it leads to is returned.
+
+    Raises ContainerGone; MethodUnavailable where neither way can be used."""
     try:
         return read_member_by_proc(container, path, limit, follow)
-    except MethodUnavailable:
+    except MethodUnavailable:  # not root, another host, no process, a mount on the way
         return read_member_by_cp(host, container, path, limit, follow)
 
 
@@ -5279,11 +5295,16 @@ def change_members(
     remove: Sequence[str],
     former: Sequence[Member] = (),
 ) -> List[str]:
-    """Writes the members in their order, reads each back, then removes files, links and empty
-    folders; returns what could not be removed. What is so already is left alone. Raises Refused
-    before anything is changed where a part of the way is a link or a mount, or where a path is not
-    as in `former`; PathMoved where it became one meanwhile; ContainerGone, MethodUnavailable (then
-    look at what is there), NoAnswer. save_undo comes first."""
+    """Writes files, links and folders, reads each back, and removes others; returns the paths of
+    what could not be removed. What is so already is left alone. save_undo comes first.
+
+    write: in this order; folders above them that are missing are made.
+    remove: paths of files, links and empty folders.
+    former: what undo will put back. A path that is not as it is there is not touched.
+
+    Raises Refused before anything is changed where a part of the way is a link or a mount, or where
+    a path is not as in `former`; PathMoved where it became one meanwhile; ContainerGone;
+    MethodUnavailable (then look at what is there); NoAnswer."""
     if not write and not remove:
         return []
     note_change(host)
@@ -5439,8 +5460,13 @@ def read_account_file(etc: int, name: str) -> Optional[FileRead]:
 
 def write_accounts_by_proc(container: Container, edit: EditAccounts, stop: threading.Event) -> None:
     """Replaces the account files that `edit` changes, each atomically, under their lock, keeping
-    owner, mode and xattrs. Any surprise is MethodUnavailable, and the old files are still there (or
-    it says which is not)."""
+    owner, mode and xattrs.
+
+    edit: is given the files as they are under the lock. What it raises ends this, with no change.
+    stop: is set by a signal; the lock is not waited for any longer.
+
+    Any surprise is MethodUnavailable, and the old files are still there (or it says which is
+    not)."""
     etc = open_etc(container)
     try:
         lock = lock_accounts(etc, os.fstat(etc), stop)
@@ -5512,8 +5538,13 @@ def replace_account_files(etc: int, old: OpenedAccounts, new: AccountFiles) -> N
 
 
 def replace_account_file(etc: int, name: str, data: bytes, old: os.stat_result) -> None:
-    """Puts `data` in the place of /etc/NAME, which must still be the file that `old` tells of.
-    Raises OSError, MethodUnavailable, Refused."""
+    """Puts `data` in the place of /etc/NAME, with the owner, the mode and the extended attributes
+    of the file that is there.
+
+    etc: a descriptor of the container's /etc.
+    old: what stat said when the file was read; it must still be that file.
+
+    Raises OSError, MethodUnavailable, Refused; then the old file still has the name."""
     # A name of its own: what a killed run left must not be in the way of the next one.
     copy = "%s-%s" % (SHADOW_COPY_NAME, os.urandom(8).hex())
     source = open_regular_at(etc, name, os.O_RDONLY, ACCOUNTS_MAX, "/etc/" + name)
@@ -5549,7 +5580,8 @@ def replace_account_file(etc: int, name: str, data: bytes, old: os.stat_result) 
 
 
 class AccountMembers(NamedTuple):
-    """The account files as docker cp has them; kind 'absent' where there is none."""
+    """The account files as docker cp has them, with their owners and modes; kind 'absent' where
+    there is none."""
 
     passwd: Member
     shadow: Member
@@ -5594,8 +5626,11 @@ def read_back_by_cp(host: Host, container: Container) -> Optional[AccountFiles]:
 def accounts_tar(files: Sequence[Member], base: Tuple[int, int], etc: Optional[Member]) -> bytes:
     """The tar that replaces these account files, in their order. What can fail (space, ids) fails
     on the member that carries the content, while the old file is still there; the link then takes
-    its place. The last member empties the leftover, which docker cp cannot delete. etc: the folder
-    as it is, for `docker cp - C:/` (see send_members); None for `docker cp - C:/etc`."""
+    its place. The last member empties the leftover, which docker cp cannot delete.
+
+    base: first uid and gid of the engine's user namespace.
+    etc: the folder as it is, for `docker cp - C:/` (see send_members); None for
+    `docker cp - C:/etc`."""
     folder = ""
     members = []
     if etc:
@@ -5846,8 +5881,14 @@ def save_undo(
     facts: Optional[dict] = None,
 ) -> Undo:
     """Notes what was there, on the disk before this returns and so before the container is touched.
-    Of a path that the record has already, the older state stays: undo goes back to before dockfix's
-    first change. `facts` replace those of the same name."""
+
+    kind: a key of UNDO_FORMS.
+    former: what is there now. Of a path that the record has already, the older state stays: undo
+    goes back to before dockfix's first change.
+    facts: of the feature; they replace those of the same name.
+
+    Raises EnvironmentFault where it cannot be kept, DockfixError where a record is there that
+    cannot be read."""
     all_facts = {}  # type: Dict[str, object]
     members = ()  # type: Tuple[Member, ...]
     old = load_undo(host, kind, container.id)
@@ -6276,7 +6317,7 @@ def find_user_lines(
         matches.append(match)
         if len(matches) > SAME_NAME_MAX:
             raise Refused(
-                "its /etc/%s has more than %d lines of %s"
+                "its /etc/%s has more than %d lines of %s: mend it first"
                 % (kind, SAME_NAME_MAX, format_bytes(user))
             )
     lines = []
@@ -6430,7 +6471,10 @@ def require_own_etc(
     # The host's own account files are not written, whatever the options say.
     for source, destination in mounts:
         if is_hosts(source):
-            raise Refused("%s is the host's own %s: never written" % (destination, source))
+            raise Refused(
+                "%s is the host's own %s: never written; passwd on the host sets that one"
+                % (destination, source)
+            )
     # Files that others share are not written, unless that is meant.
     if mounts and not allow_shared:
         source, destination = mounts[0]
@@ -6440,7 +6484,7 @@ def require_own_etc(
         )
     # The files can be written: the root is not read-only, or a mount at /etc is what counts.
     if container.read_only and "/etc" not in [destination for _, destination in mounts]:
-        raise Refused(READ_ONLY)
+        raise Refused(READ_ONLY + "; set the password in its image, or run it without --read-only")
 
 
 def read_account_files(
@@ -6475,7 +6519,7 @@ def require_login_lines(files: AccountFiles, user: bytes, strict: bool = False) 
     name = format_bytes(user)
     # The name can be an account's: not a NIS entry or a comment, and no blanks that a library cuts.
     if user.startswith((b"+", b"-", b"#")) or user != user.strip(b"\t\v\f\r "):
-        raise Refused("%s is no name of an account" % name)
+        raise Refused("%s is no name of an account; name the user as /etc/passwd does" % name)
     # Somebody can log in at all.
     if files.passwd is None:
         raise Refused("it has no /etc/passwd: nobody can log in")
@@ -6502,7 +6546,8 @@ def require_no_nul(kind: str, data: bytes) -> None:
     """Raises Refused. For C a text ends at a NUL, and the libraries differ on what comes after."""
     if b"\0" in data:
         raise Refused(
-            "its /etc/%s has NUL bytes in it: what login reads there is not certain" % kind
+            "its /etc/%s has NUL bytes in it: what login reads there is not certain; mend it first"
+            % kind
         )
 
 
@@ -6510,10 +6555,10 @@ def why_no_account(files: AccountFiles, name: str, in_shadow: bool) -> str:
     """in_shadow: there is a line of the user in /etc/shadow."""
     text = "there is no user %s in its /etc/passwd" % name
     if re.search(rb"(?m)^\+", files.passwd or b""):
-        return text + " itself, and a + line takes in others from NIS"
+        return text + " itself, and a + line takes in others from NIS: set the password there"
     if in_shadow:
         return text + ", only in /etc/shadow: nobody can log in"
-    return text
+    return text + ": name a user that it has"
 
 
 def require_undamaged(
@@ -6534,7 +6579,7 @@ def require_no_nis_before(data: bytes, lines: Sequence[Optional[AccountLine]], n
     if starts and re.search(rb"(?m)^[+-]", data[: min(starts)]):
         raise Refused(
             "a + or - line (NIS) stands before %s in its account files: they alone do not decide"
-            " who logs in" % name
+            " who logs in; set the password in NIS" % name
         )
 
 
