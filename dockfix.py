@@ -6,7 +6,7 @@ f"dockfix needs Python 3.6 or newer: run it as  python3 dockfix.py"
 # The chapters, each readable alone; a chapter uses itself and those above it:
 #
 #    1 constants, errors              17 layer owners and orphans
-#    2 text, sizes, tar streams       18 which engine answers
+#    2 text, sizes, times, tar files  18 which engine answers
 #    3 options, report of a run       19 storage: where the space goes
 #    4 the host: processes, files,    20 owner: whose a directory, layer or device is
 #      lock, terminal                 21 reclaim: give space back
@@ -271,8 +271,8 @@ class AccountFiles(NamedTuple):
 # 2. Text, sizes, times
 ###############################################################################
 
-# Pure functions on text, sizes and tar streams; nothing here starts a process, opens a file or
-# knows of Docker. What comes from a container is never trusted: it is escaped before it reaches a
+# Pure functions on text, sizes, times and tar streams; nothing here starts a process or opens a
+# file. What comes from a container is never trusted: it is escaped before it reaches a
 # terminal, quoted before it reaches a script, and a tar is read as a stream in which every size is
 # bounded and no name is followed. Facts: the format of tar and pax headers is that of POSIX.1-2001
 # (pax, "ustar Interchange Format") with GNU tar's long names.
@@ -343,6 +343,7 @@ def quote_printf_format(data: bytes) -> str:
 
 
 def quote_line(argv: Sequence[str]) -> str:
+    """A command for a POSIX shell."""
     return " ".join(quote_word(word) for word in argv)
 
 
@@ -501,6 +502,39 @@ def add_sizes(sizes: Iterable[Optional[int]]) -> Optional[int]:
     return total
 
 
+# Times.
+
+
+# Seconds of the units in which ages and time shifts are given.
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "y": 365 * 86400}
+
+
+def parse_instant(text: object) -> float:
+    """Seconds since 1970 of Docker's '2024-01-31T12:00:00.123456789Z' (or +08:00); 0 where it is
+    none, and for year 1, Docker's 'never'."""
+    match = re.match(
+        r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(?:Z|([+-])(\d\d):(\d\d))\Z",
+        str(text or ""),
+        re.A,
+    )
+    if not match:
+        return 0.0
+    whole, fraction, sign, hours, minutes = match.groups()
+    east = 0  # seconds that the clock there is ahead of UTC
+    if sign:
+        east = int(hours) * 3600 + int(minutes) * 60
+    if sign == "-":
+        east = -east
+    try:
+        seconds = calendar.timegm(time.strptime(whole, "%Y-%m-%dT%H:%M:%S"))
+    except ValueError:
+        return 0.0
+    since_1970 = float(seconds - east)
+    if fraction:
+        since_1970 += float("0" + fraction)
+    return max(0.0, since_1970)
+
+
 # Tar files, read as a stream: nothing is unpacked, no name is followed.
 
 
@@ -528,13 +562,18 @@ class TarReader:
     def __init__(
         self, stream: BinaryIO, progress: Callable[[int], None] = lambda done: None
     ) -> None:
-        self.stream, self.progress = stream, progress
+        self.stream = stream
+        self.progress = progress
         self.offset = 0  # bytes read
-        self.left = self.padding = 0  # of the member whose header was read last
+        # Of the member whose header was read last, in bytes: what of its content was not read yet,
+        # and what fills its last block.
+        self.left = 0
+        self.padding = 0
 
     def __iter__(self) -> Iterator[tarfile.TarInfo]:
+        """Each member, as long as its content is the next thing in the stream."""
         while True:
-            for _ in self.data():
+            for _ in self.data():  # what the caller has left unread
                 pass
             member = self.header()
             if member is None:
@@ -554,6 +593,7 @@ class TarReader:
         return data
 
     def read_exactly(self, size: int) -> bytes:
+        """Raises ArchiveError where the stream has less."""
         data = self.read_up_to(size)
         if len(data) != size:
             raise ArchiveError("the tar is cut off")
@@ -562,8 +602,9 @@ class TarReader:
     def data(self) -> Iterator[bytes]:
         """The content of the member whose header was read last, as far as it was not read yet."""
         while self.left:
-            piece = self.read_exactly(min(self.left, TAR_CHUNK))
-            self.left -= len(piece)
+            size = min(self.left, TAR_CHUNK)
+            piece = self.read_exactly(size)
+            self.left -= size
             yield piece
         self.read_exactly(self.padding)
         self.padding = 0
@@ -579,23 +620,28 @@ class TarReader:
         extra_size = 0
         while True:
             block = self.read_up_to(TAR_BLOCK)
-            at_end = not block.strip(b"\0")
+            is_end = not block.strip(b"\0")
             # docker always writes a block of zeros at the end: without one the tar is cut off
-            if len(block) < TAR_BLOCK or (at_end and extra):
+            if len(block) < TAR_BLOCK or (is_end and extra):
                 raise ArchiveError("the tar is cut off")
-            if at_end:
+            if is_end:
                 return None
             member = parse_tar_header(block)
+            padding = -member.size % TAR_BLOCK
             if member.type not in TAR_EXTENDED:
                 apply_extended_headers(member, extra)
-                self.left, self.padding = member.size, -member.size % TAR_BLOCK
+                self.left = member.size
+                self.padding = -member.size % TAR_BLOCK
                 return member
-            extra_size += member.size + TAR_BLOCK
+            # An extended header: its content belongs to the member that follows.
+            extra_size += TAR_BLOCK + member.size
             if extra_size > TAR_EXTRA_MAX:
                 raise ArchiveError("a tar header is longer than %d bytes" % TAR_EXTRA_MAX)
-            content = self.read_exactly(member.size + -member.size % TAR_BLOCK)[: member.size]
+            content = self.read_exactly(member.size)
+            self.read_exactly(padding)
             if member.type in TAR_LONG:
-                extra.setdefault(TAR_LONG[member.type], os_text(content.split(b"\0")[0]))
+                name, _, _ = content.partition(b"\0")
+                extra.setdefault(TAR_LONG[member.type], os_text(name))
             elif member.type != tarfile.XGLTYPE:
                 extra.update(parse_pax(content))
 
@@ -615,19 +661,21 @@ def parse_pax(data: bytes) -> Dict[str, str]:
     """The records of a pax header, "LENGTH KEY=VALUE" and a newline each, where LENGTH counts the
     whole record. Raises ArchiveError."""
     records = {}
-    begin = 0
     form = re.compile(rb"([0-9]{1,8}) ([^=\n\0]+)=")
+    begin = 0
     while begin < len(data):
         start = form.match(data, begin)
         if not start:
             raise ArchiveError("a tar header is not understood")
         length, key = start.groups()
         end = begin + int(length)
-        is_whole = start.end() < end <= len(data)
-        if not is_whole or data[end - 1 : end] != b"\n":
+        # The record ends within the data, behind its key, and with a newline.
+        if not start.end() < end <= len(data):
             raise ArchiveError("a tar header is not understood")
-        value = data[start.end() : end - 1]
-        records[os_text(key)] = os_text(value)
+        value = data[start.end() : end]
+        if not value.endswith(b"\n"):
+            raise ArchiveError("a tar header is not understood")
+        records[os_text(key)] = os_text(value[:-1])
         begin = end
     return records
 
@@ -733,9 +781,11 @@ class VolumeDifferences:
     of their names, so that of each side only what the other side has not sent yet is remembered."""
 
     def __init__(self) -> None:
+        # What only one side has sent so far, by name.
         self.wanted = {}  # type: Dict[str, VolumeEntry]
         self.actual = {}  # type: Dict[str, VolumeEntry]
-        self.differing = {}  # type: Dict[str, Tuple[VolumeEntry, VolumeEntry]]  # wanted, actual
+        # What both have sent, and not alike: (wanted, actual) by name.
+        self.differing = {}  # type: Dict[str, Tuple[VolumeEntry, VolumeEntry]]
 
     def add(
         self,
@@ -774,17 +824,17 @@ class VolumeDifferences:
 
     def texts(self) -> List[str]:
         """In words; [] where the volumes are equal."""
-        out = []
-        for verb, names in (
-            ("is missing", sorted(self.wanted)),
-            ("was not in the backup", sorted(self.actual)),
-            ("differs", sorted(self.differing)),
-        ):
-            if not names:
-                continue
-            shown = format_names([escape_controls(name) for name in names])
-            out.append("%s %s" % (shown, verb))
-        return out
+        names_by_verb = {
+            "is missing": sorted(self.wanted),
+            "was not in the backup": sorted(self.actual),
+            "differs": sorted(self.differing),
+        }
+        texts = []
+        for verb, names in names_by_verb.items():
+            if names:
+                shown = format_names([escape_controls(name) for name in names])
+                texts.append("%s %s" % (shown, verb))
+        return texts
 
 
 ###############################################################################
@@ -2627,12 +2677,8 @@ DAEMON_FAULTS = (
 def is_gone(text: str) -> bool:
     """Does the text say that the container is no more? It may be the command's own: is_gone_now()
     asks docker."""
-    return bool(
-        re.search(
-            r"No such container|marked for removal|[Rr]emoval .*in progress|container .* is dead",
-            text,
-        )
-    )
+    sayings = r"No such container|marked for removal|[Rr]emoval .*in progress|container .* is dead"
+    return bool(re.search(sayings, text))
 
 
 def is_docker_error(rc: int, err: str, both: str) -> bool:
@@ -2651,8 +2697,8 @@ def is_docker_error(rc: int, err: str, both: str) -> bool:
 
 
 def require_names(words: Iterable[str]) -> None:
-    """Raises UsageError for a word with a colon where a container's name belongs. No container is
-    called so, and it may be a password (USER:PASSWORD): it is not repeated, in no output."""
+    """Raises UsageError for a word with a colon where a container's name belongs. No container has
+    such a name, and it may be a password (USER:PASSWORD): it is not repeated, in no output."""
     if any(":" in word for word in words):
         raise UsageError(
             "a word with a colon stands where a container's name belongs; no name has one (the word"
@@ -2807,32 +2853,6 @@ def inspect_mounts(mounts: list, host: dict) -> List[Tuple[str, str]]:
     return normalised
 
 
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "y": 365 * 86400}
-
-
-def parse_instant(text: object) -> float:
-    """Seconds since 1970 of Docker's '2024-01-31T12:00:00.123456789Z' (or +08:00); 0 where it is
-    none, and for year 1, Docker's 'never'."""
-    match = re.match(
-        r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(?:Z|([+-])(\d\d):(\d\d))\Z",
-        str(text or ""),
-        re.A,
-    )
-    if not match:
-        return 0.0
-    whole, fraction, sign, hours, minutes = match.groups()
-    east = 0  # seconds
-    if sign:
-        east = int(hours) * 3600 + int(minutes) * 60
-    if sign == "-":
-        east = -east
-    try:
-        seconds = calendar.timegm(time.strptime(whole, "%Y-%m-%dT%H:%M:%S"))
-        return max(0.0, seconds - east + float("0" + (fraction or "")))
-    except ValueError:
-        return 0.0
-
-
 def self_binds(mounts: Sequence[Mount]) -> List[Mount]:
     """The mounts of a folder onto itself: the files below such a mount point are those that lie
     there without the mount."""
@@ -2929,14 +2949,15 @@ def own_mount_kind(root: str, mount: Mount, bound: Sequence[Mount]) -> str:
     """Of which kind of OWN_MOUNTS a mount at or below Docker's root is; '' for one that is not
     Docker's own. bound: the self_binds among all mounts."""
     root = root.rstrip("/")
-    if not (mount.point + "/").startswith(root + "/"):
+    point = mount.point
+    if point != root and not point.startswith(root + "/"):
         return ""
-    below_root = mount.point[len(root) :]
+    place = point[len(root) :]
     is_bound = mount in bound
     for row in OWN_MOUNTS:
         if row.kind == "itself" and not is_bound:
             continue
-        if re.match(place_pattern(row.place) + r"\Z", below_root):
+        if re.match(place_pattern(row.place) + r"\Z", place):
             return row.kind
     return ""
 
@@ -2965,20 +2986,35 @@ def root_mount(mounts: List[Mount], container: Container) -> Optional[Mount]:
 def shows_layer(mount: Mount, layer: Dict[str, str]) -> bool:
     """Whether a mount's upperdir, device or data set is the one that GraphDriver.Data names."""
     upper = layer.get("UpperDir")
-    if mount.fstype == "overlay" and mount.root == "/" and upper:
-        # overlay2 passes a path relative to its home when the options fill a page.
-        relative = "/".join(upper.split("/")[-2:])
-        for option in mount.options:
-            if option.startswith("upperdir="):
-                return option in ("upperdir=" + upper, "upperdir=" + relative)
+    if upper and mount.fstype == "overlay" and mount.root == "/":
+        return mounted_upper(mount) in (upper, short_upper(upper))
     device = layer.get("DeviceName")
-    if device and mount.root == "/rootfs" and mount.source == "/dev/mapper/" + device:
-        return True
+    if device and mount.root == "/rootfs":
+        return mount.source == "/dev/mapper/" + device
     data_set = layer.get("Dataset")
-    return bool(data_set) and mount.fstype == "zfs" and mount.source == data_set
+    if data_set and mount.fstype == "zfs":
+        return mount.source == data_set
+    return False
+
+
+def mounted_upper(mount: Mount) -> str:
+    """The upperdir in an overlay's options, '' for none."""
+    for option in mount.options:
+        name, _, value = option.partition("=")
+        if name == "upperdir":
+            return value
+    return ""
+
+
+def short_upper(upper: str) -> str:
+    """overlay2 passes a path relative to its home when the options fill a page."""
+    return "/".join(upper.split("/")[-2:])
 
 
 # docker info, of any engine from 0.12 to 29, as text or JSON.
+
+
+NO_STATUS = {}  # type: Dict[str, str]
 
 
 class EngineInfo(NamedTuple):
@@ -2996,7 +3032,7 @@ class EngineInfo(NamedTuple):
     containers: Optional[int] = None
     stopped: Optional[int] = None  # of the containers
     images: Optional[int] = None
-    driver_status: Dict[str, str] = {}  # those of STATUS_KEYS that are said in one way
+    driver_status: Dict[str, str] = NO_STATUS  # those of STATUS_KEYS that are said in one way
     security_options: Tuple[str, ...] = ()  # such as name=seccomp
 
 
@@ -3140,12 +3176,14 @@ def info_from_json(text: str) -> Optional[InfoAnswer]:
     pairs = []
     for row in INFO_KEYS:
         value = value_at(document, row.json_key)
-        if type(value) is bool and row.json_type is bool:
-            pairs.append((row.text_key, str(value).lower()))
-        elif type(value) is row.json_type:
-            pairs.append((row.text_key, str(value)))
-    for name in ("DriverStatus", "SystemStatus"):
-        pairs += text_pairs(document.get(name))
+        if type(value) is row.json_type:
+            # as the text prints it: true, 12, overlay2
+            printed = str(value)
+            if row.json_type is bool:
+                printed = printed.lower()
+            pairs.append((row.text_key, printed))
+    pairs += text_pairs(document.get("DriverStatus"))
+    pairs += text_pairs(document.get("SystemStatus"))
     options = document.get("SecurityOptions")
     if not isinstance(options, list):
         options = []
@@ -3211,14 +3249,16 @@ def values_said_once(pairs: List[Tuple[str, str]]) -> Dict[str, str]:
             values.setdefault(key, set()).add(value.strip(" \t"))
     drivers = sorted(values.get("Storage Driver", ()))
     if len(drivers) > 1:
+        names = escape_controls(", ".join(drivers))
         raise EnvironmentFault(
-            "two storage drivers in one text: %s" % escape_controls(", ".join(drivers))[:200],
+            "two storage drivers in one text: " + names[:200],
             "give each host's answer in a file of its own",
         )
     once = {}
-    for key, said in values.items():
-        value = min(said)
-        if len(said) == 1 and value.isprintable() and "\ufffd" not in value:
+    for key, printed in values.items():
+        value = min(printed)
+        is_plain = value.isprintable() and "\ufffd" not in value
+        if len(printed) == 1 and is_plain:
             once[key] = value
     return once
 
@@ -3317,18 +3357,22 @@ def parse_reported_pool(status: Dict[str, str]) -> ReportedPool:
 
 def parse_pool_sizes(status: Dict[str, str]) -> Dict[str, Optional[int]]:
     """Bytes by the fields of ReportedPool."""
+    is_old = is_old_pool(status)
     sizes = {}
     for key, field in POOL_SIZES.items():
         text = status.get(key, "")
-        sizes[field] = parse_docker_size(text)
-        if is_old_pool(status):
+        if is_old:
             sizes[field] = parse_old_pool_size(text)
+        else:
+            sizes[field] = parse_docker_size(text)
     for kind in ("data", "metadata"):
-        used, total = sizes[kind + "_used"], sizes[kind + "_total"]
+        used = sizes[kind + "_used"]
+        total = sizes[kind + "_total"]
         # The two are printed together: one alone is damage.
         if used is None or not total or used > total:
-            for tail in ("_used", "_total", "_available"):
-                sizes[kind + tail] = None
+            sizes[kind + "_used"] = None
+            sizes[kind + "_total"] = None
+            sizes[kind + "_available"] = None
     if sizes["min_free"] == 0 and sizes["data_total"] is None:
         sizes["min_free"] = None
     return sizes
@@ -3336,8 +3380,10 @@ def parse_pool_sizes(status: Dict[str, str]) -> Dict[str, Optional[int]]:
 
 def is_old_pool(status: Dict[str, str]) -> bool:
     """Whether all sizes are printed as engines up to 1.2 print them."""
-    printed = [status[key] for key in POOL_SIZES if key in status]
-    return all(parse_old_pool_size(text) is not None for text in printed)
+    for key in POOL_SIZES:
+        if key in status and parse_old_pool_size(status[key]) is None:
+            return False
+    return True
 
 
 def parse_old_pool_size(text: str) -> Optional[int]:
@@ -3448,21 +3494,21 @@ def sort_by_needs(containers: Sequence[Container]) -> List[Container]:
     return ordered
 
 
-def require_answer(answer: Answer, what: str) -> Answer:
-    """The answer, or EnvironmentFault in the user's words when docker itself failed."""
+def require_answer(answer: Answer, call: str) -> Answer:
+    """The answer, or EnvironmentFault in the user's words where it failed. call: the program, for
+    the message, such as 'docker ps'."""
     if answer.timed_out:
         raise EnvironmentFault(
-            "%s did not answer in %d s" % (what, answer.seconds),
-            "a sick daemon: systemctl status docker",
+            "%s did not answer in %d s" % (call, answer.seconds),
+            "systemctl status docker  # the daemon may hang",
         )
     if answer.rc == 0:
         return answer
+    reason = first_line(answer)
     for fault in DAEMON_FAULTS:
         if re.search(fault.pattern, answer.text()):
-            raise EnvironmentFault("%s: %s" % (fault.meaning, first_line(answer)), fault.remedy)
-    raise EnvironmentFault(
-        "%s failed (exit %d): %s" % (what, answer.rc, first_line(answer)), "docker version"
-    )
+            raise EnvironmentFault("%s: %s" % (fault.meaning, reason), fault.remedy)
+    raise EnvironmentFault("%s failed (exit %d): %s" % (call, answer.rc, reason), "docker version")
 
 
 def run_or_fail(host: Host, *words: str) -> None:
@@ -3568,8 +3614,8 @@ def read_engine_info(host: Host) -> EngineInfo:
 def userns_base(info: EngineInfo) -> Tuple[int, int]:
     """First host uid and gid of a remapped engine, (0, 0) without remapping. The root then ends in
     UID.GID (docker's own naming). Raises MethodUnavailable where `docker cp` is unproven."""
-    options = info.security_options
-    if any("name=rootless" in option for option in options):
+    options = " ".join(info.security_options)
+    if "name=rootless" in options:
         raise MethodUnavailable("docker cp under a rootless engine is not proven safe")
     if not info.root:
         raise MethodUnavailable("docker info does not say where Docker's root is")
@@ -3577,7 +3623,7 @@ def userns_base(info: EngineInfo) -> Tuple[int, int]:
     if remapped:
         uid, gid = remapped.groups()
         return int(uid), int(gid)
-    if any("userns" in option for option in options):
+    if "userns" in options:
         raise MethodUnavailable("the engine remaps users, and its root does not say from which uid")
     return 0, 0
 
@@ -19058,13 +19104,13 @@ def volume_recipe(doc: dict) -> List[str]:
 # 24. The daemon
 ###############################################################################
 
-# Stops this host's containers and its docker service for a storage change, starts them again as they
-# were, and sets the daemon's options where they are set today. The functions here look, refuse and
-# make steps; only the change engine carries a step out.
+# Stops this host's containers and its docker service for a storage change, starts them again as
+# they were, and sets the daemon's options where they are set today. The functions here look, refuse
+# and make steps; only the change engine carries a step out.
 #
 # No container may be lost (one with --rm vanishes when it stops). A daemon that is silent is not
-# taken for one that is stopped. What somebody else mounted is not unmounted, and a setting is edited
-# only in a place that is understood.
+# taken for one that is stopped. What somebody else mounted is not unmounted, and a setting is
+# edited only in a place that is understood.
 #
 # Facts: systemd.service(5) and systemd.unit(5) for units and drop-ins; moby's daemon/daemon.go (a
 # daemon that stops gives its containers 15 seconds) and cmd/dockerd for its options; `docker update
@@ -19217,6 +19263,8 @@ REMOVE_COMMANDS = {
 
 
 def inspect_words(host: Host, kind: str) -> Tuple[str, ...]:
+    """The command for one object of the kind: container, image, network or volume. Docker 1.12 has
+    --type for the first two only."""
     if kind in ("container", "image"):
         return (*host.docker, "inspect", "--type", kind)
     return (*host.docker, kind, "inspect")
@@ -19236,7 +19284,8 @@ def exists_test(host: Host, kind: str, name: str, there: bool = True) -> Tuple[s
 
 def state_test(host: Host, name: str, field: str, value: str) -> Tuple[str, ...]:
     """field: of a container's object, such as .State.Running, or another Go template."""
-    return ("says", value, *host.docker, "inspect", "-f", "{{%s}}" % field, name)
+    template = "{{%s}}" % field
+    return ("says", value, *host.docker, "inspect", "-f", template, name)
 
 
 def answers_test(host: Host) -> Tuple[str, ...]:
@@ -19244,8 +19293,9 @@ def answers_test(host: Host) -> Tuple[str, ...]:
 
 
 def docker_step(host: Host, step_id: str, title: str, words: Sequence[str], **fields) -> Step:
-    """fields: of the Step."""
-    return Step(step_id, title, (*host.docker, *words), **fields)
+    """words: behind the docker command. fields: of the Step."""
+    argv = (*host.docker, *words)
+    return Step(step_id, title, argv, **fields)
 
 
 def remove_step(host: Host, kind: str, name: str) -> Step:
@@ -19942,25 +19992,28 @@ class OptionChange(NamedTuple):
 def edit_flags(text: str, change: OptionChange) -> str:
     """A command line, or the variable for it, with one option changed and every other byte kept. A
     new one is put behind the last storage option that is there; without one nothing is changed."""
-    flags = [re.escape(flag) for flag, name in FLAGS.items() if name == change.name]
-    flag = r"(?<![\w-])(?:%s)(?:=|\s+)" % "|".join(flags)
-    prefix = change.prefix()
-    option = r"(?P<begin>%s)(?P<quote>[\"']?)%s[^\s\"']*(?P=quote)" % (flag, re.escape(prefix))
+    option = option_pattern(change)
     if change.value is None:
         return re.sub(r"[ \t]*" + option, "", text)
-    value = prefix + change.value
-
-    def with_value(match) -> str:
-        return match.group("begin") + match.group("quote") + value + match.group("quote")
-
-    edited, count = re.subn(option, with_value, text)
+    value = change.prefix() + change.value
+    # not a template for the new text: the value may have backslashes
+    edited, count = re.subn(option, lambda old: old.expand(r"\1\2") + value + old.group(2), text)
     if count:
         return edited
     storage_option = r"--storage-(?:opt|driver)(?:=|\s+)([\"']?)[^\s\"']*\1"
     ends = [match.end() for match in re.finditer(storage_option, text)]
     if not ends:
         return text
-    return "%s --%s %s%s" % (text[: ends[-1]], change.name, value, text[ends[-1] :])
+    last = ends[-1]
+    return "%s --%s %s%s" % (text[:last], change.name, value, text[last:])
+
+
+def option_pattern(change: OptionChange) -> str:
+    """A regular expression for an option on a command line. Its groups: the flag with what parts it
+    from its value, and the quote before the value."""
+    flags = [re.escape(flag) for flag, name in FLAGS.items() if name == change.name]
+    flag = r"(?<![\w-])(?:%s)(?:=|\s+)" % "|".join(flags)
+    return r"(%s)([\"']?)%s[^\s\"']*\2" % (flag, re.escape(change.prefix()))
 
 
 def edit_daemon_json(text: str, change: OptionChange) -> str:
@@ -20108,12 +20161,17 @@ def edit_variable(source: OptionSource, path: str, text: str) -> str:
     Raises Refused."""
     whole = read_host_text(path)
     form = r"(?m)^[ \t]*(?:export[ \t]+)?%s=((?:.*\\\n)*.*)" % re.escape(source.variable)
-    spans = [match.span(1) for match in re.finditer(form, whole)]
-    start, end = spans[-1] if spans else (0, 0)
+    spans = [line.span(1) for line in re.finditer(form, whole)]
+    cannot_edit = Refused(
+        "%s cannot be edited" % source.where(),
+        "set the options there by hand",
+    )
+    if not spans or path.endswith((".service", ".conf")):
+        raise cannot_edit
+    start, end = spans[-1]
     value = whole[start:end]
-    is_unit = path.endswith((".service", ".conf"))
-    if not spans or is_unit or source.raw not in value:
-        raise Refused("%s cannot be edited" % source.where(), "set the options there by hand")
+    if source.raw not in value:
+        raise cannot_edit
     return whole[:start] + value.replace(source.raw, text) + whole[end:]
 
 
