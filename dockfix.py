@@ -16988,52 +16988,62 @@ def format_removal(host: Host, candidate: Candidate) -> str:
 # and carried out step by step; a step that fails undoes all of it. The same steps make the script
 # of a dry run. This chapter never decides what to change, and it begins no step before the journal
 # that names it is on the disk: so a run that was killed can be carried on or undone, after a reboot
-# too. It rests on rename(2) and fsync(2) alone.
+# too.
+#
+# The facts: rename(2) puts a file in place whole or not at all, fsync(2) and sync(1) bring it to
+# the disk before the next step is begun.
 
 
 class Step(NamedTuple):
-    """One step of a storage change. `id` is unique among the steps of a plan; `title` is for people
-    only. It is done when every test of `check` holds: they are asked
-    before the deed (then there is nothing to do, as after a kill) and after it, for at most `wait`
-    seconds; without tests, when the deed succeeds. The deed is a host program (`argv`, no shell;
-    standard input `data`, or the file `source`; standard output to the file `target`), or, with
-    `path`, putting `data` there with `mode`; with neither the step only waits for its tests. A test
-    is (MODE, [TEXT,] WORD ...), see TESTS. `undo`: steps that are safe also where the deed never
-    began or is undone already; void once the step with the id `undo_void_after` was begun. The whole
-    step is void where `skip_if` holds. `each`: the program runs once for each of these words, or
-    (`each_of`) for each that another program prints, behind its own, BESIDE of them at a time; the
-    tests alone say whether that did it. `unmount`: the deed is to unmount what Docker left mounted
-    at and below this root (see unmount_left), again and again until the tests hold. An `optional`
-    step that fails is told, and the change goes on; what does not start again is exit 3, and so is
-    a failed step that `counts` (RunState.failed_steps has the reason). `size`:
-    bytes that will flow, for the progress. `daemon`: 'down' or 'up', what the daemon must be from
-    here on: made so again when a reboot has changed it. What stands at `path` and is neither `data`
-    nor `before` is somebody's: it is kept beside it. With a mode of 0 the file is taken away. With
-    `task` the deed is that function of TASKS, here and now, and `argv` is what a script calls for
-    it (task_step)."""
+    """One step of a storage change.
 
+    It is done when every test of `check` holds. The tests are asked before the deed (then there is
+    nothing to do, as after a kill) and after it. Without tests it is done when the deed succeeds.
+    Text stands for bytes as raw() makes them.
+    """
+
+    # Unique among the steps of a plan; the undo of two steps may have the same.
     id: str
-    title: str
+    title: str  # for people only
+
+    # The deed: one of argv, path, task and unmount; with none of them the step only waits for its
+    # tests. argv is a program of the host and its words; no shell is between.
     argv: Tuple[str, ...] = ()
+    # Tests: (MODE, [TEXT,] WORD, ...), see TESTS. They must hold within `wait` seconds.
     check: Tuple[Tuple[str, ...], ...] = ()
+    # Steps that undo this one, safe also where the deed never began or is undone already.
     undo: Tuple = ()
     wait: float = 0.0
-    data: str = ""  # text stands for bytes as raw() makes them
+    # Standard input of the program, the content for `path`, or the request (JSON) of `task`.
+    data: str = ""
+    # A file of the host: `data` is put there with `mode`; with mode 0 it is taken away. What stands
+    # there and is neither `data` nor `before` is somebody's: a copy of it is kept beside it.
     path: str = ""
     before: str = ""
     mode: int = 0o600
-    source: str = ""
-    target: str = ""
-    size: int = 0
+    source: str = ""  # a file that is the program's standard input
+    target: str = ""  # a file that takes its standard output
+    size: int = 0  # bytes that will flow, for the progress
     progress_dir: str = ""  # a folder whose file system fills up meanwhile: the progress of a copy
+    # 'down' or 'up': what the daemon must be from here on. The step is done again where a reboot
+    # has changed it.
     daemon: str = ""
+    # The id of a step: once that one was begun, this one is not undone any more.
     undo_void_after: str = ""
+    # Tests: where all hold, there is nothing to do.
     skip_if: Tuple[Tuple[str, ...], ...] = ()
+    # A failure is said, and the change goes on. What does not start again makes the run end in 3,
+    # and so does a step that `counts` (RunState.failed_steps has the reason).
     optional: bool = False
     counts: bool = False
+    # A name of TASKS: this program does it itself; argv is what a script calls for it.
     task: str = ""
+    # The program runs once for each of these words, behind its own, BESIDE of them at a time;
+    # each_of is a program that prints more of them. The tests alone say whether that did it.
     each: Tuple[str, ...] = ()
     each_of: Tuple[str, ...] = ()
+    # Docker's root: what Docker left mounted at and below it is unmounted (unmount_left), again and
+    # again until the tests hold.
     unmount: str = ""
 
 
@@ -17148,11 +17158,15 @@ def bind_step(step: Step, devices: Dict[str, Device]) -> Step:
 
 
 def bind_words(words: Sequence[str], devices: Dict[str, Device]) -> Tuple[str, ...]:
-    def name_of(match: "re.Match") -> str:
-        device = devices.get(match.group(1))
-        return device.now if device else match.group()  # the braces of a format of docker's stay
+    """Braces that are no role of the plan's, such as those of a format of docker's, stay."""
 
-    return tuple(re.sub(r"\{([a-z-]+)\}", name_of, word) for word in words)
+    def name_now(match: "re.Match") -> str:
+        device = devices.get(match.group(1))
+        if not device:
+            return match.group()
+        return device.now
+
+    return tuple(re.sub(r"\{([a-z-]+)\}", name_now, word) for word in words)
 
 
 def rebind_devices(host: Host, plan: Plan) -> Plan:
@@ -17196,11 +17210,20 @@ def disk_number(folder: str) -> str:
     return format_device(status.st_dev) if status else ""
 
 
+# Tests.
+
+
 class Test(NamedTuple):
-    """One MODE of test. takes_text: is there a TEXT before the words; holds(answer, text); sh: the
-    same as a function's body (exit statuses 126 and 127 mean that there is no such program); wrong:
-    what is said where it does not hold, and shows(answer, text) what it found. tells(words,
-    answer): the whole message, where the program that was asked would say nothing to a person."""
+    """One MODE of test.
+
+    takes_text: is there a TEXT before the words of the program?
+    holds(answer, text): is it so?
+    wrong: what is said where it is not so.
+    sh: the same as the body of a function of sh (exit statuses 126 and 127 mean that there is no
+        such program).
+    shows(answer, text): what was seen instead.
+    tells(words, answer): the whole message, where the program's own words say nothing to a person.
+    """
 
     takes_text: bool
     holds: Callable
@@ -17209,8 +17232,15 @@ class Test(NamedTuple):
     shows: Callable = lambda answer, text: first_line(answer)
     tells: Optional[Callable] = None
 
+    def words(self, test: Sequence[str]) -> Sequence[str]:
+        """The program that a test of this mode asks."""
+        if self.takes_text:
+            return test[2:]
+        return test[1:]
+
 
 def finds_nothing(answer: Answer, text: bytes) -> bool:
+    """grep and find end in 1 where they find nothing, or cannot read a process that has ended."""
     return answer.rc in (0, 1) and not answer.out.strip()
 
 
@@ -17229,48 +17259,68 @@ def unexpected_lines(answer: Answer, text: bytes) -> set:
 def failing_test(host: Host, tests: Sequence[Sequence[str]]) -> str:
     """The first test that does not hold, with what its program said; '' when all hold."""
     failed = first_failing(host, tests)
-    return say_failing(*failed) if failed else ""
+    if not failed:
+        return ""
+    return say_failing(failed)
 
 
-def first_failing(
-    host: Host, tests: Sequence[Sequence[str]]
-) -> Optional[Tuple[Sequence[str], Answer]]:
-    """The first test that does not hold, and what its program answered."""
+class FailedTest(NamedTuple):
+    """A test that does not hold, and what its program answered."""
+
+    test: Sequence[str]
+    answer: Answer
+
+
+def first_failing(host: Host, tests: Sequence[Sequence[str]]) -> Optional[FailedTest]:
+    """None where all hold."""
     for test in tests:
         mode = TESTS[test[0]]
-        answer = query_host(host, test[2:] if mode.takes_text else test[1:])
-        if answer.timed_out or not mode.holds(answer, os_bytes(test[1])):
-            return test, answer
+        answer = query_host(host, mode.words(test))
+        text = os_bytes(test[1])
+        if answer.timed_out or not mode.holds(answer, text):
+            return FailedTest(test, answer)
     return None
 
 
-def say_failing(test: Sequence[str], answer: Answer) -> str:
+def say_failing(failed: FailedTest) -> str:
+    test, answer = failed
     mode = TESTS[test[0]]
-    words = test[2:] if mode.takes_text else test[1:]
+    words = mode.words(test)
     if answer.timed_out:
         return "%s: no answer" % quote_line(words)
     if mode.tells:
         return mode.tells(words, answer)
-    shows = mode.shows(answer, os_bytes(test[1]))
-    return "%s %s: %s" % (quote_line(words), mode.wrong.replace("TEXT", test[1]), shows)
+    text = test[1]
+    wrong = mode.wrong.replace("TEXT", text)
+    return "%s %s: %s" % (quote_line(words), wrong, mode.shows(answer, os_bytes(text)))
 
 
 def pids_in(out: bytes) -> List[str]:
     """The processes whose /proc/PID/... a program has printed."""
-    return sorted(set(re.findall(r"(?m)^/proc/([0-9]+)/", out.decode("utf-8", "replace"))), key=int)
+    text = out.decode("utf-8", "replace")
+    pids = set(re.findall(r"(?m)^/proc/([0-9]+)/", text))
+    return sorted(pids, key=int)
 
 
 def name_processes(pids: Iterable[str]) -> str:
     """'dockerd (pid 7), perl (pid 12)': what an operator has to end. Those that ended meanwhile are
     left out."""
-    names = [(suppress_errors(read_host_text, "/proc/%s/comm" % pid), pid) for pid in pids]
-    return ", ".join("%s (pid %s)" % (name.strip(), pid) for name, pid in names if name is not None)
+    names = []
+    for pid in pids:
+        name = suppress_errors(read_host_text, "/proc/%s/comm" % pid)
+        if name is not None:
+            names.append("%s (pid %s)" % (name.strip(), pid))
+    return ", ".join(names)
 
 
 class StillMounted(NamedTuple):
-    """Mounts that match some patterns. own: in dockfix's own view; others: by the process that sees
-    them, what dockfix does not see at the same place (that goes with its own); holders: the
-    processes that use one of them."""
+    """Mounts that match some patterns.
+
+    own: in dockfix's own view.
+    others: by the process that sees them, what dockfix does not see at the same place. The rest
+        goes with its own.
+    holders: the processes that use one of them.
+    """
 
     own: List[Mount]
     others: Dict[str, List[Mount]]
@@ -17279,59 +17329,83 @@ class StillMounted(NamedTuple):
 
 def collect_still_mounted(patterns: Sequence[str]) -> StillMounted:
     own = matching_mounts("self", patterns)
-    known = {(one.dev, one.point) for one in own}
+    seen = {(mount.dev, mount.point) for mount in own}
     views = other_views()
     others = {}
     for pid in views:
-        found = matching_mounts(pid, patterns)
-        found = [one for one in found if (one.dev, one.point) not in known]
-        if found:
-            others[pid] = found
-    holders = list(others)
+        unseen = []
+        for mount in matching_mounts(pid, patterns):
+            if (mount.dev, mount.point) not in seen:
+                unseen.append(mount)
+        if unseen:
+            others[pid] = unseen
+    holders = set(others)
     parts = []  # type: List[Mount]
-    for one in own[:9]:
-        parts += [part for part in mounts_of() if is_part_of(one, part) and part not in own]
-        holders += sharers_of(one, views) + standing_in(one)
-    return StillMounted(own + parts, others, sorted(set(holders), key=int))
+    for mount in own[:NAMED_MOUNTS]:
+        holders.update(sharers_of(mount, views))
+        holders.update(standing_in(mount))
+        for other in mounts_of():
+            if is_part_of(mount, other) and other not in own:
+                parts.append(other)
+    return StillMounted(own + parts, others, sorted(holders, key=int))
+
+
+# Of what is still mounted: so many are named, and stand in the line that ends it.
+NAMED_MOUNTS = 9
 
 
 def describe_mounts(words: Sequence[str], answer: Answer) -> str:
-    """What is still mounted where nothing may be (see unused), who holds it, and the lines that end
-    it."""
-    left = collect_still_mounted([word for option, word in zip(words, words[1:]) if option == "-e"])
-    points = [one.point for one in reversed(left.own)]
-    lines = [quote_line(["umount", *points[:9]])] if points else []
+    """What is still mounted where nothing may be (see unused_name), who holds it, and the lines
+    that end it."""
+    patterns = [word for option, word in zip(words, words[1:]) if option == "-e"]
+    left = collect_still_mounted(patterns)
+    points = [mount.point for mount in reversed(left.own)]
+    lines = []
+    if points:
+        lines.append(quote_line(["umount", *points[:NAMED_MOUNTS]]))
     for pid in list(left.others)[:3]:
-        theirs = [one.point for one in reversed(left.others[pid])]
+        theirs = [mount.point for mount in reversed(left.others[pid])]
         enter = ["nsenter", "--target", pid, "--mount", "umount"]
-        lines.append(quote_line(enter + theirs[:9]))
-        points += [one for one in theirs if one not in points]
+        lines.append(quote_line(enter + theirs[:NAMED_MOUNTS]))
+        points += [point for point in theirs if point not in points]
     if not points:
         return "a mount was there just now: try again"
-    told = ", ".join(points[:3])
-    told += " and %d more" % (len(points) - 3) if len(points) > 3 else ""
-    told += " is still mounted" if len(points) == 1 else " are still mounted"
-    held = name_processes(left.holders[:9])
+    text = ", ".join(points[:3])
+    if len(points) > 3:
+        text += " and %d more" % (len(points) - 3)
+    text += " is still mounted" if len(points) == 1 else " are still mounted"
+    held = name_processes(left.holders[:NAMED_MOUNTS])
     if held:
-        told += "; held by %s: end that first, then" % held
-    return "%s: %s" % (told, "; ".join(lines))
+        text += "; held by %s: end that first, then" % held
+    return "%s: %s" % (text, "; ".join(lines))
 
 
 def matching_mounts(pid: str, patterns: Sequence[str]) -> List[Mount]:
     """The mounts in a process's view whose line in mountinfo has one of the patterns."""
     text = os_text(suppress_errors(read_all, "/proc/%s/mountinfo" % pid) or b"")
-    lines = [line for line in text.split("\n") if any(one in line for one in patterns)]
+    lines = []
+    for line in text.split("\n"):
+        if any(pattern in line for pattern in patterns):
+            lines.append(line)
     return parse_mountinfo("\n".join(lines))
 
 
 def describe_open_files(words: Sequence[str], answer: Answer) -> str:
     """words: of find /proc; the last is the pattern of the files' names."""
-    return "%s is still open; held by %s" % (words[-1], name_processes(pids_in(answer.out)))
+    pattern = words[-1]
+    holders = name_processes(pids_in(answer.out))
+    return "%s is still open; held by %s" % (pattern, holders)
 
 
 def describe_mount_points(words: Sequence[str], answer: Answer) -> str:
-    points = answer.out_text().strip().split("\n")
-    return "still mounted: %s: %s" % (", ".join(points[:3]), quote_line(["umount", *points[:3]]))
+    points = answer.out_text().strip().split("\n")[:3]
+    return "still mounted: %s: %s" % (", ".join(points), quote_line(["umount", *points]))
+
+
+def shows_unexpected(answer: Answer, text: bytes) -> str:
+    """For a message: the lines that are not among the text's."""
+    lines = sorted(unexpected_lines(answer, text))
+    return ", ".join(os_text(line) for line in lines) or first_line(answer)
 
 
 def describe_devices(words: Sequence[str], answer: Answer) -> str:
@@ -17371,8 +17445,7 @@ TESTS = {
         'want=$1; shift; out=$("$@" 2>/dev/null) || return; ! { printf "%s\\n%s\\n" "$want"'
         ' "$want"; printf "%s\\n" "$out" | LC_ALL=C sort -u; } | LC_ALL=C sort | uniq -u | grep'
         " -q .",
-        lambda answer, text: ", ".join(map(os_text, sorted(unexpected_lines(answer, text))))
-        or first_line(answer),
+        shows_unexpected,
     ),
     "says": Test(
         True,
@@ -17407,11 +17480,16 @@ TESTS = {
 }
 
 
+# Doing a step.
+
+
 def do_step(host: Host, step: Step, tick: Callable[[int], None]) -> None:
     """Raises DockfixError where the step is not done afterwards."""
     host.known.not_done.pop(step.id, None)
-    if any(tests and not failing_test(host, tests) for tests in (step.skip_if, step.check)):
-        return sync_deed(host, step)  # a run that was killed may have done it and come no further
+    if needs_nothing(host, step):
+        # A run that was killed may have done it, and come no further.
+        sync_deed(host, step)
+        return
     try:
         run_deed(host, step, tick)
     except DockfixError as err:
@@ -17424,9 +17502,18 @@ def do_step(host: Host, step: Step, tick: Callable[[int], None]) -> None:
         say("dockfix: warning: " + err.msg)
 
 
+def needs_nothing(host: Host, step: Step) -> bool:
+    """Is there nothing to do for a step?"""
+    if step.skip_if and not failing_test(host, step.skip_if):
+        return True
+    return bool(step.check) and not failing_test(host, step.check)
+
+
 def starts(step: Step) -> bool:
     """Is it a container that shall run (or be paused, or be restarted by docker) again?"""
-    verb = "".join(step.argv[-2:-1])
+    if len(step.argv) < 2:
+        return False
+    verb = step.argv[-2]
     return verb in ("start", "pause") or verb.startswith("--restart=")
 
 
@@ -17446,6 +17533,7 @@ def run_deed(host: Host, step: Step, tick: Callable[[int], None]) -> None:
 
 
 def write_setting(step: Step) -> None:
+    """The deed of a step with a path. Raises DockfixError."""
     try:
         back_up_foreign_edit(step)
         if step.mode:
@@ -17453,26 +17541,33 @@ def write_setting(step: Step) -> None:
         elif os.path.lexists(os_bytes(step.path)):
             remove_file(step.path)
     except OSError as err:
-        raise DockfixError(
-            "%s: %s cannot be written: %s" % (step.title, step.path, err.strerror)
-        ) from None
+        text = "%s: %s cannot be written: %s" % (step.title, step.path, err.strerror)
+        raise DockfixError(text) from None
 
 
 def run_program(host: Host, step: Step, tick: Callable[[int], None]) -> None:
-    before = free_bytes(step.progress_dir) if step.progress_dir else None
+    """The deed of a step with argv. Raises DockfixError where the program fails."""
+    free_before = 0
+    if step.progress_dir:
+        free_before = free_bytes(step.progress_dir) or 0
 
-    def grown(done: int) -> None:
-        tick(max(0, (before or 0) - (free_bytes(step.progress_dir) or 0)))
+    def tick_filled(done: int) -> None:
+        """The bytes that the file system has less than before."""
+        free = free_bytes(step.progress_dir) or 0
+        tick(max(0, free_before - free))
 
-    data = os_bytes(step.data) if step.data else None
-    flow = Flow(step.source, step.target, grown if step.progress_dir else tick)
+    data = None
+    if step.data:
+        data = os_bytes(step.data)
+    flow = Flow(step.source, step.target, tick_filled if step.progress_dir else tick)
     answer = change_host(host, step.argv, data, flow=flow)
     if answer.rc or answer.timed_out:
         raise DockfixError("%s: %s" % (step.title, say_failed(step.argv, answer)), "")
 
 
 def say_failed(argv: Sequence[str], answer: Answer) -> str:
-    return "%s failed (exit %d): %s" % (quote_line(argv), answer.rc, first_line(answer))
+    program = quote_line(argv)
+    return "%s failed (exit %d): %s" % (program, answer.rc, first_line(answer))
 
 
 def run_for_each(host: Host, step: Step, tick: Callable[[int], None]) -> str:
@@ -17481,21 +17576,19 @@ def run_for_each(host: Host, step: Step, tick: Callable[[int], None]) -> str:
     words = list(step.each)
     if step.each_of:
         words += query_host(host, step.each_of).out_text().split()
-    failed, guard = [], threading.Lock()  # type: List[str], threading.Lock
+    failures = []  # type: List[str]
+    guard = threading.Lock()
 
     def work() -> None:
         while True:
             with guard:
                 if not words:
                     return
-                argv = (*step.argv, words.pop(0))
-            try:
-                answer = change_host(host, argv)
-                wrong = say_failed(argv, answer) if answer.rc or answer.timed_out else ""
-            except DockfixError as err:
-                wrong = err.msg
-            with guard:
-                failed.extend([wrong] if wrong else [])
+                word = words.pop(0)
+            failure = run_for_word(host, step, word)
+            if failure:
+                with guard:
+                    failures.append(failure)
 
     threads = [threading.Thread(target=work, daemon=True) for _ in words[:BESIDE]]
     for thread in threads:
@@ -17504,26 +17597,41 @@ def run_for_each(host: Host, step: Step, tick: Callable[[int], None]) -> str:
         while thread.is_alive():
             thread.join(0.1)
             tick(0)
-    return failed[0] if failed else ""
+    return failures[0] if failures else ""
 
 
-def wait_for_tests(host: Host, step: Step, failed: str, tick: Callable[[int], None]) -> None:
-    """Raises DockfixError where the tests do not hold within the step's time. failed: what is said
+def run_for_word(host: Host, step: Step, word: str) -> str:
+    """What the program said where it failed, else ''."""
+    argv = (*step.argv, word)
+    try:
+        answer = change_host(host, argv)
+    except DockfixError as err:
+        return err.msg
+    if answer.rc or answer.timed_out:
+        return say_failed(argv, answer)
+    return ""
+
+
+def wait_for_tests(host: Host, step: Step, failure: str, tick: Callable[[int], None]) -> None:
+    """Raises DockfixError where the tests do not hold within the step's time. failure: what is said
     of its programs then."""
     end = time.monotonic() + step.wait
     while step.check:
         if step.unmount:
             unmount_left(host, step.unmount)
-        wrong = first_failing(host, step.check)
-        if not wrong:
-            break
+        failed = first_failing(host, step.check)
+        if not failed:
+            return
         if time.monotonic() >= end or host.kill.is_set():
-            said = say_failing(*wrong)
-            raise DockfixError(
-                "%s: %s" % (step.title, "%s; %s" % (failed, said) if failed else said)
-            )
+            text = say_failing(failed)
+            if failure:
+                text = "%s; %s" % (failure, text)
+            raise DockfixError("%s: %s" % (step.title, text))
         tick(0)
         time.sleep(1 if step.unmount else 0.2)
+
+
+# What Docker left mounted.
 
 
 def unmount_left(host: Host, root: str) -> None:
@@ -17531,11 +17639,14 @@ def unmount_left(host: Host, root: str) -> None:
     that is Docker's own and nobody uses it. What is busy stays; a test that follows tells it."""
     mounts = mounts_of()
     bound = self_binds(mounts)
-    left = [(own_mount_kind(root, one, bound), one) for one in mounts]
-    views = every_view() if any(kind == "container" for kind, _ in left) else {}
-    for kind, one in reversed(left):  # what is mounted on another stands behind it
-        if kind == "itself" or (kind == "container" and not sharers_of(one, views)):
-            change_host(host, ("umount", one.point))
+    kinds = [own_mount_kind(root, mount, bound) for mount in mounts]
+    views = every_view() if "container" in kinds else {}
+    for kind, mount in reversed(
+        list(zip(kinds, mounts))
+    ):  # what is mounted on another is behind it
+        unused = kind == "container" and not sharers_of(mount, views)
+        if kind == "itself" or unused:
+            change_host(host, ("umount", mount.point))
 
 
 def mount_namespace(pid: str) -> str:
@@ -17545,46 +17656,61 @@ def mount_namespace(pid: str) -> str:
 
 def every_view() -> Dict[str, List[Mount]]:
     """What is mounted, by the first process of each mount namespace."""
-    views, seen = {}, set()  # type: Dict[str, List[Mount]], set
-    for pid in sorted(filter(str.isdigit, os.listdir("/proc")), key=int):
-        space = mount_namespace(pid)
-        if space and space not in seen:
-            seen.add(space)
+    views = {}  # type: Dict[str, List[Mount]]
+    seen = set()  # type: Set[str]
+    for number in sorted(all_processes()):
+        pid = str(number)
+        namespace = mount_namespace(pid)
+        if namespace and namespace not in seen:
+            seen.add(namespace)
             views[pid] = mounts_of(pid)
     return views
 
 
 def other_views() -> Dict[str, List[Mount]]:
-    """The same without the one that dockfix has itself."""
-    here, views = mount_namespace("self"), every_view()
-    return {pid: views[pid] for pid in views if mount_namespace(pid) != here}
+    """What is mounted, in each mount namespace but dockfix's own."""
+    own = mount_namespace("self")
+    others = {}
+    for pid, mounts in every_view().items():
+        if mount_namespace(pid) != own:
+            others[pid] = mounts
+    return others
 
 
 def sharers_of(mount: Mount, views: Dict[str, List[Mount]]) -> List[str]:
     """The processes that have the files of a mount, or a folder of them, at another place too: as a
     container that outlived the daemon has its root."""
-    return [pid for pid in views if any(is_part_of(mount, one) for one in views[pid])]
+    sharers = []
+    for pid, mounts in views.items():
+        if any(is_part_of(mount, other) for other in mounts):
+            sharers.append(pid)
+    return sharers
 
 
 def standing_in(mount: Mount) -> List[str]:
     """The processes that stand in a mount or have a file of it open: for these umount says that it
     is busy."""
-    found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+    below = mount.point + "/"
+    pids = []
+    for pid in map(str, all_processes()):
         links = ["/proc/%s/%s" % (pid, name) for name in ("cwd", "root")]
-        files = suppress_errors(os.listdir, "/proc/%s/fd" % pid) or ()
-        links += ["/proc/%s/fd/%s" % (pid, name) for name in files]
+        for descriptor in suppress_errors(os.listdir, "/proc/%s/fd" % pid) or ():
+            links.append("/proc/%s/fd/%s" % (pid, descriptor))
         targets = [suppress_errors(os.readlink, link) or "" for link in links]
-        if any((target + "/").startswith(mount.point + "/") for target in targets):
-            found.append(pid)
-    return found
+        if any((target + "/").startswith(below) for target in targets):
+            pids.append(pid)
+    return pids
 
 
 def is_part_of(whole: Mount, part: Mount) -> bool:
     """Are the files of `part` those of `whole` (or some of them), at another place?"""
+    if part.dev != whole.dev or part.point == whole.point:
+        return False
     top = whole.root.rstrip("/") + "/"
-    return part.dev == whole.dev and part.point != whole.point and (part.root + "/").startswith(top)
+    return (part.root + "/").startswith(top)
 
+
+# Steps that this program does itself.
 
 # What docker cannot do alone: name: function(host, request, tick). The request is JSON; tick(bytes
 # so far) is called often, and raises where the work must end at once. It raises DockfixError, or
@@ -17592,46 +17718,45 @@ def is_part_of(whole: Mount, part: Mount) -> bool:
 TASKS = {}  # type: Dict[str, Callable[[Host, dict, Callable[[int], None]], None]]
 
 
-def task_step(host: Host, step_id: str, title: str, task: str, request: dict, **more) -> Step:
-    """A step that this program does itself, also as a line of a script."""
-    words = (
-        "python3",
-        program_path(),
-        "--docker",
-        quote_line(host.docker),
-        "backup",
-        "--step",
-        task,
-        ".",
-    )
-    return Step(step_id, title, words, task=task, data=json.dumps(request, sort_keys=True), **more)
+def task_step(host: Host, step_id: str, title: str, task: str, request: dict, **fields) -> Step:
+    """A step that this program does itself, also as a line of a script. fields: of the Step."""
+    program = ("python3", program_path(), "--docker", quote_line(host.docker))
+    argv = (*program, "backup", "--step", task, ".")
+    data = json.dumps(request, sort_keys=True)
+    return Step(step_id, title, argv, task=task, data=data, **fields)
 
 
 def do_task(host: Host, step: Step, tick: Callable[[int], None]) -> None:
-    """Raises DockfixError."""
+    """The deed of a step with a task. Raises DockfixError."""
 
-    def beat(done: int) -> None:
+    def tick_or_stop(done: int) -> None:
         if host.kill.is_set():
             raise DockfixError("%s: interrupted" % step.title)
         tick(done)
 
+    task = TASKS[step.task]
     try:
-        TASKS[step.task](host, json.loads(step.data), beat)
+        task(host, json.loads(step.data), tick_or_stop)
     except OSError as err:
         raise DockfixError("%s: %s" % (step.title, err)) from None
-    if host.known.working:  # as sync_deed
+    if host.known.working:  # whatever it has written, see sync_deed
         change_host(host, ("sync",), seconds=60)
 
 
 def back_up_foreign_edit(step: Step) -> None:
-    """Raises OSError."""
-    there = read_all(step.path) if os.path.exists(os_bytes(step.path)) else None
-    if there not in (None, os_bytes(step.data), os_bytes(step.before)):
-        replace_file(step.path + FOREIGN_EDIT_SUFFIX, there)
-        say(
-            "dockfix: warning: %s was changed by somebody meanwhile; that is kept in %s"
-            % (step.path, step.path + FOREIGN_EDIT_SUFFIX)
-        )
+    """Keeps what stands at the step's path, where neither this step nor what it undoes has written
+    it. Raises OSError."""
+    if not os.path.exists(os_bytes(step.path)):
+        return
+    content = read_all(step.path)
+    if content in (os_bytes(step.data), os_bytes(step.before)):
+        return
+    copy = step.path + FOREIGN_EDIT_SUFFIX
+    replace_file(copy, content)
+    say(
+        "dockfix: warning: %s was changed by somebody meanwhile; that is kept in %s"
+        % (step.path, copy)
+    )
 
 
 def sync_deed(host: Host, step: Step) -> None:
@@ -17639,6 +17764,9 @@ def sync_deed(host: Host, step: Step) -> None:
     file system it lies."""
     if host.known.working and SYNCED.intersection(step.argv[:6]):
         change_host(host, ("sync",), seconds=60)
+
+
+# Steps that several chapters make.
 
 
 def put_file(
@@ -17678,24 +17806,28 @@ def put_file(
 def move_step(step_id: str, title: str, old: str, new: str, stray: str = "") -> Step:
     """A rename inside one file system, never into or over what is there. Undone, it first moves
     what stands at `old` meanwhile to `stray`."""
-    aside = Step(
-        "newer-aside",
-        "move the newer %s aside" % old,
-        ("mv", "-T", old, stray),
-        (("not", "test", "-e", old, "-a", "-e", new),),
-    )
-    back = Step(
+    undo = []
+    if stray:
+        newer_aside = Step(
+            "newer-aside",
+            "move the newer %s aside" % old,
+            ("mv", "-T", old, stray),
+            (("not", "test", "-e", old, "-a", "-e", new),),
+        )
+        undo.append(newer_aside)
+    move_back = Step(
         "move-back",
         "move %s back" % old,
         ("mv", "-T", new, old),
         (("ok", "test", "-e", old, "-a", "!", "-e", new),),
     )
+    undo.append(move_back)
     return Step(
         step_id,
         title,
         ("mv", "-T", old, new),
         (("ok", "test", "!", "-e", old, "-a", "-e", new),),
-        ((aside,) if stray else ()) + (back,),
+        undo=tuple(undo),
     )
 
 
@@ -17711,25 +17843,32 @@ def tidy_step(folder: str) -> Step:
     )
 
 
-# --- the plan as a script
+# The plan as a script.
 
 
 def script_step(step: Step, fail: str) -> List[str]:
     """The lines that do in sh what do_step does; `fail` is a command that does not come back."""
     if step.optional:
-        missed = "; bad=1" if step.counts or starts(step) else ""
-        fail = "{ echo %s >&2%s; }" % (quote_word("warning: not done: " + step.title), missed)
-    tests = " && ".join(quote_line(test) for test in step.check)
+        warning = "echo %s >&2" % quote_word("warning: not done: " + step.title)
+        if step.counts or starts(step):
+            warning += "; bad=1"
+        fail = "{ %s; }" % warning
     deed = script_deed(step)
     if " && " in deed or " | " in deed:
         deed = "{ %s; }" % deed
-    lines = ["%s%s || %s" % (tests + " || " if tests else "", deed, fail)]
-    if tests:
-        again = "unmount_left %s; " % quote_word(step.unmount) if step.unmount else ""
+    lines = []
+    if step.check:
+        tests = " && ".join(quote_line(test) for test in step.check)
+        lines.append("%s || %s || %s" % (tests, deed, fail))
+        again = ""
+        if step.unmount:
+            again = "unmount_left %s; " % quote_word(step.unmount)
         lines.append(
             "n=%d; until %s; do [ $((n -= 1)) -ge 0 ] || { %s; break; }; %ssleep 1; done"
             % (step.wait, tests, fail, again)
         )
+    else:
+        lines.append("%s || %s" % (deed, fail))
     if not step.skip_if:
         return lines
     void = " && ".join(quote_line(test) for test in step.skip_if)
@@ -17744,13 +17883,9 @@ def script_deed(step: Step) -> str:
         return "unmount_left " + quote_word(step.unmount)
     if not step.argv:
         return ":"
-    command = quote_line(step.argv)
     if step.each or step.each_of:
-        words = quote_line(step.each)
-        if step.each_of:
-            words += " $(%s)" % quote_line(step.each_of)
-        turn = '%s "$each" < /dev/null & [ $((n += 1)) -lt %d ] || { wait; n=0; }'
-        return "{ n=0; for each in %s; do %s; done; wait; }" % (words, turn % (command, BESIDE))
+        return script_for_each(step)
+    command = quote_line(step.argv)
     if step.data:
         command = "printf %%s %s | %s" % (quote_word(step.data), command)
     if step.source:
@@ -17758,14 +17893,19 @@ def script_deed(step: Step) -> str:
     elif not step.data:
         command += " < /dev/null"
     if step.target:
-        part = quote_word(step.target + ".part")
-        command = "(umask 077; %s > %s) && mv %s %s" % (
-            command,
-            part,
-            part,
-            quote_word(step.target),
-        )
+        target, part = quote_word(step.target), quote_word(step.target + ".part")
+        command = "(umask 077; %s > %s) && mv %s %s" % (command, part, part, target)
     return command
+
+
+def script_for_each(step: Step) -> str:
+    """run_for_each in sh."""
+    words = quote_line(step.each)
+    if step.each_of:
+        words += " $(%s)" % quote_line(step.each_of)
+    command = quote_line(step.argv)
+    turn = '%s "$each" < /dev/null & [ $((n += 1)) -lt %d ] || { wait; n=0; }' % (command, BESIDE)
+    return "{ n=0; for each in %s; do %s; done; wait; }" % (words, turn)
 
 
 def unmount_function() -> List[str]:
@@ -17817,21 +17957,28 @@ def steps_and_undos(steps: Iterable[Step]) -> Iterable[Step]:
 
 
 def plan_script(report: dict, plan: Plan, start: int = 0, closing: Sequence[Step] = ()) -> str:
-    """The change from step `start` on as a POSIX script; a step that fails undoes what was done, as
-    the real run would, and ends in 1 (7: the undoing failed). Where the plan says beforehand what
-    it cannot do (the fact "lacks") it ends in 3. closing: what comes after the change."""
+    """The change from step `start` on as a POSIX script.
+
+    A step that fails undoes what was done, as the real run would, and the script ends in 1 (7: the
+    undoing failed). Where the plan says beforehand what it cannot do (the fact "lacks") it ends in
+    3. closing: steps that come after the change.
+    """
     plan = plan._replace(steps=bind_steps(plan), devices={})
     lines = [script_comment(plan.goal)]
     for text in plan.facts.get("lacks", ()):
         lines += [script_comment(text), "bad=1"]
-    lines += ["%s() { %s; }" % (name, mode.sh) for name, mode in TESTS.items()]
+    for name, mode in TESTS.items():
+        lines.append("%s() { %s; }" % (name, mode.sh))
     lines += script_proofs(plan, start)
     if any(step.unmount for step in steps_and_undos(plan.steps)):
         lines += unmount_function()
     lines += put_function()
     lines += back_function(plan)
-    for number, step in list(enumerate(plan.steps, 1))[start:]:
-        comment = script_comment("of %d: %s" % (len(plan.steps), step.title))
+    count = len(plan.steps)
+    for number, step in enumerate(plan.steps, 1):
+        if number <= start:
+            continue
+        comment = script_comment("of %d: %s" % (count, step.title))
         lines.append("at=%d %s" % (number, comment))
         lines += script_step(step, "back")
     lines.append("done=1")
@@ -17844,14 +17991,17 @@ def script_proofs(plan: Plan, start: int) -> List[str]:
     """The lines that end the script where it is not what the plan was made for. Once the change has
     begun, only the disks are asked for: its engine may be down."""
     lines = []
+    code = HalfWay.code if start else Refused.code
     for test in plan.facts.get("disk", ()):
         why = quote_word("not mounted: " + test[1])
-        lines.append("%s || { echo %s >&2; exit %d; }" % (quote_line(test), why, 7 if start else 5))
+        lines.append("%s || { echo %s >&2; exit %d; }" % (quote_line(test), why, code))
     if start:
         return lines
-    why = "not the engine, or not the root, that the plan was made for: make the script anew"
+    why = quote_word(
+        "not the engine, or not the root, that the plan was made for: make the script again"
+    )
     for test in plan.facts.get("proof", ()):
-        lines.append("%s || { echo %s >&2; exit 5; }" % (quote_line(test), quote_word(why)))
+        lines.append("%s || { echo %s >&2; exit 5; }" % (quote_line(test), why))
     return lines
 
 
@@ -17878,21 +18028,22 @@ def back_function(plan: Plan) -> List[str]:
         "back() {",
         'echo "step $at failed; undoing" >&2',
     ]
-    for number, step in reversed(list(enumerate(plan.steps, 1))):
+    for number in range(len(plan.steps), 0, -1):
+        step = plan.steps[number - 1]
         if not step.undo:
             continue
-        before = ""
+        condition = "[ $at -ge %d ]" % number
         if step.undo_void_after:
-            before = " && [ $at -lt %d ]" % (step_index(plan, step.undo_void_after) + 1)
-        comment = script_comment(step.title)
-        lines.append("if [ $at -ge %d ]%s; then %s" % (number, before, comment))
-        for undo_step in step.undo:
-            lines += script_step(undo_step, "stuck")
+            void_from = step_index(plan, step.undo_void_after) + 1
+            condition += " && [ $at -lt %d ]" % void_from
+        lines.append("if %s; then %s" % (condition, script_comment(step.title)))
+        for undo in step.undo:
+            lines += script_step(undo, "stuck")
         lines.append("fi")
     return [*lines, "exit 1", "}"]
 
 
-# --- the journal
+# The journal.
 
 
 def step_data(step: Step) -> dict:
@@ -17912,8 +18063,10 @@ def step_from(data: dict) -> Step:
     for name in ("argv", "each", "each_of"):
         fields[name] = tuple(data.get(name, ()))
     for name in ("check", "skip_if"):
-        fields[name] = tuple(tuple(test) for test in data.get(name, ()))
-    fields["undo"] = tuple(step_from(undo_data) for undo_data in data.get("undo", ()))
+        tests = data.get(name, ())
+        fields[name] = tuple(tuple(test) for test in tests)
+    undos = data.get("undo", ())
+    fields["undo"] = tuple(step_from(undo) for undo in undos)
     return Step(**fields)
 
 
@@ -17949,13 +18102,14 @@ def record_path(host: Host, plan: Plan) -> str:
 
 
 def save_journal(host: Host, journal: Journal) -> None:
-    """The same. Raises DockfixError where that fails: the next step is then not begun."""
+    """write_journal. Raises DockfixError where that fails: the next step is then not begun."""
     try:
         write_journal(host, journal)
     except OSError as err:
-        begun = os.path.exists(os.path.join(host.state, JOURNAL))
-        state = "the change stands half-way" if begun else "nothing was changed"
-        raise (HalfWay if begun else EnvironmentFault)(
+        fault, state = EnvironmentFault, "nothing was changed"  # type: Type[DockfixError], str
+        if os.path.exists(journal_path(host)):
+            fault, state = HalfWay, "the change stands half-way"
+        raise fault(
             "the journal in %s cannot be written: %s; %s" % (host.state, err.strerror, state),
             "make room there, or --state DIR on another disk",
         ) from None
@@ -17963,24 +18117,30 @@ def save_journal(host: Host, journal: Journal) -> None:
 
 def read_journal(host: Host, name: str = JOURNAL) -> Optional[Journal]:
     """None where there is no such change. Raises HalfWay where the journal is not understood."""
+    path = os.path.join(host.state, name)
     try:
-        found = json.loads(read_all(os.path.join(host.state, name)).decode("ascii"))
-        fields = dict(found["plan"])
-        fields["steps"] = tuple(step_from(step) for step in fields["steps"])
-        devices = fields["devices"].items()
-        fields["devices"] = {role: Device(*device) for role, device in devices}
-        plan = Plan(**fields)
-        return Journal(plan, int(found["at"]), int(found["reached"]), str(found["going"]))
+        document = json.loads(read_all(path).decode("ascii"))
+        return journal_from(document)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError):
         raise HalfWay(
-            "the journal %s is not understood" % os.path.join(host.state, name),
+            "the journal %s is not understood" % path,
             "made by another version of dockfix? use that one",
         ) from None
 
 
-# --- carrying a plan out
+def journal_from(document: dict) -> Journal:
+    """The journal that write_journal has written. Raises KeyError and the like for another form."""
+    fields = dict(document["plan"])
+    fields["steps"] = tuple(step_from(step) for step in fields["steps"])
+    devices = fields["devices"].items()
+    fields["devices"] = {role: Device(*device) for role, device in devices}
+    at, reached = int(document["at"]), int(document["reached"])
+    return Journal(Plan(**fields), at, reached, str(document["going"]))
+
+
+# Carrying a plan out.
 
 
 def lock_storage(host: Host, opts: Options, carries_on: bool = False) -> None:
@@ -18001,25 +18161,20 @@ def run_change(
     plan: Plan,
     question: str = "",
 ) -> None:
-    """Confirmation (with a question), journal, steps; a step that fails undoes all of it (exit 1).
-    A dry run: the script. Facts and refusals come before this, under lock_storage. One row in
-    report: the change."""
+    """Carries a plan out: confirmation (with a question), journal, steps. A step that fails undoes
+    all of it (exit 1). A dry run prints the script.
+
+    Facts and refusals come before this, under lock_storage. One row in report: the change.
+    """
     if opts.dry_run:
         report["script"] = plan_script(report, plan)
         report["exit_code"] = 4 if opts.exit_code and plan.steps else 0
-        return change_row(report, plan, "changed", "would: " + plan.goal)
-    mount = mount_of(real_path(host.state), mounts_of())
-    if mount and mount.fstype in ("tmpfs", "ramfs"):
-        raise Refused(
-            "the state folder %s lies in memory: after a reboot nothing would know the way on or"
-            " back" % host.state,
-            "--state DIR on a disk, for resume and rollback too",
-        )
+        change_row(report, plan, "changed", "would: " + plan.goal)
+        return
+    require_lasting_state(host)
     if question:
         confirm(opts, question)
-    moved = failing_test(host, plan.facts.get("proof", ()))
-    if moved:  # the question may have stood there for hours
-        raise Refused("it is not the engine any more that dockfix looked at: " + moved)
+    require_engine_of_plan(host, plan)
     plan = plan._replace(facts=dict(plan.facts, docker=docker_environment()))
     save_journal(host, Journal(plan))
     host.known.working = True
@@ -18031,18 +18186,43 @@ def run_change(
     except DockfixError as err:
         if host.stop.is_set():
             raise half_way_error(host, err) from None
-        say("dockfix: %s; undoing what was done" % err.msg)
-        print_daemon_log(host, plan)
-        journal = read_journal(host)
-        undo_steps_back(host, journal, progress)
-        report_left_copy(journal)
-        raise DockfixError(
-            "%s; all of it is undone%s" % (err.msg, describe_kept_length(host, plan)), err.hint
-        ) from None
+        undo_failed_change(host, plan, err, progress)
+        text = "%s; all of it is undone%s" % (err.msg, describe_kept_length(host, plan))
+        raise DockfixError(text, err.hint) from None
     finally:
         progress.end()
         host.known.working = False
     change_row(report, plan, "changed", plan.goal)
+
+
+def require_lasting_state(host: Host) -> None:
+    """The journal must outlive a reboot."""
+    mount = mount_of(real_path(host.state), mounts_of())
+    if mount and mount.fstype in ("tmpfs", "ramfs"):
+        raise Refused(
+            "the state folder %s lies in memory: after a reboot nothing would know the way on or"
+            " back" % host.state,
+            "--state DIR on a disk, for resume and rollback too",
+        )
+
+
+def require_engine_of_plan(host: Host, plan: Plan) -> None:
+    """The question may have stood there for hours."""
+    moved = failing_test(host, plan.facts.get("proof", ()))
+    if moved:
+        raise Refused("it is not the engine any more that dockfix looked at: " + moved)
+
+
+def undo_failed_change(host: Host, plan: Plan, err: DockfixError, progress: Progress) -> None:
+    """Raises HalfWay where that fails."""
+    say("dockfix: %s; undoing what was done" % err.msg)
+    journal = read_journal(host)
+    if not journal:  # somebody has removed it
+        raise half_way_error(host, err)
+    if plan.steps[journal.at].daemon == "up":
+        print_daemon_log(host)
+    undo_steps_back(host, journal, progress)
+    report_left_copy(journal)
 
 
 def describe_kept_length(host: Host, plan: Plan) -> str:
@@ -18054,9 +18234,10 @@ def describe_kept_length(host: Host, plan: Plan) -> str:
 
 def report_left_copy(journal: Journal) -> None:
     """After a way back: what was copied stays where docker may have run on it."""
-    left, begun = journal.plan.facts.get("left", ""), journal.plan.steps[: journal.reached + 1]
-    daemon = [step.daemon for step in begun if step.daemon]
-    started = "down" in daemon and "up" in daemon[daemon.index("down") :]
+    left = journal.plan.facts.get("left", "")
+    begun = journal.plan.steps[: journal.reached + 1]
+    states = [step.daemon for step in begun if step.daemon]
+    started = "down" in states and "up" in states[states.index("down") :]
     if started and os.path.lexists(os_bytes(left)):
         say(
             "dockfix: docker may have run on %s, so it stays; when nothing in it is needed: rm"
@@ -18078,11 +18259,11 @@ def change_row(report: dict, plan: Plan, status: str, msg: str) -> None:
 
 
 def half_way_error(host: Host, err: Optional[DockfixError]) -> HalfWay:
-    return HalfWay(
-        "%sthe change stands half-way: %s"
-        % (err.msg + "; " if err else "", describe_half_way(host)),
-        HALF_WAY_HINT,
-    )
+    """err: what went wrong, None for a signal."""
+    text = "the change stands half-way: " + describe_half_way(host)
+    if err:
+        text = "%s; %s" % (err.msg, text)
+    return HalfWay(text, HALF_WAY_HINT)
 
 
 def step_size(step: Step) -> int:
@@ -18100,11 +18281,13 @@ def run_steps_on(host: Host, journal: Journal, progress: Progress) -> None:
     plan = journal.plan
     steps = bind_steps(plan)
     for number in range(journal.at, len(steps)):
-        save_journal(host, Journal(plan, number, max(number, journal.reached)))
+        reached = max(number, journal.reached)
+        save_journal(host, Journal(plan, number, reached))
         if host.stop.is_set():
             raise half_way_error(host, None)
         step = steps[number]
-        do_step(host, step, progress.step(number + 1, step.title, step_size(step)))
+        tick = progress.step(number + 1, step.title, step_size(step))
+        do_step(host, step, tick)
     close_journal(host, Journal(plan, len(steps), len(steps) - 1, STATE_DONE))
 
 
@@ -18113,13 +18296,15 @@ def undo_steps_back(host: Host, journal: Journal, progress: Progress) -> None:
     cannot be undone."""
     plan = journal.plan
     steps = bind_steps(plan)
-    for number in range(min(journal.at, len(steps) - 1), -1, -1):
+    last = min(journal.at, len(steps) - 1)
+    for number in range(last, -1, -1):
         save_journal(host, Journal(plan, number, journal.reached, STATE_BACK))
         if host.stop.is_set():
             raise half_way_error(host, None)
         for undo in undo_of(journal, steps[number]):
+            tick = progress.step(number + 1, undo.title, undo.size)
             try:
-                do_step(host, undo, progress.step(number + 1, undo.title, undo.size))
+                do_step(host, undo, tick)
             except DockfixError as err:
                 raise half_way_error(host, err) from None
     close_journal(host, Journal(plan, 0, journal.reached, STATE_UNDONE))
@@ -18227,13 +18412,11 @@ def restore_daemon_state(host: Host, journal: Journal, progress: Progress) -> No
         do_step(host, step, progress.step(journal.at + 1, step.title, 0))
 
 
-def print_daemon_log(host: Host, plan: Plan) -> None:
+def print_daemon_log(host: Host) -> None:
     """After a start that failed: the last lines of the daemon's log."""
-    journal = read_journal(host)
-    if not journal or plan.steps[journal.at].daemon != "up":
-        return
     argv = ("journalctl", "-u", "docker", "-n", "20", "--no-pager", "-o", "cat")
-    for line in query_host(host, argv).out_text().split("\n"):
+    answer = query_host(host, argv)
+    for line in answer.out_text().split("\n"):
         say("| " + line)
 
 
@@ -22950,7 +23133,8 @@ def run_grow(host: Host, opts: Options, report: dict) -> None:
         require_stoppable(host, engine, opts.lose_autoremove)
     plan = plan_grow(host, opts, engine, pool, sizes)
     if not plan.steps:
-        return change_row(report, plan, "unchanged", plan.goal)
+        change_row(report, plan, "unchanged", plan.goal)
+        return
     stops = "nothing stops"
     if opts.offline and larger_kinds(pool, sizes):
         running = sum(1 for container in engine.containers if container.running)
