@@ -20601,15 +20601,16 @@ def is_attestation(descriptor: dict) -> bool:
 
 
 def index_archive(reader: TarReader) -> Dict[str, Blob]:
-    """Every file and link of an archive of docker save, each hashed. Raises ArchiveError."""
+    """Every file and link of an archive of docker save, by its name, each hashed. Raises
+    ArchiveError for what is no such archive."""
     blobs = {}  # type: Dict[str, Blob]
     for member in reader:
         name = member.name
         if name.startswith("./"):
             name = name[2:]
-        if not is_inside_archive(name):
-            continue
-        if not member.isreg() and not member.issym() and not member.islnk():
+        # Folders and devices carry nothing, and what leads out of the archive nobody names.
+        is_data = member.isreg() or member.issym() or member.islnk()
+        if not is_data or not is_inside_archive(name):
             continue
         if len(blobs) >= ARCHIVE_NAMES_MAX:
             raise ArchiveError("more than %d files: no archive of docker save" % ARCHIVE_NAMES_MAX)
@@ -20623,7 +20624,10 @@ def index_archive(reader: TarReader) -> Dict[str, Blob]:
 
 
 def read_blob(reader: TarReader, member: tarfile.TarInfo, name: str) -> Blob:
-    """Reads the member whose header was read last. Raises ArchiveError."""
+    """Reads the member whose header was read last. Raises ArchiveError.
+
+    name: the member's, without a ./ before it.
+    """
     offset = reader.offset
     content_hash = hashlib.sha256()
     head = b""
@@ -20631,9 +20635,11 @@ def read_blob(reader: TarReader, member: tarfile.TarInfo, name: str) -> Blob:
         if not head:
             head = piece[:8]
         content_hash.update(piece)
+    # A symbolic link leads on from its own folder, a hard link from the top of the archive (tar(5)).
     link = ""
     if member.issym():
-        link = posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname))
+        folder = posixpath.dirname(name)
+        link = posixpath.normpath(posixpath.join(folder, member.linkname))
     elif member.islnk():
         link = posixpath.normpath(member.linkname)
     return Blob(offset, member.size, content_hash.hexdigest(), head, link)
@@ -20696,7 +20702,7 @@ class SavedArchive:
         return None
 
     def parse_json(self, name: str) -> object:
-        """Raises ArchiveError."""
+        """The value in a file of the archive. Raises ArchiveError."""
         blob = self.find_blob(name)
         if blob is None or not blob.digest or blob.size > RECORD_MAX:
             raise ArchiveError("%s is missing, there twice, or too long" % escape_controls(name))
@@ -20756,6 +20762,8 @@ class SavedArchive:
         return [PlatformImage(digest, platform, config, faults)]
 
     def images_of_index(self, descriptors: List[dict], depth: int) -> List[PlatformImage]:
+        """descriptors: the "manifests" of an index. depth: of indexes above. Raises
+        ArchiveError."""
         images = []  # type: List[PlatformImage]
         for descriptor in descriptors:
             if not is_attestation(descriptor):
@@ -20765,6 +20773,7 @@ class SavedArchive:
         return images
 
     def manifest_faults(self, manifest: dict) -> Tuple[str, ...]:
+        """What the image of one manifest lacks. Raises KeyError, TypeError for no manifest."""
         faults = [self.blob_fault(manifest["config"], "config")]
         for layer in manifest["layers"]:
             faults.append(self.blob_fault(layer, "layer"))
@@ -20798,17 +20807,23 @@ class SavedArchive:
         if blob.digest != config_digest(image):
             return ["config %s has other bytes than its name says" % name]
         try:
-            config = self.parse_json(name)
+            diff_ids = self.read_diff_ids(name)
         except ArchiveError as err:
             return [err.msg]
-        if not isinstance(config, dict):
-            raise TypeError("no object")
-        diff_ids = list((config.get("rootfs") or {}).get("diff_ids") or [])
         layers = image.get("Layers") or []
         if not isinstance(layers, list) or len(layers) != len(diff_ids):
             return ["it lists %d layers, its config %d" % (len(layers), len(diff_ids))]
         faults = [self.layer_fault(layer, diff_id) for layer, diff_id in zip(layers, diff_ids)]
         return list(filter(None, faults))
+
+    def read_diff_ids(self, config_name: str) -> List[object]:
+        """The digests of an image's unpacked layers, as its config has them. Raises ArchiveError,
+        TypeError."""
+        config = self.parse_json(config_name)
+        if not isinstance(config, dict):
+            raise TypeError("no object")
+        rootfs = config.get("rootfs") or {}
+        return list(rootfs.get("diff_ids") or [])
 
     def layer_fault(self, name: object, diff_id: object) -> str:
         """'' where a layer is what the config says. A packed layer has another digest than the
@@ -20839,7 +20854,8 @@ class SavedArchive:
         return list(dict.fromkeys(faults))
 
     def ref_faults(self, ref: str, wanted: WantedImage) -> List[str]:
-        """What each entry for one tag, or id, lacks."""
+        """What each entry for one tag, or id, lacks. docker load reads index.json where there is
+        one, so the image must be in that too."""
         descriptors = [row for row in self.index if self.is_named(row, ref)]
         entries = [row for row in self.images if is_listed(row, ref)]
         faults = []  # type: List[str]
@@ -20922,14 +20938,19 @@ class Backup(NamedTuple):
     lacks: Sequence[Lack] = ()
 
     def path(self, name: str) -> str:
+        """Of one of its files."""
         return os.path.join(self.folder, name)
 
     def export_file(self, container_id: str) -> str:
+        """The name of the file with a container's whole tree."""
         return "export-%s.tar" % container_id
 
     def files(self) -> List[str]:
         """All but the manifest; each has its sha256 beside it."""
-        exports = [self.export_file(ident) for ident in self.own if self.own[ident] == EXPORT]
+        exports = []
+        for ident, own in self.own.items():
+            if own == EXPORT:
+                exports.append(self.export_file(ident))
         volumes = [place.file for place in self.volumes.values()]
         return [*STOCK_FILES, *self.loads, *sorted(exports), *sorted(volumes)]
 
@@ -21042,17 +21063,16 @@ def image_config(stock: Stock, doc: dict) -> Optional[dict]:
 
 
 def place_volumes(host: Host, stock: Stock, tight: bool) -> Dict[str, VolumeFile]:
-    """The volumes whose content docker cp can carry. It gives the ids of the host, and takes those
-    of the container: with a user namespace they would come back shifted."""
+    """The volumes whose content docker cp can carry, by name.
+
+    tight: no container can be made, so that a volume is read through one that has it.
+    """
     if engine_userns(host) != (0, 0):
+        # docker cp gives the ids of the host, and takes those of the container: with a user
+        # namespace the files would come back shifted.
         return {}
-    names = []
-    for volume in stock.volumes:
-        options = volume.get("Options") or {}
-        if volume["Driver"] == "local" and not options.get("device"):
-            names.append(volume["Name"])
     places = {}
-    for number, name in enumerate(sorted(names), 1):
+    for number, name in enumerate(local_volumes(stock), 1):
         file = "volume-%d.tar" % number
         if not tight:
             places[name] = VolumeFile(file, HELPER, "/dockfix-%d/data" % number)
@@ -21062,6 +21082,17 @@ def place_volumes(host: Host, stock: Stock, tight: bool) -> Dict[str, VolumeFile
             if path and name not in places:
                 places[name] = VolumeFile(file, doc["Id"], path)
     return places
+
+
+def local_volumes(stock: Stock) -> List[str]:
+    """The names of the volumes that are folders of the host. One with a device is something
+    else, mounted there: a file system of the network, say."""
+    names = []
+    for volume in stock.volumes:
+        options = volume.get("Options") or {}
+        if volume["Driver"] == "local" and not options.get("device"):
+            names.append(volume["Name"])
+    return sorted(names)
 
 
 def readable_mount_point(doc: dict, volume: str) -> str:
@@ -21123,6 +21154,7 @@ def networks_left_out(stock: Stock) -> List[str]:
 
 
 def volumes_left_out(stock: Stock, volumes: Dict[str, VolumeFile]) -> List[str]:
+    """Those whose content is elsewhere, or not to be read. volumes: those that the backup holds."""
     texts = []
     for volume in stock.volumes:
         if volume["Name"] in volumes:
@@ -21206,9 +21238,11 @@ def require_backup_folder(host: Host, folder: str, size: int) -> None:
 
 
 def is_own_empty_folder(folder: str) -> bool:
-    """Raises OSError."""
+    """Does it belong to this user, and is nothing in it? Raises OSError."""
     path = os_bytes(folder)
-    return os.lstat(path).st_uid == os.geteuid() and not os.listdir(path)
+    if os.lstat(path).st_uid != os.geteuid():
+        return False
+    return not os.listdir(path)
 
 
 def require_closed_file_system(folder: str, place: str) -> None:
@@ -21251,16 +21285,23 @@ def read_backup(folder: str) -> Backup:
 
 
 def read_backup_json(folder: str, name: str):
-    """Raises OSError, ValueError."""
-    return json.loads(read_all(os.path.join(folder, name)).decode("utf-8", "replace"))
+    """Any value: what a file of a backup holds. Raises OSError, ValueError."""
+    text = read_all(os.path.join(folder, name)).decode("utf-8", "replace")
+    return json.loads(text)
 
 
 def parse_backup(folder: str, manifest: dict, documents: Sequence[list]) -> Backup:
-    """manifest: what seal_backup has written; documents: what STOCK_FILES hold. Raises KeyError,
-    TypeError and the like for anything else."""
+    """Raises KeyError, TypeError and the like for what is no backup.
+
+    manifest: what seal_backup has written.
+    documents: what the STOCK_FILES hold.
+    """
     containers, images, networks, volumes = documents
     ordered = sort_by_needs([parse_container(doc) for doc in containers])
     docs = [container.inspect for container in ordered]
+    places = {}
+    for name, place in manifest["volumes"].items():
+        places[name] = VolumeFile(*place)
     lacks = []
     for row in manifest.get("lacks", []):  # a backup of an earlier version has no such key
         lacks.append(Lack(str(row["target"]), str(row["id"]), str(row["why"])))
@@ -21268,7 +21309,7 @@ def parse_backup(folder: str, manifest: dict, documents: Sequence[list]) -> Back
         folder=folder,
         stock=Stock(docs, images, networks, volumes),
         own=manifest["own"],
-        volumes={name: VolumeFile(*place) for name, place in manifest["volumes"].items()},
+        volumes=places,
         loads=manifest["loads"],
         left_out=manifest["left_out"],
         made=manifest["made"],
@@ -21299,8 +21340,10 @@ def incomplete_backup(folder: str, missing: str) -> Refused:
 
 def remove_file_step(path: str) -> Step:
     """Removes a file of a backup, its sum, and what a killed run left of both."""
-    files = tuple(path + end for end in ("", ".part", ".sha256", ".sha256.part"))
-    return Step("remove-file", "remove %s" % path, ("rm", "-f", "--", *files))
+    ends = ("", ".part", ".sha256", ".sha256.part")
+    files = [path + end for end in ends]
+    argv = ("rm", "-f", "--", *files)
+    return Step("remove-file", "remove " + path, argv)
 
 
 def sum_step(path: str, skip_if: Tuple[Tuple[str, ...], ...] = ()) -> Step:
@@ -21443,16 +21486,19 @@ def image_needs(backup: Backup) -> Dict[str, str]:
 
 def own_steps(host: Host, backup: Backup, optional: bool, undo_void_after: str = "") -> List[Step]:
     """Each container's own files: an image made of it (own_image_references, for save_steps), or
-    its whole tree. optional: where docker refuses a commit (the image was removed by force, it has
-    too many layers), needed_exports follow."""
+    its whole tree.
+
+    optional: where docker refuses a commit (the image was removed by force, it has too many
+        layers), needed_exports follow.
+    """
     steps = []
     for doc in backup.stock.containers:
-        own = backup.own[doc["Id"]]
-        if own == COMMIT:
+        ident = doc["Id"]
+        if backup.own[ident] == COMMIT:
             ref = own_image_reference(backup, doc)
-            words = ("commit", doc["Id"], ref)
+            words = ("commit", ident, ref)
             steps.append(create_step(host, "image", ref, words, optional=optional))
-        elif own == EXPORT:
+        elif backup.own[ident] == EXPORT:
             steps += export_steps(host, backup, doc, optional, undo_void_after=undo_void_after)
     return steps
 
@@ -21556,7 +21602,11 @@ def parse_wanted(row: dict) -> WantedImage:
 
 
 def read_saved(path: str, tick: Callable[[int], None]) -> SavedArchive:
-    """Reads and hashes all of an archive of docker save. Raises ArchiveError, OSError."""
+    """Reads and hashes all of an archive of docker save.
+
+    tick: is called with the bytes so far.
+    Raises ArchiveError, OSError.
+    """
     with open(os_bytes(path), "rb") as stream:
         blobs = index_archive(TarReader(stream, tick))
 
@@ -21571,10 +21621,14 @@ def read_saved(path: str, tick: Callable[[int], None]) -> SavedArchive:
 def archive_faults(
     path: str, wanted: Sequence[WantedImage], tick: Callable[[int], None]
 ) -> Dict[str, str]:
-    """By key why an image is not whole in an archive."""
+    """By key why an image is not whole in an archive; those that are whole are left out.
+
+    tick: is called with the bytes read so far.
+    """
     try:
         archive = read_saved(path, tick)
     except ArchiveError as err:
+        # No image can be found in it: all of them lack.
         return {image.key: err.msg for image in wanted}
     reasons = {}
     for image in wanted:
@@ -21594,7 +21648,10 @@ def first_fault(faults: Sequence[str]) -> str:
 def save_once(
     host: Host, images: Sequence[WantedImage], path: str, tick: Callable[[int], None]
 ) -> str:
-    """`docker save` into a file; what docker says where it fails, else ''."""
+    """`docker save` into a file; what docker says where it fails, else ''.
+
+    tick: is called with the bytes written so far.
+    """
     argv = [*host.docker, "save"]
     for image in images:
         argv += image.refs
@@ -21660,7 +21717,11 @@ def save_images(host: Host, request: dict, tick: Callable[[int], None]) -> None:
 def try_save(
     host: Host, images: Sequence[WantedImage], path: str, tick: Callable[[int], None]
 ) -> Tuple[Dict[str, str], str]:
-    """By key why an image cannot be saved, and what docker said where it failed."""
+    """Saves the images, and reads the archive back.
+
+    Returns by key why an image cannot be saved, and what docker said where it failed. Nothing in
+    both: the archive is whole.
+    """
     failure = save_once(host, images, path, tick)
     if failure:
         return failing_images(host, images, path, tick), failure
@@ -21714,10 +21775,12 @@ def judge_backup(backup: Backup, tick: Callable[[int], None] = lambda done: None
 def faults_of_all_archives(
     backup: Backup, wanted: Sequence[WantedImage], tick: Callable[[int], None]
 ) -> Dict[str, str]:
-    """By key why an image is whole in none of a backup's archives."""
+    """By key why an image is whole in none of a backup's archives. (pool recreate makes two: one
+    while containers run, one of what they wrote.)"""
     reasons = {image.key: "no archive is there" for image in wanted}
     for name in backup.loads:
         faults = archive_faults(backup.path(name), wanted, tick)
+        # Whole in one of them is enough.
         reasons = {key: faults[key] for key in reasons if key in faults}
     return reasons
 
@@ -21951,9 +22014,14 @@ def tar_header(member: tarfile.TarInfo, name: str) -> bytes:
 
 
 def import_mount_points(host: Host, request: dict, tick: Callable[[int], None]) -> None:
-    """A task. Makes the helper's image: one folder for each volume, with the owner and mode of the
-    volume's own. When docker mounts a volume for the first time, it gives these to it, and that is
-    the only way on engines before 1.13. Raises DockfixError, OSError."""
+    """A task: makes the helper's image. Raises DockfixError, OSError.
+
+    It has one folder for each volume, with the owner and mode of the volume's own. When docker
+    mounts a volume for the first time, it gives these to it, and that is the only way on engines
+    before 1.13.
+
+    request: of mount_points_step.
+    """
     image_tar = bytearray()
     for path, point in request["points"]:
         root = volume_root(path)
@@ -21962,21 +22030,25 @@ def import_mount_points(host: Host, request: dict, tick: Callable[[int], None]) 
         above.mode = 0o755
         image_tar += tar_header(above, above.name)
         image_tar += tar_header(root, point.lstrip("/"))
+    image_tar += TAR_END
     argv = (*host.docker, "import", "-", request["image"])
-    answer = change_host(host, argv, bytes(image_tar + TAR_END))
+    answer = change_host(host, argv, bytes(image_tar))
     if answer.rc or answer.timed_out:
         raise DockfixError("docker import failed: " + first_line(answer))
 
 
 def fill_volume(host: Host, request: dict, tick: Callable[[int], None]) -> None:
-    """A task. Puts a volume's content into the helper's mount point, and reads it back. Raises
+    """A task: puts a volume's content into the helper's mount point, and reads it back. Raises
     DockfixError, OSError.
 
     Before 1.13 docker cp does not see what is mounted below the folder that it is told: so the
     mount point itself is, and the members are named as from there. docker cp leaves out what such a
     tar says of the folder itself ('.').
+
+    request: of fill_request.
     """
-    path, point = request["file"], request["point"]
+    path = request["file"]
+    point = request["point"]
     helper_root = request["helper"] + ":/"
     target = request["helper"] + ":" + point
     special_links = set()  # type: Set[str]  # hard links with set-user-ID and the like
@@ -21984,7 +22056,7 @@ def fill_volume(host: Host, request: dict, tick: Callable[[int], None]) -> None:
     answer = change_host(host, (*host.docker, "cp", "-", target), flow=flow)
     if answer.rc or answer.timed_out:
         raise DockfixError("docker cp to %s failed: %s" % (target, first_line(answer)))
-    # What this cannot do (no engine before 1.13 can), the comparison finds.
+    # The second way may fail: what it cannot do (no engine before 1.13 can), the comparison finds.
     flow = Flow(fill=lambda stream: write_from_above(stream, path, point[1:], special_links))
     change_host(host, (*host.docker, "cp", "-", helper_root), flow=flow)
     faults = compare_volume(host, target, path, tick)
@@ -21998,7 +22070,12 @@ def fill_volume(host: Host, request: dict, tick: Callable[[int], None]) -> None:
 def write_volume(
     stream: BinaryIO, path: str, special_links: Set[str], tick: Callable[[int], None]
 ) -> None:
-    """The tar for the mount point. Adds to special_links what write_from_above has to set."""
+    """The tar for the mount point.
+
+    path: the volume's file in the backup.
+    special_links: gets the names of what write_from_above has to set.
+    tick: is called with the bytes read so far.
+    """
     for member, content in volume_members(path, tick):
         if member.name == ".":
             continue
@@ -22007,7 +22084,8 @@ def write_volume(
         stream.write(tar_header(member, member.name))
         for piece in content:
             stream.write(piece)
-        stream.write(bytes(-member.size % TAR_BLOCK))
+        padding = -member.size % TAR_BLOCK
+        stream.write(bytes(padding))
     stream.write(TAR_END)
 
 
@@ -22030,17 +22108,23 @@ def write_from_above(stream: BinaryIO, path: str, point: str, special_links: Set
 
 
 def compare_volume(host: Host, place: str, path: str, tick: Callable[[int], None]) -> List[str]:
-    """What a volume and its tar differ in, in words. place: CONTAINER:PATH that it is read
-    through."""
+    """What a volume and its tar differ in, in words; [] where they are equal. Both are read side by
+    side, as a volume may be larger than the memory.
+
+    place: CONTAINER:PATH that the volume is read through.
+    path: its file in the backup.
+    """
     differences = VolumeDifferences()
 
     def compare(stream: BinaryIO) -> None:
         reader = TarReader(stream)
         with open(os_bytes(path), "rb") as tar:
-            differences.add(volume_entries(TarReader(tar, tick)), volume_entries(reader))
+            wanted = volume_entries(TarReader(tar, tick))
+            differences.add(wanted, volume_entries(reader))
         reader.drain()
 
-    answer = change_host(host, (*host.docker, "cp", place, "-"), flow=Flow(empty=compare))
+    argv = (*host.docker, "cp", place, "-")
+    answer = change_host(host, argv, flow=Flow(empty=compare))
     if answer.rc or answer.timed_out:
         return ["docker cp cannot read it back: " + first_line(answer)]
     warn_of_special_bits(place, differences)
@@ -22060,15 +22144,22 @@ def warn_of_special_bits(place: str, differences: VolumeDifferences) -> None:
 
 
 def require_empty_volume(host: Host, request: dict, tick: Callable[[int], None]) -> None:
-    """A task, right before a volume that was there is filled. Raises DockfixError."""
-    if volume_is_empty(host, request["helper"] + ":" + request["point"]) is not True:
+    """A task, right before a volume that was there is filled. Raises DockfixError.
+
+    request: of fill_request.
+    """
+    place = request["helper"] + ":" + request["point"]
+    if volume_is_empty(host, place) is not True:
         raise DockfixError(
             "volume %s has files of its own by now; nothing in it was changed" % request["volume"]
         )
 
 
 def volume_is_empty(host: Host, place: str) -> Optional[bool]:
-    """By the beginning of what docker cp reads there; None where it does not answer."""
+    """By the beginning of what docker cp reads there; None where it does not answer.
+
+    place: CONTAINER:PATH that the volume is read through.
+    """
     answer = query(host, "cp", place, "-", enough=1 << 16)
     members = 0
     is_cut_off = False
@@ -22080,7 +22171,7 @@ def volume_is_empty(host: Host, place: str) -> Optional[bool]:
     except ArchiveError:
         is_cut_off = True
     if not members:
-        return None
+        return None  # not even the volume's own folder
     if is_cut_off:
         return False
     return True if answer.rc == 0 else None
@@ -22190,15 +22281,15 @@ def own_image_steps(host: Host, backup: Backup, known: Set[str], undoable: bool)
     for doc in backup.stock.containers:
         own = backup.own[doc["Id"]]
         ref = own_image_reference(backup, doc, RESTORED_REPOSITORY)
-        if ref in known:
+        if ref in known or own not in (COMMIT, EXPORT):
             continue
-        if own == COMMIT:
+        source = ""
+        if own == COMMIT:  # it has come with docker load
             words = ["tag", own_image_reference(backup, doc), ref]
-            steps.append(create_step(host, "image", ref, words, undoable))
-        elif own == EXPORT:
+        else:
             words = ["import", *import_options(doc), "-", ref]
-            path = backup.path(backup.export_file(doc["Id"]))
-            steps.append(create_step(host, "image", ref, words, undoable, source=path))
+            source = backup.path(backup.export_file(doc["Id"]))
+        steps.append(create_step(host, "image", ref, words, undoable, source=source))
     return steps
 
 
@@ -22326,22 +22417,23 @@ def container_steps(
 
 
 def image_for_container(backup: Backup, doc: dict) -> Tuple[str, dict]:
-    """The image that a container is made from, and the Config that it gives."""
+    """The image that a container is made from, and the Config that it gives.
+
+    doc: the container's object of `docker inspect`. Its image is in the backup.
+    """
     own = backup.own[doc["Id"]]
+    own_ref = own_image_reference(backup, doc, RESTORED_REPOSITORY)
     if own == COMMIT:
-        return own_image_reference(backup, doc, RESTORED_REPOSITORY), doc["Config"]
+        return own_ref, doc["Config"]
     if own == EXPORT:
-        return own_image_reference(backup, doc, RESTORED_REPOSITORY), exported_config(doc)
-    for image in backup.stock.images:
-        if image["Id"] == doc["Image"]:
-            break
-    else:
-        raise KeyError("no image %s" % doc["Image"])
+        return own_ref, exported_config(doc)
+    image = next(image for image in backup.stock.images if image["Id"] == doc["Image"])
+    config = image.get("Config") or {}
     refs = image_refs([image])
     asked = doc["Config"].get("Image") or ""  # the name that docker create was given
     if asked in refs or asked + ":latest" in refs:
-        return asked, image.get("Config") or {}
-    return refs[0], image.get("Config") or {}
+        return asked, config
+    return refs[0], config
 
 
 def container_recipe(backup: Backup, doc: dict) -> Recipe:
@@ -22434,7 +22526,10 @@ def find_lost_settings(
     old: dict, olds: Sequence[dict], new: dict, news: Sequence[dict]
 ) -> List[str]:
     """Settings of a container that its successor lacks: every word of its recipe (without any
-    image's help) that is not in the other's."""
+    image's help) that is not in the other's.
+
+    olds, news: all containers that the old one, and the new one, may refer to.
+    """
     new_words = recipe_words(new, news)
     return [word for word in recipe_words(old, olds) if word not in new_words]
 
@@ -22611,12 +22706,15 @@ def report_incomplete(report: dict, lacks: Dict[str, str]) -> None:
 
 
 def run_script_step(host: Host, opts: Options) -> None:
-    """One step of a dry run's script; what it is to do comes by standard input."""
-    if opts.step not in TASKS:
-        raise UsageError("--step takes what a dry run's script says: %s" % ", ".join(sorted(TASKS)))
+    """One step of a dry run's script; what it is to do comes by standard input, as JSON. Raises
+    UsageError for a step that there is not, DockfixError where it fails."""
+    task = TASKS.get(opts.step)
+    if task is None:
+        names = ", ".join(sorted(TASKS))
+        raise UsageError("--step takes what a dry run's script says: " + names)
     try:
         request = json.loads(os_text(read_input("-", 1 << 28, "the step")))
-        TASKS[opts.step](host, request, lambda done: None)
+        task(host, request, lambda done: None)
     except (OSError, ValueError, TypeError, KeyError) as err:
         raise DockfixError("%s: %s" % (opts.step, err)) from None
 
@@ -22636,10 +22734,13 @@ def verify_backup(host: Host, opts: Options, report: dict, backup: Backup) -> No
 
 def read_images_of(opts: Options, backup: Backup) -> Backup:
     """judge_backup, which reads some gigabytes, with its progress."""
+    size = 0
+    for name in backup.loads:
+        size += os.stat(os_bytes(backup.path(name))).st_size
     progress = Progress("read the images", 1, opts.quiet)
-    size = sum(os.stat(os_bytes(backup.path(name))).st_size for name in backup.loads)
+    tick = progress.step(1, "what docker save has written", size)
     try:
-        return judge_backup(backup, progress.step(1, "what docker save has written", size))
+        return judge_backup(backup, tick)
     finally:
         progress.end()
 
@@ -22723,10 +22824,15 @@ def image_refusals(backup: Backup, have: Stock) -> List[str]:
 
 def is_made_after(volume: dict, instant: float) -> bool:
     """Its folder changes only when docker makes the volume (what CreatedAt says, up to 22, changes
-    with its content). Not readable: no."""
+    with its content). Not readable: no.
+
+    instant: seconds since 1970.
+    """
     folder = os.path.dirname(volume.get("Mountpoint") or "/")
     facts = suppress_errors(os.stat, os_bytes(folder))
-    return facts is not None and facts.st_mtime > instant
+    if facts is None:
+        return False
+    return facts.st_mtime > instant
 
 
 def stock_for_restore(host: Host, backup: Backup, note: str) -> Stock:
@@ -22772,24 +22878,26 @@ def holds_nothing(host: Host, have: Stock, volume: dict) -> bool:
 def run_restore(host: Host, opts: Options, report: dict) -> None:
     """One change, undone where its networks, volumes and images cannot all be made. A container
     that cannot be made is told, and the others stay: run again it goes on with those that are
-    missing."""
+    missing. One row for the change, one for each container, and for what the backup lacks."""
     backup = read_backup(os.path.abspath(opts.arguments[0]))
     lock_storage(host, opts)
     note = filled_note(host, backup)
+    # What can be refused at once is refused before hours of reading.
     have = stock_for_restore(host, backup, note)
     require_room_for_restore(host, backup)
     report_lacking(backup, set())
     if not opts.dry_run:
         confirm(opts, "restore %s?" % restore_goal(backup))
         require_whole_files(host, opts, report, backup)
-    known_lacks = lost_ids(backup)
+    reported = lost_ids(backup)
     backup = read_images_of(opts, backup)
-    report_lacking(backup, known_lacks)
+    report_lacking(backup, reported)
     if not opts.dry_run:
         # That took its time: what others have made meanwhile is theirs.
         have = stock_for_restore(host, backup, note)
     plan = plan_restore(host, backup, have, note)
-    report.update(results=[], left_out=list(backup.left_out))
+    report["results"] = []  # instead of a row for each file
+    report["left_out"] = list(backup.left_out)
     run_change(host, opts, report, plan)
     if not opts.dry_run:
         report_restored(host, report, plan, backup)
