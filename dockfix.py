@@ -10760,19 +10760,35 @@ def option_sources(top: str = "/", unit: str = "docker.service") -> List[OptionS
         source = OptionSource("unit", in_unit.path, raw=in_unit.command, options=flags, used=True)
         sources.append(source)
     variables = in_unit.variables + read_setting_files(top, in_unit, faults)
-    names_in_command = set(re.findall(r"\$\{?(\w+)", in_unit.command))
-    for path, name, value, given in variables:
-        options = parse_daemon_flags(shell_words(value))
-        used = (given and name in names_in_command) or not in_unit.path
-        if options:
-            sources.append(OptionSource("environment", path, name, value, options, used))
+    sources += variable_sources(in_unit, variables)
     config = next_options(sources).get("config-file", "/etc/docker/daemon.json")
-    place = os.path.join(top, config.lstrip("/"))
-    text, options, reason = read_settings(place, parse_daemon_json)
-    sources.append(OptionSource("daemon.json", config, "", text, options, True, reason))
+    sources.append(read_daemon_json(top, config))
     for fault in faults:
         sources.append(OptionSource("unit", fault.path, fault=fault.reason))
     return sources
+
+
+def variable_sources(in_unit: UnitOptions, variables: List[Variable]) -> List[OptionSource]:
+    """The variables that hold options. One is used where ExecStart names it, and where there is no
+    unit: an init script takes them all."""
+    names_in_command = set(re.findall(r"\$\{?(\w+)", in_unit.command))
+    sources = []
+    for path, name, value, given in variables:
+        options = parse_daemon_flags(shell_words(value))
+        if not options:
+            continue
+        used = not in_unit.path
+        if given and name in names_in_command:
+            used = True
+        sources.append(OptionSource("environment", path, name, value, options, used))
+    return sources
+
+
+def read_daemon_json(top: str, path: str) -> OptionSource:
+    """daemon.json as a source, whether it is there or not."""
+    place = os.path.join(top, path.lstrip("/"))
+    text, options, fault = read_settings(place, parse_daemon_json)
+    return OptionSource("daemon.json", path, raw=text, options=options, used=True, fault=fault)
 
 
 def read_setting_files(
@@ -11675,9 +11691,12 @@ def chain_gaps(records: DriverRecords) -> Dict[str, str]:
 def needed_chains(records: DriverRecords) -> List[Tuple[str, str]]:
     """(chain id, what needs it) of every layer that a record names; '' for an image's lowest."""
     needed = []
+    # An image needs all of its layers.
     for image, diff_ids in records.images.items():
+        user = "image " + image[:12]
         for chain in chain_ids(diff_ids or ()):
-            needed.append((chain, "image " + image[:12]))
+            needed.append((chain, user))
+    # A container needs the layer that it stands on, and each layer the one below it.
     for container, mount in records.mounts.items():
         if mount:
             needed.append((mount.parent, "container " + container[:12]))
@@ -12087,11 +12106,10 @@ def note_graph_gaps(
             users[parent] = "image " + image[:12]
     for image, image_tags in tags.items():
         users[image] = "the tag " + image_tags[0]
-    for image in sorted(users):
-        if image in graph:
-            continue
-        reason = "missing, though %s needs it" % users[image]
-        note_gap(root, "graph/" + image, reason, driver, unreadable=False)
+    for image, user in sorted(users.items()):
+        if image not in graph:
+            reason = "missing, though %s needs it" % user
+            note_gap(root, "graph/" + image, reason, driver, unreadable=False)
 
 
 def read_lower_records(root: OpenRoot, driver: str) -> Dict[str, LowerRecord]:
@@ -12117,10 +12135,11 @@ def short_links(root: OpenRoot, driver: str) -> Dict[str, List[str]]:
     folder = os.path.join(driver, link_folder)
     for name in list_records(root, folder, needed_for=None, form="[0-9A-Z]+\\Z"):
         path = os.path.join(root.path, folder, name)
-        target = suppress_errors(os.readlink, os_bytes(path)) or b""
-        parts = os_text(target).split("/")
-        if len(parts) == 3 and parts[0] == "..":
-            links.setdefault(parts[1], []).append(name)
+        target = suppress_errors(os.readlink, os_bytes(path))
+        # What is no such link, or vanished meanwhile, names no layer.
+        match = re.match(r"\.\./([^/]+)/[^/]*\Z", os_text(target or b""))
+        if match:
+            links.setdefault(match.group(1), []).append(name)
     return links
 
 
@@ -12186,6 +12205,14 @@ class Layers(NamedTuple):
     lost: Dict[str, LostRecord]
     doubts: List[Doubt]
     parents: Set[str]
+
+    def with_role(self, role: str) -> List[dict]:
+        """The rows of a role."""
+        return [row for row in self.rows if row["role"] == role]
+
+    def add_name(self, name: str, number: int) -> None:
+        """Makes a name lead to the row of this number."""
+        self.names.setdefault(name, []).append(number)
 
 
 class LayerOwner(NamedTuple):
@@ -12292,14 +12319,15 @@ def assign_image_layers(
     standing = chains_below_containers(chains, mounts)
     owners = {}
     for chain, record in chains.items():
+        image_ids = tuple(sorted(users.get(chain, ())))
         role = "image"
         note = ""
-        if chain not in users and chain in standing:
+        if not image_ids and chain in standing:
             note = "its image is gone; container %s stands on it" % standing[chain][:12]
-        elif chain not in users:
+        elif not image_ids:
             role = "orphan"
             note = "in layerdb, but no image has it"
-        image_ids = tuple(sorted(users.get(chain, ())))
+        # Either hash may be what a person has at hand: docker prints both.
         aliases = (chain, diffs.get(chain, chain))
         owners[record.layer] = LayerOwner(role, "", image_ids, note, aliases)
     return owners
@@ -12377,28 +12405,22 @@ def assign_driver_owners(
     """The owners by the records of both kinds of engines: one since 1.10 leaves graph/ where it
     was. Records that are missing are noted; images and sizes are added to `layers`."""
     names = set(tree.homes[driver])
-    records = read_driver_records(root, driver, required=bool(names) and tree.since_1_10)
+    must_have_records = bool(names) and tree.since_1_10
+    records = read_driver_records(root, driver, required=must_have_records)
     note_record_gaps(root, driver, records, tree.containers)
     old_tags = read_old_tags(root, driver)
     if names:
         note_graph_gaps(root, driver, tree.graph, old_tags)
-    owners = {}
-    recorded = set(records.mounts)
-    for container in tree.containers:
-        if container in names:  # before 1.10 a container's layer has the container's id
-            owners[container] = LayerOwner("container", container)
-            recorded.add(container)
-    for image, owner in assign_graph_owners(readable(tree.graph), old_tags).items():
-        if image in names:
-            owners[image] = owner
-    owners.update(
-        assign_layer_owners(
-            readable(records.chains),
-            readable(records.mounts),
-            readable(records.images),
-            tree.containers,
-        )
+    old_owners = assign_old_layers(tree, names, old_tags)
+    new_owners = assign_layer_owners(
+        readable(records.chains),
+        readable(records.mounts),
+        readable(records.images),
+        tree.containers,
     )
+    # What both have is of the newer engine: it took the old one's layers over.
+    owners = dict(old_owners)
+    owners.update(new_owners)
     if STORAGE_DRIVERS[driver].in_pool and "base" in names:
         note = "the base device: image layers are snapshots of it"
         owners["base"] = LayerOwner("image", note=note)
@@ -12406,7 +12428,21 @@ def assign_driver_owners(
         if record.size is not None:
             layers.sizes[record.layer] = record.size
     add_images(root, driver, records, tree.graph, old_tags, layers)
+    recorded = set(records.mounts)
+    recorded.update(owner.container for owner in old_owners.values())
     return DriverOwners(owners, recorded)
+
+
+def assign_old_layers(
+    tree: LayerTree, names: Set[str], tags: Dict[str, List[str]]
+) -> Dict[str, LayerOwner]:
+    """{layer: its owner} by the records of engines before 1.10, where the layer of a container or
+    an image has its id. names: the layers that are there."""
+    owners = {}
+    for container in tree.containers:
+        owners[container] = LayerOwner("container", container)
+    owners.update(assign_graph_owners(readable(tree.graph), tags))
+    return {layer: owner for layer, owner in owners.items() if layer in names}
 
 
 def note_record_gaps(
@@ -12430,18 +12466,21 @@ def add_images(
 ) -> None:
     """Adds the images of one driver with their tags and parents, and how many records it has, where
     it is here."""
-    before_1_10 = is_below(root, "graph") and is_below(root, driver)
-    if before_1_10 or is_below(root, "image/" + driver):
+    is_here = is_below(root, "image/" + driver)
+    if is_below(root, "graph") and is_below(root, driver):
+        is_here = True  # an engine before 1.10 has no folder for each driver's images
+    if is_here:
         count = layers.image_counts.get(driver, 0)
         layers.image_counts[driver] = count + len(records.images)
     for parent in (*records.metadata.values(), *graph.values()):
         if parent:
             layers.parents.add(parent)
     for image in (*records.images, *graph):
-        image_tags = layers.images.setdefault(image, [])
+        # Rows of other trees and drivers may have the same image, and share its list of tags.
+        tags = layers.images.setdefault(image, [])
         for tag in records.tags.get(image, []) + old_tags.get(image, []):
-            if tag not in image_tags:
-                image_tags.append(tag)
+            if tag not in tags:
+                tags.append(tag)
 
 
 def is_dangling(image: str, names: Sequence[str], used: Set[str], parents: Set[str]) -> bool:
@@ -12457,21 +12496,31 @@ def note_lost_records(
 ) -> None:
     """Notes the containers that no record gives a layer: any layer that nothing has may be theirs.
     recorded: {driver: the containers that have a record of their layer}."""
+    present = drivers_at_work(root, tree, recorded)
+    for container, record in tree.containers.items():
+        if not is_record_lost(container, record.driver, recorded, present):
+            continue
+        folder = layer_record_folder(record.driver or present[0], tree)
+        path = os.path.normpath(os.path.join(root.path, folder, container))
+        layers.lost[container] = LostRecord(record.name, path, root.path, False)
+        reason = LOST_REASON % (record.name or container[:12])
+        root.doubts.append(Doubt(record.driver, reason, False))
+
+
+def drivers_at_work(root: OpenRoot, tree: LayerTree, recorded: Dict[str, Set[str]]) -> List[str]:
+    """The drivers that have layers or records here."""
     present = []
     for driver, names in tree.homes.items():
         if names or recorded[driver] or is_below(root, "image/" + driver):
             present.append(driver)
-    for container, record in tree.containers.items():
-        if not is_record_lost(container, record.driver, recorded, present):
-            continue
-        home = record.driver or present[0]
-        place = "image/%s/layerdb/mounts" % home
-        if not tree.since_1_10:
-            place = os.path.join(home, STORAGE_DRIVERS[home].layer_folder)
-        path = os.path.normpath(os.path.join(root.path, place, container))
-        layers.lost[container] = LostRecord(record.name, path, root.path, False)
-        reason = LOST_REASON % (record.name or container[:12])
-        root.doubts.append(Doubt(record.driver, reason, False))
+    return present
+
+
+def layer_record_folder(driver: str, tree: LayerTree) -> str:
+    """Where the record of a container's layer has to be."""
+    if tree.since_1_10:
+        return "image/%s/layerdb/mounts" % driver
+    return os.path.join(driver, STORAGE_DRIVERS[driver].layer_folder)
 
 
 def is_record_lost(
@@ -12576,8 +12625,13 @@ def reasons_against_orphans(
     lowers = read_lower_records(root, driver)  # what is not readable there is one more doubt
     doubts = [doubt for doubt in root.doubts if doubt.driver in ("", driver)]
     links = short_links(root, driver)
-    aliases = {name: names_in_use_of(name, links, lowers) for name in loose}
-    mounted = {name for name in loose if not in_use.isdisjoint(aliases[name])}
+    aliases = {}
+    mounted = set()
+    for name in loose:
+        aliases[name] = names_in_use_of(name, links, lowers)
+        if not in_use.isdisjoint(aliases[name]):
+            mounted.add(name)
+    # What only other loose layers stand on goes with them.
     above = layers_by_lower(lowers, settled | mounted)
     reasons = {}
     for name in loose:
@@ -12642,25 +12696,29 @@ def add_rows(
     layers: Layers,
 ) -> None:
     """Adds the rows of one driver, and their names."""
+    if not owners:
+        return
     home = os.path.join(root.path, driver)
     devices = read_devices(root, driver)
     prefix = pool_prefix(home) if devices else ""
     links = short_links(root, driver)
-    mounted = {mount.point for mount in mounts_of()} if owners else set()
+    mounted = {mount.point for mount in mounts_of()}
     for name, owner in sorted(owners.items()):
         paths = layer_paths(home, driver, name, mounted)
         if owner.role in ("orphan", UNKNOWN) and not paths:
             continue  # it vanished
+        number = len(layers.rows)
         row = layer_row(driver, name, owner, paths, layers)
+        layers.rows.append(row)
         names = names_of_layer(name, owner, layers)
         names.update(links.get(name, []))
         device = devices.get(name)
         if device:
             add_device(row, device, prefix + name)
-            names.update([str(device.device_id), prefix + name])
+            names.add(row["device"])
+            names.add(str(device.device_id))
         for each_name in names:
-            layers.names.setdefault(each_name, []).append(len(layers.rows))
-        layers.rows.append(row)
+            layers.add_name(each_name, number)
 
 
 def read_devices(root: OpenRoot, driver: str) -> Dict[str, Optional[DeviceRecord]]:
@@ -12785,18 +12843,21 @@ def read_layers_once(path: str, follow: bool) -> Layers:
     layers = Layers([], {}, {}, {}, {}, {}, {}, {}, [], set())
     fd = open_docker_root(path)
     root = OpenRoot(real_path(path), fd, follow, layers.unread, [])
+    # With remapped users, an engine keeps everything in a folder named UID.GID.
     remapped = list_records(root, ".", needed_for=None, form=r"[0-9]+\.[0-9]+\Z")
+    doubts = []  # type: List[Doubt]
     for name in [".", *remapped]:
         tree_path = os.path.normpath(os.path.join(root.path, name))
         tree_fd = open_below(root, name, needed_for=None)
-        tree_root = OpenRoot(tree_path, tree_fd, follow, layers.unread, [])
-        if tree_fd >= 0:
-            read_tree(tree_root, layers)
-            os.close(tree_fd)
-        for doubt in tree_root.doubts:
-            if doubt not in layers.doubts:
-                layers.doubts.append(doubt)
+        if tree_fd < 0:
+            continue
+        # What one tree lacks says nothing of another, so each has its own doubts.
+        tree = OpenRoot(tree_path, tree_fd, follow, layers.unread, [])
+        read_tree(tree, layers)
+        os.close(tree_fd)
+        doubts += tree.doubts
     os.close(fd)
+    layers.doubts.extend(dict.fromkeys(doubts))
     return layers
 
 
@@ -12817,21 +12878,23 @@ def read_tree(root: OpenRoot, layers: Layers) -> None:
     """Adds one tree's rows. The drivers' folders are listed before the records are read, so that a
     layer made meanwhile is in no list."""
     homes = list_driver_homes(root)
-    containers = read_container_records(root, required=any(homes.values()))
+    any_layer = any(homes.values())
+    containers = read_container_records(root, required=any_layer)
     graph = read_records(root, "graph", ("json",), parse_graph_parent, needed_for="")
     database = read_build_database(root, homes)
     tree = LayerTree(homes, containers, graph, is_since_1_10(root, graph))
     layers.containers.update(containers)
-    by_driver = {}  # type: Dict[str, DriverOwners]
-    recorded = {}  # type: Dict[str, Set[str]]
+    # First the owners of all drivers: a container whose record is lost is a doubt for each.
+    by_driver = {}
+    recorded = {}
     for driver in homes:
         by_driver[driver] = assign_driver_owners(root, tree, driver, layers)
         recorded[driver] = by_driver[driver].recorded
     note_lost_records(root, tree, recorded, layers)
     in_use = words_in_mounts(root, tree, by_driver)
     for driver, names in homes.items():
-        with_cache = mark_build_cache(names, by_driver[driver].owners, database)
-        settled = prove_orphans(root, driver, names, with_cache, in_use)
+        owners = mark_build_cache(names, by_driver[driver].owners, database)
+        settled = prove_orphans(root, driver, names, owners, in_use)
         add_rows(root, driver, settled, layers)
 
 
@@ -12847,7 +12910,7 @@ def confirm_orphans(
     containers and images whose records are gone from the disk until its next start. Without it, the
     layer of a container whose folder alone is gone stays unknown.
     """
-    orphans = [row for row in layers.rows if row["role"] == "orphan"]
+    orphans = layers.with_role("orphan")
     if not orphans and not layers.lost:
         return None
     of_containers = [row for row in orphans if row["container"]]
@@ -12862,25 +12925,30 @@ def confirm_orphans(
         doubt = Doubt("", "docker could not be asked about it: %s" % err.msg, True)
         withdraw_orphans(layers, orphans, doubt)
         return None
+    # A daemon knows nothing of the containers that it had with another driver.
     others = [row for row in of_containers if row["driver"] != info.driver]
     doubt = Doubt("", "docker, which runs with another storage driver, cannot confirm it", False)
     withdraw_orphans(layers, others, doubt)
     for container in inspected.values():
         if container.driver in STORAGE_DRIVERS:
             compare_orphans(host, root, layers, container)
-    compare_image_counts(layers, info, orphans)
+    compare_image_counts(layers, info)
     return inspected
 
 
-def compare_image_counts(layers: Layers, info: EngineInfo, orphans: List[dict]) -> None:
+def compare_image_counts(layers: Layers, info: EngineInfo) -> None:
     """Takes back the orphans of docker's driver where docker has images that no record tells of."""
     recorded = layers.image_counts.get(info.driver)
     known = info.images or 0
     if recorded is None or known <= recorded:
         return
-    own = [row for row in orphans if row["driver"] == info.driver]
-    reason = "docker has %d images, but only %d are recorded" % (known, recorded)
-    withdraw_orphans(layers, own, Doubt(info.driver, reason, False))
+    reason = "docker has %s, but only %d are recorded" % (format_count(known, "image"), recorded)
+    doubt = Doubt(info.driver, reason, False)
+    withdraw_orphans(layers, rows_of_driver(layers, info.driver), doubt)
+
+
+def rows_of_driver(layers: Layers, driver: str) -> List[dict]:
+    return [row for row in layers.rows if row["driver"] == driver]
 
 
 def withdraw_orphans(layers: Layers, rows: List[dict], doubt: Doubt) -> None:
@@ -12897,21 +12965,22 @@ def withdraw_orphans(layers: Layers, rows: List[dict], doubt: Doubt) -> None:
 def compare_orphans(host: Host, root: str, layers: Layers, container: Container) -> None:
     """Takes back what docker says that a container uses, and all that could be of a container whose
     records are gone."""
-    rows = [row for row in layers.rows if row["driver"] == container.driver]
+    rows = rows_of_driver(layers, container.driver)
     used = named_layers(container, with_lower=True)
-    reason = "docker says that container %s uses it" % container.name
     named = [row for row in rows if base_layer(row) in used]
+    reason = "docker says that container %s uses it" % container.name
     withdraw_orphans(layers, named, Doubt(container.driver, reason, False))
-    if container.id in layers.lost:
-        lost = layers.lost[container.id]
-        layers.lost[container.id] = LostRecord(lost.name, lost.missing, lost.root, True)
-        note_layers_of(layers, container)
+    lost = layers.lost.get(container.id)
+    if lost:
+        layers.lost[container.id] = LostRecord(lost.name, lost.missing, lost.root, known=True)
     elif is_folder_lost(host, root, layers, container):
         folder = os.path.join(root, "containers", container.id)
-        layers.lost[container.id] = LostRecord(container.name, folder, root, True)
+        layers.lost[container.id] = LostRecord(container.name, folder, root, known=True)
         reason = LOST_REASON % container.name
         withdraw_orphans(layers, rows, Doubt(container.driver, reason, False))
-        note_layers_of(layers, container)
+    else:
+        return
+    note_layers_of(layers, container)
 
 
 def is_folder_lost(host: Host, root: str, layers: Layers, container: Container) -> bool:
@@ -12949,8 +13018,8 @@ def note_layers_of(layers: Layers, container: Container) -> None:
             continue
         row["container"] = {"id": container.id, "name": container.name}
         row["note"] = note
-        for name in (container.id, container.name):
-            layers.names.setdefault(name, []).append(number)
+        layers.add_name(container.id, number)
+        layers.add_name(container.name, number)
 
 
 # Containers without a layer record.
@@ -12959,7 +13028,7 @@ def note_layers_of(layers: Layers, container: Container) -> None:
 def lost_record_findings(layers: Layers) -> List[Finding]:
     """A finding for each container whose layer record is gone: docker forgets it at its next start,
     and nothing else leads to its files."""
-    unknown = [row for row in layers.rows if row["role"] == UNKNOWN]
+    unknown = layers.with_role(UNKNOWN)
     findings = []
     for container, lost in sorted(layers.lost.items()):
         short = container[:12]
@@ -14547,7 +14616,7 @@ def usage_by_files(
     # A doubt about one layer is a doubt about all: any of them could be an orphan.
     proved = whole and not layers.doubts
     cache = [row for row in layers.rows if is_build_cache(row)]
-    orphans = [row for row in layers.rows if row["role"] == "orphan"]
+    orphans = layers.with_role("orphan")
     usage = usage._replace(
         build_cache=usage_of(layer_rows(cache, sizes.cache_layers), whole),
         orphans=usage_of(layer_rows(orphans, sizes.orphans), proved),
@@ -15668,7 +15737,7 @@ def no_layer_error(layers: Layers, ident: str) -> EnvironmentFault:
 
 
 def orphans_of(layers: Layers) -> List[dict]:
-    return [row for row in layers.rows if row["role"] == "orphan"]
+    return layers.with_role("orphan")
 
 
 def orphans_with_sizes(layers: Layers) -> List[dict]:
@@ -15926,7 +15995,7 @@ def find_unread_records(layers: Layers) -> List[Finding]:
 
 def count_unknown(layers: Layers) -> int:
     """The number of layers whose owner cannot be told."""
-    unknown = [row for row in layers.rows if row["role"] == UNKNOWN]
+    unknown = layers.with_role(UNKNOWN)
     return len(unknown)
 
 
