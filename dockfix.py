@@ -1781,7 +1781,9 @@ def read_input(path: str, limit: int, source: str) -> bytes:
 
 
 def real_path(path: str) -> str:
-    return os_text(os.path.realpath(os_bytes(path)))
+    """os.path.realpath for any name, under any locale."""
+    real = os.path.realpath(os_bytes(path))
+    return os_text(real)
 
 
 class DiskRoom(NamedTuple):
@@ -2056,8 +2058,13 @@ class AccountFileState(NamedTuple):
 
 
 def file_state(status: os.stat_result) -> Tuple[int, ...]:
-    """Device, inode, time of the last change and size: they differ where a file was changed."""
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+    """What differs where a file was changed, or replaced."""
+    return (
+        status.st_dev,
+        status.st_ino,
+        status.st_mtime_ns,
+        status.st_size,
+    )
 
 
 def read_host_accounts() -> Dict[str, AccountFileState]:
@@ -2079,9 +2086,9 @@ def is_host_account_file(source: str) -> bool:
     """Is a mount's source the host's own /, /etc, passwd or shadow, under whatever name?"""
     if not source.startswith("/"):
         return False
-    if posixpath.normpath("/" + source.lstrip("/")) in ETC_TARGETS:
-        return True
-    if os_text(os.path.realpath(os_bytes(source))) in ETC_TARGETS:
+    # normpath keeps two slashes at the start
+    path = posixpath.normpath("/" + source.lstrip("/"))
+    if path in ETC_TARGETS or real_path(source) in ETC_TARGETS:
         return True
     try:
         return any(os.path.samefile(os_bytes(source), path) for path in ETC_TARGETS)
@@ -26163,20 +26170,25 @@ class Run:
     """One command line, as far as it got."""
 
     def __init__(self, words: List[str]) -> None:
+        # What stands behind -- is not for dockfix.
         own_words = words
         if "--" in words:
-            own_words = words[: words.index("--")]
+            end = words.index("--")
+            own_words = words[:end]
         name, _ = split_command(own_words)
         if name is not None and ":" in name:
             name = None  # no command; it may be a password
-        self.words = words
+        self.words = words  # as they were given
         # Until the command line is parsed: enough to print why it is refused.
         is_dry_run = "--dry-run" in own_words or "-n" in own_words
         self.opts = Options(json="--json" in own_words, dry_run=is_dry_run)
         self.report = new_report(name, is_dry_run)
+        # Set once the command line is understood.
         self.command = None  # type: Optional[Command]
+        # Set once there is something to do: not for --help.
         self.host = None  # type: Optional[Host]
-        self.old_handlers = {}  # type: dict  # what catch_signals returned
+        # What catch_signals returned.
+        self.old_handlers = {}  # type: dict
 
 
 # --version and --help.
@@ -26217,7 +26229,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     stand for SIGINT and SIGTERM. Raises nothing that a user would see as a traceback."""
     if argv is None:
         argv = sys.argv[1:]
-    run = Run([os_text(os.fsencode(word)) for word in argv])
+    # Python has decoded the words by the locale; dockfix's own text is UTF-8 under any.
+    words = [os_text(os.fsencode(word)) for word in argv]
+    run = Run(words)
     try:
         run.command, run.opts = parse_command_line(run.words)
         run.report["dry_run"] = run.opts.dry_run
@@ -26245,14 +26259,24 @@ def run_command(run: Run) -> None:
             for line in BRIEF_HELP.split("\n"):
                 say(line)
         raise UsageError("no command is given", "python3 dockfix.py --help")
-    run.host = make_host(opts.docker, opts.timeout, opts.dry_run, opts.verbose, opts.state)
+    run.host = make_host(
+        docker=opts.docker,
+        timeout=opts.timeout,
+        dry_run=opts.dry_run,
+        verbose=opts.verbose,
+        state=opts.state,
+    )
     run.old_handlers = catch_signals(run.host)
     if run.command.name not in ("resume", "rollback"):
         where = describe_half_way(run.host)
         if where:
-            text = "a storage change stands half-way, or is under way: " + where
-            remedy = "python3 dockfix.py resume"
-            add_finding(run.report, Finding("half-way", "critical", text, remedy))
+            finding = Finding(
+                id="half-way",
+                severity="critical",
+                text="a storage change stands half-way, or is under way: " + where,
+                remedy="python3 dockfix.py resume",
+            )
+            add_finding(run.report, finding)
     run.command.run(run.host, opts, run.report)
 
 
@@ -26270,6 +26294,7 @@ def catch_signals(host: Host) -> dict:
 
     if threading.current_thread() is not threading.main_thread():
         return {}
+    # kill -9 cannot be caught: the journal is for that.
     numbers = [signal.SIGINT, signal.SIGTERM]
     # A closed terminal must not leave a container paused; under nohup it is no signal to end.
     if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
@@ -26297,7 +26322,8 @@ def add_interruption(run: Run, err: BaseException) -> None:
     text = "interrupted"
     if not run.host or not run.host.known.begun:
         text = "interrupted; nothing was changed"
-    add_error(run.report, DockfixError(text))
+    error = DockfixError(text)
+    add_error(run.report, error)
     run.report["exit_code"] = signal_exit_code(err)
 
 
@@ -26316,15 +26342,23 @@ def add_internal_error(report: dict, err: Exception) -> None:
     while place is not None:
         line = place.tb_lineno
         place = place.tb_next
-    text = "internal error: %s in line %d" % (type(err).__name__, line)
-    add_error(report, DockfixError(text, "please report it with the output of --version"))
+    error = DockfixError(
+        "internal error: %s in line %d" % (type(err).__name__, line),
+        "please report it with the output of --version",
+    )
+    add_error(report, error)
 
 
 def add_unfinished(report: dict, host: Host) -> None:
     """What the run could not put back, each with the command that does it; and the signal."""
     for entry in host.known.not_done.values():
-        remedy = quote_line(entry.argv)
-        add_finding(report, Finding("not-done", "warning", entry.text, remedy))
+        finding = Finding(
+            id="not-done",
+            severity="warning",
+            text=entry.text,
+            remedy=quote_line(entry.argv),
+        )
+        add_finding(report, finding)
         if report["exit_code"] == 0:
             report["exit_code"] = 3
     if host.known.signal_number:
@@ -26334,10 +26368,15 @@ def add_unfinished(report: dict, host: Host) -> None:
 def complete_hints(run: Run) -> None:
     """Makes all lines to type fit this run."""
     shared_options = ""
+    # Before there is a host, an option may be what is wrong.
     if run.host:
         for word in shared_words(run.opts):
-            shared_options += quote_word(word) + " "
-    call = OwnCall(quote_line(run.words), shared_options)
+            shared_options += quote_word(word)
+            shared_options += " "
+    call = OwnCall(
+        words=quote_line(run.words),
+        shared_options=shared_options,
+    )
     report = run.report
     for error in report["errors"]:
         error["hint"] = complete_hint(error["hint"], call)
@@ -26360,7 +26399,9 @@ def finish(run: Run) -> int:
     try:
         emit(report, run.opts, run.command)
     except DockfixError as err:
-        print_errors([], [{"msg": err.msg, "hint": err.hint}])
+        # stdout takes no more: stderr says why
+        error = {"msg": err.msg, "hint": err.hint}
+        print_errors([], [error])
         if report["exit_code"] == 0:
             report["exit_code"] = err.code
     except (Interrupted, KeyboardInterrupt) as err:  # the reader of stdout hangs
@@ -26378,6 +26419,7 @@ def run_as_program() -> None:
     fill_standard_streams()
     code = main()
     if code in (129, 130, 143):
+        # 128 + SIGHUP, SIGINT or SIGTERM
         signal.signal(code - 128, signal.SIG_DFL)
         os.kill(os.getpid(), code - 128)
     sys.exit(code)
