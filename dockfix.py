@@ -20711,7 +20711,7 @@ def read_blob(reader: TarReader, member: tarfile.TarInfo, name: str) -> Blob:
         if not head:
             head = piece[:8]
         content_hash.update(piece)
-    # A symbolic link leads on from its own folder, a hard link from the top of the archive (tar(5)).
+    # A symbolic link leads on from its own folder, a hard link from the top of the tar (tar(5)).
     link = ""
     if member.issym():
         folder = posixpath.dirname(name)
@@ -21828,7 +21828,10 @@ def missing_commits(host: Host, images: Sequence[WantedImage]) -> Dict[str, str]
 
 def judge_backup(backup: Backup, tick: Callable[[int], None] = lambda done: None) -> Backup:
     """The backup with all that its archives lack noted in `own` and `lacks`, read from the archives
-    themselves: gigabytes."""
+    themselves: gigabytes.
+
+    tick: is called with the bytes read so far.
+    """
     known = lost_ids(backup)
     images = [image for image in wanted_images(backup.stock) if image.key not in known]
     faults = faults_of_all_archives(backup, images + wanted_commits(backup), tick)
@@ -21842,9 +21845,10 @@ def judge_backup(backup: Backup, tick: Callable[[int], None] = lambda done: None
     for doc in backup.stock.containers:
         ident = doc["Id"]
         fault = faults.get(needs.get(ident, ""))
-        if fault and own[ident] != LOST:
-            own[ident] = LOST
-            lacks.append(Lack(title_of(doc), ident, "its image: " + fault))
+        if not fault or own[ident] == LOST:
+            continue
+        own[ident] = LOST
+        lacks.append(Lack(title_of(doc), ident, "its image: " + fault))
     return backup._replace(own=own, lacks=lacks)
 
 
@@ -21929,26 +21933,44 @@ def seal_backup(host: Host, request: dict, tick: Callable[[int], None]) -> None:
 
 
 def note_lacks(folder: str, request: dict, manifest: dict) -> None:
-    """Corrects a manifest by what the steps have left in the folder: a container is exported where
-    the plan was another one, and what is in no file is lacking."""
+    """Corrects a manifest by what the steps have left in the folder.
+
+    request: of seal_step. It has the names of images and containers, by their ids.
+    """
     images, containers = read_lacking_note(folder)
     lacks = []
     for ident, tag in sorted(request["images"].items()):
         if ident in images:
             lacks.append(Lack(tag, ident, images[ident]))
-    own = manifest["own"]
-    for ident in own:
-        if own[ident] == EXPORT or ident in containers:
-            is_exported = has_sum(folder, "export-%s.tar" % ident)
-            own[ident] = EXPORT if is_exported else LOST
+    note_exports(folder, manifest["own"], containers)
     for ident, title in sorted(request["containers"].items()):
-        if own.get(ident) == LOST:
+        if manifest["own"].get(ident) == LOST:
             lacks.append(Lack(title, ident, "neither docker commit nor docker export keeps it"))
-    for name, place in sorted(manifest["volumes"].items()):
-        if not has_sum(folder, VolumeFile(*place).file):
-            del manifest["volumes"][name]
-            lacks.append(Lack("volume " + name, "", "docker cp cannot read its content"))
+    lacks += note_lost_volumes(folder, manifest["volumes"])
     manifest["lacks"] = [lack._asdict() for lack in lacks]
+
+
+def note_exports(folder: str, own: Dict[str, str], containers: Sequence[str]) -> None:
+    """Corrects Backup.own: what was exported after all, and what is LOST.
+
+    containers: the ids of those whose image could not be saved.
+    """
+    for ident in own:
+        if own[ident] != EXPORT and ident not in containers:
+            continue
+        own[ident] = LOST
+        if has_sum(folder, "export-%s.tar" % ident):
+            own[ident] = EXPORT
+
+
+def note_lost_volumes(folder: str, volumes: Dict[str, Sequence[str]]) -> List[Lack]:
+    """Takes the volumes that have no file out of Backup.volumes, as JSON has it."""
+    lacks = []
+    for name, place in sorted(volumes.items()):
+        if not has_sum(folder, VolumeFile(*place).file):
+            del volumes[name]
+            lacks.append(Lack("volume " + name, "", "docker cp cannot read its content"))
+    return lacks
 
 
 def read_lacking_note(folder: str) -> Tuple[Dict[str, str], List[str]]:
@@ -22697,17 +22719,21 @@ def run_backup(host: Host, opts: Options, report: dict) -> None:
     require_backup_folder(host, folder, estimate_backup_size(host, stock))
     loads = ["images.tar"] if stock.images else []
     backup = plan_backup(host, folder, stock, loads)
-    facts = {
-        "disk": disk_tests(host, folder),
-        "lacks": ["not in the backup: %s: %s" % pair for pair in sorted(unreadable.items())],
-    }
-    goal = backup_goal(backup)
-    steps = backup_steps(host, backup)
-    plan = make_plan(new_name("backup"), "backup", goal, steps, facts=facts)
+    plan = make_plan(
+        new_name("backup"),
+        "backup",
+        backup_goal(backup),
+        backup_steps(host, backup),
+        facts={
+            "disk": disk_tests(host, folder),
+            "lacks": ["not in the backup: %s: %s" % pair for pair in sorted(unreadable.items())],
+        },
+    )
     report["left_out"] = backup.left_out
     run_change(host, opts, report, plan)
     lacks = dict(unreadable)
     if not opts.dry_run:
+        # What has become of the plan, its manifest says.
         made = read_backup(folder)
         report_exported(backup, made)
         for lack in made.lacks:
@@ -23010,8 +23036,7 @@ def require_whole_files(host: Host, opts: Options, report: dict, backup: Backup)
 
 
 def plan_restore(host: Host, backup: Backup, have: Stock, note: str) -> Plan:
-    """The plan of a restore. Its facts are what restored_backup and report_restored need, after a
-    kill too.
+    """The plan of a restore.
 
     backup: as judge_backup gives it.
     have: what the engine has.
@@ -23027,15 +23052,31 @@ def plan_restore(host: Host, backup: Backup, have: Stock, note: str) -> Plan:
     known = [title_of(doc) for doc in have.containers]
     for doc in backup.stock.containers:
         steps += each_container_steps(host, backup, doc, title_of(doc) in known)
-    facts = {
+    return make_plan(
+        new_name("restore"),
+        "restore",
+        "restore of " + restore_goal(backup),
+        steps,
+        facts=restore_facts(backup, known),
+    )
+
+
+def restore_facts(backup: Backup, known: List[str]) -> dict:
+    """What restored_backup and report_restored need, after a kill too: the archives are not read
+    once more.
+
+    known: the names of the containers that were there before.
+    """
+    texts = []
+    for lack in backup.lacks:
+        texts.append("not in the backup: %s: %s" % (lack.target, lack.why))
+    return {
         "restores": backup.folder,
         "known": known,
         "own": backup.own,
         "judged": [lack._asdict() for lack in backup.lacks],
-        "lacks": ["not in the backup: %s: %s" % (lack.target, lack.why) for lack in backup.lacks],
+        "lacks": texts,
     }
-    goal = "restore of " + restore_goal(backup)
-    return make_plan(new_name("restore"), "restore", goal, steps, facts=facts)
 
 
 def restored_backup(plan: Plan) -> Backup:
@@ -23053,24 +23094,34 @@ def report_restored(host: Host, report: dict, plan: Plan, backup: Backup) -> Non
     backup: as it was judged then.
     """
     known = plan.facts["known"]
-    lacks = {lack.id: lack for lack in backup.lacks}
+    containers = {doc["Id"] for doc in backup.stock.containers}
+    for lack in backup.lacks:
+        if lack.id not in containers:
+            report["results"].append(lacking_row(lack))
+    failed = failed_containers(host, backup, known)
+    rows = compare_containers(host, backup, failed, known)
+    add_container_rows(report, rows)
+
+
+def failed_containers(host: Host, backup: Backup, known: Sequence[str]) -> Dict[str, str]:
+    """By name why a container could not be made, or started.
+
+    known: the names of those that were there before.
+    """
+    reasons = {lack.id: lack.why for lack in backup.lacks}
     failed = {}
     for doc in backup.stock.containers:
         name = title_of(doc)
-        lack = lacks.pop(doc["Id"], None)
         if backup.own[doc["Id"]] == LOST and name not in known:
             failed[name] = "not in the backup"
-            if lack:
-                failed[name] += ": " + lack.why
+            if doc["Id"] in reasons:
+                failed[name] += ": " + reasons[doc["Id"]]
+            continue
         for step in each_container_steps(host, backup, doc, name in known):
             # the first that failed is the reason: the others were left out
             if step.id in host.known.failed_steps:
                 failed.setdefault(name, host.known.failed_steps[step.id])
-    for lack in backup.lacks:
-        if lack.id in lacks:
-            report["results"].append(lacking_row(lack))
-    rows = compare_containers(host, backup, failed, known)
-    add_container_rows(report, rows)
+    return failed
 
 
 def restore_goal(backup: Backup) -> str:
