@@ -17159,9 +17159,9 @@ class Plan(NamedTuple):
     kind: str
     goal: str
     steps: Tuple[Step, ...]
-    keeps: str = ""
-    facts: dict = {}
-    devices: Dict[str, Device] = {}
+    keeps: str
+    facts: dict
+    devices: Dict[str, Device]
 
 
 def make_plan(
@@ -17431,7 +17431,7 @@ NAMED_MOUNTS = 9
 
 
 def describe_mounts(words: Sequence[str], answer: Answer) -> str:
-    """What is still mounted where nothing may be (see unused_name), who holds it, and the lines
+    """What is still mounted where nothing may be (see not_mounted_test), who holds it, and the lines
     that end it."""
     patterns = [word for option, word in zip(words, words[1:]) if option == "-e"]
     left = collect_still_mounted(patterns)
@@ -23516,66 +23516,78 @@ def grow_online(pool: LoopPool, sizes: Dict[str, int]) -> Tuple[Step, ...]:
     """
     sectors = sizes["data"] // 512
     blocks = min(sizes["metadata"], METADATA_MAX) // 4096
-    info = ("dmsetup", "info", pool.name)
-    load = ("dmsetup", "reload", pool.name, "--table")
-    switch = ("dmsetup", "resume", pool.name)
     # After a reboot the pool has the new length by itself.
     grown = (
         ("has", "0 %d thin-pool" % sectors, "dmsetup", "table", pool.name),
         ("has", "/%d " % blocks, "dmsetup", "status", pool.name),
-        ("has", "ACTIVE", *info),
+        ("has", "ACTIVE", "dmsetup", "info", pool.name),
     )
 
-    # 1. The files. Undo: cut back, see lengthen_step.
+    # The files. Undo: cut back, see lengthen_step.
     steps = list(lengthen_steps(pool, sizes))
 
-    # 2. The loop devices see the new lengths. Undo: none, the first steps' undo tells them again.
-    for kind, loop in pool.loops.items():
-        size = ("cat", "/sys/block/%s/size" % os.path.basename(loop))
-        tell_loop = Step(
-            "tell-loop:" + kind,
-            "tell the loop device of %s the new length" % pool.files[kind],
-            ("losetup", "-c", loop),
-            (("says", str(sizes[kind] // 512), *size),),
-            skip_if=grown,
-        )
-        steps.append(tell_loop)
+    # The loop devices see the new lengths. Undo: none, the undo of the first steps tells them
+    # again.
+    for kind in pool.loops:
+        steps.append(tell_loop_step(pool, kind, sizes[kind], grown))
 
-    # 3. The new table waits beside the live one. Undo: forget it.
+    # The new table waits beside the live one. Undo: it is forgotten.
+    steps.append(load_table_step(pool, sectors, grown))
+
+    # The switch. Undo: only a pool that it has left frozen gets its old table. Once the pool was
+    # live with its new length, it keeps that.
+    steps.append(switch_table_step(pool, grown))
+    return tuple(steps)
+
+
+def tell_loop_step(
+    pool: LoopPool, kind: str, size: int, grown: Tuple[Tuple[str, ...], ...]
+) -> Step:
+    loop = pool.loops[kind]
+    size_file = "/sys/block/%s/size" % os.path.basename(loop)  # in sectors of 512 bytes
+    return Step(
+        "tell-loop:" + kind,
+        "tell the loop device of %s the new length" % pool.files[kind],
+        ("losetup", "-c", loop),
+        (("says", str(size // 512), "cat", size_file),),
+        skip_if=grown,
+    )
+
+
+def load_table_step(pool: LoopPool, sectors: int, grown: Tuple[Tuple[str, ...], ...]) -> Step:
+    not_there = ("not", "dmsetup", "info", pool.name)
     forget_table = Step(
         "forget-table",
         "forget the new table",
         ("dmsetup", "clear", pool.name),
-        skip_if=(("not", *info),),
+        skip_if=(not_there,),
     )
-    load_table = Step(
+    return Step(
         "load-table",
         "load the pool's new table beside the old one",
-        (*load, pool.thin.longer(sectors)),
+        ("dmsetup", "reload", pool.name, "--table", pool.thin.longer(sectors)),
         skip_if=grown,
         undo=(forget_table,),
     )
-    steps.append(load_table)
 
-    # 4. The switch. Once the pool was live with its new length, it keeps it. Undo: only a pool that
-    # the switch has left frozen gets its old table, and goes on with it.
-    not_frozen = (("lacks", "SUSPENDED", *info),)
+
+def switch_table_step(pool: LoopPool, grown: Tuple[Tuple[str, ...], ...]) -> Step:
+    switch = ("dmsetup", "resume", pool.name)
+    not_frozen = ("lacks", "SUSPENDED", "dmsetup", "info", pool.name)
     old_table = Step(
         "load-old-table",
         "load the pool's old table",
-        (*load, pool.thin.table),
-        skip_if=not_frozen,
+        ("dmsetup", "reload", pool.name, "--table", pool.thin.table),
+        skip_if=(not_frozen,),
     )
-    switch_back = Step("switch-back", "switch the pool to it", switch, skip_if=not_frozen)
-    switch_table = Step(
+    switch_back = Step("switch-back", "switch the pool to it", switch, skip_if=(not_frozen,))
+    return Step(
         "switch-table",
         "switch the pool to its new length",
         switch,
         grown,
         undo=(old_table, switch_back),
     )
-    steps.append(switch_table)
-    return tuple(steps)
 
 
 def grow_offline(
@@ -23794,37 +23806,15 @@ def recreate_steps(
 ) -> List[Step]:
     """All the steps in their order; above each what undoes it. keeps: the folder for the old
     storage; size: bytes of the backup."""
-    stock = backup.stock
-    # The new pool has another name, and may be up after a reboot.
-    pools = every_pool(pool.name)
-    # A backup that is complete stays, whatever becomes of the change: the undo of its files is void
-    # once this step is begun.
-    sealed = seal_step(host, backup, lossy=False, undoable=False)
-
     # Docker answers. Undo, last of all: what ran is started by name.
     steps = [answers_step(engine)]
 
-    # The images are saved while containers run. Undo: the backup's files are removed.
-    steps += settings_steps(host, backup, sealed.id)
-    images = wanted_images(stock)
-    steps += save_steps(host, backup, "images.tar", images, size, True, sealed.id)
+    # The backup, the containers stopped in the middle of it. Undo: see there.
+    steps += backup_all_steps(host, engine, backup, size)
 
-    # No restarts; the containers stopped. Undo: the restart policies; answers_step starts them.
-    steps += hold_policies(host, parse_containers(stock.containers))
-    steps += stop_container_steps(host, engine.containers)
-
-    # What the containers and volumes hold, from the stopped state, then the proof that the backup
-    # is whole. What others make meanwhile would be in the old storage only, so this fails where
-    # somebody did. Undo: the files and the images that were made for it are removed.
-    steps += nothing_new_steps(host, engine, stock, "before")
-    steps += own_steps(host, backup, False, sealed.id)
-    steps += save_steps(host, backup, "own.tar", wanted_commits(backup), 0, True, sealed.id)
-    steps += volume_steps(host, backup, sealed.id)
-    steps += verify_steps(backup)
-    steps.append(sealed)
-    steps += nothing_new_steps(host, engine, stock, "after")
-
-    # The daemon stopped, and held down over a reboot. Undo: started, the hold taken away.
+    # The daemon stopped, and held down over a reboot. Undo: started, the hold taken away. The new
+    # pool has another name than the old one, and may be up after a reboot.
+    pools = every_pool(pool.name)
     steps += down_steps(engine, pools)
     steps += mask_unit_steps(engine, True)
 
@@ -23844,6 +23834,7 @@ def recreate_steps(
 
     # What the backup has, in the new storage. Undo: none for each, the new storage is set aside as
     # a whole. Volumes and networks have stayed.
+    stock = backup.stock
     have = Stock([], [], stock.networks, stock.volumes)
     steps += restore_steps(host, backup, have, fill=False, undoable=False)
     for doc in stock.containers:
@@ -23852,6 +23843,38 @@ def recreate_steps(
 
     # The proof. Where it fails, all of the above is undone.
     steps.append(images_back_step(host, stock))
+    return steps
+
+
+def backup_all_steps(host: Host, engine: Engine, backup: Backup, size: int) -> List[Step]:
+    """A backup that lacks nothing, or a step that fails. Each group of steps stands below what
+    undoes it."""
+    stock = backup.stock
+    # A backup that is complete stays, whatever becomes of the change: the undo of its files is void
+    # once this step is begun.
+    sealed = seal_step(host, backup, lossy=False, undoable=False)
+
+    # The images are saved while containers run. Undo: the backup's files are removed.
+    steps = settings_steps(host, backup, sealed.id)
+    images = wanted_images(stock)
+    steps += save_steps(host, backup, "images.tar", images, size, True, sealed.id)
+
+    # No restarts; the containers stopped. Undo: the restart policies; answers_step starts them.
+    steps += hold_policies(host, parse_containers(stock.containers))
+    steps += stop_container_steps(host, engine.containers)
+
+    # What the containers and volumes hold, from the stopped state. Undo: the files, and the images
+    # that were made for them, are removed.
+    steps += nothing_new_steps(host, engine, stock, "before")
+    steps += own_steps(host, backup, False, sealed.id)
+    steps += save_steps(host, backup, "own.tar", wanted_commits(backup), 0, True, sealed.id)
+    steps += volume_steps(host, backup, sealed.id)
+
+    # The proof that the backup is whole. What others have made meanwhile would be in the old
+    # storage only, so this fails where somebody did. Nothing to undo.
+    steps += verify_steps(backup)
+    steps.append(sealed)
+    steps += nothing_new_steps(host, engine, stock, "after")
     return steps
 
 
@@ -24204,16 +24227,20 @@ def require_own_pools(host: Host, move: Move) -> MovedPools:
 
 
 def plan_relocate(host: Host, opts: Options, engine: Engine, move: Move) -> Plan:
+    """The old root is set aside beside its place, where it can be renamed."""
     name = new_name("relocate")
-    aside = move.old
-    if not os.path.ismount(os_bytes(move.old)):  # a mount point cannot be renamed
-        aside = "%s.dockfix-%s" % (move.old, name)
+    aside = "%s.dockfix-%s" % (move.old, name)
+    if os.path.ismount(os_bytes(move.old)):
+        aside = move.old  # a mount point cannot be renamed: it stays where it is
     steps = relocate_steps(host, opts, engine, move, aside)
     facts = dict(object_names(host))  # type: Dict[str, object]
+    # For rollback: the copy, which stays; the disk that the steps need; and which folder the old
+    # root is, by its inode.
     facts["left"] = move.new
     facts["disk"] = disk_tests(host, move.new)
     facts["old"] = os.stat(os_bytes(move.old)).st_ino
-    facts.update(engine.identity.facts(host, moved_root(engine, move)))
+    root = moved_root(engine, move)
+    facts.update(engine.identity.facts(host, root))
     goal = "move Docker's root from %s to %s" % (move.old, move.new)
     return make_plan(name, "relocate", goal, steps, aside, facts)
 
@@ -24381,16 +24408,29 @@ def records_step(move: Move, root: str) -> Step:
 
 
 def all_there_tests(host: Host, lose: Sequence[str]) -> Tuple[Tuple[str, ...], ...]:
-    """Tests: docker knows every container of now (but those that may be lost), and every image."""
-    answer = require_answer(query(host, "images", "-q", "--no-trunc"), "docker images")
-    images = sorted(set(answer.out_text().split()))
-    containers = [target.id for target in list_containers(host) if target.name not in lose]
-    tests = []
-    for kind, ids in (("container", containers), ("image", images)):
-        for start in range(0, len(ids), CHUNK_IDS):
-            chunk = ids[start : start + CHUNK_IDS]
-            tests.append(("ok", *host.docker, "inspect", "--type", kind, *chunk))
+    """Tests: docker knows every container of now and every image.
+
+    lose: names of containers that may be lost (--lose-autoremove).
+    """
+    answer = query(host, "images", "-q", "--no-trunc")
+    images = set(require_answer(answer, "docker images").out_text().split())
+    containers = []
+    for target in list_containers(host):
+        if target.name not in lose:
+            containers.append(target.id)
+    tests = inspect_tests(host, "container", containers)
+    tests += inspect_tests(host, "image", sorted(images))
     return tuple(tests)
+
+
+def inspect_tests(host: Host, kind: str, ids: Sequence[str]) -> List[Tuple[str, ...]]:
+    """Tests that docker knows these; a program cannot have any number of words."""
+    inspect = ("ok", *host.docker, "inspect", "--type", kind)
+    tests = []
+    for start in range(0, len(ids), CHUNK_IDS):
+        chunk = ids[start : start + CHUNK_IDS]
+        tests.append((*inspect, *chunk))
+    return tests
 
 
 ###############################################################################
@@ -24430,14 +24470,16 @@ def require_same_environment(opts: Options, plan: Plan, refusal: Type[DockfixErr
     the one that docker speaks to."""
     now = docker_environment()
     begun = plan.facts.get("docker", now)
-    if all(begun.get(name) == now.get(name) for name in ("DOCKER_HOST", "DOCKER_CONTEXT")):
+    names = ("DOCKER_HOST", "DOCKER_CONTEXT")
+    if all(begun.get(name) == now.get(name) for name in names):
         return
     given = ["%s=%s" % (name, value) for name, value in sorted(begun.items())]
     unset = ["-u" + name for name in sorted(now)]
+    text = "%s was begun with another engine in the environment (%s)"
+    dockfix = ["python3", "dockfix.py", opts.command, *opts.arguments]
     raise refusal(
-        "%s was begun with another engine in the environment (%s)"
-        % (plan.name, ", ".join(given) or "none was named"),
-        quote_line(["env", *unset, *given, "python3", "dockfix.py", opts.command, *opts.arguments]),
+        text % (plan.name, ", ".join(given) or "none was named"),
+        quote_line(["env", *unset, *given, *dockfix]),
     )
 
 
@@ -24499,10 +24541,13 @@ def rest_script(host: Host, report: dict, journal: Journal) -> str:
     closing = closing_steps(host, journal)
     if journal.state != STATE_BACK:
         return plan_script(report, plan, journal.at, closing)
-    undoing = []  # type: List[Step]
-    for step in reversed(plan.steps[: journal.at + 1]):
-        undoing += undo_of(journal, step)
-    return plan_script(report, plan._replace(steps=tuple(undoing), facts={}), 0, closing)
+    # The way back as a plan of its own, whose steps are the undos.
+    undos = []  # type: List[Step]
+    begun = plan.steps[: journal.at + 1]
+    for step in reversed(begun):
+        undos += undo_of(journal, step)
+    way_back = plan._replace(steps=tuple(undos), facts={})
+    return plan_script(report, way_back, 0, closing)
 
 
 # resume.
@@ -24575,26 +24620,33 @@ def choose_change(host: Host, name: str) -> Journal:
 def finished_change(host: Host, name: str) -> Journal:
     """The record of a finished change. name: '' means the only one. Raises UsageError where it
     means none, or more than one."""
-    files = suppress_errors(os.listdir, os_bytes(host.state)) or ()
-    names = []
-    for file in sorted(map(os_text, files)):
-        if file.endswith(".json") and file != JOURNAL:
-            names.append(file[: -len(".json")])
-    kept = "kept: " + ", ".join(names) if names else ""
+    names = finished_names(host)
+    listing = ""
+    if names:
+        listing = "kept: " + ", ".join(names)
     if name and name not in names:
-        raise UsageError("there is no storage change %s" % name, kept)
+        raise UsageError("there is no storage change %s" % name, listing)
     if not name and len(names) != 1:
         count = format_count(len(names), "finished one")
-        verb = "is" if len(names) == 1 else "are"
-        text = "no storage change stands half-way, and %s %s kept" % (count, verb)
-        raise UsageError(text, kept)
-    name = name or names[0]
+        text = "no storage change stands half-way, and %s are kept" % count
+        raise UsageError(text, listing)
+    if not name:
+        name = names[0]
     journal = read_journal(host, name + ".json")
     if not journal:
-        raise UsageError(
-            "the storage change %s was just discarded" % name, "ls %s" % quote_word(host.state)
-        )
+        hint = "ls %s" % quote_word(host.state)
+        raise UsageError("the storage change %s was just discarded" % name, hint)
     return journal
+
+
+def finished_names(host: Host) -> List[str]:
+    """Of the changes whose old data is kept: each has a record in the state folder."""
+    names = []
+    for file in suppress_errors(os.listdir, os_bytes(host.state)) or ():
+        name, ending = os.path.splitext(os_text(file))
+        if ending == ".json" and name + ending != JOURNAL:
+            names.append(name)
+    return sorted(names)
 
 
 def require_kept_data(plan: Plan, all_of_it: bool) -> None:
@@ -24681,27 +24733,30 @@ def require_out_of_use(host: Host, report: dict, plan: Plan) -> None:
 
 def discard_steps(folder: str) -> Tuple[Step, ...]:
     """The proof that nobody has the folder mounted, and the deleting."""
-    if os.path.ismount(os_bytes(folder)):  # a mount point cannot go itself: only what is in it
+    if os.path.ismount(os_bytes(folder)):
+        # A mount point cannot go itself: only what is in it does.
         unused = not_mounted_test([], prefix=folder + "/")
-        delete = ("find", folder, "-xdev", "-mindepth", "1", "-delete")
-        gone = ("silent", "find", folder, "-mindepth", "1")
+        delete = ["find", folder, "-xdev", "-mindepth", "1", "-delete"]
+        gone = ["silent", "find", folder, "-mindepth", "1"]
     else:
         unused = not_mounted_test([folder])
-        delete = ("rm", "-rf", "--one-file-system", "--", folder)
-        gone = ("not", "test", "-e", folder)
-    return (
-        Step("unused", "nothing uses " + folder, check=(unused,)),
-        Step("delete", "delete " + folder, delete, (gone,)),
-    )
+        delete = ["rm", "-rf", "--one-file-system", "--", folder]
+        gone = ["not", "test", "-e", folder]
+    proof = Step("unused", "nothing uses " + folder, check=(unused,))
+    deletion = Step("delete", "delete " + folder, tuple(delete), (tuple(gone),))
+    return proof, deletion
 
 
 def run_discard_steps(host: Host, opts: Options, journal: Journal, steps: Sequence[Step]) -> None:
+    """Raises DockfixError for the step that failed."""
     progress = Progress("discard", len(steps), opts.quiet)
     for number, step in enumerate(steps, 1):
         if step.id == "delete":
             # A half-deleted tree is nothing to go back to.
-            save_journal(host, journal._replace(state=STATE_DISCARDING))
-        do_step(host, step, progress.step(number, step.title, 0))
+            discarding = journal._replace(state=STATE_DISCARDING)
+            save_journal(host, discarding)
+        tick = progress.step(number, step.title, 0)
+        do_step(host, step, tick)
     progress.end()
 
 
