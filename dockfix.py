@@ -4047,16 +4047,16 @@ def confirm_restarts(opts: Options, containers: List[Container]) -> None:
 # The script of a dry run
 
 
-def shared_words(opts: Options) -> List[str]:
-    """The options a script must repeat to do the same."""
-    words = []
+def list_shared_options(opts: Options) -> List[str]:
+    """The options a script must repeat to do the same. What has its default is left out."""
+    options = []
     if opts.docker != ("docker",):
-        words += ["--docker", quote_line(opts.docker)]
+        options += ["--docker", quote_line(opts.docker)]
     if opts.timeout != CALL_SECONDS:
-        words += ["--timeout", "%g" % opts.timeout]
+        options += ["--timeout", "%g" % opts.timeout]
     if opts.state != default_state():
-        words += ["--state", opts.state]
-    return words
+        options += ["--state", opts.state]
+    return options
 
 
 def not_done_comment(row: ResultRow) -> str:
@@ -4090,7 +4090,7 @@ def plan_own_calls(
     options: those of this run, for the calls.
     fields: those of the rows of what would be changed.
     """
-    own_call = ["python3", program_path(), opts.command, *options, *shared_words(opts)]
+    own_call = ["python3", program_path(), opts.command, *options, *list_shared_options(opts)]
     rows, lines = [], []
     for target in survey.targets:
         if target.id in survey.facts:
@@ -7321,7 +7321,7 @@ def format_chpasswd_options(opts: Options) -> List[str]:
         options.append("--unlock")
     if opts.allow_shared_etc:
         options.append("--allow-shared-etc")
-    options += shared_words(opts)
+    options += list_shared_options(opts)
     if opts.generate:
         options += ["--generate", "--output", os.path.abspath(opts.output)]
         options += ["--user", opts.user or "root"]
@@ -7495,16 +7495,19 @@ def exec_fields(answer: Answer, rc: Optional[int]) -> Dict[str, object]:
 
 
 def run_in_container(host: Host, request: ExecRequest, target: Target) -> ResultRow:
-    """Runs the command in one container. Raises ContainerGone."""
+    """Runs the command in one container, once. Returns the row: 'changed' where the command ended
+    with 0, for nobody knows what it did. Raises ContainerGone."""
     stdin = None
     if request.input_path is not None:
         stdin = request.input_data
     answer = change(host, exec_argv(request, target), stdin, request.max_output)
     stderr = answer.err.decode("utf-8", "replace")
+    # Whose is the exit status? A client that was killed has none of the command's.
     if answer.timed_out:
         is_dockers_error = True
     else:
         is_dockers_error = is_docker_error(answer.rc, stderr, answer.text())
+    # The command may print the very words by which docker says that a container is gone.
     if is_dockers_error and is_gone_now(host, target.id, stderr):
         raise ContainerGone
     rc = None  # type: Optional[int]
@@ -7548,6 +7551,7 @@ def parse_exec_options(host: Host, opts: Options) -> ExecRequest:
     data = b""
     if path == "-":
         claim_stdin(host, purpose, "put it into a file")
+    # The script of a dry run asks for standard input itself.
     if path is not None and not (opts.dry_run and path == "-"):
         data = read_input(path, SCRIPT_MAX, option)
     return ExecRequest(command, opts.user, path, data, opts.max_output)
@@ -8008,6 +8012,9 @@ class Clock(NamedTuple):
         return (self.most - self.least) / 2
 
 
+DATE_MAX = 4096  # bytes of an answer; what sends more is no date
+
+
 class DateAnswer(NamedTuple):
     """What `date "+%s %z"` prints."""
 
@@ -8052,10 +8059,11 @@ def read_clock(
     if env:
         argv = ["env", *env, *argv]
     began = time.time()
-    answer = query(host, "exec", container.id, *argv, limit=4096, enough=4096)
+    answer = query(host, "exec", container.id, *argv, limit=DATE_MAX, enough=DATE_MAX)
     ended = time.time()
     if answer.rc and is_gone_now(host, container.id, answer.text()):
         raise ContainerGone
+    # libfaketime complains on stderr, and its `date` may be right all the same.
     shown = parse_date_answer(answer.out)
     is_clean = not (quiet and answer.err)
     if shown and answer.rc == 0 and is_clean:
@@ -8479,6 +8487,7 @@ def plan_zone(host: Host, request: ZoneRequest, container: Container) -> ZonePla
         return ZonePlan(container, NO_FILE_CHANGE, undo)
     path = ZONEINFO + "/" + request.name
     require_settable_zone(container, request.name, (path, LOCALTIME, TIMEZONE))
+    # The files may be right already, by dockfix or by the image.
     change = plan_zone_files(host, container, request, path)
     # Do its processes know the old zone only?
     is_outdated = False
@@ -8591,7 +8600,13 @@ def build_zone_files(
 
 
 def set_zone(host: Host, request: ZoneRequest, target: Target, plan: ZonePlan) -> ResultRow:
-    """Writes or undoes, then restarts where that is asked for. Returns the row."""
+    """Writes or undoes, then restarts where that is asked for.
+
+    A program may read its zone once, at its start, or again whenever it wants to know the time:
+    which of the two a running one does cannot be seen from outside.
+
+    Returns the row. Raises Refused, MethodUnavailable, ContainerGone.
+    """
     container = plan.container
     notes = []
     if plan.undo:
@@ -8607,6 +8622,7 @@ def set_zone(host: Host, request: ZoneRequest, target: Target, plan: ZonePlan) -
     if not request.restart:
         notes.append("running programs may keep the old zone until --restart")
         return row_for(target, "changed", "; ".join(notes), zone_fields(request, "needed"))
+    # The files stay as they are when the restart fails: they are right.
     try:
         run_or_fail(host, "restart", container.id)
     except MethodUnavailable as err:
@@ -8626,6 +8642,7 @@ def write_zone(host: Host, plan: ZonePlan) -> None:
     the words whether all is as it was.
     """
     container = plan.container
+    # A record of an earlier change stays, whatever becomes of this one.
     is_first = load_undo(host, "timezone", container.id) is None
     undo = save_undo(host, "timezone", container, plan.change.former)
     try:
@@ -8636,6 +8653,7 @@ def write_zone(host: Host, plan: ZonePlan) -> None:
         if is_first:
             drop_undo(host, "timezone", container.id)
         raise
+    # A part of it may be written.
     except MethodUnavailable as err:
         left = undo_zone_write(host, container, undo, plan.change.former)
         if left:
@@ -8675,7 +8693,8 @@ def parse_timezone_options(opts: Options) -> ZoneRequest:
 
 
 def format_timezone_options(request: ZoneRequest) -> List[str]:
-    """The options of this run, for the script of a dry run."""
+    """The options of this run, for the script of a dry run. The script names the zone: the host's
+    own may be another one when it runs."""
     options = ["--zone", request.name]
     if request.undo:
         options = ["--undo"]
@@ -9389,13 +9408,13 @@ def program_folders(container: Container, word: str) -> List[str]:
 
 def parse_interpreter(script: bytes) -> str:
     """The interpreter in the first line of a script; of '#!/usr/bin/env NAME' it is NAME."""
-    first_line_of_script = script[len(b"#!") :].split(b"\n")[0]
-    words = first_line_of_script.split()
-    if not words:
+    head = script[len(b"#!") :].split(b"\n")[0]
+    argv = head.split()
+    if not argv:
         return ""
-    if words[0].endswith(b"/env"):
-        return format_bytes(words[-1])
-    return format_bytes(words[0])
+    if argv[0].endswith(b"/env"):
+        return format_bytes(argv[-1])
+    return format_bytes(argv[0])
 
 
 def entrypoint_programs(container: Container) -> List[str]:
@@ -9517,7 +9536,10 @@ def format_library_age(library: Library) -> str:
 
 
 def judge_library(path: str, data: bytes) -> Library:
-    """The facts of a library file; its `fault` says why it cannot serve."""
+    """The facts of a library file; its `fault` says why it cannot serve.
+
+    libfaketime has no version in its file. What its variables are called tells how new it is.
+    """
     rank = 0
     while RANKS[rank].variable not in data:
         rank += 1
@@ -9550,8 +9572,13 @@ def find_host_libraries() -> List[str]:
 
 
 def host_libraries(given_paths: Sequence[str]) -> List[Library]:
-    """The libraries of --lib in the order given, else those of the usual places, the newest first.
-    Raises UsageError, EnvironmentFault."""
+    """The libraries that may be used, in the order in which they are tried: those of --lib as they
+    are given, else those of the usual places, the newest first.
+
+    given_paths: of --lib.
+
+    Raises UsageError for a file that cannot be read, EnvironmentFault where there is none.
+    """
     paths = list(given_paths)
     if not paths:
         paths = find_host_libraries()
@@ -9579,7 +9606,11 @@ def lacks_library(host: Host, container: Container, folder: str, name: str) -> b
 
 
 def library_refusal(host: Host, container: Container, library: Library, needs: Needs) -> str:
-    """Why a library cannot serve in this container, '' where it can."""
+    """Why a library cannot serve in this container, '' where it can.
+
+    The container's files are looked at, and no program is run: what only shows when the library is
+    loaded is for try_library to find.
+    """
     # It is a libfaketime.
     if library.fault or library.elf is None:
         return library.fault
@@ -9700,8 +9731,9 @@ def remove_build(host: Host, container: Container, folder: str) -> List[str]:
 
 
 def plan_shift(host: Host, request: ShiftRequest, shift: Shift) -> ShiftPlan:
-    """What is to be done in one container. Looks only: all that speaks against the shift is raised
-    here, before anything is written.
+    """What is to be done in one container.
+
+    It only looks, and all that speaks against the shift is raised here, before anything is written.
 
     Raises Unchanged where the clock is shifted by that already, Refused, MethodUnavailable.
     """
@@ -9718,8 +9750,8 @@ def plan_shift(host: Host, request: ShiftRequest, shift: Shift) -> ShiftPlan:
         }  # type: Dict[str, object]
         raise Unchanged("it is shifted by that already", fields)
     program = first_program(host, container)
-    machine, note = judge_program(posixpath.basename(program.path), program.head)
-    libc = find_libc(host, container, machine)
+    verdict = judge_program(posixpath.basename(program.path), program.head)
+    libc = find_libc(host, container, verdict.machine)
     # Each file has its folder; dockfix makes none for them.
     missing = missing_folders(host, container, (PRELOAD_PATH, PRIVATE))
     if missing:
@@ -9732,7 +9764,15 @@ def plan_shift(host: Host, request: ShiftRequest, shift: Shift) -> ShiftPlan:
     library = None
     if request.libraries:
         library = choose_library(host, container, request.libraries, needs)
-    return ShiftPlan(shift, preload, rc, program.path, needs, library, note)
+    return ShiftPlan(
+        shift=shift,
+        preload=preload,
+        rc=rc,
+        program=program.path,
+        needs=needs,
+        library=library,
+        note=verdict.note,
+    )
 
 
 def require_shiftable(request: ShiftRequest, shift: Shift) -> None:
@@ -9899,8 +9939,13 @@ def set_shift(host: Host, request: ShiftRequest, target: Target, plan: ShiftPlan
 
 
 def try_shift(host: Host, request: ShiftRequest, plan: ShiftPlan) -> ShiftOutcome:
-    """Library, trial, offset, ld.so.preload last, restart, watch. What undo needs is on the disk
-    before the first write. Raises NoAnswer, ContainerGone."""
+    """Library, trial, offset, ld.so.preload last, restart, watch.
+
+    What undo needs is on the disk before the first write, and says that a change is under way: a
+    run that is cut off leaves a record that is not done, and the next one refuses the container.
+
+    Raises NoAnswer, ContainerGone.
+    """
     container = plan.shift.container
     library = plan.library
     former = (plan.preload, plan.rc)  # type: Tuple[Member, ...]
@@ -9916,6 +9961,7 @@ def try_shift(host: Host, request: ShiftRequest, plan: ShiftPlan) -> ShiftOutcom
         if library is None:
             built = build_library(host, container, request.source)
             library = choose_library(host, container, [built], plan.needs)
+        # Each library has a name of its own: a file that running programs use is not rewritten.
         path = PRIVATE % hashlib.sha256(library.data).hexdigest()[:12]
         private = read_member(host, container, path, LIBRARY_MAX)
         former = (*former, private)
@@ -9961,19 +10007,23 @@ def apply_shift(
     """
     container = plan.shift.container
     new = NewMembers(host, container)
+    # The library alone changes nothing: no program knows of it.
     if private.data != library.data:
         library_file = new.file(private.path, library.data)
         write_members(host, container, [library_file], [private])
     try_library(host, request.seconds, plan, library, private.path)
     output = count_output(host, request, container, time.time() - request.watch)
+    # With --restart no program sees its clock step: none runs meanwhile.
     if request.restart:
         save_undo(host, "faketime", container, (), {"stopped": True})
         run_or_fail(host, "stop", container.id)
+    # The offset comes first, so that no program loads the library without one.
     rc = new.file(FAKETIMERC_PATH, format_faketimerc(request.seconds))
     write_members(host, container, [rc], [plan.rc])
     # From here on, programs that start load the library.
     lines = preload_lines(plan.preload.data, private.path)
     preload = new.file(PRELOAD_PATH, lines)
+    # A file that was there keeps its owner and mode.
     if plan.preload.kind == "file":
         preload = plan.preload._replace(data=lines, mtime=preload.mtime)
     write_members(host, container, [preload], [plan.preload])
@@ -10360,7 +10410,11 @@ def refuse_together(option: str, is_given: bool, other: str) -> None:
 
 
 def format_faketime_options(opts: Options, request: ShiftRequest) -> List[str]:
-    """The options of this run, for the script of a dry run."""
+    """The options of this run, for the script of a dry run.
+
+    An offset is repeated as it was given. A time is repeated with its zone, which may be the host's
+    own. Paths are absolute, for the script may run in another folder.
+    """
     options = []
     if opts.offset is not None:
         options.append("--offset=%s" % opts.offset)
@@ -10421,7 +10475,11 @@ def run_faketime(host: Host, opts: Options, report: dict) -> None:
 def set_shifts(
     host: Host, opts: Options, report: dict, request: ShiftRequest, targets: List[Target]
 ) -> None:
-    """The jobs --offset and --at."""
+    """The jobs --offset and --at.
+
+    The survey chooses a library for each container. With --build-from there is none to choose: it
+    is compiled in the container when the work begins.
+    """
 
     def look(container: Container) -> ShiftPlan:
         shift = look_at_shift(host, container)
@@ -10450,7 +10508,8 @@ def set_shifts(
 def undo_shifts(
     host: Host, opts: Options, report: dict, request: ShiftRequest, targets: List[Target]
 ) -> None:
-    """The jobs --undo and --status."""
+    """The jobs --undo and --status. What was never shifted by dockfix has a status only, whichever
+    of the two is asked for."""
 
     def look(container: Container) -> ShiftUndo:
         shift = look_at_shift(host, container)
@@ -26476,7 +26535,7 @@ def complete_hints(run: Run) -> None:
     shared_options = ""
     # Before there is a host, an option may be what is wrong.
     if run.host:
-        for word in shared_words(run.opts):
+        for word in list_shared_options(run.opts):
             shared_options += quote_word(word)
             shared_options += " "
     call = OwnCall(
