@@ -2595,6 +2595,18 @@ class Target(NamedTuple):
     status: str  # for people: 'Up 2 hours', 'Exited (0) 3 days ago'; '' where docker prints none
 
 
+class InspectedMount(NamedTuple):
+    """A mount of a container.
+
+    source: a path of the engine's host, the name of a volume, or a type such as tmpfs; '' for an
+        anonymous volume.
+    destination: the path in the container, absolute and without '..'.
+    """
+
+    source: str
+    destination: str
+
+
 class Container(NamedTuple):
     """A container as `docker inspect` shows it: the one reading of that object. The comments name
     the keys that a field is from."""
@@ -2611,7 +2623,7 @@ class Container(NamedTuple):
     env: Tuple[str, ...]  # Config.Env, NAME=VALUE each
     user: str  # Config.User: a name or number, with :GROUP or not
     working_dir: str  # Config.WorkingDir
-    mounts: Tuple[Tuple[str, str], ...]  # (source, destination), destination normalised
+    mounts: Tuple[InspectedMount, ...]  # see inspect_mounts; one mount may be there twice
     read_only: bool  # HostConfig.ReadonlyRootfs
     userns: str  # HostConfig.UsernsMode: "host", or '' for the engine's own
     auto_remove: bool  # HostConfig.AutoRemove: docker removes it when it stops
@@ -2834,30 +2846,30 @@ def format_restart_policy(policy: dict) -> str:
     return str(name)
 
 
-def inspect_mounts(mounts: list, host: dict) -> List[Tuple[str, str]]:
-    """(source, destination) of every mount, from all the places where engines since 1.12 note them:
-    mounts (Mounts), and of host (HostConfig) Binds, Tmpfs and Mounts."""
-    pairs = []
+def inspect_mounts(mounts: list, host: dict) -> List[InspectedMount]:
+    """Every mount, from all the places where engines since 1.12 note them: mounts (Mounts), and of
+    host (HostConfig) Binds, Tmpfs and Mounts."""
+    all_mounts = []
     for mount in mounts:
         source = text_at(mount, "Source") or text_at(mount, "Name")
-        pairs.append((source, mount["Destination"]))
-    for bind in list_at(host, "Binds"):
+        all_mounts.append(container_mount(source, mount["Destination"]))
+    for bind in list_at(host, "Binds"):  # SOURCE:PATH[:MODE]
         source, colon, rest = bind.partition(":")
-        if colon:
-            path, _, _ = rest.partition(":")
-            pairs.append((source, path))
-        else:
-            pairs.append(("", bind))  # an anonymous volume
+        path, _, _ = rest.partition(":")
+        if not colon:  # the path of an anonymous volume
+            source, path = "", bind
+        all_mounts.append(container_mount(source, path))
     for path in object_at(host, "Tmpfs"):
-        pairs.append(("tmpfs", path))
+        all_mounts.append(container_mount("tmpfs", path))
     for mount in list_at(host, "Mounts"):
         source = text_at(mount, "Source") or text_at(mount, "Type")
-        pairs.append((source, mount["Target"]))
-    normalised = []
-    for source, path in pairs:
-        destination = posixpath.normpath("/" + path.lstrip("/"))
-        normalised.append((source, destination))
-    return normalised
+        all_mounts.append(container_mount(source, mount["Target"]))
+    return all_mounts
+
+
+def container_mount(source: str, path: str) -> InspectedMount:
+    """path: as somebody wrote it."""
+    return InspectedMount(source, posixpath.normpath("/" + path.lstrip("/")))
 
 
 def self_binds(mounts: Sequence[Mount]) -> List[Mount]:
@@ -2867,14 +2879,19 @@ def self_binds(mounts: Sequence[Mount]) -> List[Mount]:
     binds = []
     for mount in mounts:
         parent = by_number.get(mount.parent)
-        if parent is None or not mount.number or parent.dev != mount.dev:
+        if parent is None or not mount.number:
             continue
-        # The folder of the file system at which the parent shows the mount point.
-        below_parent = mount.point[len(parent.point.rstrip("/")) :]
-        folder = parent.root.rstrip("/") + below_parent
-        if mount.root == (folder or "/"):
+        if mount.dev == parent.dev and mount.root == root_at(parent, mount.point):
             binds.append(mount)
     return binds
+
+
+def root_at(mount: Mount, path: str) -> str:
+    """The folder of the file system that a mount shows at a path, which is at or below its mount
+    point."""
+    below = path[len(mount.point.rstrip("/")) :]
+    folder = mount.root.rstrip("/") + below
+    return folder or "/"
 
 
 def mountinfo_word(path: str) -> str:
@@ -3469,17 +3486,37 @@ def container_references(container: Container) -> Set[str]:
     return references
 
 
+class ComposeLabels(NamedTuple):
+    """The labels that docker compose gives to a container; '' where there is none. depends_on:
+    names of services of the same project."""
+
+    project: str
+    service: str
+    depends_on: List[str]
+
+
 def is_compose_need(container: Container, other: Container) -> bool:
     """Whether docker compose's labels say that a container depends on the other one."""
-    compose = "com.docker.compose."
-    labels = object_at(container.inspect["Config"], "Labels")
-    other_labels = object_at(other.inspect["Config"], "Labels")
-    project = text_at(labels, compose + "project")
-    if not project or text_at(other_labels, compose + "project") != project:
+    own = compose_labels(container)
+    others = compose_labels(other)
+    if not own.project or own.project != others.project:
         return False
-    depends_on = text_at(labels, compose + "depends_on")  # SERVICE[:CONDITION...],...
-    services = [entry.split(":")[0] for entry in depends_on.split(",")]
-    return other_labels.get(compose + "service") in services
+    return others.service in own.depends_on
+
+
+def compose_labels(container: Container) -> ComposeLabels:
+    labels = object_at(container.inspect["Config"], "Labels")
+    depends_on = text_at(labels, "com.docker.compose.depends_on")  # SERVICE[:CONDITION...],...
+    services = []
+    for entry in depends_on.split(","):
+        service, _, _ = entry.partition(":")
+        if service:
+            services.append(service)
+    return ComposeLabels(
+        project=text_at(labels, "com.docker.compose.project"),
+        service=text_at(labels, "com.docker.compose.service"),
+        depends_on=services,
+    )
 
 
 def sort_by_needs(containers: Sequence[Container]) -> List[Container]:
@@ -3537,10 +3574,12 @@ def first_line(answer: Answer) -> str:
 
 def list_containers(host: Host, filters: Sequence[str] = ()) -> List[Target]:
     """All containers, also stopped ones, that pass the filters (of `docker ps --filter`)."""
-    arguments = ["ps", "-a", "--no-trunc", "--format", "{{.ID}} {{.Names}} {{.Status}}"]
+    form = "{{.ID}} {{.Names}} {{.Status}}"
+    arguments = ["ps", "-a", "--no-trunc", "--format", form]
     for condition in filters:
         arguments += ["--filter", condition]
-    answer = require_answer(query(host, *arguments), "docker ps")
+    answer = query(host, *arguments)
+    require_answer(answer, "docker ps")
     return parse_ps(answer.out_text())
 
 
@@ -13161,14 +13200,14 @@ class Service(NamedTuple):
 
     socket: where its main process listens.
     root: its data, links resolved.
-    main: the program that prints the number of its main process.
+    pid_command: the program that prints the number of its main process.
     configured: whether the host's settings name that root, so that it can be told with the daemon
         down.
     """
 
     socket: str
     root: str
-    main: Tuple[str, ...]
+    pid_command: Tuple[str, ...]
     configured: bool
 
     def facts(self, host: Host, new_root: str) -> dict:
@@ -13177,7 +13216,7 @@ class Service(NamedTuple):
         root = engine_info(host).root
         proof = [
             ["has", "Docker Root Dir: " + root, *host.docker, "info"],
-            ["serves", self.root, *self.main],
+            ["serves", self.root, *self.pid_command],
         ]
         engine = {
             "socket": self.socket,
@@ -13315,7 +13354,7 @@ def require_rootful(host: Host, info: EngineInfo, endpoint: str) -> None:
         )
 
 
-def main_process_words() -> Tuple[str, ...]:
+def main_pid_command() -> Tuple[str, ...]:
     """The program that prints the number of the service's main process: systemd's, or one for the
     pid file that the daemon is started with."""
     if os.path.isdir(SYSTEMD_MARK):
@@ -13340,10 +13379,10 @@ def service_pid_file(settings_file: str = "/etc/default/docker") -> str:
     return DEFAULT_PID_FILE
 
 
-def main_process(host: Host, main: Tuple[str, ...]) -> int:
-    """The number of the service's main process, 0 where it does not run. main: as
-    main_process_words has it."""
-    answer = query_host(host, main)
+def main_process(host: Host, pid_command: Tuple[str, ...]) -> int:
+    """The number of the service's main process, 0 where it does not run. pid_command: as
+    main_pid_command has it."""
+    answer = query_host(host, pid_command)
     pid = last_number(answer.out_text())
     if not process_is_alive(pid):
         return 0
@@ -13359,7 +13398,7 @@ def socket_holder(socket: str) -> str:
 
 
 def require_service_process(
-    host: Host, pid: int, main: Sequence[str], socket: str, root: str
+    host: Host, pid: int, pid_command: Sequence[str], socket: str, root: str
 ) -> None:
     """Raises Refused where the service's main process (pid, 0 for none) is not what listens at the
     socket, or not what has the root."""
@@ -13369,7 +13408,7 @@ def require_service_process(
     if not pid:
         raise Refused(
             "%s is held by %s, and %s does not run (%s names no process)"
-            % (asked, socket_holder(socket), service, quote_line(main)),
+            % (asked, socket_holder(socket), service, quote_line(pid_command)),
             own_engine_hint(host),
         )
     # It, or a process that it started, listens at the socket.
@@ -13498,9 +13537,9 @@ def prove_engine(host: Host) -> Tuple[Host, Service]:
     require_rootful(host, info, endpoint)
     # The service's process listens there and has the root.
     root = real_path(info.root)
-    main = main_process_words()
-    pid = main_process(host, main)
-    require_service_process(host, pid, main, socket, root)
+    pid_command = main_pid_command()
+    pid = main_process(host, pid_command)
+    require_service_process(host, pid, pid_command, socket, root)
     require_same_answer(host, socket, info)
     # It will have the same root after its next start.
     own_root = without_remap(root)
@@ -13512,7 +13551,7 @@ def prove_engine(host: Host) -> Tuple[Host, Service]:
             "put data-root right in its settings, or restart docker; then again",
         )
     is_configured = root_by_settings(0) == next_root
-    return with_socket(host, socket), Service(socket, root, main, is_configured)
+    return with_socket(host, socket), Service(socket, root, pid_command, is_configured)
 
 
 def require_engine_of(host: Host, engine: dict) -> Host:
@@ -13549,10 +13588,10 @@ def wait_for_root(host: Host, roots: Sequence[str]) -> int:
     """The number of the service's main process, once it has files of one of the roots open: a
     daemon that just starts has none open yet. 0 where the service is down. Raises Refused after 30
     seconds."""
-    main = main_process_words()
+    pid_command = main_pid_command()
     end = time.monotonic() + 30
     while True:
-        pid = main_process(host, main)
+        pid = main_process(host, pid_command)
         if not pid or has_one_of(pid, roots):
             return pid
         if time.monotonic() > end:
@@ -19958,7 +19997,7 @@ def start_step(
     tests that must hold; fields: of the Step."""
     is_up = (
         answers_test(engine.host),
-        ("serves", engine.root, *engine.identity.main),
+        ("serves", engine.root, *engine.identity.pid_command),
         *checks,
     )
     return Step(step_id, title, engine.service("start"), is_up, wait=120, **fields)
@@ -20079,7 +20118,7 @@ def stop_socket_step(engine: Engine, as_undo: bool) -> Step:
 def stop_service_step(engine: Engine, as_undo: bool) -> Step:
     """as_undo: as in down_steps."""
     # A daemon that does not answer may still run, or be on its way up or down.
-    checks = [silent_test(engine), ("unserved", engine.root, *engine.identity.main)]
+    checks = [silent_test(engine), ("unserved", engine.root, *engine.identity.pid_command)]
     undo = [start_step(engine)]
     if engine.has_systemd:
         is_active = engine.service("is-active")

@@ -1696,3 +1696,10 @@ def test_a_container_that_docker_cannot_show_does_not_end_it_either(plain, tmp_p
     rows = {row["target"]: row for row in result.json["results"]}
     assert result.rc == 3 and "RWLayer" in rows["odd"]["msg"], result
     assert list(kept_manifest(tmp_path / "kept")["own"]) == [plain.id("web")]
+
+
+def test_a_project_without_services_makes_no_order(dockfix):
+    labels = {"Labels": {"com.docker.compose.project": "p"}}
+    pair = [container("web", "a", config=labels), container("db", "b", config=labels)]
+    web, database = dockfix.parse_containers(pair)
+    assert dockfix.find_needs(web, [web, database]) == []
