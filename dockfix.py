@@ -15465,6 +15465,9 @@ def usage_json(usage: Usage) -> dict:
 def run_storage(host: Host, opts: Options, report: dict) -> None:
     require_storage_options(opts)
     answer = ask_for_info(host, opts)
+    # At once: the files may end the run.
+    for finding in answer.findings:
+        add_finding(report, finding)
     info = answer.info or EngineInfo()
     elsewhere = why_no_files(opts, info)
     if elsewhere:
@@ -15476,8 +15479,7 @@ def run_storage(host: Host, opts: Options, report: dict) -> None:
         warning=opts.warning,
         critical=opts.critical,
     )
-    findings = answer.findings + reading.findings + storage_findings(facts)
-    for finding in findings:
+    for finding in reading.findings + storage_findings(facts):
         add_finding(report, finding)
     report["findings"] = worst_first(report["findings"])
     report["results"].append(storage_row(facts))
@@ -16113,13 +16115,16 @@ def run_owner(host: Host, opts: Options, report: dict) -> None:
     answer = EngineAnswer(None, [])
     if opts.root is None:
         answer = ask_engine(host)
+    # At once: the files may end the run.
+    for finding in answer.findings:
+        add_finding(report, finding)
     info = answer.info
     root = root_of_owner(opts, info)
     layers = read_layers(root, follow=opts.root is None)
     inspected = confirm_orphans(host, root, layers, info)
     search = owners_of(layers, opts.arguments)
     rows = search.rows
-    findings = list(answer.findings)
+    findings = []  # type: List[Finding]
     if opts.orphans:
         rows = orphans_with_sizes(layers)
     elif info:

@@ -999,6 +999,7 @@ def test_no_docker_at_all_and_no_root(box, make):
     result = box.run("--docker", "/nonexistent/docker", "storage", "--json", prelude=nowhere)
     doc = json.loads(result.out.decode())
     assert result.code == 6 and doc["results"] == [] and doc["errors"][0]["hint"]
+    assert [finding["id"] for finding in doc["findings"]] == ["engine-silent"]
 
 
 def test_a_root_that_vanishes_while_it_is_read(box, make):
