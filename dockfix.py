@@ -16436,28 +16436,35 @@ def disk_free(inventory: Inventory) -> Optional[int]:
     None where that is not this host's."""
     if inventory.absent:
         return None
-    free = free_bytes(inventory.root)
-    root = suppress_errors(os.stat, os_bytes(inventory.root))
-    store = suppress_errors(os.stat, os_bytes(inventory.store or inventory.root))
-    if root is None or store is None or root.st_dev == store.st_dev:
+    root = inventory.root
+    free = free_bytes(root)
+    if not inventory.store:
+        return free
+    root_state = suppress_errors(os.stat, os_bytes(root))
+    store_state = suppress_errors(os.stat, os_bytes(inventory.store))
+    if root_state is None or store_state is None:
+        return free
+    if root_state.st_dev == store_state.st_dev:
         return free
     return add_sizes((free, free_bytes(inventory.store)))
 
 
 def read_space(host: Host, inventory: Inventory) -> Space:
+    """What is free and used now."""
     space = Space(disk_free(inventory))
     if inventory.driver != "devicemapper":
         return space
     info = engine_info(host)
     pool = parse_reported_pool(info.driver_status)
+    data_file = pool.data_loop_file or ""
     space = space._replace(has_pool=True)
     try:
         used = thin_pool(host, str(pool.name)).data_used
         space = space._replace(pool_data_used=used)
-        state = os.lstat(os_bytes(pool.data_loop_file or ""))
-        return space._replace(loop_file_allocated=state.st_blocks * 512)
+        state = os.lstat(os_bytes(data_file))
     except (OSError, EnvironmentFault):
         return space  # not root, or a pool on a device of its own
+    return space._replace(loop_file_allocated=state.st_blocks * 512)
 
 
 # Deciding: logs.
@@ -16512,28 +16519,39 @@ def container_name(inspected: dict) -> str:
 def require_container_files(inventory: Inventory, subject: str) -> None:
     """Raises EnvironmentFault where the containers' folders below Docker's root cannot be looked
     at, or are not those of this engine."""
+    other_host = OTHER_HOST_HINT % inventory.root
     cannot = "%s cannot be read: " % subject
     # The root is a folder of this host.
     if inventory.absent:
-        raise EnvironmentFault(cannot + inventory.absent, OTHER_HOST_HINT % inventory.root)
+        raise EnvironmentFault(cannot + inventory.absent, other_host)
     # The folders can be read.
     folder = os.path.join(inventory.root, "containers")
-    idents = [inspected["Id"] for inspected in inventory.containers]
     try:
-        names = set(os.listdir(os_bytes(folder)))
-        own = [ident for ident in idents if os_bytes(ident) in names]
-        for ident in own:
-            require_listable(os.path.join(folder, ident))
+        own = own_container_folders(inventory, folder)
+        for path in own:
+            require_listable(path)
     except OSError as err:
-        reason = "%s: %s" % (os_text(os.fsencode(err.filename)), err.strerror)
+        path = os_text(os.fsencode(err.filename))
+        reason = "%s: %s" % (path, err.strerror)
         hint = "ls -la %s" % quote_word(nearest_folder(folder))
         if os.geteuid() != 0:
             hint = "sudo python3 dockfix.py reclaim --logs"
         raise EnvironmentFault(cannot + reason, hint) from None
     # They are those of the containers that docker has.
-    if idents and not own:
+    if inventory.containers and not own:
         reason = "none of docker's containers has a folder in %s" % folder
-        raise EnvironmentFault(cannot + reason, OTHER_HOST_HINT % inventory.root)
+        raise EnvironmentFault(cannot + reason, other_host)
+
+
+def own_container_folders(inventory: Inventory, folder: str) -> List[str]:
+    """Those of docker's containers. Raises OSError where they cannot be listed."""
+    names = set(os.listdir(os_bytes(folder)))
+    own = []
+    for inspected in inventory.containers:
+        ident = inspected["Id"]
+        if os_bytes(ident) in names:
+            own.append(os.path.join(folder, ident))
+    return own
 
 
 def require_listable(folder: str) -> None:
@@ -16871,26 +16889,36 @@ def trim_container(host: Host, inventory: Inventory, candidate: Candidate) -> st
 
 
 def remove_objects(host: Host, inventory: Inventory, candidates: List[Candidate]) -> List[Removal]:
-    """docker rm, rmi and volume rm, 20 at a time. What is gone afterwards is what was removed."""
+    """docker rm, rmi and volume rm. What is gone afterwards is what was removed."""
     if not candidates:
         return []
     output = ""
-    category = candidates[0].category
+    # Twenty at a time, so that a signal between two calls ends the work.
     for start in range(0, len(candidates), 20):
-        names = []  # type: List[str]
-        for candidate in left_in_place(host, candidates[start : start + 20]):
-            names.extend(candidate.names)
-        if names and not host.stop.is_set():
-            argv = host.docker + CATEGORIES[category].docker_words + tuple(names)
-            output += change_host(host, argv, seconds=max(host.timeout, 600)).text()
+        if host.stop.is_set():
+            break
+        output += call_removal(host, candidates[start : start + 20])
     remaining = remaining_ids(host, candidates)
     removals = []
     for candidate in candidates:
+        removal = Removal(candidate, "changed", candidate.lost)
         if candidate.id in remaining:
-            removals.append(judge_remaining(candidate, output))
-        else:
-            removals.append(Removal(candidate, "changed", candidate.lost))
+            removal = judge_remaining(candidate, output)
+        removals.append(removal)
     return removals
+
+
+def call_removal(host: Host, candidates: List[Candidate]) -> str:
+    """One docker command for all of them; what it says."""
+    category = CATEGORIES[candidates[0].category]
+    names = []  # type: List[str]
+    for candidate in left_in_place(host, candidates):
+        names.extend(candidate.names)
+    if not names:
+        return ""
+    argv = host.docker + category.docker_words + tuple(names)
+    answer = change_host(host, argv, seconds=max(host.timeout, 600))
+    return answer.text()
 
 
 def left_in_place(host: Host, candidates: List[Candidate]) -> List[Candidate]:
@@ -16898,14 +16926,17 @@ def left_in_place(host: Host, candidates: List[Candidate]) -> List[Candidate]:
     tag."""
     if candidates[0].category != "images":
         return candidates
+    ids = [candidate.id for candidate in candidates]
     names = {}  # type: Dict[str, Set[str]]
-    for image in inspect_objects(host, "image", [candidate.id for candidate in candidates]):
-        tags = image.get("RepoTags") or []
-        digests = image.get("RepoDigests") or []
-        names[image["Id"]] = {image["Id"], *tags, *digests}
+    for image in inspect_objects(host, "image", ids):
+        names_now = {image["Id"]}
+        names_now.update(image.get("RepoTags") or [])
+        names_now.update(image.get("RepoDigests") or [])
+        names[image["Id"]] = names_now
     unmoved = []
     for candidate in candidates:
-        if set(candidate.names) <= names.get(candidate.id, set()):
+        names_now = names.get(candidate.id, set())
+        if names_now.issuperset(candidate.names):
             unmoved.append(candidate)
     return unmoved
 
@@ -16917,8 +16948,10 @@ def remaining_ids(host: Host, candidates: List[Candidate]) -> Set[str]:
         return {container.id for container in list_containers(host)}
     ids = [candidate.id for candidate in candidates]
     if category == "images":
-        return {image["Id"] for image in inspect_objects(host, "image", ids)}
-    return {volume["Name"] for volume in inspect_objects(host, "volume", ids)}
+        images = inspect_objects(host, "image", ids)
+        return {image["Id"] for image in images}
+    volumes = inspect_objects(host, "volume", ids)
+    return {volume["Name"] for volume in volumes}
 
 
 def judge_remaining(candidate: Candidate, output: str) -> Removal:
@@ -16949,8 +16982,11 @@ def prune_build_cache(
     cache = candidates[0]
     output = ""
     if not host.stop.is_set():
-        argv = host.docker + CATEGORIES["build-cache"].docker_words
-        output = change_host(host, argv, seconds=max(host.timeout, 600)).text()
+        docker_words = CATEGORIES["build-cache"].docker_words
+        seconds = max(host.timeout, 600)
+        answer = change_host(host, host.docker + docker_words, seconds=seconds)
+        output = answer.text()
+    # 'Total reclaimed space: 0B'; newer clients print 'Total:  0B'.
     if re.search(r"(?m)^Total(?: reclaimed space)?:\s+0\s?B\s*$", output):
         return [Removal(cache, "unchanged", "there is none")]
     if re.search(r"(?i)error|unknown|not a docker command", output):
@@ -17103,29 +17139,53 @@ class Gain(NamedTuple):
 
 
 def measure_gain(host: Host, inventory: Inventory, before: Space, removals: List[Removal]) -> Gain:
-    """What the disk has more than before. The file system may need a moment."""
-    removed = [removal.candidate for removal in removals if removal.status == "changed"]
+    """What the disk has more than before."""
+    removed = []
+    for removal in removals:
+        if removal.status == "changed":
+            removed.append(removal.candidate)
     estimated = estimate_gain(inventory, removed)
-    after = disk_free(inventory)
-    if estimated and before.disk_free is not None:
-        wanted = before.disk_free + 0.95 * estimated
-        end = time.monotonic() + 5
-        while after is not None and after < wanted and time.monotonic() < end:
-            time.sleep(0.2)
-            after = disk_free(inventory)
-    space = read_space(host, inventory)._replace(disk_free=after)
-    if before.disk_free is None or after is None:
+    free_before = before.disk_free
+    free_after = wait_for_space(inventory, free_before, estimated)
+    space = read_space(host, inventory)
+    # The pool's figures are of now, the disk's of the moment when the wait ended.
+    space = space._replace(disk_free=free_after)
+    if free_before is None or free_after is None:
         return Gain(space, None, [])
-    freed = after - before.disk_free
-    tolerance = 0.05 * (estimated or 0) + (1 << 20)
-    if not estimated or abs(freed - estimated) <= tolerance:
-        return Gain(space, freed, [])
-    text = (
-        "%s were to be freed, the disk has %s more: other programs wrote or deleted meanwhile, or a"
-        " process still holds a deleted file open"
-    ) % (format_size(estimated), format_size(freed))
-    remedy = "lsof +L1 %s" % inventory.root
-    return Gain(space, freed, [Finding("reclaim-differs", "info", text, remedy)])
+    freed = free_after - free_before
+    findings = []
+    if estimated and is_off(freed, estimated):
+        text = (
+            "%s were to be freed, the disk has %s more: other programs wrote or deleted meanwhile,"
+            " or a process still holds a deleted file open"
+        ) % (format_size(estimated), format_size(freed))
+        remedy = "lsof +L1 %s" % inventory.root
+        findings.append(Finding("reclaim-differs", "info", text, remedy))
+    return Gain(space, freed, findings)
+
+
+def wait_for_space(
+    inventory: Inventory, before: Optional[int], estimated: Optional[int]
+) -> Optional[int]:
+    """Bytes free on the disk. The file system may need a moment: at most 5 s, until nearly all of
+    the estimated gain is there."""
+    end = time.monotonic() + 5
+    free = disk_free(inventory)
+    if before is None or not estimated:
+        return free
+    wanted = before + 0.95 * estimated
+    while free is not None and free < wanted:
+        if time.monotonic() >= end:
+            break
+        time.sleep(0.2)
+        free = disk_free(inventory)
+    return free
+
+
+def is_off(freed: int, estimated: int) -> bool:
+    """Whether a gain differs from its estimate by more than a file system's own records do."""
+    tolerance = 0.05 * estimated + (1 << 20)
+    return abs(freed - estimated) > tolerance
 
 
 # The script of a dry run.
@@ -17135,7 +17195,8 @@ def script_lines(host: Host, listing: CandidateList, chosen: Sequence[str]) -> L
     """The commands that do the same; without a category there is nothing to do."""
     lines = []
     for fault in listing.faults:
-        lines.append(script_comment("not looked at: " + fault.msg))
+        text = "not looked at: " + fault.msg
+        lines.append(script_comment(text))
     if not chosen:
         return lines
     for candidate in listing.candidates:
@@ -17147,15 +17208,18 @@ def script_lines(host: Host, listing: CandidateList, chosen: Sequence[str]) -> L
 
 def format_removal(host: Host, candidate: Candidate) -> str:
     """The line of a script that removes a candidate."""
-    if candidate.mount:
-        inside = ("nsenter", "-t", candidate.mount.pid, "-m", "--")
-        is_mounted = quote_line((*inside, "mountpoint", "-q", candidate.mount.point))
-        trim = quote_line((*inside, "fstrim", "-v", candidate.mount.point))
+    mount = candidate.mount
+    if mount:
+        # The container's mounts are in dockerd's view, not in that of the script.
+        inside = ("nsenter", "-t", mount.pid, "-m", "--")
+        is_mounted = quote_line((*inside, "mountpoint", "-q", mount.point))
+        trim = quote_line((*inside, "fstrim", "-v", mount.point))
         return "%s && run %s" % (is_mounted, trim)
     if candidate.path:
         return "run " + quote_line(("truncate", "-s", "0", "--", candidate.path))
     docker_words = CATEGORIES[candidate.category].docker_words
-    return "run " + quote_line(host.docker + docker_words + candidate.names)
+    argv = host.docker + docker_words + candidate.names
+    return "run " + quote_line(argv)
 
 
 ###############################################################################
