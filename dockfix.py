@@ -17598,8 +17598,8 @@ NAMED_MOUNTS = 9
 
 
 def describe_mounts(words: Sequence[str], answer: Answer) -> str:
-    """What is still mounted where nothing may be (see not_mounted_test), who holds it, and the lines
-    that end it."""
+    """What is still mounted where nothing may be (see not_mounted_test), who holds it, and the
+    lines that end it."""
     patterns = [word for option, word in zip(words, words[1:]) if option == "-e"]
     left = collect_still_mounted(patterns)
     points = [mount.point for mount in reversed(left.own)]

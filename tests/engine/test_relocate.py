@@ -204,12 +204,8 @@ def test_there_and_back_and_there_for_good(lab):
         new = os.path.join(point, "docker")
         done = go(lab, "relocate", "--json", "-y", new)
         assert done.rc == 0 and root(lab) == new and not os.path.exists(old), done
-        assert (
-            json.loads(lab.read_bytes(lab.engine.path("etc", "upper", "docker", "daemon.json")).decode())[
-                "data-root"
-            ]
-            == new
-        )
+        settings = lab.read_bytes(lab.engine.path("etc", "upper", "docker", "daemon.json"))
+        assert json.loads(settings.decode())["data-root"] == new
         check_same(lab, before, told)
         kept = done.doc["results"][0]["keeps"]
         assert seen(lab, kept)[0] == before[0] and kept.startswith(old)

@@ -1609,11 +1609,12 @@ def test_a_volume_that_cannot_be_read_is_failed_and_the_rest_stays(plain, tmp_pa
     saved(plain, images_tar("img:latest").all_members())
     at = str(tmp_path / "kept")
     plain.rule("version", out=b"20.10\n")
+
     # the container that carries the volumes is there and gone as asked
-    exists = lambda *words: ("ok", "true")
-    result = plain.run(
-        "backup", "--json", at, prelude=lambda module: setattr(module, "exists_test", exists)
-    )
+    def everything_exists(module):
+        module.exists_test = lambda *words: ("ok", "true")
+
+    result = plain.run("backup", "--json", at, prelude=everything_exists)
     assert result.rc == 3, result
     assert result.statuses() == {"backup": "changed", "volume bad": "failed"}
     assert b"input/output error" in result.err
