@@ -4896,6 +4896,30 @@ def read_entry(tree: Tree, path: str, limit: int = -1) -> Member:
     return read_member_at(folder, name, path, limit)
 
 
+def read_before_change(
+    host: Host, container: Container, path: str, limit: int = SHADOW_MAX
+) -> Member:
+    """What is at a path that is to be changed, and that undo will put back.
+
+    No link above its end is followed, as when it is written: what a link led to for a moment, such
+    as a file of the host in a mount, would be put into the container by undo. Where only docker cp
+    can read, it follows them; the write then finds something else there, and is refused.
+
+    limit: bytes of a file; a larger one is Refused.
+
+    Raises Refused where a folder on the way is a link or a mount, and what read_member raises."""
+    try:
+        tree = open_tree(container)
+    except MethodUnavailable:
+        return read_member_by_cp(host, container, path, limit)
+    try:
+        return read_entry(tree, path, limit)
+    except OSError as err:
+        raise MethodUnavailable("%s: %s" % (path, err.strerror)) from None
+    finally:
+        close_tree(tree)
+
+
 # By proc: replacing one name of an opened folder.
 
 
@@ -8593,7 +8617,10 @@ def plan_zone_files(
         former.append(link)
     if not former:
         return NO_FILE_CHANGE
-    return build_zone_files(host, container, request, former)
+    # What undo will put back is read once more, past no link: the looks above may follow some.
+    present = [read_before_change(host, container, member.path, ZONE_MAX) for member in former]
+    require_replaceable(present)
+    return build_zone_files(host, container, request, present)
 
 
 def has_zone_data(
@@ -9778,8 +9805,8 @@ def plan_shift(host: Host, request: ShiftRequest, shift: Shift) -> ShiftPlan:
     """
     container = shift.container
     require_shiftable(request, shift)
-    preload = read_member(host, container, PRELOAD_PATH)
-    rc = read_member(host, container, FAKETIMERC_PATH)
+    preload = read_before_change(host, container, PRELOAD_PATH)
+    rc = read_before_change(host, container, FAKETIMERC_PATH)
     require_known_files(shift, preload, rc)
     if shift.record and is_in_place(request, shift.record, preload, rc):
         fields = {
@@ -10002,7 +10029,7 @@ def try_shift(host: Host, request: ShiftRequest, plan: ShiftPlan) -> ShiftOutcom
             library = choose_library(host, container, [built], plan.needs)
         # Each library has a name of its own: a file that running programs use is not rewritten.
         path = PRIVATE % hashlib.sha256(library.data).hexdigest()[:12]
-        private = read_member(host, container, path, LIBRARY_MAX)
+        private = read_before_change(host, container, path, LIBRARY_MAX)
         former = (*former, private)
         save_undo(host, "faketime", container, former, {"library": library.path})
         trouble = apply_shift(host, request, plan, library, private)
