@@ -726,8 +726,13 @@ def below_first(name: str) -> str:
 
 class VolumeEntry(NamedTuple):
     """What has to be equal of a member of a volume. Not the time: docker before 1.13 cannot set
-    that of the volume's own folder. link: where a link leads. digest: sha256 of a file's content.
-    device: of a device node. attributes: those that docker cp carries."""
+    that of the volume's own folder.
+
+    link: where a link leads.
+    digest: sha256 of a file's content.
+    device: of a device node.
+    attributes: those that docker cp carries.
+    """
 
     kind: bytes
     mode: int
@@ -1360,8 +1365,10 @@ def run_child(
 ) -> Answer:
     """Runs argv in its own process group, without a shell.
 
-    limit: bytes of each stream that are kept; the rest is thrown away. enough: the child is killed
-    once so much of its standard output is there; 0 for never. inherit: descriptors that it gets.
+    limit: bytes of each stream that are kept; the rest is thrown away.
+    enough: the child is killed once so much of its standard output is there; 0 for never.
+    inherit: descriptors that it gets.
+
     After `seconds` the group is killed and the pipes are drained for a bounded time: a grandchild
     may hold them, and subprocess.run does not come back from that on Python 3.6. Raises
     EnvironmentFault, and what flow's functions raise.
@@ -1789,8 +1796,10 @@ def real_path(path: str) -> str:
 class DiskRoom(NamedTuple):
     """The room on a file system, as statvfs(3) tells it. Blocks are in bytes.
 
-    total: its size. free: what nothing uses, root's reserve included: deleting makes it grow at
-    once, also on a full disk. available: what anybody can still write.
+    total: its size.
+    free: what nothing uses, root's reserve included: deleting makes it grow at once, also on a full
+        disk.
+    available: what anybody can still write.
     """
 
     total: int
@@ -3063,9 +3072,12 @@ class EngineInfo(NamedTuple):
 class InfoKey(NamedTuple):
     """One fact of `docker info`.
 
-    field: of EngineInfo. text_key: what the text calls it. json_key: what the JSON calls it, with a
-    dot before a key inside an object. form: a regular expression for the whole value; a value of
-    another form is damaged and counts as not said. json_type: the type of the JSON's value.
+    field: of EngineInfo.
+    text_key: what the text calls it.
+    json_key: what the JSON calls it, with a dot before a key inside an object.
+    form: a regular expression for the whole value; a value of another form is damaged and counts as
+        not said.
+    json_type: the type of the JSON's value.
     """
 
     field: str
@@ -3317,8 +3329,9 @@ class ReportedPool(NamedTuple):
     """A devicemapper pool as the status in `docker info` has it. Texts are None where they are not
     said, '' where they are said to be empty. Sizes are bytes, None where they are unknown.
 
-    failed: the driver prints zeros, as it does for a pool whose state it cannot read. mode: 'loop',
-    'direct' or 'unknown'; mode_why: the reason, for people.
+    failed: the driver prints zeros, as it does for a pool whose state it cannot read.
+    mode: 'loop', 'direct' or 'unknown'.
+    mode_why: the reason, for people.
     """
 
     name: Optional[str]
@@ -6082,7 +6095,7 @@ def drop_undo_if_void(host: Host, listed: Sequence[str]) -> None:
 # Which container is refused is decided in one place: require_settable has the checks in the order
 # in which a person would ask, each with its reason and its remedy. The checks of an account are in
 # require_login_lines. Which way into the container is not used, though it is not refused, is said
-# by require_safe_chpasswd (the image's own chpasswd) and by chapter 8 (open_root, open_etc).
+# by require_safe_chpasswd (the image's own chpasswd) and by open_root and open_etc.
 #
 # The password is hashed on the host (SHA-512, a salt for each container), and one of three ways
 # carries the hash: `chpasswd -e` of the image by docker exec; the files below /proc/PID/root; the
@@ -10627,7 +10640,8 @@ class OptionSource(NamedTuple):
 
     kind, raw: 'unit', the ExecStart line in force; 'environment', what `variable` holds in a file
         or an Environment= line; 'daemon.json', its text; 'running', a process's command line.
-    path: the file. variable: the variable's name; for a process, its id.
+    path: the file.
+    variable: the variable's name; for a process, its id.
     options: what is set there, in its order.
     used: the daemon is given them on its next start.
     fault: why the place cannot be read or understood, else ''.
@@ -11217,9 +11231,11 @@ class OpenFolder(NamedTuple):
 class UsageWalk:
     """The walk of disk_usage, depth first, so that few descriptors are open.
 
-    deadline: the monotonic time when it stops. points: mount points that are left out.
+    deadline: the monotonic time when it stops.
+    points: mount points that are left out.
     device: the number of the device that is counted.
-    size: bytes so far. failed: how many folders could not be read.
+    size: bytes so far.
+    failed: how many folders could not be read.
     counted: inodes with several hard links that are in the size already.
     stack: the folders from the top down to where the walk is.
     """
@@ -11352,7 +11368,9 @@ METADATA_MAX = 33292800 * 512  # what dm-thin can use, some 15.88 GiB
 class ThinPool(NamedTuple):
     """A thin pool as dmsetup tells of it.
 
-    table: its line. sectors: its length, of 512 bytes each. block: bytes of a data block.
+    table: its line.
+    sectors: its length, of 512 bytes each.
+    block: bytes of a data block.
     metadata_dev, data_dev: its devices, as MAJOR:MINOR.
     state: 'rw', 'ro', 'out_of_data_space' or 'Fail'.
     The last four are bytes, None in state Fail.
@@ -11553,7 +11571,9 @@ class DriverRecords(NamedTuple):
     """The records of image/DRIVER, by name. A value is None where the record is there, but not
     readable.
 
-    chains: by chain id. mounts: by container. images: the diff ids of each image.
+    chains: by chain id.
+    mounts: by container.
+    images: the diff ids of each image.
     tags: {image: its tags}.
     metadata: {image that has any: the image that its build began from, '' where none is recorded}.
     """
@@ -12006,11 +12026,13 @@ def read_records(
     """{name: parse({file: bytes})} of the records in a folder. A value is None where the record is
     not readable or not understood, which is noted, or vanished meanwhile.
 
-    path: the folder. form: that of the records' names.
+    path: the folder.
+    form: that of the records' names.
     files: those of a record that are read; () where a record is no folder, but a file, whose bytes
         parse gets as {'': bytes}.
     needed_for: the driver whose orphans cannot be proved without these records: '' all drivers,
-        None none. each_needed: False where only the folder itself is needed for that.
+        None none.
+    each_needed: False where only the folder itself is needed for that.
     required: the folder has to be there.
     """
     folder = open_below(root, path, needed_for, required)
@@ -12295,7 +12317,8 @@ def short_links(root: OpenRoot, driver: str) -> Dict[str, List[str]]:
 class LostRecord(NamedTuple):
     """A container whose layer record is gone, so that no file names its layer.
 
-    name: '' where not known. missing: the path of that record.
+    name: '' where not known.
+    missing: the path of that record.
     root: the Docker root (or its uid.gid folder) that it was in.
     known: docker still has the container in memory.
     """
@@ -12318,7 +12341,8 @@ class Layers(NamedTuple):
         Roles: image, container, container-init, orphan, unknown (the owner cannot be told).
     names: each name of a row (full id, tag, chain id, diff id, short link, device id) -> the
         numbers of its rows.
-    containers: {id: its record}. images: {id: tags}.
+    containers: {id: its record}.
+    images: {id: tags}.
     unread: {path: why it could not be read, or what is wrong with it}.
     sizes: {layer: bytes of the files that it adds, by layerdb}.
     image_counts: {driver with image records here: their number}.
@@ -12350,7 +12374,10 @@ class Layers(NamedTuple):
 class LayerOwner(NamedTuple):
     """The owner of a layer by the records.
 
-    role: as in Layers. container: its id, '' for none. images: their ids. note: a remark.
+    role: as in Layers.
+    container: its id, '' for none.
+    images: their ids.
+    note: a remark for people.
     aliases: the layer's other names.
     """
 
@@ -12367,7 +12394,8 @@ UNKNOWN = "unknown"  # the role of a layer of which it cannot be told whose it i
 class LayerTree(NamedTuple):
     """What all drivers of one tree have in common: a Docker root, or its uid.gid folder.
 
-    homes: {driver: its layers' names}. containers: {id: its record}.
+    homes: {driver: its layers' names}.
+    containers: {id: its record}.
     graph: {image of an engine before 1.10: its parent, None where not readable}.
     since_1_10: an engine since 1.10 was at work here.
     """
@@ -12523,8 +12551,8 @@ def mark_build_cache(
 class DriverOwners(NamedTuple):
     """What the records of one driver tell.
 
-    owners: {layer: its owner}. recorded: the containers that have a record of their layer, readable
-    or not.
+    owners: {layer: its owner}.
+    recorded: the containers that have a record of their layer, readable or not.
     """
 
     owners: Dict[str, LayerOwner]
@@ -20256,8 +20284,8 @@ def unmount_step(root: str, device_prefix: str, as_undo: bool) -> Step:
     """What the daemon, which is down, left mounted is unmounted where nobody uses it; else the step
     fails, with the names. The mounts of containers need no undo: a start makes them.
 
-    device_prefix: how the paths of its pool's devices begin, '' for none. as_undo: as in
-    down_steps.
+    device_prefix: how the paths of its pool's devices begin, '' for none.
+    as_undo: as in down_steps.
     """
     folders = set()
     for row in OWN_MOUNTS:
@@ -20418,8 +20446,9 @@ def unmask_step(undo: Tuple[Step, ...]) -> Step:
 class OptionChange(NamedTuple):
     """An option of the daemon that is to be set.
 
-    name: by FLAGS. key: of a storage-opt, such as dm.basesize; '' for a plain option. value: None
-    takes the option away.
+    name: by FLAGS.
+    key: of a storage-opt, such as dm.basesize; '' for a plain option.
+    value: None takes the option away.
     """
 
     name: str
@@ -20788,7 +20817,8 @@ class WantedImage(NamedTuple):
 class PlatformImage(NamedTuple):
     """An image for one platform, as an index of an archive names it.
 
-    digest: of its manifest. config: the digest of its config.
+    digest: of its manifest.
+    config: the digest of its config.
     faults: what it lacks, in words.
     """
 
@@ -24683,6 +24713,7 @@ def require_same_environment(opts: Options, plan: Plan, refusal: Type[DockfixErr
 def carry_change_on(host: Host, opts: Options, report: dict, journal: Journal) -> None:
     """A change that stands half-way, or is to be undone, to its end, the way that its journal says.
     Raises HalfWay where it does not come there."""
+    # A reboot gives loop devices other numbers.
     journal = journal._replace(plan=rebind_devices(host, journal.plan))
     plan = journal.plan
     back = journal.state == STATE_BACK
@@ -24693,10 +24724,12 @@ def carry_change_on(host: Host, opts: Options, report: dict, journal: Journal) -
         report["script"] = rest_script(host, report, journal)
         change_row(report, plan, "changed", "would: " + msg)
         return
+    # From here on a run that is killed goes the same way when it is carried on.
     save_journal(host, journal)
     host.known.working = True
     progress = Progress(opts.command, len(plan.steps), opts.quiet)
     try:
+        # A reboot may have started the daemon in the middle, or not started it.
         restore_daemon_state(host, journal, progress)
         if back:
             undo_steps_back(host, journal, progress)
@@ -24706,6 +24739,7 @@ def carry_change_on(host: Host, opts: Options, report: dict, journal: Journal) -
     except HalfWay:
         raise
     except DockfixError as err:
+        # Nothing is undone for it: only a person knows which way is wanted now.
         raise half_way_error(host, err) from None
     finally:
         progress.end()
@@ -24781,10 +24815,12 @@ def run_rollback(host: Host, opts: Options, report: dict) -> None:
     journal = choose_change(host, opts.arguments[0] if opts.arguments else "")
     plan = journal.plan
     host = require_same_engine(host, opts, journal)
+    # There is something to undo.
     if journal.state == STATE_UNDONE:
         msg = "undone already; discard %s deletes what was set aside" % plan.name
         change_row(report, plan, "unchanged", msg)
         return
+    # The old data is whole.
     if journal.state == STATE_DISCARDING:
         raise Refused(
             "a discard of %s was interrupted: what it left of the old data is no way back"
@@ -24797,6 +24833,7 @@ def run_rollback(host: Host, opts: Options, report: dict) -> None:
             say("dockfix: made since, kept aside: " + line)
     if not opts.dry_run:
         confirm(opts, "undo %s (%s)?" % (plan.name, plan.goal))
+    # A finished change stands behind its last step.
     last = min(journal.at, len(plan.steps) - 1)
     carry_change_on(host, opts, report, journal._replace(state=STATE_BACK, at=last))
 
@@ -24818,14 +24855,17 @@ def finished_change(host: Host, name: str) -> Journal:
     listing = ""
     if names:
         listing = "kept: " + ", ".join(names)
+    # The name is one of theirs.
     if name and name not in names:
         raise UsageError("there is no storage change %s" % name, listing)
+    # Without a name it is clear which one is meant.
     if not name and len(names) != 1:
         count = format_count(len(names), "finished one")
         text = "no storage change stands half-way, and %s are kept" % count
         raise UsageError(text, listing)
     if not name:
         name = names[0]
+    # Nobody has discarded it since its name was read.
     journal = read_journal(host, name + ".json")
     if not journal:
         hint = "ls %s" % quote_word(host.state)
@@ -24848,9 +24888,11 @@ def require_kept_data(plan: Plan, all_of_it: bool) -> None:
     point of a disk that is not mounted. all_of_it: everything that was moved into it is there, too,
     which the way back needs."""
     lost = []
+    # What the steps moved into it is there.
     if all_of_it:
         moved_to = [step.argv[-1] for step in plan.steps if step.argv[:2] == ("mv", "-T")]
         lost = [path for path in moved_to if not os.path.lexists(os_bytes(path))]
+    # It is the same folder, by its inode.
     folder = suppress_errors(os.stat, os_bytes(plan.keeps))
     if not folder or plan.facts.get("old", folder.st_ino) != folder.st_ino:
         lost.append(plan.keeps)
@@ -24883,6 +24925,7 @@ def run_discard(host: Host, opts: Options, report: dict) -> None:
     lock_storage(host, opts)
     journal = finished_change(host, opts.arguments[0])
     plan = journal.plan
+    # Where somebody has deleted it already, only the record is left to remove.
     there = os.path.lexists(os_bytes(plan.keeps))
     if there:
         require_kept_data(plan, all_of_it=False)
@@ -24907,6 +24950,7 @@ def require_out_of_use(host: Host, report: dict, plan: Plan) -> None:
     answer = ask_engine(host)
     for finding in answer.findings:
         add_finding(report, finding)
+    # No daemon has it as its root, by its settings or by its own word.
     roots = [configured_root()]
     if answer.info:
         roots.append(answer.info.root)
@@ -24915,6 +24959,7 @@ def require_out_of_use(host: Host, report: dict, plan: Plan) -> None:
             "%s is Docker's root now: nothing of it is old data" % plan.keeps,
             "rm %s, the record of the change" % quote_word(record_path(host, plan)),
         )
+    # No process has a file of it open.
     users = [pid for pid in all_processes() if process_uses(pid, plan.keeps)]
     if users:
         names = ", ".join(process_name(pid) for pid in users[:3])
