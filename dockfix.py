@@ -253,7 +253,7 @@ class PathMoved(NoAnswer):
 
 
 class EtcIsAMount(MethodUnavailable):
-    """/etc is a mount that docker does not tell of."""
+    """/etc, or an account file in it, is a mount that docker does not tell of."""
 
 
 class Interrupted(Exception):
@@ -2377,8 +2377,9 @@ def in_parallel(host: Host, items: Sequence, work: Callable, jobs: int, progress
 ###############################################################################
 
 # One row for each storage driver of Docker's: where its layers are, how they are mounted, what the
-# driver needs, and what a person must know of it. A new driver goes here and nowhere else; that a
-# name is in the table says that dockfix reads its layers. Nothing here looks at the host.
+# driver needs, and what a person must know of it. A new driver goes here and nowhere else, unless
+# docker inspect names its layers in a new way (shows_layer in chapter Docker). That a name is in
+# the table says that dockfix reads its layers. Nothing here looks at the host.
 #
 # Facts: moby's daemon/graphdriver/DRIVER (folders, files and mounts), its docs/deprecated.md (which
 # engine dropped a driver), and containerd's docs/snapshotters (its own names of the same kinds).
@@ -6094,8 +6095,10 @@ def drop_undo_if_void(host: Host, listed: Sequence[str]) -> None:
 #
 # Which container is refused is decided in one place: require_settable has the checks in the order
 # in which a person would ask, each with its reason and its remedy. The checks of an account are in
-# require_login_lines. Which way into the container is not used, though it is not refused, is said
-# by require_safe_chpasswd (the image's own chpasswd) and by open_root and open_etc.
+# require_login_lines. Later only one more refusal can come: that something in the container changes
+# /etc while it is written (require_steady_etc). Which way is not taken, though the container is not
+# refused, is decided by require_safe_chpasswd and require_plain_companions for the image's own
+# chpasswd, and by open_root and open_etc for the files below /proc/PID/root.
 #
 # The password is hashed on the host (SHA-512, a salt for each container), and one of three ways
 # carries the hash: `chpasswd -e` of the image by docker exec; the files below /proc/PID/root; the
@@ -6576,7 +6579,8 @@ def require_settable(
 
     # Writing stays in the container, and can be done.
     require_own_etc(container, opts.allow_shared_etc, is_hosts)
-    # /etc is a folder of its own, and the account files are plain files.
+    # /etc is a folder of its own, and the account files are plain files: read_account_files refuses
+    # what they are besides (open_etc_below, require_regular).
     files = read_account_files(host, container, opts.allow_shared_etc, first=True)
     lines = {}  # type: Dict[bytes, LoginLines]
     for user in users:
@@ -6641,10 +6645,10 @@ def read_own_accounts(container: Container) -> AccountFiles:
         os.close(etc)
 
 
-def require_login_lines(files: AccountFiles, user: bytes, strict: bool = False) -> LoginLines:
+def require_login_lines(files: AccountFiles, user: bytes, ended: bool = True) -> LoginLines:
     """The lines by which this user logs in. Raises Refused where there is no such user, or where it
-    depends on the C library. Only with `strict` a missing line end of shadow's last line counts:
-    whatever writes the file adds it."""
+    depends on the C library. ended: as if the last line of shadow had
+    its line end, which whatever writes the file adds."""
     name = format_bytes(user)
     # The name can be an account's: not a NIS entry or a comment, and no blanks that a library cuts.
     if user.startswith((b"+", b"-", b"#")) or user != user.strip(b"\t\v\f\r "):
@@ -6658,7 +6662,7 @@ def require_login_lines(files: AccountFiles, user: bytes, strict: bool = False) 
     require_no_nul("shadow", shadow_data)
     # There are not too many lines of that name to look at (find_user_lines).
     passwd = find_user_lines("passwd", files.passwd, user)
-    shadow = find_user_lines("shadow", shadow_data, user, not strict)
+    shadow = find_user_lines("shadow", shadow_data, user, ended)
     # There is such a user.
     if not any(passwd):
         raise Refused(why_no_account(files, name, any(shadow)))
@@ -6907,7 +6911,7 @@ def passwords_not_set(files: AccountFiles, hashes: Hashes) -> List[bytes]:
 def login_takes(files: AccountFiles, user: bytes, value: bytes) -> bool:
     """Is this hash what every program that asks for the user's password compares with?"""
     try:
-        lines = require_login_lines(files, user, strict=True)
+        lines = require_login_lines(files, user, ended=False)
     except Refused:
         return False
     in_passwd = lines.passwd_fields()
@@ -7326,10 +7330,10 @@ def read_accounts(opts: Options, source: str, user: bytes) -> List[Account]:
         secret = ask_twice(user)
     elif source == "file" and opts.password_file is not None:
         name = "--password-file"
-        secret = read_password(opts.password_file)
+        secret = read_password(opts.password_file, name)
     else:
         name = "--password-stdin"
-        secret = read_password("-")
+        secret = read_password("-", name)
     require_secret(secret, name)
     if opts.encrypted:
         require_hash(secret, name)
@@ -7347,9 +7351,10 @@ def read_password_lines(opts: Options) -> List[Account]:
     return parse_password_lines(data, opts.encrypted)
 
 
-def read_password(path: str) -> bytes:
-    """A file's one line, without its line end. path: - is standard input."""
-    secret = read_input(path, 65536, "--password-file")
+def read_password(path: str, option: str) -> bytes:
+    """A file's one line, without its line end. path: - is standard input. option: the one that
+    names it, for an error."""
+    secret = read_input(path, 65536, option)
     if secret.endswith(b"\n"):
         secret = secret[:-1]
     return secret
@@ -16977,21 +16982,27 @@ def call_removal(host: Host, candidates: List[Candidate]) -> str:
 
 
 def left_in_place(host: Host, candidates: List[Candidate]) -> List[Candidate]:
-    """Without the images whose tags were given to another one since the look: rmi goes by the
-    tag."""
+    """Without the images that have other names than when they were listed: rmi goes by the name,
+    and by its id it takes an image that has got one name since (a build that finds all its layers
+    in the cache names an old image)."""
     if candidates[0].category != "images":
         return candidates
     ids = [candidate.id for candidate in candidates]
     names = {}  # type: Dict[str, Set[str]]
     for image in inspect_objects(host, "image", ids):
-        names_now = {image["Id"]}
-        names_now.update(image.get("RepoTags") or [])
-        names_now.update(image.get("RepoDigests") or [])
+        names_now = set(without_none(image.get("RepoTags")))
+        names_now.update(without_none(image.get("RepoDigests")))
         names[image["Id"]] = names_now
     unmoved = []
     for candidate in candidates:
-        names_now = names.get(candidate.id, set())
-        if names_now.issuperset(candidate.names):
+        if candidate.id not in names:
+            continue
+        names_now = names[candidate.id]
+        if candidate.names == (candidate.id,):
+            is_unmoved = not names_now
+        else:
+            is_unmoved = names_now.issuperset(candidate.names)
+        if is_unmoved:
             unmoved.append(candidate)
     return unmoved
 
@@ -17295,17 +17306,19 @@ def format_removal(host: Host, candidate: Candidate) -> str:
 class Step(NamedTuple):
     """One step of a storage change.
 
-    It is done when every test of `check` holds. The tests are asked before the deed (then there is
-    nothing to do, as after a kill) and after it. Without tests it is done when the deed succeeds.
-    Text stands for bytes as raw() makes them.
+    do_step goes on in this order: where all tests of `skip_if` hold, or all of `check` (as after a
+    kill), there is nothing to do; else the deed; what it wrote is brought to the disk (sync); then
+    the tests of `check` must hold. Without tests it is done when the deed succeeds. Text stands for
+    bytes as raw() makes them.
     """
 
     # Unique among the steps of a plan; the undo of two steps may have the same.
     id: str
     title: str  # for people only
 
-    # The deed: one of argv, path, task and unmount; with none of them the step only waits for its
-    # tests. argv is a program of the host and its words; no shell is between.
+    # The deed: argv (once, or for `each`), path or task; with none of them the step only waits for
+    # its tests, and with `unmount` it unmounts meanwhile. argv is a program of the host and its
+    # words; no shell is between.
     argv: Tuple[str, ...] = ()
     # Tests: (MODE, [TEXT,] WORD, ...), see TESTS. They must hold within `wait` seconds.
     check: Tuple[Tuple[str, ...], ...] = ()
@@ -17468,9 +17481,9 @@ def bind_words(words: Sequence[str], devices: Dict[str, Device]) -> Tuple[str, .
 
 
 def rebind_devices(host: Host, plan: Plan) -> Plan:
-    """The plan with its devices as they are now. One that is not there at present, such as the loop
-    device of a pool that is down, keeps the name of before: the steps' tests see that it is not
-    there."""
+    """The plan with its devices as they are now: only those of a pool grow have any. One that is
+    not there at present, such as the loop device of a pool that is down, keeps the name of
+    before."""
     devices = {}
     for role, device in plan.devices.items():
         now = present_device(host, device) or device.now
@@ -18472,7 +18485,7 @@ def run_change(
     require_lasting_state(host)
     if question:
         confirm(opts, question)
-    require_engine_of_plan(host, plan)
+    require_proof(host, plan)
     plan = plan._replace(facts=dict(plan.facts, docker=docker_environment()))
     save_journal(host, Journal(plan))
     host.known.working = True
@@ -18504,7 +18517,7 @@ def require_lasting_state(host: Host) -> None:
         )
 
 
-def require_engine_of_plan(host: Host, plan: Plan) -> None:
+def require_proof(host: Host, plan: Plan) -> None:
     """The question may have stood there for hours."""
     moved = failing_test(host, plan.facts.get("proof", ()))
     if moved:
@@ -18763,6 +18776,11 @@ def as_switch(value: object) -> List[str]:
     return [""]
 
 
+def as_truth(value: bool) -> List[str]:
+    """For a flag where false says something else than nothing."""
+    return ["true" if value else "false"]
+
+
 def as_list(values: Iterable[str]) -> List[str]:
     return list(values)
 
@@ -18893,7 +18911,8 @@ CREATE_FLAGS = (
     CreateFlag("HostConfig.PublishAllPorts", "--publish-all", as_switch),
     CreateFlag("HostConfig.ReadonlyRootfs", "--read-only", as_switch),
     CreateFlag("HostConfig.OomKillDisable", "--oom-kill-disable", as_switch),
-    CreateFlag("HostConfig.Init", "--init", as_switch),
+    # null: as the daemon has it by its option "init"
+    CreateFlag("HostConfig.Init", "--init", as_truth, empty=False),
     CreateFlag("Config.Tty", "--tty", as_switch),
     CreateFlag("Config.OpenStdin", "--interactive", as_switch),
     CreateFlag("*NoHealthCheck", "--no-healthcheck", as_switch),
@@ -20405,7 +20424,7 @@ def folder_step(step_id: str, folder: str) -> Step:
     return Step(step_id, "make " + folder, ("mkdir", "-p", folder), undo=undo)
 
 
-def mask_unit_steps(engine: Engine, hold: bool) -> Tuple[Step, ...]:
+def hold_unit_steps(engine: Engine, hold: bool) -> Tuple[Step, ...]:
     """Holds docker down, or lets it start again. Hosts without systemd have no such hold."""
     if not engine.has_systemd:
         return ()
@@ -20413,13 +20432,13 @@ def mask_unit_steps(engine: Engine, hold: bool) -> Tuple[Step, ...]:
     if hold:
         return (
             folder_step("hold-folder", os.path.dirname(MASK_DROP_IN)),
-            mask_step(undo=(unmask_step(undo=()), reload)),
+            hold_step(undo=(release_step(undo=()), reload)),
             reload_step("hold-reload"),
         )
-    return (unmask_step(undo=(mask_step(undo=()), reload)), reload_step("release-reload"))
+    return (release_step(undo=(hold_step(undo=()), reload)), reload_step("release-reload"))
 
 
-def mask_step(undo: Tuple[Step, ...]) -> Step:
+def hold_step(undo: Tuple[Step, ...]) -> Step:
     return Step(
         "hold-docker",
         "hold docker down, also over a reboot",
@@ -20430,7 +20449,7 @@ def mask_step(undo: Tuple[Step, ...]) -> Step:
     )
 
 
-def unmask_step(undo: Tuple[Step, ...]) -> Step:
+def release_step(undo: Tuple[Step, ...]) -> Step:
     return Step(
         "release-docker",
         "let docker start again",
@@ -22712,8 +22731,8 @@ def container_steps(
 ) -> List[Step]:
     """One container with its networks, not started.
 
-    optional: where a step fails the container's other steps are left out, and the change goes on
-        with the others. The run then ends in 3.
+    optional: where a step fails the change goes on; a container that is not there, or not in its
+        networks, is not started (unready_test). The run then ends in 3.
     undoable: as create_step has it.
     """
     name = title_of(doc)
@@ -23571,10 +23590,15 @@ def run_grow(host: Host, opts: Options, report: dict) -> None:
 
     Before the first call that changes anything these programs are asked, in this order.
     prove_engine: docker context, version and info; the service's main process (systemctl show), and
-    docker info once more, through the socket that this process has open. collect_engine: the state
-    of docker.socket; with --offline, docker ps and docker inspect. collect_loop_pool: dmsetup table
-    and status, and losetup -j for each of the two files. Then come the refusals, the plan, the
-    question and the journal (run_change), and the plan's first step lengthens a file (truncate).
+    docker info once more, through the socket that this process has open.
+    collect_engine: the state of docker.socket; with --offline, docker ps and docker inspect.
+    collect_loop_pool: dmsetup table and status, and losetup -j for each of the two files.
+    Then come the refusals, the plan and the question.
+    run_change: the proof of the engine once more (docker info, systemctl show), and the journal.
+
+    Online the steps are those of grow_online: each asks its tests, and then truncate for each file
+    that grows, losetup -c, dmsetup reload (the first dmsetup that changes anything), dmsetup
+    resume.
     """
     if not opts.data and not opts.metadata:
         raise UsageError(
@@ -23750,8 +23774,8 @@ def grow_online(pool: LoopPool, sizes: Dict[str, int]) -> Tuple[Step, ...]:
     # The files. Undo: cut back, see lengthen_step.
     steps = list(lengthen_steps(pool, sizes))
 
-    # The loop devices see the new lengths. Undo: none, the undo of the first steps tells them
-    # again.
+    # The loop devices see the new lengths; one that has its length already is left alone. Undo:
+    # none, the undo of the first steps tells them again.
     for kind in pool.loops:
         steps.append(tell_loop_step(pool, kind, sizes[kind], grown))
 
@@ -24040,7 +24064,7 @@ def recreate_steps(
     # pool has another name than the old one, and may be up after a reboot.
     pools = every_pool(pool.name)
     steps += down_steps(engine, pools)
-    steps += mask_unit_steps(engine, True)
+    steps += hold_unit_steps(engine, True)
 
     # The old storage aside, files for a new pool in its place. Undo: what is there by then is moved
     # to KEEPS/newer-..., and the old storage back.
@@ -24052,7 +24076,7 @@ def recreate_steps(
     steps += option_steps(new_options(new))
 
     # Docker started on the new storage. Undo: the hold again; containers and daemon stopped.
-    steps += mask_unit_steps(engine, False)
+    steps += hold_unit_steps(engine, False)
     steps += up_steps(engine, pools if new.is_pool() else "")
     steps.append(new_storage_step(host, new))
 
@@ -24474,6 +24498,16 @@ def moved_root(engine: Engine, move: Move) -> str:
     return move.new + engine.root[len(move.old) :]
 
 
+# The ids of the steps of a relocate, in the order in which they are numbered for people. What is in
+# brackets is there only where it is needed.
+#   new-root, (first-copy)
+#   stop_steps: docker-answers, (no-restarts), (stop-level:1, stop-level:2 ...), (unpause-others),
+#     (stop-others), (stop-socket), stop-docker, (clear-failures), no-daemon, no-mounts
+#   no-volume-mounted, (hold-folder), hold-docker, hold-reload, copy, records, options
+#   (old-root-aside), release-docker, release-reload, start-docker, (start-socket)
+#   all-there, and those of go_again, which start what ran
+
+
 def relocate_steps(
     host: Host, opts: Options, engine: Engine, move: Move, aside: str
 ) -> Tuple[Step, ...]:
@@ -24488,25 +24522,27 @@ def relocate_steps(
     up = up_steps(engine._replace(root=root), pools.new, checks=(is_new,))
     started = up[0].id  # from then on docker may have written to the new root: it is never emptied
 
-    # The new root. Undo: removed, where this step made it.
+    # The new root. Undo, until `started` is begun: removed, where this step made it.
     steps = [new_root_step(host, move, started)]
 
-    # A first copy while Docker runs, so that it is down for a short time only. Undo: emptied.
+    # A first copy while Docker runs, so that it is down for a short time only. Undo, until
+    # `started` is begun: emptied.
     twice = rsync and not opts.no_presync
     if twice:
         steps.append(first_copy_step(host, move, started))
 
-    # Docker answers; no restarts; the containers stopped; the daemon stopped. Undo: the daemon
-    # started, the restart policies, and first to last what ran started by name (answers_step).
+    # Docker answers; no restarts; containers and daemon stopped. Undo, from the last: binds mounted
+    # again, the daemon and its socket started, the restart policies given back; and what ran is
+    # started by the undo of the first, docker-answers (answers_step).
     steps += stop_steps(host, engine, pools.old)
 
     # A volume with a mount would be copied without its content. Nothing to undo.
     steps.append(no_volume_mounted_step(engine.root))
 
     # A reboot from here on does not start docker on half of a copy. Undo: the hold is taken away.
-    steps += mask_unit_steps(engine, True)
+    steps += hold_unit_steps(engine, True)
 
-    # The copy, of a root that nobody writes to. Undo: emptied.
+    # The copy, of a root that nobody writes to. Undo, until `started` is begun: emptied.
     title = "copy what is left" if twice else "copy"
     steps.append(copy_step(host, move, title, rsync, started))
 
@@ -24522,15 +24558,14 @@ def relocate_steps(
         steps.append(move_step("old-root-aside", title, move.old, aside, aside + ".newer"))
 
     # Docker started on the new root. Undo: the hold again; the daemon stopped.
-    steps += mask_unit_steps(engine, False)
+    steps += hold_unit_steps(engine, False)
     steps += up
 
     # The proof. Where it fails, all of the above is undone.
     there = all_there_tests(host, opts.lose_autoremove)
     steps.append(Step("all-there", "every container and image is there", check=there, wait=10))
 
-    # What ran runs, and the restart policies are back. These are optional: what does not start is
-    # said, and is no reason to go back.
+    # What ran runs, restart policies too. Optional: what does not start is no reason to go back.
     steps += go_again(host, engine)
     return tuple(steps)
 
@@ -24665,9 +24700,10 @@ def inspect_tests(host: Host, kind: str, ids: Sequence[str]) -> List[Tuple[str, 
 # long as its old data is there), discard deletes the old data. All three act on the engine of the
 # change and on no other. Only discard deletes old data, and only when it is named.
 #
-# The facts are the journal's: nothing is guessed from what the host looks like, but for the
-# devices, whose names a reboot changes (rebind_devices), and the daemon, which it may have started
-# or stopped (restore_daemon_state).
+# The facts are the journal's: nothing is guessed from what the host looks like, but for the loop
+# devices of a pool grow, whose names a reboot changes (rebind_devices), and the daemon, which it
+# may have started or stopped (restore_daemon_state). The steps of the other changes ask for devices
+# when they need them.
 
 
 # The engine of the change.

@@ -1,11 +1,12 @@
 """Docker roots to try `owner` on, laid out as each storage driver and engine does, by rules written
 down here a second time.
 
-    root = NewRoot(path, "overlay2")                        an engine since 1.10 base =
-    root.image(3, "busybox:latest")                  three layers; returns the image's id web =
-    root.container("web", base)                       returns the container's id root.layers
-    {layer: (role, name of the container or "", ids of the images)}
+    root = NewRoot(path, "overlay2")           # an engine since 1.10
+    base = root.image(3, "busybox:latest")     # three layers; gives the image's id
+    web = root.container("web", base)          # gives the container's id
+    root.layers                                # {layer: (role, container's name or "", image ids)}
 
+A driver has its name in DRIVERS and a method make_NAME (fuse-overlayfs: make_fuse_overlayfs).
 OldRoot is the same for engines before 1.10.  Nothing here is read from dockfix.py.  Python 3.6.
 """
 

@@ -179,8 +179,11 @@ CASES = [  # HostConfig
             "OomKillDisable": True,
             "MaskedPaths": None,
         },
-        ["--rm", "--privileged", "--read-only", "--oom-kill-disable", "--init"],
+        ["--rm", "--privileged", "--read-only", "--oom-kill-disable", "--init=true"],
     ),
+    # the daemon may have "init": true
+    ({"Init": False}, ["--init=false"]),
+    ({"Init": None}, []),
     ({"MaskedPaths": []}, ["--security-opt=systempaths=unconfined"]),
     ({"MaskedPaths": [], "Privileged": True}, ["--privileged"]),
     (

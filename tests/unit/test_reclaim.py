@@ -290,6 +290,39 @@ def test_storage_and_reclaim_mean_the_same_images(engine, situation):
     assert {row["id"] for row in listed} == {"sha256:" + image for image in wanted}
 
 
+NAMELESS, NAMED = "sha256:" + "a" * 64, "sha256:" + "b" * 64
+
+
+@pytest.mark.parametrize(
+    "tags, digests, stays",
+    [
+        ({}, {}, [NAMELESS, NAMED]),
+        ({NAMELESS: ["<none>:<none>"]}, {NAMELESS: ["<none>@<none>"]}, [NAMELESS, NAMED]),
+        ({NAMELESS: ["app:1"]}, {}, [NAMED]),
+        ({}, {NAMELESS: ["app@sha256:" + "1" * 64]}, [NAMED]),
+        ({NAMED: ["other:1"]}, {}, [NAMELESS]),
+        ({NAMED: ["old:1", "other:1"]}, {}, [NAMELESS, NAMED]),
+    ],
+)
+def test_an_image_that_has_got_another_name_meanwhile_stays(
+    dockfix, monkeypatch, tags, digests, stays
+):
+    """The question may stand there for hours. By its id docker rmi removes an image of one tag."""
+    known = {NAMED: ["old:1"]}
+    known.update(tags)
+    documents = []
+    for ident in (NAMELESS, NAMED):
+        names = known.get(ident), digests.get(ident)
+        documents.append(dict(zip(("Id", "RepoTags", "RepoDigests"), (ident, *names))))
+    monkeypatch.setattr(dockfix, "inspect_objects", lambda host, kind, ids: documents)
+    candidates = [
+        dockfix.Candidate("images", ident, ident, names, 1, "")
+        for ident, names in ((NAMELESS, (NAMELESS,)), (NAMED, ("old:1",)))
+    ]
+    left = dockfix.left_in_place(dockfix.make_host(), candidates)
+    assert [candidate.id for candidate in left] == stays
+
+
 def test_on_the_containerd_store_nothing_is_0(engine):
     engine.to_the_store()
     done = engine.ask()
