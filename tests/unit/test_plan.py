@@ -436,7 +436,7 @@ def test_a_settings_file_that_was_not_there_is_taken_away_but_for_what_is_somebo
             dockfix.do_step(host, step.undo[0], None)
         assert not os.path.exists(path)
         script = dockfix.plan_script(
-            {"command": "t"}, dockfix.Plan("n", "t", "g", (step, *step.undo))
+            {"command": "t"}, dockfix.make_plan("n", "t", "g", (step, *step.undo))
         )
         trial.file("other", b"")
         os.unlink(path)
