@@ -20235,14 +20235,20 @@ def down_steps(engine: Engine, pool: str = "", as_undo: bool = False) -> Tuple[S
     if engine.has_systemd:
         steps.append(clear_failures_step())
     steps.append(no_daemon_step(engine, daemon))
-    device_prefix = ""
-    own_pool = re.match(r"docker-[^-]+-", pool)
-    if own_pool:
-        device_prefix = os.path.join(MAPPER, own_pool.group())
-    steps.append(unmount_step(engine.root, device_prefix, as_undo))
+    steps.append(unmount_step(engine.root, device_prefix_of(pool), as_undo))
     if pool:
         steps += pool_down(engine, pool, daemon)
     return tuple(steps)
+
+
+def device_prefix_of(pool: str) -> str:
+    """How the paths begin of the devices that Docker makes on a loop pool: /dev/mapper/docker-, and
+    the number of the disk or its placeholder (Plan.devices). '' for a pool that Docker has not
+    named. pool: as in down_steps."""
+    own = re.match(r"docker-(\{[a-z-]+\}|[^-]+)-", pool)
+    if not own:
+        return ""
+    return os.path.join(MAPPER, own.group())
 
 
 def stop_socket_step(engine: Engine, as_undo: bool) -> Step:

@@ -5,6 +5,7 @@ from each point; without DOCKFIX_TEST=all: a quarter of the points."""
 
 import json
 import os
+import re
 import signal
 
 import pytest
@@ -552,6 +553,33 @@ def test_a_container_that_would_vanish_is_refused_and_can_be_let_go(host):
         ), result
     result = host.run("-y", *SIZES["recreate"] + ["--lose-autoremove", "plain"])
     assert result.rc == 0 and sorted(host.fake.db("containers")) == ["db", "old", "web"], result
+
+
+@pytest.mark.parametrize(
+    "pool, prefix",
+    [
+        ("docker-254:0-33567-pool", "/dev/mapper/docker-254:0-"),
+        ("docker-254:0-*-pool", "/dev/mapper/docker-254:0-"),
+        ("docker-{pool-disk}-33567-pool", "/dev/mapper/docker-{pool-disk}-"),
+        ("docker-thinpool", ""),
+        ("vg-thin-pool", ""),
+        ("", ""),
+    ],
+)
+def test_how_the_devices_of_a_pool_are_called(dockfix, pool, prefix):
+    assert dockfix.device_prefix_of(pool) == prefix
+
+
+@pytest.mark.parametrize("kind", ["offline", "recreate"])
+def test_the_devices_of_its_pool_are_in_the_proof_that_nothing_is_mounted(host, kind):
+    """A mount of one, at any place, keeps the pool alive: its name is a pattern in grep's words,
+    with the disk's number of now."""
+    name = host.fake.load()["pool"]["name"]
+    device = "-".join(name.split("-")[:2]) + "-"
+    script = host.run("-n", *SIZES[kind]).out.decode()
+    proofs = [line for line in script.split("\n") if "mountinfo" in line and "unmounted" in line]
+    found = {word for line in proofs for word in re.findall("/(docker-[^ ']*-)'", line)}
+    assert found == {device}
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def test_offline_on_a_terminal_where_the_pool_outlives_the_daemon(ring):
         check=False,
     )
     assert done.rc == 0, said(done)
-    assert "docker and its 1 running containers stop meanwhile)? [y/N]" in done.text and re.search(
+    assert "docker and its 1 running container stop meanwhile)? [y/N]" in done.text and re.search(
         r"\rpool grow: step \d+ of \d+: stop docker", done.text.replace("\x1b[K", "")
     ), done.text
     assert (
@@ -601,7 +601,7 @@ def test_not_root_not_confirmed_and_another_driver(vm):
     )
     assert (
         done.rc == 5
-        and "(data 4G -> 5G; nothing stops)? [y/N]" in done.text
+        and ": data 4G -> 5G (nothing stops)? [y/N]" in done.text
         and "nothing was changed" in done.text
     ), done
     assert lengths(vm) == OLD
