@@ -24,6 +24,8 @@ f"dockfix needs Python 3.6 or newer: run it as  python3 dockfix.py"
 #   15 Docker's root: place, sizes, devicemapper's pool
 #   16 layer records: what a Docker root holds
 #
+# To jump: grep -n '^# 25\.' dockfix.py; what is in a chapter: grep -n '^# [A-Z].*\.$' dockfix.py
+#
 # Where to add: a command: COMMANDS (30) and a chapter of its own; an option: the table (30) and a
 # field of Options (3); a storage driver: a row of STORAGE_DRIVERS (5); a finding of `storage`:
 # STORAGE_FINDINGS (19); a refusal of chpasswd: require_settable (9), of a storage change:
@@ -16243,7 +16245,9 @@ def add_errors_of_all(
 # when they are named.
 #
 # It rests on `docker inspect` (what is used), on the layer table (what removing gives back), and
-# afterwards on what is gone and on statvfs: the gain is measured, not added up.
+# afterwards on what is gone and on statvfs: the gain is measured, not added up. Which image may go
+# is decided by is_dangling, which `storage` asks too, and again by left_in_place right before
+# remove_objects calls docker rmi.
 #
 # A category is a row of CATEGORIES, at the end of the chapter: what it removes, and how.
 
@@ -20790,6 +20794,11 @@ def require_no_foreign_pool(host: Host, pattern: str, name: str) -> None:
 # `create` and `cp` into it. But docker save can leave layers out and exit 0 (moby#49784), so each
 # archive is read back. How archives and tars are made is read from moby (image/tarexport,
 # pkg/archive, distribution/reference) and containerd (core/images/archive).
+#
+# The order of the chapter: an archive of docker save (SavedArchive); what a backup holds, and what
+# it leaves out (Backup, plan_backup); reading a backup (read_backup); its steps (settings_steps,
+# save_steps, own_steps) and its end (seal_step); volumes; restore. The steps of a backup in their
+# order: backup_steps. Those of a restore: plan_restore, and each_container_steps for one container.
 
 
 # Reading an archive of docker save.
