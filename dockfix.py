@@ -1930,11 +1930,15 @@ def trim_mount(pid: str, point: str, device: str) -> None:
     descriptor that certainly is on `device` (MAJOR:MINOR): where a container ended meanwhile there
     is a plain folder, and fstrim by its path would trim the host's disk. Raises OSError."""
     path = os_bytes("/proc/%s/root%s" % (pid, point))
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    gone = FileNotFoundError(errno.ENOENT, "it is not mounted any more")
+    try:
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:  # docker 20.10 removes the folder too
+        raise gone from None
     try:
         status = os.fstat(folder)
         if format_device(status.st_dev) != device:
-            raise FileNotFoundError(errno.ENOENT, "it is not mounted any more")
+            raise gone
         # struct fstrim_range: start, length, the shortest extent worth trimming
         whole = struct.pack("QQQ", 0, (1 << 64) - 1, 0)
         fcntl.ioctl(folder, FITRIM, whole)

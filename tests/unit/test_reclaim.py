@@ -290,6 +290,12 @@ def test_storage_and_reclaim_mean_the_same_images(engine, situation):
     assert {row["id"] for row in listed} == {"sha256:" + image for image in wanted}
 
 
+@pytest.mark.parametrize("point", ["", "/nowhere"])
+def test_what_is_not_mounted_any_more_is_not_trimmed(dockfix, tmp_path, point):
+    with pytest.raises(FileNotFoundError, match="it is not mounted any more"):
+        dockfix.trim_mount("self", str(tmp_path) + point, "253:99")
+
+
 NAMELESS, NAMED = "sha256:" + "a" * 64, "sha256:" + "b" * 64
 
 
