@@ -422,7 +422,7 @@ def parse_size(text: str) -> int:
 def parse_option_size(text: str) -> Optional[int]:
     """Bytes of a size as Docker's options take it: 8G, 500GB, 10GiB, all binary (RAMInBytes in
     docker/go-units, size.go). None where the text is no such size."""
-    if not re.match(r"[0-9]+([KMGT](i?B)?)?\Z", text, re.A | re.I):
+    if not re.match(r"[0-9]{1,12}([KMGT](i?B)?)?\Z", text, re.A | re.I):
         return None
     return parse_byte_count(text, 1024)
 
@@ -6455,7 +6455,7 @@ def find_user_lines(
         matches.append(match)
         if len(matches) > SAME_NAME_MAX:
             raise Refused(
-                "its /etc/%s has more than %d lines of %s: mend it first"
+                "its /etc/%s has more than %d lines of %s: repair it first"
                 % (kind, SAME_NAME_MAX, format_bytes(user))
             )
     lines = []
@@ -6685,7 +6685,7 @@ def require_no_nul(kind: str, data: bytes) -> None:
     """Raises Refused. For C a text ends at a NUL, and the libraries differ on what comes after."""
     if b"\0" in data:
         raise Refused(
-            "its /etc/%s has NUL bytes in it: what login reads there is not certain; mend it first"
+            "its /etc/%s has NUL bytes in it: what login reads there is uncertain; repair it first"
             % kind
         )
 
@@ -6708,7 +6708,7 @@ def require_undamaged(
         damage = describe_damage(kind, data, user)
         raise Refused(
             "the line of %s in its /etc/%s is damaged, and C libraries differ on what it says"
-            " (%s): mend it first" % (format_bytes(user), kind, damage)
+            " (%s): repair it first" % (format_bytes(user), kind, damage)
         )
 
 
@@ -15133,9 +15133,9 @@ def is_grown_to(pool: Optional[Pool], option: str) -> bool:
         return False
     setting, _, size = option.partition("=")
     if setting == "dm.loopdatasize":
-        return option_bytes(size) == pool.data.total.value
+        return parse_option_size(size) == pool.data.total.value
     if setting == "dm.loopmetadatasize":
-        return option_bytes(size) == pool.metadata.total.value
+        return parse_option_size(size) == pool.metadata.total.value
     return False
 
 
@@ -15145,7 +15145,7 @@ OPTION_SEARCH = "grep -rns %s /etc/docker /etc/sysconfig /etc/default /etc/syste
 def find_useless_metadata(facts: StorageFacts) -> List[Finding]:
     """More metadata than dm-thin can use."""
     option = facts.driver_options().get("dm.loopmetadatasize", "")
-    size = option_bytes(option)
+    size = parse_option_size(option)
     if size is None or size <= METADATA_MAX:
         return []
     text = "dm.loopmetadatasize=%s: more than 15.88 GiB of metadata is never used" % option
@@ -15160,7 +15160,7 @@ def find_smaller_base_size(facts: StorageFacts) -> List[Finding]:
     # docker info's figure is rounded, and so proves nothing.
     if pool.base_device_size.source != "metadata/base":
         return []
-    wanted = option_bytes(option)
+    wanted = parse_option_size(option)
     present = pool.base_device_size.value
     if not wanted or not present or wanted >= present:
         return []
@@ -15180,16 +15180,6 @@ class Reclaimable(NamedTuple):
     usage: Usage
     subject: str
     remedy: str
-
-
-def option_bytes(text: str) -> Optional[int]:
-    """Bytes of a size as the driver's options take it: 8G, 500GB, 10GiB, all binary. None where the
-    text is no such size."""
-    match = re.match(r"([0-9]{1,12})(?:([kKmMgGtT])(?:i?[bB])?)?\Z", text)
-    if not match:
-        return None
-    unit = (match.group(2) or " ").upper()
-    return int(match.group(1)) << 10 * " KMGT".index(unit)
 
 
 # Findings: what could be freed.
@@ -23241,7 +23231,7 @@ def holds_nothing(host: Host, have: Stock, volume: dict) -> bool:
 
 def run_restore(host: Host, opts: Options, report: dict) -> None:
     """One change, undone where its networks, volumes and images cannot all be made. A container
-    that cannot be made is told, and the others stay: run again it goes on with those that are
+    that cannot be made is reported, and the others stay: run again it goes on with those that are
     missing. One row for the change, one for each container, and for what the backup lacks."""
     backup = read_backup(os.path.abspath(opts.arguments[0]))
     lock_storage(host, opts)

@@ -644,7 +644,7 @@ def test_timed_waits_of_java(lab, library):
     assert row["status"] == "changed", row
 
 
-# ---------------------------------------------------------------------- the notes' own way
+# ---------------------------------------------------------------------- as people do it by hand
 
 
 @pytest.mark.skipif(

@@ -479,7 +479,7 @@ def test_no_shell_no_eval_no_assert(tree):
 
 
 def test_no_chroot_and_no_fork(tree):
-    """DESIGN part 4: a container may have chrooted itself into a host mount."""
+    """A container may have chrooted itself into a host mount."""
     used = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)} | {
         n.id for n in ast.walk(tree) if isinstance(n, ast.Name)
     }
